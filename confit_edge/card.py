@@ -1,0 +1,57 @@
+"""The card of a run: what it is, what it was trained on, how it measured, in the Hugging Face format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from confit_edge.runs import RunInfo
+
+
+def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
+    """Markdown with a YAML head."""
+    recipe, data = info.recipe, info.data
+    lines = [
+        "---",
+        "library_name: confit-edge",
+        "tags: [audio-classification, contrastive-learning]",
+        "---",
+        f"# {info.name}",
+        "",
+        f"`{recipe['encoder']}` trained with `{recipe['objective']}` on {data['clips']['train']} clips"
+        f" of {len(info.classes)} classes"
+        f" ({data['groups']['train']} groups), best at epoch {info.best_epoch} of {recipe['epochs']}, seed {recipe['seed']}.",
+        "",
+        "Classes: " + ", ".join(info.classes),
+        "",
+        "| what | split | accuracy | 95 % interval | clips | groups |",
+        "|---|---|---|---|---|---|",
+        *_rows(metrics),
+        "",
+        "Intervals resample groups (speakers, recordings); no group stands in two splits. Test was reported once; epoch,",
+        "learning rate and probe settings were chosen on validation.",
+        "",
+        "![learning curves](plots/learning.png)",
+        "",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in info.versions.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _rows(metrics: dict[str, Any]) -> list[str]:
+    named = {
+        "frozen encoder, linear probe": metrics.get("frozen", {}).get("linear"),
+        "frozen encoder, kNN probe": metrics.get("frozen", {}).get("knn"),
+        "its own head": metrics.get("head"),
+        "linear probe": metrics["probes"]["linear"],
+        "kNN probe": metrics["probes"]["knn"],
+    }
+    return [
+        f"| {name} | {split} | {100 * found['accuracy']:.1f} % | {100 * found['low']:.1f}..{100 * found['high']:.1f}"
+        f" | {found['n']} | {found['groups']} |"
+        for name, result in named.items()
+        if result
+        for split, found in result.items()
+        if found
+    ]

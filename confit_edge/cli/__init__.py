@@ -1,0 +1,51 @@
+"""`confit-edge VERB`: one module a verb. What a verb needs is imported when it runs, so `listen` never loads torch."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from confit_edge.cli import data, demo, devices, enroll, export, gallery, identify, listen, train
+from confit_runtime.errors import ConfitError
+
+app = typer.Typer(
+    name="confit-edge",
+    help="A handful of labelled clips to a calibrated, quantised, always-listening audio classifier on a CPU device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage. Add --debug to any verb for a full traceback.",
+)
+for verb in (demo.demo, train.train, export.export, listen.listen, enroll.enroll, identify.identify, devices.devices):
+    app.command()(verb)
+app.add_typer(data.app, name="data")
+app.add_typer(gallery.app, name="gallery")
+
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "transformers", "sklearn", "safetensors", "yaml", "pyarrow", "matplotlib"), "train"),
+    **dict.fromkeys(("onnx", "optimum"), "export"),
+}
+
+
+def main() -> None:
+    """The `confit-edge` command."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except ConfitError as error:
+        if debug:
+            raise
+        print(f"confit-edge: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if debug or extra is None:
+            raise
+        print(f"confit-edge: this verb needs {error.name}: pip install 'confit-edge[{extra}]'", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("confit-edge: stopped", file=sys.stderr)
+        sys.exit(130)

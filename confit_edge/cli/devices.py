@@ -1,0 +1,33 @@
+"""`confit-edge devices`: the microphones there are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from confit_edge.cli._console import Json, emit
+from confit_runtime.errors import DeviceError
+
+
+def devices(json: Json = False) -> None:
+    """List the microphones, the default one marked with `*`. Listen to one with `--source mic:INDEX` or `mic:NAME`.
+
+    Examples:
+
+        confit-edge devices
+
+        confit-edge listen digits --source mic:2
+    """
+    from confit_runtime.sources import input_devices
+
+    found = input_devices()
+    if not found:
+        raise DeviceError("no microphone found: plug one in, or listen to a sound file with --source FILE")
+    for device in found:
+        if json:
+            emit("device", **dataclasses.asdict(device))
+        else:
+            mark = "*" if device.default else " "
+            channels = f"{device.channels} channel{'s' if device.channels > 1 else ''}"
+            print(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz  {channels}")
+    if json:
+        emit("summary", devices=len(found))

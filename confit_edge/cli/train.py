@@ -1,0 +1,211 @@
+"""`confit-edge train`: PairTune an encoder on labelled clips (or fine-tune it, for comparison), then probe it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from confit_edge.cli._console import Json, emit, say
+
+_DATA, _SOUND, _METHOD, _MACHINE = "Data", "Window and augmentation", "Method", "Machine"
+
+
+def _option(help_text: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
+
+
+def train(
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV, JSONL or Parquet manifest, or a folder with one sub-folder per class.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run folder to write.")],
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; flags given here win over it.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a training that was stopped; the result is the same, bit for bit."),
+    ] = False,
+    json_lines: Json = False,
+    encoder: Annotated[
+        str | None, _option("speech-embedding (default), a transformers checkpoint folder, or a hub name.", _METHOD)
+    ] = None,
+    objective: Annotated[str | None, _option("pairtune (default) or finetune, the vanilla baseline.", _METHOD)] = None,
+    epochs: Annotated[int | None, _option("Passes over the training clips [12].", _METHOD)] = None,
+    seed: Annotated[int | None, _option("All randomness comes from it [0].", _METHOD)] = None,
+    label_column: Annotated[str | None, _option("Column with the label [label].", _DATA)] = None,
+    group_column: Annotated[
+        str | None, _option("Column that no split may share: speaker, recording, kit [group].", _DATA)
+    ] = None,
+    split_by: Annotated[
+        str | None, _option("Split by this column instead, where the label is the group itself.", _DATA)
+    ] = None,
+    background: Annotated[
+        str | None,
+        _option(
+            "Sound without your classes (folder or file): mixed under clips, learnt as 'unknown'. Cures false accepts.",
+            _DATA,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool | None, _option("Stop at the first unusable clip instead of leaving it out.", _DATA, "--strict")
+    ] = None,
+    window: Annotated[float | None, _option("Longest window in seconds [1.28].", _SOUND)] = None,
+    shift: Annotated[
+        float | None, _option("Move clips in the window by up to this many seconds [0.2].", _SOUND)
+    ] = None,
+    gain: Annotated[float | None, _option("Make clips louder or softer by up to this many dB [6].", _SOUND)] = None,
+    noise_probability: Annotated[float | None, _option("Share of clips with noise mixed in [0.7].", _SOUND)] = None,
+    snr_low: Annotated[float | None, _option("Loudest noise, as signal-to-noise in dB [0].", _SOUND)] = None,
+    snr_high: Annotated[float | None, _option("Softest noise, as signal-to-noise in dB [25].", _SOUND)] = None,
+    classes_per_batch: Annotated[int | None, _option("Classes in a batch [16].", _METHOD)] = None,
+    clips_per_class: Annotated[int | None, _option("Clips of each class in a batch [4].", _METHOD)] = None,
+    lr: Annotated[
+        str | None, _option("Encoder learning rate [0.0005]; several with commas are tried on validation.", _METHOD)
+    ] = None,
+    head_lr: Annotated[float | None, _option("Learning rate of the projection or head [0.002].", _METHOD)] = None,
+    weight_decay: Annotated[float | None, _option("AdamW's weight decay [0.01].", _METHOD)] = None,
+    search_epochs: Annotated[int | None, _option("Epochs of each trial when --lr names several [3].", _METHOD)] = None,
+    temperature: Annotated[float | None, _option("Of the contrastive loss [0.1].", _METHOD)] = None,
+    hardness: Annotated[float | None, _option("How much hard negatives weigh; 0: all alike [4].", _METHOD)] = None,
+    projection_dim: Annotated[int | None, _option("Size of the projection [64].", _METHOD)] = None,
+    probe_views: Annotated[
+        int | None, _option("Augmented views of each clip the linear probe sees, beside the clip [3].", _METHOD)
+    ] = None,
+    frozen_baseline: Annotated[
+        bool | None,
+        _option("Also probe the encoder as it was [yes].", _METHOD, "--frozen-baseline/--no-frozen-baseline"),
+    ] = None,
+    device: Annotated[str | None, _option("auto (default), cpu, cuda, cuda:1, ...", _MACHINE)] = None,
+    precision: Annotated[str | None, _option("fp32 (default) or bf16.", _MACHINE)] = None,
+) -> None:
+    """Train on labelled clips, and write a run.
+
+    A run holds the encoder, the probes, metrics on unseen groups, plots and a card. Splits never share a group
+    (speaker, recording): give a `group` column where clips come from the same source. Next: `confit-edge export`.
+
+    Example: `confit-edge train words.csv -o runs/words --background noise/ --epochs 12`
+    """
+    flags = {
+        key: value
+        for key, value in locals().items()
+        if key not in ("manifest", "out", "recipe", "resume", "json_lines") and value is not None
+    }
+    from confit_edge.pairtune.config import Recipe
+    from confit_edge.pairtune.session import train as run_training
+
+    if "lr" in flags:
+        flags["lr"] = learning_rates(flags["lr"])
+    settings = Recipe.from_file(recipe, **flags) if recipe else Recipe.from_dict(flags, "the command line")
+    with Progress(json_lines) as progress:
+        trained = run_training(manifest, out, settings, resume=resume, watch=progress)
+    if trained is None:
+        say(f"{out}: this training is finished already")
+        return
+    if json_lines:
+        emit(
+            "summary", run=str(out), classes=trained.info.classes, best_epoch=trained.info.best_epoch, **trained.metrics
+        )
+        return
+    print_probes(trained.metrics)
+    say(f"wrote {out}. Next: confit-edge export {out} -o MODEL.onnx")
+
+
+def learning_rates(text: str) -> list[float]:
+    """Learning rates from `0.0005` or `0.0005,0.001`. Raises UsageError."""
+    from confit_runtime.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--lr {text}: give a number, or several with commas between") from error
+
+
+def print_probes(metrics: dict[str, Any]) -> None:
+    """The table of probes, for a person, on stdout."""
+    rows = [
+        ("frozen encoder, linear probe", metrics.get("frozen", {}).get("linear")),
+        ("frozen encoder, kNN probe", metrics.get("frozen", {}).get("knn")),
+    ]
+    rows += [("its own head", metrics.get("head"))]
+    rows += [("trained, linear probe", metrics["probes"]["linear"]), ("trained, kNN probe", metrics["probes"]["knn"])]
+    for name, result in rows:
+        if result is None:
+            continue
+        shown = result["test"] or result["val"]
+        where = "test" if result["test"] else "validation"
+        print(
+            f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
+            f"  on {shown['n']} {where} clips of {shown['groups']} groups"
+        )
+
+
+class Progress:
+    """Shows a training on stderr: a bar with loss and validation accuracy, or JSON lines on stdout."""
+
+    def __init__(self, json_lines: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.json_lines = json_lines
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        self.task: Any = None
+        self.stage = ""
+
+    def __enter__(self) -> Progress:
+        if not self.json_lines:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if not self.json_lines:
+            self.bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        stage = event["stage"]
+        if self.json_lines:
+            if stage not in ("step", "decode"):
+                emit(stage, **{key: value for key, value in event.items() if key != "stage"})
+            return
+        if stage == "step":
+            self._show(
+                "training",
+                event["epochs"] * event["steps"],
+                event["epoch"] * event["steps"] + event["step"],
+                f"loss {event['loss']:.3f}",
+            )
+        elif stage == "decode":
+            self._show("decoding", event["total"], event["done"], "")
+        elif stage == "epoch":
+            head = f", own head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
+            self.console.print(
+                f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
+                f" validation probe {100 * event['val_linear']:.1f} %{head}",
+                highlight=False,
+            )
+        elif stage == "problem":
+            self.console.print(
+                f"left out {event['path']}: {event['kind']} ({event['detail']})",
+                style="yellow",
+                highlight=False,
+                markup=False,
+            )
+        elif stage == "search":
+            self.console.print(f"lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation", highlight=False)
+        elif stage == "probe":
+            self._show("probing", None, 0, "")
+
+    def _show(self, what: str, total: int | None, done: int, note: str) -> None:
+        if what != self.stage:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.stage, self.task = what, self.bar.add_task(what, total=total, note="")
+        self.bar.update(self.task, completed=done, note=note)

@@ -1,0 +1,91 @@
+"""What a clip may sound like on a device: elsewhere in the window, louder or softer, over noise.
+
+All randomness comes from the generator passed in, so a batch can be made again from its seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Pcm = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Places clips in windows, with augmentation.
+
+    `window` and `shift` in samples, `gain` in dB (both ways), `snr` the range in dB at which noise is mixed under a
+    share `noise_probability` of the clips: background recordings (where given), babble of other clips, coloured noise.
+    """
+
+    window: int
+    shift: int
+    gain: float
+    noise_probability: float
+    snr: tuple[float, float]
+    background: tuple[Pcm, ...] = ()
+
+    def __call__(self, clips: list[Pcm], rng: np.random.Generator) -> Pcm:
+        """Windows `[clips, window]`."""
+        return np.stack([self._one(clip, clips, rng) for clip in clips])
+
+    def _one(self, clip: Pcm, others: list[Pcm], rng: np.random.Generator) -> Pcm:
+        out = place(clip, self.window, int(rng.integers(-self.shift, self.shift + 1)), rng)
+        if rng.random() < self.noise_probability:
+            noise = self._noise(others, rng)
+            out = out + noise * noise_gain(clip, noise, float(rng.uniform(*self.snr)))
+        return (out * 10 ** (rng.uniform(-self.gain, self.gain) / 20)).astype(np.float32)
+
+    def _noise(self, others: list[Pcm], rng: np.random.Generator) -> Pcm:
+        kind = rng.random()
+        if kind < 0.25:
+            return coloured_noise(self.window, float(rng.uniform(0, 2)), rng)
+        if kind < 0.6 or not self.background:
+            babble = np.zeros(self.window, np.float32)
+            for index in rng.integers(len(others), size=int(rng.integers(1, 4))):
+                babble += place(others[index], self.window, int(rng.integers(-self.window // 2, self.window // 2)), rng)
+            return babble
+        return crop(self.background[int(rng.integers(len(self.background)))], self.window, rng)
+
+
+def place(clip: Pcm, window: int, shift: int, rng: np.random.Generator) -> Pcm:
+    """The clip in the middle of a window of `window` samples, moved by `shift`; a longer clip is cropped at random."""
+    if len(clip) > window:
+        return crop(clip, window, rng)
+    out = np.zeros(window, np.float32)
+    start = (window - len(clip)) // 2 + shift
+    first, last = max(start, 0), min(start + len(clip), window)
+    if first < last:
+        out[first:last] = clip[first - start : last - start]
+    return out
+
+
+def crop(recording: Pcm, window: int, rng: np.random.Generator) -> Pcm:
+    """`window` samples from anywhere in a recording (repeated where it is shorter)."""
+    if len(recording) < window:
+        recording = np.tile(recording, -(-window // len(recording)))
+    start = int(rng.integers(len(recording) - window + 1))
+    return recording[start : start + window]
+
+
+def coloured_noise(samples: int, slope: float, rng: np.random.Generator) -> Pcm:
+    """Noise whose power falls as 1/f^slope (0 white, 1 pink, 2 brown), at RMS 1."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** (slope / 2)
+    spectrum[0] = 0.0
+    noise = np.fft.irfft(spectrum, samples)
+    return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+
+
+def rms(pcm: Pcm) -> float:
+    """Root mean square, 0..1."""
+    return float(np.sqrt(np.mean(np.square(pcm, dtype=np.float64)))) if pcm.size else 0.0
+
+
+def noise_gain(clip: Pcm, noise: Pcm, snr_db: float) -> np.float32:
+    """The factor that brings `noise` to `snr_db` below the clip (0 where either is silent)."""
+    level = rms(noise)
+    return np.float32(rms(clip) / level * 10 ** (-snr_db / 20) if level > 0 else 0.0)

@@ -1,0 +1,274 @@
+"""What a manifest holds, and what would spoil a training on it: damaged clips, leaks, missing classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, relative
+from confit_edge.data.splits import groups_across_splits, missing_classes, with_splits
+
+IMBALANCE = 10.0  # from here on the largest class is worth a warning
+OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot
+SHOWN = 10  # names listed in the text of a report; `to_dict` has them all
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """The usable clips of one class."""
+
+    clips: int
+    seconds: float
+    groups: int
+    splits: dict[str, int]  # clips in train, val and test
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Files (relative to the manifest) that decode to the very same samples."""
+
+    paths: list[str]
+    across_splits: bool
+    across_labels: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found. Durations are in seconds; everything but `problems` and `torn_groups` is of usable clips."""
+
+    source: Path
+    clips: int  # listed, usable or not
+    classes: dict[str, ClassStats]
+    groups: int
+    durations: dict[str, float]  # min, median, max and total; empty when no clip is usable
+    sample_rates: dict[int, int]  # Hz -> clips, before resampling
+    channels: dict[int, int]  # channel count -> clips, before mixing down
+    imbalance: float  # clips of the largest class for each of the smallest
+    problems: list[ClipProblem]
+    duplicates: list[Duplicate]
+    torn_groups: dict[str, list[str]]  # group -> the splits it is in
+    missing: dict[str, list[str]]  # split -> the classes that have no clip there; empty when there are no splits
+    warnings: list[str]  # a sentence each: what is wrong, and what to do about it
+
+    @property
+    def leaks(self) -> bool:
+        """Whether results would be flattered, or labels contradict each other."""
+        return bool(self.torn_groups) or any(copy.across_splits or copy.across_labels for copy in self.duplicates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain data for JSON; paths are relative to the manifest."""
+        problems = [{"path": _name(p, self.source), "kind": p.kind, "detail": p.detail} for p in self.problems]
+        return {
+            **vars(self),
+            "source": str(self.source),
+            "classes": {label: vars(stats) for label, stats in self.classes.items()},
+            "problems": problems,
+            "duplicates": [vars(copy) for copy in self.duplicates],
+            "leaks": self.leaks,
+        }
+
+    def text(self) -> str:
+        """The report for a person, in lines."""
+        usable = self.clips - len(self.problems)
+        lines = [
+            f"{self.source}",
+            f"{_count(usable, 'usable clip')}, {_count(len(self.classes), 'class', 'classes')},"
+            f" {_count(self.groups, 'group')}, {self.durations.get('total', 0) / 60:.1f} min",
+            "",
+            *self._table(),
+            "",
+        ]
+        if self.durations:
+            spans = (f"{self.durations[key]:.2f} s {key}" for key in ("min", "median", "max"))
+            lines.append(f"duration    {', '.join(spans)}")
+            lines.append("rate        " + ", ".join(f"{rate} Hz ({n})" for rate, n in self.sample_rates.items()))
+            lines.append("channels    " + ", ".join(f"{channels} ({n})" for channels, n in self.channels.items()))
+            lines.append(f"imbalance   {self.imbalance:.1f} clips of the largest class for one of the smallest")
+        problems = [f"{_name(problem, self.source)}: {problem.detail}" for problem in self.problems]
+        lines += _listing("problems", problems)
+        lines += _listing("duplicates", [" = ".join(copy.paths) for copy in self.duplicates])
+        lines += ["", *(f"warning: {warning}" for warning in self.warnings)] if self.warnings else ["", "no warnings"]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        splits = SPLITS if self.missing else ()
+        rows = [["class", "clips", "seconds", "groups", *splits]]
+        for label, stats in self.classes.items():
+            numbers = [stats.clips, f"{stats.seconds:.1f}", stats.groups, *(stats.splits[split] for split in splits)]
+            rows.append([label, *map(str, numbers)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = None) -> Report:
+    """Decode every clip of a manifest and report on it. Raises nothing for what it finds: that is in the report."""
+    usable: list[Clip] = []
+    problems: list[ClipProblem] = []
+    seconds: dict[Path, float] = {}
+    copies: dict[str, list[Clip]] = {}
+    formats: Counter[tuple[int, int]] = Counter()
+    loud: list[str] = []
+    for clip, outcome in decode(manifest, store, progress=progress):
+        if isinstance(outcome, ClipProblem):
+            problems.append(outcome)
+            continue
+        usable.append(clip)
+        seconds[clip.path] = len(outcome) / store.rate
+        copies.setdefault(hashlib.sha256(outcome.data).hexdigest(), []).append(clip)
+        formats[_format(clip.path)] += 1
+        if float(np.abs(outcome).max()) > OVERLOAD:
+            loud.append(relative(clip.path, manifest.folder))
+
+    rest = replace(manifest, clips=tuple(usable))
+    classes = {label: _class_stats(label, rest, seconds) for label in manifest.classes}
+    sizes = [stats.clips for stats in classes.values() if stats.clips]
+    spans = sorted(round(span, 3) for span in seconds.values())
+    has_splits = any(clip.split for clip in manifest.clips)
+    report = Report(
+        source=manifest.source,
+        clips=len(manifest),
+        classes=classes,
+        groups=len({clip.group for clip in usable}),
+        durations={"min": spans[0], "median": median(spans), "max": spans[-1], "total": round(sum(spans), 3)}
+        if spans
+        else {},
+        sample_rates=_tally((rate, n) for (rate, _), n in formats.items()),
+        channels=_tally((channels, n) for (_, channels), n in formats.items()),
+        imbalance=max(sizes) / min(sizes) if sizes else 1.0,
+        problems=problems,
+        duplicates=[_duplicate(clips, manifest.folder) for clips in copies.values() if len(clips) > 1],
+        torn_groups=groups_across_splits(manifest),
+        missing=missing_classes(rest) if has_splits else {},
+        warnings=[],
+    )
+    return replace(report, warnings=[*_warn(report), *_warn_of_splits(manifest, rest), *_warn_of_levels(loud)])
+
+
+def _class_stats(label: str, manifest: Manifest, seconds: dict[Path, float]) -> ClassStats:
+    clips = [clip for clip in manifest.clips if label in clip.labels]
+    return ClassStats(
+        clips=len(clips),
+        seconds=round(sum(seconds[clip.path] for clip in clips), 3),
+        groups=len({clip.group for clip in clips}),
+        splits={split: sum(clip.split == split for clip in clips) for split in SPLITS},
+    )
+
+
+def _format(path: Path) -> tuple[int, int]:
+    import soundfile
+
+    info = soundfile.info(str(path))
+    return int(info.samplerate), int(info.channels)
+
+
+def _tally(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
+    total: Counter[int] = Counter()
+    for key, n in pairs:
+        total[key] += n
+    return dict(sorted(total.items()))
+
+
+def _duplicate(clips: list[Clip], folder: Path) -> Duplicate:
+    return Duplicate(
+        paths=[relative(clip.path, folder) for clip in clips],
+        across_splits=len({clip.split for clip in clips}) > 1,
+        across_labels=len({frozenset(clip.labels) for clip in clips}) > 1,
+    )
+
+
+def _warn(report: Report) -> list[str]:
+    warnings = []
+    if report.problems:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in count_kinds(report.problems).items())
+        warnings.append(f"{_count(len(report.problems), 'clip')} cannot be used ({kinds}): mend or remove them")
+    lost = [label for label, stats in report.classes.items() if not stats.clips]
+    if lost:
+        warnings.append(
+            f"no clip of class {_names(lost)} can be used: mend them, or take the class out of the manifest"
+        )
+    if report.torn_groups:
+        warnings.append(
+            f"leak: group {_names(list(report.torn_groups))} is in several splits: keep all clips of a group in one"
+            " split, or make new splits with `confit-edge data split --anew`"
+        )
+    for copy in report.duplicates:
+        if copy.across_labels:
+            warnings.append(f"leak: the same sound has different labels ({_names(copy.paths)}): remove the wrong ones")
+        elif copy.across_splits:
+            warnings.append(f"leak: the same sound is in several splits ({_names(copy.paths)}): keep one of them")
+    harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
+    if harmless:
+        warnings.append(
+            f"{_count(len(harmless), 'sound')} listed more than once (such as {_names(harmless[0].paths)}): keep one of"
+            " each, or they weigh double and may come to stand in two splits"
+        )
+    if report.imbalance >= IMBALANCE:
+        used = {label: stats.clips for label, stats in report.classes.items() if stats.clips}
+        small = min(used, key=used.__getitem__)
+        warnings.append(
+            f"the largest class has {report.imbalance:.0f} clips for each of {small!r}: collect more of small classes"
+        )
+    if len(report.sample_rates) > 1:
+        warnings.append(
+            "the clips have several sample rates, and all are resampled to one: see that no class has a rate of its"
+            " own, or the model learns the recorder in place of the sound"
+        )
+    return warnings
+
+
+def _warn_of_splits(manifest: Manifest, usable: Manifest) -> list[str]:
+    """What stands in the way of splits, or of trusting them."""
+    warnings = []
+    if len({clip.group for clip in manifest.clips}) == len(manifest):
+        tables = sorted(manifest.folder.glob("manifest.*")) if manifest.source.is_dir() else []
+        cure = f"read {tables[0].name} in that folder" if tables else "add a `group` column or CLASS/GROUP/ folders"
+        warnings.append(
+            "every clip is a group of its own: where one speaker or one recording gave several clips they end up in"
+            f" train and test both, and results are too good; {cure}"
+        )
+    if groups_across_splits(usable):
+        return warnings  # told already, and the first thing with_splits would say
+    try:
+        made = with_splits(usable, seed=0)
+    except ManifestError as error:
+        return [*warnings, f"cannot be trained on: {str(error).removeprefix(f'{manifest.source}: ')}"]
+    without_test = missing_classes(made)["test"]
+    if without_test:
+        warnings.append(
+            f"class {_names(without_test)} has no clip in test, so nothing is reported of it: that takes 3 groups"
+        )
+    return warnings
+
+
+def _warn_of_levels(loud: list[str]) -> list[str]:
+    if not loud:
+        return []
+    return [f"{_count(len(loud), 'clip')} far beyond full scale ({_names(loud)}): scale float files to -1..1"]
+
+
+def _listing(title: str, entries: list[str]) -> list[str]:
+    if not entries:
+        return []
+    more = [f"  ... and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
+    return ["", f"{title} ({len(entries)})", *(f"  {entry}" for entry in entries[:SHOWN]), *more]
+
+
+def _name(problem: ClipProblem, source: Path) -> str:
+    return relative(problem.path, source if source.is_dir() else source.parent)
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(repr(name) for name in names[:SHOWN]) + more
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,168 @@
+"""A manifest, decoded: the clips of each split with their targets, and the background beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.data.augment import Pcm
+from confit_edge.data.clips import ClipProblem, ClipStore, load_clips
+from confit_edge.data.manifest import Manifest, read_manifest
+from confit_edge.data.splits import with_splits
+from confit_runtime.errors import ConfitError, UsageError
+
+UNKNOWN = "unknown"
+VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Decoded clips of one split: `pcm[i]` is float32 `[samples]`, `targets [clips, classes]` are 0/1, `groups[i]` its group."""
+
+    pcm: list[Pcm]
+    targets: npt.NDArray[np.int8]
+    groups: list[str]
+    paths: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.pcm)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The index of each clip's first class, `[clips]`."""
+        return self.targets.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything a training reads. `classes` ends with the unknown class where there is background."""
+
+    manifest: Manifest
+    classes: list[str]
+    unknown: str | None
+    multi_label: bool
+    train: Clips
+    val: Clips
+    test: Clips
+    background_train: list[Pcm]
+    background_val: list[Pcm]
+    problems: list[ClipProblem]
+
+    def training_clips(self) -> Clips:
+        """The training clips, and each training background as one long clip of the unknown class."""
+        if self.unknown is None:
+            return self.train
+        target = np.zeros((len(self.background_train), len(self.classes)), np.int8)
+        target[:, self.classes.index(self.unknown)] = 1
+        return Clips(
+            self.train.pcm + self.background_train,
+            np.concatenate([self.train.targets, target]),
+            self.train.groups + [UNKNOWN] * len(target),
+            self.train.paths + [Path(UNKNOWN)] * len(target),
+        )
+
+
+def read_corpus(
+    source: Path,
+    *,
+    rate: int,
+    seed: int,
+    label_column: str = "label",
+    group_column: str = "group",
+    split_by: str | None = None,
+    background: Path | None = None,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Corpus:
+    """Read, decode (mono float32 at `rate` Hz) and split a manifest. Raises ConfitError with what to mend."""
+    manifest = read_manifest(source, label_column=label_column, group_column=group_column, split_by=split_by)
+    store = ClipStore(rate)
+    manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
+    manifest = with_splits(manifest, seed=seed)
+    recordings = [store.get(path) for path in background_files(background)] if background else []
+    classes = manifest.classes
+    if recordings and UNKNOWN not in classes:
+        classes = [*classes, UNKNOWN]
+    unknown = UNKNOWN if UNKNOWN in classes else None
+    decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
+
+    def split(name: str) -> Clips:
+        chosen = [clip for clip in manifest.clips if clip.split == name]
+        targets = np.zeros((len(chosen), len(classes)), np.int8)
+        for row, clip in enumerate(chosen):
+            targets[row, [classes.index(label) for label in clip.labels]] = 1
+        paths = [clip.path for clip in chosen]
+        return Clips([decoded[path] for path in paths], targets, [clip.group for clip in chosen], paths)
+
+    train_part, val_part = _split_background(recordings)
+    return Corpus(
+        manifest,
+        classes,
+        unknown,
+        manifest.multi_label,
+        split("train"),
+        split("val"),
+        split("test"),
+        train_part,
+        val_part,
+        problems,
+    )
+
+
+def background_files(background: Path) -> list[Path]:
+    """The sound files of a background folder (or the one file). Raises UsageError when there are none."""
+    import soundfile
+
+    if background.is_file():
+        return [background]
+    endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus"}
+    files = (
+        sorted(path for path in background.rglob("*") if path.suffix.lower() in endings) if background.is_dir() else []
+    )
+    if not files:
+        raise UsageError(f"{background}: no sound files for --background there")
+    return files
+
+
+def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:
+    """By recording where there are enough, else each in time: the beginning to train, the end for thresholds."""
+    if len(recordings) >= 5:
+        count = max(1, round(VAL_SHARE * len(recordings)))
+        return recordings[:-count], recordings[-count:]
+    cuts = [int(len(recording) * (1 - VAL_SHARE)) for recording in recordings]
+    pairs = list(zip(recordings, cuts, strict=True))
+    return [recording[:cut] for recording, cut in pairs], [recording[cut:] for recording, cut in pairs]
+
+
+def balanced_batches(
+    targets: npt.NDArray[np.int8], classes_per_batch: int, clips_per_class: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    """One epoch of batches of P classes x K clips: indices into the clips.
+
+    Classes come round in a shuffled order, and within a class its clips do, so that over time every clip of a class is
+    drawn equally often. A class with fewer than K clips gives the same clip more than once (augmented anew each time).
+    An epoch has as many batches as hold each clip once on average.
+    """
+    members = [np.flatnonzero(targets[:, column]) for column in range(targets.shape[1])]
+    present = [column for column, rows in enumerate(members) if len(rows)]
+    if len(present) < 2:
+        raise ConfitError("training needs clips of at least two classes")
+    per_batch = min(classes_per_batch, len(present))
+    class_order = _forever(np.array(present), rng)
+    clip_order = {column: _forever(members[column], rng) for column in present}
+    for _ in range(max(1, round(len(targets) / (per_batch * clips_per_class)))):
+        chosen: list[int] = []
+        while len(chosen) < per_batch:
+            column = next(class_order)
+            if column not in chosen:
+                chosen.append(column)
+        yield [next(clip_order[column]) for column in chosen for _ in range(clips_per_class)]
+
+
+def _forever(items: npt.NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from (int(item) for item in rng.permutation(items))

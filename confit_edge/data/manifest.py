@@ -1,0 +1,347 @@
+"""Manifests: which clips there are, what is heard in each, and which belong together.
+
+A manifest is a CSV, JSONL or Parquet table with the columns
+
+    path    the sound file, relative to the manifest (or absolute)
+    label   what is heard in it; or `labels`, joined by a vertical bar, where several things can be heard at once
+    group   clips that must not be torn apart by a split: one speaker, one recording, one kit (empty: the clip alone)
+    split   train, val or test (empty, or no such column: splits are made when they are needed)
+
+or a folder with one sub-folder per class: CLASS/clip.wav, or CLASS/GROUP/clip.wav.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from confit_runtime.errors import ConfitError, UsageError
+
+SPLITS = ("train", "val", "test")
+
+SOUND_SUFFIXES = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
+    *(".w64", ".rf64", ".voc", ".sph", ".nist"),
+    # libsndfile cannot read these: listed, they are reported and not overlooked
+    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"),
+)
+
+Row = tuple[str, dict[str, object]]  # where it stands ("line 4"), and its cells by column
+Table = tuple[list[str], list[Row]]  # the columns, and the rows
+
+
+class ManifestError(ConfitError):
+    """A manifest that cannot be trained on as it is; the message names the row, the class or the group at fault."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sound file (absolute path), what is heard in it, and the group that holds it together with others."""
+
+    path: Path
+    labels: tuple[str, ...]
+    group: str
+    split: str | None
+
+    @property
+    def label(self) -> str:
+        """The first label; empty for the clip of a multi-label manifest in which nothing of interest is heard."""
+        return self.labels[0] if self.labels else ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Clips in the order of the file they were read from."""
+
+    clips: tuple[Clip, ...]
+    source: Path
+    multi_label: bool
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def classes(self) -> list[str]:
+        """All labels, sorted: index `i` of a score vector is `classes[i]`."""
+        return sorted({label for clip in self.clips for label in clip.labels})
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths start from."""
+        return self.source if self.source.is_dir() else self.source.parent
+
+    def select(self, split: str) -> Manifest:
+        """Only the clips of `train`, `val` or `test`; possibly none."""
+        if split not in SPLITS:
+            raise UsageError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        return replace(self, clips=tuple(clip for clip in self.clips if clip.split == split))
+
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of which sounds there are, how they are labelled, grouped and split.
+
+        It reads every file, and says the same wherever the files lie, whatever they are called and however the rows are
+        ordered. A file that cannot be read counts as one without content.
+        """
+        rows = sorted(
+            json.dumps([_content(clip.path), sorted(clip.labels), clip.group, clip.split]) for clip in self.clips
+        )
+        return hashlib.sha256("\n".join([f"multi_label={self.multi_label}", *rows]).encode()).hexdigest()
+
+
+def read_manifest(
+    path: str | Path, *, label_column: str = "label", group_column: str = "group", split_by: str | None = None
+) -> Manifest:
+    """Read a manifest: a `.csv`, `.jsonl` or `.parquet` file, or a folder with one sub-folder per class.
+
+    `label_column` chooses what is to be told apart and `group_column` what a split keeps together. Where the label is
+    the group itself (telling voices apart), `split_by` names the column to keep together instead, such as the word that
+    was said; the file's own `split` column, made for another grouping, is then not used. A column called `labels` holds
+    several labels joined by a vertical bar (or a list, in JSONL and Parquet); `label` wins where both are there.
+
+    Labels and groups are stripped and brought to Unicode NFC. Files are not opened here: see `load_clips`. A folder
+    leaves out hidden files, files that are not sound, and sub-folders with no sound in them; the clips of
+    CLASS/GROUP/... are one group whatever their class, and any other clip is a group of its own.
+
+    Raises UsageError for a missing file or column, and ManifestError for everything else: text that cannot be parsed,
+    an empty label, an unknown split, fewer than two classes, a path listed twice (even with equal rows: one of them is
+    a mistake, and nobody but its author can say which).
+    """
+    source = Path(os.path.abspath(path))
+    columns, rows = _read_table(source, {"path", label_column, "labels", group_column, split_by, "split"})
+    if label_column == "label" and "label" not in columns and "labels" in columns:
+        label_column = "labels"
+    _check_columns(source, columns, label_column, group_column, split_by)
+    keep_together = split_by or (group_column if group_column in columns else None)
+    folder = source if source.is_dir() else source.parent
+
+    clips: list[Clip] = []
+    seen: dict[Path, tuple[str, Clip]] = {}
+    for place, row in rows:
+        where = f"{source}, {place}"
+        file = Path(os.path.abspath(folder / _path(row.get("path"), where)))
+        labels = _labels(row.get(label_column), label_column, where)
+        group = _text(row.get(keep_together), "group", where) if keep_together else ""
+        split = None if split_by else _text(row.get("split"), "split", where) or None
+        if split is not None and split not in SPLITS:
+            raise ManifestError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+        clip = Clip(file, labels, group or _text(relative(file, folder), "path", where), split)
+        if file in seen:
+            first, other = seen[file]
+            what = "twice" if other.labels == labels else f"as {'|'.join(other.labels)!r} and as {'|'.join(labels)!r}"
+            raise ManifestError(f"{where}: {relative(file, folder)} is listed {what} (first at {first}); keep one row")
+        seen[file] = place, clip
+        clips.append(clip)
+
+    manifest = Manifest(tuple(clips), source, multi_label=label_column == "labels")
+    if not clips:
+        raise ManifestError(f"{source}: lists no clips")
+    if len(manifest.classes) < 2:
+        only = ", ".join(manifest.classes) or "none"
+        raise ManifestError(
+            f"{source}: holds one class only ({only}); a classifier needs at least two: add clips of what it is to be"
+            " told from, such as background"
+        )
+    return manifest
+
+
+def write_manifest(manifest: Manifest, path: str | Path) -> None:
+    """Write a CSV that `read_manifest` reads back, with paths relative to its folder; all of it, or none of it.
+
+    Raises ManifestError where the file cannot be written.
+    """
+    target = Path(os.path.abspath(path))
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(["path", "labels" if manifest.multi_label else "label", "group", "split"])
+                for clip in manifest.clips:
+                    name = relative(clip.path, target.parent)
+                    table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, UnicodeEncodeError) as error:
+        raise ManifestError(f"{target}: cannot be written ({error})") from error
+
+
+def relative(path: Path, folder: Path) -> str:
+    """The path from `folder`, with forward slashes."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _content(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _check_columns(
+    source: Path, columns: list[str], label_column: str, group_column: str, split_by: str | None
+) -> None:
+    present = f"columns: {', '.join(columns)}"
+    if label_column == split_by:
+        raise UsageError(f"{source}: column {split_by!r} is the label, splits cannot be kept apart by it ({present})")
+    if split_by is None and label_column == group_column:
+        raise UsageError(
+            f"{source}: column {label_column!r} is both label and group, so no class could be in two splits;"
+            f" name the column that splits are kept apart by with --split-by ({present})"
+        )
+    needed = ["path", label_column]
+    if split_by is not None or group_column != "group":  # with no `group` column every clip is a group of its own
+        needed.append(split_by or group_column)
+    for name in needed:
+        if name not in columns:
+            hint = " (or 'labels')" if name == "label" else ""
+            raise UsageError(f"{source}: there is no column {name!r}{hint} ({present})")
+
+
+def _path(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ManifestError(f"{where}: path is {'empty' if value in (None, '') else repr(value)}, expected a file")
+    _check_characters(value, "path", where)
+    return value
+
+
+def _labels(value: object, column: str, where: str) -> tuple[str, ...]:
+    if column != "labels":
+        label = _text(value, column, where)
+        if not label:
+            raise ManifestError(f"{where}: {column} is empty; label the clip or remove the row")
+        return (label,)
+    parts = value if isinstance(value, list) else _text(value, column, where).split("|")
+    labels = [_text(part, column, where) for part in parts]
+    if any("|" in label for label in labels):
+        raise ManifestError(f"{where}: a label holds the vertical bar that joins labels: {labels}")
+    return tuple(dict.fromkeys(label for label in labels if label))
+
+
+def _text(value: object, what: str, where: str) -> str:
+    """A cell as text; nothing is empty, and a whole number is written out."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ManifestError(f"{where}: {what} must be text, got {value!r:.60}")
+    text = unicodedata.normalize("NFC", str(value)).strip()
+    _check_characters(text, what, where)
+    return text
+
+
+def _check_characters(text: str, what: str, where: str) -> None:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ManifestError(f"{where}: {what} {text!r:.60} holds a control character or is not Unicode; rename it")
+
+
+def _read_table(source: Path, wanted: Collection[str | None]) -> Table:
+    if not source.exists():
+        raise UsageError(f"{source}: no such manifest file or folder")
+    suffix = source.suffix.lower()
+    try:
+        if source.is_dir():
+            columns, rows = _read_folder(source)
+        elif suffix == ".csv":
+            columns, rows = _read_csv(source)
+        elif suffix in (".jsonl", ".ndjson"):
+            columns, rows = _read_jsonl(source)
+        elif suffix in (".parquet", ".pq"):
+            columns, rows = _read_parquet(source, wanted)
+        else:
+            raise UsageError(f"{source}: expected a .csv, .jsonl or .parquet file, or a folder with one folder a class")
+    except OSError as error:
+        raise ManifestError(f"{source}: cannot be read ({error})") from error
+    twice = sorted({name for name in columns if name in wanted and columns.count(name) > 1})
+    if twice:
+        raise ManifestError(f"{source}: more than one column is called {twice[0]!r}")
+    return columns, rows
+
+
+def _read_utf8(source: Path) -> str:
+    try:
+        return source.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{source}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def _read_csv(source: Path) -> Table:
+    reader = csv.reader(io.StringIO(_read_utf8(source), newline=""), strict=True)
+    columns: list[str] = []
+    rows: list[Row] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not columns:
+                columns = [cell.strip() for cell in cells]
+            elif len(cells) != len(columns):
+                raise ManifestError(
+                    f"{source}, line {reader.line_num}: has {len(cells)} cells, the header has {len(columns)}"
+                )
+            else:
+                rows.append((f"line {reader.line_num}", dict(zip(columns, cells, strict=True))))
+    except csv.Error as error:
+        raise ManifestError(f"{source}, line {reader.line_num}: is not CSV ({error})") from error
+    if not columns:
+        raise ManifestError(f"{source}: is empty")
+    return columns, rows
+
+
+def _read_jsonl(source: Path) -> Table:
+    rows: list[Row] = []
+    for number, line in enumerate(_read_utf8(source).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{source}, line {number}: is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ManifestError(f"{source}, line {number}: expected one JSON object a line, got {line.strip():.60}")
+        rows.append((f"line {number}", row))
+    if not rows:
+        raise ManifestError(f"{source}: is empty")
+    return list(dict.fromkeys(name for _, row in rows for name in row)), rows
+
+
+def _read_parquet(source: Path, wanted: Collection[str | None]) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(source) as file:
+            columns = list(file.schema_arrow.names)
+            cells = file.read(columns=[name for name in columns if name in wanted]).to_pylist()
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise ManifestError(f"{source}: is not a Parquet file that can be read ({error})") from error
+    return columns, [(f"row {number}", row) for number, row in enumerate(cells, start=1)]
+
+
+def _read_folder(source: Path) -> Table:
+    names = []
+    for folder, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [relative(Path(folder, name), source) for name in files if not name.startswith(".")]
+    clips = [name for name in sorted(names) if "/" in name and Path(name).suffix.lower() in SOUND_SUFFIXES]
+    rows: list[Row] = []
+    for name in clips:
+        label, *inner, _ = name.split("/")
+        rows.append((name, {"path": name, "label": label, "group": inner[0] if inner else None}))
+    classes = {row["label"] for _, row in rows}
+    if not classes:
+        raise ManifestError(f"{source}: no sub-folder with sound files in it; expected one sub-folder per class")
+    if classes <= set(SPLITS):
+        raise ManifestError(
+            f"{source}: its sub-folders are splits ({', '.join(map(str, sorted(classes, key=str)))}), not classes;"
+            " write a CSV with the columns path, label, group and split instead"
+        )
+    return ["path", "label", "group"], rows

@@ -1,0 +1,201 @@
+"""Splits that no group crosses: what a model is judged on must not share a speaker or a recording with its training."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError
+from confit_runtime.errors import UsageError
+
+Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
+
+RESTARTS = 20
+PASSES = 100  # a climb ends by itself after a few
+
+
+def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = (0.7, 0.1, 0.2)) -> Manifest:
+    """The manifest with every clip in train, val or test.
+
+    Splits that the manifest brings are kept and checked. Otherwise groups are dealt out so that each class is shared
+    out by `fractions` as nearly as its groups allow; the result depends on the seed, not on the order of the rows.
+    Either way no group is in two splits and every class is in train and in val. A class may be missing from test (it
+    has two groups only, or the manifest says so): see `missing_classes`.
+
+    Raises ManifestError where that cannot be had, naming the group or the class, and UsageError for unusable fractions.
+    """
+    _check_fractions(fractions)
+    if not manifest.clips:
+        raise ManifestError(f"{manifest.source}: there are no clips to split")
+    given = sum(clip.split is not None for clip in manifest.clips)
+    if 0 < given < len(manifest):
+        without = next(clip for clip in manifest.clips if clip.split is None)
+        raise ManifestError(
+            f"{manifest.source}: {given} of {len(manifest)} clips have a split and others, such as {without.path}, have"
+            " none; fill the split column or leave it out"
+        )
+    if not given:
+        manifest = _make_splits(manifest, seed, fractions)
+    torn = groups_across_splits(manifest)
+    if torn:
+        group, splits = next(iter(torn.items()))
+        raise ManifestError(
+            f"{manifest.source}: group {group!r} is in {' and '.join(splits)}; keep all its clips in one split, or"
+            " leave the split column out to have splits made"
+        )
+    missing = missing_classes(manifest)
+    for split in ("train", "val"):
+        if missing[split]:
+            raise ManifestError(_explain_missing(manifest, split, missing[split]))
+    return manifest
+
+
+def groups_across_splits(manifest: Manifest) -> dict[str, list[str]]:
+    """The groups whose clips stand in more than one split, with those splits: each leaks training into judgement."""
+    splits: dict[str, set[str]] = {}
+    for clip in manifest.clips:
+        if clip.split is not None:
+            splits.setdefault(clip.group, set()).add(clip.split)
+    return {group: sorted(found, key=SPLITS.index) for group, found in sorted(splits.items()) if len(found) > 1}
+
+
+def missing_classes(manifest: Manifest) -> dict[str, list[str]]:
+    """For train, val and test: the classes that have no clip there."""
+    return {split: sorted(set(manifest.classes) - set(manifest.select(split).classes)) for split in SPLITS}
+
+
+def _check_fractions(fractions: Fractions) -> None:
+    train, val, test = fractions
+    if not (train > 0 and val > 0 and test >= 0 and math.isclose(train + val + test, 1, abs_tol=1e-6)):
+        raise UsageError(f"fractions {fractions} must sum to 1, with something for train and for val")
+
+
+def _explain_missing(manifest: Manifest, split: str, classes: list[str]) -> str:
+    names = ", ".join(map(repr, classes))
+    if not manifest.select(split).clips:
+        return f"{manifest.source}: no clip is in {split}; put some there, or leave the split column out"
+    return f"{manifest.source}: class {names} has no clip in {split}; every class needs one in train and one in val"
+
+
+def _members(manifest: Manifest) -> dict[str, list[Clip]]:
+    members: dict[str, list[Clip]] = {label: [] for label in manifest.classes}
+    for clip in manifest.clips:
+        for label in clip.labels:
+            members[label].append(clip)
+    return members
+
+
+def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifest:
+    groups: dict[str, list[Clip]] = {}
+    for clip in manifest.clips:
+        groups.setdefault(clip.group, []).append(clip)
+    for label, members in _members(manifest).items():
+        if len({clip.group for clip in members}) < 2:
+            raise ManifestError(
+                f"{manifest.source}: class {label!r} has {len(members)} clip{'s' * (len(members) > 1)} in one group"
+                f" ({members[0].group!r}); at least 2 clips in 2 different groups are needed, one for train and one"
+                " for val (3 for all three splits)"
+            )
+    names = sorted(groups)
+    columns = {label: index for index, label in enumerate(manifest.classes)}
+    counts = [Counter(columns[label] for clip in groups[name] for label in clip.labels) for name in names]
+    dealer = _Dealer(counts, [len(groups[name]) for name in names], len(columns), fractions)
+    split_of = dict(zip(names, dealer.deal(np.random.default_rng(seed)), strict=True))
+    made = replace(manifest, clips=tuple(replace(clip, split=SPLITS[split_of[clip.group]]) for clip in manifest.clips))
+    missing = missing_classes(made)
+    lost = sorted({*missing["train"], *missing["val"]})
+    if lost:
+        raise ManifestError(
+            f"{manifest.source}: found no way to have class {', '.join(map(repr, lost))} in both train and val without"
+            " tearing a group apart: its groups hold other classes too; add clips of it in new groups"
+        )
+    return made
+
+
+class _Dealer:
+    """Deals groups to splits, a hill climb from a greedy start and from random ones.
+
+    The cost of a deal is, in this order: how often a class is missing from train or val, how often from test, and how
+    far the share of each class (and of all clips, one more column) is from its fraction, squared, relative to its size.
+    scikit-learn's StratifiedGroupKFold knows equal folds only and does not keep a small class in each of them.
+    """
+
+    def __init__(self, counts: list[Counter[int]], sizes: list[int], classes: int, fractions: Fractions) -> None:
+        self.columns = [np.array([*sorted(count), classes]) for count in counts]
+        self.values = [
+            np.array([*(count[c] for c in sorted(count)), size], float)
+            for count, size in zip(counts, sizes, strict=True)
+        ]
+        self.totals = np.zeros(classes + 1)
+        for columns, values in zip(self.columns, self.values, strict=True):
+            self.totals[columns] += values
+        self.choices = 3 if fractions[2] > 0 else 2
+        self.fractions = np.array(fractions)[:, None]
+        groups_of = np.bincount(np.concatenate(self.columns), minlength=classes + 1)
+        worst = 4 * self.totals.sum() + 1  # more than any distance from the fractions
+        self.penalty = np.array([worst * 2 * (classes + 1)] * 2 + [worst if fractions[2] > 0 else 0.0])[:, None]
+        self.penalised = np.arange(classes + 1) < classes
+        self.unavoidable = worst * float((groups_of[:classes] < 3).sum()) if fractions[2] > 0 else 0.0
+        self.worst = worst
+
+    def deal(self, rng: np.random.Generator) -> list[int]:
+        """The split (0, 1, 2) of each group."""
+        best: tuple[float, list[int]] = (math.inf, [])
+        for attempt in range(RESTARTS):
+            order = rng.permutation(len(self.columns))
+            state = np.zeros((3, len(self.totals)))
+            if attempt == 0:
+                split = self._greedy(order, state)
+            else:
+                chances = self.fractions[:, 0] / self.fractions.sum()
+                split = [int(where) for where in rng.choice(3, size=len(self.columns), p=chances)]
+                for group, where in enumerate(split):
+                    state[where, self.columns[group]] += self.values[group]
+            self._climb(order, split, state)
+            cost = float(self._cost(state, np.arange(len(self.totals))).sum())
+            best = min(best, (cost, split), key=lambda deal: deal[0])
+            if best[0] < self.unavoidable + self.worst:  # nothing is missing that could be there
+                break
+        return best[1]
+
+    def _cost(self, state: npt.NDArray[np.float64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The cost of each of the columns, given the clips `state [splits, columns]`."""
+        total = self.totals[columns]
+        distance = ((state - self.fractions * total) ** 2 / total).sum(axis=0)
+        absent = ((state < 0.5) * self.penalty).sum(axis=0) * self.penalised[columns]
+        return np.asarray(distance + absent)
+
+    def _best(self, group: int, state: npt.NDArray[np.float64], now: int | None) -> int:
+        """Where to put a group that has been taken out of `state`; where it was (`now`) unless elsewhere is better."""
+        columns, values = self.columns[group], self.values[group]
+        costs = np.empty(self.choices)
+        for where in range(self.choices):
+            trial = state[:, columns]
+            trial[where] += values
+            costs[where] = self._cost(trial, columns).sum()
+        best = int(costs.argmin())
+        return now if now is not None and costs[now] <= costs[best] + 1e-9 else best
+
+    def _greedy(self, order: npt.NDArray[np.int64], state: npt.NDArray[np.float64]) -> list[int]:
+        split = [0] * len(order)
+        for group in sorted(order, key=lambda group: -self.values[group][-1]):
+            split[group] = self._best(group, state, None)
+            state[split[group], self.columns[group]] += self.values[group]
+        return split
+
+    def _climb(self, order: npt.NDArray[np.int64], split: list[int], state: npt.NDArray[np.float64]) -> None:
+        for _ in range(PASSES):
+            moved = False
+            for group in order:
+                columns, values = self.columns[group], self.values[group]
+                state[split[group], columns] -= values
+                best = self._best(group, state, split[group])
+                moved = moved or best != split[group]
+                split[group] = best
+                state[best, columns] += values
+            if not moved:
+                return

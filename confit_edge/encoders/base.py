@@ -1,0 +1,67 @@
+"""The protocol every encoder follows: PCM windows in, feature frames out, averaged over time and normalised."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Encoder(nn.Module, ABC):
+    """A pre-trained audio encoder with its front end inside.
+
+    Attributes: `sample_rate` in Hz; `window`, the samples one embedding is made from; `hop`, the samples between two
+    embeddings on a device; `dim`, the embedding's size; `streaming`, whether it can be exported with carried state.
+    """
+
+    family: str
+    sample_rate: int
+    window: int
+    hop: int
+    dim: int
+    streaming: bool
+
+    @abstractmethod
+    def frames(self, pcm: Tensor) -> Tensor:
+        """Feature frames `[batch, time, dim]` of `pcm [batch, samples]` in -1..1 at `sample_rate`."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Plain data from which `confit_edge.encoders.build` makes the same architecture again (without weights)."""
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        """Embeddings `[batch, dim]` of windows `[batch, window]`: frames averaged over time, then normalised."""
+        return normalise(self.frames(pcm).float().mean(dim=1))
+
+    @torch.no_grad()
+    def rows(self, clip: Tensor, batch: int = 64) -> Tensor:
+        """Embeddings `[hops, dim]` of one clip `[samples]`, exactly as a device slides over it.
+
+        A clip shorter than the window is centred in it; a longer one is padded at its end to a whole hop.
+        """
+        windows = whole_hops(clip, self.window, self.hop).unfold(0, self.window, self.hop)
+        return torch.cat([self(part) for part in windows.split(batch)])
+
+
+def normalise(pooled: Tensor) -> Tensor:
+    """Centre each vector `[..., dim]` on its own mean and scale it to length 1.
+
+    A LayerNorm without parameters, up to the constant sqrt(dim). Raw frames of a pre-trained encoder share one large
+    component; without this step every cosine is near 1.
+    """
+    return functional.normalize(pooled - pooled.mean(dim=-1, keepdim=True), dim=-1)
+
+
+def whole_hops(clip: Tensor, window: int, hop: int) -> Tensor:
+    """A clip `[samples]` padded to one window or to whole hops beyond it: the contract's rule for short and long clips."""
+    clip = centred(clip, window)
+    return functional.pad(clip, (0, -(len(clip) - window) % hop))
+
+
+def centred(clip: Tensor, window: int) -> Tensor:
+    """The clip `[samples]` with zeros on both sides so that it fills the window; longer clips come back as they are."""
+    missing = window - len(clip)
+    return functional.pad(clip, (missing // 2, missing - missing // 2)) if missing > 0 else clip

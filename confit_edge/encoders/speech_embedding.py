@@ -1,0 +1,143 @@
+"""Google's speech_embedding (Lin et al. 2020, arXiv 2002.01322): 0.33 M parameters, made to listen all day.
+
+The time kernels are all valid (unpadded), so a longer input gives one 96-d frame every 8 mel frames (80 ms) and the
+whole stack streams exactly. The front end is ours: log-mel over an absolute floor, computing only the taps and bins
+that the mel bands need.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from confit_edge.encoders.base import Encoder, normalise, whole_hops
+from confit_edge.encoders.front_end import Spectrum, power
+from confit_runtime.shipped import MODELS
+
+WEIGHTS = MODELS / "speech-embedding" / "speech_embedding.safetensors"
+
+MEL_HOP, MEL_TAPS, FFT = 160, 400, 512  # samples at 16 kHz: 10 ms steps, a 25 ms Hann window inside a 512-point DFT
+MEL_BANDS, FIRST_BIN, LAST_BIN = 32, 2, 121  # the bins that carry weight: 62.5..3781.25 Hz
+FLOOR = 1e2  # mel power (PCM in the int16 range) below which all is silence: 90 dB under full-scale speech
+FRAMES_PER_HOP, RECEPTIVE_FRAMES = 8, 76
+HOP = FRAMES_PER_HOP * MEL_HOP
+RECEPTIVE = RECEPTIVE_FRAMES * MEL_HOP + MEL_TAPS - MEL_HOP
+
+
+class LogMel(nn.Module):
+    """Log-mel frames `[batch, 1, frames, 32]`, at or above `FLOOR`, of a spectrum `[batch, 2 * bins, frames]`."""
+
+    pointwise_in_time = True
+    mel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mel", torch.zeros(LAST_BIN - FIRST_BIN + 1, MEL_BANDS))
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        with torch.autocast(spectrum.device.type, enabled=False):
+            bands = (power(spectrum).transpose(1, 2) @ self.mel).clamp(min=FLOOR)
+            return (torch.log10(bands) + 2)[:, None]  # as published: dB / 10 + 2
+
+
+class ClippedLeakyReLU(nn.Module):
+    """max(leaky_relu(x, 0.2), -0.4): the activation speech_embedding was trained with."""
+
+    pointwise_in_time = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.leaky_relu(x, 0.2).clamp(min=-0.4)
+
+
+class DropMelAxis(nn.Module):
+    """`[batch, channels, time, 1]` to `[batch, channels, time]`."""
+
+    pointwise_in_time = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze(3)
+
+
+def _layers() -> nn.Sequential:
+    """The 20 convolutions, over `[batch, channels, time, mel]`; time is never padded."""
+    layers: list[nn.Module] = []
+
+    def convolve(inside: int, outside: int, kernel: tuple[int, int]) -> None:
+        layers.append(nn.Conv2d(inside, outside, kernel, padding=(0, kernel[1] // 2)))
+        layers.append(ClippedLeakyReLU())
+
+    convolve(1, 24, (3, 3))
+    convolve(24, 24, (1, 3))
+    convolve(24, 24, (3, 1))
+    layers.append(nn.MaxPool2d((2, 2)))
+    for inside, outside, pool in ((24, 48, (1, 2)), (48, 72, (2, 2)), (72, 96, (1, 2)), (96, 96, (2, 2))):
+        convolve(inside, outside, (1, 3))
+        convolve(outside, outside, (3, 1))
+        convolve(outside, outside, (1, 3))
+        convolve(outside, outside, (3, 1))
+        layers.append(nn.MaxPool2d(pool))
+    layers.append(nn.Conv2d(96, 96, (3, 1), bias=False))
+    return nn.Sequential(*layers)
+
+
+class SpeechEmbedding(Encoder):
+    """speech_embedding, averaging `pool_hops` frames (7: a window of 1.28 s)."""
+
+    family = "speech_embedding"
+    sample_rate = 16_000
+    hop = HOP
+    dim = 96
+    streaming = True
+
+    def __init__(self, pool_hops: int = 7) -> None:
+        super().__init__()
+        self.pool_hops = pool_hops
+        self.warmup_hops = math.ceil((RECEPTIVE + (pool_hops - 1) * HOP) / HOP) - 1
+        self.window = (self.warmup_hops + 1) * HOP
+        self.spectrum = Spectrum(fft=FFT, taps=MEL_TAPS, hop=MEL_HOP, first=FIRST_BIN, last=LAST_BIN, scale=32768.0)
+        self.front_end = LogMel()
+        # channels last: a third faster to train on a CPU
+        self.layers = _layers().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def frames(self, pcm: Tensor) -> Tensor:
+        """One frame `[batch, time, 96]` each 1280 samples; the last frame ends with the last sample."""
+        spare = (pcm.shape[1] - RECEPTIVE) % HOP
+        mel = self.front_end(self.spectrum(pcm[:, None, spare:])).contiguous(memory_format=torch.channels_last)
+        return self.layers(mel).squeeze(3).transpose(1, 2)
+
+    @torch.no_grad()
+    def rows(self, clip: Tensor, batch: int = 64) -> Tensor:
+        """As `Encoder.rows`, computing each frame once: part by part, each with the window's lead-in."""
+        clip = whole_hops(clip, self.window, self.hop)
+        lead, step = self.window - self.hop, batch * 16 * self.hop
+        parts = [clip[start : start + lead + step] for start in range(0, len(clip) - lead, step)]
+        # a moving mean over the last `pool_hops` frames of each part
+        return torch.cat(
+            [normalise(self.frames(part[None])[0].unfold(0, self.pool_hops, 1).mean(dim=2)) for part in parts]
+        )
+
+    def streaming_layers(self) -> list[nn.Module]:
+        """The whole way from `[streams, 1, samples]` to pooled frames `[streams, 96, hops]`, for exact streaming."""
+        return [self.spectrum, self.front_end, *self.layers, DropMelAxis(), nn.AvgPool1d(self.pool_hops, stride=1)]
+
+    def spec(self) -> dict[str, Any]:
+        return {"family": self.family, "pool_hops": self.pool_hops}
+
+    @classmethod
+    def pretrained(cls, pool_hops: int = 7, weights: Path = WEIGHTS) -> SpeechEmbedding:
+        """With Google's weights, which ship with confit-edge."""
+        from safetensors.torch import load_file
+
+        encoder = cls(pool_hops)
+        encoder.load_state_dict(load_file(weights), strict=True)
+        return encoder
+
+    @classmethod
+    def pool_hops_for(cls, window_s: float) -> int:
+        """How many frames are averaged so that a window lasts at most `window_s` seconds (at least one)."""
+        return max(1, (int(window_s * cls.sample_rate) - RECEPTIVE) // HOP + 1)

@@ -1,0 +1,70 @@
+"""A training interrupted at any moment goes on from its last whole epoch, to the same weights bit for bit.
+
+One safetensors file, replaced atomically after each epoch: tensors of the modules and of the optimiser, and plain data
+(epoch, history, best) as JSON in its header. No random generator needs saving: each epoch draws from (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from confit_runtime.errors import ConfitError
+
+
+def save(
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    plain: dict[str, Any],
+    best: dict[str, Tensor],
+) -> None:
+    """Write modules, optimiser, the best weights so far (`best`, by name) and `plain` data."""
+    from safetensors.torch import save_file
+
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    tensors |= {f"best.{key}": value for key, value in best.items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{slot}": value for slot, value in slots.items()}
+    # cloned, since safetensors refuses tensors that share memory
+    cloned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    temporary = path.with_suffix(".partial")
+    save_file(cloned, temporary, metadata={"plain": json.dumps(plain)})
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def restore(
+    path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a checkpoint into modules and optimiser; give back the plain data and the best weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            plain = json.loads(file.metadata()["plain"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ConfitError(f"{path}: the checkpoint is damaged ({error}); train anew without --resume") from error
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    for name, module in modules.items():
+        module.load_state_dict(under(f"{name}."), strict=True)
+    described = optimiser.state_dict()
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in under("optimiser.").items():
+        index, slot = name.split(".")
+        if tensor.dim():  # in the parameter's own memory layout, so that arithmetic takes the same path
+            tensor = torch.empty_like(parameters[int(index)], device="cpu").copy_(tensor)
+        state.setdefault(int(index), {})[slot] = tensor
+    optimiser.load_state_dict({**described, "state": state})
+    return plain, under("best.")

@@ -1,0 +1,137 @@
+"""The recipe of a training run: plain data, each key also a flag of `confit-edge train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from confit_runtime.errors import UsageError
+
+OBJECTIVES = ("pairtune", "finetune")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every key of a recipe, with its default. Lengths in seconds, levels in dB."""
+
+    encoder: str = "speech-embedding"
+    objective: Literal["pairtune", "finetune"] = "pairtune"
+    epochs: int = 12
+    seed: int = 0
+    # the data
+    label_column: str = "label"
+    group_column: str = "group"
+    split_by: str | None = None
+    background: str | None = None  # folder of sound without the classes: mixed in, and learnt as `unknown`
+    # the window
+    window: float = 1.28
+    shift: float = 0.2
+    gain: float = 6.0
+    noise_probability: float = 0.7
+    snr_low: float = 0.0
+    snr_high: float = 25.0
+    # the batch: P classes x K clips
+    classes_per_batch: int = 16
+    clips_per_class: int = 4
+    # the optimiser
+    lr: tuple[float, ...] = (5e-4,)  # of the encoder; several are tried on validation
+    head_lr: float = 2e-3
+    weight_decay: float = 0.01
+    search_epochs: int = 3
+    # the objective
+    temperature: float = 0.1
+    hardness: float = 4.0
+    projection_dim: int = 64
+    # the probes
+    probe_views: int = 3
+    frozen_baseline: bool = True
+    # the machine
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
+        at_least = {
+            "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1, "search_epochs": 1, "projection_dim": 2, "probe_views": 1,
+        }  # fmt: skip
+        for key, low in at_least.items():
+            if getattr(self, key) < low:
+                raise UsageError(f"recipe key '{key}' must be at least {low}, is {getattr(self, key)}")
+        if self.objective == "pairtune" and self.clips_per_class < 2:
+            raise UsageError("recipe key 'clips_per_class' must be at least 2 for pairtune: an anchor needs a positive")
+        for key in ("window", "temperature", "head_lr"):
+            if getattr(self, key) <= 0:
+                raise UsageError(f"recipe key '{key}' must be above 0, is {getattr(self, key)}")
+        for key in ("shift", "gain", "hardness", "weight_decay"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"recipe key '{key}' must not be negative, is {getattr(self, key)}")
+        if not self.lr or min(self.lr) <= 0:
+            raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
+        if not 0 <= self.noise_probability <= 1:
+            raise UsageError(f"recipe key 'noise_probability' must be 0..1, is {self.noise_probability}")
+        if self.snr_low > self.snr_high:
+            raise UsageError(
+                f"recipe keys 'snr_low' ({self.snr_low}) and 'snr_high' ({self.snr_high}) are the wrong way round"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], source: str = "recipe") -> Recipe:
+        """From plain data. Raises UsageError naming a key that is unknown or has a wrong type."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(map(str, raw.keys() - known)):
+            raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+        values = dict(raw)
+        if "lr" in values:
+            rates = values["lr"] if isinstance(values["lr"], list | tuple) else [values["lr"]]
+            values["lr"] = tuple(rates)
+        try:
+            return cls(**values)
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_file(cls, path: Path, **flags: Any) -> Recipe:
+        """From a YAML file of keys and values; `flags` given on the command line win."""
+        import yaml
+
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(raw, dict):
+            raise UsageError(f"{path}: a recipe is a list of `key: value` lines")
+        return cls.from_dict({**raw, **flags}, str(path))
+
+
+def _check(key: str, hint: Any, value: Any) -> None:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        if value not in options:
+            raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}, is {value!r}")
+        return
+    if typing.get_origin(hint) is tuple:
+        good = isinstance(value, tuple) and all(_is(item, float) for item in value)
+    elif type(None) in options:
+        good = value is None or _is(value, options[0])
+    else:
+        good = _is(value, hint)
+    if not good:
+        raise UsageError(f"recipe key '{key}' has the value {value!r}, which is of the wrong type")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

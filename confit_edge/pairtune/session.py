@@ -1,0 +1,206 @@
+"""`train`: from a manifest to a run directory. Stage 1 (one objective), then stage 2 (the dual probe) on the result."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from confit_edge import runs
+from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.geometry import plots
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.trainer import Fitted, Watcher, embed_clips, fit, head_probe, pick_device
+from confit_edge.probes.dual import DualProbe, dual_probe, score
+from confit_runtime.errors import UsageError
+
+
+@dataclass
+class Trained:
+    """A finished training in memory; `baseline` is the dual probe on the encoder before it (None where not asked)."""
+
+    info: runs.RunInfo
+    encoder: Encoder
+    fitted: Fitted
+    probes: DualProbe
+    baseline: DualProbe | None
+    metrics: dict[str, Any]
+
+
+def train(
+    manifest: Path, out: Path, recipe: Recipe, *, resume: bool = False, watch: Watcher | None = None
+) -> Trained | None:
+    """Train and write the run `out`; None when `resume` finds it finished already.
+
+    A training that is killed loses at most the epoch it was in: the same call with `resume=True` ends with the same
+    weights as an undisturbed one. Raises UsageError when `out` holds something else.
+    """
+    check_out(out, recipe, manifest, resume)
+    if (out / "run.json").is_file():
+        return None
+    device = pick_device(recipe.device)
+    encoder = pretrained(recipe.encoder, recipe.window)
+    corpus = read_corpus(
+        manifest,
+        rate=encoder.sample_rate,
+        seed=recipe.seed,
+        label_column=recipe.label_column,
+        group_column=recipe.group_column,
+        split_by=recipe.split_by,
+        background=Path(recipe.background) if recipe.background else None,
+        strict=recipe.strict,
+        progress=(lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None,
+    )
+    if watch:
+        for problem in corpus.problems:
+            watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
+    out.mkdir(parents=True, exist_ok=True)
+    started = {
+        "recipe": recipe.to_dict(),
+        "manifest": str(manifest.resolve()),
+        "fingerprint": corpus.manifest.fingerprint(),
+    }
+    beginning = out / "started.json"
+    if resume and beginning.is_file():
+        refuse_other_training(beginning, started)
+    runs.write_text(beginning, json.dumps(started, indent=2))
+
+    trained = train_corpus(
+        encoder,
+        corpus,
+        recipe,
+        manifest=manifest,
+        device=device,
+        checkpoint=out / runs.CHECKPOINT,
+        name=out.name,
+        watch=watch,
+    )
+    save(trained, corpus, out, device)
+    (out / runs.CHECKPOINT).unlink(missing_ok=True)
+    beginning.unlink()
+    return trained
+
+
+def train_corpus(
+    encoder: Encoder,
+    corpus: Corpus,
+    recipe: Recipe,
+    *,
+    manifest: Path,
+    device: torch.device,
+    name: str,
+    checkpoint: Path | None = None,
+    watch: Watcher | None = None,
+) -> Trained:
+    """The same on a corpus in memory, writing nothing but the checkpoint."""
+    encoder.to(device)
+    baseline = dual_probe(encoder, corpus, recipe, device) if recipe.frozen_baseline else None
+    lr = choose_lr(encoder, corpus, recipe, watch)
+    fitted = fit(encoder, corpus, recipe, lr=lr, epochs=recipe.epochs, checkpoint_path=checkpoint, watch=watch)
+    if watch:
+        watch({"stage": "probe"})
+    probes = dual_probe(encoder, corpus, recipe, device)
+    metrics: dict[str, Any] = {"probes": probes.metrics}
+    if baseline:
+        metrics["frozen"] = baseline.metrics
+    if isinstance(fitted.objective, FineTune):
+        head, test = head_probe(fitted.objective), probes.test_embeddings
+        val = embed_clips(encoder, corpus.val.pcm, device)
+        metrics["head"] = {
+            "val": score(head.scores(val), corpus.val, recipe.seed),
+            "test": score(head.scores(test), corpus.test, recipe.seed),
+        }
+    info = runs.RunInfo(
+        name=name,
+        recipe=recipe.to_dict(),
+        encoder=encoder.spec(),
+        classes=corpus.classes,
+        unknown=corpus.unknown,
+        multi_label=corpus.multi_label,
+        lr=lr,
+        best_epoch=fitted.best_epoch + 1,
+        data=describe_data(manifest, corpus),
+        versions=runs.versions(),
+    )
+    return Trained(info, encoder, fitted, probes, baseline, metrics)
+
+
+def choose_lr(encoder: Encoder, corpus: Corpus, recipe: Recipe, watch: Watcher | None = None) -> float:
+    """The encoder's learning rate: the recipe's only one, or of several the one best on validation after short trainings."""
+    if len(recipe.lr) == 1:
+        return recipe.lr[0]
+    results: dict[float, float] = {}
+    for lr in recipe.lr:
+        fitted = fit(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=recipe.search_epochs)
+        row = fitted.history[fitted.best_epoch]
+        results[lr] = row.get("val_head", row["val_linear"])
+        if watch:
+            watch({"stage": "search", "lr": lr, "validation": results[lr]})
+    return max(results, key=lambda lr: results[lr])
+
+
+def save(trained: Trained, corpus: Corpus, out: Path, device: torch.device) -> None:
+    """Write the run directory with its plots and its card."""
+    from confit_edge.card import run_card
+
+    (out / "plots").mkdir(parents=True, exist_ok=True)
+    plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, out / "plots" / "learning.png")
+    if len(corpus.test):
+        predicted = trained.probes.linear.scores(trained.probes.test_embeddings).argmax(axis=1)
+        plots.confusion_matrix(corpus.test.labels, predicted, corpus.classes, out / "plots" / "confusion.png")
+    runs.write_run(
+        out,
+        trained.info,
+        encoder=trained.encoder,
+        projection=trained.fitted.objective.state_dict(),
+        linear=trained.probes.linear,
+        knn=trained.probes.knn,
+        metrics=trained.metrics,
+        history=trained.fitted.history,
+        card=run_card(trained.info, trained.metrics),
+    )
+
+
+def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
+    """What the run was trained on, for `run.json`."""
+    splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
+    return {
+        "manifest": str(manifest.resolve()),
+        "fingerprint": corpus.manifest.fingerprint(),
+        "clips": {name: len(clips) for name, clips in splits.items()},
+        "groups": {name: len(set(clips.groups)) for name, clips in splits.items()},
+        "problems": dict(Counter(problem.kind for problem in corpus.problems)),
+    }
+
+
+def check_out(out: Path, recipe: Recipe, manifest: Path, resume: bool) -> None:
+    """Raise UsageError where writing a run to `out` would lose something."""
+    if out.is_file():
+        raise UsageError(f"{out}: is a file; -o names a folder for the run")
+    begun = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
+    if (out / "run.json").is_file() and not resume:
+        raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")
+    if begun and not resume:
+        raise UsageError(f"{out}: holds a training that has not finished; add --resume to go on with it, or remove it")
+    if not begun and not (out / "run.json").is_file() and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out}: is not empty and holds no run; choose another -o")
+
+
+def refuse_other_training(beginning: Path, started: dict[str, Any]) -> None:
+    """Raise UsageError naming what differs when `beginning` is of another recipe or other data."""
+    before = json.loads(beginning.read_text(encoding="utf-8"))
+    changed = [key for key, value in started["recipe"].items() if before["recipe"].get(key) != value]
+    if before["fingerprint"] != started["fingerprint"]:
+        changed.append("the data")
+    if changed:
+        raise UsageError(
+            f"{beginning.parent}: --resume needs the same training, but these differ: {', '.join(changed)}"
+        )

@@ -1,0 +1,69 @@
+"""Stage 2, the dual probe: freeze an encoder, and judge its embedding by a linear layer and by its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.trainer import embed_clips
+from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.metrics import accuracy, correct
+from confit_edge.probes.views import augmented_views, stream_views
+
+Floats = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class DualProbe:
+    """Both probes of one frozen encoder, and the embeddings they were judged on."""
+
+    linear: LinearProbe
+    knn: KnnProbe
+    metrics: dict[str, Any]  # {"linear" | "knn": {"val" | "test": Accuracy as a dict}, "k": int}
+    test_embeddings: Floats
+
+
+def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device) -> DualProbe:
+    """Fit on training clips, choose on validation, report on test.
+
+    The linear probe sees each training clip as it is and `probe_views` times more as a device will hear it: in streams over
+    the background where there is one (then it learns the unknown class too), else augmented. The kNN probe sees the clips
+    as they are.
+    """
+    clean = embed_clips(encoder, corpus.train.pcm, device)
+    val, test = (embed_clips(encoder, clips.pcm, device) for clips in (corpus.val, corpus.test))
+    fitting, choosing = (clean, corpus.train.targets), (val, corpus.val.targets)
+    if corpus.unknown is not None and corpus.background_train:
+        views = partial(stream_views, encoder, corpus, recipe=recipe, device=device)
+        fitting = _both(fitting, views(corpus.train, corpus.background_train, views=recipe.probe_views, salt=2))
+        choosing = _both(choosing, views(corpus.val, corpus.background_val, views=1, salt=8))
+    else:
+        fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device))
+    linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
+    knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets)
+    metrics: dict[str, Any] = {"k": knn.k}
+    for name, probe in (("linear", linear), ("knn", knn)):
+        metrics[name] = {
+            "val": score(probe.scores(val), corpus.val, recipe.seed),
+            "test": score(probe.scores(test), corpus.test, recipe.seed),
+        }
+    return DualProbe(linear, knn, metrics, test)
+
+
+def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[Floats, Targets]:
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+
+
+def score(scores: Floats, clips: Clips, seed: int) -> dict[str, float] | None:
+    """Accuracy with its interval, or None where the split has no clips."""
+    return accuracy(correct(scores, clips.targets), clips.groups, seed).to_dict() if len(clips) else None

@@ -1,0 +1,116 @@
+"""The linear probe: how well a plane separates the classes in a frozen embedding (global structure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+STRENGTHS = (0.01, 0.1, 1.0)  # inverse regularisation, tried on validation
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear layer and softmax (sigmoid where `multi_label`): `weight [classes, dim]`, `bias [classes]`."""
+
+    weight: Floats
+    bias: Floats
+    multi_label: bool = False
+
+    def logits(self, embeddings: Floats) -> Floats:
+        """`[..., classes]` of embeddings `[..., dim]`."""
+        return embeddings @ self.weight.T + self.bias
+
+    def scores(self, embeddings: Floats) -> Floats:
+        """Probabilities `[..., classes]`, 0..1."""
+        logits = self.logits(embeddings)
+        if self.multi_label:
+            return (1 / (1 + np.exp(-logits))).astype(np.float32)
+        return softmax(logits)
+
+    @classmethod
+    def fit(
+        cls,
+        embeddings: Floats,
+        targets: npt.NDArray[np.int8],
+        val_embeddings: Floats,
+        val_targets: npt.NDArray[np.int8],
+        *,
+        multi_label: bool = False,
+        strengths: tuple[float, ...] = STRENGTHS,
+    ) -> LinearProbe:
+        """Logistic regression on standardised embeddings `[clips, dim]`, targets 0/1 `[clips, classes]`.
+
+        The regularisation with the smallest validation log loss is kept, then one temperature is fitted to
+        validation, so that a score of 0.8 is right about eight times in ten. Standardisation and temperature are
+        folded into the layer. Each class needs at least one training clip.
+        """
+        mean, scale = embeddings.mean(axis=0), np.maximum(embeddings.std(axis=0), 1e-6)
+        standard = (embeddings - mean) / scale
+        best: tuple[float, LinearProbe] | None = None
+        for strength in strengths:
+            weight, bias = _logistic(standard, targets, strength, multi_label)
+            weight = weight / scale
+            probe = cls(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), multi_label)
+            probe = probe.sharpened(_temperature(probe.logits(val_embeddings), val_targets, multi_label))
+            loss = log_loss(probe.logits(val_embeddings), val_targets, multi_label)
+            if best is None or loss < best[0]:
+                best = (loss, probe)
+        assert best is not None
+        return best[1]
+
+    def sharpened(self, temperature: float) -> LinearProbe:
+        """The same probe with its logits divided by `temperature`."""
+        return LinearProbe(self.weight / np.float32(temperature), self.bias / np.float32(temperature), self.multi_label)
+
+
+def _logistic(
+    embeddings: Floats, targets: npt.NDArray[np.int8], strength: float, multi_label: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    from sklearn.linear_model import LogisticRegression
+
+    def fit(labels: npt.NDArray) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=500, tol=1e-3).fit(embeddings, labels)
+
+    classes = targets.shape[1]
+    if multi_label or classes == 2:
+        columns = targets.T if multi_label else targets.T[1:]
+        layers = [fit(column) for column in columns]
+        weight = np.concatenate([layer.coef_ for layer in layers])
+        bias = np.concatenate([layer.intercept_ for layer in layers])
+        if multi_label:
+            return weight, bias
+        return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    layer = fit(targets.argmax(axis=1))
+    return layer.coef_, layer.intercept_
+
+
+def log_loss(logits: Floats, targets: npt.NDArray[np.int8], multi_label: bool) -> float:
+    """Mean cross-entropy (binary per class where `multi_label`) of logits `[clips, classes]`, in nats."""
+    logits = logits.astype(np.float64)
+    if multi_label:
+        return float((np.logaddexp(0, logits) - targets * logits).mean())
+    top = logits.max(axis=1)
+    normaliser = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    return float((normaliser - logits[np.arange(len(logits)), targets.argmax(axis=1)]).mean())
+
+
+def _temperature(logits: Floats, targets: npt.NDArray[np.int8], multi_label: bool) -> float:
+    """Temperature scaling (Guo et al. 2017, arXiv 1706.04599) by golden-section search over its logarithm."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda log_t: log_loss(logits / np.float32(np.exp(log_t)), targets, multi_label),
+        bounds=(-3.0, 3.0),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
+
+
+def softmax(logits: Floats) -> Floats:
+    """Softmax over the last axis."""
+    exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponent / exponent.sum(axis=-1, keepdims=True)

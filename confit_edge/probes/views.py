@@ -1,0 +1,79 @@
+"""What the linear probe learns from beside the clips as they are: clips as a device will hear them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from confit_edge.data.augment import Pcm
+from confit_edge.data.compose import compose
+from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.trainer import embed_clips, make_augmenter
+
+Floats = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int8]
+
+ON_S = 0.16  # a row speaks of a clip whose middle is this near to its own
+OFF_S = 0.40  # and of nothing known when every clip's middle is further than this
+GAP_S = (0.1, 0.9)
+LEAST_SNR = 3.0  # dB; under more noise than this a word is not demanded
+
+
+def augmented_views(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device) -> tuple[Floats, Targets]:
+    """Embeddings `[views, dim]` and targets of each training clip augmented `probe_views` times."""
+    augment, rng = make_augmenter(encoder, corpus, recipe), np.random.default_rng([recipe.seed, 2])
+    order = rng.permutation(np.repeat(np.arange(len(corpus.train)), recipe.probe_views))
+    parts = [
+        embed_clips(encoder, list(augment([corpus.train.pcm[row] for row in order[start : start + 64]], rng)), device)
+        for start in range(0, len(order), 64)
+    ]
+    return np.concatenate(parts), corpus.train.targets[order]
+
+
+@torch.no_grad()
+def stream_views(
+    encoder: Encoder,
+    corpus: Corpus,
+    clips: Clips,
+    background: list[Pcm],
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    views: int,
+    salt: int,
+) -> tuple[Floats, Targets]:
+    """Embeddings `[rows, dim]` and targets of rows of streams composed from `clips` over `background`.
+
+    Each clip stands in `views` streams. A row in the middle of a clip is that clip's; a row between clips, or over a
+    fragment of one, is of the unknown class; rows between the two are left out. As many unknown rows are kept as there
+    are others: a stream is mostly nothing, and a probe that never met nothing hears words in it.
+    """
+    assert corpus.unknown is not None
+    encoder.eval()
+    unknown = corpus.classes.index(corpus.unknown)
+    rate, embeddings, labels = encoder.sample_rate, [], []
+    for view in range(views):
+        rng = np.random.default_rng([recipe.seed, salt, view])
+        samples = sum(map(len, clips.pcm)) + int(GAP_S[1] * rate * len(clips))
+        names = [str(row) for row in range(len(clips))]
+        snr = (max(recipe.snr_low, LEAST_SNR), max(recipe.snr_high, LEAST_SNR))
+        stream, spoken = compose(
+            clips.pcm, names, background, samples=samples, rate=rate, snr=snr, rng=rng, gap_s=GAP_S
+        )
+        stream = stream[: spoken[-1].end + encoder.window]
+        rows = encoder.rows(torch.from_numpy(stream).to(device)).cpu().numpy()
+        middle = encoder.window / 2 + encoder.hop * np.arange(len(rows))
+        centres = np.array([(word.start + word.end) / 2 for word in spoken])
+        nearest = np.abs(middle[:, None] - centres[None, :]).argmin(axis=1)
+        distance = np.abs(middle - centres[nearest]) / rate
+        owner = np.array([clips.labels[int(word.label)] for word in spoken])[nearest]
+        embeddings.append(rows)
+        labels.append(np.where(distance <= ON_S, owner, np.where(distance >= OFF_S, unknown, -1)))
+    label, embedding = np.concatenate(labels), np.concatenate(embeddings)
+    on, off = np.flatnonzero((label >= 0) & (label != unknown)), np.flatnonzero(label == unknown)
+    off = np.random.default_rng([recipe.seed, salt]).choice(off, min(len(off), len(on)), replace=False)
+    kept = np.sort(np.concatenate([on, off]))
+    return embedding[kept], np.eye(len(corpus.classes), dtype=np.int8)[label[kept]]

@@ -1,0 +1,164 @@
+"""The run directory: one training with one objective, as plain files. Written atomically, read with checks, no pickle."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from confit_edge import __version__
+from confit_edge.encoders import build
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.linear import LinearProbe
+from confit_runtime.errors import ConfitError, UsageError
+
+SCHEMA = 1
+CHECKPOINT = "checkpoint.safetensors"
+_FILES = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """`run.json`: what was trained, on what, with what."""
+
+    name: str
+    recipe: dict[str, Any]
+    encoder: dict[str, Any]  # Encoder.spec()
+    classes: list[str]
+    unknown: str | None
+    multi_label: bool
+    lr: float  # chosen on validation where the recipe names several
+    best_epoch: int
+    data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, problems
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, loaded."""
+
+    path: Path
+    info: RunInfo
+    recipe: Recipe
+    encoder: Encoder
+    linear: LinearProbe
+    knn: KnnProbe
+    metrics: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """What produced a run: Python, the platform's machine and the libraries that change numbers."""
+    found = {"confit-edge": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("torch", "transformers", "scikit-learn", "numpy", "soxr", "soundfile"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def write_run(
+    path: Path,
+    info: RunInfo,
+    *,
+    encoder: Encoder,
+    projection: dict[str, Tensor],
+    linear: LinearProbe,
+    knn: KnnProbe,
+    metrics: dict[str, Any],
+    history: list[dict[str, float]],
+    card: str,
+) -> None:
+    """Write every file of a run; `run.json` comes last, so a folder with it is whole."""
+    from safetensors.numpy import save_file as save_arrays
+    from safetensors.torch import save_file as save_tensors
+
+    path.mkdir(parents=True, exist_ok=True)
+    save_tensors(_cloned(encoder.state_dict()), path / "encoder.safetensors")
+    save_tensors(_cloned(projection), path / "projection.safetensors")
+    arrays: dict[str, npt.NDArray] = {
+        "linear.weight": linear.weight,
+        "linear.bias": linear.bias,
+        "knn.prints": knn.prints,
+        "knn.targets": knn.targets,
+    }
+    save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()}, path / "probe.safetensors")
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with (path / "history.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns)
+        writer.writeheader()
+        writer.writerows(history)
+    write_text(path / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    write_text(path / "README.md", card)
+    write_text(path / "run.json", json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_run(path: Path) -> Run:
+    """Load a finished run. Raises UsageError when it is none, ConfitError naming the file that is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file as load_arrays
+    from safetensors.torch import load_file as load_tensors
+
+    if (path / CHECKPOINT).is_file() and not (path / "run.json").is_file():
+        raise UsageError(
+            f"{path}: this training has not finished; continue it with `confit-edge train ... -o {path} --resume`"
+        )
+    if absent := [name for name in _FILES if not (path / name).is_file()]:
+        raise UsageError(f"{path}: not a run (it lacks {', '.join(absent)}); make one with `confit-edge train`")
+    reading = path / "run.json"
+    try:
+        raw = json.loads(reading.read_text(encoding="utf-8"))
+        if raw.get("schema") != SCHEMA:
+            raise ConfitError(f"{reading}: schema {raw.get('schema')} is not known to this version (it reads {SCHEMA})")
+        info = RunInfo(**raw)
+        recipe = Recipe.from_dict(info.recipe, str(reading))
+        encoder = build(info.encoder)
+        reading = path / "encoder.safetensors"
+        encoder.load_state_dict(load_tensors(reading), strict=True)
+        reading = path / "probe.safetensors"
+        arrays = load_arrays(reading)
+        linear = LinearProbe(arrays["linear.weight"], arrays["linear.bias"], info.multi_label)
+        reading = path / "metrics.json"
+        metrics = json.loads(reading.read_text(encoding="utf-8"))
+        knn = KnnProbe(arrays["knn.prints"], arrays["knn.targets"], metrics["probes"]["k"])
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ConfitError(f"{reading}: damaged or from another version ({str(error).splitlines()[0]})") from error
+    return Run(path, info, recipe, encoder.eval(), linear, knn, metrics)
+
+
+def weights_sha256(encoder: Encoder) -> str:
+    """A digest of an encoder's weights: names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: torch.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }

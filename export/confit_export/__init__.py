@@ -1,0 +1,1 @@
+"""Stage 3: a run becomes one ONNX file, quantised, checked, with its contract inside."""

@@ -1,0 +1,56 @@
+"""What enrollment on a device starts from: a cohort of sounds that are not enrolled, and a prior for the threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.data.corpus import Corpus
+from confit_runtime.gallery import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Matcher
+
+Floats = npt.NDArray[np.float32]
+
+PRINTS_PER_CLASS = 4
+FALSE_ACCEPT_RATE = 0.01
+ENROLLED = 3
+
+
+def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
+    """Which training clips stand in the cohort: a few of each class, as indices into `corpus.training_clips()`."""
+    rng = np.random.default_rng([seed, 4])
+    targets = corpus.training_clips().targets
+    chosen: list[int] = []
+    for column in range(targets.shape[1]):
+        members = np.flatnonzero(targets[:, column])
+        chosen += sorted(int(row) for row in rng.choice(members, min(PRINTS_PER_CLASS, len(members)), replace=False))
+    return list(dict.fromkeys(chosen))
+
+
+def enrollment_prior(
+    val: Floats, val_labels: npt.NDArray[np.int64], cohort: Floats, cohort_labels: npt.NDArray[np.int64], seed: int
+) -> dict[str, float]:
+    """The similarity that only one stranger in a hundred reaches, among validation clips.
+
+    Each validation class in turn is enrolled from three clips, and clips of every other class try to pass for it, with
+    both classes taken out of the cohort, as if neither had been known at training. `val [clips, dim]` and
+    `cohort [n, dim]` are of unit length. A stranger who is nearer to the cohort than to the prints is refused whatever
+    the threshold, and counts as 0.
+    """
+    rng = np.random.default_rng([seed, 5])
+    strangers: list[float] = []
+    for enrolled in np.unique(val_labels):
+        members = np.flatnonzero(val_labels == enrolled)
+        prints = val[rng.choice(members, min(ENROLLED, len(members)), replace=False)]
+        others = np.flatnonzero(val_labels != enrolled)
+        for row in rng.choice(others, min(60, len(others)), replace=False):
+            rest = cohort[(cohort_labels != enrolled) & (cohort_labels != val_labels[row])]
+            matcher = Matcher(["enrolled"], [0] * len(prints), prints, rest, threshold=-1.0, margin=0.0)
+            match = matcher.match(val[row])
+            strangers.append(match.score if match.name else 0.0)
+    threshold = float(np.quantile(strangers, 1 - FALSE_ACCEPT_RATE)) if strangers else DEFAULT_THRESHOLD
+    return {
+        "threshold": round(max(0.2, threshold), 4),
+        "margin": DEFAULT_MARGIN,
+        "false_accept_rate": FALSE_ACCEPT_RATE,
+        "trials": len(strangers),
+    }

@@ -1,0 +1,189 @@
+"""From a run's torch modules to one ONNX graph: PCM (and state) in, scores, embedding (and state) out."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from confit_edge.encoders.base import Encoder, normalise
+from confit_edge.encoders.speech_embedding import SpeechEmbedding
+from confit_edge.probes.linear import LinearProbe
+from confit_export.streaming import StreamingStack
+from confit_runtime.errors import ConfitError
+
+OPSET = 17
+
+
+class Head(nn.Module):
+    """Pooled frames `[streams, hops, dim]` to scores `[streams, hops, classes]` and embeddings `[streams, hops, dim]`."""
+
+    def __init__(self, probe: LinearProbe) -> None:
+        super().__init__()
+        self.multi_label = probe.multi_label
+        self.linear = nn.Linear(probe.weight.shape[1], probe.weight.shape[0])
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.from_numpy(probe.weight))
+            self.linear.bias.copy_(torch.from_numpy(probe.bias))
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = normalise(pooled)
+        logits = self.linear(embedding)
+        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)), embedding
+
+
+class StreamingModel(nn.Module):
+    """The whole model with carried state; takes any multiple of `hop` samples."""
+
+    def __init__(self, encoder: SpeechEmbedding, probe: LinearProbe) -> None:
+        super().__init__()
+        self.stack = StreamingStack(encoder.streaming_layers())
+        self.head = Head(probe)
+        shapes = self.stack.state_shapes(torch.zeros(1, 1, encoder.hop))
+        self.state = {f"state_{index:02d}": shape for index, shape in enumerate(shapes)}
+        # the spectrum and the mel bands are measurements, not features: they and the head stay in fp32
+        self.fp32_scopes = ("/stack/layers.0/", "/stack/layers.1/", "/head/")
+
+    def forward(self, pcm: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        pooled, following = self.stack(pcm[:, None], list(states))
+        scores, embedding = self.head(pooled.transpose(1, 2))
+        return scores, embedding, *following
+
+
+class WindowedModel(nn.Module):
+    """The whole model on exactly one window: one row out."""
+
+    def __init__(self, encoder: Encoder, probe: LinearProbe) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, Head(probe)
+        self.state: dict[str, list[int]] = {}
+        self.fp32_scopes = ("/encoder/front_end/", "/head/")
+
+    def forward(self, pcm: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.head(self.encoder.frames(pcm).mean(dim=1, keepdim=True)))
+
+
+def assemble(encoder: Encoder, probe: LinearProbe) -> StreamingModel | WindowedModel:
+    """The export form of a frozen encoder with its linear probe."""
+    if isinstance(encoder, SpeechEmbedding):
+        return StreamingModel(encoder, probe).eval()
+    return WindowedModel(encoder, probe).eval()
+
+
+def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.ndarray) -> onnx.ModelProto:
+    """The fp32 graph, with `cohort [n, dim]` as an initializer and an output of that name."""
+    streaming = bool(model.state)
+    samples = 2 * encoder.hop if streaming else encoder.window
+    states = [torch.zeros(2, *shape) for shape in model.state.values()]
+    names = ["pcm", *model.state]
+    outputs = ["scores", "embedding", *(f"{name}_out" for name in model.state)]
+    axes: dict[str, dict[int, str]] = {name: {0: "streams"} for name in names + outputs}
+    if streaming:
+        axes["pcm"][1] = "samples"
+        axes["scores"][1] = axes["embedding"][1] = "hops"
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the TorchScript exporter announces its own retirement on each call
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, samples), *states),
+            buffer,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    graph_model = onnx.load_from_string(buffer.getvalue())
+    _constants_to_initializers(graph_model.graph)
+    _add_cohort(graph_model, cohort.astype(np.float32))
+    graph_model.producer_name, graph_model.producer_version = "confit-edge", ""
+    onnx.checker.check_model(graph_model)
+    return graph_model
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """One place for weights: the exporter writes fixed buffers as Constant nodes, which quantisers pass over."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
+
+
+def _add_cohort(model: onnx.ModelProto, cohort: np.ndarray) -> None:
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(cohort, "cohort_prints"))
+    graph.node.append(helper.make_node("Identity", ["cohort_prints"], ["cohort"], name="cohort"))
+    graph.output.append(helper.make_tensor_value_info("cohort", onnx.TensorProto.FLOAT, list(cohort.shape)))
+
+
+def ancestors(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The nodes and initializers that an output depends on, in graph order."""
+    wanted, nodes = {output}, []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    return nodes[::-1], [tensor for tensor in graph.initializer if tensor.name in wanted]
+
+
+def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, int]:
+    """Multiply-adds of one call with inputs shaped like `feed`, by node name: Conv, MatMul and Gemm.
+
+    Shapes are what onnxruntime computes: each such node's output is fetched once.
+    """
+    import onnxruntime
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.metadata_props[:]
+    counted = [node for node in probe.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
+    weights = {tensor.name: list(tensor.dims) for tensor in probe.graph.initializer}
+    present = {output.name for output in probe.graph.output}
+    wanted = [node.output[0] for node in counted]
+    wanted += [node.input[0] for node in counted if node.op_type == "MatMul"]
+    inputs = {entry.name for entry in probe.graph.input}
+    for name in dict.fromkeys(wanted):
+        if name not in present and name not in inputs:
+            probe.graph.output.append(helper.make_empty_tensor_value_info(name))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    fetched = [output.name for output in session.get_outputs()]
+    shapes: dict[str, Any] = {
+        name: value.shape for name, value in zip(fetched, session.run(fetched, feed), strict=True)
+    }
+    shapes |= {name: value.shape for name, value in feed.items()}
+    shapes |= weights
+    total: dict[str, int] = {}
+    for node in counted:
+        out = int(np.prod(shapes[node.output[0]]))
+        if node.op_type == "Conv":
+            weight = _weight_shape(probe.graph, node.input[1], weights)
+            total[node.name] = out * int(np.prod(weight[1:]))
+        else:
+            total[node.name] = out * int(
+                shapes[node.input[0]][-1]
+                if node.op_type == "MatMul"
+                else _weight_shape(probe.graph, node.input[1], weights)[-1]
+            )
+    return total
+
+
+def _weight_shape(graph: onnx.GraphProto, name: str, weights: dict[str, list[int]]) -> list[int]:
+    """A weight's shape, through the DequantizeLinear of a quantised graph."""
+    if name in weights:
+        return weights[name]
+    for node in graph.node:
+        if name in node.output and node.input and node.input[0] in weights:
+            return weights[node.input[0]]
+    raise ConfitError(f"the graph computes the weight {name!r}: its multiply-adds cannot be counted")

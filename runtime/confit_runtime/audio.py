@@ -1,0 +1,140 @@
+"""Decoding and resampling: soundfile reads, soxr resamples, everything inside is mono float32 in -1..1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.errors import AudioError, UsageError
+
+Pcm = npt.NDArray[np.float32]
+
+MIN_RATE, MAX_RATE = 1_000, 768_000
+
+
+def read_audio(path: str | Path) -> tuple[Pcm, int]:
+    """Read a sound file of any libsndfile format, rate and channel count.
+
+    Returns `(pcm [samples] float32 mono, sample_rate in Hz)`. Raises UsageError when there is no such file and
+    AudioError when it is not sound that libsndfile can read to its end.
+    """
+    with open_sound(path) as sound:
+        return np.concatenate([np.zeros(0, np.float32), *decode(sound)]), int(sound.samplerate)
+
+
+def open_sound(path: str | Path) -> Any:
+    """Open a sound file for `decode`, as a `soundfile.SoundFile`. Raises UsageError, AudioError."""
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: no such file" if not path.is_dir() else f"{path}: is a folder, expected a sound file"
+        )
+    try:
+        sound = soundfile.SoundFile(str(path))
+    except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
+        raise _unreadable(path, error) from error
+    if not MIN_RATE <= sound.samplerate <= MAX_RATE:
+        raise AudioError(f"{path}: its sample rate of {sound.samplerate} Hz is outside {MIN_RATE}..{MAX_RATE} Hz")
+    return sound
+
+
+def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
+    """The rest of an open sound file as mono blocks `[<= block]`.
+
+    Raises AudioError when the file breaks off or is damaged on the way: some decoders stop early without a word, so
+    what came is held against what the header promised (to 0.1 s, for MP3 lengths may be estimates).
+    """
+    missing = sound.frames - sound.tell()
+    try:
+        while len(frames := sound.read(block, dtype="float32", always_2d=True)):
+            missing -= len(frames)
+            yield to_mono(frames)
+    except (RuntimeError, ValueError) as error:
+        raise _unreadable(sound.name, error) from error
+    if missing > sound.samplerate // 10:
+        raise _unreadable(sound.name, f"{missing / sound.samplerate:.1f} s of it are missing")
+
+
+def _unreadable(path: str | Path, why: object) -> AudioError:
+    reason = str(why).rsplit(": ", 1)[-1].strip().rstrip(".")
+    return AudioError(f"{path}: cannot be read as sound ({reason}); is it a complete audio file?")
+
+
+def to_mono(pcm: npt.ArrayLike) -> Pcm:
+    """Mono float32 in -1..1 from `[samples]` or `[samples, channels]`, integer or float PCM (channels are averaged)."""
+    array = np.asarray(pcm)
+    if array.ndim not in (1, 2):
+        raise AudioError(f"audio must be [samples] or [samples, channels], got shape {array.shape}")
+    if array.dtype == np.uint8:
+        array = (array.astype(np.float32) - 128.0) / 128.0
+    elif np.issubdtype(array.dtype, np.signedinteger):
+        array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
+    elif not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(f"audio must be integer or float PCM, got {array.dtype}")
+    array = array.astype(np.float32, copy=False)
+    return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
+
+
+def check_rate(rate: float) -> int:
+    """The rate as an int, or UsageError when it is no sample rate in Hz."""
+    if not (MIN_RATE <= rate <= MAX_RATE) or int(rate) != rate:
+        raise UsageError(f"sample rate {rate} Hz is outside {MIN_RATE}..{MAX_RATE} (whole Hz)")
+    return int(rate)
+
+
+def resample(pcm: Pcm, rate: int, to: int) -> Pcm:
+    """Resample a whole clip `[samples]` from `rate` to `to` Hz (soxr, high quality)."""
+    import soxr
+
+    check_rate(rate)
+    return pcm if rate == to else soxr.resample(pcm, rate, to, quality="HQ").astype(np.float32, copy=False)
+
+
+def load_clip(path: str | Path, rate: int) -> Pcm:
+    """Read a clip as mono float32 at `rate` Hz. Raises AudioError on a clip with no samples or with NaN or infinity."""
+    pcm, file_rate = read_audio(path)
+    if pcm.size == 0:
+        raise AudioError(f"{path}: holds no samples")
+    if not np.isfinite(pcm).all():
+        raise AudioError(f"{path}: holds NaN or infinite samples")
+    return resample(pcm, file_rate, to=rate)
+
+
+class StreamResampler:
+    """Resamples a stream pushed in chunks of any length.
+
+    Input goes to soxr in blocks of one fixed size, so what comes out does not depend on how the stream was chopped.
+    """
+
+    def __init__(self, rate: int, to: int) -> None:
+        import soxr
+
+        self.rate, self.to = check_rate(rate), to
+        self._soxr = None if rate == to else soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+        self._block = max(1, rate // 50)
+        self._held = np.zeros(0, np.float32)
+
+    def push(self, pcm: Pcm) -> Pcm:
+        """Take `[samples]` at `rate`; give what is ready at `to` (possibly nothing)."""
+        if self._soxr is None:
+            return pcm
+        self._held = np.concatenate([self._held, pcm])
+        whole = len(self._held) // self._block * self._block
+        blocks, self._held = self._held[:whole], self._held[whole:]
+        return self._join(self._soxr.resample_chunk(block) for block in blocks.reshape(-1, self._block))
+
+    def finish(self) -> Pcm:
+        """Give the rest. The resampler cannot be pushed to afterwards."""
+        if self._soxr is None:
+            return np.zeros(0, np.float32)
+        return self._join([self._soxr.resample_chunk(self._held, last=True)])
+
+    @staticmethod
+    def _join(parts: Iterator[Pcm] | list[Pcm]) -> Pcm:
+        return np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float32, copy=False)

@@ -1,0 +1,249 @@
+"""The contract: what a model file says of itself, as JSON under `confit_edge` in the ONNX `metadata_props`.
+
+`seal` writes it together with a digest of every other byte that matters, and `unseal` checks both before onnxruntime
+sees the file: a truncated, damaged or foreign file is refused with one clear line. The few lines of protobuf reading
+below exist so that a device needs no onnx package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from confit_runtime.errors import ModelError
+
+SCHEMA = 1
+CONTRACT_KEY = "confit_edge"
+DIGEST_KEY = "confit_edge_sha256"
+
+_MODEL_GRAPH, _MODEL_METADATA = 7, 14  # field numbers of onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything a device needs to know of a model. Lengths are in samples at `sample_rate`, hops are rows of output.
+
+    A row of output describes `window` samples and is made every `hop` samples; the sound it speaks of is centred
+    `latency_samples` before the row's last sample. `thresholds` maps a label to `{"on": t, "off": t}`; `on` may be
+    above 1 for a label that must never fire. `state` maps each state input to its shape without the leading streams
+    axis; an empty `state` means a windowed model.
+    """
+
+    schema: int
+    name: str
+    labels: list[str]
+    multi_label: bool
+    unknown_label: str | None
+    sample_rate: int
+    hop: int
+    window: int
+    pool_hops: int
+    warmup_hops: int
+    latency_samples: int
+    state: dict[str, list[int]]
+    thresholds: dict[str, dict[str, float]]
+    smoothing_hops: int
+    min_hops: int
+    refractory_s: float
+    encoder: dict[str, Any]
+    embedding_id: str
+    embedding_dim: int
+    precision: str
+    data: dict[str, Any]
+    metrics: dict[str, Any]
+    parity: dict[str, Any]
+    calibration: dict[str, Any]
+    license: str
+    version: str
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, str(field.type), getattr(self, field.name))
+        if self.schema != SCHEMA:
+            raise ModelError(
+                f"contract schema {self.schema} is not known here (this version reads {SCHEMA}): update confit-edge"
+            )
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise ModelError("contract key 'labels' must list at least one label, each once")
+        for key in ("sample_rate", "hop", "window", "pool_hops", "smoothing_hops", "min_hops", "embedding_dim"):
+            if getattr(self, key) < 1:
+                raise ModelError(f"contract key '{key}' must be at least 1, is {getattr(self, key)}")
+        for key in ("warmup_hops", "latency_samples", "refractory_s"):
+            if getattr(self, key) < 0:
+                raise ModelError(f"contract key '{key}' must not be negative, is {getattr(self, key)}")
+        if self.unknown_label is not None and self.unknown_label not in self.labels:
+            raise ModelError(
+                f"contract key 'unknown_label' names {self.unknown_label!r}, which is not among the labels"
+            )
+        for label in self.labels:
+            levels = self.thresholds.get(label, {})
+            if not {"on", "off"} <= levels.keys() or levels["off"] > levels["on"]:
+                raise ModelError(f"contract key 'thresholds' lacks on >= off for label {label!r}")
+        if self.window % self.hop:
+            raise ModelError(f"contract key 'window' ({self.window}) must be a whole number of hops ({self.hop})")
+        for state, shape in self.state.items():
+            if not shape or any(size < 1 for size in shape):
+                raise ModelError(f"contract key 'state' gives {state!r} the shape {shape}")
+        if self.state and self.window != (self.warmup_hops + 1) * self.hop:
+            raise ModelError("contract keys disagree: a streaming model's window is (warmup_hops + 1) * hop")
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the model carries state from call to call (else it takes whole windows)."""
+        return bool(self.state)
+
+    def to_json(self) -> str:
+        """The contract as JSON: the same contract gives the same bytes."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Read and check. Raises ModelError naming the key at fault."""
+        try:
+            raw = json.loads(text)
+            json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()  # no NaN, infinity or half a surrogate pair
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"the contract is not JSON ({error})") from error
+        if not isinstance(raw, dict):
+            raise ModelError("the contract is not a JSON object")
+        if isinstance(raw.get("schema"), int) and raw["schema"] != SCHEMA:
+            raise ModelError(
+                f"contract schema {raw['schema']} is not known here (this version reads {SCHEMA}): update confit-edge"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        if missing := sorted(known - raw.keys()):
+            raise ModelError(f"the contract lacks {', '.join(missing)}")
+        if extra := sorted(raw.keys() - known):
+            raise ModelError(f"the contract has unknown keys: {', '.join(extra)}")
+        return cls(**raw)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+}
+
+
+def _check_type(key: str, annotation: str, value: object) -> None:
+    if annotation in _TYPES:
+        good = isinstance(value, _TYPES[annotation]) and (annotation == "bool" or not isinstance(value, bool))
+        good = good and value == value and value not in (float("inf"), float("-inf"))
+    elif annotation == "list[str]":
+        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif annotation == "dict[str, list[int]]":
+        good = isinstance(value, dict) and all(
+            isinstance(shape, list) and all(type(size) is int for size in shape) for shape in value.values()
+        )
+    elif annotation == "dict[str, dict[str, float]]":
+        good = isinstance(value, dict) and all(
+            isinstance(levels, dict)
+            and all(type(level) in (int, float) and level == level for level in levels.values())
+            for levels in value.values()
+        )
+    else:
+        good = isinstance(value, dict)
+    if not good:
+        raise ModelError(f"contract key '{key}' must be {annotation}, is {str(value)[:60]!r}")
+
+
+def seal(model: bytes, contract: Contract) -> bytes:
+    """Append contract and digest to a serialised ONNX model that has no metadata of ours yet."""
+    body = model + _metadata(CONTRACT_KEY, contract.to_json())
+    return body + _metadata(DIGEST_KEY, hashlib.sha256(body).hexdigest())
+
+
+def unseal(model: bytes) -> Contract:
+    """The contract of a sealed model file's bytes.
+
+    Raises ModelError when the bytes are not a complete ONNX model of ours: truncated, damaged, or another tool's.
+    """
+    fields = list(_fields(model))
+    if not any(number == _MODEL_GRAPH for number, _, _, _ in fields):
+        raise ModelError("is not an ONNX model (or it was cut short)")
+    entries = {}
+    for number, start, payload_start, end in fields:
+        if number == _MODEL_METADATA:
+            key, value = _entry(model[payload_start:end])
+            entries[key] = (value, start, end)
+    if CONTRACT_KEY not in entries:
+        raise ModelError("holds no confit_edge contract: it was not made by `confit-edge export`, or it was cut short")
+    if DIGEST_KEY not in entries:
+        raise ModelError("has lost its digest: the file was cut short or edited")
+    digest, start, end = entries[DIGEST_KEY]
+    if end != len(model) or hashlib.sha256(model[:start]).hexdigest() != digest:
+        raise ModelError("does not match its own digest: the file was damaged or edited")
+    return Contract.from_json(entries[CONTRACT_KEY][0])
+
+
+def _metadata(key: str, value: str) -> bytes:
+    entry = _text(1, key) + _text(2, value)
+    return _key(_MODEL_METADATA) + _varint(len(entry)) + entry
+
+
+def _text(number: int, text: str) -> bytes:
+    raw = text.encode()
+    return _key(number) + _varint(len(raw)) + raw
+
+
+def _key(number: int) -> bytes:
+    return _varint(number << 3 | 2)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ModelError("is not a complete ONNX model: the file was cut short or damaged")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of one protobuf message: (number, start, payload start, end)."""
+    at = 0
+    while at < len(data):
+        start = at
+        key, at = _read_varint(data, at)
+        number, wire = key >> 3, key & 7
+        payload = at
+        if wire == 0:
+            _, at = _read_varint(data, at)
+        elif wire == 1:
+            at += 8
+        elif wire == 2:
+            length, payload = _read_varint(data, at)
+            at = payload + length
+        elif wire == 5:
+            at += 4
+        else:
+            raise ModelError("is not an ONNX model")
+        if at > len(data) or number == 0:
+            raise ModelError("is not a complete ONNX model: the file was cut short or damaged")
+        yield number, start, payload, at
+
+
+def _entry(data: bytes) -> tuple[str, str]:
+    texts = {number: data[payload:end] for number, _, payload, end in _fields(data)}
+    try:
+        return texts.get(1, b"").decode(), texts.get(2, b"").decode()
+    except UnicodeDecodeError as error:
+        raise ModelError("holds metadata that is not text: the file was damaged") from error

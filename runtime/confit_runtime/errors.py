@@ -1,0 +1,31 @@
+"""Errors a person can act on: each message names what is at fault and what to do about it."""
+
+from __future__ import annotations
+
+
+class ConfitError(Exception):
+    """The work could not be done. The command line prints the message on one line and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(ConfitError):
+    """What was asked for cannot be meant: a wrong option, a missing file, a column that is not there."""
+
+    exit_code = 2
+
+
+class AudioError(ConfitError):
+    """A clip or a stream that cannot be read as sound."""
+
+
+class ModelError(ConfitError):
+    """A model file that is damaged, is not ours, or is from a version we do not know."""
+
+
+class GalleryError(ConfitError):
+    """A gallery that is damaged, is not ours, or was enrolled with another model."""
+
+
+class DeviceError(ConfitError):
+    """No microphone, no PortAudio, or a device that went away."""

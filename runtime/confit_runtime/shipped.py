@@ -1,0 +1,20 @@
+"""Where the files that ship with confit-edge are: models, encoder weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from confit_runtime.errors import UsageError
+
+_HERE = Path(__file__).resolve().parent
+# in an installed wheel beside this module, in a checkout at the top level
+MODELS = _HERE / "models" if (_HERE / "models").is_dir() else _HERE.parents[1] / "models"
+
+
+def shipped_model(name: str) -> Path:
+    """The path of a model that ships with confit-edge, by its name. Raises UsageError listing what there is."""
+    path = MODELS / f"{name}.onnx"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in MODELS.glob("*.onnx"))) or "none"
+        raise UsageError(f"{name}: no such file, and no shipped model of that name (shipped: {names})")
+    return path

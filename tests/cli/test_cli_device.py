@@ -1,0 +1,437 @@
+"""The device verbs as a user runs them: real processes, a real (tiny) model, real pipes and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests import tiny_model
+from tests.tiny_model import Floats, chord, silence, tone
+
+COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
+ROOT = Path(__file__).parents[2]
+BELL, BUZZ = (300.0, 2600.0), (800.0, 5000.0)
+RATE = 44_100
+
+try:
+    import sounddevice  # noqa: F401
+
+    HAS_PORTAUDIO = True
+except OSError:
+    HAS_PORTAUDIO = False
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a scene to listen to, and clips to enroll."""
+    home = tmp_path_factory.mktemp("home")
+    tiny_model.build(home / "tiny.onnx")
+    tiny_model.build(home / "other.onnx", name="other", embedding_id="another-embedding")
+    soundfile.write(home / "scene.flac", scene(RATE), RATE)
+    (home / "bells").mkdir()
+    for at in range(3):
+        soundfile.write(home / "bells" / f"bell-{at}.wav", chord(BELL, 0.4 + at / 10), 16_000)
+    soundfile.write(home / "buzz.wav", chord(BUZZ, 0.5, 48_000), 48_000)
+    soundfile.write(home / "stranger.wav", chord((300.0, 1800.0), 0.5, 22_050), 22_050)
+    soundfile.write(home / "silent.wav", silence(0.5), 16_000)
+    soundfile.write(home / "short.wav", tone(500, 0.03), 16_000)
+    (home / "text.wav").write_text("this is not sound\n")
+    (home / "text.onnx").write_text("this is not a model\n")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000)
+    soundfile.write(home / "damaged.flac", noise, 16_000)
+    data = (home / "damaged.flac").read_bytes()
+    (home / "damaged.flac").write_bytes(data[: len(data) // 2] + bytes(3000) + data[len(data) // 2 + 3000 :])
+    done = run(home, "enroll", "tiny.onnx", "bell", "bells", "--gallery", "house.db", "--json")
+    assert (done.returncode, lines(done)) == (0, [{"type": "enrolled", "name": "bell", "prints": 3, "voiced_s": 1.5}])
+    return home
+
+
+def scene(rate: int) -> Floats:
+    """low at 0.4 s, a bell at 1.0 s, mid at 1.8 s."""
+    parts = [
+        tone(500, 0.3, rate),
+        silence(0.3, rate),
+        chord(BELL, 0.5, rate),
+        silence(0.3, rate),
+        tone(1200, 0.3, rate),
+    ]
+    return np.concatenate([silence(0.4, rate), *parts, silence(0.4, rate)])
+
+
+def environment(*first: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, ROOT, ROOT / "export", ROOT / "runtime"]))}
+
+
+def run(folder: Path, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, input=stdin, capture_output=True, timeout=60, env=environment(), check=False
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+# listen
+
+
+def test_listen_to_a_file(home: Path) -> None:
+    done = run(home, "listen", "tiny.onnx", "--source", "scene.flac", "--json")
+    assert done.returncode == 0
+    *detections, summary = lines(done)
+    assert [(one["type"], one["model"], one["label"], one["speaker"]) for one in detections] == [
+        ("detection", "tiny", "low", None),
+        ("detection", "tiny", "mid", None),
+    ]
+    for one, start in zip(detections, [0.4, 1.8], strict=True):
+        assert abs(one["start_s"] - start) < 0.1
+        assert one["start_sample"] == round(one["start_s"] * RATE)
+        assert one["end_sample"] == round(one["end_s"] * RATE)
+        assert 0.6 <= one["score"] <= 1.0
+    assert summary == {
+        "type": "summary",
+        "model": "tiny",
+        "source": "scene.flac",
+        "seconds": 2.5,
+        "detections": {"low": 1, "mid": 1},
+        "dropped_samples": 0,
+    }
+
+
+def test_listen_prints_a_line_for_each_detection(home: Path) -> None:
+    done = run(home, "listen", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db")
+    assert done.returncode == 0
+    assert [line.split()[2] for line in done.stdout.splitlines()] == ["low", "bell", "mid"]
+    assert done.stderr == "tiny: low 1, bell 1, mid 1 in 2.5 s\n"
+
+
+@pytest.mark.parametrize(("form", "channels"), [("s16le", 1), ("f32le", 2)])
+def test_listen_to_a_pipe(home: Path, form: str, channels: int) -> None:
+    sound = np.repeat(scene(16_000)[:, None], channels, axis=1)
+    data = (sound * 32767).astype("<i2").tobytes() if form == "s16le" else sound.astype("<f4").tobytes()
+    described = ["--rate", "16000", "--channels", str(channels), "--format", form]
+    done = run(home, "listen", "tiny.onnx", "--source", "-", *described, "--json", stdin=data + b"\x01")
+    assert [one.get("label") for one in lines(done)] == ["low", "mid", None]
+    assert lines(done)[-1]["source"] == "-"
+
+
+def test_raw_pcm_does_not_come_from_a_terminal(home: Path) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [*COMMAND, "listen", "tiny.onnx", "--source", "-", "--rate", "16000"],
+        cwd=home,
+        env=environment(),
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "stdin is a terminal" in done.stderr
+
+
+def test_listen_with_several_models(home: Path) -> None:
+    done = run(home, "listen", "other.onnx", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db", "--json")
+    assert done.returncode == 0
+    *detections, first, second = lines(done)
+    assert [one["label"] for one in detections if one["model"] == "other"] == ["low", "mid"]
+    assert [one["label"] for one in detections if one["model"] == "tiny"] == ["low", "bell", "mid"]
+    assert (first["model"], first["detections"]) == ("other", {"low": 1, "mid": 1})
+    assert (second["model"], second["detections"]) == ("tiny", {"low": 1, "bell": 1, "mid": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["--threshold", "low=1"], ["mid"]),
+        (["--threshold", "1"], []),
+        (["--threshold", "1", "--threshold", "mid=0.5"], ["mid"]),
+        (["--seconds", "1.5"], ["low"]),
+        (["--seconds", "0"], []),
+    ],
+)
+def test_listen_with_thresholds_and_for_a_while(home: Path, options: list[str], labels: list[str]) -> None:
+    done = run(home, "listen", "tiny.onnx", "--source", "scene.flac", "--json", *options)
+    assert [one["label"] for one in lines(done)[:-1]] == labels
+    if options[0] == "--seconds":
+        assert lines(done)[-1]["seconds"] == float(options[1])
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_listen_stops_with_a_summary(home: Path, signal_: signal.Signals) -> None:
+    arguments = ["listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=home,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdin.write((scene(16_000)[:24_000] * 32767).astype("<i2").tobytes())
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline())["label"] == "low"  # at once, though the pipe stays open
+        child.send_signal(signal_)
+        assert child.wait(timeout=30) == 0
+        summary = json.loads(child.stdout.read())
+        assert (summary["type"], summary["detections"]) == ("summary", {"low": 1})
+        assert child.stderr.read() == b""
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_listen_ends_quietly_when_nobody_reads(home: Path, form: list[str]) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "listen", "tiny.onnx", "--source", "scene.flac", *form],
+        cwd=home,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.wait(timeout=30) == 0
+        assert b"Traceback" not in (said := child.stderr.read())
+        assert b"BrokenPipe" not in said
+
+
+SOUNDDEVICE = """
+import os, soundfile
+from tests.confit_runtime.fake_sounddevice import FakePortAudio, PortAudioError
+
+sound, rate = soundfile.read(os.environ["FAKE_SOUND"], dtype="float32", always_2d=True)
+portaudio = FakePortAudio(sound, rate, real_time=True, overflows={10: 4410}, then=os.environ["FAKE_END"])
+query_devices, check_input_settings = portaudio.query_devices, portaudio.check_input_settings
+InputStream = portaudio.InputStream
+"""
+
+
+@pytest.fixture
+def fake_portaudio(home: Path, tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """An environment in which `import sounddevice` finds a microphone that hears the scene."""
+    (tmp_path / "sounddevice.py").write_text(SOUNDDEVICE)
+    return lambda end: {**environment(tmp_path), "FAKE_SOUND": str(home / "scene.flac"), "FAKE_END": end}
+
+
+def test_listen_to_a_microphone_that_drops_and_is_unplugged(
+    home: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "listen", "tiny.onnx", "--source", "mic:usb mic", "--json"],
+        cwd=home,
+        env=fake_portaudio("unplugged"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    *detections, summary = lines(done)
+    assert [one["label"] for one in detections] == ["low", "mid"]
+    np.testing.assert_allclose([one["start_s"] for one in detections], [0.4, 1.8], atol=0.1)
+    assert (summary["source"], summary["dropped_samples"]) == ("mic:usb mic", 4410)
+    assert done.returncode == 1
+    lost, gone = done.stderr.splitlines()
+    assert lost == "0.10 s of sound were lost: this machine could not keep up"
+    assert gone == "confit-edge: mic:usb mic: the microphone went away (unplugged?)"
+
+
+def test_a_terminal_shows_the_microphones_level(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [*COMMAND, "listen", "tiny.onnx", "--seconds", "1.2"],
+        cwd=home,
+        env=fake_portaudio("stalls"),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(theirs)
+    said = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert done.stdout.split() == ["0.35", "s", "low", "1.00"]
+    assert "[#####" in said
+    assert said.rstrip().endswith("\x1b[Ktiny: low 1 in 1.2 s")
+
+
+def test_devices_are_listed(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:
+    for form in ([], ["--json"]):
+        done = subprocess.run(
+            [*COMMAND, "devices", *form],
+            env=fake_portaudio("stalls"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        if form:
+            assert [one["type"] for one in lines(done)] == ["device", "device", "summary"]
+            assert lines(done)[0] == {
+                "type": "device",
+                "index": 1,
+                "name": "USB Mic: Audio (hw:1,0)",
+                "channels": 1,
+                "default_rate": RATE,
+                "default": True,
+            }
+        else:
+            assert done.stdout.splitlines()[0] == "*   1  USB Mic: Audio (hw:1,0)  44100 Hz  1 channel"
+
+
+# enroll, identify, gallery
+
+
+def test_enroll_identify_and_keep_house(home: Path, tmp_path: Path) -> None:
+    clips = [str(home / "bells" / "*.wav"), str(home / "buzz.wav"), str(home / "stranger.wav")]
+    model = str(home / "tiny.onnx")
+    assert run(tmp_path, "enroll", model, "bell", clips[0]).stdout == "bell: 3 prints from 1.5 s of sound\n"
+    done = run(tmp_path, "enroll", model, "Büzz", clips[1])
+    assert (done.stdout, done.stderr) == ("Büzz: 1 print from 0.5 s of sound\n", "gallery.db holds 1 print of Büzz\n")
+
+    done = run(tmp_path, "identify", model, *clips, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    *matches, summary = lines(done)
+    assert [(Path(one["clip"]).stem, one["name"], one["runner_up"]) for one in matches] == [
+        ("bell-0", "bell", "Büzz"),
+        ("bell-1", "bell", "Büzz"),
+        ("bell-2", "bell", "Büzz"),
+        ("buzz", "Büzz", "bell"),
+        ("stranger", None, "Büzz"),
+    ]
+    assert matches[0].keys() == {"type", "clip", "name", "score", "runner_up", "runner_up_score", "margin"}
+    assert summary == {"type": "summary", "clips": 5, "known": 4, "unknown": 1, "failed": 0}
+
+    assert run(tmp_path, "gallery", "list").stdout == "Büzz  1 print  0.5 s\nbell  3 prints  1.5 s\n"
+    assert lines(run(tmp_path, "gallery", "list", "--json")) == [
+        {"type": "name", "name": "Büzz", "prints": 1, "voiced_s": 0.5},
+        {"type": "name", "name": "bell", "prints": 3, "voiced_s": 1.5},
+        {"type": "summary", "gallery": "gallery.db", "names": 2, "prints": 4},
+    ]
+    shown = lines(run(tmp_path, "gallery", "show", "bell", "--json"))
+    assert [Path(one["source"]).name for one in shown[:-1]] == ["bell-0.wav", "bell-1.wav", "bell-2.wav"]
+    assert all(one["similarity"] > 0.99 for one in shown[:-1])
+    assert run(tmp_path, "gallery", "rename", "bell", "doorbell").stdout == "bell is now doorbell\n"
+    assert lines(run(tmp_path, "gallery", "remove", "doorbell", "--json")) == [
+        {"type": "removed", "name": "doorbell", "prints": 3}
+    ]
+    assert run(tmp_path, "gallery", "list").stdout == "Büzz  1 print  0.5 s\n"
+
+
+def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:
+    clips = ["damaged.flac", "bells/bell-0.wav", "text.wav", "nothing.wav", "buzz.wav"]
+    done = run(home, "identify", "tiny.onnx", *clips, "--gallery", "house.db", "--json")
+    assert done.returncode == 1
+    *matches, summary = lines(done)
+    assert [(one["clip"], one["name"]) for one in matches] == [("bells/bell-0.wav", "bell"), ("buzz.wav", None)]
+    assert summary == {"type": "summary", "clips": 5, "known": 1, "unknown": 1, "failed": 3}
+    said = done.stderr.splitlines()
+    assert len(said) == 3
+    for line, clip in zip(said, ["damaged.flac", "text.wav", "nothing.wav"], strict=True):
+        assert line.startswith(f"confit-edge: {clip}: ")
+
+
+@pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])
+def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
+    done = run(home, "enroll", "tiny.onnx", "eve", "buzz.wav", clip, "--gallery", "new.db")
+    assert done.returncode == (2 if clip == "nothing.wav" else 1)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"confit-edge: {clip}: ")
+    assert not (home / "new.db").exists()
+
+
+# what is wrong is said in one line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ("listen nothing.onnx --source scene.flac", 2, "nothing.onnx: no such model file"),
+        ("listen text.onnx --source scene.flac", 1, "text.onnx: is not"),
+        ("listen tiny.onnx --source text.wav", 1, "text.wav: cannot be read as sound"),
+        ("listen tiny.onnx --source nothing.wav", 2, "nothing.wav: no such file"),
+        ("listen tiny.onnx --source -", 2, "--rate"),
+        ("listen tiny.onnx --source scene.flac --rate 8000", 2, "--rate is for source '-'"),
+        ("listen tiny.onnx --source - --rate 16000 --format u8", 2, "u8"),
+        ("listen tiny.onnx --source scene.flac --threshold yes=0.5", 2, "low, mid, high, other"),
+        ("listen tiny.onnx --source scene.flac --threshold low=high", 2, "--threshold low=high"),
+        ("listen tiny.onnx --source scene.flac --threshold 60", 2, "between 0 and 1"),
+        ("listen tiny.onnx --source scene.flac --gallery text.wav", 1, "text.wav: is not a gallery"),
+        ("listen other.onnx --source scene.flac --gallery house.db", 1, "house.db: was enrolled with another model"),
+        ("identify other.onnx buzz.wav --gallery house.db", 1, "house.db: was enrolled with another model"),
+        ("identify tiny.onnx buzz.wav --gallery future.db", 1, "future.db: is of a newer confit-edge"),
+        ("identify tiny.onnx buzz.wav", 2, "gallery.db: no such gallery"),
+        ("enroll other.onnx eve buzz.wav --gallery house.db", 1, "house.db: was enrolled with another model"),
+        ("enroll tiny.onnx eve *.mp3 --gallery house.db", 2, "*.mp3: no sound files there"),
+        ("gallery show eve --gallery house.db", 2, "nobody is enrolled as 'eve' (enrolled: bell)"),
+        ("gallery list --gallery cut.db", 1, "cut.db: the gallery is damaged"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(home: Path, arguments: str, status: int, message: str) -> None:
+    data = (home / "house.db").read_bytes()
+    (home / "future.db").write_bytes(data[:60] + (2).to_bytes(4, "big") + data[64:])  # user_version
+    (home / "cut.db").write_bytes(data[: len(data) // 2])
+    done = run(home, *arguments.split())
+    assert (done.returncode, done.stdout) == (status, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("confit-edge: ")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 0.9999])
+def test_a_model_cut_short_is_said_in_one_line(home: Path, tmp_path: Path, share: float) -> None:
+    data = (home / "tiny.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(data[: int(len(data) * share)])
+    done = run(home, "listen", str(tmp_path / "cut.onnx"), "--source", "scene.flac")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "cut.onnx" in done.stderr
+
+
+def test_a_file_damaged_on_the_way_is_said_after_the_summary(home: Path) -> None:
+    done = run(home, "listen", "tiny.onnx", "--source", "damaged.flac", "--json")
+    assert done.returncode == 1
+    assert lines(done)[-1]["type"] == "summary"
+    assert done.stderr.startswith("confit-edge: damaged.flac: cannot be read as sound")
+
+
+@pytest.mark.skipif(HAS_PORTAUDIO, reason="this machine has PortAudio")
+@pytest.mark.parametrize("arguments", ["devices", "listen tiny.onnx", "listen tiny.onnx --source mic:3"])
+def test_without_portaudio_it_says_what_to_install(home: Path, arguments: str) -> None:
+    done = run(home, *arguments.split())
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "apt-get install libportaudio2" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["listen", "enroll", "identify", "devices", "gallery list"])
+def test_help_teaches_without_loading_anything_heavy(verb: str) -> None:
+    script = (
+        "import sys\nfrom confit_edge.cli import app\n"
+        f"try:\n    app({[*verb.split(), '--help']!r})\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0
+    assert f"confit-edge {verb}" in " ".join(done.stdout.split())
+    assert not {"torch", "sklearn", "onnxruntime", "soundfile", "sounddevice"} & set(done.stderr.split())

@@ -1,0 +1,181 @@
+"""The report of a manifest: what it counts, which leaks it finds, and what it advises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_edge.data.check import Report, check
+from confit_edge.data.clips import ClipStore
+from confit_edge.data.manifest import read_manifest
+
+RATE = 16_000
+
+
+def sound(
+    path: Path, number: int, seconds: float = 0.5, rate: int = RATE, channels: int = 1, gain: float = 0.3
+) -> None:
+    """Noise that differs by number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(number).uniform(-gain, gain, (round(seconds * rate), channels))
+    soundfile.write(path, noise.astype(np.float32), rate, subtype="FLOAT")
+
+
+def report_of(folder: Path, table: str) -> Report:
+    (folder / "m.csv").write_text(table)
+    return check(read_manifest(folder / "m.csv"), ClipStore(RATE, folder / "cache"))
+
+
+def says(report: Report, *words: str) -> bool:
+    return any(all(word in warning for word in words) for warning in report.warnings)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sounds 0.wav .. 9.wav, each different, of 0.5 s."""
+    for number in range(10):
+        sound(tmp_path / f"{number}.wav", number)
+    return tmp_path
+
+
+CLEAN = "path,label,group,split\n" + "".join(
+    f"{number}.wav,{'xy'[number % 2]},g{number // 2},{('train', 'train', 'train', 'val', 'test')[number // 2]}\n"
+    for number in range(10)
+)
+
+
+def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
+    report = report_of(folder, CLEAN)
+    assert report.warnings == []
+    assert not report.leaks
+    assert (report.clips, report.groups, report.imbalance) == (10, 5, 1.0)
+    assert report.durations == {"min": 0.5, "median": 0.5, "max": 0.5, "total": 5.0}
+    assert (report.sample_rates, report.channels) == ({16_000: 10}, {1: 10})
+    x = report.classes["x"]
+    assert (x.clips, x.seconds, x.groups, x.splits) == (5, 2.5, 5, {"train": 3, "val": 1, "test": 1})
+    assert report.missing == {"train": [], "val": [], "test": []}
+    lines = report.text().splitlines()
+    assert lines[1] == "10 usable clips, 2 classes, 5 groups, 0.1 min"
+    assert lines[3:6] == [
+        "class  clips  seconds  groups  train  val  test",
+        "x          5      2.5       5      3    1     1",
+        "y          5      2.5       5      3    1     1",
+    ]
+    assert lines[-1] == "no warnings"
+
+
+def test_a_torn_group_is_a_leak(folder: Path) -> None:
+    report = report_of(folder, CLEAN.replace("g4", "g0"))
+    assert report.torn_groups == {"g0": ["train", "test"]}
+    assert report.leaks
+    assert len(report.warnings) == 1
+    assert says(report, "leak: group 'g0' is in several splits", "--anew")
+
+
+def test_one_sound_in_two_places(folder: Path) -> None:
+    def copies(source: int, *targets: int) -> None:
+        for target in targets:
+            (folder / f"{target}.wav").write_bytes((folder / f"{source}.wav").read_bytes())
+
+    copies(0, 2)  # the same label and split
+    report = report_of(folder, CLEAN)
+    assert [(copy.paths, copy.across_splits, copy.across_labels) for copy in report.duplicates] == [
+        (["0.wav", "2.wav"], False, False)
+    ]
+    assert not report.leaks
+    assert says(report, "1 sound listed more than once", "'0.wav', '2.wav'")
+
+    copies(1, 9)  # train and test
+    report = report_of(folder, CLEAN)
+    assert report.leaks
+    assert says(report, "leak: the same sound is in several splits", "'1.wav', '9.wav'")
+
+    copies(4, 5)  # x and y
+    report = report_of(folder, CLEAN)
+    assert says(report, "leak: the same sound has different labels", "'4.wav', '5.wav'")
+    assert "  1.wav = 9.wav" in report.text().splitlines()
+
+
+def test_equal_sounds_are_found_across_formats(folder: Path) -> None:
+    pcm = np.random.default_rng(0).integers(-9_000, 9_000, 8_000, dtype=np.int16)
+    soundfile.write(folder / "0.wav", pcm, RATE, subtype="PCM_16")
+    soundfile.write(folder / "1.flac", pcm, RATE)
+    report = report_of(folder, CLEAN.replace("1.wav", "1.flac"))
+    assert [copy.paths for copy in report.duplicates] == [["0.wav", "1.flac"]]
+
+
+def test_unusable_clips_are_counted_by_kind_and_stop_nothing(folder: Path) -> None:
+    (folder / "0.wav").unlink()
+    for number in (1, 3, 5, 7, 9):
+        sound(folder / f"{number}.wav", number, gain=0)
+    report = report_of(folder, CLEAN)
+    assert [(problem.path.name, problem.kind) for problem in report.problems][:2] == [
+        ("0.wav", "missing"),
+        ("1.wav", "silent"),
+    ]
+    assert report.classes["y"].clips == 0
+    assert report.missing["train"] == []  # of the classes that are left
+    assert says(report, "6 clips cannot be used (5 silent, 1 missing)")
+    assert says(report, "no clip of class 'y' can be used")
+    assert "  0.wav: no such file" in report.text()
+
+    for number in range(10):
+        (folder / f"{number}.wav").write_text("text")
+    nothing = report_of(folder, CLEAN)
+    assert nothing.durations == {}
+    assert "0 usable clips" in nothing.text()
+    assert json.dumps(nothing.to_dict(), allow_nan=False)
+
+
+def test_rates_channels_levels_and_imbalance(folder: Path) -> None:
+    sound(folder / "0.wav", 0, rate=8_000, channels=2)
+    sound(folder / "1.wav", 1, gain=3000)
+    for number in range(10, 60):
+        sound(folder / f"{number}.wav", number, seconds=0.1)
+    report = report_of(folder, CLEAN + "".join(f"{number}.wav,y,h{number},train\n" for number in range(10, 60)))
+    assert (report.sample_rates, report.channels) == ({8_000: 1, 16_000: 59}, {1: 59, 2: 1})
+    assert report.imbalance == 11
+    assert says(report, "several sample rates")
+    assert says(report, "1 clip far beyond full scale ('1.wav')")
+    assert says(report, "11 clips for each of 'x'")
+
+
+def test_advice_on_splits_and_groups(folder: Path) -> None:
+    own = report_of(folder, "path,label\n" + "".join(f"{n}.wav,{'xy'[n % 2]}\n" for n in range(10)))
+    assert says(own, "every clip is a group of its own", "`group` column")
+    assert own.missing == {}
+    assert "train" not in own.text().splitlines()[3]
+    few = report_of(folder, "path,label,group\n0.wav,x,a\n1.wav,x,b\n2.wav,y,a\n3.wav,y,a\n")
+    assert says(few, "cannot be trained on: class 'y' has 2 clips in one group ('a')")
+    no_test = report_of(folder, "path,label,group\n0.wav,x,a\n1.wav,x,b\n2.wav,y,a\n3.wav,y,b\n")
+    assert says(no_test, "class 'x', 'y' has no clip in test")
+    half = report_of(folder, CLEAN.replace("train", ""))
+    assert says(half, "cannot be trained on: 4 of 10 clips have a split")
+
+
+def test_a_folder_with_a_manifest_in_it_is_pointed_out(tmp_path: Path) -> None:
+    for number in range(6):
+        sound(tmp_path / "xy"[number % 2] / f"{number}.wav", number)
+    (tmp_path / "manifest.csv").write_text("path,label,group\n")
+    report = check(read_manifest(tmp_path), ClipStore(RATE, tmp_path / ".cache"))
+    assert says(report, "every clip is a group of its own", "read manifest.csv in that folder")
+
+
+def test_the_report_as_plain_data(folder: Path) -> None:
+    (folder / "0.wav").unlink()
+    data = json.loads(json.dumps(report_of(folder, CLEAN).to_dict(), allow_nan=False))
+    assert data["problems"] == [
+        {"path": "0.wav", "kind": "missing", "detail": "no such file (No such file or directory)"}
+    ]
+    assert data["classes"]["x"] == {
+        "clips": 4,
+        "seconds": 2.0,
+        "groups": 4,
+        "splits": {"train": 2, "val": 1, "test": 1},
+    }
+    assert data["leaks"] is False
+    assert data["source"] == str(folder / "m.csv")

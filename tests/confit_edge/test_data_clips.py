@@ -1,0 +1,257 @@
+"""Decoding real files of many formats, the cache on disk, and clips that cannot be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from confit_edge.data.clips import ClipStore, load_clips
+from confit_edge.data.manifest import Clip, Manifest, ManifestError
+from confit_runtime.errors import AudioError, ConfitError, UsageError
+
+RATE = 16_000
+
+
+def tone(seconds: float = 0.5, rate: int = RATE, hertz: float = 440.0) -> npt.NDArray[np.float32]:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def wav(path: Path, pcm: npt.NDArray[np.float32], rate: int = RATE, subtype: str | None = "FLOAT") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, pcm, rate, subtype=subtype)
+    return path
+
+
+def manifest_of(folder: Path, labels: dict[str, str]) -> Manifest:
+    clips = tuple(Clip(folder / name, (label,), name, None) for name, label in labels.items())
+    return Manifest(clips, folder / "m.csv", multi_label=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ClipStore:
+    return ClipStore(RATE, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "subtype", "tolerance"),
+    [
+        ("plain.wav", 16_000, 1, "PCM_16", 1e-4),
+        ("deep.wav", 16_000, 1, "PCM_24", 1e-6),
+        ("bytes.wav", 16_000, 1, "PCM_U8", 1e-2),
+        ("phone.wav", 8_000, 2, "ULAW", 2e-2),
+        ("stereo.wav", 44_100, 2, "PCM_16", 1e-3),
+        ("free.flac", 48_000, 1, "PCM_24", 1e-3),
+        ("vorbis.ogg", 16_000, 1, "VORBIS", 5e-2),
+        ("opus.opus", 48_000, 1, "OPUS", 5e-2),
+        ("layer3.mp3", 44_100, 1, "MPEG_LAYER_III", 5e-2),
+        ("apple.aiff", 22_050, 1, "PCM_16", 1e-3),
+    ],
+)
+def test_formats_rates_and_channels_come_out_as_mono_at_one_rate(
+    tmp_path: Path, store: ClipStore, name: str, rate: int, channels: int, subtype: str, tolerance: float
+) -> None:
+    pcm = np.stack([tone(rate=rate)] * channels, axis=1)
+    container = "OGG" if name.endswith(".opus") else None
+    soundfile.write(tmp_path / name, pcm, rate, subtype=subtype, format=container)
+    got = store.get(tmp_path / name)
+    assert got.dtype == np.float32
+    assert got.ndim == 1
+    middle = slice(RATE // 10, 4 * RATE // 10)
+    if name.endswith(".mp3"):  # the codec shifts the sound by some milliseconds: compare the pitch and the level
+        spectrum = np.abs(np.fft.rfft(got[middle]))
+        assert abs(spectrum.argmax() * RATE / len(got[middle]) - 440) < 5
+        assert abs(float(np.abs(got[middle]).max()) - 0.5) < tolerance
+    else:
+        assert abs(len(got) - RATE // 2) <= 1
+        np.testing.assert_allclose(got[middle], tone()[middle], atol=tolerance)
+
+
+def damaged(folder: Path) -> dict[str, Callable[[Path], object]]:
+    def cut(path: Path) -> None:
+        wav(path.with_suffix(".flac"), tone(), subtype="PCM_16").rename(path)
+        path.write_bytes(path.read_bytes()[:60])
+
+    return {
+        "missing": lambda path: None,
+        "a-folder": lambda path: path.mkdir(),
+        "text": lambda path: path.write_text("not sound at all"),
+        "cut-flac": cut,
+        "no-bytes": lambda path: path.write_bytes(b""),
+        "no-samples": lambda path: wav(path, tone(0)),
+        "nan": lambda path: wav(path, np.where(np.arange(8000) == 4000, np.nan, tone())),
+        "infinite": lambda path: wav(path, np.where(np.arange(8000) == 4000, np.inf, tone())),
+        "short": lambda path: wav(path, tone(0.01)),
+        "one-sample": lambda path: wav(path, tone(1 / 48_000, 48_000) + 0.5, rate=48_000),
+        "silent": lambda path: wav(path, tone() * 1e-5),
+        "odd-rate": lambda path: wav(path, tone(), rate=500),
+    }
+
+
+KINDS = {
+    "missing": "missing",
+    "a-folder": "missing",
+    "text": "unreadable",
+    "cut-flac": "unreadable",
+    "no-bytes": "empty",
+    "no-samples": "empty",
+    "nan": "not-finite",
+    "infinite": "not-finite",
+    "short": "short",
+    "one-sample": "short",
+    "silent": "silent",
+    "odd-rate": "unreadable",
+}
+
+
+def test_each_kind_of_damage_is_told_and_left_out(tmp_path: Path, store: ClipStore) -> None:
+    labels = {"good-a.wav": "a"}
+    wav(tmp_path / "good-a.wav", tone())
+    for name, damage in damaged(tmp_path).items():
+        damage(tmp_path / f"{name}.wav")
+        labels[f"{name}.wav"] = "a"
+    wav(tmp_path / "good-b.wav", tone(hertz=880))
+    labels["good-b.wav"] = "b"
+
+    calls: list[tuple[int, int]] = []
+    usable, samples, problems = load_clips(
+        manifest_of(tmp_path, labels), store, progress=lambda done, total: calls.append((done, total))
+    )
+    assert {problem.path.stem: problem.kind for problem in problems} == KINDS
+    assert [clip.path.name for clip in usable.clips] == ["good-a.wav", "good-b.wav"]
+    np.testing.assert_allclose(samples[0], tone())
+    np.testing.assert_allclose(samples[1], tone(hertz=880))
+    assert calls == [(done, 14) for done in range(1, 15)]
+    assert all(problem.detail and str(problem.path) not in problem.detail for problem in problems)
+
+    with pytest.raises(ConfitError, match=r"12 of 14 clips cannot be used; the first is .*missing\.wav: no such file"):
+        load_clips(manifest_of(tmp_path, labels), store, strict=True)
+
+
+def test_losing_a_whole_class_is_an_error(tmp_path: Path, store: ClipStore) -> None:
+    wav(tmp_path / "a.wav", tone())
+    wav(tmp_path / "b.wav", tone() * 0)
+    with pytest.raises(
+        ManifestError, match=r"no clip of class 'b', 'c' can be used; the first problem is .*b\.wav: is sil"
+    ):
+        load_clips(manifest_of(tmp_path, {"a.wav": "a", "b.wav": "b", "c.wav": "c"}), store)
+
+
+def test_the_shortest_clip_allowed_is_up_to_the_caller(tmp_path: Path, store: ClipStore) -> None:
+    wav(tmp_path / "a.wav", tone(0.01))
+    wav(tmp_path / "b.wav", tone(0.5))
+    manifest = manifest_of(tmp_path, {"a.wav": "a", "b.wav": "b"})
+    assert load_clips(manifest, store, min_seconds=0)[2] == []
+    wav(tmp_path / "c.wav", tone(1 / 48_000, 48_000) + 0.5, rate=48_000)  # resampled, nothing is left of it
+    nothing = manifest_of(tmp_path, {"a.wav": "a", "b.wav": "b", "c.wav": "b"})
+    assert [problem.kind for problem in load_clips(nothing, store, min_seconds=0)[2]] == ["short"]
+    with pytest.raises(ManifestError, match=r"class 'a', 'b' .*0\.010 s long, shorter than 1 s"):
+        load_clips(manifest, store, min_seconds=1)
+
+
+def cache_files(store: ClipStore) -> list[Path]:
+    return sorted(store.folder.iterdir())
+
+
+def test_what_is_decoded_is_kept_on_disk_for_the_next_process(tmp_path: Path, store: ClipStore) -> None:
+    path = wav(tmp_path / "a.wav", tone(rate=8_000), rate=8_000)
+    first = store.get(path)
+    (cached,) = cache_files(store)
+    before = cached.stat().st_mtime_ns
+    np.testing.assert_array_equal(np.load(cached, allow_pickle=False), first)
+    np.testing.assert_array_equal(ClipStore(RATE, tmp_path / "cache").get(path), first)
+    assert cached.stat().st_mtime_ns == before
+    assert len(ClipStore(22_050, tmp_path / "cache").get(path)) == 11_025  # another rate is another entry
+    assert len(cache_files(store)) == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "flipped bit", "zip"])
+def test_a_damaged_cache_file_is_made_again(tmp_path: Path, store: ClipStore, damage: str) -> None:
+    path = wav(tmp_path / "a.wav", tone())
+    store.get(path)
+    (cached,) = cache_files(store)
+    data = bytearray(cached.read_bytes())
+    good = bytes(data)
+    data[len(data) // 2] ^= 1
+    broken = {
+        "empty": b"",
+        "cut": good[:-100],
+        "garbage": b"\x93NUMPY" * 50,
+        "flipped bit": bytes(data),
+        "zip": b"PK\3\4" * 9,
+    }
+    cached.write_bytes(broken[damage])
+    np.testing.assert_array_equal(ClipStore(RATE, tmp_path / "cache").get(path), tone())
+    assert cached.read_bytes() == good
+
+
+def test_a_replaced_clip_is_decoded_again(tmp_path: Path, store: ClipStore) -> None:
+    path = wav(tmp_path / "a.wav", tone())
+    other = wav(tmp_path / "b.wav", tone(hertz=880))
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    store.get(path)
+    os.utime(other, ns=times)
+    os.replace(other, path)  # of the same size, and as old
+    np.testing.assert_array_equal(store.get(path), tone(hertz=880))
+
+
+@pytest.mark.parametrize("folder", ["a-file", "/proc/confit-edge"])
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tmp_path: Path, folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a-file").write_text("in the way")
+    store = ClipStore(RATE, tmp_path / folder)
+    paths = [wav(tmp_path / f"{hertz}.wav", tone(hertz=hertz)) for hertz in (440, 880)]
+    for path in paths:
+        assert store.get(path) is store.get(path)
+    assert len(caplog.records) == 1
+    assert "CONFIT_EDGE_CACHE" in caplog.text
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    store = ClipStore(RATE, tmp_path / "cache", memory_bytes=tone().nbytes + 10)
+    first, second = (wav(tmp_path / f"{hertz}.wav", tone(hertz=hertz)) for hertz in (440, 880))
+    assert store.get(first) is store.get(first)
+    assert store.get(second) is not store.get(second)
+    np.testing.assert_array_equal(store.get(second), tone(hertz=880))
+
+
+def test_clips_are_shared_and_cannot_be_written_to(tmp_path: Path, store: ClipStore) -> None:
+    path = wav(tmp_path / "a.wav", tone())
+    for pcm in (store.get(path), ClipStore(RATE, tmp_path / "cache").get(path)):
+        with pytest.raises(ValueError, match="read-only"):
+            pcm *= 2
+
+
+def test_many_threads_read_the_same_clips(tmp_path: Path, store: ClipStore) -> None:
+    paths = [wav(tmp_path / f"{i}.wav", tone(0.1, hertz=300 + i)) for i in range(10)]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(store.get, paths * 20))
+    for pcm, i in zip(got, list(range(10)) * 20, strict=True):
+        np.testing.assert_array_equal(pcm, tone(0.1, hertz=300 + i))
+    assert [path.suffix for path in cache_files(store)] == [".npy"] * 10
+
+
+def test_the_environment_says_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFIT_EDGE_CACHE", str(tmp_path / "there"))
+    ClipStore(RATE).get(wav(tmp_path / "a.wav", tone()))
+    assert len(list((tmp_path / "there" / "clips").glob("*.npy"))) == 1
+    monkeypatch.delenv("CONFIT_EDGE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert ClipStore(RATE).folder == tmp_path / "home" / ".cache" / "confit-edge" / "clips"
+
+
+def test_errors_of_one_clip(tmp_path: Path, store: ClipStore) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        store.get(tmp_path / "absent.wav")
+    (tmp_path / "text.wav").write_text("text")
+    with pytest.raises(AudioError, match="cannot be read as sound"):
+        store.get(tmp_path / "text.wav")
+    with pytest.raises(UsageError, match="sample rate"):
+        ClipStore(0, tmp_path)

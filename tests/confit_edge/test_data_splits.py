@@ -1,0 +1,191 @@
+"""Splits against naive oracles: no group torn apart, no class lost, the fractions met, the seed obeyed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, read_manifest
+from confit_edge.data.splits import groups_across_splits, missing_classes, with_splits
+from confit_runtime.errors import UsageError
+
+WORDS = Path(__file__).parents[2] / "confit_edge" / "demo" / "data" / "words" / "manifest.csv"
+
+
+def manifest_of(rows: list[tuple[str, str]] | list[tuple[str, str, str]]) -> Manifest:
+    """Rows of labels (joined by a bar), group and perhaps split."""
+    clips = []
+    for number, (labels, group, *split) in enumerate(rows):
+        names = tuple(label for label in labels.split("|") if label)
+        clips.append(Clip(Path(f"/data/{number}.wav"), names, group, split[0] if split else None))
+    return Manifest(tuple(clips), Path("/data/m.csv"), multi_label=any("|" in row[0] or not row[0] for row in rows))
+
+
+def by_group(manifest: Manifest) -> dict[str, set[str | None]]:
+    found: dict[str, set[str | None]] = defaultdict(set)
+    for clip in manifest.clips:
+        found[clip.group].add(clip.split)
+    return found
+
+
+def assert_sound(made: Manifest, source: Manifest) -> None:
+    assert [replace(clip, split=None) for clip in made.clips] == [replace(clip, split=None) for clip in source.clips]
+    assert all(len(splits) == 1 and splits <= set(SPLITS) for splits in by_group(made).values())
+    for split in ("train", "val"):
+        assert {label for clip in made.clips if clip.split == split for label in clip.labels} == set(source.classes)
+
+
+def test_three_clips_a_class_are_one_each() -> None:
+    source = manifest_of([(label, f"{label}{i}") for label in "abcde" for i in range(3)])
+    for seed in range(5):
+        made = with_splits(source, seed=seed)
+        assert_sound(made, source)
+        assert Counter((clip.label, clip.split) for clip in made.clips) == {
+            (label, split): 1 for label in "abcde" for split in SPLITS
+        }
+
+
+def test_two_groups_a_class_leave_test_without_it() -> None:
+    source = manifest_of([("a", "1"), ("a", "2"), *(("b", f"b{i}") for i in range(10))])
+    made = with_splits(source, seed=0)
+    assert_sound(made, source)
+    assert missing_classes(made) == {"train": [], "val": [], "test": ["a"]}
+
+
+@pytest.mark.parametrize("rows", [[("lone", "1")], [("lone", "1"), ("lone", "1")]])
+def test_one_group_is_too_few(rows: list[tuple[str, str]]) -> None:
+    with pytest.raises(
+        ManifestError, match=r"class 'lone' has \d clips? in one group .* at least 2 clips in 2 different gr"
+    ):
+        with_splits(manifest_of([*rows, ("b", "2"), ("b", "3")]), seed=0)
+
+
+def test_groups_that_bind_classes_together_can_make_it_impossible() -> None:
+    source = manifest_of([("a", "1"), ("b", "1"), ("b", "2"), ("c", "2"), ("c", "3"), ("a", "3")])
+    with pytest.raises(ManifestError, match="found no way to have class"):
+        with_splits(source, seed=0)
+
+
+def test_own_groups_are_shared_out_exactly() -> None:
+    source = manifest_of([(label, f"{label}{i}") for label in ("x", "y") for i in range(100)])
+    made = with_splits(source, seed=3)
+    for label in ("x", "y"):
+        assert Counter(clip.split for clip in made.clips if clip.label == label) == {"train": 70, "val": 10, "test": 20}
+    halves = with_splits(source, seed=3, fractions=(0.5, 0.5, 0.0))
+    assert_sound(halves, source)
+    assert Counter(clip.split for clip in halves.clips) == {"train": 100, "val": 100}
+
+
+def test_voices_of_the_demo_words() -> None:
+    source = read_manifest(WORDS, label_column="group", split_by="label")
+    made = with_splits(source, seed=0)
+    assert_sound(made, source)
+    words = {split: {clip.group for clip in made.select(split).clips} for split in SPLITS}
+    assert {split: len(found) for split, found in words.items()} == {"train": 21, "val": 3, "test": 6}
+    assert missing_classes(made) == {"train": [], "val": [], "test": []}
+
+
+def test_the_demo_manifest_keeps_its_own_splits() -> None:
+    source = read_manifest(WORDS)
+    assert with_splits(source, seed=1) == source
+
+
+def test_the_seed_decides_and_the_order_of_rows_does_not() -> None:
+    rng = random.Random(0)
+    rows = [(rng.choice("abc"), f"speaker{rng.randrange(30)}") for _ in range(300)]
+    source = manifest_of(rows)
+    made = with_splits(source, seed=7)
+    shuffled = replace(source, clips=tuple(rng.sample(source.clips, len(source))))
+    again = with_splits(shuffled, seed=7)
+    assert {clip.path: clip.split for clip in again.clips} == {clip.path: clip.split for clip in made.clips}
+    assert len({with_splits(source, seed=seed) for seed in range(5)}) > 1
+    sizes = Counter(clip.split for clip in made.clips)
+    for split, fraction in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
+        assert abs(sizes[split] / 300 - fraction) < 0.05
+
+
+def test_multi_label_clips_and_clips_of_nothing() -> None:
+    rng = random.Random(1)
+    rows = [("|".join(rng.sample("abcd", rng.randrange(0, 3))), f"g{i // 2}") for i in range(100)]
+    source = manifest_of(rows)
+    assert any(not clip.labels for clip in source.clips)
+    made = with_splits(source, seed=0)
+    assert_sound(made, source)
+    assert missing_classes(made)["test"] == []
+
+
+def possible(source: Manifest, wanted: tuple[str, ...]) -> bool:
+    """Brute force: is there a deal of groups that has every class in each of the wanted splits?"""
+    groups = sorted({clip.group for clip in source.clips})
+    holds = {
+        group: {label for clip in source.clips if clip.group == group for label in clip.labels} for group in groups
+    }
+    for deal in itertools.product(SPLITS, repeat=len(groups)):
+        found: dict[str, set[str]] = {split: set() for split in SPLITS}
+        for group, split in zip(groups, deal, strict=True):
+            found[split] |= holds[group]
+        if all(found[split] == set(source.classes) for split in wanted):
+            return True
+    return False
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("123456")), min_size=2, max_size=24), st.integers(0, 9)
+)
+def test_splits_are_found_whenever_they_exist(rows: list[tuple[str, str]], seed: int) -> None:
+    source = manifest_of(rows)
+    if not possible(source, ("train", "val")):
+        with pytest.raises(ManifestError):
+            with_splits(source, seed=seed)
+        return
+    made = with_splits(source, seed=seed)
+    assert_sound(made, source)
+    if possible(source, SPLITS):
+        assert missing_classes(made)["test"] == []
+
+
+def test_the_one_deal_there_is_is_found_where_the_greedy_one_fails() -> None:
+    source = manifest_of([("a", "1"), ("a", "4"), ("b", "3"), ("b", "4"), ("c", "1"), ("c", "3"), ("c", "6")])
+    for seed in range(30):
+        assert_sound(with_splits(source, seed=seed), source)
+
+
+def test_given_splits_are_checked() -> None:
+    good = [("a", "1", "train"), ("a", "2", "val"), ("b", "1", "train"), ("b", "2", "val")]
+    assert with_splits(manifest_of(good), seed=0) == manifest_of(good)
+    torn = manifest_of([*good, ("a", "1", "test")])
+    assert groups_across_splits(torn) == {"1": ["train", "test"]}
+    with pytest.raises(ManifestError, match="group '1' is in train and test"):
+        with_splits(torn, seed=0)
+    with pytest.raises(ManifestError, match="class 'c' has no clip in val"):
+        with_splits(manifest_of([*good, ("c", "1", "train")]), seed=0)
+    with pytest.raises(ManifestError, match="no clip is in val"):
+        with_splits(manifest_of([("a", "1", "train"), ("b", "1", "train"), ("b", "2", "test")]), seed=0)
+    with pytest.raises(ManifestError, match="no clips to split"):
+        with_splits(manifest_of([]), seed=0)
+    half = manifest_of(good)
+    with pytest.raises(ManifestError, match=r"3 of 4 clips have a split and others, such as /data/0\.wav, have none"):
+        with_splits(replace(half, clips=(replace(half.clips[0], split=None), *half.clips[1:])), seed=0)
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.9, 0.2, -0.1)])
+def test_unusable_fractions_are_wrong_usage(fractions: tuple[float, float, float]) -> None:
+    with pytest.raises(UsageError, match="fractions"):
+        with_splits(manifest_of([("a", "1"), ("b", "2")]), seed=0, fractions=fractions)
+
+
+def test_thousands_of_groups_are_dealt_in_seconds() -> None:
+    rng = random.Random(0)
+    source = manifest_of([(f"class{rng.randrange(50)}", f"speaker{rng.randrange(3000)}") for _ in range(20_000)])
+    made = with_splits(source, seed=0)
+    assert_sound(made, source)
+    shares = Counter(clip.split for clip in made.clips)
+    assert abs(shares["val"] / 20_000 - 0.1) < 0.01

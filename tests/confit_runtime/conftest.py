@@ -1,0 +1,26 @@
+"""The tiny models, built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from confit_runtime import Model, load
+from tests import tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the streaming tiny model."""
+    return tiny_model.build(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Path) -> Model:
+    return load(tiny)
+
+
+@pytest.fixture(scope="session")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(tiny_model.build(tmp_path_factory.mktemp("windowed") / "tiny.onnx", windowed=True))

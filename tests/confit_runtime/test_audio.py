@@ -1,0 +1,172 @@
+"""Decoding and resampling: any format, rate and layout; damage is noticed; streaming resampling is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from confit_runtime import AudioError, UsageError
+from confit_runtime.audio import StreamResampler, check_rate, load_clip, read_audio, resample, to_mono
+from tests.tiny_model import silence, tone
+
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [("wav", "PCM_U8"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("aiff", "PCM_16")],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_reads_any_file(tmp_path: Path, suffix: str, subtype: str, channels: int, rate: int) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    wave = tone(440, 0.5, rate)
+    soundfile.write(path, np.stack([wave] * channels, axis=1), rate, subtype=subtype)
+    pcm, got = read_audio(path)
+    assert (got, pcm.dtype, pcm.shape) == (rate, np.float32, wave.shape)
+    np.testing.assert_allclose(pcm, wave, atol=0.01)
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "mp3", "opus"])
+def test_reads_compressed_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(
+        path, tone(440, 1.0, 48_000), 48_000, format="OGG" if suffix == "opus" else None, subtype=_subtype(suffix)
+    )
+    pcm, rate = read_audio(path)
+    assert abs(len(pcm) / rate - 1.0) < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "opus"])
+def test_damage_in_the_middle_is_noticed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    noise = np.tile(NOISE, 3)  # several Ogg pages
+    soundfile.write(path, noise, 48_000, format="OGG" if suffix == "opus" else None, subtype=_subtype(suffix))
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(3000) + data[middle + 3000 :])
+    with pytest.raises(AudioError, match=path.name):
+        read_audio(path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    suffix=st.sampled_from(["wav", "flac", "ogg", "aiff", "w64", "au"]),
+    changes=st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), min_size=1, max_size=5),
+    cut=st.integers(0, 3000),
+)
+def test_a_damaged_header_is_an_audio_error_or_sound(
+    tmp_path: Path, suffix: str, changes: list[tuple[int, int]], cut: int
+) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, NOISE[:2000], 16_000)
+    data = bytearray(path.read_bytes())
+    for at, value in changes:
+        data[at % len(data)] = value
+    path.write_bytes(data[: max(0, len(data) - cut)])
+    try:
+        pcm, rate = read_audio(path)
+    except AudioError as error:
+        outcome = str(error)
+    else:
+        outcome = f"{path}: {pcm.ndim} dimension at {rate} Hz"
+    assert outcome.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am text\n", b"RIFF", bytes(500)])
+def test_what_is_not_sound_is_an_audio_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "clip.wav"
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=r"clip\.wav"):
+        read_audio(path)
+
+
+def test_headerless_pcm_is_an_audio_error(tmp_path: Path) -> None:
+    path = tmp_path / "clip.raw"
+    path.write_bytes(bytes(1000))
+    with pytest.raises(AudioError, match=r"clip\.raw"):
+        read_audio(path)
+
+
+def test_missing_files_and_folders_are_usage_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read_audio(tmp_path / "clip.wav")
+    with pytest.raises(UsageError, match="is a folder"):
+        read_audio(tmp_path)
+
+
+def test_a_clip_must_hold_finite_samples(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, silence(0), 16_000)
+    with pytest.raises(AudioError, match="no samples"):
+        load_clip(path, 16_000)
+    soundfile.write(path, np.float32([0.0, np.nan, 0.0]), 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="NaN"):
+        load_clip(path, 16_000)
+
+
+def test_an_absurd_rate_is_named_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, NOISE, 500)
+    with pytest.raises(AudioError, match=r"clip\.wav.*500 Hz"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize(
+    ("pcm", "value"),
+    [
+        (np.int16([-32768, 16384]), [-1.0, 0.5]),
+        (np.int32([-(2**31), 2**30]), [-1.0, 0.5]),
+        (np.uint8([0, 192]), [-1.0, 0.5]),
+        (np.float64([-1.0, 0.5]), [-1.0, 0.5]),
+        (np.float32([[-1.0, -1.0], [0.0, 1.0]]), [-1.0, 0.5]),
+        (np.int16([[-32768, -32768], [0, 32767]]), [-1.0, 0.5]),
+    ],
+)
+def test_to_mono_takes_any_pcm(pcm: Any, value: list[float]) -> None:
+    mono = to_mono(pcm)
+    assert mono.dtype == np.float32
+    np.testing.assert_allclose(mono, value, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pcm", [np.zeros((2, 2, 2), np.float32), np.zeros(3, bool), np.zeros(3, np.uint16), np.float32(0)]
+)
+def test_to_mono_refuses_what_is_not_pcm(pcm: Any) -> None:
+    with pytest.raises(AudioError):
+        to_mono(pcm)
+
+
+@pytest.mark.parametrize("rate", [0, -16_000, 999, 1e9, 16_000.5, float("nan"), float("inf")])
+def test_absurd_rates_are_usage_errors(rate: float) -> None:
+    with pytest.raises(UsageError, match="sample rate"):
+        check_rate(rate)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(0, 20_000), max_size=12))
+def test_streamed_resampling_does_not_depend_on_the_chopping(rate: int, cuts: list[int]) -> None:
+    sound = NOISE[:20_000]
+    whole, chopped = StreamResampler(rate, 16_000), StreamResampler(rate, 16_000)
+    wanted = np.concatenate([whole.push(sound), whole.finish()])
+    got = np.concatenate([*(chopped.push(part) for part in np.split(sound, sorted(cuts))), chopped.finish()])
+    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_allclose(wanted, resample(sound, rate, 16_000)[: len(wanted)], atol=1e-4)
+    assert abs(len(wanted) - len(sound) * 16_000 / rate) <= 1
+
+
+def test_resampling_keeps_time_and_pitch() -> None:
+    np.testing.assert_allclose(
+        resample(tone(440, 0.5, 48_000), 48_000, 16_000)[200:-200], tone(440, 0.5, 16_000)[200:-200], atol=2e-3
+    )
+
+
+def _subtype(suffix: str) -> str | None:
+    return "OPUS" if suffix == "opus" else None

@@ -1,0 +1,169 @@
+"""The contract: round trips, and nothing but ModelError for whatever is wrong with a model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from confit_runtime import ModelError, load
+from confit_runtime.contract import CONTRACT_KEY, DIGEST_KEY, Contract, seal, unseal
+from tests import tiny_model
+
+GRAPH = tiny_model.graph()
+CONTRACT = tiny_model.contract()
+SEALED = seal(GRAPH, CONTRACT)
+KEYS = [field.name for field in dataclasses.fields(Contract)]
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(0, 9) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def test_json_round_trip_gives_the_same_bytes() -> None:
+    again = Contract.from_json(CONTRACT.to_json())
+    assert again == CONTRACT
+    assert again.to_json() == CONTRACT.to_json()
+
+
+def test_sealing_is_read_back_here_and_by_onnx() -> None:
+    contract = tiny_model.contract(
+        labels=["größer", "да", "はい"], unknown_label=None, thresholds=_levels("größer", "да", "はい")
+    )
+    sealed = seal(GRAPH, contract)
+    assert unseal(sealed) == contract
+    read = onnx.load_from_string(sealed)
+    onnx.checker.check_model(read)
+    entries = {entry.key: entry.value for entry in read.metadata_props}
+    assert entries.keys() == {CONTRACT_KEY, DIGEST_KEY}
+    assert Contract.from_json(entries[CONTRACT_KEY]) == contract
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_missing_key_is_named(key: str) -> None:
+    raw = json.loads(CONTRACT.to_json())
+    del raw[key]
+    with pytest.raises(ModelError, match=key):
+        Contract.from_json(json.dumps(raw))
+
+
+def test_an_unknown_key_is_named() -> None:
+    with pytest.raises(ModelError, match="colour"):
+        Contract.from_json(json.dumps({**json.loads(CONTRACT.to_json()), "colour": "red"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema", True),
+        ("schema", 2),
+        ("sample_rate", 0),
+        ("sample_rate", 16000.5),
+        ("hop", "320"),
+        ("window", tiny_model.WINDOW + 1),
+        ("warmup_hops", 3),
+        ("labels", []),
+        ("labels", ["yes", "yes", "mid", "high"]),
+        ("labels", "low"),
+        ("unknown_label", "nobody"),
+        ("thresholds", {}),
+        ("thresholds", {label: {"on": 0.3, "off": 0.6} for label in tiny_model.LABELS}),
+        ("thresholds", {label: {"on": True, "off": 0} for label in tiny_model.LABELS}),
+        ("state", {"state_pcm": [0]}),
+        ("state", {"state_pcm": []}),
+        ("state", ["state_pcm"]),
+        ("multi_label", 1),
+        ("refractory_s", -1),
+        ("refractory_s", True),
+        ("calibration", []),
+        ("name", None),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=key):
+        Contract.from_json(json.dumps({**json.loads(CONTRACT.to_json()), key: value}))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("key", ["refractory_s", "metrics"])
+def test_numbers_that_json_cannot_carry_are_refused(key: str, number: str) -> None:
+    value = {"refractory_s": number, "metrics": f'{{"test": {number}}}'}[key]
+    text = CONTRACT.to_json().replace(f'"{key}": {json.dumps(getattr(CONTRACT, key))}', f'"{key}": {value}')
+    assert number in text
+    with pytest.raises(ModelError):
+        Contract.from_json(text)
+
+
+def test_an_infinite_threshold_is_refused() -> None:
+    levels = json.dumps({label: {"on": float("inf"), "off": 0.5} for label in tiny_model.LABELS})
+    text = json.dumps({**json.loads(CONTRACT.to_json()), "thresholds": 0}).replace(
+        '"thresholds": 0', f'"thresholds": {levels}'
+    )
+    with pytest.raises(ModelError):
+        Contract.from_json(text)
+
+
+@given(st.text(max_size=40) | json_values.map(json.dumps))
+def test_any_text_is_a_contract_or_a_model_error(text: str) -> None:
+    with pytest.raises(ModelError):
+        Contract.from_json(text)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(KEYS), value=json_values)
+def test_a_mutated_contract_loads_or_is_a_model_error(tmp_path: Path, key: str, value: Any) -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), key: value})
+    try:
+        contract = Contract.from_json(text)
+    except ModelError:
+        return
+    assert Contract.from_json(contract.to_json()) == contract
+    path = tmp_path / "mutated.onnx"
+    path.write_bytes(seal(GRAPH, contract))
+    try:
+        outcome = str(load(path).path)
+    except ModelError as error:
+        outcome = str(error)
+    assert outcome.startswith(str(path))
+
+
+@given(st.integers(0, len(SEALED) - 1), st.integers(1, 255))
+def test_a_changed_byte_is_a_model_error(at: int, change: int) -> None:
+    damaged = bytearray(SEALED)
+    damaged[at] ^= change
+    with pytest.raises(ModelError):
+        unseal(bytes(damaged))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_model_error(data: bytes) -> None:
+    with pytest.raises(ModelError):
+        unseal(data)
+
+
+def test_truncated_at_any_byte_is_a_model_error() -> None:
+    for length in range(len(SEALED)):
+        with pytest.raises(ModelError):
+            unseal(SEALED[:length])
+
+
+def test_bytes_after_the_digest_are_a_model_error() -> None:
+    with pytest.raises(ModelError, match="damaged or edited"):
+        unseal(SEALED + b"\x10\x01")
+
+
+def test_another_tools_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="no confit_edge contract"):
+        unseal(GRAPH)
+
+
+def _levels(*labels: str) -> dict[str, dict[str, float]]:
+    return {label: {"on": 0.6, "off": 0.3} for label in labels}

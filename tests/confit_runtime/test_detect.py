@@ -1,0 +1,119 @@
+"""The detector against a naive loop that says the same in other words."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from confit_runtime.detect import Detector, Hit, NameDetector, Rows
+from confit_runtime.gallery import Matcher
+from tests import tiny_model
+
+
+class Settings(NamedTuple):
+    smoothing: int
+    min_hops: int
+    refractory: int
+    exclusive: bool
+    never: list[int]
+
+
+settings = st.builds(
+    Settings,
+    smoothing=st.sampled_from([1, 2, 4]),
+    min_hops=st.integers(1, 4),
+    refractory=st.integers(0, 6),
+    exclusive=st.booleans(),
+    never=st.sampled_from([[], [0], [2]]),
+)
+# eighths, so that sums are exact and the two ways to average them cannot differ by rounding
+score_rows = st.lists(st.lists(st.integers(0, 8), min_size=3, max_size=3), max_size=40)
+
+ON, OFF = [0.5, 0.625, 0.75], [0.25, 0.5, 0.75]
+
+
+def naive_hits(rows: list[list[float]], how: Settings) -> list[Hit]:
+    smooth = []
+    for at in range(len(rows)):
+        recent = rows[max(0, at - how.smoothing + 1) : at + 1]
+        smooth.append([sum(column) / len(recent) for column in zip(*recent, strict=True)])
+    last_fired: dict[int, int] = {}
+    hits = []
+    for at in range(len(rows)):
+        for label in range(3):
+            if label in how.never:
+                continue
+            long_enough = at + 1 >= how.min_hops and all(
+                smooth[back][label] >= ON[label] for back in range(at - how.min_hops + 1, at + 1)
+            )
+            leads = not how.exclusive or smooth[at][label] == max(smooth[at])
+            before = last_fired.get(label)
+            rested = before is None or at >= before + how.refractory
+            fell = before is None or any(smooth[back][label] < OFF[label] for back in range(before + 1, at + 1))
+            if long_enough and leads and rested and fell:
+                start = at
+                while start > 0 and smooth[start - 1][label] >= OFF[label]:
+                    start -= 1
+                hits.append(Hit(label, smooth[at][label], start, at))
+                last_fired[label] = at
+    return hits
+
+
+def make(how: Settings) -> Detector:
+    return Detector(
+        ON,
+        OFF,
+        smoothing_hops=how.smoothing,
+        min_hops=how.min_hops,
+        refractory_hops=how.refractory,
+        never=how.never,
+        exclusive=how.exclusive,
+    )
+
+
+def as_rows(eighths: list[list[int]]) -> Rows:
+    return np.array(eighths, np.float32).reshape(-1, 3) / 8
+
+
+@given(score_rows, settings)
+def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> None:
+    found = make(how).push(as_rows(eighths))
+    wanted = naive_hits([[eighth / 8 for eighth in row] for row in eighths], how)
+    assert [(hit.label, hit.start_row, hit.row) for hit in found] == [
+        (hit.label, hit.start_row, hit.row) for hit in wanted
+    ]
+    np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6)
+
+
+@given(score_rows, settings, st.lists(st.integers(0, 40), max_size=5))
+def test_chopping_and_reset_change_nothing(eighths: list[list[int]], how: Settings, cuts: list[int]) -> None:
+    rows = as_rows(eighths)
+    whole = make(how).push(rows)
+    detector = make(how)
+    detector.push(np.ones((7, 3), np.float32))
+    detector.reset()
+    assert [hit for part in np.split(rows, sorted(cuts)) for hit in detector.push(part)] == whole
+
+
+def test_one_long_sound_fires_once() -> None:
+    detector = make(Settings(2, 2, 0, True, []))
+    assert len(detector.push(np.tile(np.float32([0.9, 0.0, 0.0]), (500, 1)))) == 1
+
+
+def test_a_name_fires_after_two_matches_in_succession() -> None:
+    contract = tiny_model.contract(min_hops=1, refractory_s=0.0)
+    prints = np.eye(8, dtype=np.float32)[:2]
+    matcher = Matcher(["ada", "bob"], [0, 1], prints, np.zeros((0, 8), np.float32), threshold=0.7, margin=0.1)
+    detector = NameDetector(contract, matcher)
+    ada, bob, nobody = *prints, np.eye(8, dtype=np.float32)[5]
+    assert detector.push(np.stack([ada, nobody, ada, bob, ada, nobody])) == []
+    assert detector.push(np.stack([bob, bob, bob, nobody, ada, ada])) == [Hit(1, 1.0, 6, 7), Hit(0, 1.0, 10, 11)]
+
+
+def test_an_empty_gallery_never_fires() -> None:
+    nothing = np.zeros((0, 8), np.float32)
+    detector = NameDetector(tiny_model.contract(), Matcher([], [], nothing, nothing, threshold=0.5, margin=0.0))
+    assert detector.push(np.ones((10, 8), np.float32)) == []

@@ -1,0 +1,473 @@
+"""The gallery: exact matching, nothing lost by a crash, nothing left of what was removed, one line for the rest."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_runtime import GalleryError, Model, ModelError, UsageError, load
+from confit_runtime.gallery import Gallery, Matcher, clean_name, voiced_seconds
+from tests import tiny_model
+from tests.tiny_model import Floats, silence, tone
+
+DIM = len(tiny_model.BANDS)
+RNG = np.random.default_rng(3)
+
+
+def random_prints(count: int) -> Floats:
+    return RNG.standard_normal((count, DIM)).astype(np.float32)
+
+
+@pytest.fixture
+def path(tmp_path: Path, model: Model) -> Path:
+    """A gallery of ada (3 prints) and bob (2)."""
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        assert gallery.enroll("ada", random_prints(3), sources=["a1", "a2", "a3"], voiced_s=2.5) == 3
+        assert gallery.enroll("bob", random_prints(2), sources=["b1", "b2"], voiced_s=1.0) == 2
+    return path
+
+
+# keeping
+
+
+def test_what_is_enrolled_is_there_the_next_time(tmp_path: Path, model: Model) -> None:
+    path, prints = tmp_path / "a gallery? #1 100%.db", random_prints(3)
+    with Gallery.open(path, model, create=True) as gallery:
+        assert gallery.names() == {}
+        assert gallery.enroll(" zoë ", prints[:2], sources=["one.wav", "two.wav"], voiced_s=1.5) == 2
+        assert gallery.enroll("zoë", prints[2:], sources=["three.wav"], voiced_s=0.5) == 3
+        assert gallery.enroll("Ben", prints[:1], sources=["four.wav"], voiced_s=0.5) == 1
+    with Gallery.open(path, model) as gallery:
+        assert list(gallery.names().items()) == [("Ben", 1), ("zoë", 3)]
+        assert gallery.voiced_s("zoë") == 2.0
+        kept = gallery.prints("zoë")
+        assert [one.source for one in kept] == ["one.wav", "two.wav", "three.wav"]
+        units = prints / np.linalg.norm(prints, axis=1, keepdims=True)
+        np.testing.assert_allclose([one.embedding for one in kept], units, atol=1e-6)
+    assert path.exists()
+    assert list(tmp_path.iterdir()) == [path]  # no journal is left
+
+
+def test_rename_and_remove(path: Path) -> None:
+    with Gallery.open(path) as gallery:
+        before = gallery.prints("ada")
+        gallery.rename("ada", "Ada Lovelace")
+        assert gallery.names() == {"Ada Lovelace": 3, "bob": 2}
+        np.testing.assert_array_equal(gallery.prints("Ada Lovelace")[0].embedding, before[0].embedding)
+        gallery.rename("bob", "bob")
+        with pytest.raises(UsageError, match="enrolled already"):
+            gallery.rename("bob", "Ada Lovelace")
+        assert gallery.remove("bob") == 2
+        for act in (gallery.remove, gallery.prints, gallery.voiced_s, lambda name: gallery.rename(name, "x")):
+            with pytest.raises(UsageError, match=r"nobody is enrolled as 'bob' .*Ada Lovelace"):
+                act("bob")
+        assert gallery.names() == {"Ada Lovelace": 3}
+
+
+@pytest.mark.parametrize("change", ["remove", "rename"])
+def test_nothing_is_left_of_what_was_removed(tmp_path: Path, model: Model, change: str) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        for name in ("kept-one", "Rumpelstiltskin", "kept-two"):
+            gallery.enroll(
+                name, random_prints(40), sources=[f"/home/{name}/{at}.wav" for at in range(40)], voiced_s=9.0
+            )
+        gone = [one.embedding.astype("<f4").tobytes() for one in gallery.prints("Rumpelstiltskin")]
+        assert gone[7] in path.read_bytes()
+        if change == "remove":
+            gallery.remove("Rumpelstiltskin")
+        else:
+            gallery.rename("Rumpelstiltskin", "kept-three")
+        data = path.read_bytes()
+        if change == "remove":
+            assert b"Rumpelstiltskin" not in data
+            assert not any(print_[at : at + 8] in data for print_ in gone for at in range(0, len(print_), 8))
+        else:
+            assert data.count(b"Rumpelstiltskin") == 40  # the sources of its prints; the name itself is gone
+        assert sum(gallery.names().values()) == (80 if change == "remove" else 120)
+
+
+def test_enrolling_is_all_or_nothing(path: Path, model: Model) -> None:
+    for embeddings, sources in [
+        (random_prints(2), ["one"]),
+        (random_prints(0), []),
+        (random_prints(2)[:, :-1], ["one", "two"]),
+        (random_prints(1)[0], ["one"]),
+        (np.float32([[np.nan] * DIM]), ["one"]),
+        (np.zeros((1, DIM), np.float32), ["one"]),
+    ]:
+        with Gallery.open(path, model) as gallery:
+            with pytest.raises(UsageError):
+                gallery.enroll("eve", embeddings, sources=sources, voiced_s=1.0)
+            with pytest.raises(GalleryError):
+                gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=float("nan"))
+            assert gallery.names() == {"ada": 3, "bob": 2}
+            assert gallery.matcher.names == ("ada", "bob")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "   ", "x" * 101, "a\nb", "a\x00b", "tab\tbed", "\x7f", "\ud800", "line\u2028break"]
+)
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(UsageError, match="a name"):
+        clean_name(name)
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp")), min_size=1, max_size=30))
+def test_names_are_kept_in_one_form(name: str) -> None:
+    clean = clean_name(f"  {unicodedata.normalize('NFD', name)}\t")
+    assert clean == clean_name(clean) == unicodedata.normalize("NFC", name)
+
+
+def test_file_names_that_are_not_text_are_kept_readably(path: Path, model: Model) -> None:
+    with Gallery.open(path, model) as gallery:
+        gallery.enroll("eve", random_prints(1), sources=[os.fsdecode(b"caf\xe9.wav")], voiced_s=1.0)
+        assert gallery.prints("eve")[0].source == "caf?.wav"
+
+
+# matching
+
+
+def naive_match(
+    prints: dict[str, Floats], cohort: Floats, query: Floats, threshold: float, margin: float
+) -> tuple[str | None, list[tuple[float, str]]]:
+    def cosine(u: Floats, v: Floats) -> float:
+        return float(u @ v / np.linalg.norm(u) / np.linalg.norm(v))
+
+    ranking = []
+    for name, rows in prints.items():
+        nearest = sorted((cosine(row, query) for row in rows), reverse=True)[:3]
+        weights = [max(value, 0.0) for value in nearest]
+        weighted = sum(weight * value for weight, value in zip(weights, nearest, strict=True))
+        ranking.append((weighted / sum(weights) if sum(weights) else sum(nearest) / len(nearest), name))
+    ranking.sort(reverse=True)
+    unknown = ranking[0][0] < threshold or (len(ranking) > 1 and ranking[0][0] - ranking[1][0] < margin)
+    if len(cohort):
+        strangers = sorted((cosine(row, query) for row in cohort), reverse=True)[:3]
+        unknown = unknown or sum(strangers) / len(strangers) >= ranking[0][0]
+    return None if unknown else ranking[0][1], ranking
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    strangers=st.integers(0, 5),
+    seed=st.integers(0, 10_000),
+    threshold=st.sampled_from([-1.0, 0.2, 0.5]),
+    margin=st.sampled_from([0.0, 0.1]),
+)
+def test_matching_is_the_naive_loops(
+    counts: list[int], strangers: int, seed: int, threshold: float, margin: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    prints = {f"name{at}": rng.standard_normal((count, 4)).astype(np.float32) for at, count in enumerate(counts)}
+    cohort = rng.standard_normal((strangers, 4)).astype(np.float32)
+    query = rng.standard_normal(4).astype(np.float32)
+    rows = np.concatenate([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in prints.values()])
+    owners = np.repeat(np.arange(len(counts)), counts)
+    match = Matcher(list(prints), owners, rows, cohort, threshold=threshold, margin=margin).match(query)
+    name, ranking = naive_match(prints, cohort, query, threshold, margin)
+    assert match.name == name
+    assert match.score == pytest.approx(ranking[0][0], abs=1e-5)
+    if len(ranking) > 1:
+        assert match.runner_up == ranking[1][1]
+        assert match.runner_up_score == pytest.approx(ranking[1][0], abs=1e-5)
+        assert match.margin == pytest.approx(ranking[0][0] - ranking[1][0], abs=1e-5)
+    else:
+        assert (match.runner_up, match.runner_up_score, match.margin) == (None, None, None)
+
+
+def test_levels_come_from_the_model_and_can_be_overridden(tmp_path: Path) -> None:
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", calibration={"enroll": {"threshold": 0.9, "margin": 0.15}}))
+    east, north = np.eye(DIM, dtype=np.float32)[:2]
+    query = (0.85 * east + np.sqrt(1 - 0.85**2) * np.eye(DIM, dtype=np.float32)[2]).astype(np.float32)
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("east", east[None], sources=["e"], voiced_s=1.0)
+        gallery.enroll("north", (0.8 * east + 0.6 * north)[None], sources=["n"], voiced_s=1.0)
+        assert gallery.match(east).name == "east"
+        assert gallery.match(query).name is None
+        assert gallery.match(query).score == pytest.approx(0.85)
+    with Gallery.open(path, model, threshold=0.8, margin=0.1) as gallery:
+        assert gallery.match(query).name == "east"
+    with Gallery.open(path, model, threshold=0.8, margin=0.5) as gallery:
+        assert gallery.match(query).name is None
+
+
+@pytest.mark.parametrize("levels", [[], {"threshold": "high"}, {"margin": None}])
+def test_a_calibration_that_is_no_number_is_a_model_error(tmp_path: Path, levels: object) -> None:
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", calibration={"enroll": levels}))
+    with pytest.raises(ModelError, match="calibration"):
+        Gallery.open(tmp_path / "gallery.db", model, create=True)
+    assert not (tmp_path / "gallery.db").exists()
+
+
+def test_the_cohort_competes_as_the_unknown(tmp_path: Path) -> None:
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", cohort=np.eye(DIM, dtype=np.float32)[:1] * 5))
+    query = np.float32([1.0, 0.9] + [0.0] * (DIM - 2))
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("north", np.eye(DIM, dtype=np.float32)[1:2], sources=["n"], voiced_s=1.0)
+        assert gallery.match(query).name is None
+        assert gallery.match(query[[1, 0, *range(2, DIM)]]).name == "north"
+
+
+def test_an_empty_gallery_knows_nobody(tmp_path: Path, model: Model) -> None:
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        match = gallery.match(random_prints(1)[0])
+        assert (match.name, match.score, match.runner_up) == (None, 0.0, None)
+        with pytest.raises(UsageError):
+            gallery.match(random_prints(1))
+
+
+def test_a_gallery_without_its_model_cannot_match(path: Path, model: Model) -> None:
+    with Gallery.open(path) as gallery:
+        assert gallery.embedding_id == model.contract.embedding_id
+        with pytest.raises(UsageError, match="without its model"):
+            gallery.match(random_prints(1)[0])
+        assert gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0) == 1
+
+
+def test_a_stream_keeps_the_names_it_was_made_with(path: Path, model: Model) -> None:
+    with Gallery.open(path, model) as gallery:
+        matcher = gallery.matcher
+        gallery.remove("ada")
+        assert matcher.names == ("ada", "bob")
+        assert gallery.matcher.names == ("bob",)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_voiced_seconds(rate: int) -> None:
+    clip = np.concatenate(
+        [silence(1.0, rate), tone(440, 0.5, rate), silence(1.0, rate), tone(440, 0.3, rate, level=0.1)]
+    )
+    assert voiced_seconds(clip, rate) == pytest.approx(0.8, abs=0.04)
+    assert voiced_seconds(clip * np.float32(1e-5), rate) == 0.0
+    assert voiced_seconds(silence(1.0, rate), rate) == voiced_seconds(silence(0.0, rate), rate) == 0.0
+
+
+# what is not a gallery of ours
+
+
+def test_a_missing_gallery_is_a_usage_error(tmp_path: Path, model: Model) -> None:
+    with pytest.raises(UsageError, match=r"gallery\.db: no such gallery.*enroll"):
+        Gallery.open(tmp_path / "gallery.db", model)
+    with pytest.raises(UsageError, match="is not a file"):
+        Gallery.open(tmp_path, model, create=True)
+    with pytest.raises(UsageError, match="no such folder"):
+        Gallery.open(tmp_path / "nowhere" / "gallery.db", model, create=True)
+    with pytest.raises(UsageError, match="needs the model"):
+        Gallery.open(tmp_path / "gallery.db", create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize(
+    "content", [b"x", b"not a database\n", b"SQLite format 3\x00", bytes(5000), bytes(range(256)) * 40]
+)
+def test_a_file_that_is_not_sqlite(tmp_path: Path, model: Model, content: bytes, create: bool) -> None:
+    path = tmp_path / "gallery.db"
+    path.write_bytes(content)
+    with pytest.raises(GalleryError, match=r"gallery\.db"):
+        Gallery.open(path, model, create=create)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE photos (id)")
+    db.close()
+    with pytest.raises(GalleryError, match="not a confit-edge gallery"):
+        Gallery.open(path, model, create=True)
+
+
+def test_an_empty_file_becomes_a_gallery_only_when_asked(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    path.touch()
+    with pytest.raises(GalleryError, match="is empty"):
+        Gallery.open(path, model)
+    with Gallery.open(path, model, create=True) as gallery:
+        assert gallery.names() == {}
+
+
+def test_a_gallery_of_another_model(path: Path, tmp_path: Path) -> None:
+    for changes in ({"embedding_id": "another"}, {"name": "same embedding, other name"}):
+        other = load(tiny_model.build(tmp_path / "other.onnx", **changes))
+        if "embedding_id" in changes:
+            with pytest.raises(GalleryError, match="another model"):
+                Gallery.open(path, other)
+        else:
+            Gallery.open(path, other).close()
+
+
+def test_a_gallery_from_the_future(path: Path, model: Model) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    for opener in (model, None):
+        with pytest.raises(GalleryError, match=r"newer confit-edge \(schema 2"):
+            Gallery.open(path, opener)
+
+
+def test_a_gallery_in_use(path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, timeout=0.1))
+    with Gallery.open(path, model) as gallery:
+        other = connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(GalleryError, match="in use by another program"):
+            gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0)
+        other.execute("ROLLBACK")
+        other.close()
+        assert gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0) == 1
+
+
+def test_truncated_anywhere_is_a_gallery_error(path: Path, model: Model) -> None:
+    data = path.read_bytes()
+    for length in [*range(1, 200, 7), *range(200, len(data), 400), len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(GalleryError, match=r"gallery\.db"):
+            Gallery.open(path, model)
+
+
+def test_damage_is_a_gallery_error_or_harmless(path: Path, model: Model) -> None:
+    data, random_ = path.read_bytes(), random.Random(0)
+    refusals = []
+    for _ in range(400):
+        damaged = bytearray(data)
+        for _ in range(random_.randint(1, 8)):
+            damaged[random_.randrange(len(data))] = random_.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            with Gallery.open(path, model) as gallery:
+                for name in gallery.names():
+                    gallery.prints(name)
+                gallery.match(random_prints(1)[0])
+        except GalleryError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 20
+    assert all(refusal.startswith(f"{path}: ") for refusal in refusals)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE prints SET embedding = zeroblob(8)",
+        "UPDATE prints SET embedding = 'a text'",
+        "UPDATE prints SET embedding = x'" + "ff" * 4 * DIM + "'",
+        "DELETE FROM binding",
+        "DROP TABLE names",
+        "UPDATE binding SET dim = 'many'",
+        "UPDATE names SET name = x'00ff' WHERE name = 'ada'",
+    ],
+)
+def test_contents_that_make_no_sense_are_a_gallery_error(path: Path, model: Model, damage: str) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    with pytest.raises(GalleryError, match=r"gallery\.db"):
+        Gallery.open(path, model)
+
+
+# crashes and folders
+
+ENROLLER = """
+import sys
+import numpy as np
+from confit_runtime.gallery import Gallery
+
+with Gallery.open(sys.argv[1]) as gallery:
+    rng, done = np.random.default_rng(), 0
+    print("ready", flush=True)
+    while True:
+        prints = rng.standard_normal((2, gallery.dim)).astype(np.float32)
+        gallery.enroll("ada", prints, sources=["a", "b"], voiced_s=1.0)
+        done += 1
+        print(done, flush=True)
+"""
+
+
+def test_killing_it_loses_nothing_that_was_enrolled(path: Path, model: Model) -> None:
+    random_ = random.Random(1)
+    for _ in range(20):
+        with Gallery.open(path, model) as gallery:
+            before = gallery.names()["ada"]
+        with subprocess.Popen([sys.executable, "-c", ENROLLER, str(path)], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(random_.uniform(0.0, 0.1))
+            child.kill()
+            acknowledged = sum(line.endswith("\n") for line in child.stdout)
+        with Gallery.open(path, model) as gallery:
+            added = gallery.names()["ada"] - before
+            assert added in (2 * acknowledged, 2 * acknowledged + 2)
+            assert len(gallery.prints("ada")) == before + added
+            assert gallery.names()["bob"] == 2
+
+
+READER = """
+import os, sys
+import numpy as np
+from confit_runtime import GalleryError, load
+from confit_runtime.gallery import Gallery
+
+path, model = sys.argv[1], load(sys.argv[2])
+if os.geteuid() == 0:  # file permissions do not bind root
+    os.setgid(65534)
+    os.setuid(65534)
+with Gallery.open(path, model) as gallery:
+    print(gallery.names(), gallery.match(gallery.prints("ada")[0].embedding).name)
+    try:
+        gallery.enroll("eve", np.ones((1, gallery.dim), np.float32), sources=["one"], voiced_s=1.0)
+    except GalleryError as error:
+        print(error)
+"""
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that anybody may enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="confit-gallery-"))
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_read_only_folder_is_opened_for_reading(path: Path, tiny: Path, public_folder: Path) -> None:
+    gallery, model = public_folder / "gallery.db", public_folder / "tiny.onnx"
+    shutil.copyfile(path, gallery)
+    shutil.copyfile(tiny, model)
+    public_folder.chmod(0o555)
+    done = subprocess.run([sys.executable, "-c", READER, gallery, model], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "{'ada': 3, 'bob': 2} ada",
+        f"{gallery}: cannot be changed: the file or its folder is read-only",
+    ]
+    assert sorted(public_folder.iterdir()) == [gallery, model]
+
+
+def test_a_read_only_folder_with_a_change_cut_short_is_refused(path: Path, tiny: Path, public_folder: Path) -> None:
+    """Half a change must be rolled back before it may be read, and here it cannot be."""
+    gallery, model = public_folder / "gallery.db", public_folder / "tiny.onnx"
+    shutil.copyfile(path, gallery)
+    shutil.copyfile(tiny, model)
+    (public_folder / "gallery.db-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7")
+    public_folder.chmod(0o555)
+    done = subprocess.run([sys.executable, "-c", READER, gallery, model], capture_output=True, text=True, check=False)
+    assert "GalleryError" in done.stderr
+    assert "open it once where it can be written" in done.stderr

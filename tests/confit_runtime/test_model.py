@@ -1,0 +1,340 @@
+"""The engine on a real (tiny) model: loading, streaming equal to offline, exact whatever the chopping, honest times."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_runtime import AudioError, Detection, GalleryError, Model, ModelError, Stream, UsageError, load
+from confit_runtime.contract import seal
+from confit_runtime.gallery import Gallery
+from tests import tiny_model
+from tests.tiny_model import HOP, LABELS, POOL, RATE, WINDOW, Floats, chord, silence, tone
+
+RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
+BELL = (300.0, 2600.0)
+RNG = np.random.default_rng(1)
+
+
+def scene(rate: int) -> Floats:
+    """Two seconds and a half: low at 0.3 s, a bell at 0.9 s, mid at 1.6 s, low again as it ends."""
+    parts = [
+        silence(0.3, rate),
+        tone(500, 0.3, rate),
+        silence(0.3, rate),
+        chord(BELL, 0.4, rate),
+        silence(0.3, rate),
+        tone(1200, 0.35, rate),
+        silence(0.3, rate),
+        tone(500, 0.25, rate),
+    ]
+    sound = np.concatenate(parts)
+    return sound + np.float32(1e-4) * RNG.standard_normal(len(sound)).astype(np.float32)
+
+
+SCENES = {rate: scene(rate) for rate in RATES}
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Gallery:
+    path = tmp_path_factory.mktemp("gallery") / "gallery.db"
+    with Gallery.open(path, model, create=True) as opened:
+        bells = np.stack([model.embed(chord(BELL, seconds), RATE) for seconds in (0.3, 0.5)])
+        opened.enroll("bell", bells, sources=["a", "b"], voiced_s=0.8)
+        opened.enroll("buzz", model.embed(chord((800, 5000), 0.4), RATE)[None], sources=["c"], voiced_s=0.4)
+        return opened
+
+
+def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:
+    return [event for part in parts for event in stream.accept(part, rate)] + stream.finish()
+
+
+# loading
+
+
+def test_a_missing_model_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nothing\.onnx: no such model file"):
+        load(tmp_path / "nothing.onnx")
+    with pytest.raises(UsageError, match="no shipped model of that name"):
+        load("a-model-that-never-shipped")
+
+
+def test_a_text_file_is_a_model_error(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    path.write_text("this is not a model\n" * 20)
+    with pytest.raises(ModelError, match=r"text\.onnx"):
+        load(path)
+
+
+def test_truncated_anywhere_is_a_model_error(tmp_path: Path, tiny: Path) -> None:
+    data, path = tiny.read_bytes(), tmp_path / "cut.onnx"
+    for length in [*range(0, len(data), 211), *range(len(data) - 100, len(data))]:
+        path.write_bytes(data[:length])
+        with pytest.raises(ModelError, match=r"cut\.onnx"):
+            load(path)
+
+
+def test_a_graph_that_onnxruntime_refuses_is_a_model_error(tmp_path: Path) -> None:
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(seal(tiny_model.graph().replace(b"Softmax", b"Hardmux"), tiny_model.contract()))
+    with pytest.raises(ModelError, match=r"odd\.onnx: onnxruntime .* cannot run this model") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"labels": LABELS[:3], "unknown_label": None}, "scores"),
+        ({"embedding_dim": 9}, "embedding"),
+        ({"state": {"state_pcm": [HOP]}}, "state_ring"),
+        ({"state": {"state_pcm": [HOP], "state_ring": [8, 5]}}, "state_ring"),
+        ({"state": {}, "warmup_hops": 0}, "state_pcm"),
+    ],
+)
+def test_a_contract_its_graph_does_not_keep_is_a_model_error(
+    tmp_path: Path, changes: dict[str, object], fault: str
+) -> None:
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(seal(tiny_model.graph(), dataclasses.replace(tiny_model.contract(), **changes)))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=fault):
+        load(path)
+
+
+# streaming
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_streaming_equals_one_call_over_the_whole_signal(kind: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(kind)
+    sound = SCENES[RATE][: len(SCENES[RATE]) // HOP * HOP]
+    scores, embedding = model.rows(sound, RATE)
+    assert len(scores) == (len(sound) - WINDOW) // HOP + 1
+    batch = model.batch(1)
+    pushed = [batch.push(chunk[None]) for chunk in sound.reshape(-1, HOP)]
+    assert [len(rows[0]) for rows, _ in pushed] == [0] * POOL + [1] * len(scores)
+    np.testing.assert_allclose(np.concatenate([rows[0] for rows, _ in pushed]), scores, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate([rows[0] for _, rows in pushed]), embedding, atol=1e-4)
+
+
+def test_a_windowed_and_a_streaming_model_agree(model: Model, windowed: Model) -> None:
+    for one, other in zip(model.rows(SCENES[RATE], RATE), windowed.rows(SCENES[RATE], RATE), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@settings(max_examples=6, deadline=None)
+@given(cuts=st.lists(st.floats(0, 1), max_size=30))
+def test_events_do_not_depend_on_the_chopping(model: Model, gallery: Gallery, rate: int, cuts: list[float]) -> None:
+    sound = SCENES[rate]
+    wanted = heard(model.stream(gallery), [sound], rate)
+    assert [event.label for event in wanted] == ["low", "bell", "mid", "low"]
+    parts = np.split(sound, sorted(int(cut * len(sound)) for cut in cuts))
+    assert heard(model.stream(gallery), parts, rate) == wanted
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("size", [1_000, 37])
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_events_do_not_depend_on_the_chunk_length(
+    kind: str, request: pytest.FixtureRequest, rate: int, size: int
+) -> None:
+    model: Model = request.getfixturevalue(kind)
+    sound = SCENES[rate]
+    parts = np.split(sound, range(size, len(sound), size))
+    assert heard(model.stream(), parts, rate) == heard(model.stream(), [sound], rate)
+
+
+def test_events_do_not_depend_on_the_chopping_without_latency(tmp_path: Path) -> None:
+    """An end that lies ahead of the newest row must not depend on how much the source has delivered already."""
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", latency_samples=0))
+    sound = SCENES[RATE]
+    parts = np.split(sound, range(HOP, len(sound), HOP))
+    assert heard(model.stream(), parts, RATE) == heard(model.stream(), [sound], RATE)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_times_say_when_the_sound_was(model: Model, rate: int) -> None:
+    events = heard(model.stream(), [SCENES[rate]], rate)
+    assert [event.label for event in events] == ["low", "mid", "low"]
+    for event, (start, end) in zip(events, [(0.3, 0.6), (1.6, 1.95), (2.25, 2.5)], strict=True):
+        assert start - 0.1 < event.start_s < event.end_s < end
+        assert event.start_s == event.start_sample / rate
+        assert event.end_s == event.end_sample / rate
+
+
+def test_nothing_is_heard_before_the_window_is_full(model: Model) -> None:
+    stream = model.stream()
+    assert stream.accept(tone(500, (WINDOW + HOP) / RATE - 0.001), RATE) == []
+    assert [event.label for event in stream.accept(tone(500, 0.05), RATE)] == ["low"]
+
+
+def test_stereo_and_integers_are_taken(model: Model) -> None:
+    sound = SCENES[RATE]
+    wanted = heard(model.stream(), [sound], RATE)
+    integers = np.round(np.stack([sound, sound], axis=1) * 32767).astype(np.int16)
+    found = model.stream().accept(integers, RATE)
+    assert [(event.label, event.start_sample) for event in found] == [
+        (event.label, event.start_sample) for event in wanted[: len(found)]
+    ]
+
+
+def test_reset_and_finish_leave_nothing_behind(model: Model, gallery: Gallery) -> None:
+    wanted = heard(model.stream(gallery), [SCENES[RATE]], RATE)
+    stream = model.stream(gallery)
+    stream.accept(RNG.uniform(-1, 1, 12_345).astype(np.float32), 44_100)
+    stream.reset()
+    assert heard(stream, [SCENES[RATE]], RATE) == wanted
+    assert heard(stream, [SCENES[RATE]], RATE) == wanted  # after finish()
+    assert stream.finish() == []
+
+
+def test_a_fresh_stream_in_silence_hears_nothing(model: Model, windowed: Model) -> None:
+    for one in (model, windowed):
+        stream = one.stream()
+        assert heard(stream, [silence(1.0)], RATE) == []
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_gap_forgets_and_moves_the_clock(model: Model, gallery: Gallery, rate: int) -> None:
+    sound, before, lost = SCENES[rate], tone(500, 0.1, rate), 12_345
+    wanted = heard(model.stream(gallery), [sound], rate)
+    stream = model.stream(gallery)
+    assert stream.accept(before, rate) == []
+    stream.skip(lost)
+    moved = len(before) + lost
+    assert heard(stream, [sound], rate) == [
+        dataclasses.replace(
+            event,
+            start_sample=event.start_sample + moved,
+            end_sample=event.end_sample + moved,
+            start_s=(event.start_sample + moved) / rate,
+            end_s=(event.end_sample + moved) / rate,
+        )
+        for event in wanted
+    ]
+    assert heard(stream, [sound], rate) == wanted  # the clock begins anew after finish()
+
+
+def test_a_sound_is_not_pieced_together_across_a_gap(model: Model) -> None:
+    half = tone(500, 0.12)
+    assert heard(model.stream(), [half, half], RATE)
+    stream = model.stream()
+    found = stream.accept(half, RATE)
+    stream.skip(100)
+    assert found + stream.accept(half, RATE) == []
+    with pytest.raises(UsageError):
+        stream.skip(-1)
+
+
+def test_the_rate_may_not_change_without_reset(model: Model) -> None:
+    stream = model.stream()
+    stream.accept(silence(0.1), RATE)
+    with pytest.raises(UsageError, match="reset"):
+        stream.accept(silence(0.1), 8_000)
+    stream.skip(10)
+    with pytest.raises(UsageError, match="reset"):
+        stream.accept(silence(0.1), 8_000)
+    stream.reset()
+    stream.accept(silence(0.1), 8_000)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused_and_leave_no_trace(model: Model, bad: float) -> None:
+    stream = model.stream()
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        stream.accept(np.float32([0.0, bad]), RATE)
+    assert heard(stream, [SCENES[RATE]], RATE) == heard(model.stream(), [SCENES[RATE]], RATE)
+
+
+def test_a_batch_is_its_streams_side_by_side(model: Model) -> None:
+    sounds = np.stack([SCENES[RATE][: 60 * HOP], SCENES[RATE][20 * HOP : 80 * HOP], silence(60 * HOP / RATE)])
+    together = model.batch(3)
+    alone = [model.batch(1) for _ in range(3)]
+    for hop in range(60):
+        chunk = sounds[:, hop * HOP : (hop + 1) * HOP]
+        scores, embedding = together.push(chunk)
+        for at, one in enumerate(alone):
+            own_scores, own_embedding = one.push(chunk[at : at + 1])
+            np.testing.assert_allclose(scores[at], own_scores[0], atol=1e-5)
+            np.testing.assert_allclose(embedding[at], own_embedding[0], atol=1e-5)
+    with pytest.raises(UsageError, match="batch of 3"):
+        together.push(sounds[:, : HOP - 1])
+    with pytest.raises(UsageError):
+        model.batch(0)
+
+
+def test_a_model_is_shared_between_threads(model: Model) -> None:
+    wanted = heard(model.stream(), [SCENES[RATE]], RATE)
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(lambda _: heard(model.stream(), np.split(SCENES[RATE], 50), RATE), range(8))
+    assert all(result == wanted for result in results)
+
+
+# clips
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+@pytest.mark.parametrize("seconds", [0.005, 0.05, 0.119, 0.12, 0.3, 1.0001])
+def test_clips_of_any_length(kind: str, request: pytest.FixtureRequest, seconds: float) -> None:
+    model: Model = request.getfixturevalue(kind)
+    clip = tone(1200, seconds)
+    scores, embedding = model.rows(clip, RATE)
+    assert scores.shape == (1 + max(0, -(-(len(clip) - WINDOW) // HOP)), len(LABELS))
+    assert np.linalg.norm(model.embed(clip, RATE)) == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1.0, atol=1e-5)
+    if seconds > 0.05:
+        answer = model.classify(clip, RATE)
+        assert answer.label == "mid"
+        assert answer.score == answer.scores["mid"] == max(answer.scores.values())
+        assert list(answer.scores) == LABELS
+
+
+def test_a_short_clip_is_centred(model: Model) -> None:
+    clip = tone(500, 0.06)
+    left = (WINDOW - len(clip)) // 2
+    centred = np.pad(clip, (left, WINDOW - len(clip) - left))
+    np.testing.assert_array_equal(model.rows(clip, RATE)[0], model.rows(centred, RATE)[0])
+
+
+def test_clips_that_cannot_be_judged(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="no samples"):
+        model.embed(silence(0), RATE)
+    with pytest.raises(AudioError, match="NaN"):
+        model.classify(np.float32([np.nan] * 100), RATE)
+    with pytest.raises(UsageError, match="sample_rate"):
+        model.classify(silence(1))
+    with pytest.raises(UsageError, match="no such file"):
+        model.embed(tmp_path / "clip.wav")
+
+
+def test_thresholds_can_be_set(model: Model) -> None:
+    strict = model.with_thresholds({"low": 1.0})
+    assert [event.label for event in heard(strict.stream(), [SCENES[RATE]], RATE)] == ["mid"]
+    assert model.with_thresholds({"low": 0.1}).contract.thresholds["low"] == {"on": 0.1, "off": 0.1}
+    assert model.contract.thresholds["low"]["on"] == 0.6
+    with pytest.raises(UsageError, match="low, mid, high, other"):
+        model.with_thresholds({"yes": 0.5})
+    for level in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UsageError, match="between 0 and 1"):
+            model.with_thresholds({"low": level})
+
+
+def test_a_stream_refuses_another_models_gallery(gallery: Gallery, tmp_path: Path) -> None:
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
+    with pytest.raises(GalleryError, match="another model"):
+        other.stream(gallery)
+
+
+def test_the_cohort_is_read_from_the_file(model: Model, tmp_path: Path) -> None:
+    assert model.cohort.shape == (0, 8)
+    cohort = RNG.standard_normal((5, 8)).astype(np.float32)
+    for windowed in (False, True):
+        path = tiny_model.build(tmp_path / "cohort.onnx", windowed=windowed, cohort=cohort)
+        np.testing.assert_array_equal(load(path).cohort, cohort)

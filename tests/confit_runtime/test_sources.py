@@ -1,0 +1,279 @@
+"""Sources: files, pipes, and a microphone on a fake PortAudio (this machine's real one where there is none)."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_runtime import AudioError, DeviceError, Model, UsageError
+from confit_runtime.sources import (
+    FileSource,
+    Gap,
+    Microphone,
+    PcmSource,
+    Source,
+    find_clips,
+    import_portaudio,
+    input_devices,
+    open_source,
+)
+from tests.confit_runtime.fake_sounddevice import FakePortAudio
+from tests.tiny_model import Floats, tone
+
+RNG = np.random.default_rng(2)
+
+
+def taken(source: Source, samples: int | None = None) -> Floats:
+    """What a source gives, with NaN where it says that something is missing; at most `samples`."""
+    parts: list[Floats] = []
+    with source:
+        for item in source:
+            if isinstance(item, Gap):
+                parts.append(np.full(item.samples, np.nan, np.float32))
+            else:
+                pcm, rate = item
+                assert (pcm.dtype, pcm.ndim, rate) == (np.float32, 1, source.rate)
+                parts.append(pcm)
+            if samples is not None and sum(map(len, parts)) >= samples:
+                break
+    return np.concatenate(parts)
+
+
+# files
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("rate", [11_025, 48_000])
+def test_a_file_is_read_whole(tmp_path: Path, suffix: str, channels: int, rate: int) -> None:
+    path = tmp_path / f"sound.{suffix}"
+    sound = tone(440, 1.3, rate)
+    soundfile.write(path, np.stack([sound] * channels, axis=1), rate)
+    source = FileSource(path)
+    assert (source.name, source.rate) == (str(path), rate)
+    np.testing.assert_allclose(taken(source), sound, atol=0.03)
+
+
+def test_a_file_damaged_in_the_middle_is_an_audio_error(tmp_path: Path) -> None:
+    path = tmp_path / "sound.flac"
+    soundfile.write(path, RNG.uniform(-0.5, 0.5, 60_000), 16_000)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(4000) + data[len(data) // 2 + 4000 :])
+    heard: list[Floats] = []
+    with FileSource(path) as source, pytest.raises(AudioError, match=r"sound\.flac"):
+        heard.extend(pcm for pcm, _ in source)
+    assert heard
+
+
+def test_what_is_not_a_sound_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        FileSource(tmp_path / "nothing.wav")
+    (tmp_path / "text.wav").write_text("not sound")
+    with pytest.raises(AudioError, match=r"text\.wav"):
+        FileSource(tmp_path / "text.wav")
+
+
+# raw PCM
+
+
+class Pieces(io.BufferedIOBase):
+    """A pipe that delivers in the given pieces."""
+
+    def __init__(self, data: bytes, cuts: list[int]) -> None:
+        edges = [0, *sorted(cuts), len(data)]
+        self._pieces = [data[a:b] for a, b in pairwise(edges) if a < b]
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    channels=st.sampled_from([1, 2, 3]),
+    form=st.sampled_from(["s16le", "f32le"]),
+    cuts=st.lists(st.integers(0, 600), max_size=20),
+    odd=st.integers(0, 5),
+)
+def test_pcm_in_any_pieces(channels: int, form: str, cuts: list[int], odd: int) -> None:
+    sound = RNG.uniform(-1, 1, (50, channels)).astype(np.float32)
+    data = (sound * 32767).astype("<i2").tobytes() if form == "s16le" else sound.astype("<f4").tobytes()
+    data = data + data[: min(odd, channels * 2 - 1)]
+    got = taken(PcmSource(Pieces(data, cuts), 16_000, channels, form))
+    np.testing.assert_allclose(got, sound.mean(axis=1), atol=1e-4)
+
+
+def test_pcm_is_passed_on_as_it_arrives() -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
+        chunks = iter(PcmSource(reader, 16_000))
+        for value in (100, 200):
+            writer.write(np.full(30, value, "<i2").tobytes())
+            pcm, rate = next(chunks)
+            assert rate == 16_000
+            np.testing.assert_allclose(pcm, np.full(30, value / 32768))
+
+
+def test_pcm_that_cannot_be() -> None:
+    for settings_ in ({"rate": 0}, {"rate": 16_000, "channels": 0}, {"rate": 16_000, "format": "u8"}):
+        with pytest.raises(UsageError):
+            PcmSource(io.BytesIO(), **settings_)  # type: ignore[arg-type]
+
+
+# microphones
+
+SOUND = RNG.uniform(-0.5, 0.5, (48_000, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("mono", [True, False])
+@pytest.mark.parametrize("rate", [48_000, 44_100])
+def test_a_microphone_gives_all_it_hears_at_its_own_rate(mono: bool, rate: int) -> None:
+    portaudio = FakePortAudio(SOUND, rate, mono=mono)
+    microphone = Microphone(portaudio=portaudio)
+    assert (microphone.name, microphone.rate) == ("mic", rate)
+    heard = taken(microphone, samples=40_000)
+    np.testing.assert_allclose(heard, SOUND[: len(heard)].mean(axis=1), atol=1e-6)
+    assert portaudio.closed
+
+
+@pytest.mark.parametrize("device", [1, "USB Mic", "usb mic: audio"])
+def test_a_microphone_by_index_or_name(device: int | str) -> None:
+    assert len(taken(Microphone(device, portaudio=FakePortAudio(SOUND)), samples=2000)) >= 2000
+
+
+def test_what_portaudio_loses_comes_as_a_gap() -> None:
+    heard = taken(Microphone(portaudio=FakePortAudio(SOUND, overflows={3: 777, 10: 5})), samples=40_000)
+    missing = np.isnan(heard)
+    assert missing.sum() == 782
+    np.testing.assert_allclose(heard[~missing], SOUND[: len(heard)].mean(axis=1)[~missing], atol=1e-6)
+
+
+def test_without_a_clock_a_loss_counts_as_one_block() -> None:
+    heard = taken(Microphone(portaudio=FakePortAudio(SOUND, overflows={3: 777}, keeps_time=False)), samples=40_000)
+    assert np.isnan(heard).sum() == 960
+
+
+def test_what_the_reader_is_too_slow_for_comes_as_a_gap() -> None:
+    microphone = Microphone(portaudio=FakePortAudio(SOUND, real_time=True), queue_s=0.1)
+    parts: list[Floats] = []
+    with microphone:
+        for item in microphone:
+            parts.append(np.full(item.samples, np.nan, np.float32) if isinstance(item, Gap) else item[0])
+            if len(parts) == 3:
+                time.sleep(0.3)
+            if sum(map(len, parts)) > 30_000:
+                break
+    heard = np.concatenate(parts)
+    missing = np.isnan(heard)
+    assert 0 < missing.sum() < 30_000
+    np.testing.assert_allclose(heard[~missing], SOUND[: len(heard)].mean(axis=1)[~missing], atol=1e-6)
+
+
+@pytest.mark.parametrize("then", ["stalls", "unplugged"])
+def test_a_microphone_that_goes_away(then: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(DeviceError, match="went away"):
+        taken(Microphone(portaudio=FakePortAudio(SOUND, then=then), timeout_s=5.0 if then == "unplugged" else 0.3))
+    assert time.monotonic() - began < 3.0
+
+
+@pytest.mark.parametrize(
+    ("device", "present", "message"),
+    [
+        (None, False, "no default microphone"),
+        ("Webcam", True, "Webcam"),
+        ("USB", True, "Multiple input devices"),
+        (0, True, "Not an input device"),
+        (9, True, "no microphone 9"),
+    ],
+)
+def test_a_microphone_that_is_not_there(device: int | str | None, present: bool, message: str) -> None:
+    with pytest.raises(DeviceError, match=message) as caught:
+        Microphone(device, portaudio=FakePortAudio(SOUND, present=present))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_microphone_that_cannot_be_opened() -> None:
+    microphone = Microphone(portaudio=FakePortAudio(SOUND, busy=True))
+    with pytest.raises(DeviceError, match="Device unavailable"), microphone:
+        pass
+
+
+def test_a_stream_hears_the_microphone_and_its_gaps(model: Model) -> None:
+    rate = 48_000
+    sound = np.concatenate(
+        [np.zeros(rate // 2), tone(500, 0.4, rate), np.zeros(rate), tone(500, 0.4, rate), np.zeros(rate)]
+    )
+    source = Microphone(portaudio=FakePortAudio(sound.astype(np.float32), rate, overflows={60: 9_600}))
+    stream, found = model.stream(), []
+    with source:
+        for item in source:
+            if isinstance(item, Gap):
+                stream.skip(item.samples)
+            else:
+                found += stream.accept(*item)
+            if len(found) == 2:
+                break
+    assert [event.label for event in found] == ["low", "low"]
+    np.testing.assert_allclose([event.start_s for event in found], [0.45, 1.85], atol=0.03)
+
+
+def test_devices_are_listed() -> None:
+    found = input_devices(FakePortAudio(SOUND))
+    assert [(device.index, device.channels, device.default_rate, device.default) for device in found] == [
+        (1, 2, 48_000, True),
+        (2, 2, 44_100, False),
+    ]
+    assert input_devices(FakePortAudio(SOUND, present=False)) == []
+
+
+def _has_portaudio() -> bool:
+    try:
+        import sounddevice  # noqa: F401
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(_has_portaudio(), reason="this machine has PortAudio")
+@pytest.mark.parametrize("use", [import_portaudio, input_devices, Microphone, lambda: open_source("mic:USB")])
+def test_without_portaudio_it_says_what_to_install(use: Callable[[], object]) -> None:
+    with pytest.raises(DeviceError, match="apt-get install libportaudio2"):
+        use()
+
+
+# how a user names them
+
+
+def test_sources_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, tone(440, 0.1), 16_000)
+    source = open_source(str(path))
+    assert isinstance(source, FileSource)
+    source.__exit__(None, None, None)
+    with pytest.raises(UsageError, match="--rate"):
+        open_source("-")
+    with pytest.raises(UsageError, match="--rate"):
+        open_source(str(path), rate=16_000)
+    with pytest.raises(UsageError, match="no such file"):
+        open_source("microphone")
+
+
+def test_clips_by_name(tmp_path: Path) -> None:
+    for name in ("b.wav", "a.FLAC", "c.opus", "notes.txt", "._a.wav", "labels.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    names = [path.name for path in find_clips([tmp_path, tmp_path / "notes.txt", f"{tmp_path}/*.wav", "not-there.wav"])]
+    assert names == ["a.FLAC", "b.wav", "c.opus", "notes.txt", "b.wav", "not-there.wav"]
+    for nothing in (tmp_path / "empty", tmp_path / "*.mp3"):
+        with pytest.raises(UsageError, match="no sound files"):
+            find_clips([nothing])
