@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,20 +88,19 @@ def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.
     if streaming:
         axes["pcm"][1] = "samples"
         axes["scores"][1] = axes["embedding"][1] = "hops"
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the TorchScript exporter announces its own retirement on each call
         torch.onnx.export(
             model,
             (torch.zeros(2, samples), *states),
-            buffer,
+            str(Path(folder) / "model.onnx"),
             input_names=names,
             output_names=outputs,
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,
         )
-    graph_model = onnx.load_from_string(buffer.getvalue())
+        graph_model = onnx.load(Path(folder) / "model.onnx")
     _constants_to_initializers(graph_model.graph)
     _add_cohort(graph_model, cohort.astype(np.float32))
     graph_model.producer_name, graph_model.producer_version = "confit-edge", ""
