@@ -21,6 +21,7 @@ from confit_runtime.errors import ConfitError, UsageError
 SAMPLE_RATE = 16_000
 RAW = ("wav2vec2", "hubert", "wavlm")  # these take the waveform, at zero mean and unit variance where trained so
 WHISPER_FFT, WHISPER_HOP = 400, 160
+GRID = 8 * 2 * WHISPER_HOP  # a window is whole hops, eight of them, and whole Whisper frames
 # may be absent from a checkpoint: SpecAugment's mask, which is not used here
 _MAY_MISS = ("masked_spec_embed",)
 
@@ -120,13 +121,15 @@ class TransformersEncoder(Encoder):
         refuse_missing(name, loading)
 
         samples = round(window_s * SAMPLE_RATE)
-        samples -= samples % (2 * WHISPER_HOP)
+        samples -= samples % GRID
+        if samples == 0:
+            raise UsageError(f"--window {window_s}: at least {GRID / SAMPLE_RATE} s is needed")
         normalise_input = False
         if kind != "whisper" and (not Path(name).is_dir() or (Path(name) / "preprocessor_config.json").is_file()):
             normalise_input = bool(getattr(AutoFeatureExtractor.from_pretrained(name), "do_normalize", False))
         config = copy.deepcopy(settings.to_diff_dict())
         config["model_type"] = kind
-        encoder = cls(config, samples, hop=max(2 * WHISPER_HOP, samples // 8), normalise_input=normalise_input)
+        encoder = cls(config, samples, hop=samples // 8, normalise_input=normalise_input)
         weights = (model.encoder if kind == "whisper" else model).state_dict()
         if kind == "whisper":
             positions = samples // (2 * WHISPER_HOP)

@@ -27,6 +27,8 @@ from confit_runtime.errors import ConfitError, UsageError
 Floats = npt.NDArray[np.float32]
 Watcher = Callable[[dict[str, Any]], None]
 
+QUICK_CLIPS = 10  # of each class, for the probe after each epoch
+
 
 @dataclass
 class Fitted:
@@ -158,14 +160,22 @@ def _batches(clips: Clips, recipe: Recipe, epoch: int) -> Any:
 
 
 def _validate(encoder: Encoder, objective: Objective, corpus: Corpus, device: torch.device) -> dict[str, float]:
-    train, val = embed_clips(encoder, corpus.train.pcm, device), embed_clips(encoder, corpus.val.pcm, device)
+    some = quick_sample(corpus.train.targets)
+    train = embed_clips(encoder, [corpus.train.pcm[row] for row in some], device)
+    val = embed_clips(encoder, corpus.val.pcm, device)
     known = corpus.train.targets.any(axis=0)  # the unknown class has background only, which is not probed here
-    targets, truth = corpus.train.targets[:, known], corpus.val.targets[:, known]
+    targets, truth = corpus.train.targets[some][:, known], corpus.val.targets[:, known]
     probe = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
     row = {"val_linear": float(correct(probe.scores(val), truth).mean())}
     if isinstance(objective, FineTune):
         row["val_head"] = float(correct(head_probe(objective).scores(val), corpus.val.targets).mean())
     return row
+
+
+def quick_sample(targets: npt.NDArray[np.int8]) -> list[int]:
+    """The first `QUICK_CLIPS` clips of each class: enough for the probe that watches a training, at a third of its cost."""
+    rows = [row for column in targets.T for row in np.flatnonzero(column)[:QUICK_CLIPS]]
+    return sorted({int(row) for row in rows})
 
 
 def _quality(row: dict[str, float]) -> float:

@@ -49,3 +49,28 @@ def accuracy(right: npt.NDArray[np.bool_], groups: list[str], seed: int = 0, dra
     if share == 0.0:
         high = reach
     return Accuracy(share, float(low), float(high), len(right), len(names))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one share is above another on the same clips, with the 95 % interval of the paired difference."""
+
+    difference: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def paired_difference(
+    right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], groups: list[str], seed: int = 0, draws: int = 2000
+) -> Difference:
+    """The share right minus the other's, both on the same clips, with a bootstrap interval that resamples groups."""
+    names, member = np.unique(groups, return_inverse=True)
+    gains = np.bincount(member, weights=right.astype(np.float64) - other, minlength=len(names))
+    sizes = np.bincount(member, minlength=len(names))
+    drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+    shares = gains[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return Difference(float(right.mean() - other.mean()), float(low), float(high))

@@ -310,7 +310,7 @@ class Gallery:
         rows = self._db.execute(
             "SELECT name, embedding FROM prints JOIN names ON name_id = names.id ORDER BY name, prints.id"
         ).fetchall()
-        names = sorted({self._name(name) for name, _ in rows}, key=str.encode)  # the order of SQLite's ORDER BY
+        names = list(dict.fromkeys(self._name(name) for name, _ in rows))
         place = {name: at for at, name in enumerate(names)}
         prints = np.array([self._embedding(blob) for _, blob in rows], np.float32).reshape(len(rows), self.dim)
         cohort = self._model.cohort if self._model is not None else np.zeros((0, self.dim), np.float32)

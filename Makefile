@@ -1,0 +1,34 @@
+# Two commands on a fresh machine: `make demo` runs the main job, `make test` the tests. Each makes .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint types clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("confit-edge needs Python 3.11 or newer; name one with PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchaudio
+	touch $@
+
+demo: $(VENV)/.installed
+	rm -rf $(OUT)
+	$(BIN)/confit-edge demo --out $(OUT)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed
+	MYPYPATH=.:export:runtime $(BIN)/mypy -p confit_edge -p confit_export -p confit_runtime
+
+clean:
+	rm -rf $(VENV) $(OUT) dist build

@@ -1,0 +1,115 @@
+"""The demo's report: one HTML file with its plots inside, readable anywhere."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+from pathlib import Path
+from typing import Any
+
+from confit_edge.runs import write_text
+
+_STYLE = """
+body { font: 16px/1.55 system-ui, sans-serif; color: #26323f; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem } img { max-width: 100% } audio { width: 100% }
+table { border-collapse: collapse } td, th { padding: .3rem .9rem; border-bottom: 1px solid #d9dfe5; text-align: right }
+td:first-child, th:first-child { text-align: left } .small { color: #66727e; font-size: 90% }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem }
+.tile { border: 1px solid #d9dfe5; border-radius: .6rem; padding: .7rem 1.1rem }
+.tile b { display: block; font-size: 1.5rem; color: #0b7a75 }
+svg text { font: 9px system-ui, sans-serif; fill: #26323f }
+"""
+
+
+def write_report(out: Path, summary: dict[str, Any]) -> None:
+    """Write `report.html` from the summary, the plots and the timeline in `out`."""
+    stream, model, word, voices = (summary[key] for key in ("stream", "model", "enroll_word", "identify"))
+    digits = summary["real_digits"]
+    tiles = {
+        f"{100 * summary['accuracy']['pairtune']['linear']:.1f} %": "words of unseen voices",
+        f"{stream['detected']} / {stream['expected']}": f"words found in noise, {stream['false_accepts']} false accepts",
+        f"{model['bytes'] / 1e6:.2f} MB": f"{model['precision']} model, one file",
+        f"{digits['correct']} / {digits['n']}": "digits of a real person",
+        f"{word['correct']} / {word['n']}": f"'{word['word']}', enrolled from three clips",
+    }
+    chance = "better than chance" if voices["better_than_chance"] else "no better than chance"
+    body = [
+        "<h1>confit-edge demo</h1>",
+        f"<p class=small>seed {summary['seed']}, {summary['seconds']:.0f} s, {summary['peak_rss_mb']} MB at the most</p>",
+        "<div class=tiles>",
+        *(f"<div class=tile><b>{big}</b>{html.escape(small)}</div>" for big, small in tiles.items()),
+        "</div>",
+        "<h2>The two probes</h2>",
+        _accuracy_table(summary["accuracy"]),
+        "<h2>Learning</h2>",
+        _image(out / "plots" / "learning.png", "validation accuracy by epoch"),
+        "<h2>The embedding, before and after</h2>",
+        _image(out / "plots" / "map.png", "two maps of test clips"),
+        "<h2>Listening</h2>",
+        f"<p>{stream['expected']} words of unseen voices at {stream['snr_db']:g} dB over music and foreign speech:"
+        f" {stream['detected']} found, {stream['false_accepts']} false accepts. Above the line what was said (red: missed), below what was heard.</p>",
+        "<audio controls src=stream.flac></audio>",
+        _timeline(out / "stream.csv"),
+        "<h2>Confusion</h2>",
+        _image(out / "plots" / "confusion.png", "confusion of test clips"),
+        "<h2>Enrolled</h2>",
+        f"<p>'{word['word']}', from three clips: recognised {word['correct']} times of {word['n']} by other voices;"
+        f" {word['others_unknown']} of {word['others_n']} other words answered 'unknown'.</p>",
+        f"<p>Voices {' and '.join(voices['voices'])}: {voices['correct']} of {voices['n']} clips given their own name,"
+        f" {voices['mistaken']} the other's; {voices['unknown_correct']} of {voices['unknown_n']} clips of strangers answered 'unknown'. Which of the two is"
+        f" nearer: {voices['nearer_correct']} of {voices['n']} right, {chance}.</p>",
+    ]
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>confit-edge demo</title><style>{_STYLE}</style>"
+    write_text(out / "report.html", f"{head}{''.join(body)}</html>\n")
+
+
+def _accuracy_table(table: dict[str, Any]) -> str:
+    names = {"frozen": "frozen encoder", "finetune": "vanilla fine-tuning", "pairtune": "PairTune"}
+    rows = []
+    for key, name in names.items():
+        cells = []
+        for probe in ("head", "linear", "knn"):
+            if probe in table[key]:
+                low, high = table[key]["intervals"][probe]
+                cells.append(
+                    f"<td>{100 * table[key][probe]:.1f} <span class=small>[{100 * low:.1f}, {100 * high:.1f}]</span></td>"
+                )
+            else:
+                cells.append("<td>-</td>")
+        rows.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
+    gain = table["pairtune_linear_minus_finetune_head"]
+    return (
+        "<table><tr><th>accuracy in %</th><th>own head</th><th>linear probe</th><th>kNN probe</th></tr>"
+        + "".join(rows)
+        + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; 95 % intervals resample voices."
+        f" PairTune's linear probe minus vanilla's own head: {100 * gain['difference']:+.1f} points"
+        f" [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}].</p>"
+    )
+
+
+def _image(path: Path, text: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
+
+
+def _timeline(path: Path, seconds_a_row: float = 30.0, pixels_a_second: float = 30.0) -> str:
+    with path.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    last = max(float(row["end_s"]) for row in rows)
+    width, height = seconds_a_row * pixels_a_second, 46
+    lines = []
+    for line in range(int(last // seconds_a_row) + 1):
+        first = line * seconds_a_row
+        marks = [f'<line x1=0 x2={width:.0f} y1=23 y2=23 stroke="#d9dfe5"/><text x=0 y=44>{first:.0f} s</text>']
+        for row in rows:
+            x = (float(row["start_s"]) - first) * pixels_a_second
+            if not 0 <= x < width:
+                continue
+            said = row["kind"] == "said"
+            colour = "#c8553d" if row["found"] == "false" else "#0b7a75" if said else "#26323f"
+            marks.append(
+                f'<text x={x:.0f} y={16 if said else 35} style="fill:{colour}">{html.escape(row["label"])}</text>'
+            )
+        lines.append(f'<svg viewBox="0 0 {width:.0f} {height}" width="100%">{"".join(marks)}</svg>')
+    return "".join(lines)

@@ -1,0 +1,413 @@
+"""The demo, step by step. Each step is what a verb of the command line does; nothing is precomputed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from confit_edge.data.augment import Pcm
+from confit_edge.data.compose import compose
+from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manifest
+from confit_edge.demo import DATA
+from confit_edge.demo.report import write_report
+from confit_edge.geometry import plots
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.session import Trained, train
+from confit_edge.pairtune.trainer import Watcher, head_probe
+from confit_edge.probes.metrics import accuracy, correct, paired_difference
+from confit_edge.runs import read_run, write_text
+from confit_export.export import Exported, export_run, run_corpus
+from confit_runtime.audio import load_clip
+from confit_runtime.errors import UsageError
+from confit_runtime.gallery import Gallery, Match
+from confit_runtime.model import load
+from confit_runtime.scoring import Heard, Score, score_detections
+
+KEPT_BACK = "marvin"  # no model sees this word before it is enrolled
+STREAM_SECONDS, STREAM_SNR = 300, 10.0
+EPOCHS = 10
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)  # offered to the baseline, which takes the best on validation
+Say = Callable[[str], None]
+
+
+@dataclass
+class Demo:
+    """What the steps share. `say` tells a person, `watch` shows a training."""
+
+    out: Path
+    seed: int
+    say: Say
+    watch: Watcher | None
+
+    def tell(self, title: str, *paragraphs: str) -> None:
+        self.say(f"\n{title}\n{'-' * len(title)}")
+        for paragraph in paragraphs:
+            self.say(fill(paragraph, 100))
+
+
+def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[str, Any]:
+    """Everything, into the folder `out`; returns what `summary.json` holds. Raises UsageError when `out` is not empty."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UsageError(f"{out}: is not empty; choose another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    demo = Demo(out, seed, say, watch)
+    words = word_manifest(demo)
+    pairtune, finetune = train_words(demo, words)
+    summary: dict[str, Any] = {"seed": seed, "accuracy": accuracy_table(demo, pairtune, finetune)}
+    exported = export_words(demo)
+    summary["model"] = {
+        "path": str(exported.path),
+        "bytes": exported.bytes,
+        "precision": exported.contract.precision,
+        "fp32_accuracy": exported.fp32["test"]["accuracy"],
+        "int8_accuracy": exported.shipped["test"]["accuracy"],
+        "stream_max_abs_diff": exported.stream_max_abs_diff,
+    }
+    summary["real_digits"] = real_digits(demo, exported.path)
+    summary["stream"] = listen_to_stream(demo, exported.path)
+    summary["enroll_word"] = enroll_word(demo, exported.path)
+    summary["identify"] = tell_voices(demo)
+    draw(demo, pairtune, finetune)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    summary["peak_rss_mb"] = round(peak_rss_mb())
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_report(out, summary)
+    demo.tell(
+        "Done",
+        f"{summary['seconds']:.0f} s, {summary['peak_rss_mb']} MB at the most. The report is {out / 'report.html'}. Now try:",
+    )
+    demo.say(f"  confit-edge listen {exported.path} --source {out / 'stream.flac'}")
+    demo.say(f"  confit-edge listen {exported.path}            (your microphone)")
+    return summary
+
+
+def word_manifest(demo: Demo) -> Path:
+    """The words without the one kept back."""
+    every = read_manifest(DATA / "words" / "manifest.csv")
+    kept = tuple(clip for clip in every.clips if clip.label != KEPT_BACK)
+    path = demo.out / "words.csv"
+    write_manifest(replace(every, clips=kept, source=path), path)
+    voices = {split: len({clip.group for clip in kept if clip.split == split}) for split in ("train", "val", "test")}
+    demo.tell(
+        "1. The clips",
+        f"{len(kept)} clips of {len({clip.label for clip in kept})} English words, spoken by synthetic voices: {voices['train']}"
+        f" to learn from, {voices['val']} to choose by, {voices['test']} to test on. No voice stands in two of them. The word"
+        f" {KEPT_BACK!r} is kept back, to be enrolled later. Music and Italian speech are the background: one part to train"
+        " with, another to test with.",
+    )
+    return path
+
+
+def recipe(demo: Demo, **keys: Any) -> Recipe:
+    """The demo's recipe: what `train` does by default, in fewer epochs."""
+    return Recipe.from_dict({"epochs": EPOCHS, "seed": demo.seed, "probe_views": 2, **keys}, "the demo")
+
+
+def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained]:
+    """PairTune and the baseline it is judged against, with the same batches, epochs and augmentation."""
+    background = str(DATA / "background" / "train")
+    demo.tell(
+        "2. PairTune",
+        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined for {EPOCHS} epochs so that clips of one word"
+        " come to lie together and others apart (supervised contrastive learning, hard negatives weighing more). Then it is"
+        " frozen and judged by two probes. The same command: confit-edge train words.csv -o runs/pairtune --background ...",
+    )
+    pairtune = train(words, demo.out / "runs" / "pairtune", recipe(demo, background=background), watch=demo.watch)
+    demo.tell(
+        "3. The rival",
+        "Vanilla fine-tuning: the same encoder, batches, epochs and augmentation, with a linear head and cross-entropy."
+        f" Its learning rate is the best of {', '.join(f'{lr:g}' for lr in LEARNING_RATES)} on validation.",
+    )
+    rival = recipe(
+        demo,
+        background=background,
+        objective="finetune",
+        lr=list(LEARNING_RATES),
+        search_epochs=2,
+        frozen_baseline=False,
+    )
+    finetune = train(words, demo.out / "runs" / "finetune", rival, watch=demo.watch)
+    assert pairtune is not None
+    assert finetune is not None
+    return pairtune, finetune
+
+
+def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str, Any]:
+    """Test accuracy of every encoder by every probe, with intervals, and the paired difference to the baseline."""
+    assert pairtune.baseline is not None
+    assert isinstance(finetune.fitted.objective, FineTune)
+    results = {
+        "frozen": pairtune.metrics["frozen"],
+        "finetune": {**finetune.metrics["probes"], "head": finetune.metrics["head"]},
+        "pairtune": pairtune.metrics["probes"],
+    }
+    table: dict[str, Any] = {}
+    lines = [f"{'':<24}{'own head':>22}{'linear probe':>22}{'kNN probe':>22}"]
+    names = {"frozen": "frozen encoder", "finetune": "vanilla fine-tuning", "pairtune": "PairTune"}
+    for key, name in names.items():
+        found = {probe: results[key][probe]["test"] for probe in ("head", "linear", "knn") if probe in results[key]}
+        table[key] = {probe: result["accuracy"] for probe, result in found.items()}
+        table[key]["intervals"] = {probe: [result["low"], result["high"]] for probe, result in found.items()}
+        shown = [_cell(found.get(probe)) for probe in ("head", "linear", "knn")]
+        lines.append(f"{name:<24}" + "".join(f"{cell:>22}" for cell in shown))
+    test = run_corpus(read_run(demo.out / "runs" / "pairtune")).test
+    ours = correct(pairtune.probes.linear.scores(pairtune.probes.test_embeddings), test.targets)
+    head = correct(head_probe(finetune.fitted.objective).scores(finetune.probes.test_embeddings), test.targets)
+    gain = paired_difference(ours, head, test.groups, demo.seed)
+    table["pairtune_linear_minus_finetune_head"] = gain.to_dict()
+    table["n"], table["voices"] = len(test), len(set(test.groups))
+    demo.tell("4. The two probes")
+    demo.say("\n".join(lines))
+    chance = ": a difference that may be chance." if gain.low <= 0 <= gain.high else "."
+    demo.say(
+        fill(
+            f"{len(test)} clips of {table['voices']} voices never heard before; 95 % intervals resample voices. PairTune's linear"
+            f" probe is {100 * gain.difference:+.1f} points from vanilla's own head,"
+            f" interval [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]{chance}",
+            100,
+        )
+    )
+    return table
+
+
+def _cell(result: dict[str, float] | None) -> str:
+    if result is None:
+        return "-"
+    return f"{100 * result['accuracy']:.1f} [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+
+
+def export_words(demo: Demo) -> Exported:
+    """One int8 file from the PairTune run."""
+    demo.tell(
+        "5. Export",
+        "Front end, encoder, pooling, head and streaming state go into one ONNX file with int8 weights. Scales come from"
+        " training clips, thresholds from a stream of validation voices; what fails a check is not written.",
+    )
+    run = read_run(demo.out / "runs" / "pairtune")
+    exported = export_run(run, run_corpus(run), demo.out / "words.onnx", license="Apache-2.0", say=demo.say)
+    fp32, int8 = exported.fp32["test"]["accuracy"], exported.shipped["test"]["accuracy"]
+    demo.say(
+        f"{exported.path}: {exported.bytes / 1e6:.2f} MB; test voices {100 * int8:.1f} % in int8, {100 * fp32:.1f} % in fp32"
+    )
+    return exported
+
+
+def real_digits(demo: Demo, model_path: Path) -> dict[str, Any]:
+    """The ten digits by a real person, whom no one synthesised."""
+    model = load(model_path)
+    files = sorted((DATA / "digits-real").glob("*.ogg"))
+    heard = {file.stem: model.classify(file).label for file in files}
+    wrong = [f"{said} heard as {label}" for said, label in heard.items() if said != label]
+    right = len(heard) - len(wrong)
+    demo.tell(
+        "6. A real person",
+        f"Ten digits spoken by a person, though every voice in training was synthetic: {right} of {len(heard)} right"
+        + (f" ({', '.join(wrong)})." if wrong else "."),
+    )
+    return {"correct": right, "n": len(heard), "wrong": wrong}
+
+
+def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
+    """Five composed minutes, listened to as a microphone would be."""
+    rng = np.random.default_rng([demo.seed, 20])
+    clips = [clip for clip in read_manifest(demo.out / "words.csv").clips if clip.split == "test"]
+    background = [load_clip(path, 16_000) for path in sorted((DATA / "background" / "test").glob("*.ogg"))]
+    stream, spoken = compose(
+        [load_clip(clip.path, 16_000) for clip in clips],
+        [clip.label for clip in clips],
+        background,
+        samples=STREAM_SECONDS * 16_000,
+        rate=16_000,
+        snr=(STREAM_SNR, STREAM_SNR),
+        rng=rng,
+    )
+    path = demo.out / "stream.flac"
+    soundfile.write(path, stream, 16_000, subtype="PCM_16")
+    truth = [Heard(word.label, word.start / 16_000, word.end / 16_000) for word in spoken]
+    detections = _listen(model_path, path)
+    score = score_detections(truth, detections)
+    _write_timeline(demo.out, truth, score, detections)
+    share = sum(score.found) / len(truth)
+    demo.tell(
+        "7. Listening",
+        f"{len(truth)} words by the test voices, {STREAM_SNR:g} dB above music and foreign speech it was not trained on,"
+        f" in {STREAM_SECONDS / 60:g} minutes: {sum(score.found)} found with the right label ({100 * share:.1f} %),"
+        f" {len(score.false_accepts)} false accepts (wrong words included).",
+    )
+    return {
+        "expected": len(truth),
+        "detected": sum(score.found),
+        "false_accepts": len(score.false_accepts),
+        "seconds": STREAM_SECONDS,
+        "snr_db": STREAM_SNR,
+        "false_accept_labels": [f"{heard.label} at {heard.end_s:.1f} s" for heard in score.false_accepts],
+    }
+
+
+def _listen(model_path: Path, path: Path) -> list[Heard]:
+    stream, found = load(model_path).stream(), []
+    for block in soundfile.blocks(path, blocksize=1_600, dtype="float32"):
+        found += stream.accept(block, 16_000)
+    found += stream.finish()
+    return [Heard(event.label, event.start_s, event.end_s) for event in found]
+
+
+def _write_timeline(out: Path, truth: list[Heard], score: Score, detections: list[Heard]) -> None:
+    rows = ["kind,label,start_s,end_s,found"]
+    rows += [
+        f"said,{heard.label},{heard.start_s:.3f},{heard.end_s:.3f},{str(found).lower()}"
+        for heard, found in zip(truth, score.found, strict=True)
+    ]
+    rows += [f"heard,{heard.label},{heard.start_s:.3f},{heard.end_s:.3f}," for heard in detections]
+    write_text(out / "stream.csv", "\n".join(rows) + "\n")
+
+
+def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
+    """The word kept back, enrolled from three clips, told from the words the model knows."""
+    model = load(model_path)
+    rng = np.random.default_rng([demo.seed, 21])
+    test = [clip for clip in read_manifest(DATA / "words" / "manifest.csv").clips if clip.split == "test"]
+    own = [clip for clip in test if clip.label == KEPT_BACK]
+    order = rng.permutation(len(own))
+    enrolled, rest = [own[index] for index in order[:3]], [own[index] for index in order[3:]]
+    voices = {clip.group for clip in rest}
+    others = [clip for clip in test if clip.label != KEPT_BACK and clip.group in voices]
+    with Gallery.open(demo.out / "words.db", model, create=True) as gallery:
+        embeddings = np.stack([model.embed(clip.path) for clip in enrolled])
+        gallery.enroll(
+            KEPT_BACK, embeddings, sources=[clip.path.name for clip in enrolled], voiced_s=_seconds(enrolled)
+        )
+        right = sum(gallery.match(model.embed(clip.path)).name == KEPT_BACK for clip in rest)
+        refused = sum(gallery.match(model.embed(clip.path)).name is None for clip in others)
+    demo.tell(
+        "8. A new word, without training",
+        f"{KEPT_BACK!r} was enrolled from three clips. By {len(voices)} other voices it was recognised {right} times of"
+        f" {len(rest)}; {refused} of {len(others)} other words were answered 'unknown', as they should be.",
+    )
+    return {
+        "word": KEPT_BACK,
+        "correct": right,
+        "n": len(rest),
+        "others_unknown": refused,
+        "others_n": len(others),
+    }
+
+
+def tell_voices(demo: Demo) -> dict[str, Any]:
+    """Two voices enrolled with an encoder PairTuned on voices, told from each other and from strangers."""
+    demo.tell(
+        "9. Voices",
+        "The same encoder, PairTuned to tell the training voices apart instead of the words (--label-column group --split-by"
+        " label). Then two voices it never heard are enrolled from five words each, and asked for by other words.",
+    )
+    every = read_manifest(DATA / "words" / "manifest.csv")
+    path = demo.out / "voices.csv"
+    kept = tuple(clip for clip in every.clips if clip.split == "train")
+    write_manifest(replace(every, clips=kept, source=path), path)
+    settings = recipe(
+        demo,
+        epochs=6,
+        label_column="group",
+        split_by="label",
+        frozen_baseline=False,
+        probe_views=1,
+        classes_per_batch=30,
+    )
+    train(path, demo.out / "runs" / "voices", settings, watch=demo.watch)
+    run = read_run(demo.out / "runs" / "voices")
+    exported = export_run(run, run_corpus(run), demo.out / "voices.onnx", license="Apache-2.0", say=demo.say)
+    return ask_for_voices(demo, every, exported.path)
+
+
+def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, Any]:
+    """Enroll two test voices drawn at random; ask with their other words, and with all words of the other voices."""
+    model = load(model_path)
+    rng = np.random.default_rng([demo.seed, 22])
+    test = [clip for clip in every.clips if clip.split == "test"]
+    voices = sorted({clip.group for clip in test})
+    pair = [voices[index] for index in sorted(rng.choice(len(voices), 2, replace=False))]
+    words = rng.permutation(sorted({clip.label for clip in test}))
+    heard, asked = set(words[:5]), set(words[5:])
+    with Gallery.open(demo.out / "voices.db", model, create=True) as gallery:
+        for voice in pair:
+            clips = [clip for clip in test if clip.group == voice and clip.label in heard]
+            embeddings = np.stack([model.embed(clip.path) for clip in clips])
+            gallery.enroll(voice, embeddings, sources=[clip.path.name for clip in clips], voiced_s=_seconds(clips))
+        queries = [clip for clip in test if clip.label in asked]
+        matches = {clip: gallery.match(model.embed(clip.path)) for clip in queries}
+    own = [clip for clip in queries if clip.group in pair]
+    strangers = [clip for clip in queries if clip.group not in pair]
+    named = sum(matches[clip].name == clip.group for clip in own)
+    mistaken = sum(matches[clip].name not in (None, clip.group) for clip in own)
+    refused = sum(matches[clip].name is None for clip in strangers)
+    nearer = np.array([_nearer(matches[clip], pair) == clip.group for clip in own])
+    forced = accuracy(nearer, [clip.label for clip in own], demo.seed)
+    accepted, let_in = named / len(own), 1 - refused / len(strangers)
+    verdict = "better than chance" if forced.low > 0.5 else "no better than chance"
+    informed = "carries information" if accepted > let_in + 0.1 else "is no better than chance"
+    for paragraph in (
+        f"{pair[0]} and {pair[1]}: of {len(own)} clips {named} were given their own name, {mistaken} the"
+        " other's, the rest 'unknown'.",
+        f"Which of the two is nearer: {forced} right ({verdict}; chance is 50 %).",
+        f"Strangers: {refused} of {len(strangers)} clips of {len(voices) - 2} other voices were answered 'unknown'. The"
+        f" answer 'unknown' {informed}: {100 * accepted:.0f} % of the owners' clips were accepted, {100 * let_in:.0f} % of the strangers'.",
+        "One word of 0.7 s is very little to know a voice by, and this encoder was made for words: for speakers use a speaker"
+        " encoder and longer clips.",
+    ):
+        demo.say(fill(paragraph, 100))
+    return {
+        "voices": pair,
+        "correct": named,
+        "n": len(own),
+        "mistaken": mistaken,
+        "nearer_correct": int(nearer.sum()),
+        "nearer_interval": [forced.low, forced.high],
+        "better_than_chance": forced.low > 0.5,
+        "unknown_correct": refused,
+        "unknown_n": len(strangers),
+    }
+
+
+def _nearer(match: Match, pair: list[str]) -> str:
+    """Which of the two voices is nearer, whatever the thresholds say."""
+    return match.name or next(voice for voice in pair if voice != match.runner_up)
+
+
+def draw(demo: Demo, pairtune: Trained, finetune: Trained) -> None:
+    """The plots."""
+    folder = demo.out / "plots"
+    folder.mkdir()
+    histories = {"pairtune": pairtune.fitted.history, "finetune": finetune.fitted.history}
+    plots.learning_curves(histories, folder / "learning.png")
+    test = run_corpus(read_run(demo.out / "runs" / "pairtune")).test
+    predicted = pairtune.probes.linear.scores(pairtune.probes.test_embeddings).argmax(axis=1)
+    plots.confusion_matrix(test.labels, predicted, pairtune.info.classes, folder / "confusion.png")
+    assert pairtune.baseline is not None
+    maps = {
+        "before: frozen encoder": pairtune.baseline.test_embeddings,
+        "after PairTune": pairtune.probes.test_embeddings,
+    }
+    plots.embedding_maps(maps, test.labels, pairtune.info.classes, folder / "map.png", demo.seed)
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _seconds(clips: list[Clip]) -> float:
+    lengths: list[Pcm] = [load_clip(clip.path, 16_000) for clip in clips]
+    return sum(map(len, lengths)) / 16_000

@@ -1,0 +1,119 @@
+"""What the tests of training and export share: a few of the demo's clips, one run made from them, one model file."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from confit_edge.data.corpus import Corpus
+    from confit_edge.runs import Run
+    from confit_export.export import Exported
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported; subprocesses inherit it
+
+DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data"
+WORDS = ("yes", "stop", "happy", "seven", "marvin")
+VOICES = {"train": 6, "val": 3, "test": 3}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded clips are kept here, not in the home of whoever runs the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["CONFIT_EDGE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`cut(words, voices)`: a new folder with a manifest of those words said by so many voices of each split."""
+    with (DEMO / "words" / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    def make(words: tuple[str, ...] = WORDS, voices: dict[str, int] = VOICES) -> Path:
+        folder = tmp_path_factory.mktemp("words")
+        said_by = {split: sorted({row["group"] for row in rows if row["split"] == split}) for split in voices}
+        kept = {voice for split, count in voices.items() for voice in said_by[split][:count]}
+        with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["path", "label", "group", "split"])
+            for row in rows:
+                if row["label"] in words and row["group"] in kept:
+                    name = row["path"].replace("/", "-")
+                    shutil.copy(DEMO / "words" / row["path"], folder / name)
+                    table.writerow([name, row["label"], row["group"], row["split"]])
+        return folder / "manifest.csv"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def manifest(cut: Callable[..., Path]) -> Path:
+    """Five words of twelve voices: 30 training clips, 15 for validation, 15 for test."""
+    return cut()
+
+
+@pytest.fixture(scope="session")
+def background(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve seconds of music and as much of foreign speech."""
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("background")
+    for source in sorted((DEMO / "background" / "train").glob("*.ogg")):
+        pcm, rate = soundfile.read(source, stop=12 * 16_000, dtype="float32")
+        soundfile.write(folder / f"{source.stem}.wav", pcm, rate)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(manifest: Path) -> Corpus:
+    """The clips of `manifest`, without background."""
+    from confit_edge.data.corpus import read_corpus
+
+    return read_corpus(manifest, rate=16_000, seed=0)
+
+
+@pytest.fixture(scope="session")
+def run_path(manifest: Path, background: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run: three epochs of PairTune, with background. Not to be changed."""
+    from confit_edge.pairtune.config import Recipe
+    from confit_edge.pairtune.session import train
+
+    path = tmp_path_factory.mktemp("runs") / "words"
+    train(manifest, path, Recipe(epochs=3, probe_views=2, background=str(background), frozen_baseline=False))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(run_path: Path) -> Run:
+    from confit_edge.runs import read_run
+
+    return read_run(run_path)
+
+
+@pytest.fixture(scope="session")
+def run_corpus(run: Run) -> Corpus:
+    """The corpus of `run`, read again as export does."""
+    from confit_export import export
+
+    return export.run_corpus(run)
+
+
+@pytest.fixture(scope="session")
+def exports(run: Run, run_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """`run` exported in `fp32` and in `int8`."""
+    from confit_export.export import export_run
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(precision: str, **options: Any) -> Exported:
+        return export_run(run, run_corpus, folder / precision / "words.onnx", say=lambda line: None, **options)
+
+    return {"fp32": make("fp32", quantize=False), "int8": make("int8")}
