@@ -48,7 +48,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         _image(out / "plots" / "map.png", "two maps of test clips"),
         "<h2>Listening</h2>",
         f"<p>{stream['expected']} words of unseen voices at {stream['snr_db']:g} dB over music and foreign speech:"
-        f" {stream['detected']} found, {stream['false_accepts']} false accepts. Above the line what was said (red: missed), below what was heard.</p>",
+        f" {stream['detected']} found, {stream['false_accepts']} false accepts. Above the line what"
+        " was said (red: missed), below what was heard.</p>",
         "<audio controls src=stream.flac></audio>",
         _timeline(out / "stream.csv"),
         "<h2>Confusion</h2>",
@@ -57,8 +58,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         f"<p>'{word['word']}', from three clips: recognised {word['correct']} times of {word['n']} by other voices;"
         f" {word['others_unknown']} of {word['others_n']} other words answered 'unknown'.</p>",
         f"<p>Voices {' and '.join(voices['voices'])}: {voices['correct']} of {voices['n']} clips given their own name,"
-        f" {voices['mistaken']} the other's; {voices['unknown_correct']} of {voices['unknown_n']} clips of strangers answered 'unknown'. Which of the two is"
-        f" nearer: {voices['nearer_correct']} of {voices['n']} right, {chance}.</p>",
+        f" {voices['mistaken']} the other's; {voices['unknown_correct']} of {voices['unknown_n']} clips of"
+        f" strangers answered 'unknown'. Which of the two is nearer: {voices['nearer_correct']} of {voices['n']} right, {chance}.</p>",
     ]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>confit-edge demo</title><style>{_STYLE}</style>"
     write_text(out / "report.html", f"{head}{''.join(body)}</html>\n")

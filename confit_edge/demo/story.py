@@ -362,7 +362,8 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
         " other's, the rest 'unknown'.",
         f"Which of the two is nearer: {forced} right ({verdict}; chance is 50 %).",
         f"Strangers: {refused} of {len(strangers)} clips of {len(voices) - 2} other voices were answered 'unknown'. The"
-        f" answer 'unknown' {informed}: {100 * accepted:.0f} % of the owners' clips were accepted, {100 * let_in:.0f} % of the strangers'.",
+        f" answer 'unknown' {informed}: {100 * accepted:.0f} % of the owners' clips were accepted,"
+        f" {100 * let_in:.0f} % of the strangers'.",
         "One word of 0.7 s is very little to know a voice by, and this encoder was made for words: for speakers use a speaker"
         " encoder and longer clips.",
     ):
