@@ -55,6 +55,7 @@ def train(
         float | None, _option("Move clips in the window by up to this many seconds [0.2].", _SOUND)
     ] = None,
     gain: Annotated[float | None, _option("Make clips louder or softer by up to this many dB [6].", _SOUND)] = None,
+    speed: Annotated[float | None, _option("Slow clips down or speed them up by up to this share [0].", _SOUND)] = None,
     noise_probability: Annotated[float | None, _option("Share of clips with noise mixed in [0.7].", _SOUND)] = None,
     snr_low: Annotated[float | None, _option("Loudest noise, as signal-to-noise in dB [0].", _SOUND)] = None,
     snr_high: Annotated[float | None, _option("Softest noise, as signal-to-noise in dB [25].", _SOUND)] = None,

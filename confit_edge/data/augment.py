@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from confit_edge.torchaudio_pure import torchaudio
 
 Pcm = npt.NDArray[np.float32]
 
@@ -19,6 +22,7 @@ class Augmenter:
 
     `window` and `shift` in samples, `gain` in dB (both ways), `snr` the range in dB at which noise is mixed under a
     share `noise_probability` of the clips: background recordings (where given), babble of other clips, coloured noise.
+    `speed` is the most a clip is slowed down or sped up, pitch included (0.1: by up to a tenth).
     """
 
     window: int
@@ -27,12 +31,15 @@ class Augmenter:
     noise_probability: float
     snr: tuple[float, float]
     background: tuple[Pcm, ...] = ()
+    speed: float = 0.0
 
     def __call__(self, clips: list[Pcm], rng: np.random.Generator) -> Pcm:
         """Windows `[clips, window]`."""
         return np.stack([self._one(clip, clips, rng) for clip in clips])
 
     def _one(self, clip: Pcm, others: list[Pcm], rng: np.random.Generator) -> Pcm:
+        if self.speed:
+            clip = change_speed(clip[: 2 * self.window], 1 + float(rng.uniform(-self.speed, self.speed)))
         out = place(clip, self.window, int(rng.integers(-self.shift, self.shift + 1)), rng)
         if rng.random() < self.noise_probability:
             noise = self._noise(others, rng)
@@ -61,6 +68,15 @@ def place(clip: Pcm, window: int, shift: int, rng: np.random.Generator) -> Pcm:
     if first < last:
         out[first:last] = clip[first - start : last - start]
     return out
+
+
+def change_speed(clip: Pcm, factor: float) -> Pcm:
+    """The clip played `factor` times as fast, in steps of a twentieth (fewer distinct filters to compute)."""
+    steps = round(20 * factor)
+    if steps == 20:
+        return clip
+    resampled = torchaudio().functional.resample(torch.tensor(clip), steps, 20)
+    return resampled.numpy()
 
 
 def crop(recording: Pcm, window: int, rng: np.random.Generator) -> Pcm:

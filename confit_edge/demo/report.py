@@ -59,7 +59,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         f" {word['others_unknown']} of {word['others_n']} other words answered 'unknown'.</p>",
         f"<p>Voices {' and '.join(voices['voices'])}: {voices['correct']} of {voices['n']} clips given their own name,"
         f" {voices['mistaken']} the other's; {voices['unknown_correct']} of {voices['unknown_n']} clips of"
-        f" strangers answered 'unknown'. Which of the two is nearer: {voices['nearer_correct']} of {voices['n']} right, {chance}.</p>",
+        f" strangers answered 'unknown'. Which of the two is nearer: {voices['nearer_correct']} of {voices['n']} right,"
+        f" {chance}.</p>",
     ]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>confit-edge demo</title><style>{_STYLE}</style>"
     write_text(out / "report.html", f"{head}{''.join(body)}</html>\n")

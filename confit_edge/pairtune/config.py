@@ -30,6 +30,7 @@ class Recipe:
     window: float = 1.28
     shift: float = 0.2
     gain: float = 6.0
+    speed: float = 0.0
     noise_probability: float = 0.7
     snr_low: float = 0.0
     snr_high: float = 25.0
@@ -67,11 +68,13 @@ class Recipe:
         for key in ("window", "temperature", "head_lr"):
             if getattr(self, key) <= 0:
                 raise UsageError(f"recipe key '{key}' must be above 0, is {getattr(self, key)}")
-        for key in ("shift", "gain", "hardness", "weight_decay"):
+        for key in ("shift", "gain", "speed", "hardness", "weight_decay"):
             if getattr(self, key) < 0:
                 raise UsageError(f"recipe key '{key}' must not be negative, is {getattr(self, key)}")
         if not self.lr or min(self.lr) <= 0:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
+        if self.speed > 0.5:
+            raise UsageError(f"recipe key 'speed' must be at most 0.5, is {self.speed}")
         if not 0 <= self.noise_probability <= 1:
             raise UsageError(f"recipe key 'noise_probability' must be 0..1, is {self.noise_probability}")
         if self.snr_low > self.snr_high:

@@ -204,6 +204,7 @@ def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmente
         noise_probability=recipe.noise_probability,
         snr=(recipe.snr_low, recipe.snr_high),
         background=tuple(corpus.background_train),
+        speed=recipe.speed,
     )
 
 

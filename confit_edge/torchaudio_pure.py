@@ -1,0 +1,27 @@
+"""The one place that imports torchaudio: its pure-PyTorch parts, without its native library.
+
+torchaudio's wheel links CUDA, so beside a CPU-only torch its native library fails to load and takes the whole import
+with it. Nothing here needs that library.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from confit_runtime.errors import UsageError
+
+
+def torchaudio() -> ModuleType:
+    """The torchaudio module. Raises UsageError telling how to install it when it is absent."""
+    if find_spec("torchaudio") is None:
+        raise UsageError("the recipe key 'speed' needs torchaudio: pip install --no-deps torchaudio")
+    if "torchaudio" not in sys.modules:
+        extension: Any = ModuleType("torchaudio._extension")
+        extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
+        extension.fail_if_no_align = lambda function: function
+        sys.modules["torchaudio._extension"] = extension
+    return import_module("torchaudio")
