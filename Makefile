@@ -12,7 +12,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchaudio
 	touch $@
 
 demo: $(VENV)/.installed

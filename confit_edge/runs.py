@@ -126,18 +126,29 @@ def read_run(path: Path) -> Run:
             raise ConfitError(f"{reading}: schema {raw.get('schema')} is not known to this version (it reads {SCHEMA})")
         info = RunInfo(**raw)
         recipe = Recipe.from_dict(info.recipe, str(reading))
-        encoder = build(info.encoder)
+        encoder = _build(info.encoder, reading)
         reading = path / "encoder.safetensors"
         encoder.load_state_dict(load_tensors(reading), strict=True)
         reading = path / "probe.safetensors"
         arrays = load_arrays(reading)
         linear = LinearProbe(arrays["linear.weight"], arrays["linear.bias"], info.multi_label)
+        if linear.weight.shape != (len(info.classes), encoder.dim):
+            raise ValueError(
+                f"a probe {list(linear.weight.shape)} for {len(info.classes)} classes of {encoder.dim} dims"
+            )
         reading = path / "metrics.json"
         metrics = json.loads(reading.read_text(encoding="utf-8"))
         knn = KnnProbe(arrays["knn.prints"], arrays["knn.targets"], metrics["probes"]["k"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ConfitError(f"{reading}: damaged or from another version ({str(error).splitlines()[0]})") from error
     return Run(path, info, recipe, encoder.eval(), linear, knn, metrics)
+
+
+def _build(spec: dict[str, Any], source: Path) -> Encoder:
+    try:
+        return build(spec)
+    except ConfitError as error:
+        raise ConfitError(f"{source}: {error}") from error
 
 
 def weights_sha256(encoder: Encoder) -> str:

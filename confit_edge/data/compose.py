@@ -50,3 +50,18 @@ def compose(
         spoken.append(Spoken(labels[index], at, at + len(clip)))
         at += len(clip) + int(rng.uniform(*gap_s) * rate)
     return (stream / max(1.0, float(np.abs(stream).max()))).astype(np.float32), spoken
+
+
+def fragments(stream: Pcm, spoken: list[Spoken], *, window: int, off: int) -> list[Pcm]:
+    """Windows of a stream in which no clip is in the middle (each clip's own is further than `off` samples away).
+
+    What a device hears most of the time: the end of one word and the beginning of the next, or nothing. Half a window
+    lies between the starts of two.
+    """
+    centres = np.array([(word.start + word.end) / 2 for word in spoken])
+    starts = range(0, len(stream) - window + 1, window // 2)
+    return [
+        stream[start : start + window]
+        for start in starts
+        if not len(centres) or np.abs(centres - (start + window / 2)).min() >= off
+    ]

@@ -154,7 +154,7 @@ def balanced_batches(
     per_batch = min(classes_per_batch, len(present))
     class_order = _forever(np.array(present), rng)
     clip_order = {column: _forever(members[column], rng) for column in present}
-    for _ in range(max(1, round(len(targets) / (per_batch * clips_per_class)))):
+    for _ in range(max(1, round(int(targets.any(axis=1).sum()) / (per_batch * clips_per_class)))):
         chosen: list[int] = []
         while len(chosen) < per_batch:
             column = next(class_order)

@@ -114,7 +114,7 @@ class SpeechEmbedding(Encoder):
     def rows(self, clip: Tensor, batch: int = 64) -> Tensor:
         """As `Encoder.rows`, computing each frame once: part by part, each with the window's lead-in."""
         clip = whole_hops(clip, self.window, self.hop)
-        lead, step = self.window - self.hop, batch * 16 * self.hop
+        lead, step = self.window - self.hop, 4 * batch * self.hop
         parts = [clip[start : start + lead + step] for start in range(0, len(clip) - lead, step)]
         # a moving mean over the last `pool_hops` frames of each part
         return torch.cat(

@@ -61,7 +61,8 @@ class TransformersEncoder(Encoder):
         from transformers import AutoConfig, AutoModel
 
         self.config_data, self.window, self.hop, self.normalise_input = config, window, hop, normalise_input
-        plain = {key: value for key, value in config.items() if key != "model_type"}
+        # without its dtype: weights saved in half precision are trained in fp32
+        plain = {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
         settings = AutoConfig.for_model(config["model_type"], **plain)
         settings.layerdrop = settings.encoder_layerdrop = 0.0
         settings.apply_spec_augment = False
@@ -100,6 +101,7 @@ class TransformersEncoder(Encoder):
         Raises UsageError when there is no such checkpoint or its architecture is not supported, and ConfitError when
         the checkpoint lacks encoder weights (transformers would leave them random).
         """
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
         try:
@@ -114,7 +116,7 @@ class TransformersEncoder(Encoder):
             raise UsageError(f"--encoder {name}: a {kind!r} checkpoint; supported are {', '.join((*RAW, 'whisper'))}")
         try:
             model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ConfitError(
                 f"--encoder {name}: its weights cannot be loaded ({str(error).splitlines()[0]})"
             ) from error

@@ -43,7 +43,10 @@ def save(
 def restore(
     path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a checkpoint into modules and optimiser; give back the plain data and the best weights."""
+    """Read a checkpoint into modules and optimiser; give back the plain data and the best weights.
+
+    Raises ConfitError when it is damaged or its modules are others.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -56,8 +59,11 @@ def restore(
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    for name, module in modules.items():
-        module.load_state_dict(under(f"{name}."), strict=True)
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(under(f"{name}."), strict=True)
+    except RuntimeError as error:
+        raise ConfitError(f"{path}: the checkpoint is of another training; train anew without --resume") from error
     described = optimiser.state_dict()
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +60,14 @@ class Recipe:
         for field in dataclasses.fields(self):
             _check(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
         at_least = {
-            "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1, "search_epochs": 1, "projection_dim": 2, "probe_views": 1,
+            "seed": 0, "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1,
+            "search_epochs": 1, "projection_dim": 2, "probe_views": 1,
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:
                 raise UsageError(f"recipe key '{key}' must be at least {low}, is {getattr(self, key)}")
+        if self.seed >= 2**63:
+            raise UsageError(f"recipe key 'seed' must be below 2**63, is {self.seed}")
         if self.objective == "pairtune" and self.clips_per_class < 2:
             raise UsageError("recipe key 'clips_per_class' must be at least 2 for pairtune: an anchor needs a positive")
         for key in ("window", "temperature", "head_lr"):
@@ -107,8 +112,14 @@ class Recipe:
         """From a YAML file of keys and values; `flags` given on the command line win."""
         import yaml
 
+        class Loader(yaml.SafeLoader):
+            """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point."""
+
+        Loader.add_implicit_resolver(
+            "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+        )
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -136,5 +147,5 @@ def _check(key: str, hint: Any, value: Any) -> None:
 
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

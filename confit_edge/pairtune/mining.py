@@ -25,10 +25,11 @@ def mine(projections: Tensor, pairs: Tensor, beta: float) -> Mined:
     """Reweight negatives by hardness: exp(beta * cos / 0.5), scaled to mean 1 over each anchor's negatives.
 
     After Robinson et al. 2021 (arXiv 2010.04592), without their debiasing. `projections [n, dim]`, `pairs [n, n]` the
-    overlap weights (0: a negative). `beta` 0 weighs all alike.
+    overlap weights (0: a negative). `beta` 0 weighs all alike. Computed in fp32 whatever the autocast.
     """
     unit = torch.nn.functional.normalize(projections.float(), dim=1)
-    cosine = unit @ unit.T
+    with torch.autocast(projections.device.type, enabled=False):
+        cosine = unit @ unit.T
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     positive, negative = pairs > 0, (pairs <= 0) & ~itself
     raw = torch.exp(beta * cosine / 0.5) * negative

@@ -18,7 +18,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.trainer import Fitted, Watcher, embed_clips, fit, head_probe, pick_device
+from confit_edge.pairtune.trainer import DivergedError, Fitted, Watcher, embed_clips, fit, head_probe, pick_device
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.errors import UsageError
 
@@ -134,12 +134,20 @@ def train_corpus(
 
 
 def choose_lr(encoder: Encoder, corpus: Corpus, recipe: Recipe, watch: Watcher | None = None) -> float:
-    """The encoder's learning rate: the recipe's only one, or of several the one best on validation after short trainings."""
+    """The encoder's learning rate: the recipe's only one, or of several the one best on validation after short trainings.
+
+    One that diverges is left out. Raises DivergedError when all do.
+    """
     if len(recipe.lr) == 1:
         return recipe.lr[0]
     results: dict[float, float] = {}
     for lr in recipe.lr:
-        fitted = fit(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=recipe.search_epochs)
+        try:
+            fitted = fit(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=recipe.search_epochs)
+        except DivergedError:
+            if not results and lr == recipe.lr[-1]:
+                raise
+            continue
         row = fitted.history[fitted.best_epoch]
         results[lr] = row.get("val_head", row["val_linear"])
         if watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from confit_edge.data.augment import Augmenter, Pcm
+from confit_edge.data.augment import Augmenter, Pcm, varied
+from confit_edge.data.compose import compose, fragments
 from confit_edge.data.corpus import Clips, Corpus, balanced_batches
 from confit_edge.encoders.base import Encoder, centred
 from confit_edge.pairtune import checkpoint
@@ -27,7 +28,16 @@ from confit_runtime.errors import ConfitError, UsageError
 Floats = npt.NDArray[np.float32]
 Watcher = Callable[[dict[str, Any]], None]
 
+OFF_S = 0.40  # a window speaks of nothing known when every clip's middle is further than this from its own
+GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from
 QUICK_CLIPS = 10  # of each class, for the probe after each epoch
+
+
+class DivergedError(ConfitError):
+    """A loss or an embedding is no longer a finite number."""
+
+    def __init__(self, what: str, epoch: int, lr: float) -> None:
+        super().__init__(f"{what} at epoch {epoch}: try a smaller lr (now {lr:g}) or a higher temperature")
 
 
 @dataclass
@@ -67,8 +77,8 @@ def fit(
         ],
         weight_decay=recipe.weight_decay,
     )
-    clips, augment = corpus.training_clips(), make_augmenter(encoder, corpus, recipe)
-    per_epoch = sum(1 for _ in _batches(clips, recipe, 0))
+    clips, augment = training_items(encoder, corpus, recipe), make_augmenter(encoder, corpus, recipe)
+    per_epoch = sum(1 for _ in _batches(clips, corpus, recipe, 0))
     peaks = [group["lr"] for group in optimiser.param_groups]
     modules = {"encoder": encoder, "objective": objective}
     history: list[dict[str, float]] = []
@@ -80,9 +90,21 @@ def fit(
 
     for epoch in range(len(history), epochs):
         row = _epoch(
-            encoder, objective, optimiser, clips, augment, recipe, device, epoch, epochs, per_epoch, peaks, watch
+            encoder,
+            objective,
+            optimiser,
+            corpus,
+            clips,
+            augment,
+            recipe,
+            device,
+            epoch,
+            epochs,
+            per_epoch,
+            peaks,
+            watch,
         )
-        row |= _validate(encoder, objective, corpus, device)
+        row |= _validate(encoder, objective, corpus, device, epoch + 1, lr)
         history.append(row)
         if _quality(row) >= max(_quality(earlier) for earlier in history):
             best_epoch = epoch
@@ -107,6 +129,7 @@ def _epoch(
     encoder: Encoder,
     objective: Objective,
     optimiser: torch.optim.Optimizer,
+    corpus: Corpus,
     clips: Clips,
     augment: Augmenter,
     recipe: Recipe,
@@ -122,7 +145,7 @@ def _epoch(
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0]))  # for dropout
     rng = np.random.default_rng([recipe.seed, epoch, 1])
     sums: dict[str, float] = {}
-    for step, chosen in enumerate(_batches(clips, recipe, epoch)):
+    for step, chosen in enumerate(_batches(clips, corpus, recipe, epoch)):
         rate = cosine_schedule(epoch * per_epoch + step, epochs * per_epoch)
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * rate
@@ -131,10 +154,7 @@ def _epoch(
         with mixed_precision(device, recipe.precision):
             loss, statistics = objective(encoder(pcm), targets)
         if not bool(torch.isfinite(loss)):
-            raise ConfitError(
-                f"the loss became {loss.item()} at epoch {epoch + 1}, step {step + 1}:"
-                f" try a smaller lr (now {peaks[0]}) or a higher temperature"
-            )
+            raise DivergedError(f"the loss became {loss.item()} in step {step + 1}", epoch + 1, peaks[0])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -154,15 +174,53 @@ def _epoch(
     return {"epoch": epoch + 1, "lr": peaks[0], **{key: value / per_epoch for key, value in sums.items()}}
 
 
-def _batches(clips: Clips, recipe: Recipe, epoch: int) -> Any:
+def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
+    """The training clips; and, as the unknown class, the background and fragments of a stream composed from both."""
+    clips = corpus.training_clips()
+    if corpus.unknown is None or not corpus.background_train:
+        return clips
+    stream, spoken = compose(
+        corpus.train.pcm,
+        [""] * len(corpus.train),
+        corpus.background_train,
+        samples=sum(map(len, corpus.train.pcm)) + int(GAP_S[1] * encoder.sample_rate * len(corpus.train)),
+        rate=encoder.sample_rate,
+        snr=(recipe.snr_low, recipe.snr_high),
+        rng=np.random.default_rng([recipe.seed, 9]),
+        gap_s=GAP_S,
+    )
+    found = fragments(stream, spoken, window=encoder.window, off=round(OFF_S * encoder.sample_rate))
+    target = np.zeros((len(found), len(corpus.classes)), np.int8)
+    target[:, corpus.classes.index(corpus.unknown)] = 1
+    return Clips(
+        clips.pcm + found,
+        np.concatenate([clips.targets, target]),
+        clips.groups + [corpus.unknown] * len(found),
+        clips.paths + [Path(corpus.unknown)] * len(found),
+    )
+
+
+def _batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
+    """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P."""
     rng = np.random.default_rng([recipe.seed, epoch, 0])
-    return balanced_batches(clips.targets, recipe.classes_per_batch, recipe.clips_per_class, rng)
+    known, strange = clips.targets, np.zeros(0, np.int64)
+    if corpus.unknown is not None:
+        column = corpus.classes.index(corpus.unknown)
+        strange = np.flatnonzero(known[:, column])
+        known = np.delete(known, column, axis=1)
+    for batch in balanced_batches(known, recipe.classes_per_batch, recipe.clips_per_class, rng):
+        beside = rng.choice(strange, 2 * recipe.clips_per_class if len(strange) else 0)
+        yield batch + [int(row) for row in beside]
 
 
-def _validate(encoder: Encoder, objective: Objective, corpus: Corpus, device: torch.device) -> dict[str, float]:
+def _validate(
+    encoder: Encoder, objective: Objective, corpus: Corpus, device: torch.device, epoch: int, lr: float
+) -> dict[str, float]:
     some = quick_sample(corpus.train.targets)
     train = embed_clips(encoder, [corpus.train.pcm[row] for row in some], device)
     val = embed_clips(encoder, corpus.val.pcm, device)
+    if not (np.isfinite(train).all() and np.isfinite(val).all()):
+        raise DivergedError("the embeddings are no longer finite", epoch, lr)
     known = corpus.train.targets.any(axis=0)  # the unknown class has background only, which is not probed here
     targets, truth = corpus.train.targets[some][:, known], corpus.val.targets[:, known]
     probe = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
@@ -197,13 +255,17 @@ def make_objective(dim: int, corpus: Corpus, recipe: Recipe) -> Objective:
 
 def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmenter:
     """The recipe's augmentation for windows of `encoder`."""
+    background = corpus.background_train
+    if background:
+        rng = np.random.default_rng([recipe.seed, 10])
+        background = varied(background, speeds=(0.75, 0.85, 1.15, 1.35), rate=encoder.sample_rate, rng=rng)
     return Augmenter(
         window=encoder.window,
         shift=round(recipe.shift * encoder.sample_rate),
         gain=recipe.gain,
         noise_probability=recipe.noise_probability,
         snr=(recipe.snr_low, recipe.snr_high),
-        background=tuple(corpus.background_train),
+        background=tuple(background),
         speed=recipe.speed,
     )
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from confit_edge.probes.metrics import correct
+
 Floats = npt.NDArray[np.float32]
 
 NEIGHBOURS = (1, 3, 5, 10, 20)  # tried on validation
@@ -39,6 +41,5 @@ class KnnProbe:
     ) -> KnnProbe:
         """Keep the training embeddings; choose k by validation accuracy (the smallest of equals)."""
         probes = [cls(embeddings, targets, k) for k in NEIGHBOURS]
-        truth = val_targets.argmax(axis=1)
-        right = [float((probe.scores(val_embeddings).argmax(axis=1) == truth).mean()) for probe in probes]
+        right = [float(correct(probe.scores(val_embeddings), val_targets).mean()) for probe in probes]
         return probes[int(np.argmax(right))]

@@ -72,20 +72,21 @@ def _logistic(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     from sklearn.linear_model import LogisticRegression
 
-    def fit(labels: npt.NDArray) -> LogisticRegression:
-        return LogisticRegression(C=strength, max_iter=500, tol=1e-3).fit(embeddings, labels)
+    def fit(labels: npt.NDArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        if labels.min() == labels.max():  # a label of every clip, or of none: its log odds are all there is to learn
+            odds = (labels.sum() + 0.5) / (len(labels) - labels.sum() + 0.5)
+            return np.zeros((1, embeddings.shape[1])), np.log([odds])
+        layer = LogisticRegression(C=strength, max_iter=500, tol=1e-3).fit(embeddings, labels)
+        return layer.coef_, layer.intercept_
 
     classes = targets.shape[1]
     if multi_label or classes == 2:
         columns = targets.T if multi_label else targets.T[1:]
-        layers = [fit(column) for column in columns]
-        weight = np.concatenate([layer.coef_ for layer in layers])
-        bias = np.concatenate([layer.intercept_ for layer in layers])
+        weight, bias = (np.concatenate(parts) for parts in zip(*map(fit, columns), strict=True))
         if multi_label:
             return weight, bias
         return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    layer = fit(targets.argmax(axis=1))
-    return layer.coef_, layer.intercept_
+    return fit(targets.argmax(axis=1))
 
 
 def log_loss(logits: Floats, targets: npt.NDArray[np.int8], multi_label: bool) -> float:

@@ -11,14 +11,12 @@ from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.trainer import embed_clips, make_augmenter
+from confit_edge.pairtune.trainer import GAP_S, OFF_S, embed_clips, make_augmenter
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
-ON_S = 0.16  # a row speaks of a clip whose middle is this near to its own
-OFF_S = 0.40  # and of nothing known when every clip's middle is further than this
-GAP_S = (0.1, 0.9)
+ON_S = 0.16  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
 LEAST_SNR = 3.0  # dB; under more noise than this a word is not demanded
 
 
@@ -54,7 +52,8 @@ def stream_views(
     assert corpus.unknown is not None
     encoder.eval()
     unknown = corpus.classes.index(corpus.unknown)
-    rate, embeddings, labels = encoder.sample_rate, [], []
+    nothing = np.eye(len(corpus.classes), dtype=np.int8)[unknown]
+    rate, embeddings, targets = encoder.sample_rate, [], []
     for view in range(views):
         rng = np.random.default_rng([recipe.seed, salt, view])
         samples = sum(map(len, clips.pcm)) + int(GAP_S[1] * rate * len(clips))
@@ -69,11 +68,12 @@ def stream_views(
         centres = np.array([(word.start + word.end) / 2 for word in spoken])
         nearest = np.abs(middle[:, None] - centres[None, :]).argmin(axis=1)
         distance = np.abs(middle - centres[nearest]) / rate
-        owner = np.array([clips.labels[int(word.label)] for word in spoken])[nearest]
-        embeddings.append(rows)
-        labels.append(np.where(distance <= ON_S, owner, np.where(distance >= OFF_S, unknown, -1)))
-    label, embedding = np.concatenate(labels), np.concatenate(embeddings)
-    on, off = np.flatnonzero((label >= 0) & (label != unknown)), np.flatnonzero(label == unknown)
+        own = clips.targets[[int(word.label) for word in spoken]][nearest]
+        near, far = distance <= ON_S, distance >= OFF_S
+        embeddings.append(rows[near | far])
+        targets.append(np.where(far[:, None], nothing, own)[near | far])
+    embedding, target = np.concatenate(embeddings), np.concatenate(targets)
+    on, off = np.flatnonzero(target[:, unknown] == 0), np.flatnonzero(target[:, unknown])
     off = np.random.default_rng([recipe.seed, salt]).choice(off, min(len(off), len(on)), replace=False)
     kept = np.sort(np.concatenate([on, off]))
-    return embedding[kept], np.eye(len(corpus.classes), dtype=np.int8)[label[kept]]
+    return embedding[kept], target[kept]

@@ -125,6 +125,7 @@ def export_run(
         contract,
         thresholds=chosen.thresholds,
         smoothing_hops=chosen.smoothing_hops,
+        min_hops=chosen.min_hops,
         metrics=measured[precision],
         parity={"stream_max_abs_diff": difference, "fp32": measured["fp32"]},
         calibration={

@@ -8,6 +8,7 @@ by name, for a layer that pads or attends over time has no exact streaming form.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,9 @@ def _kept_frames(index: int, layer: nn.Module) -> int:
         _first(getattr(layer, key, default))
         for key, default in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     )
-    if padding:
+    if padding not in (0, "valid"):
         raise ConfitError(
-            f"{name} cannot stream: it pads time by {padding}; only unpadded (valid) layers give the same result in parts"
+            f"{name} cannot stream: it pads time by {padding!r}; only unpadded (valid) layers give the same result in parts"
         )
     if getattr(layer, "ceil_mode", False):
         raise ConfitError(f"{name} cannot stream: ceil_mode pads the end of time")
@@ -89,8 +90,5 @@ def _kept_frames(index: int, layer: nn.Module) -> int:
     return keep
 
 
-def _first(value: int | tuple[int, ...] | str) -> int:
-    first = value[0] if isinstance(value, tuple) else value
-    if not isinstance(first, int):
-        raise ConfitError(f"padding {value!r} cannot stream: give it as a number")
-    return first
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value

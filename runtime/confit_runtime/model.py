@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 State = dict[str, Floats]
 
+HOPS_A_CALL = 256  # of a whole clip
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -186,8 +188,12 @@ class Model:
             clip = np.pad(clip, (left, contract.window - len(clip) - left))
         clip = np.pad(clip, (0, -(len(clip) - contract.window) % contract.hop))
         if contract.streaming:
-            scores, embedding, _ = self.run(clip[None], self.initial_state(1))
-            return scores[0, contract.warmup_hops :], embedding[0, contract.warmup_hops :]
+            state, parts, step = self.initial_state(1), [], HOPS_A_CALL * contract.hop
+            for start in range(0, len(clip), step):  # in parts: a long recording must not need memory for all of it
+                *rows, state = self.run(clip[None, start : start + step], state)
+                parts.append(rows)
+            scores, embedding = (np.concatenate([part[kind][0] for part in parts]) for kind in (0, 1))
+            return scores[contract.warmup_hops :], embedding[contract.warmup_hops :]
         windows = np.lib.stride_tricks.sliding_window_view(clip, contract.window)[:: contract.hop]
         scores, embedding, _ = self.run(np.ascontiguousarray(windows), {})
         return scores[:, 0], embedding[:, 0]

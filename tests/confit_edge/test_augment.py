@@ -1,0 +1,120 @@
+"""Augmentation does what it was asked for: place, level and noise, measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_edge.data.augment import Augmenter, Pcm, coloured_noise, crop, noise_gain, place, rms
+
+WINDOW = 8_000
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def sound(samples: int, seed: int = 0, level: float = 0.1) -> Pcm:
+    return (level * rng(seed).standard_normal(samples)).astype(np.float32)
+
+
+@given(length=st.integers(1, 40), window=st.integers(1, 40), shift=st.integers(-50, 50))
+@settings(deadline=None)
+def test_a_clip_is_placed_to_the_sample(length: int, window: int, shift: int) -> None:
+    clip = np.arange(1, length + 1, dtype=np.float32)
+    placed = place(clip, window, shift, rng())
+    assert placed.shape == (window,)
+    if length > window:  # anywhere, but in one piece
+        assert np.array_equal(placed, np.arange(placed[0], placed[0] + window))
+        return
+    expected = np.zeros(window)
+    for at, value in enumerate(clip):
+        where = (window - length) // 2 + shift + at
+        if 0 <= where < window:
+            expected[where] = value
+    assert np.array_equal(placed, expected)
+
+
+def test_a_crop_may_begin_anywhere_and_a_short_recording_is_repeated() -> None:
+    recording = np.arange(10, dtype=np.float32)
+    generator = rng()
+    starts = {int(crop(recording, 7, generator)[0]) for _ in range(200)}
+    assert starts == {0, 1, 2, 3}
+    repeated = crop(recording, 25, generator)
+    assert len(repeated) == 25
+    assert np.array_equal(np.diff(repeated) % 10, np.ones(24))
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
+def test_coloured_noise_falls_with_its_slope(slope: float) -> None:
+    noise = coloured_noise(1 << 16, slope, rng())
+    assert noise.dtype == np.float32
+    assert rms(noise) == pytest.approx(1.0, abs=1e-3)
+    power = np.abs(np.fft.rfft(noise)) ** 2
+    bands = [power[low : 2 * low].mean() for low in (16, 64, 256, 1024, 4096, 16384)]
+    found = -np.polyfit(np.log([16, 64, 256, 1024, 4096, 16384]), np.log(bands), 1)[0]
+    assert found == pytest.approx(slope, abs=0.15)
+
+
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 12.5])
+def test_noise_gain_brings_the_noise_to_the_ratio(snr: float) -> None:
+    clip, noise = sound(3000), sound(9000, 1, level=3.0)
+    found = 20 * np.log10(rms(clip) / rms(noise * noise_gain(clip, noise, snr)))
+    assert found == pytest.approx(snr, abs=0.01)
+    assert noise_gain(clip, np.zeros(10, np.float32), snr) == 0
+    assert noise_gain(np.zeros(10, np.float32), noise, snr) == 0
+    assert rms(np.zeros(0, np.float32)) == 0
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_noise_is_mixed_at_a_ratio_within_the_range(background: bool) -> None:
+    recordings = (sound(50_000, 7, 0.9), sound(3_000, 8, 0.001)) if background else ()
+    clips = [sound(4000, seed) for seed in range(16)]
+    augment = Augmenter(WINDOW, 0, 0.0, 1.0, (3.0, 9.0), recordings)
+    windows = augment(clips, rng())
+    assert windows.shape == (16, WINDOW)
+    assert windows.dtype == np.float32
+    ratios = []
+    for clip, window in zip(clips, windows, strict=True):
+        noise = window - place(clip, WINDOW, 0, rng())
+        if rms(noise) > 0:  # babble may have been moved out of the window
+            ratios.append(20 * np.log10(rms(clip) / rms(noise)))
+    assert len(ratios) >= 12
+    assert min(ratios) >= 2.99
+    assert max(ratios) <= 9.01
+    assert max(ratios) - min(ratios) > 2
+
+
+def test_only_the_asked_share_of_clips_gets_noise() -> None:
+    clips = [sound(WINDOW, seed) for seed in range(300)]
+    windows = Augmenter(WINDOW, 0, 0.0, 0.3, (10.0, 10.0))(clips, rng())
+    noisy = sum(not np.array_equal(window, clip) for window, clip in zip(windows, clips, strict=True))
+    assert 60 <= noisy <= 120
+
+
+def test_shift_and_gain_stay_within_their_limits() -> None:
+    clip = np.zeros(101, np.float32)
+    clip[50] = 1.0
+    windows = Augmenter(1001, 200, 6.0, 0.0, (0.0, 0.0))([clip] * 400, rng())
+    shifts = windows.argmax(axis=1) - 500
+    levels = 20 * np.log10(windows.max(axis=1))
+    assert (shifts.min(), shifts.max()) == (pytest.approx(-200, abs=10), pytest.approx(200, abs=10))
+    assert abs(shifts).max() <= 200
+    assert (levels.min(), levels.max()) == (pytest.approx(-6, abs=0.3), pytest.approx(6, abs=0.3))
+    assert abs(levels).max() <= 6 + 1e-4
+    assert abs(shifts.mean()) < 20
+    assert abs(levels.mean()) < 0.6
+
+
+def test_all_randomness_is_the_generators_and_clips_are_left_alone() -> None:
+    clips = [sound(5_000, seed) for seed in range(6)]
+    before = [clip.copy() for clip in clips]
+    for clip in clips:
+        clip.setflags(write=False)  # as the clip store gives them
+    augment = Augmenter(WINDOW, 500, 6.0, 0.8, (0.0, 20.0), (sound(20_000, 9),))
+    one, two, other = augment(clips, rng(1)), augment(clips, rng(1)), augment(clips, rng(2))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+    assert all(np.array_equal(a, b) for a, b in zip(clips, before, strict=True))

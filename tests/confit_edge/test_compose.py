@@ -1,0 +1,83 @@
+"""Composed streams: the truth beside them is exact, and clips are as loud over the rest as was asked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_edge.data.augment import Pcm, rms
+from confit_edge.data.compose import compose
+
+RATE = 1_000
+
+
+def sound(samples: int, seed: int, level: float = 0.1) -> Pcm:
+    return (level * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    lengths=st.lists(st.integers(20, 900), min_size=1, max_size=8),
+    samples=st.integers(1, 12_000),
+    snr=st.floats(-3, 20),
+)
+def test_truth_is_exact_and_clips_never_overlap(seed: int, lengths: list[int], samples: int, snr: float) -> None:
+    clips = [sound(length, row, 0.01) for row, length in enumerate(lengths)]
+    background = [sound(3_000, 100, 0.002), sound(700, 101, 0.004)]
+
+    def make(loud: float) -> tuple[Pcm, list]:
+        rng = np.random.default_rng(seed)
+        names = [str(row) for row in range(len(clips))]
+        return compose(
+            clips, names, background, samples=samples, rate=RATE, snr=(loud, loud), rng=rng, gap_s=(0.1, 0.5)
+        )
+
+    (stream, spoken), (quiet, again) = make(snr), make(-400.0)  # the second is the background alone
+    assert spoken == again
+    assert len(stream) == len(quiet) == samples
+    assert stream.dtype == np.float32
+    assert len({word.label for word in spoken}) == len(spoken)
+    end = 0
+    outside = np.ones(samples, bool)
+    for word in spoken:
+        clip = clips[int(word.label)]
+        assert word.end - word.start == len(clip)
+        assert end + 0.1 * RATE - 1 <= word.start <= end + 0.5 * RATE
+        assert word.end <= samples
+        added = stream[word.start : word.end] - quiet[word.start : word.end]
+        assert 20 * np.log10(rms(added) / rms(quiet[word.start : word.end])) == pytest.approx(snr, abs=0.05)
+        scale = float(added @ clip / (clip @ clip))
+        np.testing.assert_allclose(added, scale * clip, atol=1e-5)
+        outside[word.start : word.end] = False
+        end = word.end
+    assert np.array_equal(stream[outside], quiet[outside])
+
+
+def test_every_clip_is_spoken_where_there_is_room() -> None:
+    clips, names = [sound(200, row) for row in range(20)], [f"word {row}" for row in range(20)]
+    rng = np.random.default_rng(0)
+    _, spoken = compose(clips, names, [sound(5_000, 99)], samples=60_000, rate=RATE, snr=(0.0, 10.0), rng=rng)
+    assert sorted(word.label for word in spoken) == sorted(names)
+    assert [word.label for word in spoken] != names
+    assert len({word.start % 100 for word in spoken}) > 5  # at arbitrary offsets
+
+
+def test_over_silence_and_at_any_level_the_stream_stays_within_full_scale() -> None:
+    silent, loud = np.zeros(5_000, np.float32), sound(5_000, 1, 0.9)
+    for background in (silent, loud):
+        stream, spoken = compose(
+            [sound(300, 2)] * 3,
+            ["a", "b", "c"],
+            [background],
+            samples=5_000,
+            rate=RATE,
+            snr=(20.0, 20.0),
+            rng=np.random.default_rng(0),
+        )
+        assert np.isfinite(stream).all()
+        assert np.abs(stream).max() <= 1.0
+        assert all(rms(stream[word.start : word.end]) > 0 for word in spoken)
+        assert spoken

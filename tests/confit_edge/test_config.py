@@ -1,0 +1,150 @@
+"""The recipe: plain data with no room for typing errors, each key also a flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from confit_edge.cli.train import learning_rates, train
+from confit_edge.pairtune.config import Recipe
+from confit_runtime.errors import UsageError
+
+KEYS = {field.name: field for field in dataclasses.fields(Recipe)}
+NOT_RECIPE = {"manifest", "out", "recipe", "resume", "json_lines"}
+
+
+def test_every_key_is_a_flag_of_train_and_every_flag_a_key() -> None:
+    app = typer.Typer(add_completion=False)
+    app.command()(train)
+    parameters = {parameter.name: parameter for parameter in get_command(app).params}
+    assert set(KEYS) == set(parameters) - NOT_RECIPE - {"help"}
+    for key in KEYS:
+        assert f"--{key.replace('_', '-')}" in parameters[key].opts
+        assert inspect.signature(train).parameters[key].default is None, f"--{key} must not hide a recipe file's value"
+
+
+def test_the_defaults_that_help_tells_are_the_defaults() -> None:
+    app = typer.Typer(add_completion=False)
+    app.command()(train)
+    for parameter in get_command(app).params:
+        text = getattr(parameter, "help", None) or ""
+        if parameter.name in KEYS and text.rstrip(".").endswith("]"):
+            told = text.rstrip(".").rpartition("[")[2][:-1]
+            default = KEYS[parameter.name].default
+            default = default[0] if isinstance(default, tuple) else default
+            expected = "yes" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
+            assert told == expected, parameter.name
+
+
+def test_a_recipe_survives_plain_data_and_a_file(tmp_path: Path) -> None:
+    recipe = Recipe(objective="finetune", lr=(1e-4, 1e-3), background="noise", epochs=3, strict=True, window=2)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    import yaml
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.to_dict()))
+    assert Recipe.from_file(path) == recipe
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("epochs: 3\nseed: 5  # a comment\nlr: [0.001, 0.002]\n")
+    assert Recipe.from_file(path, epochs=9) == Recipe(epochs=9, seed=5, lr=(0.001, 0.002))
+    assert Recipe.from_file(path, lr=[0.1]).lr == (0.1,)
+
+
+@pytest.mark.parametrize("text", ["5e-4", "5.0e-4", "0.0005", "5E-4", "[5e-4]"])
+def test_a_learning_rate_may_be_written_as_anybody_would(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"lr: {text}\nhead_lr: 2e-3\n")
+    assert Recipe.from_file(path) == Recipe(lr=(5e-4,), head_lr=2e-3)
+
+
+def test_unknown_keys_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("epochs: 3\nepoch: 4\n7: x\n")
+    with pytest.raises(UsageError, match=r"recipe\.yaml: unknown keys: 7, epoch "):
+        Recipe.from_file(path)
+
+
+def wrong(annotation: Any) -> list[Any]:
+    """Values that are not of a key's type."""
+    kind = typing.get_origin(annotation) or annotation
+    if type(None) in typing.get_args(annotation):
+        return [1, ["x"], True]
+    values = {
+        int: [1.5, "3", None, True, [1]],
+        float: ["fast", None, True, float("nan"), float("inf"), [1.0]],
+        str: [1, None, ["x"]],
+        bool: [1, "yes", None],
+        tuple: ["fast", None, [None], [[1.0]], [True], [float("nan")]],
+        typing.Literal: ["neither", 1, None, ["pairtune"]],
+    }
+    return values[kind]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key, hint in typing.get_type_hints(Recipe).items() for value in wrong(hint)],
+    ids=lambda part: str(part),
+)
+def test_a_value_of_a_wrong_type_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"the file: recipe key '{key}'"):
+        Recipe.from_dict({key: value}, "the file")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("epochs", 0), ("seed", -1), ("seed", 2**64), ("classes_per_batch", 1), ("clips_per_class", 1)],
+        *[("window", 0.0), ("window", -1.0), ("temperature", 0.0), ("head_lr", 0.0), ("lr", []), ("lr", [1e-3, 0.0])],
+        *[("noise_probability", 1.01), ("snr_low", 99.0), ("hardness", -1.0), ("shift", -0.1), ("gain", -1.0)],
+        *[("weight_decay", -1.0), ("probe_views", 0), ("search_epochs", 0), ("projection_dim", 1)],
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"'{key}'"):
+        Recipe.from_dict({key: value})
+
+
+def test_one_clip_of_each_class_is_enough_for_fine_tuning_only() -> None:
+    assert Recipe(objective="finetune", clips_per_class=1).clips_per_class == 1
+    with pytest.raises(UsageError, match="clips_per_class"):
+        Recipe(clips_per_class=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs: [1", "- a\n- b", "just words", "", "epochs: 3\nepochs: !!python/name:os.system x"]
+)
+def test_a_file_that_is_no_recipe_is_refused_on_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=str(path)) as caught:
+        Recipe.from_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("nowhere.yaml", "binary.yaml", "."):
+        with pytest.raises(UsageError, match=str(tmp_path / name)):
+            Recipe.from_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(("text", "rates"), [("0.0005", [5e-4]), ("5e-4,1e-3", [5e-4, 1e-3]), ("1, 2", [1.0, 2.0])])
+def test_learning_rates_on_the_command_line(text: str, rates: list[float]) -> None:
+    assert learning_rates(text) == rates
+
+
+@pytest.mark.parametrize("text", ["fast", "", "0.1;0.2", "0.1,"])
+def test_a_learning_rate_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--lr"):
+        learning_rates(text)

@@ -1,0 +1,183 @@
+"""A manifest decoded, and the batches drawn from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_edge.data.corpus import UNKNOWN, Corpus, background_files, balanced_batches, read_corpus
+from confit_runtime.errors import ConfitError, UsageError
+
+RATE = 16_000
+
+
+def noise(path: Path, seed: int, seconds: float = 0.3, rate: int = RATE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).uniform(-0.3, 0.3, int(seconds * rate)), rate)
+    return path
+
+
+# reading
+
+
+def test_splits_targets_and_groups_are_the_manifests(corpus: Corpus) -> None:
+    assert corpus.classes == sorted(corpus.classes)
+    assert corpus.unknown is None
+    for clips, voices in ((corpus.train, 6), (corpus.val, 3), (corpus.test, 3)):
+        assert len(clips) == voices * len(corpus.classes)
+        assert clips.targets.sum(axis=1).tolist() == [1] * len(clips)
+        assert len(set(clips.groups)) == voices
+        for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
+            assert path.stem == f"{corpus.classes[label]}-{group}"
+    assert not set(corpus.train.groups) & set(corpus.val.groups)
+    for path, pcm in zip(corpus.train.paths, corpus.train.pcm, strict=True):
+        assert len(pcm) == soundfile.info(path).frames
+    assert corpus.training_clips() is corpus.train
+
+
+def test_background_is_an_unknown_class_with_a_part_kept_for_validation(run_corpus: Corpus, background: Path) -> None:
+    assert run_corpus.classes[-1] == run_corpus.unknown == UNKNOWN
+    recordings = [soundfile.read(path, dtype="float32")[0] for path in background_files(background)]
+    assert len(recordings) == 2
+    for whole, train, val in zip(recordings, run_corpus.background_train, run_corpus.background_val, strict=True):
+        assert np.array_equal(np.concatenate([train, val]), whole)  # in time: the end was never trained on
+        assert 0.2 < len(val) / len(whole) < 0.4
+    clips = run_corpus.training_clips()
+    assert len(clips) == len(run_corpus.train) + 2 == len(clips.targets) == len(clips.groups) == len(clips.paths)
+    assert clips.targets[:, -1].tolist() == [0] * len(run_corpus.train) + [1, 1]
+    assert (run_corpus.val.targets[:, -1] == 0).all()
+
+
+def test_many_background_recordings_are_split_by_recording(manifest: Path, tmp_path: Path) -> None:
+    for seed in range(6):
+        noise(tmp_path / f"{seed}.wav", seed, seconds=0.5 + seed / 10)
+    (tmp_path / "notes.txt").write_text("not sound")
+    corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
+    lengths = [len(recording) for recording in corpus.background_train + corpus.background_val]
+    assert lengths == [int((0.5 + seed / 10) * RATE) for seed in range(6)]
+    assert len(corpus.background_val) == 2
+
+
+def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not sound")
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match="--background"):
+            background_files(path)
+    assert background_files(noise(tmp_path / "one.wav", 0)) == [tmp_path / "one.wav"]
+
+
+@pytest.mark.parametrize("kind", ["silent", "text"])
+def test_a_background_recording_that_cannot_be_used_is_named(manifest: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "hum.wav"
+    if kind == "text":
+        path.write_text("not sound")
+        with pytest.raises(ConfitError, match=r"hum\.wav"):
+            read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
+    else:  # silence is what a quiet room sounds like
+        soundfile.write(path, np.zeros(RATE), RATE)
+        assert len(read_corpus(manifest, rate=RATE, seed=0, background=tmp_path).background_train) == 1
+
+
+def test_a_clip_that_cannot_be_used_is_reported_and_left_out(cut: Callable[..., Path]) -> None:
+    path = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
+    broken = sorted(path.parent.glob("yes-*.ogg"))[0]
+    broken.write_text("not sound")
+    corpus = read_corpus(path, rate=RATE, seed=0)
+    assert [(problem.path, problem.kind) for problem in corpus.problems] == [(broken, "unreadable")]
+    assert len(corpus.train) + len(corpus.val) == 5
+    with pytest.raises(ConfitError, match=broken.name):
+        read_corpus(path, rate=RATE, seed=0, strict=True)
+
+
+def test_several_labels_and_none_are_rows_of_targets(tmp_path: Path) -> None:
+    rows = ["path,labels,group,split"]
+    for seed, (labels, split) in enumerate(
+        [("kick|hat", "train"), ("hat", "train"), ("", "train"), ("kick", "val"), ("hat|kick", "val")]
+    ):
+        noise(tmp_path / f"{seed}.wav", seed)
+        rows.append(f"{seed}.wav,{labels},{seed},{split}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    corpus = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0)
+    assert corpus.multi_label
+    assert corpus.classes == ["hat", "kick"]
+    assert corpus.train.targets.tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert corpus.val.targets.tolist() == [[0, 1], [1, 1]]
+    assert len(corpus.test) == 0
+
+
+def test_clips_are_decoded_at_the_rate_that_is_asked(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        for seed in range(2):
+            noise(tmp_path / label / f"{seed}.wav", seed, seconds=0.5, rate=44_100)
+    corpus = read_corpus(tmp_path, rate=8_000, seed=0)
+    assert {len(pcm) for pcm in corpus.train.pcm + corpus.val.pcm} == {4_000}
+
+
+# batches
+
+
+def one_hot(sizes: list[int]) -> np.ndarray:
+    return np.eye(len(sizes), dtype=np.int8)[np.repeat(np.arange(len(sizes)), sizes)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    sizes=st.lists(st.integers(0, 12), min_size=2, max_size=8).filter(lambda sizes: sum(map(bool, sizes)) > 1),
+    per_batch=st.integers(2, 9),
+    per_class=st.integers(1, 5),
+)
+def test_an_epoch_is_batches_of_p_classes_by_k_clips(
+    seed: int, sizes: list[int], per_batch: int, per_class: int
+) -> None:
+    targets = one_hot(sizes)
+    batches = list(balanced_batches(targets, per_batch, per_class, np.random.default_rng(seed)))
+    assert batches == list(balanced_batches(targets, per_batch, per_class, np.random.default_rng(seed)))
+    labels = targets.argmax(axis=1)
+    expected = min(per_batch, sum(map(bool, sizes)))
+    for batch in batches:
+        drawn = Counter(int(labels[row]) for row in batch)
+        assert sorted(drawn.values()) == [per_class] * expected
+        for label in drawn:
+            if sizes[label] >= per_class and len(batches) == 1:
+                assert len({row for row in batch if labels[row] == label}) == per_class  # no clip twice
+    assert len(batches) == max(1, round(sum(sizes) / (expected * per_class)))
+    # over the epoch, clips of a class come equally often
+    draws = Counter(row for batch in batches for row in batch)
+    for label in range(len(sizes)):
+        counts = [draws[int(row)] for row in np.flatnonzero(labels == label)]
+        assert not counts or max(counts) - min(counts) <= 1
+
+
+def test_classes_and_clips_come_round_equally_over_epochs() -> None:
+    sizes = [3, 30, 10, 1, 20]
+    targets = one_hot(sizes)
+    draws: Counter[int] = Counter()
+    for epoch in range(300):
+        for batch in balanced_batches(targets, 2, 4, np.random.default_rng([0, epoch])):
+            draws.update(batch)
+    labels = targets.argmax(axis=1)
+    per_class = [sum(draws[int(row)] for row in np.flatnonzero(labels == label)) for label in range(len(sizes))]
+    assert max(per_class) / min(per_class) < 1.1
+    for label, size in enumerate(sizes):
+        counts = [draws[int(row)] for row in np.flatnonzero(labels == label)]
+        assert len(counts) == size
+        # each epoch begins a new round, so over epochs this holds as far as chance goes
+        assert max(abs(count - np.mean(counts)) for count in counts) < 4 * np.sqrt(np.mean(counts))
+
+
+def test_one_class_cannot_be_batched() -> None:
+    with pytest.raises(ConfitError, match="two classes"):
+        list(balanced_batches(one_hot([4, 0]), 2, 2, np.random.default_rng(0)))
+
+
+def test_another_generator_draws_other_batches() -> None:
+    one, other = (list(balanced_batches(one_hot([9, 9]), 2, 3, np.random.default_rng(seed))) for seed in (0, 1))
+    assert one != other

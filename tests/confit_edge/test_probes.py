@@ -1,0 +1,284 @@
+"""Both probes and the intervals of their accuracy, against scikit-learn and plain loops."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
+from confit_edge.encoders import pretrained
+from confit_edge.pairtune.config import Recipe
+from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.linear import LinearProbe, log_loss
+from confit_edge.probes.metrics import accuracy, correct, paired_difference
+from confit_edge.probes.views import augmented_views, stream_views
+
+Floats = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int8]
+CPU = torch.device("cpu")
+
+
+def blobs(classes: int, clips: int, seed: int = 0, dim: int = 12) -> tuple[Floats, Targets]:
+    """Overlapping clouds on unequal axes, off the origin, `clips` of each class."""
+    middles = np.random.default_rng(99).standard_normal((classes, dim))
+    labels = np.arange(clips * classes) % classes
+    points = middles[labels] + 1.2 * np.random.default_rng(seed).standard_normal((len(labels), dim))
+    return (points * np.linspace(0.1, 20, dim) + 5).astype(np.float32), np.eye(classes, dtype=np.int8)[labels]
+
+
+def several_labels(clips: int, seed: int = 0) -> tuple[Floats, Targets]:
+    points = np.random.default_rng(seed).standard_normal((clips, 6)).astype(np.float32)
+    return points, (points[:, :3] + 0.5 * points[:, 3:] > 0).astype(np.int8)
+
+
+# linear
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_a_linear_probe_is_logistic_regression_at_one_temperature(classes: int, strength: float) -> None:
+    (x, y), (val, val_y) = blobs(classes, 30), blobs(classes, 20, 1)
+    probe = LinearProbe.fit(x, y, val, val_y, strengths=(strength,))
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    reference = LogisticRegression(C=strength, tol=1e-6, max_iter=5000).fit((x - mean) / scale, y.argmax(axis=1))
+    expected = reference.decision_function((val - mean) / scale)
+    if classes == 2:
+        expected = np.stack([-expected, expected], axis=1) / 2
+    found = probe.logits(val)
+    expected, found = (logits - logits.mean(axis=1, keepdims=True) for logits in (expected, found))
+    temperature = np.sum(expected * found) / np.sum(found * found)
+    np.testing.assert_allclose(found * temperature, expected, atol=0.02 * np.abs(expected).max())
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.98
+    np.testing.assert_allclose(probe.scores(val).sum(axis=1), 1, atol=1e-5)
+    exact = np.exp(found) / np.exp(found).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probe.scores(val), exact, atol=1e-5)
+
+
+def test_a_probe_of_several_labels_is_one_regression_a_label() -> None:
+    (x, y), (val, val_y) = several_labels(120), several_labels(60, 1)
+    probe = LinearProbe.fit(x, y, val, val_y, multi_label=True, strengths=(1.0,))
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    expected = np.stack(
+        [
+            LogisticRegression(C=1.0, tol=1e-6)
+            .fit((x - mean) / scale, y[:, label])
+            .decision_function((val - mean) / scale)
+            for label in range(3)
+        ],
+        axis=1,
+    )
+    found = probe.logits(val)
+    np.testing.assert_allclose(found * (expected * found).sum() / (found**2).sum(), expected, atol=0.1)
+    np.testing.assert_allclose(probe.scores(val), 1 / (1 + np.exp(-found)), atol=1e-5)
+    assert ((probe.scores(val) > 0.5) == val_y).mean() > 0.9
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_label_that_every_training_clip_has_or_none_is_no_obstacle(everywhere: bool) -> None:
+    (x, y), (val, val_y) = several_labels(60), several_labels(30, 1)
+    y[:, 1] = everywhere
+    probe = LinearProbe.fit(x, y, val, val_y, multi_label=True)
+    assert np.isfinite(probe.weight).all()
+    assert ((probe.scores(val)[:, 1] > 0.5) == everywhere).all()
+
+
+def test_temperature_betters_the_validation_loss_and_changes_no_prediction() -> None:
+    (x, y), (val, val_y) = blobs(3, 6), blobs(3, 40, 1)  # few clips: overconfident
+    probe = LinearProbe.fit(x, y, val, val_y, strengths=(1.0,))
+    loss = log_loss(probe.logits(val), val_y, False)
+    for factor in (0.3, 0.8, 0.95, 1.05, 1.25, 3.0):
+        other = probe.sharpened(factor)
+        assert loss <= log_loss(other.logits(val), val_y, False) + 1e-4
+        assert np.array_equal(other.scores(val).argmax(axis=1), probe.scores(val).argmax(axis=1))
+
+
+def test_the_strength_is_chosen_by_validation_loss() -> None:
+    (x, y), (val, val_y) = blobs(3, 6), blobs(3, 40, 1)
+    losses = {
+        strength: log_loss(LinearProbe.fit(x, y, val, val_y, strengths=(strength,)).logits(val), val_y, False)
+        for strength in (1e-4, 1e-2, 1.0, 100.0)
+    }
+    chosen = LinearProbe.fit(x, y, val, val_y, strengths=tuple(losses))
+    assert len(set(losses.values())) == len(losses)
+    assert log_loss(chosen.logits(val), val_y, False) == pytest.approx(min(losses.values()))
+
+
+def test_a_constant_dimension_does_no_harm() -> None:
+    (x, y), (val, val_y) = blobs(3, 20), blobs(3, 20, 1)
+    x[:, 0] = val[:, 0] = 7.0
+    probe = LinearProbe.fit(x, y, val, val_y)
+    assert np.isfinite(probe.weight).all()
+    assert correct(probe.scores(val), val_y).mean() > 0.8
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_log_loss_is_the_mean_cross_entropy(several: bool) -> None:
+    logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -700.0], [800.0, 1.0, 0.0]], np.float32)
+    targets = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 1]], np.int8) if several else np.eye(3, dtype=np.int8)[[0, 1, 0]]
+    losses = []
+    for row, target in zip(logits.astype(np.float64), targets, strict=True):
+        if several:
+            losses += [math.log1p(math.exp(-abs(v))) + max(v, 0) - t * v for v, t in zip(row, target, strict=True)]
+        else:
+            top = max(row)
+            losses.append(top + math.log(sum(math.exp(v - top) for v in row)) - row[target.argmax()])
+    assert log_loss(logits, targets, several) == pytest.approx(np.mean(losses))
+
+
+# kNN
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), prints=st.integers(1, 12), k=st.integers(1, 20), several=st.booleans())
+def test_neighbours_vote_as_in_the_loop(seed: int, prints: int, k: int, several: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x, queries = (rng.standard_normal((count, 4)) for count in (prints, 5))
+    x, queries = ((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (x, queries))
+    targets = (rng.integers(0, 2, (prints, 3)) if several else np.eye(3)[rng.integers(3, size=prints)]).astype(np.int8)
+    found = KnnProbe(x, targets, k).scores(queries)
+    for query, scores in zip(queries, found, strict=True):
+        near = sorted(range(prints), key=lambda row: -float(query @ x[row]))[:k]
+        weights = {row: math.exp(float(query @ x[row]) / 0.1) for row in near}
+        for label in range(3):
+            votes = sum(weight for row, weight in weights.items() if targets[row, label])
+            assert scores[label] == pytest.approx(votes / sum(weights.values()), abs=1e-4)
+
+
+def test_k_is_chosen_on_validation() -> None:
+    rng = np.random.default_rng(0)
+    angle = np.concatenate([rng.uniform(0, 1.5, 60), rng.uniform(1.6, 3.1, 60)])
+    x = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    labels = np.repeat([0, 1], 60)
+    flipped = np.where(rng.random(120) < 0.3, 1 - labels, labels)  # noisy labels: one neighbour is a poor judge
+    targets = np.eye(2, dtype=np.int8)
+    probe = KnnProbe.fit(x[::2], targets[flipped[::2]], x[1::2], targets[labels[1::2]])
+    share = {
+        k: correct(KnnProbe(x[::2], targets[flipped[::2]], k).scores(x[1::2]), targets[labels[1::2]]).mean()
+        for k in (1, 3, 5, 10, 20)
+    }
+    assert share[probe.k] == max(share.values()) > share[1]
+    assert probe.k == min(k for k in share if share[k] == max(share.values()))
+
+
+def test_k_is_judged_by_any_of_a_clips_labels() -> None:
+    x = np.array([[1.0, 0.0], [0.98, 0.2], [0.98, -0.2]], np.float32)
+    targets = np.array([[0, 1], [1, 0], [1, 0]], np.int8)
+    # the nearest says label 1, which the clip has beside label 0: with k = 1 it is right already
+    assert KnnProbe.fit(x, targets, x[:1], np.array([[1, 1]], np.int8)).k == 1
+    assert KnnProbe.fit(x, targets, x[:1], np.array([[1, 0]], np.int8)).k == 3
+
+
+# accuracy
+
+
+def test_correct_means_the_best_class_is_one_of_the_clips() -> None:
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]], np.float32)
+    targets = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 0]], np.int8)
+    assert correct(scores, targets).tolist() == [True, False, True, False]
+
+
+def test_the_interval_resamples_groups_not_clips() -> None:
+    rng = np.random.default_rng(0)
+    chances = rng.uniform(0.3, 1.0, 20)  # some voices are hard
+    right = np.concatenate([rng.random(40) < chance for chance in chances])
+    by_voice = accuracy(right, [str(clip // 40) for clip in range(800)])
+    by_clip = accuracy(right, [str(clip) for clip in range(800)])
+    assert by_voice.accuracy == by_clip.accuracy == right.mean()
+    assert (by_voice.n, by_voice.groups, by_clip.groups) == (800, 20, 800)
+    assert by_voice.high - by_voice.low > 2 * (by_clip.high - by_clip.low)
+    # for independent clips the interval is near the textbook's
+    share = right.mean()
+    half = 1.96 * math.sqrt(share * (1 - share) / 800)
+    assert by_clip.low == pytest.approx(share - half, abs=0.01)
+    assert by_clip.high == pytest.approx(share + half, abs=0.01)
+    assert by_voice == accuracy(right, [str(clip // 40) for clip in range(800)])
+
+
+@pytest.mark.parametrize("groups", [1, 6, 18])
+def test_all_right_or_all_wrong_still_has_an_interval(groups: int) -> None:
+    names = [str(clip % groups) for clip in range(5 * groups)]
+    perfect = accuracy(np.ones(len(names), bool), names)
+    hopeless = accuracy(np.zeros(len(names), bool), names)
+    assert (perfect.accuracy, perfect.high) == (1.0, 1.0)
+    assert perfect.low**groups == pytest.approx(
+        0.025
+    )  # so rarely would all groups be right were it no better than that
+    assert (hopeless.low, hopeless.high) == (0.0, pytest.approx(1 - perfect.low))
+
+
+def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.8
+    other = right & (rng.random(400) < 0.9)
+    groups = [str(clip // 20) for clip in range(400)]
+    difference = paired_difference(right, other, groups)
+    assert difference.difference == pytest.approx(right.mean() - other.mean())
+    assert 0 < difference.low < difference.difference < difference.high
+    assert paired_difference(right, right, groups).to_dict() == {"difference": 0, "low": 0, "high": 0}
+
+
+# on real clips
+
+
+def test_both_probes_hear_words_of_unseen_voices(run_corpus: Corpus) -> None:
+    encoder = pretrained("speech-embedding", 1.28)
+    probes = dual_probe(encoder, run_corpus, Recipe(probe_views=1), CPU)
+    for name in ("linear", "knn"):
+        found = probes.metrics[name]["test"]
+        assert found["accuracy"] >= 0.8  # frozen, of five words
+        assert found["low"] <= found["accuracy"] <= found["high"]
+        assert (found["n"], found["groups"]) == (15, 3)
+    assert probes.metrics["k"] == probes.knn.k
+    # the linear probe knows nothing as nothing
+    silence = encoder(torch.from_numpy(run_corpus.background_val[0][: encoder.window].copy())[None]).detach().numpy()
+    assert run_corpus.classes[int(probes.linear.scores(silence).argmax())] == UNKNOWN
+
+
+def test_views_are_rows_of_streams_with_their_own_targets(run_corpus: Corpus) -> None:
+    encoder, recipe = pretrained("speech-embedding", 1.28), Recipe(snr_low=10.0)
+    views = partial(stream_views, encoder, run_corpus, run_corpus.train, run_corpus.background_train)
+    rows, targets = views(recipe, CPU, views=1, salt=2)
+    again, _ = views(recipe, CPU, views=1, salt=2)
+    assert np.array_equal(rows, again)
+    unknown = run_corpus.classes.index(UNKNOWN)
+    assert targets.sum(axis=1).tolist() == [1] * len(rows)
+    assert 0 < targets[:, unknown].sum() <= len(rows) - targets[:, unknown].sum()
+    assert (targets.sum(axis=0) > 0).all()
+    clean, clean_targets = augmented_views(encoder, run_corpus, Recipe(noise_probability=0.0, probe_views=1), CPU)
+    probe = LinearProbe.fit(clean, clean_targets, clean, clean_targets)  # never saw a stream
+    spoken = targets[:, unknown] == 0
+    assert correct(probe.scores(rows[spoken]), targets[spoken]).mean() > 0.7
+
+
+def test_views_keep_every_label_of_a_clip(run_corpus: Corpus) -> None:
+    clips = run_corpus.train
+    targets = clips.targets.copy()
+    first, last = 0, run_corpus.classes.index(UNKNOWN) - 1
+    targets[:, last] |= targets[:, first]  # whoever says the first word also has the last label
+    empty = np.flatnonzero(targets[:, 1])
+    targets[empty] = 0  # and one word is nobody's
+    labelled = Clips(clips.pcm, targets, clips.groups, [Path()] * len(clips))
+    _, found = stream_views(
+        pretrained("speech-embedding", 1.28),
+        run_corpus,
+        labelled,
+        run_corpus.background_train,
+        Recipe(),
+        CPU,
+        views=1,
+        salt=2,
+    )
+    assert found[:, first].sum() > 0
+    assert np.array_equal(found[:, first] & found[:, last], found[:, first])
+    assert (found.sum(axis=1) == 0).sum() > 0
+    assert found[:, 1].sum() == 0

@@ -1,0 +1,263 @@
+"""A run on disk: what was trained comes back bit for bit, and damage is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from confit_edge import runs
+from confit_edge.data.corpus import read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train, train_corpus
+from confit_edge.pairtune.trainer import embed_clips
+from confit_edge.probes.metrics import correct
+from confit_edge.runs import Run, read_run, weights_sha256
+from confit_runtime.errors import ConfitError, UsageError
+
+CPU = torch.device("cpu")
+NAMED = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
+
+
+@pytest.fixture
+def copied(run_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_path, tmp_path / "run"))
+
+
+# what is written
+
+
+def test_a_run_holds_its_files_and_no_pickle(run_path: Path) -> None:
+    names = {path.relative_to(run_path).as_posix() for path in run_path.rglob("*") if path.is_file()}
+    assert names == {
+        *NAMED,
+        *("projection.safetensors", "history.csv", "README.md", "plots/learning.png", "plots/confusion.png"),
+    }
+    for name in names:
+        start = (run_path / name).read_bytes()[:10]
+        if name.endswith(".safetensors"):
+            assert start[8:9] == b"{"
+        elif name.endswith(".png"):
+            assert start.startswith(b"\x89PNG")
+        else:
+            (run_path / name).read_text(encoding="utf-8")
+            assert not start.startswith((b"\x80", b"PK", b"\x93NUMPY"))
+
+
+def test_a_run_tells_what_it_was_trained_on(run_path: Path, manifest: Path, background: Path) -> None:
+    info = json.loads((run_path / "run.json").read_text())
+    assert info["data"]["clips"] == {"train": 30, "val": 15, "test": 15}
+    assert info["data"]["groups"] == {"train": 6, "val": 3, "test": 3}
+    assert info["data"]["manifest"] == str(manifest)
+    assert info["recipe"]["background"] == str(background)
+    assert info["classes"] == ["happy", "marvin", "seven", "stop", "yes", "unknown"]
+    assert info["versions"]["torch"] == torch.__version__
+    assert set(info["recipe"]) == set(Recipe().to_dict())
+    with (run_path / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    card = (run_path / "README.md").read_text()
+    assert card.startswith("---\n")
+    metrics = json.loads((run_path / "metrics.json").read_text())
+    assert f"{100 * metrics['probes']['linear']['test']['accuracy']:.1f} %" in card
+
+
+def test_what_is_read_gives_the_numbers_that_were_reported(run: Run, manifest: Path, background: Path) -> None:
+    corpus = read_corpus(manifest, rate=run.encoder.sample_rate, seed=0, background=background)
+    embeddings = embed_clips(run.encoder, corpus.test.pcm, CPU)
+    for name, probe in (("linear", run.linear), ("knn", run.knn)):
+        right = correct(probe.scores(embeddings), corpus.test.targets)
+        assert run.metrics["probes"][name]["test"]["accuracy"] == pytest.approx(right.mean())
+    np.testing.assert_allclose(run.knn.prints, embed_clips(run.encoder, corpus.train.pcm, CPU), atol=1e-6)
+    assert np.array_equal(run.knn.targets, corpus.train.targets)
+
+
+def test_what_was_trained_in_memory_comes_back_bit_for_bit(run_path: Path, manifest: Path, background: Path) -> None:
+    recipe = read_run(run_path).recipe
+    corpus = read_corpus(manifest, rate=16_000, seed=recipe.seed, background=background)
+    encoder = pretrained(recipe.encoder, recipe.window)
+    trained = train_corpus(encoder, corpus, recipe, manifest=manifest, device=CPU, name="words")
+    again = read_run(run_path)
+    assert weights_sha256(again.encoder) == weights_sha256(trained.encoder)
+    for key, value in trained.encoder.state_dict().items():
+        assert torch.equal(again.encoder.state_dict()[key], value)
+    assert np.array_equal(again.linear.weight, trained.probes.linear.weight)
+    assert np.array_equal(again.linear.bias, trained.probes.linear.bias)
+    assert np.array_equal(again.knn.prints, trained.probes.knn.prints)
+    assert again.knn.k == trained.probes.knn.k
+    assert again.info == trained.info
+    assert again.metrics == trained.metrics
+    assert not again.encoder.training
+
+
+def test_the_digest_of_weights_sees_every_value_and_name() -> None:
+    encoder = pretrained("speech-embedding", 0.8)
+    first = weights_sha256(encoder)
+    assert first == weights_sha256(pretrained("speech-embedding", 0.8))
+    with torch.no_grad():
+        value = next(encoder.parameters()).view(-1)[:1]
+        value.copy_(torch.nextafter(value, torch.tensor(9.0)))
+    assert weights_sha256(encoder) != first
+
+
+# several labels
+
+
+@pytest.mark.parametrize(("objective", "noisy"), [("pairtune", True), ("finetune", False)])
+def test_clips_with_several_labels_train_and_get_probes(
+    objective: Literal["pairtune", "finetune"], noisy: bool, corpus: Any, background: Path, tmp_path: Path
+) -> None:
+    """Words with how long they are as a second label; one word is nobody's, and has no label at all."""
+    labels = {"yes": "yes|short", "stop": "stop|short", "happy": "happy|long", "marvin": "long|marvin", "seven": ""}
+    rows = ["path,labels,group,split"]
+    for split, clips in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
+        for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
+            rows.append(f"{path},{labels[corpus.classes[label]]},{group},{split}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    noise = str(background) if noisy else None
+    recipe = Recipe(objective=objective, epochs=1, probe_views=1, frozen_baseline=False, background=noise)
+    train(tmp_path / "m.csv", tmp_path / "run", recipe)
+    found = read_run(tmp_path / "run")
+    assert found.info.multi_label
+    assert found.linear.multi_label
+    assert found.info.classes == ["happy", "long", "marvin", "short", "stop", "yes", *(["unknown"] if noisy else [])]
+    assert found.metrics["probes"]["linear"]["val"]["n"] == 15
+    assert ("head" in found.metrics) == (objective == "finetune")
+    scores = found.linear.scores(embed_clips(found.encoder, corpus.train.pcm, CPU))
+    words = np.array([corpus.classes[label] for label in corpus.train.labels])
+    for label in ("yes", "short", "long"):
+        column = scores[:, found.info.classes.index(label)]
+        own = np.array([label in labels[word].split("|") for word in words])
+        assert column[own].min() > column[~own].mean() + 0.2
+
+
+# damage
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "binary", "list"])
+def test_a_damaged_file_is_named(copied: Path, name: str, damage: str) -> None:
+    data = (copied / name).read_bytes()
+    wrong = {
+        "cut": data[: len(data) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "binary": b"\xff\x00\x80" * 99,
+        "list": b"[]",
+    }
+    (copied / name).write_bytes(wrong[damage])
+    with pytest.raises(ConfitError, match=name) as caught:
+        read_run(copied)
+    assert "\n" not in str(caught.value)
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    def edit(raw: dict[str, Any]) -> None:
+        del raw[key]
+
+    return edit
+
+
+def setting(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(raw: dict[str, Any]) -> None:
+        raw[key] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *[without(key) for key in ("classes", "recipe", "encoder", "data", "lr")],
+        *[setting("schema", 99), setting("surprise", 1), setting("recipe", {"epoch": 3}), setting("recipe", None)],
+        *[setting("encoder", {"family": "hearsay"}), setting("encoder", {}), setting("encoder", [])],
+        *[setting("encoder", {"family": "speech_embedding", "depth": 3})],
+        *[setting("classes", ["yes", "no"]), setting("classes", "yes")],
+    ],
+    ids=lambda edit: f"{edit.__qualname__.split('.')[0]} {[cell.cell_contents for cell in edit.__closure__]}",
+)
+def test_a_run_json_that_is_wrong_is_refused_by_name(copied: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    raw = json.loads((copied / "run.json").read_text())
+    edit(raw)
+    (copied / "run.json").write_text(json.dumps(raw))
+    with pytest.raises(ConfitError, match=str(copied)) as caught:
+        read_run(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_schema_from_the_future_says_which_is_read(copied: Path) -> None:
+    raw = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps({**raw, "schema": runs.SCHEMA + 1}))
+    with pytest.raises(ConfitError, match=f"schema {runs.SCHEMA + 1} .* reads {runs.SCHEMA}"):
+        read_run(copied)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_missing_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    with pytest.raises(UsageError, match=name):
+        read_run(copied)
+
+
+def test_a_training_that_has_not_finished_is_told_from_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a run"):
+        read_run(tmp_path)
+    (tmp_path / runs.CHECKPOINT).write_bytes(b"")
+    with pytest.raises(UsageError, match="--resume"):
+        read_run(tmp_path)
+
+
+# where a run may be written
+
+
+def test_a_run_is_never_written_over_something_else(run_path: Path, manifest: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="finished run"):
+        train(manifest, run_path, Recipe())
+    assert train(manifest, run_path, Recipe(), resume=True) is None
+    assert before == {path: path.read_bytes() for path in run_path.rglob("*") if path.is_file()}
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is a file"):
+        train(manifest, tmp_path / "file", Recipe())
+    with pytest.raises(UsageError, match="not empty"):
+        train(manifest, tmp_path, Recipe())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Path], tmp_path: Path) -> None:
+    manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
+    recipe = Recipe(epochs=2, probe_views=1, frozen_baseline=False, clips_per_class=2)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["stage"] == "step" and event["epoch"] == 1:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(manifest, tmp_path / "run", recipe, watch=stop)
+    with pytest.raises(UsageError, match="add --resume"):
+        train(manifest, tmp_path / "run", recipe)
+    changed = Recipe(**{**recipe.to_dict(), "lr": (1e-3,), "temperature": 0.2})
+    with pytest.raises(UsageError, match=r"differ: lr, temperature$"):
+        train(manifest, tmp_path / "run", changed, resume=True)
+    clip = sorted(manifest.parent.glob("yes-*.ogg"))[0]
+    original = clip.read_bytes()
+    soundfile.write(clip, np.random.default_rng(0).uniform(-0.1, 0.1, 9000), 16_000, format="OGG", subtype="OPUS")
+    with pytest.raises(UsageError, match=r"differ: the data$"):
+        train(manifest, tmp_path / "run", recipe, resume=True)
+    clip.write_bytes(original)
+    assert train(manifest, tmp_path / "run", recipe, resume=True) is not None
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
+    assert not (tmp_path / "run" / runs.CHECKPOINT).exists()

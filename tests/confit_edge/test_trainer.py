@@ -1,0 +1,238 @@
+"""The training loop: reproducible, resumable bit for bit, choosing on validation, and clear when it diverges."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.encoders import Encoder, pretrained
+from confit_edge.encoders.transformers import TransformersEncoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.session import choose_lr
+from confit_edge.pairtune.trainer import Fitted, cosine_schedule, fit, head_probe, pick_device
+from confit_runtime.errors import ConfitError, UsageError
+
+RECIPE = Recipe(epochs=3, clips_per_class=2)  # ten clips a batch, three batches an epoch
+Weights = dict[str, Tensor]
+
+
+class StoppedError(Exception):
+    """Stands for a kill: it leaves the training wherever it is."""
+
+
+@pytest.fixture(scope="module")
+def speech_embedding() -> Encoder:
+    return pretrained("speech-embedding", 0.8)
+
+
+@pytest.fixture(scope="module")
+def few(corpus: Corpus) -> Corpus:
+    """Four clips of each class to train on, two for validation: real words, quick to train on."""
+
+    def head(clips: Clips, count: int) -> Clips:
+        rows = sorted(int(row) for column in clips.targets.T for row in np.flatnonzero(column)[:count])
+        pcm, groups, paths = ([part[row] for row in rows] for part in (clips.pcm, clips.groups, clips.paths))
+        return Clips(pcm, clips.targets[rows], groups, paths)
+
+    return replace(corpus, train=head(corpus.train, 4), val=head(corpus.val, 2))
+
+
+@pytest.fixture(scope="module")
+def attention() -> Encoder:
+    """A tiny random wav2vec2 with dropout."""
+    from transformers import Wav2Vec2Config
+
+    config = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    torch.manual_seed(0)
+    return TransformersEncoder({**config.to_diff_dict(), "model_type": "wav2vec2"}, 7680, 960)
+
+
+def trained(
+    encoder: Encoder, corpus: Corpus, recipe: Recipe, lr: float = 5e-4, **options: Any
+) -> tuple[Fitted, Weights]:
+    """Train a copy; the result and every weight of it."""
+    encoder = copy.deepcopy(encoder)
+    fitted = fit(encoder, corpus, recipe, lr=lr, epochs=recipe.epochs, **options)
+    return fitted, {**encoder.state_dict(), **fitted.objective.state_dict(prefix="objective.")}
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# the same again
+
+
+def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(speech_embedding: Encoder, few: Corpus) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    one, first = trained(speech_embedding, few, recipe)
+    two, second = trained(speech_embedding, few, recipe)
+    torch.rand(7)  # the global generator is nobody's source of randomness
+    _, other = trained(speech_embedding, few, replace(recipe, seed=1))
+    assert same(first, second)
+    assert one.history == two.history
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("objective", ["pairtune", "finetune"])
+@pytest.mark.parametrize("kind", ["speech_embedding", "attention"])
+def test_stopped_anywhere_and_resumed_the_result_is_the_same_bit_for_bit(
+    kind: str, objective: str, few: Corpus, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    encoder: Encoder = request.getfixturevalue(kind)
+    recipe = replace(RECIPE, objective=objective)
+    steps = 0
+
+    def count(event: dict[str, Any]) -> None:
+        nonlocal steps
+        steps += event["stage"] == "step"
+
+    undisturbed, expected = trained(encoder, few, recipe, watch=count)
+    per_epoch = steps // recipe.epochs
+    assert per_epoch >= 2
+
+    def stop_at(moment: int) -> Callable[[dict[str, Any]], None]:
+        def watch(event: dict[str, Any]) -> None:
+            if event["stage"] == "step" and event["epoch"] * per_epoch + event["step"] == moment:
+                raise StoppedError
+
+        return watch
+
+    moments = sorted(int(moment) for moment in np.random.default_rng().integers(1, steps + 1, size=3))
+    path = tmp_path / "checkpoint.safetensors"
+    for moment in moments:
+        with pytest.raises(StoppedError):
+            trained(encoder, few, recipe, checkpoint_path=path, watch=stop_at(moment))
+    resumed, found = trained(encoder, few, recipe, checkpoint_path=path)
+    assert resumed.history == undisturbed.history, moments
+    assert same(found, expected), moments
+    # a checkpoint of the last epoch gives the end result without another step
+    again, once_more = trained(encoder, few, recipe, checkpoint_path=path, watch=stop_at(1))
+    assert again.history == undisturbed.history
+    assert same(once_more, expected)
+
+
+# what validation decides
+
+
+def test_the_weights_are_those_of_the_epoch_that_was_best_on_validation(
+    speech_embedding: Encoder, corpus: Corpus
+) -> None:
+    encoder, after = copy.deepcopy(speech_embedding), []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["stage"] == "epoch":
+            after.append(copy.deepcopy(encoder.state_dict()))
+
+    # a learning rate so high that each epoch spoils the encoder further
+    fitted = fit(encoder, corpus, replace(RECIPE, clips_per_class=3), lr=0.02, epochs=3, watch=watch)
+    quality = [row["val_linear"] for row in fitted.history]
+    assert min(quality) < max(quality)
+    assert fitted.best_epoch == max(epoch for epoch in range(3) if quality[epoch] == max(quality))
+    assert same(encoder.state_dict(), after[fitted.best_epoch])
+
+
+def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_embedding: Encoder, few: Corpus) -> None:
+    tried: dict[float, float] = {}
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["stage"] == "search":
+            tried[event["lr"]] = event["validation"]
+
+    before = copy.deepcopy(speech_embedding.state_dict())
+    recipe = replace(RECIPE, objective="finetune", search_epochs=2, lr=(0.02, 5e-4))
+    chosen = choose_lr(speech_embedding, few, recipe, watch)
+    assert list(tried) == [0.02, 5e-4]
+    assert tried[5e-4] > tried[0.02]
+    assert chosen == 5e-4
+    assert same(speech_embedding.state_dict(), before)  # tried on copies
+    assert choose_lr(speech_embedding, few, replace(recipe, lr=(0.3,)), watch) == 0.3
+    assert len(tried) == 2
+
+
+def test_a_learning_rate_that_diverges_loses_the_search_instead_of_ending_it(
+    speech_embedding: Encoder, few: Corpus
+) -> None:
+    recipe = replace(RECIPE, search_epochs=1, lr=(1e6, 5e-4))
+    assert choose_lr(speech_embedding, few, recipe) == 5e-4
+    with pytest.raises(ConfitError, match="smaller lr"):
+        choose_lr(speech_embedding, few, replace(recipe, lr=(1e6, 1e7)))
+
+
+# a history worth reading
+
+
+@pytest.mark.parametrize(("objective", "extra"), [("pairtune", "hardest_negative"), ("finetune", "val_head")])
+def test_history_tells_of_each_epoch_and_a_head_is_a_probe(
+    speech_embedding: Encoder, few: Corpus, objective: str, extra: str
+) -> None:
+    events: list[dict[str, Any]] = []
+    recipe = replace(RECIPE, objective=objective, epochs=2)
+    fitted, _ = trained(speech_embedding, few, recipe, watch=events.append)
+    assert [row["epoch"] for row in fitted.history] == [1, 2]
+    assert all({"loss", "lr", "val_linear", extra} <= row.keys() for row in fitted.history)
+    for epoch, row in enumerate(fitted.history):
+        losses = [event["loss"] for event in events if event["stage"] == "step" and event["epoch"] == epoch]
+        assert row["loss"] == pytest.approx(np.mean(losses))
+    if isinstance(fitted.objective, FineTune):
+        embeddings = torch.nn.functional.normalize(torch.randn(4, 96), dim=1)
+        with torch.no_grad():
+            expected = fitted.objective.logits(embeddings).softmax(dim=1)
+        np.testing.assert_allclose(head_probe(fitted.objective).scores(embeddings.numpy()), expected, atol=1e-5)
+
+
+# what can go wrong
+
+
+@pytest.mark.parametrize("clips_per_class", [2, 6])
+@pytest.mark.parametrize("objective", ["pairtune", "finetune"])
+def test_a_training_that_diverges_says_so(
+    speech_embedding: Encoder, corpus: Corpus, objective: str, clips_per_class: int
+) -> None:
+    # with 6 there is one step an epoch, and what it broke shows only in the validation after it
+    recipe = replace(RECIPE, objective=objective, clips_per_class=clips_per_class, epochs=1)
+    with pytest.raises(ConfitError, match="smaller lr"):
+        trained(speech_embedding, corpus, recipe, lr=1e6)
+
+
+def test_bf16_trains_weights_that_stay_fp32(speech_embedding: Encoder, few: Corpus) -> None:
+    fitted, weights = trained(speech_embedding, few, replace(RECIPE, precision="bf16", epochs=1))
+    assert math.isfinite(fitted.history[0]["loss"])
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
+    for steps in (1, 2, 7, 300):
+        rates = [cosine_schedule(step, steps) for step in range(steps)]
+        assert all(0 < rate <= 1 for rate in rates)
+        top = int(np.argmax(rates))
+        assert top <= max(1, 0.1 * steps)
+        assert rates[:top] == sorted(rates[:top])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert cosine_schedule(299, 300) < 0.001
+    assert max(cosine_schedule(step, 300) for step in range(300)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {name}"):
+        pick_device(name)

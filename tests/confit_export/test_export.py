@@ -1,0 +1,361 @@
+"""One file from a run: it streams exactly, it is small and cheap, and a bad one is not written."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from confit_edge.cli import main
+from confit_edge.data.corpus import Corpus
+from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
+from confit_edge.probes.metrics import correct
+from confit_edge.runs import Run, weights_sha256
+from confit_export import export
+from confit_export.export import Exported, export_run, run_corpus
+from confit_export.graph import assemble, count_macs, to_onnx
+from confit_runtime import Model, load
+from confit_runtime.contract import unseal
+from confit_runtime.errors import ConfitError, UsageError
+
+Floats = npt.NDArray[np.float32]
+Rows = tuple[Floats, Floats]
+
+
+@pytest.fixture(scope="module")
+def models(exports: dict[str, Exported]) -> dict[str, Model]:
+    return {precision: load(made.path) for precision, made in exports.items()}
+
+
+@pytest.fixture(scope="module")
+def audio(run_corpus_clips: list[Floats], models: dict[str, Model]) -> Floats:
+    """Four streams of 40 hops: words of real voices at several levels."""
+    hop = models["fp32"].contract.hop
+    joined = np.concatenate(run_corpus_clips)
+    return np.stack(
+        [joined[start : start + 40 * hop] * level for start, level in ((0, 1), (9000, 0.3), (501, 0.01), (77, 1))]
+    )
+
+
+@pytest.fixture(scope="module")
+def run_corpus_clips(corpus: Corpus) -> list[Floats]:
+    return corpus.val.pcm
+
+
+def quiet(line: str) -> None:
+    """What export says of its progress goes nowhere."""
+
+
+def stream(model: Model, pcm: Floats, cuts: list[int]) -> Rows:
+    """Scores and embeddings of `pcm [streams, samples]`, pushed in parts that end after so many hops."""
+    hop, state = model.contract.hop, model.initial_state(len(pcm))
+    scores, embeddings = [], []
+    for start, end in zip([0, *cuts], [*cuts, pcm.shape[1] // hop], strict=True):
+        if end > start:
+            score, embedding, state = model.run(pcm[:, start * hop : end * hop], state)
+            scores.append(score)
+            embeddings.append(embedding)
+    return np.concatenate(scores, axis=1), np.concatenate(embeddings, axis=1)
+
+
+# streaming
+
+
+@settings(max_examples=12, deadline=None)
+@given(cuts=st.lists(st.integers(0, 40), max_size=12).map(sorted), which=st.integers(0, 3))
+def test_any_chopping_equals_torch_on_the_whole(
+    models: dict[str, Model], run: Run, audio: Floats, cuts: list[int], which: int
+) -> None:
+    scores, embeddings = stream(models["fp32"], audio[which : which + 1], cuts)
+    warmup = models["fp32"].contract.warmup_hops
+    offline = run.encoder.rows(torch.from_numpy(audio[which])).numpy()
+    np.testing.assert_allclose(embeddings[0, warmup:], offline, atol=1e-4)
+    np.testing.assert_allclose(scores[0, warmup:], run.linear.scores(offline), atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("cuts", [[], list(range(1, 40)), [1, 1, 7, 22], [39]])
+def test_streams_in_a_batch_equal_lone_runs_however_chopped(
+    models: dict[str, Model], audio: Floats, precision: str, cuts: list[int]
+) -> None:
+    together = stream(models[precision], audio, cuts)
+    warmup = models[precision].contract.warmup_hops
+    for row, pcm in enumerate(audio):
+        alone = stream(models[precision], pcm[None], [])
+        for found, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(found[row, warmup:], expected[0, warmup:], atol=1e-4)
+
+
+def test_fresh_rows_do_not_depend_on_what_was_heard_long_ago(models: dict[str, Model], audio: Floats) -> None:
+    model = models["fp32"]
+    window, hop = model.contract.window, model.contract.hop
+    whole, _ = stream(model, audio, [])
+    later, _ = stream(model, audio[:, -window:], [])
+    assert window % hop == 0
+    np.testing.assert_allclose(later[:, -1], whole[:, -1], atol=1e-4)
+
+
+def test_exports_measure_their_own_stream_difference(exports: dict[str, Exported]) -> None:
+    for made in exports.values():
+        assert 0 < made.stream_max_abs_diff < 1e-4
+        assert made.contract.parity["stream_max_abs_diff"] == made.stream_max_abs_diff
+
+
+def test_an_inexact_graph_is_not_written(
+    run: Run, corpus: Corpus, run_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph of other weights than torch judges by, which is what a wrong conversion comes to."""
+
+    def converted(model: Any, encoder: Any, cohort: Floats) -> onnx.ModelProto:
+        graph = to_onnx(model, encoder, cohort)
+        for tensor in graph.graph.initializer:
+            if tensor.name == "stack.layers.2.weight":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(tensor), tensor.name))
+        return graph
+
+    monkeypatch.setattr(export, "to_onnx", converted)
+    with pytest.raises(ConfitError, match="streaming differs from offline"):
+        export_run(run, run_corpus, tmp_path / "words.onnx", quantize=False, say=quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+# size and cost
+
+
+def test_int8_is_small_and_as_good(exports: dict[str, Exported]) -> None:
+    int8, fp32 = exports["int8"], exports["fp32"]
+    assert int8.path.stat().st_size == int8.bytes < 1_500_000
+    assert int8.bytes < 0.6 * fp32.bytes
+    assert int8.shipped["val"]["accuracy"] >= fp32.shipped["val"]["accuracy"] - 0.01
+    assert (int8.contract.precision, fp32.contract.precision) == ("int8", "fp32")
+    assert int8.contract.metrics == int8.shipped
+    assert int8.contract.parity["fp32"] == int8.fp32 == fp32.shipped
+
+
+def test_int8_embeds_nearly_as_fp32(models: dict[str, Model], corpus: Corpus) -> None:
+    cosines = [models["int8"].embed(pcm, 16_000) @ models["fp32"].embed(pcm, 16_000) for pcm in corpus.test.pcm]
+    assert min(cosines) > 0.95
+    assert min(cosines) < 1 - 1e-6  # it is another model
+
+
+def test_convolutions_are_int8_and_front_end_and_head_are_not(models: dict[str, Model]) -> None:
+    graph = onnx.load(models["int8"].path).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {output: node for node in graph.node for output in node.output}
+    int8, fp32 = [], []
+    for node in graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            source = producer.get(node.input[1])
+            quantised = source is not None and weights[source.input[0]].data_type == onnx.TensorProto.INT8
+            (int8 if quantised else fp32).append(node.name)
+    assert len(int8) == 20
+    assert all(name.startswith(("/stack/layers.0/", "/stack/layers.1/", "/head/")) for name in fp32)
+    assert len(fp32) >= 3
+
+
+def macs_by_hooks(module: nn.Module, *inputs: torch.Tensor) -> int:
+    """Multiply-adds of every convolution and linear layer that runs, counted from the shapes that pass."""
+    total = 0
+
+    def count(layer: Any, _: Any, out: torch.Tensor) -> None:
+        nonlocal total
+        weights = layer.weight
+        total += out.numel() * (weights.shape[1] if isinstance(layer, nn.Linear) else int(np.prod(weights.shape[1:])))
+
+    hooks = [
+        layer.register_forward_hook(count)
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        module(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def test_a_hop_costs_at_most_a_fifth_of_its_window(run: Run) -> None:
+    encoder = run.encoder
+    assert isinstance(encoder, SpeechEmbedding)
+    model = assemble(encoder, run.linear)
+    graph = to_onnx(model, encoder, np.zeros((1, encoder.dim), np.float32))
+    feed = {"pcm": np.zeros((1, encoder.hop), np.float32)}
+    feed |= {name: np.zeros((1, *shape), np.float32) for name, shape in model.state.items()}
+    by_node = count_macs(graph, feed)
+    states = [torch.zeros(1, *shape) for shape in model.state.values()]
+    hooked = macs_by_hooks(model, torch.zeros(1, encoder.hop), *states)
+    mel = 8 * 120 * 32  # the mel bands are a product of two tensors, which has no layer to hook: frames, bins, bands
+    assert sum(by_node.values()) == hooked + mel
+
+    anew = macs_by_hooks(encoder.layers, torch.zeros(1, 1, 76, 32))
+    hop_only = sum(macs for name, macs in by_node.items() if not name.startswith(model.fp32_scopes))
+    assert anew > 1_000_000
+    assert hop_only <= 0.2 * anew
+    # with the front end and the head it is no worse
+    whole = macs_by_hooks(encoder.spectrum, torch.zeros(1, 1, RECEPTIVE)) + 76 * 120 * 32 + anew
+    assert sum(by_node.values()) <= 0.2 * whole
+
+
+def test_counting_costs_of_a_quantised_graph_gives_the_same(models: dict[str, Model]) -> None:
+    counts = []
+    for model in models.values():
+        feed = {"pcm": np.zeros((1, model.contract.hop), np.float32), **model.initial_state(1)}
+        counts.append(sum(count_macs(onnx.load(model.path), feed).values()))
+    assert counts[0] == counts[1] > 0
+
+
+# the gate
+
+
+@pytest.fixture
+def bad_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrates on silence, which says nothing about the range of speech."""
+    real = export._calibration
+
+    def silent(*arguments: Any) -> list[dict[str, Floats]]:
+        return [{name: np.zeros_like(value) for name, value in feed.items()} for feed in real(*arguments)]
+
+    monkeypatch.setattr(export, "_calibration", silent)
+
+
+@pytest.mark.usefixtures("bad_calibration")
+def test_a_quantisation_that_loses_more_than_a_point_leaves_no_file(
+    run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["confit-edge", "export", str(run_path), "-o", str(tmp_path / "words.onnx")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "words.onnx: not written: int8 loses" in last
+    assert "--no-quantize" in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_file_survives_a_failed_export(
+    run: Run, run_corpus: Corpus, tmp_path: Path, bad_calibration: None
+) -> None:
+    (tmp_path / "words.onnx").write_bytes(b"the last good one")
+    with pytest.raises(ConfitError, match="int8 loses"):
+        export_run(run, run_corpus, tmp_path / "words.onnx", say=quiet)
+    assert (tmp_path / "words.onnx").read_bytes() == b"the last good one"
+
+
+# what is in the file
+
+
+def test_the_same_run_gives_the_same_bytes(
+    run_path: Path,
+    exports: dict[str, Exported],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "deeper" / "words.onnx"
+    monkeypatch.setattr(sys, "argv", ["confit-edge", "export", str(run_path), "-o", str(out), "--json"])
+    main_exit(0)
+    assert out.read_bytes() == exports["int8"].path.read_bytes()
+    assert [entry.name for entry in out.parent.iterdir()] == ["words.onnx"]
+    (line,) = capsys.readouterr().out.splitlines()
+    summary = json.loads(line)
+    assert (summary["type"], summary["model"], summary["bytes"]) == ("summary", str(out), out.stat().st_size)
+    assert summary["thresholds"] == exports["int8"].contract.thresholds
+
+
+def main_exit(code: int) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code in ({0, None} if code == 0 else {code})
+
+
+def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) -> None:
+    for made in exports.values():
+        contract = unseal(made.path.read_bytes())
+        assert contract == made.contract
+        assert contract.name == "words"
+        assert contract.labels == run.info.classes
+        assert contract.unknown_label == "unknown"
+        assert contract.encoder["weights_sha256"] == weights_sha256(run.encoder)
+        assert contract.data["fingerprint"] == run.info.data["fingerprint"]
+        assert (contract.window, contract.hop, contract.embedding_dim) == (20_480, 1_280, 96)
+        assert contract.window == (contract.warmup_hops + 1) * contract.hop
+        assert contract.latency_samples == contract.window // 2
+        assert set(contract.thresholds) == set(contract.labels)
+        report = contract.calibration["detection"]
+        assert report["words"] == 30
+        assert report["found"] >= 20
+        assert report["false_accepts"] <= 3
+        onnx.checker.check_model(onnx.load(made.path), full_check=True)
+
+
+def test_the_file_scores_clips_as_the_run_does(models: dict[str, Model], run: Run, corpus: Corpus) -> None:
+    scores = np.stack([models["fp32"].rows(pcm, 16_000)[0].mean(axis=0) for pcm in corpus.test.pcm])
+    targets = np.pad(corpus.test.targets, ((0, 0), (0, 1)))
+    assert correct(scores, targets).mean() == pytest.approx(
+        run.metrics["probes"]["linear"]["test"]["accuracy"], abs=0.07
+    )
+
+
+def test_the_embedding_id_is_of_the_embedding_only(
+    exports: dict[str, Exported], run: Run, run_corpus: Corpus, tmp_path: Path
+) -> None:
+    def embedding_id(changed: Run) -> str:
+        return export_run(changed, run_corpus, tmp_path / "words.onnx", quantize=False, say=quiet).contract.embedding_id
+
+    other_head = replace(run, linear=run.linear.sharpened(1.5))
+    other_weights = replace(run, encoder=copy.deepcopy(run.encoder))
+    with torch.no_grad():
+        next(iter(other_weights.encoder.parameters())).view(-1)[0] += 1e-3
+    before = exports["fp32"].contract.embedding_id
+    assert embedding_id(other_head) == before
+    assert embedding_id(other_weights) != before
+    assert exports["int8"].contract.embedding_id != before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_cohort_is_embeddings_of_training_clips_by_this_file(
+    models: dict[str, Model], run_corpus: Corpus, precision: str
+) -> None:
+    model = models[precision]
+    np.testing.assert_allclose(np.linalg.norm(model.cohort, axis=1), 1, atol=1e-5)
+    own = np.stack([model.embed(pcm, 16_000) for pcm in run_corpus.train.pcm])
+    nearest = (model.cohort @ own.T).max(axis=1)
+    words = nearest > 1 - 1e-4
+    assert words.sum() == 20  # four clips of each of five words
+    assert len(model.cohort) == 20 + len(run_corpus.background_train)
+    drawn = (model.cohort[words] @ own.T).argmax(axis=1)
+    assert np.bincount(run_corpus.train.labels[drawn]).tolist() == [4] * 5
+
+
+# what cannot be exported
+
+
+def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_path: Path) -> None:
+    gone = replace(run, info=replace(run.info, data={**run.info.data, "manifest": str(tmp_path / "gone.csv")}))
+    with pytest.raises(UsageError, match=r"gone\.csv.*--data"):
+        run_corpus(gone)
+    assert run_corpus(gone, manifest).manifest.fingerprint() == run.info.data["fingerprint"]
+    fewer = tmp_path / "fewer.csv"
+    rows = manifest.read_text().splitlines()
+    fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
+    with pytest.raises(UsageError, match="fingerprint"):
+        run_corpus(run, fewer)
+
+
+def test_a_model_file_must_be_called_onnx(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
+    for name in ("words", "words.bin", "words.onnx.zip"):
+        with pytest.raises(UsageError, match=r"\.onnx"):
+            export_run(run, run_corpus, tmp_path / "new" / name, say=quiet)
+    assert list(tmp_path.iterdir()) == []
