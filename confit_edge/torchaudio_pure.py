@@ -18,7 +18,7 @@ from confit_runtime.errors import UsageError
 def torchaudio() -> ModuleType:
     """The torchaudio module. Raises UsageError telling how to install it when it is absent."""
     if find_spec("torchaudio") is None:
-        raise UsageError("the recipe key 'speed' needs torchaudio: pip install 'confit-edge[train]'")
+        raise UsageError("the recipe key 'spec_augment' needs torchaudio: pip install 'confit-edge[train]'")
     if "torchaudio" not in sys.modules:
         extension: Any = ModuleType("torchaudio._extension")
         extension._IS_TORCHAUDIO_EXT_AVAILABLE = False

@@ -73,6 +73,34 @@ def background(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random transformers checkpoints of every kind that is supported."""
+    import torch
+    import transformers as hf
+
+    raw: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+        "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
+    }  # fmt: skip
+    whisper: dict[str, Any] = {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 100,
+        "vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    models = {
+        "wav2vec2": hf.Wav2Vec2Model(hf.Wav2Vec2Config(**raw)),
+        "hubert": hf.HubertModel(hf.HubertConfig(**raw)),
+        "wavlm": hf.WavLMModel(hf.WavLMConfig(**raw)),
+        "whisper": hf.WhisperModel(hf.WhisperConfig(**whisper)),
+    }
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return {name: folder / name for name in models}
+
+
+@pytest.fixture(scope="session")
 def corpus(manifest: Path) -> Corpus:
     """The clips of `manifest`, without background."""
     from confit_edge.data.corpus import read_corpus

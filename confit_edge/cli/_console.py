@@ -11,7 +11,7 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
 
 
-def emit(kind: str, **fields: Any) -> None:
+def emit(kind: str, /, **fields: Any) -> None:
     """One JSON line on stdout, `{"type": kind, ...}`, flushed at once for whoever reads the pipe."""
     print(json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False), flush=True)
 

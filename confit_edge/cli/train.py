@@ -57,6 +57,9 @@ def train(
     gain: Annotated[float | None, _option("Make clips louder or softer by up to this many dB [6].", _SOUND)] = None,
     speed: Annotated[float | None, _option("Slow clips down or speed them up by up to this share [0].", _SOUND)] = None,
     noise_probability: Annotated[float | None, _option("Share of clips with noise mixed in [0.7].", _SOUND)] = None,
+    spec_augment: Annotated[
+        bool | None, _option("Mask stretches of time and frequency [no].", _SOUND, "--spec-augment/--no-spec-augment")
+    ] = None,
     snr_low: Annotated[float | None, _option("Loudest noise, as signal-to-noise in dB [0].", _SOUND)] = None,
     snr_high: Annotated[float | None, _option("Softest noise, as signal-to-noise in dB [25].", _SOUND)] = None,
     classes_per_batch: Annotated[int | None, _option("Classes in a batch [16].", _METHOD)] = None,
@@ -78,7 +81,9 @@ def train(
         _option("Also probe the encoder as it was [yes].", _METHOD, "--frozen-baseline/--no-frozen-baseline"),
     ] = None,
     device: Annotated[str | None, _option("auto (default), cpu, cuda, cuda:1, ...", _MACHINE)] = None,
-    precision: Annotated[str | None, _option("fp32 (default) or bf16.", _MACHINE)] = None,
+    precision: Annotated[
+        str | None, _option("fp32 (default), bf16, or auto: bf16 where it is faster.", _MACHINE)
+    ] = None,
 ) -> None:
     """Train on labelled clips, and write a run.
 
@@ -142,7 +147,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
 
 
 class Progress:
-    """Shows a training on stderr: a bar with loss and validation accuracy, or JSON lines on stdout."""
+    """Shows a training on stderr: a line an epoch and, on a terminal, a bar with the loss; or JSON lines on stdout."""
 
     def __init__(self, json_lines: bool) -> None:
         from rich.console import Console
@@ -153,10 +158,12 @@ class Progress:
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[count]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
         )
         self.task: Any = None
         self.stage = ""
@@ -174,7 +181,8 @@ class Progress:
         stage = event["stage"]
         if self.json_lines:
             if stage not in ("step", "decode"):
-                emit(stage, **{key: value for key, value in event.items() if key != "stage"})
+                known = {key: None if value != value else value for key, value in event.items()}  # JSON has no NaN
+                emit(stage, **{key: value for key, value in known.items() if key != "stage"})
             return
         if stage == "step":
             self._show(
@@ -191,6 +199,7 @@ class Progress:
                 f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
                 f" validation probe {100 * event['val_linear']:.1f} %{head}",
                 highlight=False,
+                soft_wrap=True,
             )
         elif stage == "problem":
             self.console.print(
@@ -198,6 +207,7 @@ class Progress:
                 style="yellow",
                 highlight=False,
                 markup=False,
+                soft_wrap=True,
             )
         elif stage == "search":
             self.console.print(f"lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation", highlight=False)
@@ -208,5 +218,5 @@ class Progress:
         if what != self.stage:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.stage, self.task = what, self.bar.add_task(what, total=total, note="")
-        self.bar.update(self.task, completed=done, note=note)
+            self.stage, self.task = what, self.bar.add_task(what, total=total, note="", count="")
+        self.bar.update(self.task, completed=done, note=note, count=f"{done}/{total}" if total else "")

@@ -8,6 +8,8 @@ import numpy as np
 
 from confit_edge.data.augment import Pcm, crop, rms
 
+PART_S = 20
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -29,15 +31,16 @@ def compose(
     rng: np.random.Generator,
     gap_s: tuple[float, float] = (0.6, 2.2),
 ) -> tuple[Pcm, list[Spoken]]:
-    """A stream `[samples]` of the clips in a shuffled order (as many as fit), each as far above the sound under it as
-    drawn from `snr` dB.
+    """A stream `[samples]` of the clips in a shuffled order (as many as fit) over the background.
 
-    The background recordings follow one another from random places until the stream is full. Gaps between clips are
-    drawn from `gap_s` seconds, so clips stand at arbitrary sample offsets and never overlap.
+    The background recordings follow one another, 20 s each from a random place, until the stream is full. Each clip's
+    RMS is above the RMS of those 20 s by what is drawn from `snr` dB: a voice does not fall silent where the music
+    pauses. Gaps between clips are drawn from `gap_s` seconds, so clips stand at arbitrary sample offsets and never
+    overlap.
     """
-    parts: list[Pcm] = []
-    while sum(map(len, parts)) < samples:
-        parts.append(crop(background[len(parts) % len(background)], min(20 * rate, samples), rng))
+    length = min(PART_S * rate, samples)
+    parts = [crop(background[number % len(background)], length, rng) for number in range(-(-samples // length))]
+    levels = [max(rms(part), 1e-4) for part in parts]
     under = np.concatenate(parts)[:samples]
     stream, spoken = under.copy(), []
     at = int(rng.uniform(*gap_s) * rate)
@@ -45,8 +48,8 @@ def compose(
         clip = clips[index]
         if at + len(clip) > samples:
             break
-        level = max(rms(under[at : at + len(clip)]), 1e-4)
-        stream[at : at + len(clip)] += clip * np.float32(level / rms(clip) * 10 ** (rng.uniform(*snr) / 20))
+        gain = levels[at // length] / rms(clip) * 10 ** (rng.uniform(*snr) / 20)
+        stream[at : at + len(clip)] += clip * np.float32(gain)
         spoken.append(Spoken(labels[index], at, at + len(clip)))
         at += len(clip) + int(rng.uniform(*gap_s) * rate)
     return (stream / max(1.0, float(np.abs(stream).max()))).astype(np.float32), spoken

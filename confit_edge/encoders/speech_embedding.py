@@ -24,6 +24,7 @@ WEIGHTS = MODELS / "speech-embedding" / "speech_embedding.safetensors"
 MEL_HOP, MEL_TAPS, FFT = 160, 400, 512  # samples at 16 kHz: 10 ms steps, a 25 ms Hann window inside a 512-point DFT
 MEL_BANDS, FIRST_BIN, LAST_BIN = 32, 2, 121  # the bins that carry weight: 62.5..3781.25 Hz
 FLOOR = 1e2  # mel power (PCM in the int16 range) below which all is silence: 90 dB under full-scale speech
+SILENCE = math.log10(FLOOR) + 2  # what the log-mel of silence is
 FRAMES_PER_HOP, RECEPTIVE_FRAMES = 8, 76
 HOP = FRAMES_PER_HOP * MEL_HOP
 RECEPTIVE = RECEPTIVE_FRAMES * MEL_HOP + MEL_TAPS - MEL_HOP
@@ -101,13 +102,16 @@ class SpeechEmbedding(Encoder):
         self.window = (self.warmup_hops + 1) * HOP
         self.spectrum = Spectrum(fft=FFT, taps=MEL_TAPS, hop=MEL_HOP, first=FIRST_BIN, last=LAST_BIN, scale=32768.0)
         self.front_end = LogMel()
+        self.mask: nn.Module = nn.Identity()  # or SpecAugment, for a training
         # channels last: a third faster to train on a CPU
         self.layers = _layers().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def frames(self, pcm: Tensor) -> Tensor:
         """One frame `[batch, time, 96]` each 1280 samples; the last frame ends with the last sample."""
         spare = (pcm.shape[1] - RECEPTIVE) % HOP
-        mel = self.front_end(self.spectrum(pcm[:, None, spare:])).contiguous(memory_format=torch.channels_last)
+        mel = self.mask(self.front_end(self.spectrum(pcm[:, None, spare:]))).contiguous(
+            memory_format=torch.channels_last
+        )
         return self.layers(mel).squeeze(3).transpose(1, 2)
 
     @torch.no_grad()

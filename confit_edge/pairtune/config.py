@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from confit_runtime.errors import UsageError
 
-OBJECTIVES = ("pairtune", "finetune")
+Precision = Literal["fp32", "bf16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Recipe:
     gain: float = 6.0
     speed: float = 0.0
     noise_probability: float = 0.7
+    spec_augment: bool = False
     snr_low: float = 0.0
     snr_high: float = 25.0
     # the batch: P classes x K clips
@@ -53,7 +54,7 @@ class Recipe:
     frozen_baseline: bool = True
     # the machine
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"  # auto: bf16 where the processor computes in it
     strict: bool = False
 
     def __post_init__(self) -> None:

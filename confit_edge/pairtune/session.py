@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.trainer import DivergedError, Fitted, Watcher, embed_clips, fit, head_probe, pick_device
+from confit_edge.pairtune.trainer import (
+    DivergedError,
+    Fitted,
+    Watcher,
+    embed_clips,
+    fit,
+    head_probe,
+    pick_device,
+    pick_precision,
+)
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.errors import UsageError
 
@@ -43,10 +52,11 @@ def train(
     A training that is killed loses at most the epoch it was in: the same call with `resume=True` ends with the same
     weights as an undisturbed one. Raises UsageError when `out` holds something else.
     """
-    check_out(out, recipe, manifest, resume)
+    device = pick_device(recipe.device)
+    recipe = replace(recipe, precision=pick_precision(recipe.precision, device))
+    check_out(out, resume)
     if (out / "run.json").is_file():
         return None
-    device = pick_device(recipe.device)
     encoder = pretrained(recipe.encoder, recipe.window)
     corpus = read_corpus(
         manifest,
@@ -189,7 +199,7 @@ def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def check_out(out: Path, recipe: Recipe, manifest: Path, resume: bool) -> None:
+def check_out(out: Path, resume: bool) -> None:
     """Raise UsageError where writing a run to `out` would lose something."""
     if out.is_file():
         raise UsageError(f"{out}: is a file; -o names a folder for the run")

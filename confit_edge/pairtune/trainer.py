@@ -18,8 +18,10 @@ from confit_edge.data.augment import Augmenter, Pcm, varied
 from confit_edge.data.compose import compose, fragments
 from confit_edge.data.corpus import Clips, Corpus, balanced_batches
 from confit_edge.encoders.base import Encoder, centred
+from confit_edge.encoders.spec_augment import SpecAugment
+from confit_edge.encoders.speech_embedding import SILENCE, SpeechEmbedding
 from confit_edge.pairtune import checkpoint
-from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.config import Precision, Recipe
 from confit_edge.pairtune.objectives import FineTune, Objective, PairTune
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct
@@ -70,6 +72,10 @@ def fit(
     objective = make_objective(encoder.dim, corpus, recipe)
     encoder.to(device)
     objective.to(device)
+    if recipe.spec_augment:
+        if not isinstance(encoder, SpeechEmbedding):
+            raise UsageError(f"recipe key 'spec_augment' is for speech-embedding, not for {encoder.family}")
+        encoder.mask = SpecAugment(floor=SILENCE)
     optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in encoder.parameters() if p.requires_grad], "lr": lr},
@@ -201,13 +207,17 @@ def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
 
 
 def _batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
-    """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P."""
+    """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P.
+
+    Beside a single class (a wake word) the unknown is the other one.
+    """
     rng = np.random.default_rng([recipe.seed, epoch, 0])
     known, strange = clips.targets, np.zeros(0, np.int64)
     if corpus.unknown is not None:
         column = corpus.classes.index(corpus.unknown)
-        strange = np.flatnonzero(known[:, column])
-        known = np.delete(known, column, axis=1)
+        others = np.delete(known, column, axis=1)
+        if np.count_nonzero(others.any(axis=0)) > 1:
+            strange, known = np.flatnonzero(known[:, column]), others
     for batch in balanced_batches(known, recipe.classes_per_batch, recipe.clips_per_class, rng):
         beside = rng.choice(strange, 2 * recipe.clips_per_class if len(strange) else 0)
         yield batch + [int(row) for row in beside]
@@ -255,10 +265,7 @@ def make_objective(dim: int, corpus: Corpus, recipe: Recipe) -> Objective:
 
 def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmenter:
     """The recipe's augmentation for windows of `encoder`."""
-    background = corpus.background_train
-    if background:
-        rng = np.random.default_rng([recipe.seed, 10])
-        background = varied(background, speeds=(0.75, 0.85, 1.15, 1.35), rate=encoder.sample_rate, rng=rng)
+    background = training_background(encoder, corpus, recipe) if corpus.background_train else []
     return Augmenter(
         window=encoder.window,
         shift=round(recipe.shift * encoder.sample_rate),
@@ -286,6 +293,12 @@ def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, batch:
     return out
 
 
+def training_background(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> list[Pcm]:
+    """The training background, varied."""
+    rng = np.random.default_rng([recipe.seed, 10])
+    return varied(corpus.background_train, speeds=(0.75, 0.85, 1.15, 1.35), rate=encoder.sample_rate, rng=rng)
+
+
 def cosine_schedule(step: int, steps: int, warmup: float = 0.1) -> float:
     """The share of the peak learning rate at `step` of `steps`: a linear warm-up, then half a cosine to 0."""
     warm = max(1.0, warmup * steps)
@@ -304,6 +317,16 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from error
     return device
+
+
+def pick_precision(name: Precision, device: torch.device) -> Precision:
+    """`auto` becomes bf16 where the device computes in it natively, else fp32; other names stay."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if device.type == "cpu" and (able.get("avx512_bf16") or able.get("amx_bf16")) else "fp32"
 
 
 def mixed_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

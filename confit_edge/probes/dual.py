@@ -13,7 +13,7 @@ import torch
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.trainer import embed_clips
+from confit_edge.pairtune.trainer import embed_clips, training_background
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct
@@ -45,7 +45,9 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     fitting, choosing = (clean, corpus.train.targets), (val, corpus.val.targets)
     if corpus.unknown is not None and corpus.background_train:
         views = partial(stream_views, encoder, corpus, recipe=recipe, device=device)
-        fitting = _both(fitting, views(corpus.train, corpus.background_train, views=recipe.probe_views, salt=2))
+        fitting = _both(
+            fitting, views(corpus.train, training_background(encoder, corpus, recipe), views=recipe.probe_views, salt=2)
+        )
         choosing = _both(choosing, views(corpus.val, corpus.background_val, views=1, salt=8))
     else:
         fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device))

@@ -16,7 +16,7 @@ from confit_edge.pairtune.trainer import GAP_S, OFF_S, embed_clips, make_augment
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
-ON_S = 0.16  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
+ON_S = 0.25  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
 LEAST_SNR = 3.0  # dB; under more noise than this a word is not demanded
 
 

@@ -46,16 +46,17 @@ def quantize_static(model: onnx.ModelProto, feeds: list[Feed], fp32_scopes: tupl
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
             onnx.save(model, source)
-            ort_quantize_static(
-                str(source),
-                str(target),
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                nodes_to_quantize=chosen,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
+            with np.errstate(invalid="ignore"):  # it also takes the range of masks of -inf, which stay as they are
+                ort_quantize_static(
+                    str(source),
+                    str(target),
+                    Reader(),
+                    quant_format=QuantFormat.QDQ,
+                    nodes_to_quantize=chosen,
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                )
             quantized = onnx.load(target)
     finally:
         logging.getLogger().setLevel(level)

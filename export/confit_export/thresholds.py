@@ -46,7 +46,10 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
     rows, _ = model.rows(stream, contract.sample_rate)
     rate = contract.sample_rate
     truth = [
-        Heard(word.label, word.start / rate, word.end / rate) for word in spoken if word.label != contract.unknown_label
+        Heard(label, word.start / rate, word.end / rate)
+        for word in spoken
+        for label in word.label.split("|")
+        if label not in ("", contract.unknown_label)
     ]
     unknown = [contract.labels.index(contract.unknown_label)] if contract.unknown_label is not None else []
 
@@ -82,11 +85,11 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
 
 
 def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[Spoken]]:
-    """Each validation clip `repeats` times at random places over background."""
+    """Each validation clip `repeats` times at random places over background; several labels are joined by a bar."""
     rng = np.random.default_rng([seed, 3])
     rate = model.contract.sample_rate
     clips = corpus.val.pcm * repeats
-    labels = [corpus.classes[index] for index in corpus.val.labels] * repeats
+    labels = ["|".join(corpus.classes[index] for index in np.flatnonzero(row)) for row in corpus.val.targets] * repeats
     heard = corpus.background_val or [np.float32(0.01) * coloured_noise(60 * rate, 1.0, rng)]
     background = varied(heard, speeds=(0.8, 1.25), rate=rate, rng=rng)  # a device hears more than it was given
     samples = sum(map(len, clips)) + int(1.8 * rate * len(clips))

@@ -7,9 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.augment import Augmenter, Pcm, coloured_noise, crop, noise_gain, place, rms
+from confit_edge.data.augment import (
+    Augmenter,
+    Pcm,
+    change_speed,
+    chords,
+    coloured_noise,
+    crop,
+    noise_gain,
+    place,
+    rms,
+    varied,
+)
 
-WINDOW = 8_000
+RATE, WINDOW = 16_000, 8_000
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -85,6 +96,53 @@ def test_noise_is_mixed_at_a_ratio_within_the_range(background: bool) -> None:
     assert min(ratios) >= 2.99
     assert max(ratios) <= 9.01
     assert max(ratios) - min(ratios) > 2
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 0.93, 1.0, 1.25, 1.5])
+def test_speed_changes_length_and_pitch_together(factor: float) -> None:
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
+    changed = change_speed(tone, factor)
+    assert len(changed) == pytest.approx(16_000 / factor, abs=1)
+    assert changed.dtype == np.float32
+    middle = changed[len(changed) // 4 : -len(changed) // 4]
+    peak = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax() * 16_000 / len(middle)
+    assert peak == pytest.approx(1000 * factor, rel=0.01)
+
+
+def test_clips_are_slowed_and_sped_up_to_the_limit() -> None:
+    clip = sound(2_000)
+    windows = Augmenter(WINDOW, 0, 0.0, 0.0, (0.0, 0.0), speed=0.2)([clip] * 60, rng())
+    lengths = [int(np.ptp(np.flatnonzero(np.abs(window) > 1e-3))) for window in windows]
+    assert 2_000 / 1.2 - 60 <= min(lengths) < 1_800
+    assert 2_300 < max(lengths) <= 2_000 / 0.8 + 60
+
+
+def test_varied_background_holds_the_recordings_and_more() -> None:
+    recordings = [sound(32_000, 0, 0.02), sound(20_000, 1, 0.04)]
+    made = varied(recordings, speeds=(0.8, 1.25), rate=RATE, rng=rng())
+    again = varied(recordings, speeds=(0.8, 1.25), rate=RATE, rng=rng())
+    assert len(made) == 2 + 2 * 2 + 2
+    assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
+    assert made[0] is recordings[0]
+    assert [len(part) for part in made[2:6]] == [40_000, 25_000, 25_600, 16_000]
+    for part in made:
+        assert part.dtype == np.float32
+        assert np.isfinite(part).all()
+        assert 0.005 < rms(part) < 0.1
+    silent = varied([np.zeros(RATE, np.float32)], speeds=(0.8,), rate=RATE, rng=rng())
+    assert all(rms(part) == 0 for part in silent)
+
+
+def test_chords_have_level_one_and_peaks() -> None:
+    made = [chords(20_000, rng(seed)) for seed in range(20)]
+    flatness = []
+    for part in made:
+        assert part.dtype == np.float32
+        assert rms(part) == pytest.approx(1.0, abs=1e-3)
+        power = np.abs(np.fft.rfft(part)) ** 2 + 1e-9
+        flatness.append(np.exp(np.log(power).mean()) / power.mean())
+    assert np.median(flatness) < 0.05  # of white noise: about 0.56
+    assert not np.array_equal(made[0], made[1])
 
 
 def test_only_the_asked_share_of_clips_gets_noise() -> None:

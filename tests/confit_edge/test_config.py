@@ -40,7 +40,13 @@ def test_the_defaults_that_help_tells_are_the_defaults() -> None:
             told = text.rstrip(".").rpartition("[")[2][:-1]
             default = KEYS[parameter.name].default
             default = default[0] if isinstance(default, tuple) else default
-            expected = "yes" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
+            expected = (
+                {True: "yes", False: "no"}[default]
+                if isinstance(default, bool)
+                else f"{default:g}"
+                if isinstance(default, float)
+                else str(default)
+            )
             assert told == expected, parameter.name
 
 

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.corpus import UNKNOWN, Corpus, background_files, balanced_batches, read_corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.trainer import _batches
 from confit_runtime.errors import ConfitError, UsageError
 
 RATE = 16_000
@@ -171,6 +173,19 @@ def test_classes_and_clips_come_round_equally_over_epochs() -> None:
         assert len(counts) == size
         # each epoch begins a new round, so over epochs this holds as far as chance goes
         assert max(abs(count - np.mean(counts)) for count in counts) < 4 * np.sqrt(np.mean(counts))
+
+
+def test_batches_hold_the_unknown_beside_the_classes(run_corpus: Corpus) -> None:
+    clips = run_corpus.training_clips()
+    unknown = run_corpus.classes.index(UNKNOWN)
+    recipe = Recipe(classes_per_batch=3, clips_per_class=2)
+    batches = list(_batches(clips, run_corpus, recipe, 0))
+    assert batches == list(_batches(clips, run_corpus, recipe, 0))
+    assert batches != list(_batches(clips, run_corpus, recipe, 1))
+    for batch in batches:
+        drawn = Counter(int(clips.labels[row]) for row in batch)
+        assert drawn.pop(unknown) == 4
+        assert list(drawn.values()) == [2, 2, 2]
 
 
 def test_one_class_cannot_be_batched() -> None:

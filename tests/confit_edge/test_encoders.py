@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from confit_edge.encoders import build, pretrained
 from confit_edge.encoders.base import Encoder, centred, normalise, whole_hops
-from confit_edge.encoders.speech_embedding import HOP, RECEPTIVE, SpeechEmbedding
+from confit_edge.encoders.spec_augment import SpecAugment
+from confit_edge.encoders.speech_embedding import HOP, RECEPTIVE, SILENCE, SpeechEmbedding
 from confit_edge.pairtune.trainer import embed_clips
 from confit_runtime.errors import ConfitError
 
@@ -126,6 +128,33 @@ def test_clips_of_any_length_are_embedded_in_their_order(encoder: Encoder) -> No
     for clip, row in zip(clips, found, strict=True):
         mean = encoder.rows(torch.from_numpy(clip)).mean(dim=0)
         np.testing.assert_allclose(row, mean / mean.norm(), atol=1e-5)
+
+
+def test_masks_silence_a_stretch_of_time_and_of_bands_in_training_only() -> None:
+    mask = SpecAugment(floor=SILENCE)
+    mel = torch.full((200, 1, 100, 32), 9.0)
+    assert torch.equal(mask.eval()(mel), mel)
+    torch.manual_seed(0)
+    masked = mask.train()(mel)
+    torch.manual_seed(0)
+    assert torch.equal(mask(mel), masked)
+    assert not torch.equal(mask(mel), masked)
+    assert mel.min() == 9.0
+    assert set(masked.unique().tolist()) == {9.0, SILENCE}
+    silent = masked[:, 0] == SILENCE
+    for frames, bands in zip(silent.all(dim=2), silent.all(dim=1), strict=True):
+        assert (silent[0].shape[0] - frames.sum()) >= 85
+        assert bands.sum() <= 0.2 * 32
+        for stretch in (frames, bands):
+            at = torch.nonzero(stretch)[:, 0]
+            assert len(at) == 0 or at[-1] - at[0] + 1 == len(at)  # in one piece
+    assert len({int(frames.sum()) for frames in silent.all(dim=2)}) > 5  # each clip its own
+    copy.deepcopy(mask)
+
+
+def test_silence_is_what_the_front_end_makes_of_it(encoder: SpeechEmbedding) -> None:
+    mel = encoder.front_end(encoder.spectrum(torch.zeros(1, 1, RECEPTIVE)))
+    assert mel.unique().tolist() == pytest.approx([SILENCE])
 
 
 # as plain data

@@ -237,6 +237,30 @@ class StoppedError(Exception):
     """Stands for a kill."""
 
 
+def test_killed_while_the_run_is_being_written_it_is_written_again(
+    cut: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
+    recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
+    train(manifest, tmp_path / "whole", recipe)
+    write = runs.write_text
+
+    def stop_at_the_last_file(path: Path, text: str) -> None:
+        if path.name == "run.json":
+            raise StoppedError
+        write(path, text)
+
+    monkeypatch.setattr(runs, "write_text", stop_at_the_last_file)
+    with pytest.raises(StoppedError):
+        train(manifest, tmp_path / "run", recipe)
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="--resume"):
+        read_run(tmp_path / "run")
+    train(manifest, tmp_path / "run", recipe, resume=True)
+    for name in ("encoder.safetensors", "projection.safetensors", "probe.safetensors", "history.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Path], tmp_path: Path) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
     recipe = Recipe(epochs=2, probe_views=1, frozen_baseline=False, clips_per_class=2)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.encoders import Encoder, pretrained
+from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.session import choose_lr
-from confit_edge.pairtune.trainer import Fitted, cosine_schedule, fit, head_probe, pick_device
+from confit_edge.pairtune.trainer import Fitted, cosine_schedule, fit, head_probe, pick_device, pick_precision
 from confit_runtime.errors import ConfitError, UsageError
 
 RECIPE = Recipe(epochs=3, clips_per_class=2)  # ten clips a batch, three batches an epoch
@@ -93,13 +93,20 @@ def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(speech_embe
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("objective", ["pairtune", "finetune"])
-@pytest.mark.parametrize("kind", ["speech_embedding", "attention"])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("speech_embedding", {"objective": "pairtune", "spec_augment": True, "speed": 0.1}),
+        ("speech_embedding", {"objective": "finetune"}),
+        ("attention", {"objective": "pairtune"}),
+        ("attention", {"objective": "finetune", "precision": "bf16"}),
+    ],
+)
 def test_stopped_anywhere_and_resumed_the_result_is_the_same_bit_for_bit(
-    kind: str, objective: str, few: Corpus, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, changes: dict[str, Any], few: Corpus, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     encoder: Encoder = request.getfixturevalue(kind)
-    recipe = replace(RECIPE, objective=objective)
+    recipe = replace(RECIPE, **changes)
     steps = 0
 
     def count(event: dict[str, Any]) -> None:
@@ -134,21 +141,23 @@ def test_stopped_anywhere_and_resumed_the_result_is_the_same_bit_for_bit(
 # what validation decides
 
 
-def test_the_weights_are_those_of_the_epoch_that_was_best_on_validation(
-    speech_embedding: Encoder, corpus: Corpus
-) -> None:
+def test_the_weights_are_those_of_the_epoch_that_was_best_on_validation(speech_embedding: Encoder, few: Corpus) -> None:
     encoder, after = copy.deepcopy(speech_embedding), []
 
     def watch(event: dict[str, Any]) -> None:
         if event["stage"] == "epoch":
             after.append(copy.deepcopy(encoder.state_dict()))
+        elif event["epoch"] == 2 and event["step"] == event["steps"]:  # a last epoch that spoils everything
+            with torch.no_grad():
+                for parameter in encoder.parameters():
+                    parameter.normal_(std=0.01)
 
-    # a learning rate so high that each epoch spoils the encoder further
-    fitted = fit(encoder, corpus, replace(RECIPE, clips_per_class=3), lr=0.02, epochs=3, watch=watch)
+    fitted = fit(encoder, few, RECIPE, lr=5e-4, epochs=3, watch=watch)
     quality = [row["val_linear"] for row in fitted.history]
-    assert min(quality) < max(quality)
-    assert fitted.best_epoch == max(epoch for epoch in range(3) if quality[epoch] == max(quality))
+    assert quality[2] < max(quality)
+    assert fitted.best_epoch == max(epoch for epoch in range(3) if quality[epoch] == max(quality)) < 2
     assert same(encoder.state_dict(), after[fitted.best_epoch])
+    assert not same(encoder.state_dict(), after[2])
 
 
 def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_embedding: Encoder, few: Corpus) -> None:
@@ -176,6 +185,34 @@ def test_a_learning_rate_that_diverges_loses_the_search_instead_of_ending_it(
     assert choose_lr(speech_embedding, few, recipe) == 5e-4
     with pytest.raises(ConfitError, match="smaller lr"):
         choose_lr(speech_embedding, few, replace(recipe, lr=(1e6, 1e7)))
+
+
+# one word against everything else
+
+
+@pytest.mark.parametrize("objective", ["pairtune", "finetune"])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_wake_word_is_one_class_beside_the_unknown(
+    speech_embedding: Encoder, few: Corpus, run_corpus: Corpus, objective: str, noisy: bool
+) -> None:
+    """As from a manifest whose labels are `hey` and `unknown`, with background and without."""
+
+    def two(clips: Clips) -> Clips:
+        hey = clips.targets[:, few.classes.index("marvin")]
+        return replace(clips, targets=np.stack([hey, 1 - hey], axis=1))
+
+    background = run_corpus.background_train if noisy else []
+    wake = replace(
+        few,
+        classes=["hey", "unknown"],
+        unknown="unknown",
+        train=two(few.train),
+        val=two(few.val),
+        background_train=background,
+    )
+    fitted, _ = trained(speech_embedding, wake, replace(RECIPE, objective=objective, epochs=1))
+    assert math.isfinite(fitted.history[0]["loss"])
+    assert fitted.history[0]["val_linear"] > 0.6
 
 
 # a history worth reading
@@ -212,6 +249,29 @@ def test_a_training_that_diverges_says_so(
     recipe = replace(RECIPE, objective=objective, clips_per_class=clips_per_class, epochs=1)
     with pytest.raises(ConfitError, match="smaller lr"):
         trained(speech_embedding, corpus, recipe, lr=1e6)
+
+
+def test_masks_are_for_training_and_for_the_encoder_that_has_them(
+    speech_embedding: Encoder, attention: Encoder, few: Corpus
+) -> None:
+    recipe = replace(RECIPE, spec_augment=True, epochs=1)
+    encoder = copy.deepcopy(speech_embedding)
+    fit(encoder, few, recipe, lr=1e-3, epochs=1)
+    plain = build(encoder.spec())
+    plain.load_state_dict(encoder.state_dict(), strict=True)
+    pcm = torch.from_numpy(np.stack([few.train.pcm[0][: encoder.window]] * 2))
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(pcm), plain.eval()(pcm))
+    assert same(copy.deepcopy(encoder).state_dict(), encoder.state_dict())
+    with pytest.raises(UsageError, match="'spec_augment'"):
+        trained(attention, few, recipe)
+
+
+def test_auto_precision_is_one_of_the_two() -> None:
+    cpu = torch.device("cpu")
+    assert pick_precision("auto", cpu) in ("fp32", "bf16")
+    assert pick_precision("fp32", cpu) == "fp32"
+    assert pick_precision("bf16", cpu) == "bf16"
 
 
 def test_bf16_trains_weights_that_stay_fp32(speech_embedding: Encoder, few: Corpus) -> None:

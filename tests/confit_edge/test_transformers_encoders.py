@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     BertConfig,
     BertModel,
-    HubertConfig,
-    HubertModel,
-    Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-    WhisperConfig,
     WhisperFeatureExtractor,
     WhisperModel,
 )
@@ -39,30 +32,7 @@ WHISPER = Path(__file__).parents[3] / "shared" / "assets" / "whisper-tiny.en-enc
 WINDOW_S = 0.5
 needs_whisper = pytest.mark.skipif(not WHISPER.is_dir(), reason=f"{WHISPER} is not here")
 
-_RAW: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
-}  # fmt: skip
-_WHISPER: dict[str, Any] = {
-    "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 99, "max_source_positions": 100, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-}  # fmt: skip
-MODELS = {
-    "wav2vec2": lambda: Wav2Vec2Model(Wav2Vec2Config(**_RAW)),
-    "hubert": lambda: HubertModel(HubertConfig(**_RAW)),
-    "wavlm": lambda: WavLMModel(WavLMConfig(**_RAW)),
-    "whisper": lambda: WhisperModel(WhisperConfig(**_WHISPER)),
-}
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    for name, make in MODELS.items():
-        make().save_pretrained(folder / name)
-    return {name: folder / name for name in MODELS}
+MODELS = ("wav2vec2", "hubert", "wavlm", "whisper")
 
 
 def noise(samples: int, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -101,7 +71,7 @@ def test_a_checkpoint_trains_a_step_and_comes_back_from_its_spec(checkpoints: di
 @pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm"])
 def test_frames_are_those_of_the_model_itself(checkpoints: dict[str, Path], name: str) -> None:
     encoder = pretrained(str(checkpoints[name]), WINDOW_S).eval()
-    reference = type(MODELS[name]()).from_pretrained(checkpoints[name]).eval()
+    reference = AutoModel.from_pretrained(checkpoints[name]).eval()
     pcm = torch.from_numpy(noise(encoder.window))[None]
     with torch.no_grad():
         np.testing.assert_allclose(encoder.frames(pcm), reference(pcm).last_hidden_state, atol=1e-6)
@@ -109,7 +79,7 @@ def test_frames_are_those_of_the_model_itself(checkpoints: dict[str, Path], name
 
 def test_input_is_normalised_where_the_checkpoint_was_trained_so(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
-    Wav2Vec2Model.from_pretrained(checkpoints["wav2vec2"]).save_pretrained(tmp_path)
+    AutoModel.from_pretrained(checkpoints["wav2vec2"]).save_pretrained(tmp_path)
     extractor.save_pretrained(tmp_path)
     plain, encoder = pretrained(str(checkpoints["wav2vec2"]), WINDOW_S).eval(), pretrained(str(tmp_path), WINDOW_S)
     pcm = 0.05 + noise(encoder.window)
@@ -124,7 +94,7 @@ def test_input_is_normalised_where_the_checkpoint_was_trained_so(checkpoints: di
 def test_a_checkpoint_in_half_precision_is_trained_in_fp32(
     checkpoints: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    MODELS[name]().half().save_pretrained(tmp_path)
+    AutoModel.from_pretrained(checkpoints[name]).half().save_pretrained(tmp_path)
     encoder = pretrained(str(tmp_path), WINDOW_S)
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
     assert torch.isfinite(encoder(torch.from_numpy(noise(encoder.window))[None])).all()
@@ -145,7 +115,7 @@ def test_whisper_front_end_equals_the_feature_extractor(bands: int) -> None:
 
 def test_whisper_clips_do_not_depend_on_their_neighbours(checkpoints: dict[str, Path]) -> None:
     encoder = pretrained(str(checkpoints["whisper"]), WINDOW_S).eval()
-    quiet, loud = torch.from_numpy(noise(encoder.window) / 100), torch.from_numpy(noise(encoder.window, 1) * 5)
+    quiet, loud = torch.from_numpy(noise(encoder.window) / 3000), torch.from_numpy(noise(encoder.window, 1) * 9)
     with torch.no_grad():
         np.testing.assert_allclose(encoder(torch.stack([loud, quiet]))[1], encoder(quiet[None])[0], atol=1e-5)
 

@@ -1,0 +1,34 @@
+"""SpecAugment (Park et al. 2019, arXiv 1904.08779): stretches of time and bands of frequency fall silent in training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from confit_edge.torchaudio_pure import torchaudio
+
+TIME_SHARE, BANDS_SHARE = 0.15, 0.2  # the most of a window, and of the bands, that one mask takes
+
+
+class SpecAugment(nn.Module):
+    """Masks one stretch of time and one of bands of each log-mel `[batch, 1, frames, bands]`, while training only.
+
+    `floor` is the value of silence. Drawn from torch's global generator, which the trainer seeds for each epoch.
+    """
+
+    def __init__(self, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+        self.transforms = torchaudio().transforms
+
+    def forward(self, mel: Tensor) -> Tensor:
+        if not self.training:
+            return mel
+        frames, bands = mel.shape[2], mel.shape[3]
+        swapped = mel.transpose(2, 3)  # torchaudio has bands before time
+        for mask in (
+            self.transforms.TimeMasking(int(TIME_SHARE * frames), iid_masks=True),
+            self.transforms.FrequencyMasking(int(BANDS_SHARE * bands), iid_masks=True),
+        ):
+            swapped = mask(swapped, mask_value=self.floor)
+        return torch.clone(swapped.transpose(2, 3), memory_format=torch.contiguous_format)

@@ -1,0 +1,291 @@
+"""`confit-edge train` and `export` as a user runs them: killed and resumed, and with all that can be wrong with input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_edge.cli import main
+from confit_edge.data.corpus import Corpus
+from confit_runtime import load
+
+COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
+# one thread, since two trainings run at once; no network, since an unknown --encoder is looked up on the hub
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+WEIGHTS = ("encoder.safetensors", "probe.safetensors", "projection.safetensors")
+
+
+def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, **pipes)
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
+) -> tuple[int, str, str]:
+    """The command in this process, which saves importing torch again: its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["confit-edge", *map(str, arguments)])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def confit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    return lambda *arguments: here(monkeypatch, capsys, *arguments)
+
+
+@pytest.fixture(scope="module")
+def small(cut: Callable[..., Path]) -> Path:
+    """Two words of three voices to train on, one for validation."""
+    return cut(words=("yes", "stop", "seven"), voices={"train": 4, "val": 1})
+
+
+# killed and resumed
+
+
+def test_killed_three_times_and_resumed_the_run_is_the_undisturbed_one(small: Path, tmp_path: Path) -> None:
+    options = ["--epochs", "6", "--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline", "--json"]
+    undisturbed = start("train", small, "-o", tmp_path / "undisturbed", *options, stdout=subprocess.DEVNULL)
+    # killed at some time after the start, then at some time after each of two later epochs
+    moments = [(epoch, random.uniform(0, 0.2)) for epoch in (0, *sorted(random.sample(range(1, 5), 2)))]
+    for epoch, delay in moments:
+        more = ["--resume"] if epoch else []
+        process = start("train", small, "-o", tmp_path / "killed", *options, *more, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        if epoch:
+            lines = map(json.loads, process.stdout)
+            assert any(line["type"] == "epoch" and line["epoch"] >= epoch for line in lines), moments
+        else:
+            while not (tmp_path / "killed" / "started.json").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+        time.sleep(delay)
+        assert process.poll() is None, f"it was over too soon: {moments}"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert not (tmp_path / "killed" / "run.json").exists(), moments
+    resumed = run("train", small, "-o", tmp_path / "killed", *options, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    _, errors = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, errors
+    for name in (*WEIGHTS, "history.csv", "metrics.json"):
+        one, other = (tmp_path / folder / name for folder in ("undisturbed", "killed"))
+        assert one.read_bytes() == other.read_bytes(), (name, moments)
+    files = [sorted(p.name for p in (tmp_path / folder).rglob("*")) for folder in ("undisturbed", "killed")]
+    assert files[0] == files[1]
+    with (tmp_path / "killed" / "history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
+    # every line on stdout is JSON, the summary last
+    lines = [json.loads(line) for line in resumed.stdout.splitlines()]
+    assert lines[-1]["type"] == "summary"
+    assert lines[-1]["run"] == str(tmp_path / "killed")
+
+
+# from clips to a model, with the flags of a user
+
+
+def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Path, confit: Here) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 9\nclips_per_class: 2\nprobe_views: 1\nlr: 5e-4\n")
+    code, out, err = confit("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1")
+    assert code == 0, err
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (info["recipe"]["epochs"], info["recipe"]["clips_per_class"]) == (1, 2)
+    assert "epoch 1/1: loss" in err
+    assert [line.split("  ")[0] for line in out.splitlines()] == [
+        *("frozen encoder, linear probe", "frozen encoder, kNN probe", "trained, linear probe", "trained, kNN probe")
+    ]
+    assert "validation clips of 1 groups" in out
+    code, out, err = confit("export", tmp_path / "run", "-o", tmp_path / "small.onnx", "--license", "CC0-1.0")
+    assert (code, out) == (0, ""), err
+    assert load(tmp_path / "small.onnx").contract.license == "CC0-1.0"
+    code, out, err = confit("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1", "--resume")
+    assert (code, "finished already" in err) == (0, True)
+
+
+def test_a_corrupt_clip_among_good_ones_is_named_and_training_goes_on(
+    cut: Callable[..., Path], tmp_path: Path, confit: Here
+) -> None:
+    manifest = cut(words=("yes", "stop"), voices={"train": 3, "val": 1})
+    truncated, text = sorted(manifest.parent.glob("yes-*.ogg"))[0], manifest.parent / "text.wav"
+    truncated.write_bytes(truncated.read_bytes()[:100])
+    text.write_text("this is not sound\n")
+    with manifest.open("a") as file:
+        file.write("text.wav,stop,somebody,train\n")
+    options = ["--epochs", "1", "--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline"]
+    code, _, err = confit("train", manifest, "-o", tmp_path / "run", *options)
+    assert code == 0, err
+    for path in (truncated, text):
+        assert sum(str(path) in line and "left out" in line for line in err.splitlines()) == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["problems"] == {"unreadable": 2}
+    code, out, err = confit("train", manifest, "-o", tmp_path / "strict", *options, "--strict")
+    assert (code, out) == (1, "")
+    assert f"2 of 9 clips cannot be used; the first is {truncated}" in one_line(err)
+    assert not (tmp_path / "strict").exists()
+    code, out, err = confit("train", manifest, "-o", tmp_path / "json", *options, "--json")
+    problems = [json.loads(line) for line in out.splitlines() if json.loads(line)["type"] == "problem"]
+    assert [problem["kind"] for problem in problems] == ["unreadable"] * 2
+
+
+def test_a_statistic_that_has_no_value_is_null(corpus: Corpus, tmp_path: Path, confit: Here) -> None:
+    """Where every clip shares a label with every other there are no negatives, and so no hardest one."""
+    rows = ["path,labels,group,split"]
+    for split, clips in (("train", corpus.train), ("val", corpus.val)):
+        for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
+            rows.append(f"{path},speech|{corpus.classes[label]},{group},{split}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    options = ["--epochs", "1", "--probe-views", "1", "--no-frozen-baseline", "--json"]
+    code, out, err = confit("train", tmp_path / "m.csv", "-o", tmp_path / "run", *options)
+    assert code == 0, err
+    (epoch,) = [json.loads(line) for line in out.splitlines() if json.loads(line)["type"] == "epoch"]
+    assert epoch["hardest_negative"] is None
+    assert epoch["loss"] > 0
+
+
+# bad input
+
+
+def one_line(err: str) -> str:
+    (line,) = err.splitlines()
+    assert line.startswith("confit-edge: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of manifests with something wrong."""
+    folder = tmp_path_factory.mktemp("bad")
+    noise = np.random.default_rng(0)
+    for name in "abcdef":
+        soundfile.write(folder / f"{name}.wav", noise.uniform(-0.3, 0.3, 8000), 16_000)
+    (folder / "text.wav").write_text("this is not sound\n")
+    head = "path,label,group"
+    rows = {
+        "one-class": [head, "a.wav,yes,1", "b.wav,yes,2"],
+        "one-clip": [head, "a.wav,yes,1", "b.wav,yes,2", "c.wav,no,3"],
+        "no-label": ["path,word,group", "a.wav,yes,1", "b.wav,no,2"],
+        "only-text": [head, "a.wav,yes,1", "b.wav,yes,2", "text.wav,no,3"],
+        "only-missing": [head, "a.wav,yes,1", "b.wav,yes,2", "nowhere.wav,no,3"],
+        "good": [head, *(f"{name}.wav,{'yes' if name < 'd' else 'no'},{name}" for name in "abcdef")],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    (folder / "recipe.yaml").write_text("epoch: 3\n")
+    (folder / "broken.yaml").write_text("epochs: [3\n")
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").write_text("hello")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["nowhere.csv"], 2, ["nowhere.csv"]),
+        (["notes.txt"], 2, ["notes.txt", ".csv"]),
+        (["empty"], 1, ["empty"]),
+        (["no-label.csv"], 2, ["no-label.csv", "'label'", "path, word, group"]),
+        (["good.csv", "--label-column", "word"], 2, ["'word'", "path, label, group"]),
+        (["good.csv", "--group-column", "speaker"], 2, ["'speaker'"]),
+        (["good.csv", "--split-by", "take"], 2, ["'take'"]),
+        (["one-class.csv"], 1, ["one-class.csv", "yes", "two"]),
+        (["one-clip.csv"], 1, ["one-clip.csv", "'no'", "1 clip "]),
+        (["only-text.csv"], 1, ["'no'", "text.wav"]),
+        (["only-missing.csv"], 1, ["'no'", "nowhere.wav"]),
+        (["good.csv", "--background", "nowhere"], 2, ["nowhere", "--background"]),
+        (["good.csv", "--background", "empty"], 2, ["empty", "--background"]),
+        (["good.csv", "--background", "text.wav"], 1, ["text.wav"]),
+        (["good.csv", "--recipe", "nowhere.yaml"], 2, ["nowhere.yaml"]),
+        (["good.csv", "--recipe", "recipe.yaml"], 2, ["recipe.yaml", "epoch"]),
+        (["good.csv", "--recipe", "broken.yaml"], 2, ["broken.yaml"]),
+        (["good.csv", "--lr", "fast"], 2, ["--lr"]),
+        (["good.csv", "--epochs", "0"], 2, ["'epochs'"]),
+        (["good.csv", "--seed", "-1"], 2, ["'seed'"]),
+        (["good.csv", "--objective", "guess"], 2, ["'objective'", "pairtune"]),
+        (["good.csv", "--window", "inf"], 2, ["'window'"]),
+        (["good.csv", "--device", "abacus"], 2, ["--device abacus"]),
+        (["good.csv", "--encoder", "empty"], 2, ["--encoder empty"]),
+        (["good.csv", "--lr", "1e6", "--epochs", "1"], 1, ["lr"]),
+        (["good.csv", "-o", "notes.txt"], 2, ["notes.txt"]),
+        (["good.csv", "-o", "."], 2, ["not empty"]),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else str(part),
+)
+def test_train_refuses_bad_input_on_one_line(
+    arguments: list[str], code: int, named: list[str], bad: Path, confit: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bad)
+    out = [] if "-o" in arguments else ["-o", "out"]
+    found, printed, err = confit("train", *arguments, *out, "--no-frozen-baseline")
+    assert (found, printed) == (code, "")
+    assert all(name in one_line(err) for name in named), err
+    assert not (bad / "out" / "run.json").exists()
+    for leftover in (bad / "out").glob("*"):
+        leftover.unlink()
+    if (bad / "out").exists():
+        (bad / "out").rmdir()
+
+
+def test_export_refuses_bad_input_on_one_line(
+    bad: Path, run_path: Path, manifest: Path, tmp_path: Path, confit: Here
+) -> None:
+    fewer = tmp_path / "fewer.csv"
+    rows = manifest.read_text().splitlines()
+    fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "checkpoint.safetensors").write_bytes(b"")
+    out = tmp_path / "model.onnx"
+    cases: list[tuple[list[str | Path], int, str]] = [
+        ([bad / "nowhere", "-o", out], 2, "nowhere: not a run"),
+        ([bad / "good.csv", "-o", out], 2, "not a run"),
+        ([bad, "-o", out], 2, "not a run"),
+        ([tmp_path / "unfinished", "-o", out], 2, "--resume"),
+        ([run_path, "-o", tmp_path / "model.bin"], 2, ".onnx"),
+        ([run_path, "-o", tmp_path], 2, ".onnx"),
+        ([run_path, "-o", out, "--data", fewer], 2, "fingerprint"),
+        ([run_path, "-o", out, "--data", tmp_path / "gone.csv"], 2, "gone.csv"),
+    ]
+    for arguments, code, named in cases:
+        found, printed, err = confit("export", *arguments)
+        assert (found, printed) == (code, ""), (arguments, err)
+        assert named in one_line(err)
+    assert not out.exists()
+
+
+def test_the_real_command_says_one_line_and_no_traceback(bad: Path, tmp_path: Path) -> None:
+    calls = [
+        (["train", bad / "only-text.csv", "-o", tmp_path / "run"], 1, "text.wav"),
+        (["train", bad / "nowhere.csv", "-o", tmp_path / "run"], 2, "nowhere.csv"),
+        (["export", bad, "-o", tmp_path / "model.onnx"], 2, "not a run"),
+    ]
+    for arguments, code, named in calls:
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert named in one_line(done.stderr)

@@ -1,0 +1,146 @@
+"""Thresholds are chosen by what the device itself would have heard."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
+from confit_edge.runs import read_run
+from confit_export import export
+from confit_export.enrollment import cohort_rows, enrollment_prior
+from confit_export.export import Exported, export_run
+from confit_export.thresholds import choose, validation_stream
+from confit_runtime import load
+from confit_runtime.scoring import Heard, score_detections
+
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_stream_on_the_device_hears_what_export_reported(
+    exports: dict[str, Exported], run_corpus: Corpus, precision: str
+) -> None:
+    model = load(exports[precision].path)
+    pcm, spoken = validation_stream(model, run_corpus, seed=0, repeats=2)
+    device, rng, at = model.stream(), np.random.default_rng(0), 0
+    heard = []
+    while at < len(pcm):
+        step = int(rng.integers(1, 30_000))
+        heard += device.accept(pcm[at : at + step], 16_000)
+        at += step
+    heard += device.finish()
+    truth = [Heard(word.label, word.start / 16_000, word.end / 16_000) for word in spoken]
+    assert {heard.label for heard in truth} == set(run_corpus.classes) - {"unknown"}
+    score = score_detections(truth, [Heard(event.label, event.start_s, event.end_s) for event in heard])
+    report = exports[precision].contract.calibration["detection"]
+    assert (report["words"], report["seconds"]) == (len(truth), round(len(pcm) / 16_000, 1))
+    # the stream's last word may still be on its way when its audio ends
+    assert abs(sum(score.found) - report["found"]) <= 1
+    assert len(score.false_accepts) == report["false_accepts"]
+
+
+def test_thresholds_are_the_same_again_and_depend_on_what_is_heard(
+    exports: dict[str, Exported], run_corpus: Corpus
+) -> None:
+    made = exports["fp32"]
+    setting = choose(load(made.path), run_corpus, seed=0)
+    assert setting.thresholds == made.contract.thresholds
+    assert (setting.smoothing_hops, setting.min_hops) == (made.contract.smoothing_hops, made.contract.min_hops)
+    for levels in setting.thresholds.values():
+        assert 0 < levels["off"] < levels["on"] <= 1
+
+
+def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: Path, tmp_path: Path) -> None:
+    labels = {"yes": "yes|short", "stop": "stop|short", "happy": "happy", "marvin": "marvin", "seven": ""}
+    rows = ["path,labels,group,split"]
+    for split, clips in (("train", corpus.train), ("val", corpus.val)):
+        for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
+            rows.append(f"{path},{labels[corpus.classes[label]]},{group},{split}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, background=str(background))
+    train(tmp_path / "m.csv", tmp_path / "run", recipe)
+    run = read_run(tmp_path / "run")
+    made = export_run(run, export.run_corpus(run), tmp_path / "several.onnx", quantize=False, say=lambda line: None)
+    assert made.contract.multi_label
+    assert "test" not in made.contract.metrics
+    report = made.contract.calibration["detection"]
+    assert report["words"] == 2 * 3 * (2 + 2 + 1 + 1)  # twice, three voices, a label at a time; `seven` has none
+    assert report["found"] > 0.4 * report["words"]
+    model = load(made.path)
+    scores = np.stack([model.rows(pcm, 16_000)[0].mean(axis=0) for pcm in corpus.train.pcm])
+    short = scores[:, model.labels.index("short")]
+    own = np.isin(corpus.train.labels, [corpus.classes.index(word) for word in ("yes", "stop")])
+    assert short[own].mean() > short[~own].mean() + 0.3
+    assert (scores.sum(axis=1) > 1.2).any()  # sigmoids, not a softmax
+    offline = run.linear.scores(run.knn.prints)
+    np.testing.assert_allclose(scores, offline, atol=1e-3)
+
+
+# enrollment
+
+
+def unit(rows: npt.NDArray[np.float64]) -> Floats:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clouds(spread: float, seed: int, clips: int = 3, classes: int = 5) -> tuple[Floats, npt.NDArray[np.int64]]:
+    labels = np.repeat(np.arange(classes), clips)
+    middles = np.random.default_rng(7).standard_normal((classes, 16)) + 0.8
+    return unit(middles[labels] + spread * np.random.default_rng(seed).standard_normal((len(labels), 16))), labels
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
+def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> None:
+    (val, val_labels), (cohort, cohort_labels) = clouds(spread, 0), clouds(spread, 1, clips=4)
+    reached = []
+    for name in range(5):
+        prints = val[val_labels == name]  # three, so all of them are enrolled
+        for clip, label in zip(val, val_labels, strict=True):
+            if label == name:
+                continue
+            near = [max(float(clip @ row), 0.0) for row in prints]
+            score = sum(c * c for c in near) / sum(near) if sum(near) else float(np.mean(prints @ clip))
+            rest = [row for row, of in zip(cohort, cohort_labels, strict=True) if of not in (name, label)]
+            cohort_score = np.mean(sorted(float(clip @ row) for row in rest)[-3:])
+            reached.append(score if score > cohort_score else 0.0)
+    found = enrollment_prior(val, val_labels, cohort, cohort_labels, seed=0)
+    assert found["trials"] == len(reached) == 60
+    assert found["threshold"] == pytest.approx(max(0.2, np.quantile(reached, 0.99)), abs=1e-3)
+    assert sum(score > found["threshold"] + 1e-3 for score in reached) <= math.ceil(0.01 * len(reached))
+
+
+def test_the_prior_of_classes_far_apart_is_low_and_needs_no_stranger() -> None:
+    far = unit(np.repeat(np.eye(4), 3, axis=0))
+    labels = np.repeat(np.arange(4), 3)
+    assert enrollment_prior(far, labels, far, labels, seed=0)["threshold"] == pytest.approx(0.2)
+    alone = enrollment_prior(far[:3], labels[:3], far, labels, seed=0)
+    assert alone["trials"] == 0
+    assert 0 < alone["threshold"] < 1
+
+
+def test_an_exported_prior_lets_the_enrolled_in(exports: dict[str, Exported], run_corpus: Corpus) -> None:
+    for made in exports.values():
+        prior = made.contract.calibration["enroll"]
+        assert 0.2 <= prior["threshold"] < 1
+        assert prior["trials"] == 60
+        model = load(made.path)
+        val = np.stack([model.embed(pcm, 16_000) for pcm in run_corpus.val.pcm])
+        same = val @ val.T
+        own = run_corpus.val.labels[:, None] == run_corpus.val.labels[None]
+        assert np.median(same[own & ~np.eye(len(val), dtype=bool)]) > np.median(same[~own])
+
+
+def test_a_cohort_has_a_few_clips_of_each_class(run_corpus: Corpus) -> None:
+    rows = cohort_rows(run_corpus, seed=0)
+    labels = run_corpus.training_clips().labels[rows]
+    assert len(set(rows)) == len(rows)
+    assert np.bincount(labels).tolist() == [4, 4, 4, 4, 4, min(4, len(run_corpus.background_train))]
+    assert rows == cohort_rows(run_corpus, seed=0)
+    assert rows != cohort_rows(run_corpus, seed=1)

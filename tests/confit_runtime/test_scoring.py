@@ -1,0 +1,56 @@
+"""Which detections count as found, and which as false accepts: cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from confit_runtime.scoring import Heard, score_detections
+
+YES = Heard("yes", 10.0, 10.6)
+
+
+def at(end: float, label: str = "yes") -> Heard:
+    """A detection that ends then."""
+    return Heard(label, end - 0.1, end)
+
+
+@pytest.mark.parametrize(
+    ("end", "found"),
+    [(9.74, False), (9.76, True), (10.3, True), (10.6, True), (11.59, True), (11.61, False), (5.0, False)],
+)
+def test_a_detection_is_true_from_shortly_before_the_sound_to_a_second_after_it(end: float, found: bool) -> None:
+    score = score_detections([YES], [at(end)])
+    assert score.found == [found]
+    assert score.false_accepts == ([] if found else [at(end)])
+    assert score.recall == float(found)
+
+
+def test_a_wrong_label_is_a_false_accept_and_finds_nothing() -> None:
+    score = score_detections([YES], [at(10.6, "no")])
+    assert score.found == [False]
+    assert score.false_accepts == [at(10.6, "no")]
+
+
+def test_a_second_detection_of_one_sound_is_neither_found_twice_nor_false() -> None:
+    score = score_detections([YES], [at(10.5), at(11.0)])
+    assert (score.found, score.false_accepts) == ([True], [])
+
+
+def test_two_sounds_close_together_need_two_detections() -> None:
+    truth = [YES, Heard("yes", 11.0, 11.4)]
+    assert score_detections(truth, [at(11.1)]).found == [True, False]
+    assert score_detections(truth, [at(11.1), at(11.5)]).found == [True, True]
+    assert score_detections(truth, [at(11.5), at(11.1)]).found == [True, True]  # in whatever order they come
+
+
+def test_false_accepts_of_one_label_within_a_second_are_one() -> None:
+    detections = [at(1.0), at(1.5), at(1.99), at(2.0), at(4.0), at(1.2, "no")]
+    assert score_detections([], detections).false_accepts == [at(1.0), at(1.2, "no"), at(2.0), at(4.0)]
+
+
+def test_nothing_said_and_nothing_heard() -> None:
+    assert math.isnan(score_detections([], []).recall)
+    assert score_detections([YES], []).found == [False]
+    assert score_detections([YES, Heard("no", 1, 2)], iter([at(10.6)])).recall == 0.5
