@@ -46,6 +46,11 @@ def main() -> None:
             raise
         print(f"confit-edge: this verb needs {error.name}: pip install 'confit-edge[{extra}]'", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if debug:
+            raise
+        print(f"confit-edge: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("confit-edge: stopped", file=sys.stderr)
         sys.exit(130)

@@ -19,16 +19,16 @@ class SpecAugment(nn.Module):
     def __init__(self, floor: float) -> None:
         super().__init__()
         self.floor = floor
-        self.transforms = torchaudio().transforms
+        torchaudio()  # not kept: a module that holds it could not be copied
 
     def forward(self, mel: Tensor) -> Tensor:
         if not self.training:
             return mel
         frames, bands = mel.shape[2], mel.shape[3]
-        swapped = mel.transpose(2, 3)  # torchaudio has bands before time
+        transforms, swapped = torchaudio().transforms, mel.transpose(2, 3)  # torchaudio has bands before time
         for mask in (
-            self.transforms.TimeMasking(int(TIME_SHARE * frames), iid_masks=True),
-            self.transforms.FrequencyMasking(int(BANDS_SHARE * bands), iid_masks=True),
+            transforms.TimeMasking(int(TIME_SHARE * frames), iid_masks=True),
+            transforms.FrequencyMasking(int(BANDS_SHARE * bands), iid_masks=True),
         ):
             swapped = mask(swapped, mask_value=self.floor)
         return torch.clone(swapped.transpose(2, 3), memory_format=torch.contiguous_format)

@@ -53,7 +53,9 @@ def train(
     weights as an undisturbed one. Raises UsageError when `out` holds something else.
     """
     device = pick_device(recipe.device)
-    recipe = replace(recipe, precision=pick_precision(recipe.precision, device))
+    # absolute, as the manifest is: a run may be exported from another folder
+    background = str(Path(recipe.background).resolve()) if recipe.background else None
+    recipe = replace(recipe, precision=pick_precision(recipe.precision, device), background=background)
     check_out(out, resume)
     if (out / "run.json").is_file():
         return None

@@ -131,6 +131,21 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     assert (code, "finished already" in err) == (0, True)
 
 
+def test_a_run_exports_from_another_folder_than_it_was_trained_in(
+    small: Path, background: Path, tmp_path: Path, confit: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--epochs", "1", "--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline"]
+    monkeypatch.chdir(background.parent)
+    code, _, err = confit(
+        "train", os.path.relpath(small), "-o", tmp_path / "run", "--background", background.name, *options
+    )
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    code, _, err = confit("export", "run", "-o", "model.onnx", "--no-quantize", "--json")
+    assert code == 0, err
+    assert load(tmp_path / "model.onnx").contract.unknown_label == "unknown"
+
+
 def test_a_corrupt_clip_among_good_ones_is_named_and_training_goes_on(
     cut: Callable[..., Path], tmp_path: Path, confit: Here
 ) -> None:
@@ -235,6 +250,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--lr", "1e6", "--epochs", "1"], 1, ["lr"]),
         (["good.csv", "-o", "notes.txt"], 2, ["notes.txt"]),
         (["good.csv", "-o", "."], 2, ["not empty"]),
+        (["good.csv", "-o", "notes.txt/run"], 1, ["notes.txt/run"]),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else str(part),
 )
