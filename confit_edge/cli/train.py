@@ -61,7 +61,7 @@ def train(
         bool | None, _option("Mask stretches of time and frequency [no].", _SOUND, "--spec-augment/--no-spec-augment")
     ] = None,
     snr_low: Annotated[float | None, _option("Loudest noise, as signal-to-noise in dB [0].", _SOUND)] = None,
-    snr_high: Annotated[float | None, _option("Softest noise, as signal-to-noise in dB [25].", _SOUND)] = None,
+    snr_high: Annotated[float | None, _option("Softest noise, as signal-to-noise in dB [15].", _SOUND)] = None,
     classes_per_batch: Annotated[int | None, _option("Classes in a batch [16].", _METHOD)] = None,
     clips_per_class: Annotated[int | None, _option("Clips of each class in a batch [4].", _METHOD)] = None,
     lr: Annotated[

@@ -103,7 +103,7 @@ def coloured_noise(samples: int, slope: float, rng: np.random.Generator) -> Pcm:
 def chords(samples: int, rng: np.random.Generator, notes: int = 6) -> Pcm:
     """Something like music, at RMS 1: notes with harmonics that start at random and decay, and clicks between them.
 
-    Frequencies are relative to the length: a window of 1.28 s at 16 kHz gets notes of about 60 to 1000 Hz.
+    Notes begin at 60 to 960 Hz where the rate is 16 kHz.
     """
     time = np.arange(samples, dtype=np.float32)
     out = 1e-4 * rng.standard_normal(samples, np.float32)

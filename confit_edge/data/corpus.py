@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,14 @@ class Corpus:
     background_train: list[Pcm]
     background_val: list[Pcm]
     problems: list[ClipProblem]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything read: clips, labels, groups, splits and background."""
+        digest = hashlib.sha256(self.manifest.fingerprint().encode())
+        for recording in self.background_train + self.background_val:
+            digest.update(recording.tobytes())
+        return digest.hexdigest()
 
     def training_clips(self) -> Clips:
         """The training clips, and each training background as one long clip of the unknown class."""

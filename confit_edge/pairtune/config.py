@@ -36,7 +36,7 @@ class Recipe:
     noise_probability: float = 0.7
     spec_augment: bool = False
     snr_low: float = 0.0
-    snr_high: float = 25.0
+    snr_high: float = 15.0
     # the batch: P classes x K clips
     classes_per_batch: int = 16
     clips_per_class: int = 4

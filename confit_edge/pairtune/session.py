@@ -78,7 +78,7 @@ def train(
     started = {
         "recipe": recipe.to_dict(),
         "manifest": str(manifest.resolve()),
-        "fingerprint": corpus.manifest.fingerprint(),
+        "fingerprint": corpus.fingerprint,
     }
     beginning = out / "started.json"
     if resume and beginning.is_file():
@@ -194,7 +194,7 @@ def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
     splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
     return {
         "manifest": str(manifest.resolve()),
-        "fingerprint": corpus.manifest.fingerprint(),
+        "fingerprint": corpus.fingerprint,
         "clips": {name: len(clips) for name, clips in splits.items()},
         "groups": {name: len(set(clips.groups)) for name, clips in splits.items()},
         "problems": dict(Counter(problem.kind for problem in corpus.problems)),

@@ -17,7 +17,6 @@ Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
 ON_S = 0.25  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
-LEAST_SNR = 3.0  # dB; under more noise than this a word is not demanded
 
 
 def augmented_views(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device) -> tuple[Floats, Targets]:
@@ -58,7 +57,7 @@ def stream_views(
         rng = np.random.default_rng([recipe.seed, salt, view])
         samples = sum(map(len, clips.pcm)) + int(GAP_S[1] * rate * len(clips))
         names = [str(row) for row in range(len(clips))]
-        snr = (max(recipe.snr_low, LEAST_SNR), max(recipe.snr_high, LEAST_SNR))
+        snr = (recipe.snr_low, recipe.snr_high)
         stream, spoken = compose(
             clips.pcm, names, background, samples=samples, rate=rate, snr=snr, rng=rng, gap_s=GAP_S
         )

@@ -62,8 +62,10 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
         split_by=recipe.split_by,
         background=Path(recipe.background) if recipe.background else None,
     )
-    if corpus.manifest.fingerprint() != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
-        raise UsageError(f"{source}: is not the data {run.path} was trained on (its fingerprint differs)")
+    if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
+        raise UsageError(
+            f"{source}: is not the data {run.path} was trained on (clips, labels, splits or background differ)"
+        )
     return corpus
 
 

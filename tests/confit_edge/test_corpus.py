@@ -196,3 +196,18 @@ def test_one_class_cannot_be_batched() -> None:
 def test_another_generator_draws_other_batches() -> None:
     one, other = (list(balanced_batches(one_hot([9, 9]), 2, 3, np.random.default_rng(seed))) for seed in (0, 1))
     assert one != other
+
+
+def test_other_background_is_other_data(tmp_path: Path) -> None:
+    for label in ("one", "two"):
+        for number in range(4):
+            noise(tmp_path / "clips" / label / f"{number}.wav", seed=number + (label == "two") * 10)
+    background = noise(tmp_path / "hum.wav", seed=99, seconds=3.0)
+
+    def fingerprint() -> str:
+        return read_corpus(tmp_path / "clips", rate=RATE, seed=0, background=background).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    noise(background, seed=100, seconds=3.0)
+    assert fingerprint() != before

@@ -346,11 +346,11 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     gone = replace(run, info=replace(run.info, data={**run.info.data, "manifest": str(tmp_path / "gone.csv")}))
     with pytest.raises(UsageError, match=r"gone\.csv.*--data"):
         run_corpus(gone)
-    assert run_corpus(gone, manifest).manifest.fingerprint() == run.info.data["fingerprint"]
+    assert run_corpus(gone, manifest).fingerprint == run.info.data["fingerprint"]
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
-    with pytest.raises(UsageError, match="fingerprint"):
+    with pytest.raises(UsageError, match="is not the data"):
         run_corpus(run, fewer)
 
 
