@@ -24,7 +24,7 @@ model = confit_runtime.load("digits")
 clips = {path.stem: path for path in (DATA / "digits-real").glob("*.ogg")}
 assert {word: model.classify(path).label for word, path in clips.items()}["seven"] == "seven"
 
-stream, heard = model.stream(), []
+stream, heard = model.stream(lead_in=True), []
 for word in ("seven", "two", "nine"):
     pcm, rate = soundfile.read(clips[word], dtype="float32")
     for start in range(0, len(pcm), 1000):

@@ -66,7 +66,7 @@ def listen(
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, signal.default_int_handler)
     tuned = _with_thresholds([load(model) for model in models], threshold or [])
-    streams = _streams(tuned, gallery)
+    streams = _streams(tuned, gallery, lead_in=Path(source).is_file())
     with open_source(source, rate=rate, channels=channels, format=pcm_format) as opened, _quiet_when_unread():
         listener = _Listener(opened, streams, json)
         try:
@@ -165,21 +165,21 @@ class _Meter:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _streams(models: list[Model], gallery: Path | None) -> list[Stream]:
+def _streams(models: list[Model], gallery: Path | None, *, lead_in: bool) -> list[Stream]:
     """A stream for each model; with the gallery where it is the model's own, which at least one must be."""
     from confit_runtime.gallery import Gallery
 
     if gallery is None:
-        return [model.stream() for model in models]
+        return [model.stream(lead_in=lead_in) for model in models]
     with Gallery.open(gallery) as opened:
         own = [model for model in models if model.contract.embedding_id == opened.embedding_id]
     streams = []
     for model in models:
         if model in (own or models[:1]):  # a gallery of none of them is refused when it is opened with the first
             with Gallery.open(gallery, model) as opened:
-                streams.append(model.stream(opened))
+                streams.append(model.stream(opened, lead_in=lead_in))
         else:
-            streams.append(model.stream())
+            streams.append(model.stream(lead_in=lead_in))
     return streams
 
 

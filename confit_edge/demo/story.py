@@ -258,7 +258,7 @@ def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
 
 
 def _listen(model_path: Path, path: Path) -> list[Heard]:
-    stream, found = load(model_path).stream(), []
+    stream, found = load(model_path).stream(lead_in=True), []
     for block in soundfile.blocks(path, blocksize=1_600, dtype="float32"):
         found += stream.accept(block, 16_000)
     found += stream.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,9 +169,13 @@ class Model:
             levels[label] = {"on": level, "off": min(level, levels[label]["off"])}
         return Model(self.path, dataclasses.replace(self.contract, thresholds=levels), self._session)
 
-    def stream(self, gallery: Gallery | None = None) -> Stream:
-        """A new stream that has heard nothing; with a gallery, it also tells when an enrolled name is heard."""
-        return Stream(self, gallery)
+    def stream(self, gallery: Gallery | None = None, *, lead_in: bool = False) -> Stream:
+        """A new stream that has heard nothing; with a gallery, it also tells when an enrolled name is heard.
+
+        A microphone is scored once it has filled the model's window. `lead_in` is for recordings: silence stands before
+        them, so that a sound at the very beginning is heard too.
+        """
+        return Stream(self, gallery, lead_in=lead_in)
 
     def batch(self, streams: int) -> Batch:
         """`streams` streams in step with one another, run in one call."""
@@ -272,8 +277,8 @@ class Stream:
     enrolled with another model.
     """
 
-    def __init__(self, model: Model, gallery: Gallery | None = None) -> None:
-        self.model = model
+    def __init__(self, model: Model, gallery: Gallery | None = None, *, lead_in: bool = False) -> None:
+        self.model, self.lead_in = model, lead_in
         self._batch = model.batch(1)
         self._detector = Detector.from_contract(model.contract)
         self._names: NameDetector | None = None
@@ -321,6 +326,10 @@ class Stream:
             raise UsageError(
                 f"the stream began at {self._rate} Hz and now delivers {sample_rate} Hz: call reset() first"
             )
+        if self.lead_in and self._rate is None:
+            silence = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
+            chunk = np.concatenate([np.zeros(silence, np.float32), chunk])
+            self._origin = -silence
         if self._resampler is None:
             self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
             self._rate = self._resampler.rate
@@ -361,7 +370,8 @@ class Stream:
         # no later than what has been consumed: how far ahead the source is depends on the chopping
         end = min(self._centre(self._hops) + contract.hop // 2, self._hops * contract.hop)
         first, last = (
-            self._origin + min(max(0, round(at * rate / contract.sample_rate)), self._taken) for at in (start, end)
+            max(0, self._origin + min(max(0, round(at * rate / contract.sample_rate)), self._taken))
+            for at in (start, end)
         )
         return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confit_edge.demo import DATA
 from confit_runtime import AudioError, Detection, GalleryError, Model, ModelError, Stream, UsageError, load
 from confit_runtime.contract import seal
 from confit_runtime.gallery import Gallery
@@ -338,3 +340,22 @@ def test_the_cohort_is_read_from_the_file(model: Model, tmp_path: Path) -> None:
     for windowed in (False, True):
         path = tiny_model.build(tmp_path / "cohort.onnx", windowed=windowed, cohort=cohort)
         np.testing.assert_array_equal(load(path).cohort, cohort)
+
+
+def test_lead_in_hears_a_sound_at_the_very_beginning_and_leaves_times_alone() -> None:
+    model = load("digits")
+    clip, rate = soundfile.read(DATA / "digits-real" / "seven.ogg", dtype="float32")
+    quiet = np.zeros(2 * rate, np.float32)
+
+    def heard(pcm: np.ndarray, *, lead_in: bool, step: int) -> list[Detection]:
+        stream = model.stream(lead_in=lead_in)
+        found = [event for at in range(0, len(pcm), step) for event in stream.accept(pcm[at : at + step], rate)]
+        return found + stream.finish()
+
+    assert heard(clip, lead_in=False, step=1000) == []
+    (event,) = heard(clip, lead_in=True, step=1000)
+    assert event.label == "seven"
+    assert [event] == heard(clip, lead_in=True, step=len(clip))
+    assert 0 <= event.start_sample < event.end_sample <= len(clip)
+    (later,) = heard(np.concatenate([quiet, clip]), lead_in=True, step=777)
+    assert abs(later.start_sample - len(quiet) - event.start_sample) <= model.contract.hop
