@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OUT ?= demo-out
 TORCH ?= torch==2.13.0
 
@@ -10,8 +11,8 @@ TORCH ?= torch==2.13.0
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("confit-edge needs Python 3.11 or newer; name one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,dev]'
+	$(PIP) -c constraints.txt $(TORCH)
+	$(PIP) -c constraints.txt -e '.[export,dev]'
 	touch $@
 
 demo: $(VENV)/.installed
