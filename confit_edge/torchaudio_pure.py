@@ -15,13 +15,18 @@ from typing import Any
 from confit_runtime.errors import UsageError
 
 
-def torchaudio() -> ModuleType:
-    """The torchaudio module. Raises UsageError telling how to install it when it is absent."""
-    if find_spec("torchaudio") is None:
-        raise UsageError("the recipe key 'spec_augment' needs torchaudio: pip install 'confit-edge[train]'")
+def skip_native_library() -> None:
+    """Let the first `import torchaudio`, ours or transformers', go without its native library."""
     if "torchaudio" not in sys.modules:
         extension: Any = ModuleType("torchaudio._extension")
         extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
         extension.fail_if_no_align = lambda function: function
         sys.modules["torchaudio._extension"] = extension
+
+
+def torchaudio() -> ModuleType:
+    """The torchaudio module. Raises UsageError telling how to install it when it is absent."""
+    if find_spec("torchaudio") is None:
+        raise UsageError("the recipe key 'spec_augment' needs torchaudio: pip install 'confit-edge[train]'")
+    skip_native_library()
     return import_module("torchaudio")

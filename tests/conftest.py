@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from confit_edge.torchaudio_pure import skip_native_library
+
 if TYPE_CHECKING:
     from confit_edge.data.corpus import Corpus
     from confit_edge.runs import Run
     from confit_export.export import Exported
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; more threads than free cores only wait
+skip_native_library()  # before a test imports transformers, which imports torchaudio
 
 DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data"
 WORDS = ("yes", "stop", "happy", "seven", "marvin")

@@ -16,7 +16,10 @@ from torch.nn import functional
 
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.front_end import Spectrum, power
+from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError, UsageError
+
+skip_native_library()  # transformers imports torchaudio where it is installed
 
 SAMPLE_RATE = 16_000
 RAW = ("wav2vec2", "hubert", "wavlm")  # these take the waveform, at zero mean and unit variance where trained so
