@@ -59,9 +59,14 @@ def main() -> None:
             subprocess.run(command, check=True)
             summary = json.loads((out / "summary.json").read_text())
             rows.append({"seed": seed, **figures(summary), "intervals": intervals(summary)})
+            write(rows, summary)  # after each seed: a benchmark that is stopped has not run for nothing
+    print(json.dumps(json.loads((RESULTS / "words.json").read_text())["mean"], indent=2))
+
+
+def write(rows: list[dict], summary: dict) -> None:
     shares = [key for key in rows[0] if key not in ("seed", "intervals")]
     result = {
-        "command": f"python benchmarks/words.py --seeds {' '.join(map(str, seeds))}",
+        "command": f"python benchmarks/words.py --seeds {' '.join(str(row['seed']) for row in rows)}",
         "n": {
             "clips": summary["accuracy"]["n"],
             "voices": summary["accuracy"]["voices"],
@@ -76,7 +81,6 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "words.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result["mean"], indent=2))
 
 
 def intervals(summary: dict) -> dict:
