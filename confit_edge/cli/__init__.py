@@ -44,6 +44,8 @@ def main() -> None:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if debug or extra is None:
             raise
+        if arguments[:1] in (["demo"], ["export"]):
+            extra = "export"  # which brings what training needs, too
         print(f"confit-edge: this verb needs {error.name}: pip install 'confit-edge[{extra}]'", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a folder that cannot be written, a full disk
