@@ -63,15 +63,18 @@ class Corpus:
 
     def training_clips(self) -> Clips:
         """The training clips, and each training background as one long clip of the unknown class."""
-        if self.unknown is None:
-            return self.train
-        target = np.zeros((len(self.background_train), len(self.classes)), np.int8)
+        return self.train if self.unknown is None else self.and_unknown(self.train, self.background_train)
+
+    def and_unknown(self, clips: Clips, pcm: list[Pcm]) -> Clips:
+        """`clips`, and after them `pcm` as clips of the unknown class, which there must be."""
+        assert self.unknown is not None
+        target = np.zeros((len(pcm), len(self.classes)), np.int8)
         target[:, self.classes.index(self.unknown)] = 1
         return Clips(
-            self.train.pcm + self.background_train,
-            np.concatenate([self.train.targets, target]),
-            self.train.groups + [UNKNOWN] * len(target),
-            self.train.paths + [Path(UNKNOWN)] * len(target),
+            clips.pcm + pcm,
+            np.concatenate([clips.targets, target]),
+            clips.groups + [UNKNOWN] * len(pcm),
+            clips.paths + [Path(UNKNOWN)] * len(pcm),
         )
 
 

@@ -196,14 +196,7 @@ def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
         gap_s=GAP_S,
     )
     found = fragments(stream, spoken, window=encoder.window, off=round(OFF_S * encoder.sample_rate))
-    target = np.zeros((len(found), len(corpus.classes)), np.int8)
-    target[:, corpus.classes.index(corpus.unknown)] = 1
-    return Clips(
-        clips.pcm + found,
-        np.concatenate([clips.targets, target]),
-        clips.groups + [corpus.unknown] * len(found),
-        clips.paths + [Path(corpus.unknown)] * len(found),
-    )
+    return corpus.and_unknown(clips, found)
 
 
 def _batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
