@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from confit_edge import __version__
+from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
@@ -138,10 +139,34 @@ def read_run(path: Path) -> Run:
             )
         reading = path / "metrics.json"
         metrics = json.loads(reading.read_text(encoding="utf-8"))
-        knn = KnnProbe(arrays["knn.prints"], arrays["knn.targets"], metrics["probes"]["k"])
+        knn = KnnProbe(arrays["knn.prints"], arrays["knn.targets"], metrics["probes"]["k"], metrics["probes"]["metric"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ConfitError(f"{reading}: damaged or from another version ({str(error).splitlines()[0]})") from error
     return Run(path, info, recipe, encoder.eval(), linear, knn, metrics)
+
+
+def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
+    """The corpus a run was trained on, read again. Raises UsageError when it is not there or has changed."""
+    source = manifest or Path(run.info.data["manifest"])
+    if not source.exists():
+        raise UsageError(
+            f"{source}: the run's manifest is not there; say where it is now (export --data, probe and analyze --manifest)"
+        )
+    recipe = run.recipe
+    corpus = read_corpus(
+        source,
+        rate=run.encoder.sample_rate,
+        seed=recipe.seed,
+        label_column=recipe.label_column,
+        group_column=recipe.group_column,
+        split_by=recipe.split_by,
+        background=Path(recipe.background) if recipe.background else None,
+    )
+    if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
+        raise UsageError(
+            f"{source}: is not the data {run.path} was trained on (clips, labels, splits or background differ)"
+        )
+    return corpus
 
 
 def _build(spec: dict[str, Any], source: Path) -> Encoder:

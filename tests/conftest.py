@@ -76,6 +76,26 @@ def background(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of short tones of four pitches by four, two and three whistlers: 32, 8 and 12 clips."""
+    import numpy as np
+    import soundfile
+
+    folder, rng, time = tmp_path_factory.mktemp("tones"), np.random.default_rng(0), np.arange(3200) / 16_000
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "label", "group", "split"])
+        for split, whistlers, takes in (("train", 4, 2), ("val", 2, 1), ("test", 3, 1)):
+            for whistler, pitch, take in np.ndindex(whistlers, 4, takes):
+                name = f"{split}-{whistler}-{pitch}-{take}.wav"
+                hertz = 300 * (pitch + 1) + 20 * whistler + rng.normal(0, 40)
+                pcm = 0.3 * np.sin(2 * np.pi * hertz * time) + rng.normal(0, 0.05, len(time))
+                soundfile.write(folder / name, pcm, 16_000)
+                table.writerow([name, f"tone{pitch}", f"{split}{whistler}", split])
+    return folder / "manifest.csv"
+
+
+@pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny random transformers checkpoints of every kind that is supported."""
     import torch
@@ -90,11 +110,21 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 100,
         "vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
     }  # fmt: skip
+    moonshine: dict[str, Any] = {
+        "hidden_size": 32, "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 1, "intermediate_size": 64,
+        "encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2, "vocab_size": 99,
+    }  # fmt: skip
+    ast: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_length": 256,
+    }  # fmt: skip
     torch.manual_seed(0)
     models = {
         "wav2vec2": hf.Wav2Vec2Model(hf.Wav2Vec2Config(**raw)),
         "hubert": hf.HubertModel(hf.HubertConfig(**raw)),
         "wavlm": hf.WavLMModel(hf.WavLMConfig(**raw)),
+        "data2vec-audio": hf.Data2VecAudioModel(hf.Data2VecAudioConfig(**raw, conv_pos_kernel_size=3)),
+        "ast": hf.ASTModel(hf.ASTConfig(**ast)),
+        "moonshine": hf.MoonshineModel(hf.MoonshineConfig(**moonshine)),
         "whisper": hf.WhisperModel(hf.WhisperConfig(**whisper)),
     }
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -132,9 +162,9 @@ def run(run_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def run_corpus(run: Run) -> Corpus:
     """The corpus of `run`, read again as export does."""
-    from confit_export import export
+    from confit_edge import runs
 
-    return export.run_corpus(run)
+    return runs.run_corpus(run)
 
 
 @pytest.fixture(scope="session")

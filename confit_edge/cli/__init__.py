@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from confit_edge.cli import data, demo, devices, enroll, export, gallery, identify, listen, train
+from confit_edge.cli import analyze, data, demo, devices, enroll, export, gallery, identify, listen, probe, study, train
 from confit_runtime.errors import ConfitError
 
 app = typer.Typer(
@@ -18,13 +18,26 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage. Add --debug to any verb for a full traceback.",
 )
-for verb in (demo.demo, train.train, export.export, listen.listen, enroll.enroll, identify.identify, devices.devices):
+for verb in (
+    demo.demo,
+    train.train,
+    probe.probe,
+    analyze.analyze,
+    study.study,
+    export.export,
+    listen.listen,
+    enroll.enroll,
+    identify.identify,
+    devices.devices,
+):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(gallery.app, name="gallery")
 
 _EXTRA_OF = {
-    **dict.fromkeys(("torch", "transformers", "sklearn", "safetensors", "yaml", "pyarrow", "matplotlib"), "train"),
+    **dict.fromkeys(
+        ("torch", "transformers", "accelerate", "sklearn", "safetensors", "yaml", "pyarrow", "matplotlib"), "train"
+    ),
     **dict.fromkeys(("onnx", "optimum"), "export"),
 }
 

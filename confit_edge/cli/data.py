@@ -1,4 +1,4 @@
-"""`confit-edge data`: look at labelled clips before training on them, and split them."""
+"""`confit-edge data`: look at labelled clips before training on them, split them, and take in published corpora."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RATE = 16_000  # Hz, at which clips are compared
 
-app = typer.Typer(help="Look at labelled clips, and split them.", no_args_is_help=True)
+app = typer.Typer(help="Look at labelled clips, split them, or take in a published corpus.", no_args_is_help=True)
 
 Source = Annotated[
     Path,
@@ -124,6 +124,97 @@ def split(
         say("the manifest's own splits were kept; --anew makes new ones")
     if sizes["test"] and missing["test"]:
         say(f"not in test, for want of groups: {', '.join(missing['test'])}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A corpus that --list names, or hf:NAME_OR_FOLDER for a set of Hugging Face `datasets`.",
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="The folder that holds the corpus, itself or up to two folders below.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT.csv", help="The manifest to write.")] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="The fold to test on, from 1 (the first unless given); the next one is val.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=2, help="Keep only so many classes, those with most clips.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Take what is there where clips are missing.")] = False,
+    subset: Annotated[str | None, typer.Option(help="For hf: the configuration of a set that has several.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="For hf: the column that says what is heard.")] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="For hf: the column of what must stay in one split: speaker, recording.")
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="Name the corpora, and where each is to be had.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the manifest of a published corpus that is on this disk, with its groups and its published split.
+
+    The tree and its counts are checked against what was published. Nothing is downloaded (but for sets of the Hugging
+    Face hub): --list says where each corpus is to be had. No group is in two splits: where the published ones tear a
+    group apart, what is changed is told.
+
+    Example: `confit-edge data fetch esc50 --root ~/corpora --fold 2 -o esc50-fold2.csv`
+    """
+    from confit_edge.data.corpora import CORPORA
+    from confit_edge.data.corpora import fetch as fetch_corpus
+    from confit_edge.data.hub import fetch_hub
+    from confit_edge.data.manifest import SPLITS, write_manifest
+
+    if list_all:
+        _list_corpora(json)
+        return
+    if name is None or out is None:
+        raise UsageError("data fetch: name a corpus (--list shows them) and the manifest to write, with -o OUT.csv")
+    if out.suffix.lower() != ".csv":
+        raise UsageError(f"-o {out}: a CSV is written, so its name must end in .csv")
+    of_hub = {"--subset": subset, "--label-column": label_column, "--group-column": group_column}
+    of_named = {"--root": root, "--fold": fold, "--top": top, "--partial": partial or None}
+    for option, value in (of_named if name.startswith("hf:") else of_hub).items():
+        if value is not None:
+            raise UsageError(f"data fetch {name}: {option} is not for it")
+    if name.startswith("hf:"):
+        fetched = fetch_hub(
+            name.removeprefix("hf:"), out, subset=subset, label_column=label_column, group_column=group_column
+        )
+    elif name not in CORPORA:
+        raise UsageError(f"{name}: not a corpus known by name ({', '.join(CORPORA)}), or hf:NAME_OR_FOLDER")
+    elif root is None:
+        raise UsageError(f"data fetch {name}: name the folder that holds it, with --root DIR")
+    else:
+        fetched = fetch_corpus(CORPORA[name], root, out, fold=fold, top=top, partial=partial)
+    write_manifest(fetched.manifest, out)
+
+    classes = len(fetched.manifest.classes)
+    sizes = {split: len(fetched.manifest.select(split)) for split in SPLITS}
+    if json:
+        emit("fetch", out=str(out), tree=str(fetched.tree), classes=classes, clips=sizes, warnings=fetched.warnings)
+        return
+    for warning in fetched.warnings:
+        say(f"warning: {warning}")
+    shown = ", ".join(f"{split} {size}" for split, size in sizes.items()) if any(sizes.values()) else "not split yet"
+    print(f"{out}: {classes} classes, {len(fetched.manifest)} clips ({shown})")
+    say(f"from {fetched.tree}. Next: confit-edge data check {out}")
+
+
+def _list_corpora(json: bool) -> None:
+    from confit_edge.data.corpora import CORPORA
+
+    for corpus in CORPORA.values():
+        if json:
+            emit(
+                "corpus", name=corpus.name, task=corpus.task, home=corpus.home, layout=corpus.layout, folds=corpus.folds
+            )
+        else:
+            print(f"{corpus.name:<20}{corpus.task}\n{'':<20}{corpus.home}\n{'':<20}expects {corpus.layout}")
+    say(
+        "Each reader was tested on a small tree of the published shape and has not met the real corpus yet: check with"
+        " `confit-edge data check`."
+    )
 
 
 def parse_fractions(text: str) -> Fractions:

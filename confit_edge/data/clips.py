@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
+import sqlite3
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from confit_edge.data.manifest import Clip, Manifest, ManifestError
+from confit_edge.data.pack import Pack
 from confit_runtime.audio import Pcm, check_rate, load_clip, read_audio
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -40,18 +40,21 @@ class ClipProblem:
 class ClipStore:
     """Clips as mono float32 at one sample rate.
 
-    What was decoded is kept in `clips/` under `cache_dir` (or $CONFIT_EDGE_CACHE, or ~/.cache/confit-edge), and the
-    first `memory_bytes` of it in memory. A clip that changed on disk is decoded again, and so is one whose cache file
-    was damaged. Where nothing can be written, each process decodes anew. Safe to use from several threads.
+    What was decoded is kept in `clips/` under `cache_dir` (or $CONFIT_EDGE_CACHE, or ~/.cache/confit-edge), and read
+    from there through memory maps: a corpus may be larger than memory. A clip that changed on disk is decoded again,
+    and so is one whose place in the cache was damaged. Where nothing can be written, each clip is decoded anew and held
+    in memory by whoever asked. Safe to use from several threads.
     """
 
-    def __init__(self, rate: int, cache_dir: Path | None = None, *, memory_bytes: int = 1 << 30) -> None:
+    def __init__(self, rate: int, cache_dir: Path | None = None) -> None:
         self.rate = check_rate(rate)
-        self.folder = (cache_dir or _default_cache()) / "clips"
-        self._room = memory_bytes
-        self._memory: dict[str, Pcm] = {}
-        self._lock = threading.Lock()
-        self._writable = True
+        self._pack = Pack((cache_dir or _default_cache()) / "clips")
+        self._usable = True
+
+    @property
+    def folder(self) -> Path:
+        """Where decoded clips are kept. It may be removed at any time that nothing runs."""
+        return self._pack.folder
 
     def get(self, path: str | Path) -> Pcm:
         """The clip, `[samples]` float32 at `rate` Hz; read-only, because everyone who asks is given the same array.
@@ -60,20 +63,25 @@ class ClipStore:
         """
         path = Path(os.path.abspath(path))
         key = self._key(path)
-        with self._lock:
-            kept = self._memory.get(key)
+        kept = self._kept(lambda: self._pack.get(key))
         if kept is not None:
             return kept
-        pcm = self._read(key)
-        if pcm is None:
-            pcm = load_clip(path, self.rate)
-            self._write(key, pcm)
+        pcm = load_clip(path, self.rate)
         pcm.setflags(write=False)
-        with self._lock:
-            if key not in self._memory and pcm.nbytes <= self._room:
-                self._room -= pcm.nbytes
-                self._memory[key] = pcm
-        return pcm
+        kept = self._kept(lambda: self._pack.put(key, pcm))
+        return pcm if kept is None else kept
+
+    def _kept(self, ask: Callable[[], Pcm | None]) -> Pcm | None:
+        """What the pack answers; None where it cannot be used, which is said once."""
+        if not self._usable:
+            return None
+        try:
+            return ask()
+        except (OSError, sqlite3.Error) as error:
+            if self._usable:  # another thread may have been here
+                log.warning("%s: decoded clips cannot be kept (%s); set CONFIT_EDGE_CACHE", self.folder, error)
+            self._usable = False
+            return None
 
     def _key(self, path: Path) -> str:
         try:
@@ -83,36 +91,6 @@ class ClipStore:
         # The change time too: a file renamed over another can have its size and its modification time.
         identity = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, self.rate]
         return hashlib.sha256(repr(identity).encode()).hexdigest()
-
-    def _read(self, key: str) -> Pcm | None:
-        try:
-            data = memoryview((self.folder / f"{key}.npy").read_bytes())
-        except OSError:  # not there yet, or not ours to read: either way it is decoded
-            return None
-        body, digest = data[:-32], data[-32:]
-        if hashlib.sha256(body).digest() != digest:
-            return None
-        # Read, not memory-mapped: Python keeps a file descriptor open for each map, and there are 1024.
-        pcm: Pcm = np.load(io.BytesIO(body), allow_pickle=False)
-        return pcm
-
-    def _write(self, key: str, pcm: Pcm) -> None:
-        if not self._writable:
-            return
-        body = io.BytesIO()
-        np.save(body, pcm, allow_pickle=False)
-        data = body.getvalue()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}.part"
-            try:
-                part.write_bytes(data + hashlib.sha256(data).digest())
-                os.replace(part, self.folder / f"{key}.npy")
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            self._writable = False
-            log.warning("%s: decoded clips cannot be kept (%s); set CONFIT_EDGE_CACHE elsewhere", self.folder, error)
 
 
 def load_clips(

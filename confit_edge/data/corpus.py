@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import numpy.typing as npt
 
 from confit_edge.data.augment import Pcm
 from confit_edge.data.clips import ClipProblem, ClipStore, load_clips
-from confit_edge.data.manifest import Manifest, read_manifest
+from confit_edge.data.manifest import Manifest, read_manifest, sound_files
 from confit_edge.data.splits import with_splits
-from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.errors import ConfitError
 
 UNKNOWN = "unknown"
 VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
@@ -22,7 +23,10 @@ VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
 
 @dataclass(frozen=True)
 class Clips:
-    """Decoded clips of one split: `pcm[i]` is float32 `[samples]`, `targets [clips, classes]` are 0/1, `groups[i]` its group."""
+    """Decoded clips of one split: `pcm[i]` is float32 `[samples]`, `targets [clips, classes]` are 0/1, `groups[i]` its group.
+
+    The samples are read-only and lie in memory-mapped files: a slice reads what it holds, a whole clip costs its length.
+    """
 
     pcm: list[Pcm]
     targets: npt.NDArray[np.int8]
@@ -53,12 +57,12 @@ class Corpus:
     background_val: list[Pcm]
     problems: list[ClipProblem]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of everything read: clips, labels, groups, splits and background."""
         digest = hashlib.sha256(self.manifest.fingerprint().encode())
         for recording in self.background_train + self.background_val:
-            digest.update(recording.tobytes())
+            digest.update(recording.data)
         return digest.hexdigest()
 
     def training_clips(self) -> Clips:
@@ -95,7 +99,7 @@ def read_corpus(
     store = ClipStore(rate)
     manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
     manifest = with_splits(manifest, seed=seed)
-    recordings = [store.get(path) for path in background_files(background)] if background else []
+    recordings = [store.get(path) for path in sound_files(background, "--background")] if background else []
     classes = manifest.classes
     if recordings and UNKNOWN not in classes:
         classes = [*classes, UNKNOWN]
@@ -125,21 +129,6 @@ def read_corpus(
     )
 
 
-def background_files(background: Path) -> list[Path]:
-    """The sound files of a background folder (or the one file). Raises UsageError when there are none."""
-    import soundfile
-
-    if background.is_file():
-        return [background]
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus"}
-    files = (
-        sorted(path for path in background.rglob("*") if path.suffix.lower() in endings) if background.is_dir() else []
-    )
-    if not files:
-        raise UsageError(f"{background}: no sound files for --background there")
-    return files
-
-
 def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:
     """By recording where there are enough, else each in time: the beginning to train, the end for thresholds."""
     if len(recordings) >= 5:
@@ -151,28 +140,42 @@ def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:
 
 
 def balanced_batches(
-    targets: npt.NDArray[np.int8], classes_per_batch: int, clips_per_class: int, rng: np.random.Generator
+    targets: npt.NDArray[np.int8],
+    classes_per_batch: int,
+    clips_per_class: int,
+    rng: np.random.Generator,
+    *,
+    epoch: int = 0,
+    negatives: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[list[int]]:
-    """One epoch of batches of P classes x K clips: indices into the clips.
+    """Epoch `epoch` of batches of P classes x K clips: indices into the clips.
 
-    Classes come round in a shuffled order, and within a class its clips do, so that over time every clip of a class is
-    drawn equally often. A class with fewer than K clips gives the same clip more than once (augmented anew each time).
-    An epoch has as many batches as hold each clip once on average.
+    Classes come round in a shuffled order, and within a class its clips do, so that every clip of a class is drawn
+    equally often. The round goes on from epoch to epoch where `rng` is the same at the start of each. A class with fewer
+    than K clips gives the same clip more than once (augmented anew each time). An epoch has as many batches as hold each
+    clip once on average. `negatives` are clips of none of the classes, which come round as one more class would.
     """
     members = [np.flatnonzero(targets[:, column]) for column in range(targets.shape[1])]
+    members.append(np.zeros(0, np.int64) if negatives is None else negatives)
     present = [column for column, rows in enumerate(members) if len(rows)]
     if len(present) < 2:
         raise ConfitError("training needs clips of at least two classes")
     per_batch = min(classes_per_batch, len(present))
+    clips = int(targets.any(axis=1).sum()) + len(members[-1])
+    steps = max(1, round(clips / (per_batch * clips_per_class)))
     class_order = _forever(np.array(present), rng)
     clip_order = {column: _forever(members[column], rng) for column in present}
-    for _ in range(max(1, round(int(targets.any(axis=1).sum()) / (per_batch * clips_per_class)))):
+    waiting: list[int] = []  # classes whose turn came again within one batch
+    for step in range((epoch + 1) * steps):
         chosen: list[int] = []
+        later: list[int] = []
         while len(chosen) < per_batch:
-            column = next(class_order)
-            if column not in chosen:
-                chosen.append(column)
-        yield [next(clip_order[column]) for column in chosen for _ in range(clips_per_class)]
+            column = waiting.pop(0) if waiting else next(class_order)
+            (later if column in chosen else chosen).append(column)
+        waiting = later + waiting
+        batch = [next(clip_order[column]) for column in chosen for _ in range(clips_per_class)]
+        if step >= epoch * steps:
+            yield batch
 
 
 def _forever(items: npt.NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:

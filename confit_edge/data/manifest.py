@@ -114,7 +114,7 @@ def read_manifest(
     a mistake, and nobody but its author can say which).
     """
     source = Path(os.path.abspath(path))
-    columns, rows = _read_table(source, {"path", label_column, "labels", group_column, split_by, "split"})
+    columns, rows = read_table(source, {"path", label_column, "labels", group_column, split_by, "split"})
     if label_column == "label" and "label" not in columns and "labels" in columns:
         label_column = "labels"
     _check_columns(source, columns, label_column, group_column, split_by)
@@ -126,7 +126,7 @@ def read_manifest(
     for place, row in rows:
         where = f"{source}, {place}"
         file = Path(os.path.abspath(folder / _path(row.get("path"), where)))
-        labels = _labels(row.get(label_column), label_column, where)
+        labels = labels_of(row.get(label_column), label_column, where)
         group = _text(row.get(keep_together), "group", where) if keep_together else ""
         split = None if split_by else _text(row.get("split"), "split", where) or None
         if split is not None and split not in SPLITS:
@@ -174,6 +174,16 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
         raise ManifestError(f"{target}: cannot be written ({error})") from error
 
 
+def sound_files(place: Path, option: str) -> list[Path]:
+    """The sound files of a folder and of those below it, or the one file. Raises UsageError when there are none."""
+    if place.is_file():
+        return [place]
+    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES and path.is_file())
+    if not files:
+        raise UsageError(f"{place}: no sound files for {option} there")
+    return files
+
+
 def relative(path: Path, folder: Path) -> str:
     """The path from `folder`, with forward slashes."""
     return Path(os.path.relpath(path, folder)).as_posix()
@@ -214,7 +224,8 @@ def _path(value: object, where: str) -> str:
     return value
 
 
-def _labels(value: object, column: str, where: str) -> tuple[str, ...]:
+def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
+    """The labels in a cell: one, or in a column called `labels` several. Raises ManifestError, with `where` it stands."""
     if column != "labels":
         label = _text(value, column, where)
         if not label:
@@ -243,7 +254,8 @@ def _check_characters(text: str, what: str, where: str) -> None:
         raise ManifestError(f"{where}: {what} {text!r:.60} holds a control character or is not Unicode; rename it")
 
 
-def _read_table(source: Path, wanted: Collection[str | None]) -> Table:
+def read_table(source: Path, wanted: Collection[str | None]) -> Table:
+    """The columns of a manifest (of Parquet, only the `wanted` ones are read) and its rows. Raises as `read_manifest` does."""
     if not source.exists():
         raise UsageError(f"{source}: no such manifest file or folder")
     suffix = source.suffix.lower()

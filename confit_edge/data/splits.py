@@ -16,6 +16,8 @@ Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
 
 RESTARTS = 20
 PASSES = 100  # a climb ends by itself after a few
+SHOWN = 10  # classes named in a message
+VAL_SHARE = 0.125  # of what is not test, where a published split brings no validation set that can be kept
 
 
 def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = (0.7, 0.1, 0.2)) -> Manifest:
@@ -54,6 +56,33 @@ def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = (0.7, 0
     return manifest
 
 
+def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """A published split made fit to train on, and what was changed for it, a sentence each.
+
+    Published splits sometimes share a speaker or a recording, or bring no validation set. Test stays as it was
+    published: other clips of its groups are left out. A group in both train and val goes to train; where that leaves a
+    class without validation, train and val are dealt out anew, by group. Raises ManifestError as `with_splits` does.
+    """
+    changed = []
+    test = manifest.select("test").clips
+    tested = {clip.group for clip in test}
+    rest = [clip for clip in manifest.clips if clip.group not in tested]
+    if left_out := len(manifest) - len(test) - len(rest):
+        changed.append(f"{left_out} clips of train and val are left out: their groups are in test too")
+    trained = {clip.group for clip in rest if clip.split == "train"}
+    moved = sum(clip.split == "val" and clip.group in trained for clip in rest)
+    fitted = replace(
+        manifest, clips=tuple(replace(clip, split="train" if clip.group in trained else "val") for clip in rest)
+    )
+    if missing_classes(fitted)["val"]:
+        undealt = replace(fitted, clips=tuple(replace(clip, split=None) for clip in rest))
+        fitted = with_splits(undealt, seed=0, fractions=(1 - VAL_SHARE, VAL_SHARE, 0.0))
+        changed.append("not every class has groups of its own in the published val: train and val were dealt out anew")
+    elif moved:
+        changed.append(f"{moved} clips went from val to train: their groups are in train too")
+    return with_splits(replace(manifest, clips=fitted.clips + test), seed=0), changed
+
+
 def groups_across_splits(manifest: Manifest) -> dict[str, list[str]]:
     """The groups whose clips stand in more than one split, with those splits: each leaks training into judgement."""
     splits: dict[str, set[str]] = {}
@@ -75,7 +104,9 @@ def _check_fractions(fractions: Fractions) -> None:
 
 
 def _explain_missing(manifest: Manifest, split: str, classes: list[str]) -> str:
-    names = ", ".join(map(repr, classes))
+    names = ", ".join(map(repr, classes[:SHOWN])) + (
+        f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+    )
     if not manifest.select(split).clips:
         return f"{manifest.source}: no clip is in {split}; put some there, or leave the split column out"
     return f"{manifest.source}: class {names} has no clip in {split}; every class needs one in train and one in val"

@@ -24,10 +24,11 @@ from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.session import Trained, train
-from confit_edge.pairtune.trainer import Watcher, head_probe
+from confit_edge.pairtune.trainer import Watcher
+from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
-from confit_edge.runs import read_run, write_text
-from confit_export.export import Exported, export_run, run_corpus
+from confit_edge.runs import read_run, run_corpus, write_text
+from confit_export.export import Exported, export_run
 from confit_runtime.audio import load_clip
 from confit_runtime.errors import UsageError
 from confit_runtime.gallery import Gallery, Match

@@ -4,33 +4,87 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from confit_edge.encoders.base import Encoder
-from confit_runtime.errors import ConfitError
+from confit_edge.pairtune.config import Initialise, Pooling
+from confit_runtime.errors import ConfitError, UsageError
 
 
-def pretrained(name: str, window_s: float) -> Encoder:
-    """`speech-embedding` (ships with confit-edge), or a transformers checkpoint: a hub name or a local directory.
+def pretrained(
+    name: str,
+    window_s: float,
+    *,
+    pooling: Pooling = "mean",
+    layers: int | None = None,
+    layer_weights: bool = False,
+    initialise: Initialise = "pretrained",
+    seed: int = 0,
+) -> Encoder:
+    """`speech-embedding` or `ge2e` (which ship with confit-edge), `yamnet`, or a transformers checkpoint: a hub name or
+    a local directory.
 
-    `window_s` is the longest window in seconds. Raises ConfitError when a checkpoint does not hold every encoder weight.
+    `window_s` is the longest window in seconds. `pooling`, `layers` (so many, the last ones dropped) and
+    `layer_weights` are for checkpoints. `initialise="random"` is the control: the same architecture and front end with
+    weights drawn from `seed`. Raises UsageError for what is not there or not possible, and ConfitError when a
+    checkpoint does not hold every encoder weight.
     """
-    if name in ("speech-embedding", "speech_embedding"):
+    family, random = name.replace("_", "-"), initialise == "random"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if family not in ("speech-embedding", "ge2e", "yamnet"):
+            from confit_edge.encoders.transformers import TransformersEncoder
+
+            return TransformersEncoder.pretrained(
+                name, window_s, layers=layers, pooling=pooling, layer_weights=layer_weights, random=random
+            )
+        given = {"pooling": pooling != "mean", "layers": layers is not None, "layer_weights": layer_weights}
+        if refused := [key for key, value in given.items() if value]:
+            raise UsageError(f"recipe key '{refused[0]}' is for attention encoders, not for --encoder {name}")
+        if family == "ge2e":
+            from confit_edge.encoders.ge2e import GE2E
+
+            return GE2E() if random else GE2E.pretrained()
+        if family == "yamnet":
+            from confit_edge.encoders.yamnet import YAMNet
+
+            steps = YAMNet.steps_for(window_s)
+            return redrawn(YAMNet(steps)) if random else YAMNet.pretrained(steps)
         from confit_edge.encoders.speech_embedding import SpeechEmbedding
 
-        return SpeechEmbedding.pretrained(SpeechEmbedding.pool_hops_for(window_s))
-    from confit_edge.encoders.transformers import TransformersEncoder
+        encoder = SpeechEmbedding.pretrained(SpeechEmbedding.pool_hops_for(window_s))
+        return redrawn(encoder) if random else encoder
 
-    return TransformersEncoder.pretrained(name, window_s)
+
+def redrawn(encoder: Encoder) -> Encoder:
+    """The encoder with convolutions drawn anew so that signals keep their size in depth (He et al. 2015, 1502.01852)."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return encoder
 
 
 def build(spec: dict[str, Any]) -> Encoder:
     """The architecture of `Encoder.spec()`, without weights."""
     rest = {key: value for key, value in spec.items() if key != "family"}
-    if spec.get("family") == "speech_embedding":
-        from confit_edge.encoders.speech_embedding import SpeechEmbedding
+    match spec.get("family"):
+        case "speech_embedding":
+            from confit_edge.encoders.speech_embedding import SpeechEmbedding
 
-        return SpeechEmbedding(**rest)
-    if spec.get("family") == "transformers":
-        from confit_edge.encoders.transformers import TransformersEncoder
+            return SpeechEmbedding(**rest)
+        case "ge2e":
+            from confit_edge.encoders.ge2e import GE2E
 
-        return TransformersEncoder(**rest)
+            return GE2E(**rest)
+        case "yamnet":
+            from confit_edge.encoders.yamnet import YAMNet
+
+            return YAMNet(**rest)
+        case "transformers":
+            from confit_edge.encoders.transformers import TransformersEncoder
+
+            return TransformersEncoder(**rest)
     raise ConfitError(f"encoder family {spec.get('family')!r} is not known to this version")

@@ -29,12 +29,24 @@ class Encoder(nn.Module, ABC):
         """Feature frames `[batch, time, dim]` of `pcm [batch, samples]` in -1..1 at `sample_rate`."""
 
     @abstractmethod
+    def blocks(self) -> list[list[nn.Module]]:
+        """The modules with weights, from input to output, for freezing and for layer-wise learning rates.
+
+        The first block is all that comes before the first layer (the convolutional feature encoder, the projection,
+        position tables); each of the others is one layer. Every trainable parameter is in exactly one block.
+        """
+
+    @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Plain data from which `confit_edge.encoders.build` makes the same architecture again (without weights)."""
 
+    def pooled(self, pcm: Tensor) -> Tensor:
+        """Frames of windows `[batch, window]` averaged over time, `[batch, dim]`."""
+        return self.frames(pcm).float().mean(dim=1)
+
     def forward(self, pcm: Tensor) -> Tensor:
-        """Embeddings `[batch, dim]` of windows `[batch, window]`: frames averaged over time, then normalised."""
-        return normalise(self.frames(pcm).float().mean(dim=1))
+        """Embeddings `[batch, dim]` of windows `[batch, window]`: pooled over time, then normalised."""
+        return normalise(self.pooled(pcm))
 
     @torch.no_grad()
     def rows(self, clip: Tensor, batch: int = 64) -> Tensor:

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class Spectrum(nn.Conv1d):
-    """Real and imaginary parts `[batch, 2 * bins, frames]` of `pcm [batch, 1, samples]` under a periodic Hann window.
+    """Real and imaginary parts `[batch, 2 * bins, frames]` of `pcm [batch, 1, samples]` under a Hann window.
 
-    The window of `taps` samples stands in the middle of a DFT of `fft` points; only bins `first..last` are computed.
-    The basis is fixed: it is neither trained nor stored.
+    The window of `taps` samples, periodic or symmetric, stands in the middle of a DFT of `fft` points; only bins
+    `first..last` are computed. `before [taps, taps]` is what is done to each frame before the window, where that is
+    linear. The basis is fixed: it is neither trained nor stored.
     """
 
-    def __init__(self, *, fft: int, taps: int, hop: int, first: int, last: int, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        fft: int,
+        taps: int,
+        hop: int,
+        first: int,
+        last: int,
+        scale: float = 1.0,
+        periodic: bool = True,
+        before: Tensor | None = None,
+    ) -> None:
         super().__init__(1, 2 * (last - first + 1), taps, stride=hop, bias=False)
         at = torch.arange(taps, dtype=torch.float64) + (fft - taps) // 2
         angle = 2 * math.pi / fft * torch.arange(first, last + 1, dtype=torch.float64)[:, None] * at
-        window = scale * torch.hann_window(taps, periodic=True, dtype=torch.float64)
+        window = scale * torch.hann_window(taps, periodic=periodic, dtype=torch.float64)
         basis = torch.cat([window * angle.cos(), -window * angle.sin()])
+        if before is not None:
+            basis = basis @ before
         del self.weight
         self.register_buffer("weight", basis.float()[:, None], persistent=False)
 
@@ -33,3 +49,17 @@ def power(spectrum: Tensor) -> Tensor:
     """Power `[batch, bins, frames]` of a `Spectrum`'s output."""
     real, imaginary = spectrum.chunk(2, dim=1)
     return real.square() + imaginary.square()
+
+
+def mel_filters(bins: int, bands: int, low: float, high: float = 8000.0, **options: Any) -> Tensor:
+    """Triangular mel filters `[bins, bands]` from `low` to `high` Hz on a spectrum up to 8 kHz.
+
+    `options` are those of transformers' `mel_filter_bank`: `mel_scale`, `norm`, `triangularize_in_mel_space`.
+    """
+    from transformers.audio_utils import mel_filter_bank
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # that narrow bands may fall between two bins: as they did in the published ones
+        return torch.tensor(mel_filter_bank(bins, bands, low, high, 16_000, **options), dtype=torch.float32)

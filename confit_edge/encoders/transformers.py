@@ -1,7 +1,7 @@
-"""Attention encoders through transformers: wav2vec2, HuBERT, WavLM, Whisper. They take whole windows.
+"""Attention encoders through transformers: wav2vec2, HuBERT, WavLM, data2vec-audio, Whisper, Moonshine, AST.
 
-A window is used at one length in training, validation and on the device: these encoders normalise and attend over
-time, so the same sound in a longer window is another embedding.
+They take whole windows. A window is used at one length in training, validation and on the device: these encoders
+normalise and attend over time, so the same sound in a longer window is another embedding.
 """
 
 from __future__ import annotations
@@ -12,81 +12,81 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from confit_edge.encoders.architectures import ARCHITECTURES
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.front_end import Spectrum, power
+from confit_edge.encoders.pooling import LayerWeights, heard, time_pool
+from confit_edge.pairtune.config import Pooling
 from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError, UsageError
 
 skip_native_library()  # transformers imports torchaudio where it is installed
 
 SAMPLE_RATE = 16_000
-RAW = ("wav2vec2", "hubert", "wavlm")  # these take the waveform, at zero mean and unit variance where trained so
-WHISPER_FFT, WHISPER_HOP = 400, 160
-GRID = 8 * 2 * WHISPER_HOP  # a window is whole hops, eight of them, and whole Whisper frames
+GRID = 8 * 320  # a window is whole hops, eight of them, and whole Whisper frames
 # may be absent from a checkpoint: SpecAugment's mask, which is not used here
 _MAY_MISS = ("masked_spec_embed",)
 
 
-class WhisperLogMel(nn.Module):
-    """Whisper's log-mel `[batch, bands, frames]` of `pcm [batch, samples]`, 100 frames a second."""
-
-    mel: Tensor
-
-    def __init__(self, bands: int) -> None:
-        super().__init__()
-        from transformers.audio_utils import mel_filter_bank
-
-        bins = WHISPER_FFT // 2 + 1
-        self.spectrum = Spectrum(fft=WHISPER_FFT, taps=WHISPER_FFT, hop=WHISPER_HOP, first=0, last=bins - 1)
-        filters = mel_filter_bank(bins, bands, 0.0, 8000.0, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-        self.register_buffer("mel", torch.tensor(filters, dtype=torch.float32), persistent=False)
-
-    def forward(self, pcm: Tensor) -> Tensor:
-        padded = functional.pad(pcm[:, None], (WHISPER_FFT // 2, WHISPER_FFT // 2), mode="reflect")
-        with torch.autocast(pcm.device.type, enabled=False):
-            bands = self.mel.T @ power(self.spectrum(padded))[:, :, :-1]
-            level = torch.log10(bands.clamp(min=1e-10))
-        level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - 8.0)
-        return (level + 4.0) / 4.0
-
-
 class TransformersEncoder(Encoder):
-    """The encoder of a transformers checkpoint, on windows of `window` samples every `hop`."""
+    """The encoder of a transformers checkpoint, on windows of `window` samples every `hop`.
+
+    `config` is the checkpoint's configuration and `preprocessor` what matters of its feature extractor's. Only the
+    first `layers` layers are used. With `layer_weights`, a frame is a learned sum over the layers, not the last alone.
+    """
 
     family = "transformers"
     sample_rate = SAMPLE_RATE
     streaming = False
 
-    def __init__(self, config: dict[str, Any], window: int, hop: int, normalise_input: bool = False) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        window: int,
+        hop: int,
+        *,
+        preprocessor: dict[str, Any] | None = None,
+        layers: int | None = None,
+        pooling: Pooling = "mean",
+        layer_weights: bool = False,
+    ) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig
 
-        self.config_data, self.window, self.hop, self.normalise_input = config, window, hop, normalise_input
+        self.config_data, self.window, self.hop = config, window, hop
+        self.architecture = ARCHITECTURES[config["model_type"]]
+        self.preprocessor = {**self.architecture.preprocessor, **(preprocessor or {})}
         # without its dtype: weights saved in half precision are trained in fp32
         plain = {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
-        settings = AutoConfig.for_model(config["model_type"], **plain)
-        settings.layerdrop = settings.encoder_layerdrop = 0.0
-        settings.apply_spec_augment = False
-        self.dim = int(settings.hidden_size)
-        if config["model_type"] == "whisper":
-            from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-            # the position table is cut to the window: else every call would compute 30 s
-            settings.max_source_positions = window // (2 * WHISPER_HOP)
-            self.front_end: nn.Module = WhisperLogMel(settings.num_mel_bins)
-            self.model: nn.Module = WhisperEncoder(settings)
-        else:
-            self.front_end = nn.Identity()
-            self.model = AutoModel.from_config(settings)
+        self.settings = AutoConfig.for_model(config["model_type"], **plain)
+        if layers:
+            setattr(self.settings, self.architecture.layers_key, layers)
+        self.architecture.fit(self.settings, window)
+        self.dim = int(self.settings.hidden_size)
+        self.front_end = self.architecture.front_end(self.settings, self.preprocessor)
+        self.model = self.architecture.model(self.settings)
+        self.pooling, self.pool = pooling, time_pool(pooling, self.dim)
+        count = getattr(self.settings, self.architecture.layers_key)
+        self.layer_weights = LayerWeights(count + 1) if layer_weights else None
 
     def frames(self, pcm: Tensor) -> Tensor:
-        if self.normalise_input:
-            pcm = (pcm - pcm.mean(dim=1, keepdim=True)) / torch.sqrt(
-                pcm.var(dim=1, keepdim=True, unbiased=False) + 1e-7
-            )
-        return self.model(self.front_end(pcm)).last_hidden_state
+        found = self.model(self.front_end(pcm), output_hidden_states=self.layer_weights is not None)
+        hidden = found.last_hidden_state
+        if self.layer_weights is not None:
+            hidden = self.layer_weights([*found.hidden_states[:-1], hidden])
+        return self.architecture.in_time(hidden, self.settings)
+
+    def pooled(self, pcm: Tensor) -> Tensor:
+        frames = self.frames(pcm).float()
+        return self.pool(frames, heard(pcm, frames.shape[1], self.architecture.stride(self.settings)))
+
+    def blocks(self) -> list[list[nn.Module]]:
+        first, last = self.architecture.first_and_last(self.model)
+        blocks = [first, *([layer] for layer in self.architecture.layers(self.model))]
+        blocks[-1] += last
+        learned: list[nn.Module] = [self.pool] if list(self.pool.parameters()) else []
+        learned += [self.layer_weights] if self.layer_weights is not None else []
+        return [*blocks, learned] if learned else blocks
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -94,56 +94,104 @@ class TransformersEncoder(Encoder):
             "config": self.config_data,
             "window": self.window,
             "hop": self.hop,
-            "normalise_input": self.normalise_input,
+            "preprocessor": self.preprocessor,
+            "layers": len(self.architecture.layers(self.model)),
+            "pooling": self.pooling,
+            "layer_weights": self.layer_weights is not None,
         }
 
     @classmethod
-    def pretrained(cls, name: str, window_s: float) -> TransformersEncoder:
-        """From a hub name or a local directory in the Hugging Face format.
+    def pretrained(
+        cls,
+        name: str,
+        window_s: float,
+        *,
+        layers: int | None = None,
+        pooling: Pooling = "mean",
+        layer_weights: bool = False,
+        random: bool = False,
+    ) -> TransformersEncoder:
+        """From a hub name or a local directory in the Hugging Face format; `random`: the architecture alone.
 
-        Raises UsageError when there is no such checkpoint or its architecture is not supported, and ConfitError when
-        the checkpoint lacks encoder weights (transformers would leave them random).
+        Raises UsageError when there is no such checkpoint, its architecture is not supported or it is smaller than
+        asked, and ConfitError when it lacks encoder weights (transformers would leave them random).
         """
-        from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
-
-        try:
-            settings = AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"--encoder {name}: neither 'speech-embedding', nor a checkpoint directory, nor a model on the hub"
-                f" ({str(error).splitlines()[0]})"
-            ) from error
+        settings = read_settings(name)
         kind = settings.model_type
-        if kind not in (*RAW, "whisper"):
-            raise UsageError(f"--encoder {name}: a {kind!r} checkpoint; supported are {', '.join((*RAW, 'whisper'))}")
-        try:
-            model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ConfitError(
-                f"--encoder {name}: its weights cannot be loaded ({str(error).splitlines()[0]})"
-            ) from error
-        refuse_missing(name, loading)
-
+        architecture = ARCHITECTURES[kind]
+        count = getattr(settings, architecture.layers_key)
+        if layers and layers > count:
+            raise UsageError(f"--layers {layers}: {name} has {count}")
         samples = round(window_s * SAMPLE_RATE)
         samples -= samples % GRID
-        if samples == 0:
-            raise UsageError(f"--window {window_s}: at least {GRID / SAMPLE_RATE} s is needed")
-        normalise_input = False
-        if kind != "whisper" and (not Path(name).is_dir() or (Path(name) / "preprocessor_config.json").is_file()):
-            normalise_input = bool(getattr(AutoFeatureExtractor.from_pretrained(name), "do_normalize", False))
+        least = -(-architecture.shortest(settings) // GRID) * GRID
+        if samples < least:
+            raise UsageError(f"--window {window_s}: at least {least / SAMPLE_RATE} s is needed")
+        longest = architecture.longest(settings)
+        if longest and samples > longest:
+            raise UsageError(f"--window {window_s}: this checkpoint takes at most {longest / SAMPLE_RATE:g} s")
         config = copy.deepcopy(settings.to_diff_dict())
         config["model_type"] = kind
-        encoder = cls(config, samples, hop=samples // 8, normalise_input=normalise_input)
-        weights = (model.encoder if kind == "whisper" else model).state_dict()
-        if kind == "whisper":
-            positions = samples // (2 * WHISPER_HOP)
-            table = weights["embed_positions.weight"]
-            if positions > len(table):
-                raise UsageError(f"--window {window_s}: this checkpoint takes at most {len(table) / 50:g} s")
-            weights["embed_positions.weight"] = table[:positions]
-        encoder.model.load_state_dict(weights, strict=True)
+        encoder = cls(
+            config,
+            samples,
+            hop=samples // 8,
+            preprocessor=read_preprocessor(name, architecture.preprocessor),
+            layers=layers,
+            pooling=pooling,
+            layer_weights=layer_weights,
+        )
+        if not random:
+            weights = architecture.encoder_of(load(name)).state_dict()
+            architecture.cut(weights, settings, encoder.settings)
+            wanted = encoder.model.state_dict().keys()  # the dropped layers' are not among them
+            encoder.model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=True)
         return encoder
+
+
+def read_settings(name: str) -> Any:
+    """The configuration of a checkpoint. Raises UsageError when there is none, or it is of no supported architecture."""
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--encoder {name}: neither an encoder's name, nor a checkpoint directory, nor a model on the hub"
+            f" ({str(error).splitlines()[0]})"
+        ) from error
+    if settings.model_type not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UsageError(f"--encoder {name}: a {settings.model_type!r} checkpoint; supported are {known}")
+    return settings
+
+
+def read_preprocessor(name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """What matters of a checkpoint's feature extractor; `defaults` where a directory holds none."""
+    from transformers import AutoFeatureExtractor
+
+    if not defaults or (Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file()):
+        return defaults
+    extractor = AutoFeatureExtractor.from_pretrained(name)
+    return {key: getattr(extractor, key, default) for key, default in defaults.items()}
+
+
+def load(name: str) -> nn.Module:
+    """The checkpoint's model in fp32. Raises ConfitError when it is damaged or lacks encoder weights."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is told below, and a decoder's weights are not missed
+    try:
+        model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfitError(f"--encoder {name}: its weights cannot be loaded ({str(error).splitlines()[0]})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    refuse_missing(name, loading)
+    return model
 
 
 def refuse_missing(name: str, loading: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""Plots as PNG files: learning curves, confusion, maps of an embedding."""
+"""Plots as PNG files: learning curves, confusion, accuracies, and the geometry of embeddings."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,8 +14,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
-INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d"}
+INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen": "#9aa5b1"}
 
 
 def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -68,15 +71,16 @@ def confusion_matrix(
 
 def embedding_maps(
     maps: dict[str, Floats], labels: npt.NDArray[np.int64], classes: list[str], path: Path, seed: int = 0
-) -> None:
-    """t-SNE maps in two dimensions of embeddings `[clips, dim]`, side by side, coloured by class."""
-    from sklearn.manifold import TSNE
+) -> str:
+    """Maps in two dimensions of embeddings `[clips, dim]`, side by side, coloured by class; says how they were made.
 
+    By UMAP where umap-learn is installed, else by t-SNE.
+    """
     figure, row = plt.subplots(1, len(maps), figsize=(6 * len(maps), 5.5), squeeze=False)
     colours = plt.get_cmap("turbo")(np.linspace(0.03, 0.97, len(classes)))
+    method = "UMAP" if importlib.util.find_spec("umap") else "t-SNE"
     for axes, (title, embeddings) in zip(row[0], maps.items(), strict=True):
-        perplexity = min(30.0, max(2.0, (len(embeddings) - 1) / 4))
-        points = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(embeddings)
+        points = _flattened(embeddings, method, seed)
         axes.scatter(points[:, 0], points[:, 1], s=9, color=colours[labels])
         for index in np.unique(labels):
             middle = np.median(points[labels == index], axis=0)
@@ -89,6 +93,60 @@ def embedding_maps(
                 bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5},
             )
         axes.set(title=title, xticks=[], yticks=[])
+    _save(figure, path)
+    return method
+
+
+def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
+    """Points `[clips, 2]`."""
+    if method == "UMAP":
+        from umap import UMAP
+
+        neighbours = min(15, len(embeddings) - 1)
+        return UMAP(metric="cosine", n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(embeddings)
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(2.0, (len(embeddings) - 1) / 4))
+    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(embeddings)
+
+
+def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
+    """The accuracy of each encoder and probe with its interval; rows have `encoder, objective, probe, accuracy[_low/_high]`."""
+    figure, axes = plt.subplots(figsize=(7, 0.42 * len(rows) + 1.3))
+    for place, row in enumerate(rows):
+        colour = COLOURS.get(row["objective"], INK)
+        value, low, high = (100 * row[f"accuracy{end}"] for end in ("", "_low", "_high"))
+        axes.barh(place, value, color=colour, alpha=0.85, height=0.7)
+        axes.plot([low, high], [place, place], color=INK, lw=1.5)
+    axes.set_yticks(range(len(rows)), [f"{row['encoder']}, {row['probe']}" for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel=f"{split} accuracy (%), 95 % interval", title="Probes on the frozen encoder")
+    axes.grid(alpha=0.25, axis="x")
+    _save(figure, path)
+
+
+def spectra(values: dict[str, Doubles], path: Path) -> None:
+    """The singular values of each embedding, as shares of their sum, from the largest: a steep fall uses few dimensions."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name, shares in values.items():
+        used = shares[shares > 1e-9]  # centring each vector takes one dimension away
+        axes.plot(np.arange(1, len(used) + 1), used, label=name, lw=1.6)
+    axes.set(yscale="log", xlabel="singular value, by size", ylabel="share of their sum", title="Spectrum")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def contributions(shares: dict[str, Doubles], path: Path, top: int = 20) -> None:
+    """The `top` largest shares of each embedding in the cosines of pairs; a dotted line where all are equal."""
+    figure, row = plt.subplots(1, len(shares), figsize=(4.2 * len(shares), 3.4), squeeze=False, sharey=True)
+    for axes, (name, values) in zip(row[0], shares.items(), strict=True):
+        largest = np.argsort(-values, kind="stable")[:top]
+        axes.bar(range(len(largest)), 100 * values[largest], color=COLOURS["pairtune"])
+        axes.axhline(100 / len(values), color=INK, ls=":", lw=1)
+        axes.set_xticks(range(len(largest)), largest, rotation=90, fontsize=6)
+        axes.set(title=name, xlabel="dimension")
+    row[0][0].set_ylabel("contribution (%)")
     _save(figure, path)
 
 

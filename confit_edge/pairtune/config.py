@@ -13,6 +13,20 @@ from typing import Any, Literal
 from confit_runtime.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "auto"]
+Initialise = Literal["pretrained", "random"]
+Pooling = Literal["mean", "masked", "attentive"]
+Loss = Literal["supcon", "triplet", "nt-xent", "n-pairs", "proxy-anchor"]
+Mining = Literal["hardness", "none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"]
+
+# The mining each loss can use: a weight between none and all needs supcon, n-pairs takes its negatives from the other
+# classes' pairs, and proxy-anchor compares no pairs of clips at all.
+_MINING: dict[Loss, tuple[Mining, ...]] = {
+    "supcon": typing.get_args(Mining),
+    "triplet": ("none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"),
+    "nt-xent": ("none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"),
+    "n-pairs": ("none", "hardest-positives"),
+    "proxy-anchor": ("none",),
+}
 
 
 @dataclass(frozen=True)
@@ -37,17 +51,39 @@ class Recipe:
     spec_augment: bool = False
     snr_low: float = 0.0
     snr_high: float = 15.0
+    rooms: str | None = None  # folder of impulse responses, or `synthetic`: clips are heard in a room
+    room_probability: float = 0.5
+    equaliser: float = 0.0  # tones are raised and lowered by up to this many dB
+    band_probability: float = 0.0  # of telephones and small microphones
+    codec_probability: float = 0.0
+    # the encoder
+    initialise: Initialise = "pretrained"  # random: the control, of the same architecture
+    layers: int | None = None  # of an attention encoder: the first so many, the others are dropped
+    pooling: Pooling = "mean"  # over time, of an attention encoder
+    layer_weights: bool = False  # a frame is a learned sum over the layers
+    lora_rank: int = 0  # train low-rank adapters in place of an attention encoder (0: the encoder itself)
     # the batch: P classes x K clips
     classes_per_batch: int = 16
     clips_per_class: int = 4
+    accumulate: int = 1  # batches that one step of the optimiser stands on; each is contrasted for itself
+    chunk_size: int = 0  # clips embedded at a time, which memory must hold (0: the whole batch)
     # the optimiser
     lr: tuple[float, ...] = (5e-4,)  # of the encoder; several are tried on validation
     head_lr: float = 2e-3
     weight_decay: float = 0.01
     search_epochs: int = 3
+    lr_decay: float = 1.0  # each layer of the encoder learns at this share of the rate of the layer above it
+    freeze: str = "none"  # of the encoder: none, features, a number of layers, or all
+    patience: int = 0  # epochs without a gain on validation after which the training ends (0: never)
+    head_init: Literal["random", "probe"] = "random"  # probe: vanilla fine-tuning starts from a linear probe
     # the objective
+    loss: Loss = "supcon"
     temperature: float = 0.1
+    loss_margin: float = 0.1  # in cosine: of triplet and proxy-anchor
+    mining: Mining = "hardness"
     hardness: float = 4.0
+    mining_share: float = 0.5  # of each anchor's pairs: for hardest-negatives and hardest-positives
+    mining_margin: float = 0.1  # in cosine: for semi-hard and multi-similarity
     projection_dim: int = 64
     # the probes
     probe_views: int = 3
@@ -62,11 +98,14 @@ class Recipe:
             _check(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
         at_least = {
             "seed": 0, "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1,
-            "search_epochs": 1, "projection_dim": 2, "probe_views": 1,
+            "search_epochs": 1, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
+            "lora_rank": 0,
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:
                 raise UsageError(f"recipe key '{key}' must be at least {low}, is {getattr(self, key)}")
+        if self.layers is not None and self.layers < 1:
+            raise UsageError(f"recipe key 'layers' must be at least 1, is {self.layers}")
         if self.seed >= 2**63:
             raise UsageError(f"recipe key 'seed' must be below 2**63, is {self.seed}")
         if self.objective == "pairtune" and self.clips_per_class < 2:
@@ -74,15 +113,30 @@ class Recipe:
         for key in ("window", "temperature", "head_lr"):
             if getattr(self, key) <= 0:
                 raise UsageError(f"recipe key '{key}' must be above 0, is {getattr(self, key)}")
-        for key in ("shift", "gain", "speed", "hardness", "weight_decay"):
+        for key in ("shift", "gain", "speed", "equaliser", "hardness", "loss_margin", "mining_margin", "weight_decay"):
             if getattr(self, key) < 0:
                 raise UsageError(f"recipe key '{key}' must not be negative, is {getattr(self, key)}")
         if not self.lr or min(self.lr) <= 0:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
+        if not 0 < self.lr_decay <= 1:
+            raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1, is {self.lr_decay}")
+        if self.freeze not in ("none", "features", "all") and not re.fullmatch(r"[1-9][0-9]*", self.freeze):
+            raise UsageError(
+                f"recipe key 'freeze' must be none, features, a number of layers or all, is {self.freeze!r}"
+            )
+        if self.head_init == "probe" and self.objective != "finetune":
+            raise UsageError("recipe key 'head_init' probe is for the objective finetune: pairtune has no head")
         if self.speed > 0.5:
             raise UsageError(f"recipe key 'speed' must be at most 0.5, is {self.speed}")
-        if not 0 <= self.noise_probability <= 1:
-            raise UsageError(f"recipe key 'noise_probability' must be 0..1, is {self.noise_probability}")
+        for key in ("noise_probability", "room_probability", "band_probability", "codec_probability"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UsageError(f"recipe key '{key}' must be 0..1, is {getattr(self, key)}")
+        if not 0 < self.mining_share <= 1:
+            raise UsageError(f"recipe key 'mining_share' must be above 0 and at most 1, is {self.mining_share}")
+        if self.mining not in _MINING[self.loss]:
+            raise UsageError(
+                f"recipe key 'loss' {self.loss} cannot use 'mining' {self.mining}; it takes {', '.join(_MINING[self.loss])}"
+            )
         if self.snr_low > self.snr_high:
             raise UsageError(
                 f"recipe keys 'snr_low' ({self.snr_low}) and 'snr_high' ({self.snr_high}) are the wrong way round"
@@ -92,6 +146,10 @@ class Recipe:
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
+
+    def encoder_options(self) -> dict[str, Any]:
+        """What `confit_edge.encoders.pretrained` takes beside the encoder's name and the window."""
+        return {key: getattr(self, key) for key in ("initialise", "layers", "pooling", "layer_weights", "seed")}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "recipe") -> Recipe:
@@ -103,6 +161,8 @@ class Recipe:
         if "lr" in values:
             rates = values["lr"] if isinstance(values["lr"], list | tuple) else [values["lr"]]
             values["lr"] = tuple(rates)
+        if type(values.get("freeze")) is int:
+            values["freeze"] = str(values["freeze"])
         try:
             return cls(**values)
         except UsageError as error:

@@ -8,32 +8,52 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.pairtune.losses import jaccard, supervised_contrastive
-from confit_edge.pairtune.mining import mine
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.losses import SupCon, jaccard
+from confit_edge.pairtune.mining import Strategy, mine, strategy_of
+from confit_edge.pairtune.variants import Variant
+from confit_runtime.errors import UsageError
 
 
 class Objective(nn.Module, ABC):
-    """A small head on the embedding, and the loss of a batch."""
+    """A small head on the embedding, and the loss of a batch of its outputs.
+
+    The two halves are apart so that a trainer may gather or cache outputs between them: `project` treats each row alone,
+    `loss` sees the whole batch.
+    """
 
     @abstractmethod
+    def project(self, embeddings: Tensor) -> Tensor:
+        """The head's outputs `[batch, outputs]` for `embeddings [batch, dim]` of unit length."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch of `outputs` with 0/1 `targets [batch, classes]`, and statistics."""
+
     def forward(self, embeddings: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The loss of `embeddings [batch, dim]` (unit length) with 0/1 `targets [batch, classes]`, and statistics."""
+        """Both halves: the loss of `embeddings [batch, dim]`, and statistics."""
+        return self.loss(self.project(embeddings), targets)
 
 
 class PairTune(Objective):
-    """Supervised contrastive learning on a projection of the embedding; the projection is thrown away afterwards."""
+    """Contrastive learning on a projection of the embedding; the projection is thrown away afterwards.
 
-    def __init__(self, dim: int, projection_dim: int, temperature: float, hardness: float) -> None:
+    A miner's `strategy` weighs the pairs of a batch, and `contrast` is the loss between them: called with the
+    projections, the targets, the overlaps of the pairs and their weights. It may have parameters of its own.
+    """
+
+    def __init__(self, dim: int, projection_dim: int, contrast: nn.Module, strategy: Strategy) -> None:
         super().__init__()
-        self.temperature, self.hardness = temperature, hardness
         self.projection = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
+        self.contrast, self.strategy = contrast, strategy
 
-    def forward(self, embeddings: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-        projections = self.projection(embeddings * embeddings.shape[1] ** 0.5)
+    def project(self, embeddings: Tensor) -> Tensor:
+        return self.projection(embeddings * embeddings.shape[1] ** 0.5)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
         pairs = jaccard(targets)
-        mined = mine(projections, pairs, self.hardness)
-        loss = supervised_contrastive(projections, pairs, temperature=self.temperature, hardness=mined.hardness)
-        return loss, {"hardest_positive": mined.hardest_positive, "hardest_negative": mined.hardest_negative}
+        mined = mine(outputs, pairs, self.strategy)
+        return self.contrast(outputs, targets, pairs, mined.weights), mined.statistics
 
 
 class FineTune(Objective):
@@ -44,13 +64,27 @@ class FineTune(Objective):
         self.multi_label = multi_label
         self.head = nn.Linear(dim, classes)
 
-    def logits(self, embeddings: Tensor) -> Tensor:
-        """Class scores before softmax or sigmoid, `[batch, classes]`."""
-        return self.head(embeddings * embeddings.shape[1] ** 0.5)
-
-    def forward(self, embeddings: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Class scores before softmax or sigmoid, `[batch, classes]`; fp32 whatever the autocast."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            logits = self.logits(embeddings.float())
-            if self.multi_label:
-                return functional.binary_cross_entropy_with_logits(logits, targets.float()), {}
-            return functional.cross_entropy(logits, targets.argmax(dim=1)), {}
+            return self.head(embeddings.float() * embeddings.shape[1] ** 0.5)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+        if self.multi_label:
+            return functional.binary_cross_entropy_with_logits(outputs, targets.float()), {}
+        return functional.cross_entropy(outputs, targets.argmax(dim=1)), {}
+
+
+def make_objective(recipe: Recipe, dim: int, classes: int, multi_label: bool) -> Objective:
+    """The recipe's objective for embeddings of `dim`. Raises UsageError for a loss that cannot take several labels."""
+    if recipe.objective == "finetune":
+        return FineTune(dim, classes, multi_label)
+    if recipe.loss == "supcon":
+        contrast: nn.Module = SupCon(recipe.temperature)
+    elif multi_label:
+        raise UsageError(
+            f"recipe key 'loss': {recipe.loss} is for clips of one label, and these have several; use supcon"
+        )
+    else:
+        contrast = Variant(recipe, classes)
+    return PairTune(dim, recipe.projection_dim, contrast, strategy_of(recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections import Counter
@@ -13,21 +14,18 @@ import torch
 
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.data.effects import SYNTHETIC
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.curves import Curves
+from confit_edge.pairtune.distributed import join
+from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.pairtune.machine import pick_precision
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.trainer import (
-    DivergedError,
-    Fitted,
-    Watcher,
-    embed_clips,
-    fit,
-    head_probe,
-    pick_device,
-    pick_precision,
-)
+from confit_edge.pairtune.trainer import DivergedError, Fitted, Watcher, fit
+from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.errors import UsageError
 
@@ -45,21 +43,32 @@ class Trained:
 
 
 def train(
-    manifest: Path, out: Path, recipe: Recipe, *, resume: bool = False, watch: Watcher | None = None
+    manifest: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    tensorboard: bool = False,
+    watch: Watcher | None = None,
 ) -> Trained | None:
     """Train and write the run `out`; None when `resume` finds it finished already.
 
     A training that is killed loses at most the epoch it was in: the same call with `resume=True` ends with the same
-    weights as an undisturbed one. Raises UsageError when `out` holds something else.
+    weights as an undisturbed one. Where a launcher started several processes, all of them train and probe, and the first
+    writes and tells `watch`. `tensorboard` also writes curves into the run. Raises UsageError when `out` holds something
+    else.
     """
-    device = pick_device(recipe.device)
+    ranks = join(recipe.device)
+    device, watch = ranks.device, watch if ranks.main else None
     # absolute, as the manifest is: a run may be exported from another folder
     background = str(Path(recipe.background).resolve()) if recipe.background else None
-    recipe = replace(recipe, precision=pick_precision(recipe.precision, device), background=background)
+    rooms = str(Path(recipe.rooms).resolve()) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms
+    precision = pick_precision(recipe.precision, device)
+    recipe = replace(recipe, precision=precision, background=background, rooms=rooms)
     check_out(out, resume)
     if (out / "run.json").is_file():
         return None
-    encoder = pretrained(recipe.encoder, recipe.window)
+    encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
     corpus = read_corpus(
         manifest,
         rate=encoder.sample_rate,
@@ -74,7 +83,6 @@ def train(
     if watch:
         for problem in corpus.problems:
             watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
-    out.mkdir(parents=True, exist_ok=True)
     started = {
         "recipe": recipe.to_dict(),
         "manifest": str(manifest.resolve()),
@@ -83,21 +91,26 @@ def train(
     beginning = out / "started.json"
     if resume and beginning.is_file():
         refuse_other_training(beginning, started)
-    runs.write_text(beginning, json.dumps(started, indent=2))
-
-    trained = train_corpus(
-        encoder,
-        corpus,
-        recipe,
-        manifest=manifest,
-        device=device,
-        checkpoint=out / runs.CHECKPOINT,
-        name=out.name,
-        watch=watch,
-    )
-    save(trained, corpus, out, device)
-    (out / runs.CHECKPOINT).unlink(missing_ok=True)
-    beginning.unlink()
+    curves = Curves(out / "tensorboard", watch) if tensorboard and ranks.main else None
+    ranks.wait()  # each process has looked into `out` before the first writes there
+    if ranks.main:
+        out.mkdir(parents=True, exist_ok=True)
+        runs.write_text(beginning, json.dumps(started, indent=2))
+    with contextlib.closing(curves) if curves else contextlib.nullcontext():
+        trained = train_corpus(
+            encoder,
+            corpus,
+            recipe,
+            manifest=manifest,
+            device=device,
+            checkpoint=out / runs.CHECKPOINT,
+            name=out.name,
+            watch=curves or watch,
+        )
+    if ranks.main:
+        save(trained, corpus, out, device)
+        (out / runs.CHECKPOINT).unlink(missing_ok=True)
+        beginning.unlink()
     return trained
 
 
@@ -120,7 +133,11 @@ def train_corpus(
     if watch:
         watch({"stage": "probe"})
     probes = dual_probe(encoder, corpus, recipe, device)
-    metrics: dict[str, Any] = {"probes": probes.metrics}
+    epochs = len(fitted.history)
+    metrics: dict[str, Any] = {
+        "probes": probes.metrics,
+        "training": {"epochs": epochs, "planned": recipe.epochs, "ended_early": epochs < recipe.epochs},
+    }
     if baseline:
         metrics["frozen"] = baseline.metrics
     if isinstance(fitted.objective, FineTune):

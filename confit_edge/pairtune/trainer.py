@@ -5,34 +5,31 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from confit_edge.data.augment import Augmenter, Pcm, varied
-from confit_edge.data.compose import compose, fragments
-from confit_edge.data.corpus import Clips, Corpus, balanced_batches
-from confit_edge.encoders.base import Encoder, centred
+from confit_edge.data.corpus import Corpus
+from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import SILENCE, SpeechEmbedding
 from confit_edge.pairtune import checkpoint
-from confit_edge.pairtune.config import Precision, Recipe
-from confit_edge.pairtune.objectives import FineTune, Objective, PairTune
-from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import correct
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.distributed import Ranks, join
+from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
+from confit_edge.pairtune.items import ahead, epoch_batches, make_augmenter, training_items
+from confit_edge.pairtune.machine import mixed_precision
+from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
+from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
+from confit_edge.pairtune.validation import Validation, head_from_probe, quality
 from confit_runtime.errors import ConfitError, UsageError
 
-Floats = npt.NDArray[np.float32]
 Watcher = Callable[[dict[str, Any]], None]
-
-OFF_S = 0.40  # a window speaks of nothing known when every clip's middle is further than this from its own
-GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from
-QUICK_CLIPS = 10  # of each class, for the probe after each epoch
 
 
 class DivergedError(ConfitError):
@@ -51,6 +48,31 @@ class Fitted:
     best_epoch: int
 
 
+@dataclass
+class Progress:
+    """The epochs so far: a row of history for each, and the weights of the one that was best on validation."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, row: dict[str, float], modules: dict[str, nn.Module]) -> None:
+        """Of equally good epochs the last is kept: it has learnt more of what validation does not show."""
+        self.history.append(row)
+        if quality(row) >= max(map(quality, self.history)):
+            self.best_epoch = len(self.history) - 1
+            self.best = {
+                f"{name}.{key}": value.detach().cpu().clone()
+                for name, module in modules.items()
+                for key, value in module.state_dict().items()
+            }
+
+    def since_gain(self) -> int:
+        """Epochs since validation last reached a new height."""
+        values = list(map(quality, self.history))
+        return len(values) - 1 - values.index(max(values)) if values else 0
+
+
 def fit(
     encoder: Encoder,
     corpus: Corpus,
@@ -64,266 +86,151 @@ def fit(
     """Train `encoder` in place; it ends with the weights of the epoch that was best on validation.
 
     A row of history per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
-    fine-tuning, and the miner's statistics for PairTune. With `checkpoint_path`, each epoch is saved there and a
-    training found there goes on. `watch` is told of every step.
+    fine-tuning, and the miner's statistics for PairTune. After `patience` epochs without a gain on validation the
+    training ends early. With `checkpoint_path`, each epoch is saved there and a training found there goes on. `watch`
+    is told of every batch. Under a launcher of several processes every one of them calls this, with the same arguments;
+    all end with the same weights.
     """
-    device = pick_device(recipe.device)
+    ranks = join(recipe.device)
     torch.manual_seed(recipe.seed)
-    objective = make_objective(encoder.dim, corpus, recipe)
-    encoder.to(device)
-    objective.to(device)
+    objective = make_objective(recipe, encoder.dim, len(corpus.classes), corpus.multi_label)
+    encoder.to(ranks.device)
+    objective.to(ranks.device)
     if recipe.spec_augment:
         if not isinstance(encoder, SpeechEmbedding):
             raise UsageError(f"recipe key 'spec_augment' is for speech-embedding, not for {encoder.family}")
         encoder.mask = SpecAugment(floor=SILENCE)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in encoder.parameters() if p.requires_grad], "lr": lr},
-            {"params": objective.parameters(), "lr": recipe.head_lr},
-        ],
-        weight_decay=recipe.weight_decay,
-    )
-    clips, augment = training_items(encoder, corpus, recipe), make_augmenter(encoder, corpus, recipe)
-    per_epoch = sum(1 for _ in _batches(clips, corpus, recipe, 0))
-    peaks = [group["lr"] for group in optimiser.param_groups]
-    modules = {"encoder": encoder, "objective": objective}
-    history: list[dict[str, float]] = []
-    best: dict[str, Tensor] = {}
-    best_epoch = 0
-    if checkpoint_path and checkpoint_path.is_file():
-        plain, best = checkpoint.restore(checkpoint_path, modules, optimiser)
-        history, best_epoch = plain["history"], plain["best_epoch"]
-
-    for epoch in range(len(history), epochs):
-        row = _epoch(
-            encoder,
-            objective,
-            optimiser,
-            corpus,
-            clips,
-            augment,
-            recipe,
-            device,
-            epoch,
-            epochs,
-            per_epoch,
-            peaks,
-            watch,
-        )
-        row |= _validate(encoder, objective, corpus, device, epoch + 1, lr)
-        history.append(row)
-        if _quality(row) >= max(_quality(earlier) for earlier in history):
-            best_epoch = epoch
-            best = {
-                f"{name}.{key}": value.detach().cpu().clone()
-                for name, module in modules.items()
-                for key, value in module.state_dict().items()
-            }
-        if checkpoint_path:
-            checkpoint.save(checkpoint_path, modules, optimiser, {"history": history, "best_epoch": best_epoch}, best)
-        if watch:
-            watch({"stage": "epoch", "epochs": epochs, **row})
-
-    for name, module in modules.items():
-        module.load_state_dict(
-            {key.removeprefix(f"{name}."): value for key, value in best.items() if key.startswith(f"{name}.")}
-        )
-    return Fitted(objective, history, best_epoch)
+    with adapted(encoder, recipe.lora_rank), frozen(encoder, recipe.freeze) as still:
+        training = Training(encoder, objective, corpus, recipe, lr, epochs, ranks, still, watch if ranks.main else None)
+        return training.run(checkpoint_path)
 
 
-def _epoch(
-    encoder: Encoder,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    corpus: Corpus,
-    clips: Clips,
-    augment: Augmenter,
-    recipe: Recipe,
-    device: torch.device,
-    epoch: int,
-    epochs: int,
-    per_epoch: int,
-    peaks: list[float],
-    watch: Watcher | None,
-) -> dict[str, float]:
-    encoder.train()
-    objective.train()
-    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0]))  # for dropout
-    rng = np.random.default_rng([recipe.seed, epoch, 1])
-    sums: dict[str, float] = {}
-    for step, chosen in enumerate(_batches(clips, corpus, recipe, epoch)):
-        rate = cosine_schedule(epoch * per_epoch + step, epochs * per_epoch)
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-            group["lr"] = peak * rate
-        pcm = torch.from_numpy(augment([clips.pcm[index] for index in chosen], rng)).to(device)
-        targets = torch.from_numpy(clips.targets[chosen]).to(device)
-        with mixed_precision(device, recipe.precision):
-            loss, statistics = objective(encoder(pcm), targets)
-        if not bool(torch.isfinite(loss)):
-            raise DivergedError(f"the loss became {loss.item()} in step {step + 1}", epoch + 1, peaks[0])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        for key, value in {"loss": loss.item(), **statistics}.items():
-            sums[key] = sums.get(key, 0.0) + value
-        if watch:
-            watch(
-                {
-                    "stage": "step",
-                    "epoch": epoch,
-                    "epochs": epochs,
-                    "step": step + 1,
-                    "steps": per_epoch,
-                    "loss": loss.item(),
-                }
-            )
-    return {"epoch": epoch + 1, "lr": peaks[0], **{key: value / per_epoch for key, value in sums.items()}}
+class Training:
+    """One training: what it learns from, what it changes, and where.
 
-
-def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
-    """The training clips; and, as the unknown class, the background and fragments of a stream composed from both."""
-    clips = corpus.training_clips()
-    if corpus.unknown is None or not corpus.background_train:
-        return clips
-    stream, spoken = compose(
-        corpus.train.pcm,
-        [""] * len(corpus.train),
-        corpus.background_train,
-        samples=sum(map(len, corpus.train.pcm)) + int(GAP_S[1] * encoder.sample_rate * len(corpus.train)),
-        rate=encoder.sample_rate,
-        snr=(recipe.snr_low, recipe.snr_high),
-        rng=np.random.default_rng([recipe.seed, 9]),
-        gap_s=GAP_S,
-    )
-    found = fragments(stream, spoken, window=encoder.window, off=round(OFF_S * encoder.sample_rate))
-    return corpus.and_unknown(clips, found)
-
-
-def _batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
-    """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P.
-
-    Beside a single class (a wake word) the unknown is the other one.
+    Its numbers depend on the recipe alone. Each epoch draws anew from (seed, epoch): the batches and their augmentation
+    on every process for the whole batch, so that several hear the windows that one would, and dropout by process.
     """
-    rng = np.random.default_rng([recipe.seed, epoch, 0])
-    known, strange = clips.targets, np.zeros(0, np.int64)
-    if corpus.unknown is not None:
-        column = corpus.classes.index(corpus.unknown)
-        others = np.delete(known, column, axis=1)
-        if np.count_nonzero(others.any(axis=0)) > 1:
-            strange, known = np.flatnonzero(known[:, column]), others
-    for batch in balanced_batches(known, recipe.classes_per_batch, recipe.clips_per_class, rng):
-        beside = rng.choice(strange, 2 * recipe.clips_per_class if len(strange) else 0)
-        yield batch + [int(row) for row in beside]
 
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        corpus: Corpus,
+        recipe: Recipe,
+        lr: float,
+        epochs: int,
+        ranks: Ranks,
+        still: list[nn.Module],
+        watch: Watcher | None,
+    ) -> None:
+        self.encoder, self.objective, self.corpus, self.recipe = encoder, objective, corpus, recipe
+        self.lr, self.epochs, self.ranks, self.still = lr, epochs, ranks, still
+        self.tell: Watcher = watch or (lambda event: None)
+        self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
+        self.optimiser = make_optimiser(encoder, objective, recipe, lr)
+        self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.peaks = [group["lr"] for group in self.optimiser.param_groups]
+        self.clips, self.augment = training_items(encoder, corpus, recipe), make_augmenter(encoder, corpus, recipe)
+        self.batches = sum(1 for _ in epoch_batches(self.clips, corpus, recipe, 0))
+        self.steps = -(-self.batches // recipe.accumulate)
+        self._refuse_parts_that_are_no_batch()
+        learns = any(parameter.requires_grad for parameter in encoder.parameters())
+        self.validate = Validation(corpus, ranks.device, still=not learns)
+        if not learns:
+            self.tell({"stage": "note", "text": "freeze: the encoder stays as it is; only what stands on it learns"})
 
-def _validate(
-    encoder: Encoder, objective: Objective, corpus: Corpus, device: torch.device, epoch: int, lr: float
-) -> dict[str, float]:
-    some = quick_sample(corpus.train.targets)
-    train = embed_clips(encoder, [corpus.train.pcm[row] for row in some], device)
-    val = embed_clips(encoder, corpus.val.pcm, device)
-    if not (np.isfinite(train).all() and np.isfinite(val).all()):
-        raise DivergedError("the embeddings are no longer finite", epoch, lr)
-    known = corpus.train.targets.any(axis=0)  # the unknown class has background only, which is not probed here
-    targets, truth = corpus.train.targets[some][:, known], corpus.val.targets[:, known]
-    probe = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
-    row = {"val_linear": float(correct(probe.scores(val), truth).mean())}
-    if isinstance(objective, FineTune):
-        row["val_head"] = float(correct(head_probe(objective).scores(val), corpus.val.targets).mean())
-    return row
+    def _refuse_parts_that_are_no_batch(self) -> None:
+        smallest = min(map(len, epoch_batches(self.clips, self.corpus, self.recipe, 0)))
+        if smallest < self.ranks.count:
+            raise UsageError(
+                f"a batch of {smallest} clips cannot be shared by {self.ranks.count} processes: start fewer"
+            )
+        self._train_mode()
+        if self.ranks.count > 1 or self.recipe.chunk_size:
+            refuse_batch_statistics(self.encoder, "chunk_size" if self.recipe.chunk_size else "several processes")
 
+    def run(self, checkpoint_path: Path | None) -> Fitted:
+        """All epochs, from the checkpoint where there is one."""
+        so_far = self._start(checkpoint_path)
+        for epoch in range(len(so_far.history), self.epochs):
+            if self.recipe.patience and so_far.since_gain() >= self.recipe.patience:
+                text = f"no gain on validation in {self.recipe.patience} epochs: the training ends here"
+                self.tell({"stage": "note", "text": text})
+                break
+            row = self._epoch(epoch)
+            checked = self.ranks.agree(self.validate(self.encoder, self.objective) if self.ranks.main else None)
+            if checked is None:
+                raise DivergedError("the embeddings are no longer finite", epoch + 1, self.lr)
+            so_far.add(row | checked, self.modules)
+            if checkpoint_path and self.ranks.main:
+                plain = {"history": so_far.history, "best_epoch": so_far.best_epoch}
+                checkpoint.save(checkpoint_path, self.modules, self.optimiser, plain, so_far.best)
+            self.tell({"stage": "epoch", "epochs": self.epochs, **so_far.history[-1]})
+        for name, module in self.modules.items():
+            prefix = f"{name}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in so_far.best.items() if k.startswith(prefix)})
+        return Fitted(self.objective, so_far.history, so_far.best_epoch)
 
-def quick_sample(targets: npt.NDArray[np.int8]) -> list[int]:
-    """The first `QUICK_CLIPS` clips of each class: enough for the probe that watches a training, at a third of its cost."""
-    rows = [row for column in targets.T for row in np.flatnonzero(column)[:QUICK_CLIPS]]
-    return sorted({int(row) for row in rows})
+    def _start(self, checkpoint_path: Path | None) -> Progress:
+        if checkpoint_path and checkpoint_path.is_file():
+            plain, best = checkpoint.restore(checkpoint_path, self.modules, self.optimiser)
+            self.ranks.wait()  # all have read it before the first replaces or removes it
+            return Progress(plain["history"], plain["best_epoch"], best)
+        if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
+            head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
+        self.ranks.start_alike(self.modules.values())
+        return Progress()
 
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        self._train_mode()
+        process = [self.ranks.index] if self.ranks.index else []
+        torch.manual_seed(int(np.random.SeedSequence([self.recipe.seed, epoch, *process]).generate_state(1)[0]))
+        sums: dict[str, float] = {}
+        with contextlib.closing(ahead(self._windows(epoch))) as windows:
+            for number, (pcm, targets) in enumerate(windows):
+                first = number - number % self.recipe.accumulate
+                together = min(self.recipe.accumulate, self.batches - first)  # the last of an epoch may be fewer
+                if number == first:
+                    self.optimiser.zero_grad(set_to_none=True)
+                numbers = self._backward(pcm, targets, together)
+                if not math.isfinite(numbers["loss"]):
+                    raise DivergedError(f"the loss became {numbers['loss']} in step {number + 1}", epoch + 1, self.lr)
+                if number + 1 == first + together:
+                    self._step(epoch * self.steps + number // self.recipe.accumulate)
+                for key, value in numbers.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                at = {"epoch": epoch, "epochs": self.epochs, "step": number + 1, "steps": self.batches}
+                self.tell({"stage": "step", **at, "loss": numbers["loss"]})
+        return {"epoch": epoch + 1, "lr": self.lr, **{key: value / self.batches for key, value in sums.items()}}
 
-def _quality(row: dict[str, float]) -> float:
-    return row.get("val_head", row["val_linear"])
+    def _train_mode(self) -> None:
+        self.encoder.train()
+        self.objective.train()
+        for module in self.still:
+            module.eval()
 
+    def _windows(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each batch of an epoch: this process's share of the windows `[share, window]`, the targets of all."""
+        rng = np.random.default_rng([self.recipe.seed, epoch, 1])
+        pinned = self.ranks.device.type == "cuda"
+        for chosen in epoch_batches(self.clips, self.corpus, self.recipe, epoch):
+            pcm = self.augment([self.clips.pcm[index] for index in chosen], rng)[self.ranks.share(len(chosen))]
+            tensors = torch.from_numpy(pcm), torch.from_numpy(self.clips.targets[chosen])
+            yield (tensors[0].pin_memory(), tensors[1].pin_memory()) if pinned else tensors
 
-def head_probe(objective: FineTune) -> LinearProbe:
-    """Vanilla fine-tuning's own head, as a probe on the embedding."""
-    weight, bias = objective.head.weight.detach().cpu().numpy(), objective.head.bias.detach().cpu().numpy()
-    return LinearProbe(weight * np.float32(weight.shape[1] ** 0.5), bias, objective.multi_label)
+    def _backward(self, pcm: Tensor, targets: Tensor, together: int) -> dict[str, float]:
+        """Add the gradient of one batch, of `together` that a step stands on; its loss and the miner's statistics."""
+        pcm, targets = (tensor.to(self.ranks.device, non_blocking=True) for tensor in (pcm, targets))
+        with mixed_precision(self.ranks.device, self.recipe.precision):
+            share = embed_in_chunks(self.encoder, pcm, self.recipe.chunk_size)
+            loss, statistics = self.objective(self.ranks.gather(share, len(targets)), targets)
+        (loss / together).backward()
+        return {"loss": loss.item(), **statistics}
 
-
-def make_objective(dim: int, corpus: Corpus, recipe: Recipe) -> Objective:
-    """The recipe's objective for embeddings of `dim`."""
-    if recipe.objective == "pairtune":
-        return PairTune(dim, recipe.projection_dim, recipe.temperature, recipe.hardness)
-    return FineTune(dim, len(corpus.classes), corpus.multi_label)
-
-
-def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmenter:
-    """The recipe's augmentation for windows of `encoder`."""
-    background = training_background(encoder, corpus, recipe) if corpus.background_train else []
-    return Augmenter(
-        window=encoder.window,
-        shift=round(recipe.shift * encoder.sample_rate),
-        gain=recipe.gain,
-        noise_probability=recipe.noise_probability,
-        snr=(recipe.snr_low, recipe.snr_high),
-        background=tuple(background),
-        speed=recipe.speed,
-    )
-
-
-@torch.no_grad()
-def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, batch: int = 64) -> Floats:
-    """Embeddings `[clips, dim]` of whole clips, as a device makes them: the mean over hops, of length 1."""
-    encoder.eval()
-    out = np.zeros((len(clips), encoder.dim), np.float32)
-    short = [index for index, clip in enumerate(clips) if len(clip) <= encoder.window]
-    for start in range(0, len(short), batch):
-        rows = short[start : start + batch]
-        windows = torch.stack([centred(torch.tensor(clips[row]), encoder.window) for row in rows])
-        out[rows] = encoder(windows.to(device)).cpu().numpy()
-    for row in set(range(len(clips))) - set(short):
-        mean = encoder.rows(torch.tensor(clips[row]).to(device), batch).mean(dim=0)
-        out[row] = torch.nn.functional.normalize(mean, dim=0).cpu().numpy()
-    return out
-
-
-def training_background(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> list[Pcm]:
-    """The training background, varied."""
-    rng = np.random.default_rng([recipe.seed, 10])
-    return varied(corpus.background_train, speeds=(0.75, 0.85, 1.15, 1.35), rate=encoder.sample_rate, rng=rng)
-
-
-def cosine_schedule(step: int, steps: int, warmup: float = 0.1) -> float:
-    """The share of the peak learning rate at `step` of `steps`: a linear warm-up, then half a cosine to 0."""
-    warm = max(1.0, warmup * steps)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one, else the CPU) or a torch device by name. Raises UsageError for one not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from error
-    return device
-
-
-def pick_precision(name: Precision, device: torch.device) -> Precision:
-    """`auto` becomes bf16 where the device computes in it natively, else fp32; other names stay."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    able = torch.cpu.get_capabilities()
-    return "bf16" if device.type == "cpu" and (able.get("avx512_bf16") or able.get("amx_bf16")) else "fp32"
-
-
-def mixed_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16 where the recipe asks for it."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    def _step(self, step: int) -> None:
+        self.ranks.average_gradients(self.parameters)
+        rate = cosine_schedule(step, self.epochs * self.steps)
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * rate
+        self.optimiser.step()

@@ -13,7 +13,8 @@ import torch
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.trainer import embed_clips, training_background
+from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.pairtune.items import training_background
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct
@@ -29,7 +30,8 @@ class DualProbe:
 
     linear: LinearProbe
     knn: KnnProbe
-    metrics: dict[str, Any]  # {"linear" | "knn": {"val" | "test": Accuracy as a dict}, "k": int}
+    metrics: dict[str, Any]  # {"linear" | "knn": {"val" | "test": Accuracy as a dict}, "k": int, "metric": str}
+    val_embeddings: Floats
     test_embeddings: Floats
 
 
@@ -52,20 +54,20 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     else:
         fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device))
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
-    knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets)
-    metrics: dict[str, Any] = {"k": knn.k}
+    knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
+    metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
     for name, probe in (("linear", linear), ("knn", knn)):
         metrics[name] = {
             "val": score(probe.scores(val), corpus.val, recipe.seed),
             "test": score(probe.scores(test), corpus.test, recipe.seed),
         }
-    return DualProbe(linear, knn, metrics, test)
+    return DualProbe(linear, knn, metrics, val, test)
 
 
 def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[Floats, Targets]:
     return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
 
 
-def score(scores: Floats, clips: Clips, seed: int) -> dict[str, float] | None:
+def score(scores: Floats, clips: Clips, seed: int) -> dict[str, Any] | None:
     """Accuracy with its interval, or None where the split has no clips."""
     return accuracy(correct(scores, clips.targets), clips.groups, seed).to_dict() if len(clips) else None

@@ -3,43 +3,99 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.probes.metrics import correct
+from confit_edge.probes.metrics import correct, mean_average_precision
 
 Floats = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int8]
+Metric = Literal["cosine", "standardised"]
 
 NEIGHBOURS = (1, 3, 5, 10, 20)  # tried on validation
+METRICS: tuple[Metric, ...] = ("cosine", "standardised")  # tried on validation
+_BLOCK = 1024  # clips whose similarities are held at once
 
 
 @dataclass(frozen=True)
 class KnnProbe:
-    """Prints `[n, dim]` of unit length with 0/1 `targets [n, classes]`; the `k` nearest vote by cosine similarity."""
+    """Prints `[n, dim]` of unit length with 0/1 `targets [n, classes]`; the `k` nearest vote by their similarity.
+
+    `metric` says what is near: the `cosine`, or the Euclidean distance between embeddings `standardised` by the prints,
+    each dimension to the same variance. (The plain Euclidean distance of unit vectors ranks as the cosine does.)
+    """
 
     prints: Floats
-    targets: npt.NDArray[np.int8]
+    targets: Targets
     k: int
+    metric: Metric = "cosine"
 
     def scores(self, embeddings: Floats) -> Floats:
         """The share of the similarity-weighted votes for each class, `[clips, classes]`, of embeddings `[clips, dim]`."""
-        cosine = embeddings @ self.prints.T
-        k = min(self.k, len(self.prints))
-        nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        weights = np.exp(np.take_along_axis(cosine, nearest, axis=1) / 0.1)
-        votes = np.einsum("nk,nkc->nc", weights, self.targets[nearest].astype(np.float32))
-        return (votes / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        return self._votes(*self._nearest(embeddings, self.k), self.k)
 
     @classmethod
     def fit(
         cls,
         embeddings: Floats,
-        targets: npt.NDArray[np.int8],
+        targets: Targets,
         val_embeddings: Floats,
-        val_targets: npt.NDArray[np.int8],
+        val_targets: Targets,
+        *,
+        multi_label: bool = False,
     ) -> KnnProbe:
-        """Keep the training embeddings; choose k by validation accuracy (the smallest of equals)."""
-        probes = [cls(embeddings, targets, k) for k in NEIGHBOURS]
-        right = [float(correct(probe.scores(val_embeddings), val_targets).mean()) for probe in probes]
-        return probes[int(np.argmax(right))]
+        """Keep the training embeddings; choose the metric and k by validation accuracy, or mAP where `multi_label`.
+
+        Of equals the cosine is kept, and the smallest k.
+        """
+
+        def quality(scores: Floats) -> float:
+            if multi_label:
+                return mean_average_precision(scores, val_targets)
+            return float(correct(scores, val_targets).mean())
+
+        best: tuple[float, KnnProbe] | None = None
+        for metric in METRICS:
+            found = cls(embeddings, targets, 1, metric)._nearest(val_embeddings, max(NEIGHBOURS))
+            for k in NEIGHBOURS:
+                probe = cls(embeddings, targets, k, metric)
+                reached = quality(probe._votes(*found, k))
+                if best is None or reached > best[0]:
+                    best = (reached, probe)
+        assert best is not None
+        return best[1]
+
+    def _nearest(self, embeddings: Floats, k: int) -> tuple[npt.NDArray[np.int64], Floats]:
+        """The rows of the `k` most similar prints, most similar first, and how similar they are, `[clips, k]` each."""
+        prints, k = self._placed(self.prints), min(k, len(self.prints))
+        rows, similarities = [np.zeros((0, k), np.int64)], [np.zeros((0, k), np.float32)]
+        for start in range(0, len(embeddings), _BLOCK):
+            similarity = self._similarity(self._placed(embeddings[start : start + _BLOCK]), prints)
+            near = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+            order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1, kind="stable")
+            rows.append(np.take_along_axis(near, order, axis=1))
+            similarities.append(np.take_along_axis(similarity, rows[-1], axis=1))
+        return np.concatenate(rows), np.concatenate(similarities)
+
+    def _placed(self, embeddings: Floats) -> Floats:
+        """The embeddings in the space of the metric, where the mean squared distance of two prints is about 2."""
+        if self.metric == "cosine":
+            return embeddings
+        scale = np.maximum(self.prints.std(axis=0), 1e-6) * np.float32(self.prints.shape[1] ** 0.5)
+        return (embeddings - self.prints.mean(axis=0)) / scale
+
+    def _similarity(self, embeddings: Floats, prints: Floats) -> Floats:
+        """The cosine, or 1 - d^2 / 2, which is the cosine for vectors of unit length, `[clips, prints]`."""
+        products = embeddings @ prints.T
+        if self.metric == "cosine":
+            return products
+        lengths = np.square(embeddings).sum(axis=1)[:, None] + np.square(prints).sum(axis=1)
+        return 1 - (lengths - 2 * products) / 2
+
+    def _votes(self, rows: npt.NDArray[np.int64], similarity: Floats, k: int) -> Floats:
+        similarity = similarity[:, :k]
+        weights = np.exp((similarity - similarity[:, :1]) / 0.1)
+        votes = np.einsum("nk,nkc->nc", weights, self.targets[rows[:, :k]].astype(np.float32))
+        return (votes / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,59 +1,48 @@
-"""Scores of a probe on a split, with intervals that resample groups (clips of one voice are not independent)."""
+"""Scores of a probe on a split, with intervals that resample groups (clips of one voice are not independent).
+
+Each metric takes 0/1 `targets [clips, classes]` and weighs clips by `weights [draws, clips]`, how often each is drawn: one
+row of ones gives the value, rows of a bootstrap its spread, in one pass.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Targets = npt.NDArray[np.int8]
+Bools = npt.NDArray[np.bool_]
+
+DRAWS = 2000
+_TABLE = 4_000_000  # the largest table of draws x groups made at once
+
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share 0..1 with its 95 % interval, the clips and the groups it stands on."""
+    """A share 0..1 with its 95 % interval, the clips and the groups it stands on, and which of them were resampled."""
 
     accuracy: float
     low: float
     high: float
     n: int
     groups: int
+    resampled: str  # "groups"; "clips" where there is one group only, and then the interval is too narrow
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
         return f"{100 * self.accuracy:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def correct(scores: npt.NDArray[np.float32], targets: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-    """Whether each clip's best class is one of its own, `[clips]`, of scores and 0/1 targets `[clips, classes]`."""
-    return np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)[:, 0] > 0
-
-
-def accuracy(right: npt.NDArray[np.bool_], groups: list[str], seed: int = 0, draws: int = 2000) -> Accuracy:
-    """The share of clips that are right, with a percentile bootstrap interval that resamples groups.
-
-    When every clip (or none) is right, resampling gives an interval of no width; its open end is then the one-sided
-    exact bound of the groups, 1 - 0.025^(1/groups).
-    """
-    names, member = np.unique(groups, return_inverse=True)
-    hits = np.bincount(member, weights=right, minlength=len(names))
-    sizes = np.bincount(member, minlength=len(names))
-    drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-    shares = hits[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(shares, [0.025, 0.975])
-    share = float(right.mean())
-    reach = 1 - 0.025 ** (1 / len(names))
-    if share == 1.0:
-        low = 1 - reach
-    if share == 0.0:
-        high = reach
-    return Accuracy(share, float(low), float(high), len(right), len(names))
-
-
 @dataclass(frozen=True)
 class Difference:
-    """How far one share is above another on the same clips, with the 95 % interval of the paired difference."""
+    """How far one value is above another on the same clips, with the 95 % interval of the paired difference."""
 
     difference: float
     low: float
@@ -63,14 +52,181 @@ class Difference:
         return asdict(self)
 
 
-def paired_difference(
-    right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], groups: list[str], seed: int = 0, draws: int = 2000
-) -> Difference:
+@dataclass(frozen=True)
+class Resamples:
+    """A bootstrap of clips by their groups: `draws` times as many groups as there are, drawn with replacement.
+
+    A single group cannot be resampled; its clips are then, as if they were independent, and `by` says so.
+    """
+
+    unit: npt.NDArray[np.int64]  # the group (or clip) of each clip, counted from 0
+    units: int
+    by: str  # "groups" or "clips"
+    seed: int
+    draws: int
+
+    @classmethod
+    def of(cls, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Resamples:
+        names, unit = np.unique(groups, return_inverse=True)
+        if len(names) > 1:
+            return cls(unit, len(names), "groups", seed, draws)
+        return cls(np.arange(len(groups)), len(groups), "clips", seed, draws)
+
+    def counts(self) -> Iterator[Doubles]:
+        """How often each group is drawn, `[draws, units]`, in parts of some draws each; the same at every call."""
+        rng, most = np.random.default_rng(self.seed), max(1, _TABLE // self.units)
+        for start in range(0, self.draws, most):
+            some = min(most, self.draws - start)
+            drawn = rng.integers(self.units, size=(some, self.units)) + self.units * np.arange(some)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=some * self.units)
+            yield counts.reshape(some, self.units).astype(np.float64)
+
+    def weights(self) -> Iterator[Doubles]:
+        """How often each clip is drawn, `[draws, clips]`, in parts."""
+        return (counts[:, self.unit] for counts in self.counts())
+
+    def totals(self, values: npt.NDArray) -> Doubles:
+        """Sums of `values [clips, k]` over the clips of each draw, `[draws, k]`."""
+        by_unit = np.zeros((self.units, values.shape[1]))
+        np.add.at(by_unit, self.unit, values)
+        return np.concatenate([counts @ by_unit for counts in self.counts()])
+
+
+def interval(samples: Doubles) -> tuple[float, float]:
+    """The 95 % percentile interval of the draws in which the value is defined; NaN where it is in none."""
+    defined = samples[~np.isnan(samples)]
+    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def share_interval(share: float, samples: Doubles, units: int) -> tuple[float, float]:
+    """The same for a share 0..1 of `units` groups or clips.
+
+    Where the share is 0 or 1, resampling gives an interval of no width; its open end is then the one-sided exact bound of
+    the units, 1 - 0.025^(1/units).
+    """
+    low, high = interval(samples)
+    reach = 1 - 0.025 ** (1 / units)
+    return (1 - reach if share == 1 else low), (reach if share == 0 else high)
+
+
+def correct(scores: Floats, targets: Targets) -> Bools:
+    """Whether each clip's best class is one of its own, `[clips]`, of scores and 0/1 targets `[clips, classes]`."""
+    return np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)[:, 0] > 0
+
+
+def accuracy(right: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Accuracy:
+    """The share of clips that are right, with a percentile bootstrap interval that resamples groups.
+
+    Where there is one group only its clips are resampled, and `resampled` says so: the interval is then too narrow.
+    """
+    resamples = Resamples.of(groups, seed, draws)
+    share = float(right.mean())
+    low, high = share_interval(share, shares(right, resamples), resamples.units)
+    return Accuracy(share, low, high, len(right), len(set(groups)), resamples.by)
+
+
+def paired_difference(right: Bools, other: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Difference:
     """The share right minus the other's, both on the same clips, with a bootstrap interval that resamples groups."""
-    names, member = np.unique(groups, return_inverse=True)
-    gains = np.bincount(member, weights=right.astype(np.float64) - other, minlength=len(names))
-    sizes = np.bincount(member, minlength=len(names))
-    drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-    shares = gains[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return Difference(float(right.mean() - other.mean()), float(low), float(high))
+    gain = right.astype(np.float64) - other
+    return Difference(float(gain.mean()), *interval(shares(gain, Resamples.of(groups, seed, draws))))
+
+
+def shares(values: npt.NDArray, resamples: Resamples) -> Doubles:
+    """The mean of `values [clips]` in each draw, `[draws]`."""
+    sums = resamples.totals(np.stack([values, np.ones(len(values))], axis=1))
+    return sums[:, 0] / sums[:, 1]
+
+
+# of decisions: each takes tallies [..., classes] of one or many draws
+
+
+def tallies(decided: Bools, targets: Targets) -> dict[str, npt.NDArray[np.int64]]:
+    """What each clip adds to `hits`, `false` alarms and `missed` of each class, `[clips, classes]` each."""
+    truth = targets > 0
+    parts = {"hits": decided & truth, "false": decided & ~truth, "missed": ~decided & truth}
+    return {name: part.astype(np.int64) for name, part in parts.items()}
+
+
+def balanced_accuracy(hits: npt.NDArray, missed: npt.NDArray) -> Doubles:
+    """The mean recall over the classes that have clips, `[...]`, of tallies `[..., classes]`."""
+    return _mean_where(_ratio(hits, hits + missed), hits + missed > 0)
+
+
+def macro_f1(hits: npt.NDArray, false: npt.NDArray, missed: npt.NDArray) -> Doubles:
+    """The mean F1 over the classes that have clips, `[...]`, of tallies `[..., classes]`."""
+    return _mean_where(_ratio(2 * hits, 2 * hits + false + missed), hits + missed > 0)
+
+
+def micro_f1(hits: npt.NDArray, false: npt.NDArray, missed: npt.NDArray) -> Doubles:
+    """F1 of all decisions together, `[...]`, of tallies `[..., classes]`."""
+    return _ratio(2 * hits.sum(axis=-1), (2 * hits + false + missed).sum(axis=-1))
+
+
+# of rankings
+
+
+def average_precisions(scores: Floats, targets: Targets, weights: Doubles | None = None) -> Doubles:
+    """The average precision of each class, `[draws, classes]`: the mean precision at its clips; NaN for one without.
+
+    Clips of equal score are one step, as in scikit-learn's `average_precision_score`.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    found = np.full((len(weights), targets.shape[1]), np.nan)
+    for column in np.flatnonzero(targets.any(axis=0)):
+        order, last = _ranking(scores[:, column])
+        drawn = weights[:, order]
+        relevant = drawn * targets[order, column]
+        precision = _ratio(relevant.cumsum(axis=1)[:, last], drawn.cumsum(axis=1)[:, last])
+        whole = relevant.sum(axis=1)
+        found[:, column] = np.where(whole > 0, _ratio((relevant * precision).sum(axis=1), whole), np.nan)
+    return found
+
+
+def mean_average_precision(scores: Floats, targets: Targets) -> float:
+    """mAP: the mean over classes of `average_precisions`; classes without clips are left out."""
+    return float(np.nanmean(average_precisions(scores, targets)))
+
+
+def equal_error_rates(scores: Floats | Doubles, same: Bools, weights: Doubles | None = None) -> Doubles:
+    """EER of trials, `[draws]`: where as large a share of `same` trials is rejected as of the others accepted.
+
+    A trial is accepted when its score reaches a threshold; between two thresholds both shares are taken as straight
+    lines. NaN where there are no trials of one kind.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    order, last = _ranking(scores)
+    ends = np.unique(last)
+    drawn, truth = weights[:, order], same[order]
+    accepted = (drawn * ~truth).cumsum(axis=1)[:, ends]
+    kept = (drawn * truth).cumsum(axis=1)[:, ends]
+    start = np.zeros((len(weights), 1))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no trials of that kind
+        false_accepts = np.concatenate([start, accepted / accepted[:, -1:]], axis=1)
+        false_rejects = 1 - np.concatenate([start, kept / kept[:, -1:]], axis=1)
+    gap = false_rejects - false_accepts  # from 1 down to -1
+    at = np.maximum((gap <= 0).argmax(axis=1), 1)
+    rows = np.arange(len(gap))
+    before, after = gap[rows, at - 1], gap[rows, at]
+    part = before / (before - after)
+    return false_accepts[rows, at - 1] + part * (false_accepts[rows, at] - false_accepts[rows, at - 1])
+
+
+def equal_error_rate(scores: Floats | Doubles, same: Bools) -> float:
+    """The equal error rate 0..1 of trials with `scores [n]`, of which `same [n]` should be accepted."""
+    return float(equal_error_rates(scores, same)[0])
+
+
+def _ranking(scores: npt.NDArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The order by falling score, and for each place the last place with the same score."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = -scores[order]
+    return order, np.searchsorted(ranked, ranked, side="right") - 1
+
+
+def _ratio(part: npt.NDArray, whole: npt.NDArray) -> Doubles:
+    return part / np.maximum(whole, 1e-12)
+
+
+def _mean_where(values: Doubles, defined: Bools) -> Doubles:
+    return (values * defined).sum(axis=-1) / defined.sum(axis=-1)

@@ -11,7 +11,8 @@ from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.trainer import GAP_S, OFF_S, embed_clips, make_augmenter
+from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.pairtune.items import GAP_S, OFF_S, make_augmenter
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]

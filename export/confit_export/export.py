@@ -15,10 +15,11 @@ import onnx
 import torch
 
 from confit_edge import __version__
-from confit_edge.data.augment import Pcm
-from confit_edge.data.corpus import Clips, Corpus, read_corpus
+from confit_edge.data.augment import Augmenter, Pcm
+from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder, centred
-from confit_edge.pairtune.trainer import embed_clips, make_augmenter
+from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.pairtune.items import make_augmenter
 from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run, weights_sha256
 from confit_export import thresholds
@@ -45,28 +46,6 @@ class Exported:
     fp32: dict[str, Any]
     shipped: dict[str, Any]
     stream_max_abs_diff: float
-
-
-def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
-    """The corpus a run was trained on, read again. Raises UsageError when it is not there or has changed."""
-    source = manifest or Path(run.info.data["manifest"])
-    if not source.exists():
-        raise UsageError(f"{source}: the run's manifest is not there; name it with --data")
-    recipe = run.recipe
-    corpus = read_corpus(
-        source,
-        rate=run.encoder.sample_rate,
-        seed=recipe.seed,
-        label_column=recipe.label_column,
-        group_column=recipe.group_column,
-        split_by=recipe.split_by,
-        background=Path(recipe.background) if recipe.background else None,
-    )
-    if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
-        raise UsageError(
-            f"{source}: is not the data {run.path} was trained on (clips, labels, splits or background differ)"
-        )
-    return corpus
 
 
 def export_run(
@@ -175,8 +154,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def _windows(encoder: Encoder, corpus: Corpus, run: Run, rows: list[int]) -> npt.NDArray[np.float32]:
     """The cohort's clips as windows: words centred as they are, background cropped."""
     clips, rng = corpus.training_clips(), np.random.default_rng([run.recipe.seed, 6])
-    plain = replace(make_augmenter(encoder, corpus, run.recipe), shift=0, gain=0.0, noise_probability=0.0)
-    return plain([clips.pcm[row] for row in rows], rng)
+    return Augmenter(encoder.window)([clips.pcm[row] for row in rows], rng)
 
 
 def _calibration(

@@ -67,7 +67,7 @@ class WindowedModel(nn.Module):
         self.fp32_scopes = ("/encoder/front_end/", "/head/")
 
     def forward(self, pcm: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.head(self.encoder.frames(pcm).mean(dim=1, keepdim=True)))
+        return tuple(self.head(self.encoder.pooled(pcm)[:, None]))
 
 
 def assemble(encoder: Encoder, probe: LinearProbe) -> StreamingModel | WindowedModel:

@@ -14,8 +14,8 @@ from confit_edge.demo import DATA
 from confit_edge.demo.story import KEPT_BACK
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
-from confit_edge.runs import read_run
-from confit_export.export import export_run, run_corpus
+from confit_edge.runs import read_run, run_corpus
+from confit_export.export import export_run
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

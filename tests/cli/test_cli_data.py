@@ -119,3 +119,78 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
         assert says in done.stderr
         assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+@pytest.fixture
+def emotions(tmp_path: Path) -> Path:
+    """A small tree of the shape of EmoDB, two folders down."""
+    rng = np.random.default_rng(0)
+    for speaker in ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16"):
+        for emotion in "WLN":
+            path = tmp_path / "corpora" / "download" / "wav" / f"{speaker}a01{emotion}a.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, rng.uniform(-0.3, 0.3, 1600).astype(np.float32), 16_000)
+    return tmp_path / "corpora"
+
+
+def test_fetch_writes_the_manifest_of_a_corpus_on_disk(emotions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "emodb.csv"
+    refused = run("fetch", "emodb", "--root", emotions, "-o", out, cache=tmp_path)
+    assert refused.returncode == 1
+    assert "30 clips, fewer than the 535 published" in refused.stderr
+    assert not out.exists()
+    done = run("fetch", "emodb", "--root", emotions, "-o", out, "--partial", "--fold", "2", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}: 3 classes, 30 clips (train 18, val 6, test 6)\n"
+    assert "warning: 30 clips, fewer" in done.stderr
+    assert {clip.group for clip in read_manifest(out).select("test").clips} == {"09", "10"}
+    plain = run("fetch", "emodb", "--root", emotions, "-o", out, "--partial", "--json", "--top", "2", cache=tmp_path)
+    (line,) = plain.stdout.splitlines()
+    assert json.loads(line)["clips"] == {"train": 12, "val": 4, "test": 4}
+    assert json.loads(line)["tree"] == str(emotions / "download")
+
+
+def test_fetch_takes_an_audio_folder(folder: Path) -> None:
+    done = run("fetch", f"hf:{folder / 'set'}", "-o", folder / "m.csv", cache=folder / "cache")
+    assert done.returncode == 2
+    assert "name it where a manifest is asked for" in done.stderr
+    for split in ("train", "validation", "test"):
+        for label in ("yes", "no"):
+            person = {"train": "ann", "validation": "bob", "test": "cid"}[split]
+            (folder / "hf" / split).mkdir(parents=True, exist_ok=True)
+            (folder / "set" / label / person).rename(folder / "hf" / split / label)
+    (folder / "hf" / "train" / "yes" / "dan").mkdir()
+    (folder / "hf" / "train" / "yes" / "1.wav").rename(folder / "hf" / "train" / "yes" / "dan" / "1.wav")
+    done = run("fetch", f"hf:{folder / 'hf'}", "-o", folder / "m.csv", cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder / 'm.csv'}: 2 classes, 12 clips (train 4, val 4, test 4)\n"
+    assert "dan" in {clip.group for clip in read_manifest(folder / "m.csv").clips}
+
+
+def test_fetch_lists_the_corpora_and_says_they_were_not_met(tmp_path: Path) -> None:
+    shown = run("fetch", "--list", cache=tmp_path)
+    assert shown.returncode == 0
+    assert "has not met the real corpus" in shown.stderr
+    lines = [json.loads(line) for line in run("fetch", "--list", "--json", cache=tmp_path).stdout.splitlines()]
+    assert {"timit", "gtzan", "esc50", "mswc", "emodb"} <= {line["name"] for line in lines}
+    assert all(line["home"] in shown.stdout for line in lines)
+
+
+def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    for arguments, says in [
+        ([], "name a corpus"),
+        (["emodb"], "-o OUT.csv"),
+        (["emodb", "-o", out], "--root DIR"),
+        (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "must end in .csv"),
+        (["imagenet", "-o", out, "--root", emotions], "not a corpus known by name (timit,"),
+        (["esc50", "-o", out, "--root", emotions], "no esc50 there"),
+        (["emodb", "-o", out, "--root", emotions, "--fold", "6"], "has folds 1 to 5"),
+        (["emodb", "-o", out, "--root", emotions, "--label-column", "word"], "--label-column is not for it"),
+        ([f"hf:{emotions}", "-o", out, "--fold", "1"], "--fold is not for it"),
+    ]:
+        done = run("fetch", *arguments, cache=tmp_path)
+        assert done.returncode == 2, arguments
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not out.exists()

@@ -18,7 +18,7 @@ from confit_edge.pairtune.config import Recipe
 from confit_runtime.errors import UsageError
 
 KEYS = {field.name: field for field in dataclasses.fields(Recipe)}
-NOT_RECIPE = {"manifest", "out", "recipe", "resume", "json_lines"}
+NOT_RECIPE = {"manifest", "out", "recipe", "resume", "tensorboard", "json_lines"}
 
 
 def test_every_key_is_a_flag_of_train_and_every_flag_a_key() -> None:
@@ -85,7 +85,7 @@ def wrong(annotation: Any) -> list[Any]:
     """Values that are not of a key's type."""
     kind = typing.get_origin(annotation) or annotation
     if type(None) in typing.get_args(annotation):
-        return [1, ["x"], True]
+        return [["x"], True, "6" if int in typing.get_args(annotation) else 1]
     values = {
         int: [1.5, "3", None, True, [1]],
         float: ["fast", None, True, float("nan"), float("inf"), [1.0]],
@@ -99,7 +99,12 @@ def wrong(annotation: Any) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [(key, value) for key, hint in typing.get_type_hints(Recipe).items() for value in wrong(hint)],
+    [
+        (key, value)
+        for key, hint in typing.get_type_hints(Recipe).items()
+        for value in wrong(hint)
+        if (key, value) != ("freeze", 1)  # a number of layers, written as a number
+    ],
     ids=lambda part: str(part),
 )
 def test_a_value_of_a_wrong_type_is_refused_by_name(key: str, value: Any) -> None:
@@ -113,12 +118,27 @@ def test_a_value_of_a_wrong_type_is_refused_by_name(key: str, value: Any) -> Non
         *[("epochs", 0), ("seed", -1), ("seed", 2**64), ("classes_per_batch", 1), ("clips_per_class", 1)],
         *[("window", 0.0), ("window", -1.0), ("temperature", 0.0), ("head_lr", 0.0), ("lr", []), ("lr", [1e-3, 0.0])],
         *[("noise_probability", 1.01), ("snr_low", 99.0), ("hardness", -1.0), ("shift", -0.1), ("gain", -1.0)],
+        *[("accumulate", 0), ("chunk_size", -1), ("patience", -1), ("lr_decay", 0.0), ("lr_decay", 1.1)],
+        *[
+            ("freeze", "some"),
+            ("freeze", 0),
+            ("freeze", "-1"),
+            ("freeze", "1.5"),
+            ("freeze", ""),
+            ("head_init", "probe"),
+        ],
+        *[("layers", 0), ("lora_rank", -1), ("pooling", "max"), ("initialise", "zeros")],
         *[("weight_decay", -1.0), ("probe_views", 0), ("search_epochs", 0), ("projection_dim", 1)],
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"'{key}'"):
         Recipe.from_dict({key: value})
+
+
+def test_frozen_layers_are_counted_in_words_or_numbers() -> None:
+    assert Recipe.from_dict({"freeze": 6}) == Recipe.from_dict({"freeze": "6"}) == Recipe(freeze="6")
+    assert Recipe(objective="finetune", head_init="probe").head_init == "probe"
 
 
 def test_one_clip_of_each_class_is_enough_for_fine_tuning_only() -> None:

@@ -12,9 +12,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.corpus import UNKNOWN, Corpus, background_files, balanced_batches, read_corpus
+from confit_edge.data.corpus import UNKNOWN, Corpus, balanced_batches, read_corpus
+from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.trainer import _batches
+from confit_edge.pairtune.items import epoch_batches
 from confit_runtime.errors import ConfitError, UsageError
 
 RATE = 16_000
@@ -46,7 +47,7 @@ def test_splits_targets_and_groups_are_the_manifests(corpus: Corpus) -> None:
 
 def test_background_is_an_unknown_class_with_a_part_kept_for_validation(run_corpus: Corpus, background: Path) -> None:
     assert run_corpus.classes[-1] == run_corpus.unknown == UNKNOWN
-    recordings = [soundfile.read(path, dtype="float32")[0] for path in background_files(background)]
+    recordings = [soundfile.read(path, dtype="float32")[0] for path in sound_files(background, "--background")]
     assert len(recordings) == 2
     for whole, train, val in zip(recordings, run_corpus.background_train, run_corpus.background_val, strict=True):
         assert np.array_equal(np.concatenate([train, val]), whole)  # in time: the end was never trained on
@@ -71,8 +72,8 @@ def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not sound")
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UsageError, match="--background"):
-            background_files(path)
-    assert background_files(noise(tmp_path / "one.wav", 0)) == [tmp_path / "one.wav"]
+            sound_files(path, "--background")
+    assert sound_files(noise(tmp_path / "one.wav", 0), "--background") == [tmp_path / "one.wav"]
 
 
 @pytest.mark.parametrize("kind", ["silent", "text"])
@@ -158,30 +159,60 @@ def test_an_epoch_is_batches_of_p_classes_by_k_clips(
         assert not counts or max(counts) - min(counts) <= 1
 
 
-def test_classes_and_clips_come_round_equally_over_epochs() -> None:
-    sizes = [3, 30, 10, 1, 20]
-    targets = one_hot(sizes)
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=3, max_size=6).filter(lambda sizes: sum(map(bool, sizes)) > 1),
+    empty=st.integers(0, 5),
+    per_batch=st.integers(2, 7),
+    per_class=st.integers(1, 4),
+)
+def test_classes_and_clips_come_round_equally_over_epochs(
+    sizes: list[int], empty: int, per_batch: int, per_class: int
+) -> None:
+    targets = np.concatenate([one_hot(sizes), np.zeros((empty, len(sizes)), np.int8)])
+    negatives = np.flatnonzero(~targets.any(axis=1))
+    labels = np.where(targets.any(axis=1), targets.argmax(axis=1), len(sizes))
     draws: Counter[int] = Counter()
-    for epoch in range(300):
-        for batch in balanced_batches(targets, 2, 4, np.random.default_rng([0, epoch])):
+    rounds: Counter[int] = Counter()
+    for epoch in range(5):
+        generator = np.random.default_rng(1)
+        for batch in balanced_batches(targets, per_batch, per_class, generator, epoch=epoch, negatives=negatives):
             draws.update(batch)
-    labels = targets.argmax(axis=1)
-    per_class = [sum(draws[int(row)] for row in np.flatnonzero(labels == label)) for label in range(len(sizes))]
-    assert max(per_class) / min(per_class) < 1.1
-    for label, size in enumerate(sizes):
+            drawn = Counter(int(labels[row]) for row in batch)
+            assert set(drawn.values()) == {per_class}
+            rounds.update(drawn.keys())
+    present = sorted({int(label) for label in labels})
+    assert max(rounds[label] for label in present) - min(rounds[label] for label in present) <= 1
+    for label in present:
         counts = [draws[int(row)] for row in np.flatnonzero(labels == label)]
-        assert len(counts) == size
-        # each epoch begins a new round, so over epochs this holds as far as chance goes
-        assert max(abs(count - np.mean(counts)) for count in counts) < 4 * np.sqrt(np.mean(counts))
+        assert max(counts) - min(counts) <= 1
+
+
+def test_epochs_follow_one_another_without_beginning_anew() -> None:
+    targets = one_hot([5, 7, 6])
+
+    def epoch(number: int) -> list[list[int]]:
+        return list(balanced_batches(targets, 2, 3, np.random.default_rng(0), epoch=number))
+
+    assert epoch(0) + epoch(1) != epoch(0) * 2
+    assert len(epoch(0)) == len(epoch(1)) == 3
+
+
+def test_clips_without_a_label_are_drawn_where_they_are_named() -> None:
+    targets = np.concatenate([one_hot([4, 4]), np.zeros((4, 2), np.int8)])
+    plain = list(balanced_batches(targets, 3, 2, np.random.default_rng(0)))
+    assert all(row < 8 for batch in plain for row in batch)
+    named = list(balanced_batches(targets, 3, 2, np.random.default_rng(0), negatives=np.arange(8, 12)))
+    assert {row for batch in named for row in batch} == set(range(12))
 
 
 def test_batches_hold_the_unknown_beside_the_classes(run_corpus: Corpus) -> None:
     clips = run_corpus.training_clips()
     unknown = run_corpus.classes.index(UNKNOWN)
     recipe = Recipe(classes_per_batch=3, clips_per_class=2)
-    batches = list(_batches(clips, run_corpus, recipe, 0))
-    assert batches == list(_batches(clips, run_corpus, recipe, 0))
-    assert batches != list(_batches(clips, run_corpus, recipe, 1))
+    batches = list(epoch_batches(clips, run_corpus, recipe, 0))
+    assert batches == list(epoch_batches(clips, run_corpus, recipe, 0))
+    assert batches != list(epoch_batches(clips, run_corpus, recipe, 1))
     for batch in batches:
         drawn = Counter(int(clips.labels[row]) for row in batch)
         assert drawn.pop(unknown) == 4

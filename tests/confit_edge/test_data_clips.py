@@ -14,6 +14,7 @@ import soundfile
 
 from confit_edge.data.clips import ClipStore, load_clips
 from confit_edge.data.manifest import Clip, Manifest, ManifestError
+from confit_runtime.audio import load_clip
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 
 RATE = 16_000
@@ -155,40 +156,71 @@ def test_the_shortest_clip_allowed_is_up_to_the_caller(tmp_path: Path, store: Cl
         load_clips(manifest, store, min_seconds=1)
 
 
-def cache_files(store: ClipStore) -> list[Path]:
-    return sorted(store.folder.iterdir())
+def shards(store: ClipStore) -> list[Path]:
+    return sorted(store.folder.glob("*.f32"))
 
 
-def test_what_is_decoded_is_kept_on_disk_for_the_next_process(tmp_path: Path, store: ClipStore) -> None:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are decoded from here on."""
+    names: list[str] = []
+
+    def load(path: Path, rate: int) -> npt.NDArray[np.float32]:
+        names.append(Path(path).name)
+        return load_clip(path, rate)
+
+    monkeypatch.setattr("confit_edge.data.clips.load_clip", load)
+    return names
+
+
+def test_what_is_decoded_is_kept_on_disk_for_the_next_process(
+    tmp_path: Path, store: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = decoded(monkeypatch)
     path = wav(tmp_path / "a.wav", tone(rate=8_000), rate=8_000)
     first = store.get(path)
-    (cached,) = cache_files(store)
-    before = cached.stat().st_mtime_ns
-    np.testing.assert_array_equal(np.load(cached, allow_pickle=False), first)
     np.testing.assert_array_equal(ClipStore(RATE, tmp_path / "cache").get(path), first)
-    assert cached.stat().st_mtime_ns == before
+    assert names == ["a.wav"]
     assert len(ClipStore(22_050, tmp_path / "cache").get(path)) == 11_025  # another rate is another entry
-    assert len(cache_files(store)) == 2
+    assert names == ["a.wav", "a.wav"]
+    assert len(shards(store)) == 1
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "flipped bit", "zip"])
-def test_a_damaged_cache_file_is_made_again(tmp_path: Path, store: ClipStore, damage: str) -> None:
-    path = wav(tmp_path / "a.wav", tone())
-    store.get(path)
-    (cached,) = cache_files(store)
-    data = bytearray(cached.read_bytes())
-    good = bytes(data)
-    data[len(data) // 2] ^= 1
-    broken = {
-        "empty": b"",
-        "cut": good[:-100],
-        "garbage": b"\x93NUMPY" * 50,
-        "flipped bit": bytes(data),
-        "zip": b"PK\3\4" * 9,
-    }
-    cached.write_bytes(broken[damage])
-    np.testing.assert_array_equal(ClipStore(RATE, tmp_path / "cache").get(path), tone())
-    assert cached.read_bytes() == good
+@pytest.mark.parametrize(
+    "damage", ["flipped bit", "shard cut", "shard empty", "shard gone", "index garbage", "index gone"]
+)
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, store: ClipStore, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    good, path = wav(tmp_path / "good.wav", tone(hertz=880)), wav(tmp_path / "a.wav", tone())
+    for clip in (good, path):
+        store.get(clip)
+    (shard,) = shards(store)
+    index = store.folder / "index.db"
+    del store
+    if damage == "flipped bit":
+        with shard.open("r+b") as file:
+            file.seek(4 * len(tone()) + 5000)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+    elif damage == "shard cut":
+        os.truncate(shard, 4 * len(tone()) + 5000)
+    elif damage == "shard empty":
+        os.truncate(shard, 0)
+    elif damage == "index garbage":
+        index.write_bytes(b"garbage" * 2000)
+    else:
+        (shard if damage == "shard gone" else index).unlink()
+    names = decoded(monkeypatch)
+    again = ClipStore(RATE, tmp_path / "cache")
+    np.testing.assert_array_equal(again.get(good), tone(hertz=880))
+    np.testing.assert_array_equal(again.get(path), tone())
+    assert "a.wav" in names
+    last = ClipStore(RATE, tmp_path / "cache")
+    before = len(names)
+    np.testing.assert_array_equal(last.get(path), tone())
+    np.testing.assert_array_equal(last.get(good), tone(hertz=880))
+    assert len(names) == before
 
 
 def test_a_replaced_clip_is_decoded_again(tmp_path: Path, store: ClipStore) -> None:
@@ -208,18 +240,46 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     (tmp_path / "a-file").write_text("in the way")
     store = ClipStore(RATE, tmp_path / folder)
     paths = [wav(tmp_path / f"{hertz}.wav", tone(hertz=hertz)) for hertz in (440, 880)]
-    for path in paths:
-        assert store.get(path) is store.get(path)
+    for path, hertz in zip(paths, (440, 880), strict=True):
+        np.testing.assert_array_equal(store.get(path), tone(hertz=hertz))
+        np.testing.assert_array_equal(store.get(path), tone(hertz=hertz))
     assert len(caplog.records) == 1
     assert "CONFIT_EDGE_CACHE" in caplog.text
 
 
-def test_memory_is_bounded(tmp_path: Path) -> None:
-    store = ClipStore(RATE, tmp_path / "cache", memory_bytes=tone().nbytes + 10)
-    first, second = (wav(tmp_path / f"{hertz}.wav", tone(hertz=hertz)) for hertz in (440, 880))
-    assert store.get(first) is store.get(first)
-    assert store.get(second) is not store.get(second)
-    np.testing.assert_array_equal(store.get(second), tone(hertz=880))
+def test_clips_take_no_memory_of_the_process(tmp_path: Path, store: ClipStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [wav(tmp_path / f"{hertz}.wav", tone(hertz=hertz)) for hertz in range(300, 320)]
+    got = [store.get(path) for path in paths]
+    assert len({id(pcm.base) for pcm in got}) == 1  # views of one map
+    assert store.get(paths[0]) is got[0]
+    monkeypatch.setattr("confit_edge.data.pack.MAPPED", 0)  # where too many files are open, they are read instead
+    again = ClipStore(RATE, tmp_path / "cache")
+    for path, pcm in zip(paths, got, strict=True):
+        read = again.get(path)
+        np.testing.assert_array_equal(read, pcm)
+        assert not read.flags.writeable
+
+
+def test_a_clip_longer_than_a_shard_has_one_of_its_own(
+    tmp_path: Path, store: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confit_edge.data.pack.SHARD", 3000)
+    clips = {wav(tmp_path / f"{seconds}.wav", tone(seconds)): tone(seconds) for seconds in (0.1, 0.5, 0.05, 0.06)}
+    for _ in range(2):
+        for path, pcm in clips.items():
+            np.testing.assert_array_equal(store.get(path), pcm)
+        store = ClipStore(RATE, tmp_path / "cache")
+    assert sorted(path.stat().st_size // 4 for path in shards(store)) == [3000, 3000, 8000]
+
+
+def test_processes_that_add_at_once_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    paths = [wav(tmp_path / f"{hertz}.wav", tone(0.1, hertz=hertz)) for hertz in range(300, 340)]
+    stores = [ClipStore(RATE, tmp_path / "cache") for _ in range(4)]  # each with a connection of its own
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda job: job[0].get(job[1]), [(store, path) for path in paths for store in stores]))
+    last = ClipStore(RATE, tmp_path / "cache")
+    for path, hertz in zip(paths, range(300, 340), strict=True):
+        np.testing.assert_array_equal(last.get(path), tone(0.1, hertz=hertz))
 
 
 def test_clips_are_shared_and_cannot_be_written_to(tmp_path: Path, store: ClipStore) -> None:
@@ -235,13 +295,13 @@ def test_many_threads_read_the_same_clips(tmp_path: Path, store: ClipStore) -> N
         got = list(pool.map(store.get, paths * 20))
     for pcm, i in zip(got, list(range(10)) * 20, strict=True):
         np.testing.assert_array_equal(pcm, tone(0.1, hertz=300 + i))
-    assert [path.suffix for path in cache_files(store)] == [".npy"] * 10
+    assert len(shards(store)) == 1
 
 
 def test_the_environment_says_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONFIT_EDGE_CACHE", str(tmp_path / "there"))
     ClipStore(RATE).get(wav(tmp_path / "a.wav", tone()))
-    assert len(list((tmp_path / "there" / "clips").glob("*.npy"))) == 1
+    assert (tmp_path / "there" / "clips" / "index.db").is_file()
     monkeypatch.delenv("CONFIT_EDGE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert ClipStore(RATE).folder == tmp_path / "home" / ".cache" / "confit-edge" / "clips"

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from confit_edge.encoders import build, pretrained
 from confit_edge.encoders.base import Encoder, centred, normalise, whole_hops
+from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import HOP, RECEPTIVE, SILENCE, SpeechEmbedding
-from confit_edge.pairtune.trainer import embed_clips
-from confit_runtime.errors import ConfitError
+from confit_edge.pairtune.embedding import embed_clips
+from confit_runtime.errors import ConfitError, UsageError
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "speech_embedding_reference.npz")
 CPU = torch.device("cpu")
@@ -166,6 +167,39 @@ def test_the_same_architecture_comes_back_from_its_spec(encoder: Encoder) -> Non
     pcm = torch.from_numpy(noise(2 * encoder.window)).reshape(2, -1)
     with torch.no_grad():
         assert torch.equal(again.eval()(pcm), encoder(pcm))
+
+
+def test_blocks_hold_each_parameter_once_from_input_to_output(encoder: SpeechEmbedding) -> None:
+    owned = [id(p) for block in encoder.blocks() for module in block for p in module.parameters()]
+    assert owned == [id(p) for p in encoder.parameters()]
+    assert [len(block) for block in encoder.blocks()] == [3, 4, 4, 4, 4, 1]
+
+
+def test_the_random_control_keeps_the_front_end_and_draws_the_layers_from_the_seed(encoder: SpeechEmbedding) -> None:
+    one, same, other = (pretrained("speech-embedding", 1.28, initialise="random", seed=seed) for seed in (0, 0, 1))
+    state = torch.random.get_rng_state()
+    pretrained("speech-embedding", 1.28, initialise="random", seed=2)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is left alone
+    assert torch.equal(one.front_end.mel, encoder.front_end.mel)
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, same.state_dict()[key])
+        if key.endswith("weight"):
+            assert not torch.equal(value, other.state_dict()[key])
+            assert not torch.equal(value, encoder.state_dict()[key])
+    with torch.no_grad():
+        frames = one.eval().frames(torch.from_numpy(noise(2 * one.window)).reshape(2, -1))
+    assert 1e-2 < float(frames.std()) < 1e2  # not died away in twenty layers
+
+
+@pytest.mark.parametrize("options", [{"pooling": "masked"}, {"layers": 3}, {"layer_weights": True}])
+def test_what_attention_encoders_alone_can_do_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=f"'{next(iter(options))}'.*speech-embedding"):
+        pretrained("speech-embedding", 1.28, **options)
+
+
+def test_adapters_are_for_attention_encoders(encoder: SpeechEmbedding) -> None:
+    with pytest.raises(UsageError, match="'lora_rank'"), adapted(encoder, rank=4):
+        pass
 
 
 def test_an_unknown_family_is_refused() -> None:

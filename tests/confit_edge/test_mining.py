@@ -1,8 +1,11 @@
-"""Hard-pair mining against a loop over anchors."""
+"""Hard-pair mining against loops over anchors and pairs."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,78 +13,140 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confit_edge.pairtune import mining
+from confit_edge.pairtune.config import Mining, Recipe
 from confit_edge.pairtune.losses import jaccard
-from confit_edge.pairtune.mining import mine
-from confit_edge.pairtune.objectives import PairTune
+from confit_edge.pairtune.mining import mine, strategy_of
+from tests.confit_edge import naive_pairs as naive
+from tests.confit_edge.naive_pairs import Doubles, Targets
+
+SETTINGS = settings(max_examples=60, deadline=None)
+SHARE, MARGIN = {"share": 0.4}, {"margin": 0.25}
+KEEPING: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, float]]] = {
+    "none": (mining.all_alike, naive.none, {}),
+    "hardest-negatives": (mining.hardest_negatives, naive.hardest_negatives, SHARE),
+    "hardest-positives": (mining.hardest_positives, naive.hardest_positives, SHARE),
+    "semi-hard": (mining.semi_hard, naive.semi_hard, MARGIN),
+    "multi-similarity": (mining.multi_similarity, naive.multi_similarity, MARGIN),
+}
 
 
-def batch(seed: int, clips: int, classes: int, several: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng(seed)
-    targets = rng.integers(0, 2, (clips, classes)) if several else np.eye(classes)[rng.integers(classes, size=clips)]
-    return torch.from_numpy(rng.standard_normal((clips, 6))).float(), jaccard(torch.from_numpy(targets))
+def few_cosines(clips: int) -> st.SearchStrategy[Doubles]:
+    """Cosines that tie often, and that float32 and the margin hold exactly."""
+    return st.lists(st.integers(-8, 8), min_size=clips**2, max_size=clips**2).map(
+        lambda values: np.reshape(values, (clips, clips)) / 8
+    )
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**16),
-    clips=st.integers(1, 9),
-    classes=st.integers(1, 4),
-    several=st.booleans(),
-    beta=st.floats(0, 8),
-)
-def test_weights_and_statistics_equal_the_loop(seed: int, clips: int, classes: int, several: bool, beta: float) -> None:
-    projections, pairs = batch(seed, clips, classes, several)
-    mined = mine(projections, pairs, beta)
-    z = projections.double().numpy()
-    cosine = z @ z.T / np.outer(np.linalg.norm(z, axis=1), np.linalg.norm(z, axis=1))
-    positives, negatives = [], []
-    for i in range(clips):
-        mine_of = [a for a in range(clips) if a != i and pairs[i, a] == 0]
-        raw = {a: math.exp(beta * cosine[i, a] / 0.5) for a in mine_of}
-        for a in range(clips):
-            expected = raw[a] * len(raw) / sum(raw.values()) if a in raw else 1.0
-            assert mined.hardness[i, a].item() == pytest.approx(expected, rel=1e-3)
-        if mine_of:
-            assert mined.hardness[i, mine_of].mean().item() == pytest.approx(1.0, rel=1e-4)
-            negatives.append(max(cosine[i, a] for a in mine_of))
-        if same := [p for p in range(clips) if pairs[i, p] > 0]:
-            positives.append(min(cosine[i, p] for p in same))
-    for found, values in ((mined.hardest_positive, positives), (mined.hardest_negative, negatives)):
-        assert found == pytest.approx(np.mean(values) if values else math.nan, abs=1e-5, nan_ok=True)
+@SETTINGS
+@pytest.mark.parametrize("name", KEEPING)
+@given(data=st.data())
+def test_a_strategy_keeps_the_pairs_that_the_loop_keeps(name: str, data: st.DataObject) -> None:
+    clips = data.draw(st.integers(1, 7))
+    cosine, pairs = data.draw(few_cosines(clips)), naive.overlap(data.draw(naive.label_sets(clips)))
+    ours, oracle, options = KEEPING[name]
+    positive = torch.from_numpy(pairs > 0)
+    weights = ours(torch.from_numpy(cosine).float(), positive, (~positive).fill_diagonal_(False), **options)
+    np.testing.assert_array_equal(weights.fill_diagonal_(0), oracle(cosine, pairs, **options))
 
 
-def test_beta_zero_weighs_all_alike() -> None:
-    projections, pairs = batch(0, 8, 3)
-    np.testing.assert_allclose(mine(projections, pairs, 0.0).hardness, 1.0, rtol=1e-6)
+@SETTINGS
+@given(batch=naive.batches(), beta=st.floats(0, 8))
+def test_weights_by_hardness_equal_the_loop(batch: tuple[Doubles, Targets], beta: float) -> None:
+    z, targets = batch
+    pairs = jaccard(torch.from_numpy(targets))
+    weights = mine(torch.from_numpy(z), pairs, partial(mining.by_hardness, beta=beta)).weights
+    expected = naive.hardness(naive.cosines(z), pairs.double().numpy(), beta)
+    np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-6)
+    negative = ((pairs == 0) & ~torch.eye(len(z), dtype=torch.bool)).any(dim=1)
+    sums, counts = (weights * (pairs == 0)).sum(dim=1), (pairs == 0).sum(dim=1) - 1
+    np.testing.assert_allclose(sums[negative] / counts[negative], 1.0, rtol=1e-4)
 
 
-def test_a_nearer_negative_weighs_more() -> None:
+@pytest.mark.parametrize("name", ["hardness", *KEEPING])
+@settings(max_examples=20, deadline=None)
+@given(batch=naive.batches(repeats=False))
+def test_statistics_equal_the_loop(name: Mining, batch: tuple[Doubles, Targets]) -> None:
+    z, targets = batch
+    pairs = jaccard(torch.from_numpy(targets))
+    mined = mine(torch.from_numpy(z), pairs, strategy_of(Recipe(mining=name)))
+    expected = naive.statistics(naive.cosines(z), pairs.numpy(), mined.weights.numpy())
+    assert mined.statistics == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    if name in ("none", "hardness"):
+        for kept in (mined.statistics["positives_kept"], mined.statistics["negatives_kept"]):
+            assert kept == 1 or np.isnan(kept)
+
+
+def test_multi_similarity_is_that_of_pytorch_metric_learning() -> None:
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+    torch.manual_seed(0)
+    labels = torch.arange(40) % 7
+    z = torch.randn(40, 6)
+    a1, positives, a2, negatives = MultiSimilarityMiner(epsilon=0.1)(z, labels)
+    expected = torch.zeros(40, 40)
+    expected[a1, positives] = expected[a2, negatives] = 1
+    mined = mine(z, jaccard(torch.eye(7)[labels]), partial(mining.multi_similarity, margin=0.1))
+    assert torch.equal(mined.weights, expected)
+    assert 0 < mined.statistics["negatives_kept"] < 1
+
+
+def test_semi_hard_pairs_are_those_of_the_triplets_of_pytorch_metric_learning() -> None:
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.miners import TripletMarginMiner
+
+    torch.manual_seed(0)
+    labels = torch.arange(24) % 6
+    z = torch.randn(24, 6)
+    miner = TripletMarginMiner(margin=0.05, type_of_triplets="semihard", distance=CosineSimilarity())
+    anchors, positives, negatives = miner(z, labels)
+    expected = torch.zeros(24, 24)
+    expected[anchors, positives] = expected[anchors, negatives] = 1
+    mined = mine(z, jaccard(torch.eye(6)[labels]), partial(mining.semi_hard, margin=0.05))
+    assert torch.equal(mined.weights, expected)
+    assert 0 < mined.statistics["positives_kept"] < 1
+
+
+def test_a_nearer_negative_weighs_more_and_a_great_beta_overflows_nothing() -> None:
     projections = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.5], [-1.0, 0.0]])
     pairs = jaccard(torch.eye(3)[[0, 0, 1, 2]])
-    hardness = mine(projections, pairs, 2.0).hardness
-    assert hardness[0, 2] > 1 > hardness[0, 3]
-    assert hardness[0, 1] == 1  # a positive is left alone
+    weights = mine(projections, pairs, partial(mining.by_hardness, beta=2.0)).weights
+    assert weights[0, 2] > 1 > weights[0, 3]
+    assert weights[0, 1] == 1  # a positive is left alone
+    weights = mine(projections, pairs, partial(mining.by_hardness, beta=500.0)).weights
+    assert weights[0].tolist() == pytest.approx([0, 1, 2, 0], abs=1e-6)  # all on the hardest negative
 
 
-def test_mining_gives_no_gradient_and_is_fp32_under_autocast() -> None:
-    projections, pairs = batch(0, 8, 3)
-    projections.requires_grad_()
-    plain = mine(projections, pairs, 4.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = mine(projections, pairs, 4.0)
-    assert not plain.hardness.requires_grad
-    assert torch.equal(plain.hardness, cast.hardness)
-    assert plain.hardest_negative == cast.hardest_negative
-
-
-def test_pairtune_passes_hardness_to_the_loss() -> None:
+@pytest.mark.parametrize("name", ["hardness", *KEEPING])
+def test_mining_gives_no_gradient_and_is_fp32_under_autocast(name: Mining) -> None:
     torch.manual_seed(0)
-    embeddings = torch.nn.functional.normalize(torch.randn(9, 8), dim=1)
-    targets = torch.eye(3)[torch.arange(9) % 3]
-    soft = PairTune(8, 4, temperature=0.1, hardness=0.0)
-    hard = PairTune(8, 4, temperature=0.1, hardness=4.0)
-    hard.load_state_dict(soft.state_dict())
-    (soft_loss, statistics), (hard_loss, _) = soft(embeddings, targets), hard(embeddings, targets)
-    assert hard_loss > soft_loss  # the hardest negatives count for more
-    assert -1 <= statistics["hardest_positive"] <= 1
-    assert -1 <= statistics["hardest_negative"] <= 1
+    projections, pairs = torch.randn(12, 6).requires_grad_(), jaccard(torch.eye(3)[torch.arange(12) % 3])
+    strategy = strategy_of(Recipe(mining=name))
+    plain = mine(projections, pairs, strategy)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = mine(projections, pairs, strategy)
+    assert not plain.weights.requires_grad
+    assert torch.equal(plain.weights, cast.weights)
+    assert plain.statistics == cast.statistics
+
+
+def test_a_recipe_gives_its_strategy_its_own_parameters() -> None:
+    torch.manual_seed(0)
+    projections, pairs = torch.randn(24, 6), jaccard(torch.eye(4)[torch.arange(24) % 4])
+    for name, key, low, high in [
+        ("hardness", "hardness", 1.0, 8.0),
+        ("hardest-negatives", "mining_share", 0.1, 0.9),
+        ("hardest-positives", "mining_share", 0.1, 0.9),
+        ("semi-hard", "mining_margin", 0.01, 0.5),
+        ("multi-similarity", "mining_margin", 0.0, 0.5),
+    ]:
+        base = Recipe(mining=name)  # type: ignore[arg-type]
+        few, many = (
+            mine(projections, pairs, strategy_of(dataclasses.replace(base, **{key: value}))).weights
+            for value in (low, high)
+        )
+        if name == "hardness":
+            assert many.max() > few.max()
+        else:
+            assert (many > 0).sum() > (few > 0).sum()
+            assert not ((few > 0) & (many == 0)).any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
+from confit_edge.probes.compare import _starts
 from confit_edge.probes.dual import dual_probe
-from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe, log_loss
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
 from confit_edge.probes.views import augmented_views, stream_views
@@ -170,6 +173,42 @@ def test_k_is_chosen_on_validation() -> None:
     assert probe.k == min(k for k in share if share[k] == max(share.values()))
 
 
+def test_the_metric_is_chosen_on_validation() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    loud = 3 * rng.standard_normal((200, 3))
+    x = np.hstack([loud, 0.2 * (2 * labels[:, None] - 1 + 0.3 * rng.standard_normal((200, 1)))])
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    targets = np.eye(2, dtype=np.int8)[labels]
+    probe = KnnProbe.fit(
+        x[:100], targets[:100], x[100:], targets[100:]
+    )  # a class is in the one dimension that is small
+    assert probe.metric == "standardised"
+    by_cosine = max(
+        correct(KnnProbe(x[:100], targets[:100], k).scores(x[100:]), targets[100:]).mean() for k in (1, 3, 5)
+    )
+    assert correct(probe.scores(x[100:]), targets[100:]).mean() > by_cosine
+    mean, scale = x[:100].mean(axis=0), x[:100].std(axis=0) * 2  # 2: the root of four dimensions
+    for query, scores in zip(x[100:104], probe.scores(x[100:104]), strict=True):
+        away = np.square((query - mean) / scale - (x[:100] - mean) / scale).sum(axis=1)
+        near = np.argsort(away)[: probe.k]
+        weights = np.exp(-away[near] / 2 / 0.1)
+        expected = [weights[targets[:100][near, label] > 0].sum() / weights.sum() for label in (0, 1)]
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_k_of_several_labels_is_chosen_by_average_precision() -> None:
+    (x, y), (val, val_y) = several_labels(80), several_labels(60, 1)
+    x, val = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, val))
+    probe = KnnProbe.fit(x, y, val, val_y, multi_label=True)
+    found = {
+        (metric, k): average_precision_score(val_y, KnnProbe(x, y, k, metric).scores(val))
+        for metric in METRICS
+        for k in NEIGHBOURS
+    }
+    assert found[probe.metric, probe.k] == pytest.approx(max(found.values()))
+
+
 def test_k_is_judged_by_any_of_a_clips_labels() -> None:
     x = np.array([[1.0, 0.0], [0.98, 0.2], [0.98, -0.2]], np.float32)
     targets = np.array([[0, 1], [1, 0], [1, 0]], np.int8)
@@ -204,7 +243,7 @@ def test_the_interval_resamples_groups_not_clips() -> None:
     assert by_voice == accuracy(right, [str(clip // 40) for clip in range(800)])
 
 
-@pytest.mark.parametrize("groups", [1, 6, 18])
+@pytest.mark.parametrize("groups", [2, 6, 18])
 def test_all_right_or_all_wrong_still_has_an_interval(groups: int) -> None:
     names = [str(clip % groups) for clip in range(5 * groups)]
     perfect = accuracy(np.ones(len(names), bool), names)
@@ -214,6 +253,15 @@ def test_all_right_or_all_wrong_still_has_an_interval(groups: int) -> None:
         0.025
     )  # so rarely would all groups be right were it no better than that
     assert (hopeless.low, hopeless.high) == (0.0, pytest.approx(1 - perfect.low))
+
+
+def test_with_one_group_clips_are_resampled_and_the_result_says_so() -> None:
+    right = np.random.default_rng(0).random(400) < 0.7
+    one, each = accuracy(right, ["a"] * 400), accuracy(right, [str(clip) for clip in range(400)])
+    assert (one.groups, one.resampled, each.resampled) == (1, "clips", "groups")
+    assert one.high - one.low == pytest.approx(2 * 1.96 * math.sqrt(0.7 * 0.3 / 400), rel=0.15)
+    assert accuracy(np.ones(10, bool), ["a"] * 10).low == pytest.approx(0.025 ** (1 / 10))
+    assert paired_difference(right, ~right, ["a"] * 400).low < right.mean() - (~right).mean()
 
 
 def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
@@ -227,6 +275,28 @@ def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
     assert paired_difference(right, right, groups).to_dict() == {"difference": 0, "low": 0, "high": 0}
 
 
+# side by side
+
+
+def test_runs_that_started_alike_share_a_frozen_encoder_and_others_are_told_apart() -> None:
+    def starts(*recipes: Recipe) -> list[str]:
+        return _starts([SimpleNamespace(recipe=recipe) for recipe in recipes])  # type: ignore[list-item]
+
+    assert starts(Recipe(), Recipe(seed=3, objective="finetune")) == ["frozen speech-embedding"] * 2
+    assert starts(Recipe(), Recipe(window=2.0)) == [
+        "frozen speech-embedding window=1.28",
+        "frozen speech-embedding window=2.0",
+    ]
+    drawn = starts(Recipe(), Recipe(initialise="random", seed=1), Recipe(initialise="random", seed=2))
+    assert drawn == [
+        "frozen speech-embedding initialise=pretrained",
+        "frozen speech-embedding initialise=random seed=1",
+        "frozen speech-embedding initialise=random seed=2",
+    ]
+    assert starts(Recipe(encoder="a/tiny"), Recipe(encoder="b/tiny")) == ["frozen a/tiny", "frozen b/tiny"]
+    assert starts(Recipe(encoder="a/tiny")) == ["frozen tiny"]
+
+
 # on real clips
 
 
@@ -238,7 +308,8 @@ def test_both_probes_hear_words_of_unseen_voices(run_corpus: Corpus) -> None:
         assert found["accuracy"] >= 0.8  # frozen, of five words
         assert found["low"] <= found["accuracy"] <= found["high"]
         assert (found["n"], found["groups"]) == (15, 3)
-    assert probes.metrics["k"] == probes.knn.k
+    assert (probes.metrics["k"], probes.metrics["metric"]) == (probes.knn.k, probes.knn.metric)
+    assert (len(probes.val_embeddings), len(probes.test_embeddings)) == (15, 15)
     # the linear probe knows nothing as nothing
     silence = encoder(torch.from_numpy(run_corpus.background_val[0][: encoder.window].copy())[None]).detach().numpy()
     assert run_corpus.classes[int(probes.linear.scores(silence).argmax())] == UNKNOWN

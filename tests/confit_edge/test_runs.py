@@ -18,8 +18,8 @@ from confit_edge import runs
 from confit_edge.data.corpus import read_corpus
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.session import train, train_corpus
-from confit_edge.pairtune.trainer import embed_clips
 from confit_edge.probes.metrics import correct
 from confit_edge.runs import Run, read_run, weights_sha256
 from confit_runtime.errors import ConfitError, UsageError

@@ -18,9 +18,12 @@ from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.machine import pick_device, pick_precision
+from confit_edge.pairtune.objectives import FineTune, make_objective
+from confit_edge.pairtune.optimiser import cosine_schedule, make_optimiser
 from confit_edge.pairtune.session import choose_lr
-from confit_edge.pairtune.trainer import Fitted, cosine_schedule, fit, head_probe, pick_device, pick_precision
+from confit_edge.pairtune.trainer import Fitted, fit
+from confit_edge.pairtune.validation import head_probe
 from confit_runtime.errors import ConfitError, UsageError
 
 RECIPE = Recipe(epochs=3, clips_per_class=2)  # ten clips a batch, three batches an epoch
@@ -98,7 +101,7 @@ def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(speech_embe
     [
         ("speech_embedding", {"objective": "pairtune", "spec_augment": True, "speed": 0.1}),
         ("speech_embedding", {"objective": "finetune"}),
-        ("attention", {"objective": "pairtune"}),
+        ("attention", {"objective": "pairtune", "lora_rank": 2, "chunk_size": 3, "accumulate": 2}),
         ("attention", {"objective": "finetune", "precision": "bf16"}),
     ],
 )
@@ -187,6 +190,113 @@ def test_a_learning_rate_that_diverges_loses_the_search_instead_of_ending_it(
         choose_lr(speech_embedding, few, replace(recipe, lr=(1e6, 1e7)))
 
 
+@pytest.mark.parametrize("objective", ["pairtune", "finetune"])
+def test_a_training_ends_when_validation_gains_no_more(
+    speech_embedding: Encoder, few: Corpus, tmp_path: Path, objective: str
+) -> None:
+    recipe = replace(RECIPE, objective=objective, epochs=9, patience=2, freeze="all", head_lr=1e-9)
+    events: list[dict[str, Any]] = []
+    path = tmp_path / "checkpoint.safetensors"
+    fitted, weights = trained(speech_embedding, few, recipe, checkpoint_path=path, watch=events.append)
+    assert len(fitted.history) == 3  # one that sets the mark, and two that do not pass it
+    assert [event["text"] for event in events if event["stage"] == "note"][1:] == [
+        "no gain on validation in 2 epochs: the training ends here"
+    ]
+    again, same_weights = trained(speech_embedding, few, recipe, checkpoint_path=path)
+    assert again.history == fitted.history
+    assert same(same_weights, weights)
+    whole, _ = trained(speech_embedding, few, replace(recipe, patience=0, epochs=4))
+    assert len(whole.history) == 4
+
+
+# what learns, and how fast
+
+
+def moved(encoder: Encoder, before: Encoder) -> list[bool]:
+    """Of each block, whether a weight of it has changed."""
+    return [
+        any(
+            not torch.equal(one, other)
+            for module, was in zip(block, old, strict=True)
+            for one, other in zip(module.parameters(), was.parameters(), strict=True)
+        )
+        for block, old in zip(encoder.blocks(), before.blocks(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("freeze", "still"), [("none", 0), ("features", 1), ("3", 4), ("all", 6)])
+def test_frozen_blocks_stay_as_they_are(speech_embedding: Encoder, few: Corpus, freeze: str, still: int) -> None:
+    encoder = copy.deepcopy(speech_embedding)
+    fitted = fit(encoder, few, replace(RECIPE, freeze=freeze, epochs=1), lr=5e-4, epochs=1)
+    assert moved(encoder, speech_embedding) == [False] * still + [True] * (6 - still)
+    assert all(parameter.requires_grad for parameter in encoder.parameters())  # frozen for that training only
+    assert math.isfinite(fitted.history[0]["loss"])
+
+
+def test_frozen_layers_drop_nothing_out(attention: Encoder, few: Corpus) -> None:
+    encoder, modes = copy.deepcopy(attention), set()
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["stage"] == "step":
+            frozen, layer = encoder.blocks()
+            modes.add((any(module.training for module in frozen), all(module.training for module in layer)))
+
+    fit(encoder, few, replace(RECIPE, freeze="features", epochs=1), lr=5e-4, epochs=1, watch=watch)
+    assert modes == {(False, True)}
+    with pytest.raises(UsageError, match="'freeze' is 2, but this encoder has 1 layers"):
+        trained(attention, few, replace(RECIPE, freeze="2"))
+
+
+def test_layers_learn_the_slower_the_lower_they_are(speech_embedding: Encoder) -> None:
+    objective = make_objective(RECIPE, 96, 5, False)
+    plain = make_optimiser(speech_embedding, objective, RECIPE, 1e-3)
+    assert [group["lr"] for group in plain.param_groups] == [1e-3, RECIPE.head_lr]
+    layered = make_optimiser(speech_embedding, objective, replace(RECIPE, lr_decay=0.5), 1e-3)
+    rates = {id(p): group["lr"] for group in layered.param_groups for p in group["params"]}
+    assert len(rates) == len([*speech_embedding.parameters(), *objective.parameters()])
+    for index, block in enumerate(speech_embedding.blocks()):
+        for module in block:
+            for parameter in module.parameters():
+                assert rates[id(parameter)] == pytest.approx(1e-3 * 0.5 ** (5 - index))
+    assert {rates[id(p)] for p in objective.parameters()} == {RECIPE.head_lr}
+
+
+def test_steps_stand_on_several_batches_and_the_rest_of_an_epoch(speech_embedding: Encoder, few: Corpus) -> None:
+    def gradients(accumulate: int) -> tuple[list[Weights], Weights]:
+        """The encoder's gradients after each of two batches, at a rate that changes next to nothing; the weights."""
+        encoder, seen = copy.deepcopy(speech_embedding), []
+
+        def watch(event: dict[str, Any]) -> None:
+            if event["stage"] == "step":
+                seen.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
+
+        fit(encoder, few, replace(RECIPE, accumulate=accumulate, head_lr=1e-12), lr=1e-12, epochs=1, watch=watch)
+        return seen, encoder.state_dict()
+
+    (first, second), _ = gradients(1)
+    (half, both), weights = gradients(2)
+    (_, same_both), same_weights = gradients(100)  # an epoch has fewer: its step stands on those there are
+    for name in both:
+        torch.testing.assert_close(half[name], first[name] / 2, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(both[name], (first[name] + second[name]) / 2, atol=1e-5, rtol=1e-3)
+    assert same(both, same_both)
+    assert same(weights, same_weights)
+
+
+def test_a_head_may_start_as_the_probe_of_the_encoder_as_it_is(
+    speech_embedding: Encoder, few: Corpus, run_corpus: Corpus
+) -> None:
+    still = replace(RECIPE, objective="finetune", epochs=1, freeze="all", head_lr=1e-9)
+    random, _ = trained(speech_embedding, few, still)
+    probed, _ = trained(speech_embedding, few, replace(still, head_init="probe"))
+    assert random.history[0]["val_head"] < 0.6 < probed.history[0]["val_head"]
+    # with an unknown class, whose clips are background and fragments
+    fitted, _ = trained(speech_embedding, run_corpus, replace(still, head_init="probe"))
+    assert isinstance(fitted.objective, FineTune)
+    assert fitted.objective.head.weight.shape[0] == len(few.classes) + 1
+    assert fitted.history[0]["val_head"] > 0.6
+
+
 # one word against everything else
 
 
@@ -233,7 +343,7 @@ def test_history_tells_of_each_epoch_and_a_head_is_a_probe(
     if isinstance(fitted.objective, FineTune):
         embeddings = torch.nn.functional.normalize(torch.randn(4, 96), dim=1)
         with torch.no_grad():
-            expected = fitted.objective.logits(embeddings).softmax(dim=1)
+            expected = fitted.objective.project(embeddings).softmax(dim=1)
         np.testing.assert_allclose(head_probe(fitted.objective).scores(embeddings.numpy()), expected, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import (
+    ASTFeatureExtractor,
+    ASTModel,
+    AutoConfig,
     AutoModel,
     BertConfig,
     BertModel,
@@ -23,7 +28,9 @@ from transformers import (
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.data.manifest import Manifest
 from confit_edge.encoders import Encoder, build, pretrained
-from confit_edge.encoders.transformers import WhisperLogMel
+from confit_edge.encoders.log_mel import KaldiLogMel, WhisperLogMel
+from confit_edge.encoders.lora import adapted
+from confit_edge.encoders.pooling import AttentivePool, MaskedPool, heard
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import fit
 from confit_runtime.errors import ConfitError, UsageError
@@ -32,11 +39,21 @@ WHISPER = Path(__file__).parents[3] / "shared" / "assets" / "whisper-tiny.en-enc
 WINDOW_S = 0.5
 needs_whisper = pytest.mark.skipif(not WHISPER.is_dir(), reason=f"{WHISPER} is not here")
 
-MODELS = ("wav2vec2", "hubert", "wavlm", "whisper")
+WAVEFORM = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
+MODELS = (*WAVEFORM, "whisper", "moonshine", "ast")
 
 
 def noise(samples: int, seed: int = 0) -> npt.NDArray[np.float32]:
     return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
+
+
+def windows(encoder: Encoder, count: int = 3) -> Tensor:
+    return torch.from_numpy(noise(count * encoder.window)).reshape(count, -1)
+
+
+def weigh(embeddings: Tensor) -> Tensor:
+    """A scalar that depends on every number of the embeddings."""
+    return (embeddings * torch.linspace(-1, 1, embeddings.numel()).reshape(embeddings.shape).sin()).sum()
 
 
 def two_classes(clips: int = 8) -> Corpus:
@@ -56,9 +73,9 @@ def test_a_checkpoint_trains_a_step_and_comes_back_from_its_spec(checkpoints: di
     recipe = Recipe(encoder=name, epochs=1, lr=(1e-3,), clips_per_class=2, shift=0.05)
     fitted = fit(encoder, two_classes(), recipe, lr=1e-3, epochs=1)
     assert np.isfinite(fitted.history[0]["loss"])
-    # everything learns but SpecAugment's mask and fixed position tables
+    # everything learns but fixed position tables
     still = {key for key, value in encoder.state_dict().items() if torch.equal(value, before[key])}
-    assert still <= {"model.masked_spec_embed", "model.embed_positions.weight"}
+    assert still <= {"model.embed_positions.weight"}
 
     again = build(json.loads(json.dumps(encoder.spec())))
     again.load_state_dict(encoder.state_dict(), strict=True)
@@ -68,10 +85,18 @@ def test_a_checkpoint_trains_a_step_and_comes_back_from_its_spec(checkpoints: di
         assert encoder(pcm).shape == (2, encoder.dim)
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("name", WAVEFORM)
 def test_frames_are_those_of_the_model_itself(checkpoints: dict[str, Path], name: str) -> None:
     encoder = pretrained(str(checkpoints[name]), WINDOW_S).eval()
     reference = AutoModel.from_pretrained(checkpoints[name]).eval()
+    pcm = torch.from_numpy(noise(encoder.window))[None]
+    with torch.no_grad():
+        np.testing.assert_allclose(encoder.frames(pcm), reference(pcm).last_hidden_state, atol=1e-6)
+
+
+def test_moonshine_frames_are_those_of_its_encoder(checkpoints: dict[str, Path]) -> None:
+    encoder = pretrained(str(checkpoints["moonshine"]), WINDOW_S).eval()
+    reference = AutoModel.from_pretrained(checkpoints["moonshine"]).encoder.eval()
     pcm = torch.from_numpy(noise(encoder.window))[None]
     with torch.no_grad():
         np.testing.assert_allclose(encoder.frames(pcm), reference(pcm).last_hidden_state, atol=1e-6)
@@ -156,6 +181,226 @@ def test_real_whisper_equals_its_own_encoder_on_speech() -> None:
     same_as_whisper(WHISPER, encoder, pcm)
 
 
+# AST
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_ast_front_end_equals_the_feature_extractor(normalised: bool) -> None:
+    pcm = np.concatenate([noise(9_000), np.zeros(3_000, np.float32), 5 * noise(8_480, 1)]) + 0.01
+    extractor = ASTFeatureExtractor(max_length=126, do_normalize=normalised)
+    reference = extractor(pcm, sampling_rate=16_000, return_tensors="np").input_values
+    mean, deviation = (extractor.mean, extractor.std) if normalised else (0.0, 0.5)
+    ours = KaldiLogMel(128, mean, deviation)(torch.from_numpy(pcm)[None])
+    assert ours.shape == reference.shape == (1, 126, 128)
+    np.testing.assert_allclose(ours, reference, atol=1e-3)
+
+
+def test_ast_frames_are_the_means_of_its_patches_over_frequency(checkpoints: dict[str, Path]) -> None:
+    encoder = pretrained(str(checkpoints["ast"]), WINDOW_S).eval()
+    mel = 1 + (encoder.window - 400) // 160
+    times, bands, of_all = (mel - 16) // 10 + 1, (128 - 16) // 10 + 1, (256 - 16) // 10 + 1
+    reference = ASTModel.from_pretrained(checkpoints["ast"])
+    table = reference.embeddings.position_embeddings[0]
+    columns = range((of_all - times) // 2, (of_all - times) // 2 + times)
+    rows = [0, 1, *(2 + band * of_all + column for band in range(bands) for column in columns)]
+    cut = ASTModel(AutoConfig.from_pretrained(checkpoints["ast"], max_length=mel)).eval()
+    weights = {**reference.state_dict(), "embeddings.position_embeddings": table[rows][None]}
+    cut.load_state_dict(weights, strict=True)
+    pcm = torch.from_numpy(noise(encoder.window))[None]
+    with torch.no_grad():
+        hidden = cut(encoder.front_end(pcm)).last_hidden_state[0, 2:]
+        frames = encoder.frames(pcm)[0]
+    assert frames.shape == (times, 32)
+    for time in range(times):
+        patches = torch.stack([hidden[band * times + time] for band in range(bands)])
+        np.testing.assert_allclose(frames[time], patches.mean(dim=0), atol=1e-5)
+
+
+def test_ast_takes_the_mean_and_deviation_of_its_checkpoint(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    AutoModel.from_pretrained(checkpoints["ast"]).save_pretrained(tmp_path)
+    ASTFeatureExtractor(mean=-6.5, std=3.0).save_pretrained(tmp_path)
+    encoder = pretrained(str(tmp_path), WINDOW_S)
+    assert (encoder.front_end.mean, encoder.front_end.deviation) == (-6.5, 3.0)
+    again = build(json.loads(json.dumps(encoder.spec())))
+    assert (again.front_end.mean, again.front_end.deviation) == (-6.5, 3.0)
+
+
+def test_ast_takes_no_longer_window_than_its_positions(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match=r"at most 2\.5"):
+        pretrained(str(checkpoints["ast"]), 3.0)
+
+
+# blocks
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_that_trains_is_in_exactly_one_block(checkpoints: dict[str, Path], name: str) -> None:
+    encoder = pretrained(str(checkpoints[name]), WINDOW_S, pooling="attentive", layer_weights=True)
+    blocks = encoder.blocks()
+    assert len(blocks) == 1 + 2 + 1  # what comes before the layers, two layers, what was added
+    owners = [id(p) for block in blocks for module in block for p in module.parameters() if p.requires_grad]
+    assert sorted(owners) == sorted(id(p) for p in encoder.parameters() if p.requires_grad)
+    names = {id(p): key for key, p in encoder.named_parameters()}
+    for number, block in enumerate(blocks[1:3]):
+        layer = {names[id(p)] for p in block[0].parameters()}
+        assert layer
+        assert all(re.search(rf"layers?\.{number}\.", key) for key in layer)
+    assert {names[id(p)] for module in blocks[3] for p in module.parameters()} == {
+        "pool.score.weight",
+        "layer_weights.logits",
+    }
+
+
+# pooling
+
+
+def test_masked_pooling_is_the_mean_over_frames_that_hear_sound() -> None:
+    pcm = torch.zeros(3, 50)
+    pcm[0, 13] = 0.1  # the second frame of ten samples
+    pcm[1, 25:45] = -0.2  # the third, fourth and fifth
+    found = heard(pcm, frames=5, stride=10)
+    assert found.tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
+    assert heard(pcm, frames=4, stride=10).tolist() == [row[:4] for row in found.tolist()]
+    frames = torch.randn(3, 5, 8)
+    pooled = MaskedPool()(frames, found)
+    np.testing.assert_allclose(pooled[0], frames[0, 1])
+    np.testing.assert_allclose(pooled[1], frames[1, 2:5].mean(dim=0), atol=1e-6)
+    np.testing.assert_allclose(pooled[2], frames[2].mean(dim=0), atol=1e-6)  # silence: all of them
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper", "moonshine", "ast"])
+def test_masked_pooling_leaves_out_what_fills_the_window_beside_a_clip(checkpoints: dict[str, Path], name: str) -> None:
+    masked = pretrained(str(checkpoints[name]), WINDOW_S, pooling="masked").eval()
+    mean = pretrained(str(checkpoints[name]), WINDOW_S).eval()
+    clip = torch.zeros(2, masked.window)
+    clip[:, 3200:6400] = torch.from_numpy(noise(3200))
+    clip[1] = torch.from_numpy(noise(masked.window, 1))  # fills its window
+    with torch.no_grad():
+        frames = mean.frames(clip)
+        stride = masked.architecture.stride(masked.settings)
+        own = [time for time in range(len(frames[0])) if time * stride < 6400 and (time + 1) * stride > 3200]
+        pooled = masked.pooled(clip)
+        np.testing.assert_allclose(pooled[0], frames[0, own].mean(dim=0), atol=1e-5)
+        np.testing.assert_allclose(pooled[1], mean.pooled(clip)[1], atol=1e-6)
+
+
+def test_attentive_pooling_begins_as_the_mean_and_learns_to_look(checkpoints: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    pool, frames = AttentivePool(4), torch.randn(2, 6, 4)
+    np.testing.assert_allclose(pool(frames, torch.ones(2, 6)).detach(), frames.mean(dim=1), atol=1e-6)
+    with torch.no_grad():
+        pool.score.weight.copy_(torch.tensor([[20.0, 0, 0, 0]]))
+    best = frames[torch.arange(2), frames[:, :, 0].argmax(dim=1)]
+    assert (pool(frames, torch.ones(2, 6)) - best).norm() < (frames.mean(dim=1) - best).norm() / 2
+    encoder = pretrained(str(checkpoints["hubert"]), WINDOW_S, pooling="attentive")
+    weigh(encoder(windows(encoder))).backward()
+    assert encoder.pool.score.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layer_weights_sum_the_hidden_states(checkpoints: dict[str, Path], name: str) -> None:
+    encoder = pretrained(str(checkpoints[name]), WINDOW_S, layer_weights=True).eval()
+    pcm = windows(encoder)
+    last = pretrained(str(checkpoints[name]), WINDOW_S).eval()
+    with torch.no_grad():
+        out = encoder.model(encoder.front_end(pcm), output_hidden_states=True)
+        states = [*out.hidden_states[:-1], out.last_hidden_state]
+        assert len(states) == 3
+        encoder.layer_weights.logits.copy_(torch.tensor([0.3, -1.0, 2.0]))
+        share = torch.tensor([0.3, -1.0, 2.0]).exp() / torch.tensor([0.3, -1.0, 2.0]).exp().sum()
+        expected = sum(weight * state for weight, state in zip(share, states, strict=True))
+        ours = encoder.frames(pcm)
+        np.testing.assert_allclose(ours, encoder.architecture.in_time(expected, encoder.settings), atol=1e-5)
+        encoder.layer_weights.logits.copy_(torch.tensor([-50.0, -50.0, 50.0]))
+        np.testing.assert_allclose(encoder.frames(pcm), last.frames(pcm), atol=1e-5)
+
+
+# smaller, and random
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_last_layers_are_dropped(checkpoints: dict[str, Path], name: str) -> None:
+    whole = pretrained(str(checkpoints[name]), WINDOW_S).eval()
+    first = pretrained(str(checkpoints[name]), WINDOW_S, layers=1).eval()
+    assert len(first.blocks()) == len(whole.blocks()) - 1
+    kept = first.state_dict()
+    assert kept.keys() < whole.state_dict().keys()
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in kept.items())
+    again = build(json.loads(json.dumps(first.spec())))
+    again.load_state_dict(kept, strict=True)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(windows(first)), first(windows(first)))
+        if name == "wav2vec2":  # it normalises within its layers, so that a hidden state is the shorter model's last
+            state = whole.model(windows(whole), output_hidden_states=True).hidden_states[1]
+            np.testing.assert_allclose(first.frames(windows(first)), state, atol=1e-6)
+    with pytest.raises(UsageError, match="has 2"):
+        pretrained(str(checkpoints[name]), WINDOW_S, layers=3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_random_control_has_the_same_architecture_and_needs_no_weights(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "config.json").write_text((checkpoints[name] / "config.json").read_text())
+    one, same, other = (pretrained(str(tmp_path), WINDOW_S, initialise="random", seed=seed) for seed in (0, 0, 1))
+    real = pretrained(str(checkpoints[name]), WINDOW_S)
+    assert one.spec() == real.spec()
+    shapes = {key: value.shape for key, value in real.state_dict().items()}
+    assert {key: value.shape for key, value in one.state_dict().items()} == shapes
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in one.state_dict().items())
+    matrices = [key for key, shape in shapes.items() if len(shape) > 1 and not re.search("position|token|const$", key)]
+    assert len(matrices) > 10
+    for key in matrices:
+        assert not torch.equal(one.state_dict()[key], other.state_dict()[key]), key
+        assert not torch.equal(one.state_dict()[key], real.state_dict()[key]), key
+    assert torch.isfinite(one.eval()(windows(one))).all()
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_adapters_alone_train_and_are_merged_into_a_plain_encoder(checkpoints: dict[str, Path], name: str) -> None:
+    encoder = pretrained(str(checkpoints[name]), WINDOW_S, pooling="attentive").eval()
+    before = copy.deepcopy(encoder.state_dict())
+    learnt = {key for key, parameter in encoder.named_parameters() if parameter.requires_grad}
+    pcm = windows(encoder)
+    with torch.no_grad():
+        plain = encoder(pcm)
+    torch.manual_seed(0)
+    with adapted(encoder, rank=2):
+        trained = {key: p for key, p in encoder.named_parameters() if p.requires_grad}
+        assert {key for key in trained if "lora_" not in key} == {"pool.score.weight"}
+        in_blocks = [id(p) for block in encoder.blocks() for module in block for p in module.parameters()]
+        assert {id(p) for p in trained.values()} <= set(in_blocks)
+        with torch.no_grad():
+            np.testing.assert_allclose(encoder(pcm), plain, atol=1e-6)
+        optimiser = torch.optim.SGD(trained.values(), lr=3.0)
+        for _ in range(2):  # the second of two factors begins at 0: the first learns from the second step on
+            optimiser.zero_grad()
+            weigh(encoder(pcm)).backward()
+            optimiser.step()
+        dead = [key for key, p in trained.items() if p.grad is None or float(p.grad.abs().max()) == 0.0]
+        assert not dead, "adapters that are not heard"
+        with torch.no_grad():
+            moved = encoder(pcm)
+    assert float((moved - plain).abs().max()) > 1e-4
+    with torch.no_grad():
+        np.testing.assert_allclose(encoder(pcm), moved, atol=1e-5)
+    assert encoder.state_dict().keys() == before.keys()
+    changed = {key for key, value in encoder.state_dict().items() if not torch.equal(value, before[key])}
+    assert 4 <= len(changed) < len(before) - 4
+    assert {key for key, parameter in encoder.named_parameters() if parameter.requires_grad} == learnt
+    build(encoder.spec()).load_state_dict(encoder.state_dict(), strict=True)
+
+
+def test_no_adapters_where_the_rank_is_0(checkpoints: dict[str, Path]) -> None:
+    encoder = pretrained(str(checkpoints["hubert"]), WINDOW_S)
+    before = dict(encoder.named_parameters())
+    with adapted(encoder, rank=0):
+        assert dict(encoder.named_parameters()).keys() == before.keys()
+
+
 # refusals
 
 
@@ -164,13 +409,13 @@ def test_a_checkpoint_that_lacks_an_encoder_weight_is_refused(
     checkpoints: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     weights = load_file(checkpoints[name] / "model.safetensors")
-    lost = next(key for key in sorted(weights) if "encoder.layers.1." in key and "decoder" not in key)
+    lost = next(key for key in sorted(weights) if re.search(r"layers?\.1\.", key) and "decoder" not in key)
     del weights[lost]
     (tmp_path / "config.json").write_text((checkpoints[name] / "config.json").read_text())
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfitError, match="lacks 1 encoder weight") as caught:
         pretrained(str(tmp_path), WINDOW_S)
-    assert lost in str(caught.value)
+    assert re.search(r"layers?\.1\.", str(caught.value))  # transformers 5 calls some by another name than the file
 
 
 def test_a_whisper_without_decoder_weights_is_taken(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from confit_edge.cli import main
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
-from confit_edge.runs import Run, weights_sha256
+from confit_edge.runs import Run, run_corpus, weights_sha256
 from confit_export import export
-from confit_export.export import Exported, export_run, run_corpus
+from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
 from confit_runtime import Model, load
 from confit_runtime.contract import unseal

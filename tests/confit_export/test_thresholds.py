@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from confit_edge import runs
 from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
-from confit_edge.runs import read_run
-from confit_export import export
 from confit_export.enrollment import cohort_rows, enrollment_prior
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import choose, validation_stream
@@ -66,8 +65,8 @@ def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: P
     (tmp_path / "m.csv").write_text("\n".join(rows))
     recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, background=str(background))
     train(tmp_path / "m.csv", tmp_path / "run", recipe)
-    run = read_run(tmp_path / "run")
-    made = export_run(run, export.run_corpus(run), tmp_path / "several.onnx", quantize=False, say=lambda line: None)
+    run = runs.read_run(tmp_path / "run")
+    made = export_run(run, runs.run_corpus(run), tmp_path / "several.onnx", quantize=False, say=lambda line: None)
     assert made.contract.multi_label
     assert "test" not in made.contract.metrics
     report = made.contract.calibration["detection"]

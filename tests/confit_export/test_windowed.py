@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
-from confit_edge.runs import read_run
-from confit_export.export import export_run, run_corpus
+from confit_edge.runs import read_run, run_corpus
+from confit_export.export import export_run
 from confit_runtime import load
 
 RATE = 16_000

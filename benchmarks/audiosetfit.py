@@ -1,0 +1,259 @@
+"""audiosetfit 0.1.0 beside PairTune: the same splits, the same Whisper encoder and window, as many clips learnt from.
+
+    python -m benchmarks.audiosetfit --encoder DIR/whisper-tiny.en-encoder
+
+writes benchmarks/results/audiosetfit.json. audiosetfit is installed into the cache without its dependencies (torch must not
+move; it is given decoded clips, so it needs no others). As it comes it hears 30 seconds whatever the clip: `--seconds 30`. By
+default its body is loaded from a copy of the checkpoint whose position table is cut to the window that PairTune gets, which
+makes it some fifteen times faster. Both choose their learning rate on validation, each rate with the whole budget; the time
+is that of the rate they chose: training, fitting the head or the probes, and embedding validation and test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.fetch import CACHE
+from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.tasks import TASKS, build
+from confit_edge.data.corpus import Clips, Corpus, read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.trainer import fit
+from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.metrics import accuracy, correct, paired_difference
+from confit_edge.torchaudio_pure import skip_native_library
+from confit_runtime.errors import ConfitError
+
+VERSION = "0.1.0"
+WINDOW_S = 2  # of PairTune, in whole seconds: what audiosetfit's feature extractor can be told
+PAIRS = 16  # its default batch, of two clips each
+THEIR_RATES = (2e-5, 1e-4, 3e-4)  # its default first
+OUR_RATES = (4e-5, 1e-4, 2.4e-4)
+CPU = torch.device("cpu")
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Columns(dict[str, list[Any]]):
+    """As much of a data set as audiosetfit asks of one."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self)
+
+
+def columns(clips: Clips) -> Columns:
+    return Columns(audio=[np.array(pcm) for pcm in clips.pcm], label=[f"{label:03d}" for label in clips.labels])
+
+
+def install(cache: Path) -> None:
+    """audiosetfit into a folder of the cache, which is put on the path."""
+    folder = cache / "audiosetfit"
+    if not folder.is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+        subprocess.run([*command, f"audiosetfit=={VERSION}"], check=True)
+    sys.path.append(str(folder))
+
+
+def short_copy(checkpoint: Path, target: Path, seconds: int) -> Path:
+    """The checkpoint with its position table and its feature extractor cut to so many seconds."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir(parents=True, exist_ok=True)
+    positions = seconds * 50
+    weights = {
+        name: tensor[:positions].contiguous()
+        if name.endswith("embed_positions.weight") and "encoder" in name
+        else tensor
+        for name, tensor in load_file(checkpoint / "model.safetensors").items()
+    }
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((checkpoint / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "max_source_positions": positions}))
+    extractor = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    extractor |= {"chunk_length": seconds, "n_samples": seconds * 16_000, "nb_max_frames": seconds * 100}
+    (target / "preprocessor_config.json").write_text(json.dumps(extractor))
+    return target
+
+
+def assert_loaded(encoder: torch.nn.Module, directory: Path) -> int:
+    """How many weights the encoder holds as the directory does. Raises ConfitError when any is other or missing."""
+    from safetensors.torch import load_file
+
+    stored = {
+        name.partition("encoder.")[2]: tensor for name, tensor in load_file(directory / "model.safetensors").items()
+    }
+    for name, weight in encoder.state_dict().items():
+        if name not in stored or not torch.equal(weight, stored[name].to(weight.dtype)):
+            raise ConfitError(f"{directory}: audiosetfit's body does not hold its weight {name}")
+    return len(encoder.state_dict())
+
+
+def theirs(directory: Path, corpus: Corpus, steps: int, seed: int) -> dict[str, Any]:
+    """audiosetfit's own trainer and head, at each rate; what the rate best on validation gives."""
+    from audiosetfit import AudioSetFitModel, Trainer, TrainingArguments  # type: ignore[import-not-found]
+
+    tried = []
+    for rate in THEIR_RATES:
+        torch.manual_seed(seed)
+        model = AudioSetFitModel.from_pretrained(str(directory), device="cpu")
+        weights = assert_loaded(model.model_body.encoder, directory)
+        arguments = TrainingArguments(
+            seed=seed, embedding_batch_size=PAIRS, embedding_num_epochs=1, max_steps=steps, body_learning_rate=rate,
+            show_progress_bar=False,
+        )  # fmt: skip
+        clock = Clock()
+        Trainer(model, arguments, train_dataset=columns(corpus.train)).train()
+        right = {name: predicted(model, clips) for name, clips in (("val", corpus.val), ("test", corpus.test))}
+        tried.append({"lr": rate, "weights_asserted": weights, **clock.read(), **right})
+    return max(tried, key=lambda one: float(one["val"].mean()))
+
+
+def predicted(model: Any, clips: Clips) -> Bools:
+    """Whether its prediction is the class of each clip."""
+    found = model.predict([np.array(pcm) for pcm in clips.pcm], use_labels=False)
+    labels = sorted({f"{label:03d}" for label in clips.labels})
+    if len(model.labels) != len(labels):
+        raise ConfitError("audiosetfit was trained on other classes than it is tested on")
+    return np.equal([model.labels[index] for index in found], [f"{label:03d}" for label in clips.labels])
+
+
+def ours(checkpoint: Path, corpus: Corpus, epochs: int, seed: int) -> dict[str, Any]:
+    """PairTune and its probes, at each rate; what the rate best on validation gives."""
+    encoder = pretrained(str(checkpoint), WINDOW_S)
+    recipe = Recipe(seed=seed, epochs=epochs, window=float(WINDOW_S), device="cpu")
+    tried = []
+    for rate in OUR_RATES:
+        tuned = copy.deepcopy(encoder)
+        clock = Clock()
+        fit(tuned, corpus, replace(recipe, lr=(rate,)), lr=rate, epochs=epochs)
+        probes = dual_probe(tuned, corpus, recipe, CPU)
+        spent = clock.read()
+        val = correct(probes.linear.scores(probes.val_embeddings), corpus.val.targets)
+        test = {
+            name: correct(probe.scores(probes.test_embeddings), corpus.test.targets)
+            for name, probe in (("test", probes.linear), ("test_knn", probes.knn))
+        }
+        tried.append({"lr": rate, **spent, "val": val, **test})
+    return max(tried, key=lambda one: float(one["val"].mean()))
+
+
+class Clock:
+    """Wall and processor seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        return {
+            "seconds": round(time.perf_counter() - self.wall, 1),
+            "processor_seconds": round(time.process_time() - self.processor, 1),
+        }
+
+
+def compare(task: str, checkpoint: Path, cache: Path, seed: int, epochs: int, seconds: int) -> dict[str, Any]:
+    """One row. The budget is clips learnt from, an augmented or repeated clip counting each time."""
+    corpus = read_corpus(build(TASKS[task], cache, seed), rate=16_000, seed=seed)
+    passes = epochs * len(corpus.train)
+    directory = short_copy(checkpoint, cache / "tasks" / f"audiosetfit-body-{seconds}", seconds)
+    rival = theirs(directory, corpus, max(1, round(passes / (2 * PAIRS))), seed)
+    mine = ours(checkpoint, corpus, epochs, seed)
+    groups = corpus.test.groups
+    return {
+        "task": task,
+        "encoder": encoder_label(str(checkpoint)),
+        "seed": seed,
+        "classes": len(corpus.classes),
+        "train_n": len(corpus.train),
+        "test_n": len(corpus.test),
+        "epochs": epochs,
+        "clips_learnt_from": passes,
+        "audiosetfit": shown(rival),
+        "confit_edge": {**shown(mine), "accuracy_knn": round(float(mine["test_knn"].mean()), 4)},
+        "interval_audiosetfit": list(interval(rival["test"], groups)),
+        "interval_confit_edge": list(interval(mine["test"], groups)),
+        "difference": paired_difference(mine["test"], rival["test"], groups, seed).to_dict(),
+    }
+
+
+def shown(one: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in one.items() if not isinstance(value, np.ndarray)}
+    return {
+        "accuracy": round(float(one["test"].mean()), 4),
+        "accuracy_val": round(float(one["val"].mean()), 4),
+        **plain,
+    }
+
+
+def interval(right: Bools, groups: list[str]) -> tuple[float, float]:
+    found = accuracy(right, groups)
+    return round(found.low, 4), round(found.high, 4)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the rows of each task."""
+    tasks = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task]
+        tasks[task] = {
+            f"{who}_{what}": round(mean(row[who][what] for row in mine), 4)
+            for who in ("audiosetfit", "confit_edge")
+            for what in ("accuracy", "processor_seconds")
+        }
+    return tasks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", type=Path, required=True, help="local directory of a Whisper checkpoint")
+    parser.add_argument("--tasks", nargs="+", default=["words", "actors"], choices=TASKS, metavar="TASK")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument(
+        "--seconds", type=int, default=WINDOW_S, help="that audiosetfit hears of a clip (30: as it comes)"
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--out", type=Path, default=RESULTS / "audiosetfit.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    label = encoder_label(str(given.encoder))
+    skip_native_library()
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # it warns that there is no decoder; the encoder is asserted
+    try:
+        install(given.cache)
+        for seed in given.seeds:
+            for task in given.tasks:
+                rows.append(compare(task, given.encoder, given.cache, seed, given.epochs, given.seconds))
+                command = f"python -m benchmarks.audiosetfit --encoder {label} --epochs {given.epochs} --seconds {given.seconds}"
+                result = {
+                    "command": command,
+                    "audiosetfit": VERSION,
+                    "window_seconds": {"confit_edge": WINDOW_S, "audiosetfit": given.seconds},
+                    **machine(),
+                }
+                write_json(given.out, {**result, "rows": rows, "summary": summary(rows)})
+                print(json.dumps(rows[-1]), file=sys.stderr)
+    except ConfitError as error:
+        sys.exit(f"audiosetfit: {error}")
+    print(json.dumps(summary(rows), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""PairTune against its rivals on real tasks: a row for each task, encoder and seed.
+
+    python -m benchmarks.pairtune --seeds 0 1 2 --jobs 2
+    python -m benchmarks.pairtune --tasks words actors --encoders DIR/whisper-tiny.en-encoder --epochs 6
+
+writes benchmarks/results/pairtune.json after each row. Rows that are there already are left: run it again to go on, or
+with more tasks, encoders or seeds to add to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fetch import CACHE
+from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.row import Plan, measure
+from benchmarks.summary import markdown, summarise
+from benchmarks.tasks import SPLITS, TASKS, build
+from confit_edge.encoders import pretrained
+from confit_runtime.errors import ConfitError, UsageError
+
+JUDGED = 6  # the frozen encoder and five trained ones
+SHOWN = ("frozen_linear", "finetune_head", "finetune_head_converged", "lpft_head", "pairtune_linear",
+         "pairtune_linear_converged")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A row to be measured."""
+
+    task: str
+    encoder: str
+    seed: int
+    manifest: Path
+    clips: Counter[str]  # of each split
+    plan: Plan
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, encoder_label(self.encoder), self.seed
+
+    def passes(self) -> float:
+        """At most so many clips are learnt from; one that is only embedded, for a check or a probe, counts a third."""
+        train, val, test = (self.clips[split] for split in SPLITS)
+        checked = (train + val) / 3 + train
+        return self.plan.epochs_in_all() * checked + JUDGED * (4 * train + val + test) / 3
+
+
+def main() -> None:
+    given = arguments()
+    try:
+        run(given)
+    except ConfitError as error:
+        sys.exit(f"pairtune: {error}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK")
+    parser.add_argument("--encoders", nargs="+", default=["speech-embedding"], help="names or local directories")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="for every task, instead of the task's own")
+    parser.add_argument("--long", type=int, default=3, help="at most so many times the epochs at convergence")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--out", type=Path, default=RESULTS / "pairtune.json")
+    return parser.parse_args()
+
+
+def run(given: argparse.Namespace) -> None:
+    rows = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.is_file() else []
+    jobs = without(jobs_of(given), rows)
+    if jobs:
+        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
+        rates = {name: seconds_per_clip(name) for name in {job.encoder for job in jobs}}
+        cost = {job: job.passes() * rates[job.encoder] for job in jobs}
+        processor = sum(cost.values()) / 60
+        say(f"{len(jobs)} rows to go ({len(rows)} there): at most about {processor:.0f} minutes of processor time,")
+        say(f"{processor / given.jobs:.0f} minutes with {given.jobs} processes; written to {given.out} after each")
+        began, done = time.monotonic(), 0.0
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=one_thread) as pool:
+            futures = {
+                pool.submit(measure, job.task, job.manifest, job.encoder, job.seed, job.plan): job for job in jobs
+            }
+            for future in as_completed(futures):
+                job, row = futures[future], future.result()
+                rows.append(row)
+                write(given.out, rows)
+                done += cost[job]
+                left = (time.monotonic() - began) * (sum(cost.values()) / done - 1) / 60
+                found = ", ".join(f"{key} {100 * row[key]:.1f}" for key in SHOWN)
+                say(f"{' '.join(map(str, job.key))}: {found}; {row['seconds']['row']:.0f} s, about {left:.0f} min left")
+    print(markdown(rows, summarise(rows)))
+
+
+def jobs_of(given: argparse.Namespace) -> list[Job]:
+    """All rows asked for: a seed of every task and encoder before the next seed."""
+    say("building the tasks")
+    for name in given.encoders:
+        if not Path(name).is_dir() and "/" in name:
+            raise UsageError(f"{name}: no such directory")
+    jobs = []
+    for seed in given.seeds:
+        for task in given.tasks:
+            manifest = build(TASKS[task], given.cache, seed)
+            clips = Counter(line.rpartition(",")[2] for line in manifest.read_text(encoding="utf-8").splitlines())
+            for encoder in given.encoders:
+                plan = Plan.of(encoder, given.epochs or TASKS[task].epochs, given.long)
+                jobs.append(Job(task, encoder, seed, manifest, clips, plan))
+    return jobs
+
+
+def without(jobs: list[Job], rows: list[dict[str, Any]]) -> list[Job]:
+    """The jobs that no row is of. Raises UsageError for a row of the same name and another number of epochs."""
+    there = {(row["task"], row["encoder"], row["seed"]): row for row in rows}
+    for job in jobs:
+        row = there.get(job.key)
+        if row and (row["epochs"], row["epochs_converged"]) != (job.plan.epochs, job.plan.longest):
+            raise UsageError(
+                f"{' '.join(map(str, job.key))}: measured with {row['epochs']} epochs; choose another --out"
+            )
+    return [job for job in jobs if job.key not in there]
+
+
+def seconds_per_clip(encoder_name: str, clips: int = 32) -> float:
+    """Processor seconds that one thread takes to learn from a window: forward and backward, the faster of two."""
+    import torch
+
+    torch.set_num_threads(1)
+    encoder = pretrained(encoder_name, 1.28)
+    pcm, spent = 0.1 * torch.randn(clips, encoder.window), []
+    for _ in range(2):
+        start = time.process_time()
+        encoder(pcm).sum().backward()
+        spent.append(time.process_time() - start)
+    return min(spent) / clips
+
+
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def write(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Everything so far, in an order that does not depend on which row was done first."""
+    rows.sort(key=lambda row: (row["encoder"], list(TASKS).index(row["task"]), row["seed"]))
+    commands = [
+        command([row for row in rows if row["encoder"] == name]) for name in {row["encoder"]: 0 for row in rows}
+    ]
+    write_json(out, {"command": " && ".join(commands), **machine(), "rows": rows, "summary": summarise(rows)})
+
+
+def command(rows: list[dict[str, Any]]) -> str:
+    """What measures these rows of one encoder again."""
+    seeds = " ".join(map(str, sorted({row["seed"] for row in rows})))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    epochs = {row["epochs"] for row in rows if row["epochs"] != TASKS[row["task"]].epochs}
+    parts = ["python -m benchmarks.pairtune", f"--encoders {rows[0]['encoder']}", f"--seeds {seeds}"]
+    parts += [f"--tasks {' '.join(tasks)}"] if set(tasks) != set(TASKS) else []
+    parts += [f"--epochs {epochs.pop()}"] if epochs else []
+    long = rows[0]["epochs_converged"] // rows[0]["epochs"]
+    return " ".join([*parts, f"--long {long}"])
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Where results are written, and what they say of the machine they were measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from confit_edge.runs import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write `path` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def encoder_label(name: str) -> str:
+    """An encoder as results name it: a local directory by its last part."""
+    return Path(name).resolve().name if Path(name).is_dir() else name

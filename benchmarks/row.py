@@ -1,0 +1,196 @@
+"""One row of the matrix: every method on one task with one encoder and one seed, from the same decoded clips."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.report import encoder_label
+from benchmarks.step import step_ratio
+from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.geometry.measures import describe
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.machine import pick_precision
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.trainer import DivergedError, Fitted, fit
+from confit_edge.pairtune.validation import head_probe, quality
+from confit_edge.probes.dual import DualProbe, dual_probe
+from confit_edge.probes.metrics import accuracy, correct
+
+Bools = npt.NDArray[np.bool_]
+CPU = torch.device("cpu")
+MEASURES = ("top1", "top1_rotated", "top3", "anisotropy", "isoscore", "effective_rank")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and at which rates; both objectives choose their rates on validation.
+
+    `epochs` for PairTune and vanilla alike; `longest` at convergence, where a training of either ends after `epochs`
+    without a gain on validation. Each of `lrs` of the encoder is tried for `search` epochs; vanilla fine-tuning tries the
+    rates of its head `head_lrs` beside the middle one too.
+    """
+
+    epochs: int
+    longest: int
+    search: int
+    lrs: tuple[float, ...]
+    head_lrs: tuple[float, ...] = (1e-2, 2e-3)
+    window: float = 1.28
+
+    @classmethod
+    def of(cls, encoder: str, epochs: int, long: int = 3) -> Plan:
+        """For convolutions rates about the recipe's own, and for attention a fifth of them."""
+        scale = 1.0 if encoder in ("speech-embedding", "ge2e", "yamnet") else 0.2
+        lrs = (2e-4 * scale, 5e-4 * scale, 1.2e-3 * scale)
+        return cls(epochs, long * epochs, max(2, epochs // 5), lrs)
+
+    def rates(self) -> list[tuple[float, float]]:
+        """Pairs of an encoder's and a head's rate, for vanilla fine-tuning to choose from."""
+        middle = self.lrs[len(self.lrs) // 2]
+        return [(lr, self.head_lrs[0]) for lr in self.lrs] + [(middle, rate) for rate in self.head_lrs[1:]]
+
+    def epochs_in_all(self) -> int:
+        """At most, over all trainings of a row."""
+        searches = len(self.rates()) + 2 * len(self.lrs)
+        return searches * self.search + 2 * self.epochs + 3 * self.longest
+
+
+@dataclass
+class Bench:
+    """The corpus and the encoder of a row, and what was found so far: whether each clip is right, by method."""
+
+    corpus: Corpus
+    encoder: Encoder
+    recipe: Recipe
+    right: dict[str, Bools] = field(default_factory=dict)
+    val: dict[str, float] = field(default_factory=dict)
+    geometry: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    history: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def train(self, name: str, recipe: Recipe, lr: float, suffix: str = "") -> None:
+        """Train a copy of the encoder and judge it: `NAME_linear`, `NAME_knn`, and `NAME_head` where it has one."""
+        start = time.perf_counter()
+        encoder = copy.deepcopy(self.encoder)
+        fitted = fit(encoder, self.corpus, recipe, lr=lr, epochs=recipe.epochs)
+        self.seconds[name + suffix] = round(time.perf_counter() - start, 1)
+        self.history[name + suffix] = {
+            key: [round(row[key], 4) for row in fitted.history]
+            for key in ("val_linear", "val_head")
+            if key in fitted.history[0]
+        }
+        self.judge(name, encoder, fitted, suffix)
+
+    def choose_rates(self, name: str, recipe: Recipe, rates: list[tuple[float, float]]) -> tuple[float, float]:
+        """The rates of encoder and head whose short training is best on validation; the first of equals."""
+        start = time.perf_counter()
+        found = {}
+        for lr, head_lr in rates:
+            short = replace(recipe, epochs=recipe.search_epochs, head_lr=head_lr)
+            try:
+                fitted = fit(copy.deepcopy(self.encoder), self.corpus, short, lr=lr, epochs=short.epochs)
+            except DivergedError:
+                continue
+            found[lr, head_lr] = max(map(quality, fitted.history))
+        self.seconds[f"{name}_search"] = round(time.perf_counter() - start, 1)
+        return max(found, key=lambda pair: found[pair])
+
+    def judge(self, name: str, encoder: Encoder, fitted: Fitted | None, suffix: str = "") -> None:
+        found = dual_probe(encoder, self.corpus, self.recipe, CPU)
+        scores: dict[str, Any] = {"linear": found.linear, "knn": found.knn}
+        if fitted and isinstance(fitted.objective, FineTune):
+            scores["head"] = head_probe(fitted.objective)
+        for probe, judge in scores.items():
+            key = f"{name}_{probe}{suffix}"
+            self.right[key] = correct(judge.scores(found.test_embeddings), self.corpus.test.targets)
+            self.val[key] = round(float(correct(judge.scores(found.val_embeddings), self.corpus.val.targets).mean()), 4)
+        self.geometry[name + suffix] = _geometry(found, self.corpus)
+
+
+def measure(task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan) -> dict[str, Any]:
+    """The row. Set torch to one thread before: two processes of one thread do more than one of two."""
+    start = time.perf_counter()
+    encoder = pretrained(encoder_name, plan.window)
+    corpus = read_corpus(manifest, rate=encoder.sample_rate, seed=seed)
+    recipe = Recipe(
+        seed=seed,
+        epochs=plan.epochs,
+        window=plan.window,
+        search_epochs=plan.search,
+        device="cpu",
+        precision=pick_precision("auto", CPU),
+    )
+    bench = Bench(corpus, encoder, recipe)
+    bench.judge("frozen", encoder, None)
+
+    lr, _ = bench.choose_rates("pairtune", recipe, [(rate, recipe.head_lr) for rate in plan.lrs])
+    vanilla_lr, head_lr = bench.choose_rates("finetune", replace(recipe, objective="finetune"), plan.rates())
+    finetune = replace(recipe, objective="finetune", head_lr=head_lr)
+    lpft = replace(finetune, head_init="probe")
+    lpft_lr, _ = bench.choose_rates("lpft", lpft, [(rate, head_lr) for rate in plan.lrs])
+    bench.train("pairtune", recipe, lr)
+    bench.train("finetune", finetune, vanilla_lr)
+    at_length = partial(replace, epochs=plan.longest, patience=plan.epochs)
+    bench.train("pairtune", at_length(recipe), lr, "_converged")
+    bench.train("finetune", at_length(finetune), vanilla_lr, "_converged")
+    bench.train("lpft", at_length(lpft), lpft_lr)
+
+    shares = {key: accuracy(right, corpus.test.groups, seed) for key, right in bench.right.items()}
+    histories = bench.history
+    return {
+        "task": task,
+        "encoder": encoder_label(encoder_name),
+        "seed": seed,
+        "classes": len(corpus.classes),
+        "train_n": len(corpus.train),
+        "val_n": len(corpus.val),
+        "test_n": len(corpus.test),
+        "epochs": plan.epochs,
+        "epochs_converged": plan.longest,
+        "precision": recipe.precision,
+        **{key: round(share.accuracy, 4) for key, share in shares.items()},
+        "epochs_to_95_finetune": epochs_to(histories["finetune_converged"]["val_linear"]),
+        "epochs_to_95_pairtune": epochs_to(histories["pairtune_converged"]["val_linear"]),
+        "epochs_to_95_head": epochs_to(histories["finetune_converged"]["val_head"]),
+        "top1_finetune": bench.geometry["finetune"]["top1"],
+        "top1_pairtune": bench.geometry["pairtune"]["top1"],
+        "isoscore_finetune": bench.geometry["finetune"]["isoscore"],
+        "isoscore_pairtune": bench.geometry["pairtune"]["isoscore"],
+        "step_ratio": round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3),
+        "lr": {"pairtune": lr, "finetune": vanilla_lr, "head": head_lr, "lpft": lpft_lr},
+        "seconds": {**bench.seconds, "row": round(time.perf_counter() - start, 1)},
+        "intervals": {key: [round(share.low, 4), round(share.high, 4)] for key, share in shares.items()},
+        "val": bench.val,
+        "geometry": bench.geometry,
+        "history": histories,
+        "test_groups": by_group(bench.right, corpus.test.groups),
+    }
+
+
+def epochs_to(values: list[float], share: float = 0.95) -> int:
+    """The first epoch, counted from 1, whose value is at least `share` of the best."""
+    return next(epoch for epoch, value in enumerate(values, start=1) if value >= share * max(values))
+
+
+def by_group(right: dict[str, Bools], groups: list[str]) -> dict[str, Any]:
+    """Clips of each test group, and of them the right ones by method: enough to resample groups later."""
+    names, member = np.unique(groups, return_inverse=True)
+    count = [int(number) for number in np.bincount(member)]
+    hits = {key: [int(number) for number in np.bincount(member, weights=value)] for key, value in right.items()}
+    return {"names": [str(name) for name in names], "n": count, "right": hits}
+
+
+def _geometry(found: DualProbe, corpus: Corpus) -> dict[str, float | None]:
+    measures = describe(found.test_embeddings, corpus.test.labels)
+    return {key: round(measures[key], 5) if np.isfinite(measures[key]) else None for key in MEASURES}

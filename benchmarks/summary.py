@@ -1,0 +1,160 @@
+"""What the rows of the matrix say together: paired differences, over tasks and within each, with 95 % intervals."""
+
+from __future__ import annotations
+
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+Row = dict[str, Any]
+
+DRAWS = 10_000
+OURS, OURS_CONVERGED, HEAD = "pairtune_linear", "pairtune_linear_converged", "finetune_head"
+RIVALS = ("frozen_linear", "finetune_head_converged", "finetune_linear", "finetune_linear_converged", "lpft_head")
+
+
+def summarise(rows: list[Row]) -> dict[str, Any]:
+    """For each encoder what `of_one_encoder` says."""
+    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    return {name: of_one_encoder([row for row in rows if row["encoder"] == name]) for name in encoders}
+
+
+def of_one_encoder(rows: list[Row]) -> dict[str, Any]:
+    """The claims, over tasks of which each is the mean of its seeds.
+
+    The best rival is found three ways: the one best over all tasks, the one best on each task's validation, and the one
+    best on each task's test, which no one could have known and which flatters the rivals.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    of_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
+    means = {key: {task: mean(row[key] for row in of_task[task]) for task in tasks} for key in (*RIVALS, OURS, HEAD)}
+    best = max(RIVALS, key=lambda rival: mean(means[rival].values()))
+    by_val = {task: max(RIVALS, key=lambda rival: mean(row["val"][rival] for row in of_task[task])) for task in tasks}
+    by_test = {task: max(RIVALS, key=lambda rival: means[rival][task]) for task in tasks}
+
+    def against(rivals: dict[str, str], ours: str) -> dict[str, Any]:
+        return differences({task: (of_task[task], ours, rivals[task]) for task in tasks})
+
+    convergence = [
+        {
+            "task": task,
+            "finetune": mean(row["epochs_to_95_finetune"] for row in of_task[task]),
+            "head": mean(row["epochs_to_95_head"] for row in of_task[task]),
+            "pairtune": mean(row["epochs_to_95_pairtune"] for row in of_task[task]),
+        }
+        for task in tasks
+    ]
+    return {
+        "seeds": sorted({row["seed"] for row in rows}),
+        "tasks": tasks,
+        "same_epochs_against_head": against(dict.fromkeys(tasks, HEAD), OURS),
+        "converged": {
+            **{rival: against(dict.fromkeys(tasks, rival), OURS_CONVERGED) for rival in RIVALS},
+            "best_over_tasks": {"rival": best, **against(dict.fromkeys(tasks, best), OURS_CONVERGED)},
+            "best_by_validation": {"rivals": by_val, **against(by_val, OURS_CONVERGED)},
+            "best_by_test": {"rivals": by_test, **against(by_test, OURS_CONVERGED)},
+        },
+        "epochs_to_95": {
+            "tasks": convergence,
+            "median_ratio_linear": round(median(one["pairtune"] / one["finetune"] for one in convergence), 3),
+            "median_ratio_head": round(median(one["pairtune"] / one["head"] for one in convergence), 3),
+        },
+        "top1": {
+            "tasks_where_pairtune_is_lower": sum(
+                _mean(of_task[task], "top1_pairtune", "top1_finetune") < 0 for task in tasks
+            ),
+            "mean_difference": round(mean(_mean(of_task[task], "top1_pairtune", "top1_finetune") for task in tasks), 5),
+        },
+        "isoscore": {
+            "mean_difference": round(
+                mean(_mean(of_task[task], "isoscore_pairtune", "isoscore_finetune") for task in tasks), 5
+            ),
+        },
+        "step_ratio": {
+            "median": median(row["step_ratio"] for row in rows),
+            "most": max(row["step_ratio"] for row in rows),
+        },
+    }
+
+
+def _mean(rows: list[Row], one: str, other: str) -> float:
+    return float(mean(row[one] - row[other] for row in rows))
+
+
+def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
+    """Of each task (its rows, our method, the rival): the paired difference with its interval; and over the tasks.
+
+    Within a task test groups are resampled, the same for all seeds; over tasks, tasks.
+    """
+    tasks = {}
+    for task, (rows, ours, rival) in pairs.items():
+        gain = mean(row[ours] - row[rival] for row in rows)
+        low, high = group_interval(rows, ours, rival)
+        tasks[task] = {"difference": round(gain, 4), "low": round(low, 4), "high": round(high, 4)}
+    values = np.array([task["difference"] for task in tasks.values()])
+    low, high = task_interval(values)
+    return {
+        "mean": round(float(values.mean()), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "significantly_worse_on": [name for name, task in tasks.items() if task["high"] < 0],
+        "significantly_better_on": [name for name, task in tasks.items() if task["low"] > 0],
+        "by_task": tasks,
+    }
+
+
+def group_interval(rows: list[Row], ours: str, rival: str) -> tuple[float, float]:
+    """Of the difference in accuracy, resampling the test groups, which all seeds share."""
+    groups = [row["test_groups"] for row in rows]
+    if any(one["names"] != groups[0]["names"] for one in groups):
+        raise ValueError(f"{rows[0]['task']}: its seeds do not share their test groups")
+    gain = np.sum([np.subtract(one["right"][ours], one["right"][rival]) for one in groups], axis=0)
+    clips = np.sum([one["n"] for one in groups], axis=0)
+    drawn = np.random.default_rng(0).integers(len(clips), size=(DRAWS, len(clips)))
+    return _quantiles(gain[drawn].sum(axis=1) / clips[drawn].sum(axis=1))
+
+
+def task_interval(values: Doubles) -> tuple[float, float]:
+    """Of the mean over tasks, resampling them."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
+    return _quantiles(values[drawn].mean(axis=1))
+
+
+def _quantiles(samples: Doubles) -> tuple[float, float]:
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)
+
+
+COLUMNS = (
+    "frozen_linear", "frozen_knn", "finetune_head", "finetune_linear", "finetune_knn", "finetune_head_converged",
+    "finetune_linear_converged", "lpft_head", "pairtune_linear", "pairtune_knn", "pairtune_linear_converged",
+)  # fmt: skip
+
+
+def markdown(rows: list[Row], summary: dict[str, Any]) -> str:
+    """Accuracies in percent, mean of the seeds, a table for each encoder; and what the summary claims below it."""
+    lines = []
+    for encoder, found in summary.items():
+        mine = [row for row in rows if row["encoder"] == encoder]
+        lines += [f"## {encoder}", "", f"| task | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+        for task in found["tasks"]:
+            cells = [mean(100 * row[key] for row in mine if row["task"] == task) for key in COLUMNS]
+            lines.append(f"| {task} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+        lines += ["", "| against | points, 95 % over tasks | better on | worse on |", "|---|---|---|---|"]
+        claims = {f"{HEAD}, same epochs": found["same_epochs_against_head"], **found["converged"]}
+        for name, claim in claims.items():
+            interval = f"{100 * claim['mean']:+.1f} [{100 * claim['low']:+.1f}, {100 * claim['high']:+.1f}]"
+            better, worse = (", ".join(claim[f"significantly_{word}_on"]) or "-" for word in ("better", "worse"))
+            lines.append(f"| {name} | {interval} | {better} | {worse} |")
+        epochs, top1, step = found["epochs_to_95"], found["top1"], found["step_ratio"]
+        lines += [
+            "",
+            f"Epochs to 95 %: {epochs['median_ratio_linear']} of vanilla's, {epochs['median_ratio_head']} of its head's "
+            f"(medians). Top contribution lower on {top1['tasks_where_pairtune_is_lower']} of {len(found['tasks'])} tasks. "
+            f"A step costs {step['median']} of vanilla's (at most {step['most']}).",
+            "",
+        ]
+    return "\n".join(lines)

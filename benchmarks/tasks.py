@@ -1,0 +1,150 @@
+"""The real tasks of the benchmarks, from the cache of `benchmarks.fetch`: a manifest per task and seed.
+
+    python -m benchmarks.tasks --list
+    python -m benchmarks.tasks letters drums --seed 1
+
+Each task splits by group (speaker, phrase, level, kit, preset, locale, section). Validation and test are the same for
+every seed; the seed draws the training clips from the groups that are left. Duplicates are dropped by hash before that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fetch import CACHE
+from benchmarks.sources import (
+    Sound,
+    drums,
+    fillets,
+    instruments,
+    letters,
+    noisy_words,
+    speakers,
+    tracks,
+    words,
+)
+from confit_runtime.errors import ConfitError, UsageError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where its clips come from, how many are drawn, and how long an encoder trains on them."""
+
+    name: str
+    about: str
+    gather: Callable[[Path], list[Sound]]
+    clips: tuple[int, int, int]  # at most, of each class in train, val and test
+    epochs: int
+    groups: int | None = None  # training groups drawn; None: all
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("speakers", "35 speakers and languages, by phrases never heard in training", speakers, (10, 4, 12), 10),
+        Task("actors", "two actors of one studio and language, by levels", fillets, (10, 40, 150), 20),
+        Task("drums", "drums across kits", drums, (20, 12, 24), 15),
+        Task("instruments", "families of instruments, by presets never heard in training", instruments, (12, 12, 24), 15),
+        Task("letters", "letters of the alphabet across locales and speakers", letters, (7, 2, 5), 15),
+        Task("words", "30 words, learnt from 4 voices", words, (4, 3, 18), 20, groups=4),
+        Task("noisy-words", "30 words at 0 dB over music, learnt from 6 voices; other music in test", noisy_words,
+             (6, 3, 18), 15, groups=6),
+        Task("tracks", "pieces of music, by sections later than those of training", tracks, (8, 4, 12), 15),
+    )
+}  # fmt: skip
+
+
+def build(task: Task, cache: Path, seed: int) -> Path:
+    """Write the task's manifest for a seed and return its path. Raises ConfitError when splits would share anything."""
+    if not (cache / "packages.json").is_file():
+        raise UsageError(f"{cache}: holds no sounds; run python -m benchmarks.fetch --cache {cache}")
+    drawn = draw(unique(task.gather(cache)), task, seed)
+    check(drawn)
+    manifest = cache / "tasks" / f"{task.name}-{seed}.csv"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "group", "split"])
+        for sound in drawn:
+            writer.writerow([os.path.relpath(sound.path, manifest.parent), sound.label, sound.group, sound.split])
+    return manifest
+
+
+def unique(sounds: list[Sound]) -> list[Sound]:
+    """Without files of the same bytes: one of them stays where they agree on label, group and split, none where not."""
+    same: dict[str, list[Sound]] = defaultdict(list)
+    for sound in sounds:
+        same[hashlib.sha256(sound.path.read_bytes()).hexdigest()].append(sound)
+    return [group[0] for group in same.values() if len({(one.label, one.group, one.split) for one in group}) == 1]
+
+
+def draw(sounds: list[Sound], task: Task, seed: int) -> list[Sound]:
+    """At most `task.clips` of each class in each split, of classes with at least two training clips and one of the others."""
+    chosen: list[Sound] = []
+    for split, count in zip(SPLITS, task.clips, strict=True):
+        rng = np.random.default_rng([seed if split == "train" else 0, SPLITS.index(split)])
+        inside = sorted((one for one in sounds if one.split == split), key=lambda one: (one.label, str(one.path)))
+        if split == "train" and task.groups:
+            names = sorted({one.group for one in inside})
+            kept = {names[index] for index in rng.permutation(len(names))[: task.groups]}
+            inside = [one for one in inside if one.group in kept]
+        for label in sorted({one.label for one in inside}):
+            of_class = [one for one in inside if one.label == label]
+            chosen += [of_class[index] for index in sorted(rng.permutation(len(of_class))[:count])]
+    held = Counter((one.label, one.split) for one in chosen)
+    least = {"train": 2, "val": 1, "test": 1}
+    return [one for one in chosen if all(held[one.label, split] >= least[split] for split in SPLITS)]
+
+
+def check(sounds: list[Sound]) -> None:
+    """Raise ConfitError when two splits share a group or the bytes of a file."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for sound in sounds:
+        groups[sound.group].add(sound.split)
+        groups[hashlib.sha256(sound.path.read_bytes()).hexdigest()].add(sound.split)
+    if shared := [name for name, splits in groups.items() if len(splits) > 1]:
+        raise ConfitError(f"splits share {shared[0]}")
+
+
+def summary(sounds: list[Sound]) -> str:
+    parts = [f"{len({one.label for one in sounds}):3d} classes"]
+    for split in SPLITS:
+        inside = [one for one in sounds if one.split == split]
+        parts.append(f"{split} {len(inside)} clips of {len({one.group for one in inside})} groups")
+    return ", ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--list", action="store_true", help="only say what each task holds; write no manifest")
+    given = parser.parse_args()
+    if unknown := set(given.tasks) - set(TASKS):
+        parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
+    try:
+        for name in given.tasks or TASKS:
+            task = TASKS[name]
+            if given.list:
+                print(f"{name:12s} {summary(draw(unique(task.gather(given.cache)), task, given.seed))}; {task.about}")
+            else:
+                print(build(task, given.cache, given.seed))
+    except ConfitError as error:
+        sys.exit(f"tasks: {error}")
+
+
+if __name__ == "__main__":
+    main()

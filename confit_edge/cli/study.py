@@ -1,0 +1,186 @@
+"""`confit-edge study`: put one of the open questions to your own clips, over several seeds, and read what they answer."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confit_edge.cli._console import Json, emit, say
+
+if TYPE_CHECKING:
+    from confit_edge.studies.engine import Planned
+
+
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="batch, classes, convergence, dimensions, isotropy, mining, shots, temperature or unseen.",
+            show_default=False,
+        ),
+    ],
+    manifest: Annotated[
+        Path,
+        typer.Option("--data", help="The manifest, or a folder with one sub-folder per class.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", help="The folder of the study; where it holds one, it is gone on with.", show_default=False
+        ),
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="How often each trial is done, each time with the next seed.")] = 3,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A YAML recipe of what the study does not vary: encoder, epochs, ...", show_default=False),
+    ] = None,
+    train_groups: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on so many groups (voices, kits) only, drawn by each seed: for data on which all do well.",
+            show_default=False,
+        ),
+    ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="isotropy only: a run or another study's folder to read in place of training (several times for several).",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials done at once, each in a process with one thread.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would do, and what that would cost.")
+    ] = False,
+    json_lines: Json = False,
+) -> None:
+    """Answer one of the method's open questions on your own clips.
+
+    A study is a plan of trainings. It says what they cost before it begins, keeps each as it ends (stopped, the same
+    command goes on), and writes a table, a plot and conclusions with 95 % intervals over seeds and test groups.
+
+    - **temperature**: of the contrastive loss, from 0.01 to 1
+    - **mining**: contrastive losses x ways of mining hard pairs
+    - **batch**: size of the batch x length of the window x hardness
+    - **shots**: 1 to 20 clips a class, and classes with unequal numbers of clips
+    - **classes**: the gain over vanilla fine-tuning against the number of classes
+    - **unseen**: classes that were never trained, and sound that comes another way
+    - **convergence**: accuracy by epoch of each objective
+    - **dimensions**: is it the balance of an embedding's dimensions that makes it accurate?
+    - **isotropy**: does the geometry of an embedding tell how accurate it is?
+
+    Example: `confit-edge study temperature --data words.csv -o studies/temperature --jobs 2`
+    """
+    from confit_edge.pairtune.config import Recipe
+    from confit_edge.studies import find
+    from confit_edge.studies.bench import source_of
+    from confit_edge.studies.engine import prepare, run
+    from confit_edge.studies.report import write_report
+
+    question = find(name)
+    source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
+    with Progress(json_lines) as progress:
+        planned = prepare(question, source, out, seeds=seeds, groups=train_groups, earlier=earlier, watch=progress)
+        progress.cost(planned, jobs)
+        if dry_run:
+            return
+        results = run(planned, jobs, progress)
+    conclusions = write_report(planned, results, shlex.join(["confit-edge", *sys.argv[1:]]))
+    if json_lines:
+        cpu = round(sum(outcome.cpu_seconds for outcome in results.outcomes), 1)
+        diverged = len(results.diverged)
+        emit("summary", study=name, out=str(out), diverged=diverged, cpu_seconds=cpu, conclusions=conclusions)
+        return
+    print((out / "table.md").read_text(encoding="utf-8"))
+    print("\n".join(conclusions))
+    say(f"wrote {out}: table.md, table.csv, plot.png, conclusions.md, results.json")
+
+
+class Progress:
+    """Shows a study on stderr: its cost, and on a terminal a bar with the time left; or JSON lines on stdout."""
+
+    def __init__(self, json_lines: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.json_lines = json_lines
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=json_lines or not self.console.is_terminal,
+        )
+        self.task: Any = None
+        self.planned: Planned | None = None
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.bar.stop()
+
+    def cost(self, planned: Planned, jobs: int) -> None:
+        """Say what is to be done; from here on the bar is of the trials, each as long as it should take."""
+        self.planned = planned
+        done = len(planned.done)
+        if self.json_lines:
+            emit(
+                "cost",
+                trials=len(planned.trials),
+                done=done,
+                cpu_seconds=round(planned.cpu_seconds, 1),
+                wall_seconds=round(planned.cpu_seconds / jobs, 1),
+                jobs=jobs,
+            )
+        else:
+            before = f", {done} of them done before" if done else ""
+            say(
+                f"{planned.study.question}\n{len(planned.trials)} trials{before}: about {duration(planned.cpu_seconds)} of"
+                f" CPU time, {duration(planned.cpu_seconds / jobs)} with --jobs {jobs}"
+            )
+        self._show("trials", planned.cpu_seconds, 0, f"{done}/{len(planned.trials)}")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        stage = event["stage"]
+        if stage == "decode":
+            self._show("decoding", event["total"], event["done"], f"{event['done']}/{event['total']}")
+        elif stage == "timing":
+            self._show("timing one epoch", None, 0, "")
+        elif stage == "trial":
+            assert self.planned is not None
+            outcome = event["outcome"]
+            self.bar.update(
+                self.task, advance=self.planned.cost[outcome.key], note=f"{event['done']}/{event['total']} trials"
+            )
+            if self.json_lines:
+                diverged = {"diverged": outcome.diverged} if outcome.diverged else {}
+                emit("trial", arm=dict(outcome.arm), seed=outcome.seed, cpu_seconds=outcome.cpu_seconds, **diverged)
+            elif outcome.diverged:
+                self.console.print(
+                    f"diverged: {dict(outcome.arm)}, seed {outcome.seed}: {outcome.diverged}", markup=False
+                )
+
+    def _show(self, what: str, total: float | None, done: float, note: str) -> None:
+        if self.task is None or self.bar.tasks[-1].description != what:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task = self.bar.add_task(what, total=total, note=note)
+        self.bar.update(self.task, completed=done, note=note)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

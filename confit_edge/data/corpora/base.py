@@ -1,0 +1,144 @@
+"""The one mechanism behind every corpus by name: find its tree, read its rows, hold them against what was published.
+
+A corpus says where its clips lie, what is heard in them, and which belong together. It downloads nothing: most corpora
+ask for a licence to be accepted, which only a person can do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confit_edge.data.manifest import SPLITS, Clip, Manifest
+from confit_edge.data.splits import keep_apart
+from confit_runtime.audio import read_audio
+from confit_runtime.errors import ConfitError, UsageError
+
+DEPTH = 2  # folders below the one that is named in which a tree is looked for
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a person chose: the fold that is tested, and a folder for clips that a corpus has to make."""
+
+    fold: int
+    made: Path
+
+
+@dataclass(frozen=True)
+class KnownCorpus:
+    """A published corpus.
+
+    `marks` are the globs that tell its tree, each with its alternatives; `rows` gives the clips of a tree. `clips`,
+    `classes` and `splits` are the published counts (0, or no entry: not published, or it depends).
+    """
+
+    name: str
+    task: str  # what is told apart, and how it is split
+    home: str  # where it is to be had
+    layout: str  # what the tree looks like, for a person
+    marks: tuple[tuple[str, ...], ...]
+    rows: Callable[[Path, Wanted], Iterable[Clip]]
+    clips: int = 0
+    classes: int = 0
+    folds: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The manifest of a corpus, where its tree was found, and what is to be said about it, a sentence each."""
+
+    manifest: Manifest
+    tree: Path
+    warnings: list[str]
+
+
+def fetch(
+    corpus: KnownCorpus,
+    under: Path,
+    out: Path,
+    *,
+    fold: int | None = None,
+    top: int | None = None,
+    partial: bool = False,
+) -> Fetched:
+    """The manifest (to be written to `out`) of the corpus whose tree is in `under`, or up to two folders below.
+
+    Every clip has a split and no group is in two of them: the published split, or `fold` as test and the next fold as
+    validation. `top` keeps the classes with most clips. Raises UsageError where there is no such tree or fold, and
+    ConfitError where clips are missing, unless `partial` says to take what is there.
+    """
+    if fold is not None and not 1 <= fold <= corpus.folds:
+        folds = f"has folds 1 to {corpus.folds}" if corpus.folds else "has one split and no folds"
+        raise UsageError(f"--fold {fold}: {corpus.name} {folds}")
+    tree = find_tree(corpus, under)
+    wanted = Wanted(fold or 1, out.with_suffix(""))
+    chosen: set[str] | None = None
+    if top is not None:
+        counts = Counter(clip.label for clip in corpus.rows(tree, wanted))
+        chosen = {label for label, _ in counts.most_common(top)}
+    present: list[Clip] = []
+    absent: list[Path] = []
+    for clip in corpus.rows(tree, wanted):
+        if chosen is not None and clip.label not in chosen:
+            continue
+        if clip.path.is_file():
+            present.append(clip)
+        else:
+            absent.append(clip.path)
+    if not present:
+        raise ConfitError(f"{tree}: none of the clips of {corpus.name} is there; expected {corpus.layout}")
+    read_audio(present[0].path)  # so that a tree in a coding that cannot be read fails here
+
+    differing = [] if top is not None else _differences(corpus, present)
+    warnings = [
+        f"{found} {what}, {'fewer' if found < published else 'more'} than the {published} published"
+        for what, found, published in differing
+    ]
+    if absent:
+        warnings.append(f"{len(absent)} clips are listed and not there, such as {absent[0]}")
+    if (absent or any(found < published for _, found, published in differing)) and not partial:
+        raise ConfitError(f"{tree}: {'; '.join(warnings)} (--partial takes what is there)")
+    manifest, changed = keep_apart(Manifest(tuple(present), out, multi_label=False))
+    return Fetched(manifest, tree, warnings + changed)
+
+
+def find_tree(corpus: KnownCorpus, under: Path) -> Path:
+    """The folder in which all of the corpus's marks are. Raises UsageError saying what was looked for, and where to get it."""
+    if not under.is_dir():
+        raise UsageError(f"--root {under}: no such folder")
+    level = [under]
+    for _ in range(DEPTH + 1):
+        for folder in level:
+            if all(any(_any(folder.glob(glob)) for glob in mark) for mark in corpus.marks):
+                return folder
+        level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
+    raise UsageError(
+        f"--root {under}: no {corpus.name} there, or up to {DEPTH} folders below; expected {corpus.layout}."
+        f" It is to be had at {corpus.home}"
+    )
+
+
+def fold_split(fold: int, wanted: Wanted, folds: int) -> str:
+    """The split of a clip of `fold` (from 1): the wanted fold is test, the next one val, the others train."""
+    if fold == wanted.fold:
+        return "test"
+    return "val" if fold == wanted.fold % folds + 1 else "train"
+
+
+def _any(paths: Iterator[Path]) -> bool:
+    return next(paths, None) is not None
+
+
+def _differences(corpus: KnownCorpus, clips: list[Clip]) -> list[tuple[str, int, int]]:
+    """What differs from the published counts: its name, the count that was found, and the published one."""
+    counts = [
+        ("clips", len(clips), corpus.clips),
+        ("classes", len({clip.label for clip in clips}), corpus.classes),
+    ]
+    for split in SPLITS:
+        counts.append((f"clips in {split}", sum(clip.split == split for clip in clips), corpus.splits.get(split, 0)))
+    return [(what, found, published) for what, found, published in counts if published and found != published]

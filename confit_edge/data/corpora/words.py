@@ -1,0 +1,119 @@
+"""Corpora of spoken words."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from confit_edge.data.corpora.base import KnownCorpus, Wanted
+from confit_edge.data.manifest import SPLITS, Clip
+from confit_runtime.audio import read_audio
+from confit_runtime.errors import ConfitError
+
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+_NOISE = "_background_noise_"
+# of the six recordings of noise, those kept from training: silence is split by recording as words are by speaker
+_HELD_NOISE = {"exercise_bike": "val", "running_tap": "test"}
+
+
+def _speech_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
+    """All 35 words. The part of a clip's name before `_nohash_` is its speaker, whom the published lists keep in one split."""
+    lists = {
+        split: set((tree / name).read_text(encoding="utf-8").split())
+        for split, name in (("val", "validation_list.txt"), ("test", "testing_list.txt"))
+    }
+    for path in sorted(tree.glob("[a-z]*/*.wav")):
+        name = f"{path.parent.name}/{path.name}"
+        split = next((split for split, names in lists.items() if name in names), "train")
+        yield Clip(path, (path.parent.name,), path.name.split("_nohash_")[0], split)
+
+
+def _twelve_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
+    """Ten commands; `unknown`, drawn from the other 25 words; and `silence`, cut from the noise recordings.
+
+    In each split the last two have as many clips as a command has on average. The draw is the same each time.
+    """
+    clips = list(_speech_commands(tree, wanted))
+    yield from (clip for clip in clips if clip.label in COMMANDS)
+    rng = np.random.default_rng(0)
+    for split in SPLITS:
+        others = [clip for clip in clips if clip.split == split and clip.label not in COMMANDS]
+        count = round(sum(clip.split == split for clip in clips if clip.label in COMMANDS) / len(COMMANDS))
+        for row in sorted(rng.permutation(len(others))[:count]):
+            yield Clip(others[row].path, ("unknown",), others[row].group, split)
+        yield from _silence(tree, wanted.made / "silence", split, count, rng)
+
+
+def _silence(tree: Path, folder: Path, split: str, count: int, rng: np.random.Generator) -> Iterator[Clip]:
+    """`count` seconds of the split's noise recordings, each at a level of its own, written to `folder`."""
+    import soundfile
+
+    found = sorted((tree / _NOISE).glob("*.wav"))
+    recordings = [path for path in found if _HELD_NOISE.get(path.stem, "train") == split]
+    if not recordings:
+        raise ConfitError(f"{tree / _NOISE}: no noise recording for {split}; expected the six of Speech Commands v2")
+    folder.mkdir(parents=True, exist_ok=True)
+    sounds = [read_audio(path) for path in recordings]
+    for number in range(count):
+        which = number % len(recordings)
+        pcm, rate = sounds[which]
+        start = int(rng.integers(max(1, len(pcm) - rate)))
+        path = folder / f"{recordings[which].stem}-{split}-{number}.wav"
+        soundfile.write(path, pcm[start : start + rate] * rng.uniform(0.1, 1.0), rate, subtype="PCM_16")
+        yield Clip(path, ("silence",), recordings[which].stem, split)
+
+
+def _mswc(tree: Path, wanted: Wanted) -> Iterator[Clip]:
+    """One language. `LANG_splits.csv` has SET, LINK (WORD/common_voice_en_1.opus), WORD, VALID, SPEAKER; groups are speakers."""
+    splits = {"TRAIN": "train", "DEV": "val", "TEST": "test"}
+    listing = next(iter(sorted([*tree.glob("*_splits.csv"), *tree.glob("splits/*_splits.csv")])))
+    with listing.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for name in ("SET", "LINK", "WORD", "VALID", "SPEAKER"):
+            if name not in (reader.fieldnames or ()):
+                raise ConfitError(
+                    f"{listing}: there is no column {name!r} (columns: {', '.join(reader.fieldnames or ())})"
+                )
+        for row in reader:
+            if row["SET"].upper() not in splits:
+                raise ConfitError(f"{listing}, line {reader.line_num}: SET {row['SET']!r} is not TRAIN, DEV or TEST")
+            if row["VALID"].lower() == "true":
+                speaker = row["SPEAKER"] if row["SPEAKER"] not in ("", "NA") else row["LINK"]
+                yield Clip(tree / "clips" / row["LINK"], (row["WORD"],), speaker, splits[row["SET"].upper()])
+
+
+_HOME = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+_LAYOUT = "yes/0a7c2a8d_nohash_0.wav, validation_list.txt and testing_list.txt"
+_MARKS = (("yes/*_nohash_*.wav",), ("validation_list.txt",), ("testing_list.txt",))
+
+SPEECH_COMMANDS_35 = KnownCorpus(
+    "speech-commands-35",
+    "35 words (Speech Commands v2), the published split by speaker",
+    _HOME,
+    _LAYOUT,
+    _MARKS,
+    _speech_commands,
+    clips=105_829,
+    classes=35,
+    splits={"train": 84_843, "val": 9_981, "test": 11_005},
+)
+SPEECH_COMMANDS_12 = KnownCorpus(
+    "speech-commands-12",
+    "ten commands, unknown and silence (Speech Commands v2; unknown and silence are drawn here, not the published test set)",
+    _HOME,
+    f"{_LAYOUT}, {_NOISE}/",
+    (*_MARKS, (f"{_NOISE}/*.wav",)),
+    _twelve_commands,
+    classes=12,
+)
+MSWC = KnownCorpus(
+    "mswc",
+    "spoken words of one of 50 languages, the published split; --top 100 for the hundred commonest words",
+    "https://mlcommons.org/datasets/multilingual-spoken-words/",
+    "clips/WORD/common_voice_en_1.opus and en_splits.csv, for one language",
+    (("clips",), ("*_splits.csv", "splits/*_splits.csv")),
+    _mswc,
+)

@@ -1,0 +1,201 @@
+"""Sets of the Hugging Face `datasets` library: of the hub, of `save_to_disk`, and its audio folders.
+
+Sound is never decoded by `datasets` (that takes torchcodec): its bytes are written out as they came, and soundfile
+reads them like any other clip. An audio folder is a table and files, which are read here without the library.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from confit_edge.data.corpora.base import Fetched
+from confit_edge.data.manifest import SOUND_SUFFIXES, Clip, Manifest, labels_of, read_table, relative, sound_files
+from confit_edge.data.splits import keep_apart
+from confit_runtime.errors import ConfitError, UsageError
+
+_SPLIT_OF = {
+    "train": "train",
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "eval", "evaluation"), "test"),
+}
+
+
+def fetch_hub(
+    source: str,
+    out: Path,
+    *,
+    subset: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+) -> Fetched:
+    """The manifest (to be written to `out`) of a set by hub name, or of a local folder.
+
+    Clips that are held as bytes are written to a folder beside the manifest, named like it; those that are files stay
+    where they are. The label is the one ClassLabel column, or the column `label` or `labels`; a column of lists gives a
+    multi-label manifest. Splits that have another name than train, validation or test are left out; of a set with train
+    alone, splits are made when they are needed. Raises UsageError for a column that is not there, and ConfitError where
+    the set cannot be loaded.
+    """
+    folder = Path(source)
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    notes: list[str] = []
+    if folder.is_dir() and not saved:
+        clips, multi_label = _audio_folder(folder, label_column, group_column)
+    else:
+        parts = _load(source, subset)
+        notes = [
+            f"split {name!r} is left out: it is none of train, validation, test" for name in parts.keys() - _SPLIT_OF
+        ]
+        kept = {name: part for name, part in parts.items() if name in _SPLIT_OF}
+        if not kept:
+            raise ConfitError(f"hf:{source}: none of its splits is train, validation or test ({', '.join(parts)})")
+        columns = _columns(source, next(iter(kept.values())).features, label_column, group_column)
+        clips = list(_clips(source, kept, columns, out.with_suffix("")))
+        multi_label = _inner(next(iter(kept.values())).features[columns[1]]) is not None
+    if len({clip.group for clip in clips}) == len(clips):
+        notes.append("every clip is a group of its own: name the column of speakers or recordings with --group-column")
+    manifest = Manifest(tuple(clips), out, multi_label)
+    if any(clip.split for clip in clips):
+        manifest, changed = keep_apart(manifest)
+        notes += changed
+    return Fetched(manifest, folder, notes)
+
+
+def _audio_folder(folder: Path, label_column: str | None, group_column: str | None) -> tuple[list[Clip], bool]:
+    """The clips of a folder with metadata.csv, .jsonl or .parquet (in it, or in each split), or of SPLIT/CLASS/."""
+    tables = [
+        path
+        for path in sorted([*folder.glob("metadata.*"), *folder.glob("*/metadata.*")])
+        if path.suffix.lower() in (".csv", ".jsonl", ".parquet")
+    ]
+    if not tables:
+        return [_by_folder(path, folder) for path in sound_files(folder, "hf:")], False
+    clips: list[Clip] = []
+    for table in tables:
+        columns, rows = read_table(table, {"file_name", "label", "labels", label_column, group_column or "group"})
+        label = label_column or next((name for name in ("label", "labels") if name in columns), None)
+        if label is None:
+            raise UsageError(
+                f"{table}: which column says what is heard? Name it with --label-column ({_list(columns)})"
+            )
+        for name in ("file_name", label, *([group_column] if group_column else [])):
+            if name not in columns:
+                raise UsageError(f"{table}: there is no column {name!r} ({_list(columns)})")
+        for place, row in rows:
+            path = (table.parent / str(row["file_name"])).resolve()
+            group = str(row.get(group_column or "group") or relative(path, folder))
+            clips.append(Clip(path, labels_of(row[label], label, f"{table}, {place}"), group, _split(path, folder)))
+    return clips, label == "labels"
+
+
+def _by_folder(path: Path, folder: Path) -> Clip:
+    """The clip at SPLIT/CLASS/clip.wav or SPLIT/CLASS/GROUP/clip.wav."""
+    name, split = relative(path, folder), _split(path.resolve(), folder)
+    parts = name.split("/")
+    if split is None or len(parts) < 3:
+        raise UsageError(
+            f"{path}: has no split; expected SPLIT/CLASS/clip.wav or a metadata.csv (a folder of CLASS/clip.wav is read as"
+            " it is: name it where a manifest is asked for)"
+        )
+    return Clip(path.resolve(), (parts[1],), parts[2] if len(parts) > 3 else name, split)
+
+
+def _split(path: Path, folder: Path) -> str | None:
+    return _SPLIT_OF.get(relative(path, folder.resolve()).split("/")[0])
+
+
+def _load(source: str, subset: str | None) -> dict[str, Any]:
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError as error:
+        raise UsageError(f"hf:{source}: needs {error.name}: pip install 'confit-edge[hub]'") from error
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_from_disk(source) if Path(source).is_dir() else datasets.load_dataset(source, subset)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise ConfitError(f"hf:{source}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _columns(source: str, features: Any, label: str | None, group: str | None) -> tuple[str, str, str | None]:
+    """The columns of the sound, the label and the group (None: there is none). Raises UsageError."""
+    from datasets import Audio
+
+    audio = next((name for name, feature in features.items() if isinstance(feature, Audio)), None)
+    if audio is None:
+        raise UsageError(f"hf:{source}: there is no column of sound ({_list(features)})")
+    for name in (label, group):
+        if name is not None and name not in features:
+            raise UsageError(f"hf:{source}: there is no column {name!r} ({_list(features)})")
+    return audio, label or _label_column(source, features), group or ("group" if "group" in features else None)
+
+
+def _clips(source: str, parts: dict[str, Any], columns: tuple[str, str, str | None], folder: Path) -> Iterator[Clip]:
+    from datasets import Audio
+
+    audio, label, group = columns
+    for name, part in parts.items():
+        for number, row in enumerate(part.cast_column(audio, Audio(decode=False))):
+            path = _sound(row[audio], folder / name / f"{number:06d}", source)
+            yield Clip(
+                path,
+                _label_names(row[label], part.features[label]),
+                str(row[group]) if group else f"{name}/{number}",
+                _SPLIT_OF[name] if len(parts) > 1 else None,
+            )
+
+
+def _label_column(source: str, features: Any) -> str:
+    from datasets import ClassLabel
+
+    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    named = [name for name in ("label", "labels") if name in features]
+    if not named and len(classes) != 1:
+        raise UsageError(
+            f"hf:{source}: which column says what is heard? Name it with --label-column ({_list(features)})"
+        )
+    return [*named, *classes][0]
+
+
+def _list(columns: Any) -> str:
+    return f"columns: {', '.join(columns)}"
+
+
+def _inner(feature: Any) -> Any:
+    """What a column of lists holds; None for a column of single values."""
+    if isinstance(feature, list):
+        return feature[0]
+    return getattr(feature, "feature", None)
+
+
+def _label_names(value: Any, feature: Any) -> tuple[str, ...]:
+    inner = _inner(feature)
+    values = [value] if inner is None else value
+    names = getattr(inner or feature, "names", None)
+    return tuple(dict.fromkeys(names[item] if names else str(item) for item in values))
+
+
+def _sound(cell: dict[str, Any], stem: Path, source: str) -> Path:
+    """The file of a cell of sound: the one it names, or a new one with its bytes."""
+    import soundfile
+
+    name, data = cell["path"], cell["bytes"]
+    if data is None:
+        if not name or not Path(name).is_file():
+            raise ConfitError(f"hf:{source}: the clip {name} is not there, and the set does not hold its sound")
+        return Path(name).resolve()
+    suffix = Path(name or "").suffix.lower()
+    if suffix not in SOUND_SUFFIXES:
+        try:
+            suffix = f".{soundfile.info(io.BytesIO(data)).format.lower()}"
+        except RuntimeError as error:
+            raise ConfitError(f"hf:{source}: a clip ({name}) is no sound that can be read ({error})") from error
+    path = stem.with_suffix(suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path

@@ -1,0 +1,132 @@
+"""Many arrays in few files: what decoded clips are kept in, so that a corpus larger than memory can be trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import sqlite3
+import threading
+import uuid
+import weakref
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Pcm = npt.NDArray[np.float32]
+
+SHARD = 1 << 28  # samples (1 GiB); a file is sparse until it is written to
+MAPPED = 100  # shards: Python keeps a file descriptor open for each map, and some systems allow 256
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, size INTEGER NOT NULL, used INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS arrays
+    (key TEXT PRIMARY KEY, shard TEXT NOT NULL, start INTEGER NOT NULL, samples INTEGER NOT NULL, sha256 BLOB NOT NULL);
+"""
+
+
+class Pack:
+    """float32 arrays by key, in memory-mapped files of `folder` with an SQLite index beside them.
+
+    The index hands out places, so any number of processes may add at once. What was damaged counts as not there. Arrays
+    are read-only and cost no memory of the process: the system keeps of them what it has room for. Methods raise OSError
+    and sqlite3.Error where the folder cannot be used. Safe to use from several threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._shards: dict[str, Pcm] = {}
+        self._checked: dict[str, Pcm] = {}
+
+    def get(self, key: str) -> Pcm | None:
+        """The array, held against its digest the first time; None where there is none."""
+        with self._lock:
+            if key in self._checked:
+                return self._checked[key]
+            found = self._index().execute("SELECT shard, start, samples, sha256 FROM arrays WHERE key = ?", (key,))
+            row = found.fetchone()
+            array = self._view(*row[:3]) if row else None
+        if array is None or hashlib.sha256(array.data).digest() != row[3]:
+            return None
+        with self._lock:
+            return self._checked.setdefault(key, array)
+
+    def put(self, key: str, array: Pcm) -> Pcm:
+        """Keep an array (in place of a damaged one of that key); what comes back is the one that is kept."""
+        array = np.ascontiguousarray(array)
+        digest = hashlib.sha256(array.data).digest()
+        with self._lock:
+            name, start = self._reserve(len(array))
+            # Written, not stored through the map: a full disk is then an error, and not the end of the process.
+            with (self.folder / name).open("r+b", buffering=0) as file:
+                file.seek(4 * start)
+                if array.size and file.write(array.data) != array.nbytes:
+                    raise OSError(f"{self.folder / name}: the disk is full")
+            self._index().execute(
+                "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?)", (key, name, start, len(array), digest)
+            )
+            view = self._view(name, start, len(array))
+            return self._checked.setdefault(key, array if view is None else view)
+
+    def _reserve(self, samples: int) -> tuple[str, int]:
+        """A place that no other process is given: the shard, and the sample in it."""
+        index = self._index()
+        with index:
+            index.execute("BEGIN IMMEDIATE")
+            rows = index.execute("SELECT name, size, used FROM shards WHERE size - used >= ?", (samples,)).fetchall()
+            for name, size, used in rows:
+                path = self.folder / name
+                if path.is_file() and path.stat().st_size == 4 * size:
+                    index.execute("UPDATE shards SET used = used + ? WHERE name = ?", (samples, name))
+                    return name, used
+                index.execute("DELETE FROM shards WHERE name = ?", (name,))  # somebody removed it, or cut it off
+            name, size = f"{uuid.uuid4().hex}.f32", max(SHARD, samples)
+            with (self.folder / name).open("xb") as file:
+                file.truncate(4 * size)
+            index.execute("INSERT INTO shards VALUES (?, ?, ?)", (name, size, samples))
+            return name, 0
+
+    def _view(self, shard: str, start: int, samples: int) -> Pcm | None:
+        path = self.folder / shard
+        if shard not in self._shards and len(self._shards) >= MAPPED:
+            array = np.fromfile(path, np.float32, samples, offset=4 * start) if path.is_file() else None
+            if array is not None:
+                array.setflags(write=False)
+            return array
+        if shard not in self._shards:
+            try:
+                with path.open("rb") as file:
+                    self._shards[shard] = np.frombuffer(
+                        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.float32
+                    )
+            except (FileNotFoundError, ValueError):  # ValueError: empty, or not whole floats
+                return None
+        return self._shards[shard][start : start + samples]
+
+    def _index(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._connection = self._connect()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:  # not an index any more: all of it can be decoded again
+                for path in (self.folder / "index.db", *self.folder.glob("*.f32")):
+                    path.unlink(missing_ok=True)
+                self._connection = self._connect()
+        return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.folder / "index.db", timeout=60, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA synchronous = OFF")  # what a power cut loses is decoded again
+            connection.executescript(_TABLES)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        weakref.finalize(self, connection.close)
+        return connection

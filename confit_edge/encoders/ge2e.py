@@ -1,0 +1,82 @@
+"""A speaker encoder: GE2E (Wan et al. 2018, arXiv 1710.10467) as Resemblyzer published it, 1.4 M parameters.
+
+Three LSTM layers over 1.6 s of a mel power spectrogram; the last state is the voice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.front_end import Spectrum, mel_filters, power
+from confit_runtime.shipped import MODELS
+
+WEIGHTS = MODELS / "ge2e" / "ge2e.safetensors"
+
+TAPS, MEL_HOP, BANDS, FRAMES = 400, 160, 40, 160  # at 16 kHz: 25 ms windows each 10 ms, 160 of them
+SIZE = 256
+LEVEL = 10 ** (-30 / 20)  # quieter speech is brought up to this root mean square
+
+
+class MelPower(nn.Module):
+    """Mel power (no logarithm) `[batch, frames, 40]` of `pcm [batch, samples]`, made louder where it is quiet."""
+
+    mel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        bins = TAPS // 2 + 1
+        self.spectrum = Spectrum(fft=TAPS, taps=TAPS, hop=MEL_HOP, first=0, last=bins - 1)
+        self.register_buffer("mel", mel_filters(bins, BANDS, 0.0, norm="slaney", mel_scale="slaney"), persistent=False)
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        with torch.autocast(pcm.device.type, enabled=False):
+            level = pcm.square().mean(dim=1, keepdim=True).sqrt()
+            louder = pcm * (LEVEL / level.clamp(min=1e-7)).clamp(min=1.0)
+            # frames stand around their sample, as published; the one past the window's end is left out
+            padded = functional.pad(louder[:, None], (TAPS // 2, TAPS // 2 - MEL_HOP))
+            return power(self.spectrum(padded)).transpose(1, 2) @ self.mel
+
+
+class GE2E(Encoder):
+    """GE2E's voice embedding. Its window is 1.6 s, whatever is asked: its last state was trained there."""
+
+    family = "ge2e"
+    sample_rate = 16_000
+    window = FRAMES * MEL_HOP
+    hop = window // 8
+    dim = SIZE
+    streaming = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front_end = MelPower()
+        self.layers = nn.ModuleList(nn.LSTM(inside, SIZE, batch_first=True) for inside in (BANDS, SIZE, SIZE))
+        self.linear = nn.Linear(SIZE, SIZE)
+
+    def frames(self, pcm: Tensor) -> Tensor:
+        """One frame `[batch, 1, 256]` a window: what the last state says, at or above 0."""
+        states = self.front_end(pcm)
+        for layer in self.layers:
+            states, _ = layer(states)
+        return functional.relu(self.linear(states[:, -1:]))
+
+    def blocks(self) -> list[list[nn.Module]]:
+        return [*([layer] for layer in self.layers), [self.linear]]
+
+    def spec(self) -> dict[str, Any]:
+        return {"family": self.family}
+
+    @classmethod
+    def pretrained(cls, weights: Path = WEIGHTS) -> GE2E:
+        """With Resemblyzer's weights, which ship with confit-edge."""
+        from safetensors.torch import load_file
+
+        encoder = cls()
+        encoder.load_state_dict(load_file(weights), strict=True)
+        return encoder

@@ -1,0 +1,76 @@
+"""The front ends that Whisper and AST were trained with, as torch modules: they export, and run where the encoder runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from confit_edge.encoders.front_end import Spectrum, mel_filters, power
+
+HOP = 160  # samples at 16 kHz: both take 100 frames a second
+WHISPER_FFT = 400
+AST_TAPS, AST_FFT = 400, 512
+AST_MEAN, AST_DEVIATION = -4.2677393, 4.5689974  # of AudioSet, what a checkpoint says otherwise aside
+AST_FLOOR = torch.finfo(torch.float32).eps  # Kaldi's
+
+
+class ZeroMeanUnitVariance(nn.Module):
+    """Each waveform `[batch, samples]` at zero mean and unit variance, as wav2vec2's feature extractor makes it."""
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        mean, variance = pcm.mean(dim=1, keepdim=True), pcm.var(dim=1, keepdim=True, unbiased=False)
+        return (pcm - mean) / torch.sqrt(variance + 1e-7)
+
+
+class WhisperLogMel(nn.Module):
+    """Whisper's log-mel `[batch, bands, frames]` of `pcm [batch, samples]`."""
+
+    mel: Tensor
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        bins = WHISPER_FFT // 2 + 1
+        self.spectrum = Spectrum(fft=WHISPER_FFT, taps=WHISPER_FFT, hop=HOP, first=0, last=bins - 1)
+        self.register_buffer("mel", mel_filters(bins, bands, 0.0, norm="slaney", mel_scale="slaney"), persistent=False)
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        padded = functional.pad(pcm[:, None], (WHISPER_FFT // 2, WHISPER_FFT // 2), mode="reflect")
+        with torch.autocast(pcm.device.type, enabled=False):
+            bands = self.mel.T @ power(self.spectrum(padded))[:, :, :-1]
+            level = torch.log10(bands.clamp(min=1e-10))
+        level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - 8.0)
+        return (level + 4.0) / 4.0
+
+
+class KaldiLogMel(nn.Module):
+    """AST's input `[batch, frames, bands]` of `pcm [batch, samples]`: Kaldi's log filter banks, normalised.
+
+    Kaldi takes each frame's mean away, pre-emphasises it by 0.97 and windows it. All of that is linear, so it is folded
+    into the spectrum's basis. `mean` and `deviation` are those of the data the checkpoint was trained on.
+    """
+
+    mel: Tensor
+
+    def __init__(self, bands: int, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
+        bins = AST_FFT // 2 + 1
+        centred = torch.eye(AST_TAPS, dtype=torch.float64) - 1 / AST_TAPS
+        earlier = torch.arange(AST_TAPS).sub(1).clamp(min=0)  # the first sample is its own predecessor
+        self.spectrum = Spectrum(
+            fft=AST_FFT,
+            taps=AST_TAPS,
+            hop=HOP,
+            first=0,
+            last=bins - 1,
+            periodic=False,
+            before=centred - 0.97 * centred[earlier],
+        )
+        filters = mel_filters(bins, bands, 20.0, mel_scale="kaldi", triangularize_in_mel_space=True)
+        self.register_buffer("mel", filters, persistent=False)
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        with torch.autocast(pcm.device.type, enabled=False):
+            bands = power(self.spectrum(pcm[:, None])).transpose(1, 2) @ self.mel
+            return (torch.log(bands.clamp(min=AST_FLOOR)) - self.mean) / (2 * self.deviation)

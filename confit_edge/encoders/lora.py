@@ -1,0 +1,37 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) through peft: a few low-rank matrices are trained in place of the encoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from confit_edge.encoders.base import Encoder
+from confit_runtime.errors import UsageError
+
+
+@contextlib.contextmanager
+def adapted(encoder: Encoder, rank: int) -> Iterator[None]:
+    """Adapters of `rank` beside an attention encoder's projections for a while; none where `rank` is 0.
+
+    They, and a learned pooling, are all of the encoder that trains meanwhile. It begins as what it was. At the end the
+    adapters are added to the weights beside them, and it is a plain encoder again, which trains as before. Raises
+    UsageError for an encoder without attention.
+    """
+    if rank == 0:
+        yield
+        return
+    from peft import LoraConfig, LoraModel
+
+    from confit_edge.encoders.transformers import TransformersEncoder
+
+    if not isinstance(encoder, TransformersEncoder):
+        raise UsageError(f"recipe key 'lora_rank' is for attention encoders, not for {encoder.family}")
+    learns = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(encoder.architecture.low_rank))
+    adapters = LoraModel(encoder.model, settings, "default")
+    try:
+        yield
+    finally:
+        adapters.merge_and_unload()
+        for parameter in learns:
+            parameter.requires_grad_(True)

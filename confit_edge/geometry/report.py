@@ -1,0 +1,202 @@
+"""What `analyze` says: the paper's table and every measure, for what runs started from and what they made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from confit_edge.geometry import measures, plots
+from confit_edge.probes.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
+from confit_edge.probes.tables import known, markdown, write_csv
+from confit_edge.runs import Run, write_text
+
+Floats = npt.NDArray[np.float32]
+Measure = Callable[[npt.NDArray[np.int64]], dict[str, float]]  # of the given rows
+
+TITLES = {
+    "anisotropy": "anisotropy (mean cosine)",
+    "isoscore": "IsoScore",
+    "top1": "top-1 contribution",
+    "top3": "top-3 contribution",
+    "top5": "top-5 contribution",
+    "top1_rotated": "top-1 after random rotations",
+    "top1_ratio": "top-1 over anisotropy",
+    "effective_rank": "effective rank",
+    "uniformity": "uniformity",
+    "alignment": "alignment",
+    "scatter": "scatter, between / within",
+    "fisher": "Fisher's criterion",
+    "silhouette": "silhouette",
+    "neighbours": "neighbours of the same class",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Subjects with their embeddings of one split, measured; those that runs started from come first."""
+
+    probed: list[Probed]
+    split: Split
+    seed: int
+    described: list[dict[str, float]]  # measures.describe, a subject each
+    intervals: list[dict[str, tuple[float, float]]]
+    changes: list[dict[str, Any]]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the numbers stand on."""
+        clips, dim = split_of(self.probed[0].corpus, self.split), [one.subject.encoder.dim for one in self.probed]
+        return {
+            "split": self.split,
+            "clips": len(clips),
+            "groups": len(set(clips.groups)),
+            "classes": len(np.unique(measures.label_sets(clips.targets))),
+            "dim": dim[0] if len(set(dim)) == 1 else dim,
+        }
+
+    def paper_rows(self) -> list[dict[str, Any]]:
+        """The paper's table: a row an encoder with the accuracy of its linear probe, top-1, 3, 5 shares and IsoScore."""
+        rows = []
+        for one, described in zip(self.probed, self.described, strict=True):
+            accuracy = one.probes.metrics["linear"][self.split]["accuracy"]
+            shares = {f"top{top}": described[f"top{top}"] for top in measures.TOPS}
+            rows.append({**_who(one), "accuracy": accuracy, **shares, "isoscore": described["isoscore"]})
+        return rows
+
+    def measure_rows(self) -> list[dict[str, Any]]:
+        """A row an encoder and measure, with its interval where groups can be left out."""
+        return [
+            {**_who(one), "measure": name, "value": described[name], "low": low, "high": high}
+            for one, described, intervals in zip(self.probed, self.described, self.intervals, strict=True)
+            for name in TITLES
+            for low, high in [intervals.get(name, (float("nan"), float("nan")))]
+        ]
+
+    def change_rows(self) -> list[dict[str, Any]]:
+        """A row a run and measure: how much it is above what the run started from, paired by group."""
+        return self.changes
+
+    def text(self) -> str:
+        """The tables, for a person."""
+        about, names = self.summary, [one.subject.name for one in self.probed]
+        paper = [
+            [
+                row["encoder"],
+                *(f"{100 * row[key]:.1f}" for key in ("accuracy", "top1", "top3", "top5")),
+                _number(row["isoscore"]),
+            ]
+            for row in self.paper_rows()
+        ]
+        every = [
+            [title, *(_bounded(described[key], intervals.get(key)) for described, intervals in self._pairs())]
+            for key, title in TITLES.items()
+        ]
+        parts = [
+            f"{about['clips']} {self.split} clips of {about['groups']} groups and {about['classes']} classes,"
+            f" {about['dim']} dimensions.",
+            markdown(["encoder", "accuracy %", "top-1 %", "top-3 %", "top-5 %", "IsoScore"], paper),
+            markdown(["measure", *names], every),
+        ]
+        changes = [
+            [row["encoder"], TITLES[row["measure"]], _bounded(row["change"], (row["low"], row["high"]))]
+            for row in self.changes
+        ]
+        if changes:
+            parts += ["Changes by training, of the same clips.", markdown(["encoder", "measure", "change"], changes)]
+        return "\n\n".join(parts)
+
+    def write(self, out: Path) -> str:
+        """Write `geometry.md`, `geometry.json`, CSV files and plots; returns how the maps were made."""
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        kinds = {"paper": self.paper_rows(), "measures": self.measure_rows(), "changes": self.changes}
+        for name, rows in kinds.items():
+            write_csv(out / f"{name}.csv", rows)
+        embeddings = {one.subject.name: one.embeddings(self.split) for one in self.probed}
+        corpus = self.probed[0].corpus
+        labels = split_of(corpus, self.split).labels
+        method = plots.embedding_maps(embeddings, labels, corpus.classes, out / "plots" / "map.png", self.seed)
+        plots.spectra({name: measures.spectrum(of) for name, of in embeddings.items()}, out / "plots" / "spectrum.png")
+        shares = {name: measures.contribution(of) for name, of in embeddings.items()}
+        plots.contributions(shares, out / "plots" / "contribution.png")
+        plain = {"summary": {**self.summary, "maps": method}} | {key: list(map(known, of)) for key, of in kinds.items()}
+        write_text(out / "geometry.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(out / "geometry.md", f"{self.text()}\n\nMaps by {method}.\n")
+        return method
+
+    def _pairs(self) -> list[tuple[dict[str, float], dict[str, tuple[float, float]]]]:
+        return list(zip(self.described, self.intervals, strict=True))
+
+
+def analyse(
+    runs: list[Run],
+    *,
+    split: Split,
+    device: torch.device,
+    manifest: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Embed the clips of a split by what the runs started from and by the runs, and measure.
+
+    Probes are fitted for the accuracy column, by the recipe of the first run. `manifest` names other clips than the runs'
+    own. Raises UsageError where the runs' own clips or splits differ, or the split has no clips.
+    """
+    recipe = runs[0].recipe
+    corpora = shared_corpora(runs, recipe, manifest)
+    clips = split_of(corpora[runs[0].encoder.sample_rate], split)
+    labels, seed = measures.label_sets(clips.targets), recipe.seed
+    probed, described, intervals, changes = [], [], [], []
+    for subject in subjects(runs, corpora):
+        say(f"measuring {subject.name}")
+        one = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device)
+        embeddings = one.embeddings(split)
+        measure = _measure(embeddings, labels)
+        probed.append(one)
+        described.append(measures.describe(embeddings, labels, seed))
+        intervals.append(measures.jackknife(measure, clips.groups, seed))
+        if subject.start is None:
+            continue
+        before = _measure(next(o for o in probed if o.subject.name == subject.start).embeddings(split), labels)
+        changes += _changes(one, measure, before, clips.groups, seed)
+    return Report(probed, split, seed, described, intervals, changes)
+
+
+def _measure(embeddings: Floats, labels: measures.Labels) -> Measure:
+    """The measures of the given rows."""
+    return lambda rows: measures.pointwise(embeddings[rows], labels[rows])
+
+
+def _changes(one: Probed, after: Measure, before: Measure, groups: list[str], seed: int) -> list[dict[str, Any]]:
+    def change(rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        was = before(rows)
+        return {name: value - was[name] for name, value in after(rows).items()}
+
+    bounds = measures.jackknife(change, groups, seed)
+    values = change(np.arange(len(groups)))
+    return [
+        {**_who(one), "from": one.subject.start, "measure": name, "change": values[name], "low": low, "high": high}
+        for name, (low, high) in bounds.items()
+    ]
+
+
+def _who(one: Probed) -> dict[str, Any]:
+    return {"encoder": one.subject.name, "objective": one.subject.objective}
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _bounded(value: float, bounds: tuple[float, float] | None) -> str:
+    if bounds is None or math.isnan(bounds[0]):
+        return _number(value)
+    return f"{_number(value)} [{_number(bounds[0])}, {_number(bounds[1])}]"

@@ -1,0 +1,28 @@
+"""Embeddings of whole clips, as a device makes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from confit_edge.data.augment import Pcm
+from confit_edge.encoders.base import Encoder, centred
+
+Floats = npt.NDArray[np.float32]
+
+
+@torch.no_grad()
+def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, batch: int = 64) -> Floats:
+    """Embeddings `[clips, dim]` of whole clips, as a device makes them: the mean over hops, of length 1."""
+    encoder.eval()
+    out = np.zeros((len(clips), encoder.dim), np.float32)
+    short = [index for index, clip in enumerate(clips) if len(clip) <= encoder.window]
+    for start in range(0, len(short), batch):
+        rows = short[start : start + batch]
+        windows = torch.stack([centred(torch.tensor(clips[row]), encoder.window) for row in rows])
+        out[rows] = encoder(windows.to(device)).cpu().numpy()
+    for row in set(range(len(clips))) - set(short):
+        mean = encoder.rows(torch.tensor(clips[row]).to(device), batch).mean(dim=0)
+        out[row] = torch.nn.functional.normalize(mean, dim=0).cpu().numpy()
+    return out

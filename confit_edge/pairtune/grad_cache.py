@@ -1,0 +1,31 @@
+"""Large batches on small memory: gradient caching (Gao et al. 2021, arXiv 2101.06983).
+
+A contrastive loss needs the whole batch at once, but only its embeddings. So a batch is embedded in chunks that keep
+nothing of what was computed on the way; loss and miner see all embeddings; and going backward, each chunk is embedded
+once more, under the same state of the random generators, and takes in the gradient of its own embeddings. That is
+exact: a batch costs one more forward pass, and the memory of one chunk. torch's checkpointing does just this for one
+chunk (of the generators it replays the CPU's and the device's, which are all that encoders draw from).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from confit_runtime.errors import UsageError
+
+
+def embed_in_chunks(encoder: nn.Module, pcm: Tensor, chunk_size: int) -> Tensor:
+    """Embeddings `[batch, dim]` of windows `pcm [batch, samples]`, at most `chunk_size` at a time (0: all at once)."""
+    if not 0 < chunk_size < len(pcm):
+        return encoder(pcm)
+    return torch.cat([checkpoint(encoder, chunk, use_reentrant=False) for chunk in pcm.split(chunk_size)])
+
+
+def refuse_batch_statistics(encoder: nn.Module, why: str) -> None:
+    """Raise UsageError when `encoder` normalises over the batch: a part of a batch would give other embeddings."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise UsageError(f"{why}: this encoder normalises over the batch ({name}), which must then be whole")

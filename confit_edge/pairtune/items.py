@@ -1,0 +1,98 @@
+"""What a training learns from: its clips, the sound around them, and the batches they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from confit_edge.data.augment import Augmenter, Pcm, varied
+from confit_edge.data.compose import compose, fragments
+from confit_edge.data.corpus import Clips, Corpus, balanced_batches
+from confit_edge.data.effects import make_effects
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+
+OFF_S = 0.40  # a window speaks of nothing known when every clip's middle is further than this from its own
+STREAM_S = 1800  # of a stream that is learnt from: enough, and 115 MB
+GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from
+Item = TypeVar("Item")
+
+
+def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
+    """The training clips; and, as the unknown class, the background and fragments of a stream composed from both."""
+    clips = corpus.training_clips()
+    if corpus.unknown is None or not corpus.background_train:
+        return clips
+    stream, spoken = compose(
+        corpus.train.pcm,
+        [""] * len(corpus.train),
+        corpus.background_train,
+        samples=min(
+            sum(map(len, corpus.train.pcm)) + int(GAP_S[1] * encoder.sample_rate * len(corpus.train)),
+            STREAM_S * encoder.sample_rate,
+        ),
+        rate=encoder.sample_rate,
+        snr=(recipe.snr_low, recipe.snr_high),
+        rng=np.random.default_rng([recipe.seed, 9]),
+        gap_s=GAP_S,
+    )
+    found = fragments(stream, spoken, window=encoder.window, off=round(OFF_S * encoder.sample_rate))
+    return corpus.and_unknown(clips, found)
+
+
+def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
+    """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P.
+
+    Beside a single class (a wake word) the unknown is the other one.
+    """
+    order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
+    known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
+    if corpus.unknown is not None:
+        column = corpus.classes.index(corpus.unknown)
+        others = np.delete(known, column, axis=1)
+        if np.count_nonzero(others.any(axis=0)) > 1:
+            strange, known = np.flatnonzero(known[:, column]), others
+    shape = (recipe.classes_per_batch, recipe.clips_per_class)
+    for batch in balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives):
+        beside = rng.choice(strange, 2 * recipe.clips_per_class if len(strange) else 0)
+        yield batch + [int(row) for row in beside]
+
+
+def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmenter:
+    """The recipe's augmentation for windows of `encoder`."""
+    background = training_background(encoder, corpus, recipe) if corpus.background_train else []
+    return Augmenter(
+        window=encoder.window,
+        shift=round(recipe.shift * encoder.sample_rate),
+        gain=recipe.gain,
+        noise_probability=recipe.noise_probability,
+        snr=(recipe.snr_low, recipe.snr_high),
+        background=tuple(background),
+        speed=recipe.speed,
+        effects=make_effects(
+            encoder.sample_rate,
+            rooms=recipe.rooms,
+            room_probability=recipe.room_probability,
+            equaliser=recipe.equaliser,
+            band_probability=recipe.band_probability,
+            codec_probability=recipe.codec_probability,
+        ),
+    )
+
+
+def training_background(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> list[Pcm]:
+    """The training background, varied."""
+    rng = np.random.default_rng([recipe.seed, 10])
+    return varied(corpus.background_train, speeds=(0.75, 0.85, 1.15, 1.35), rate=encoder.sample_rate, rng=rng)
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items, each made while the one before it is used: augmentation beside the encoder's arithmetic."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(lambda: next(items, None))
+        while (item := coming.result()) is not None:
+            coming = worker.submit(lambda: next(items, None))
+            yield item

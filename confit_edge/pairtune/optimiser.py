@@ -1,0 +1,77 @@
+"""What of an encoder is trained, and how fast: frozen blocks, layer-wise rates, the schedule."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.objectives import Objective
+from confit_runtime.errors import UsageError
+
+
+@contextlib.contextmanager
+def frozen(encoder: Encoder, freeze: str) -> Iterator[list[nn.Module]]:
+    """Keep part of `encoder` from training for a while; gives the modules that stay as they are.
+
+    `freeze` is `none`, `features` (all before the first layer), a number of layers (and the features before them), or
+    `all`. Raises UsageError when there are fewer layers.
+    """
+    modules = _named(encoder, freeze)
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield modules
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _named(encoder: Encoder, freeze: str) -> list[nn.Module]:
+    if freeze == "none":
+        return []
+    if freeze == "all":
+        return [encoder]
+    blocks = encoder.blocks()
+    count = 1 if freeze == "features" else 1 + int(freeze)
+    if count > len(blocks):
+        raise UsageError(f"recipe key 'freeze' is {freeze}, but this encoder has {len(blocks) - 1} layers")
+    return [module for block in blocks[:count] for module in block]
+
+
+def make_optimiser(encoder: Encoder, objective: Objective, recipe: Recipe, lr: float) -> torch.optim.AdamW:
+    """AdamW over all that is trainable, the objective at the recipe's `head_lr`.
+
+    The last block of the encoder learns at `lr`, each block before it at `lr_decay` times the rate of the next (as in
+    Clark et al. 2020, arXiv 2003.10555).
+    """
+    depth = {}
+    if recipe.lr_decay != 1.0:
+        blocks = encoder.blocks()
+        depth = {
+            parameter: len(blocks) - 1 - index
+            for index, block in enumerate(blocks)
+            for module in block
+            for parameter in module.parameters()
+        }
+    by_depth: dict[int, list[nn.Parameter]] = {0: []}
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:
+            by_depth.setdefault(depth.get(parameter, 0), []).append(parameter)
+    groups = [{"params": group, "lr": lr * recipe.lr_decay**below} for below, group in sorted(by_depth.items())]
+    groups.append({"params": list(objective.parameters()), "lr": recipe.head_lr})
+    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+
+
+def cosine_schedule(step: int, steps: int, warmup: float = 0.1) -> float:
+    """The share of the peak learning rate at `step` of `steps`: a linear warm-up, then half a cosine to 0."""
+    warm = max(1.0, warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))

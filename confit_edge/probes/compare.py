@@ -1,0 +1,194 @@
+"""Encoders side by side: the pre-trained one as it was, and what each run made of it, probed alike on the same clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from confit_edge.data.corpus import Clips, Corpus, read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.validation import head_probe
+from confit_edge.probes.dual import DualProbe, dual_probe
+from confit_edge.probes.judge import Estimate, Judgement, judge
+from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.metrics import Floats
+from confit_edge.probes.verification import Trials, verify
+from confit_edge.runs import Run, run_corpus
+from confit_runtime.errors import ConfitError, UsageError
+
+Split = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder to be judged: of a run, or frozen as it was before training."""
+
+    name: str
+    objective: str  # "frozen", "pairtune" or "finetune"
+    encoder: Encoder
+    start: str | None = None  # of a run: the name of the subject it started from
+    head: LinearProbe | None = None  # vanilla fine-tuning's own
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A subject with probes fitted to the training clips of its corpus."""
+
+    subject: Subject
+    corpus: Corpus
+    probes: DualProbe
+
+    def embeddings(self, split: Split) -> Floats:
+        """`[clips, dim]`, each of length 1."""
+        return self.probes.test_embeddings if split == "test" else self.probes.val_embeddings
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A probed subject on one split: each probe's judgement by name, and the equal error rate of its pairs."""
+
+    probed: Probed
+    probes: dict[str, Judgement]  # "head" where the subject has its own, "linear", "knn"
+    verification: Estimate | None
+
+
+def shared_corpora(runs: list[Run], recipe: Recipe, manifest: Path | None = None) -> dict[int, Corpus]:
+    """What the runs are judged on, by the sample rate they need: their own clips, or `manifest` read as `recipe` says.
+
+    Raises UsageError where the runs differ in clips, labels or splits: one may have trained on what another is tested on.
+    """
+    corpora: dict[int, Corpus] = {}
+    first: Corpus | None = None
+    for run in runs:
+        rate = run.encoder.sample_rate
+        if manifest is None:
+            corpus = run_corpus(run)
+            first = first or corpus
+            if corpus.manifest.fingerprint() != first.manifest.fingerprint():
+                raise UsageError(
+                    f"{run.path}: was trained on other clips, labels or splits than {runs[0].path};"
+                    " compare them on clips that neither has seen (--manifest)"
+                )
+            corpora.setdefault(rate, corpus)
+        elif rate not in corpora:
+            corpora[rate] = read_corpus(
+                manifest,
+                rate=rate,
+                seed=recipe.seed,
+                label_column=recipe.label_column,
+                group_column=recipe.group_column,
+                split_by=recipe.split_by,
+                background=Path(recipe.background) if recipe.background else None,
+            )
+    return corpora
+
+
+def split_of(corpus: Corpus, split: Split) -> Clips:
+    """The clips to judge on. Raises UsageError where there are none."""
+    clips = corpus.test if split == "test" else corpus.val
+    if not len(clips):
+        raise UsageError(f"{corpus.manifest.source}: has no {split} clips to judge on; try --split val")
+    return clips
+
+
+def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
+    """What is judged: each different encoder that the runs started from, as it was, and then the runs."""
+    starts: dict[str, Subject] = {}
+    trained = []
+    for run, name, start in zip(runs, _names([run.path for run in runs]), _starts(runs), strict=True):
+        if start not in starts:
+            encoder = pretrained(run.recipe.encoder, run.recipe.window, **run.recipe.encoder_options())
+            starts[start] = Subject(start, "frozen", encoder.eval())
+        own = corpora[run.encoder.sample_rate].classes == run.info.classes
+        trained.append(Subject(name, run.recipe.objective, run.encoder, start, own_head(run) if own else None))
+    return [*starts.values(), *trained]
+
+
+def own_head(run: Run) -> LinearProbe | None:
+    """The head that vanilla fine-tuning trained; None where the run trained none. Raises ConfitError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if run.recipe.objective != "finetune":
+        return None
+    objective = FineTune(run.encoder.dim, len(run.info.classes), run.info.multi_label)
+    path = run.path / "projection.safetensors"
+    try:
+        objective.load_state_dict(load_file(path), strict=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ConfitError(f"{path}: damaged or from another version ({str(error).splitlines()[0]})") from error
+    return head_probe(objective)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The last part of each path, or the whole where two different ones end alike."""
+    ends = {path: path.resolve().name for path in paths}
+    return [str(path) if list(ends.values()).count(ends[path]) > 1 else ends[path] for path in paths]
+
+
+def _starts(runs: list[Run]) -> list[str]:
+    """A name for what each run started from; of the options that make it, those in which the runs differ are told."""
+    made = [{"window": run.recipe.window, **run.recipe.encoder_options()} for run in runs]
+    for options in made:
+        if options["initialise"] == "pretrained":
+            del options["seed"]  # nothing was drawn
+    keys = dict.fromkeys(key for options in made for key in options)
+    told = [key for key in keys if len({str(options.get(key)) for options in made}) > 1]
+    names = _names([Path(run.recipe.encoder) for run in runs])
+    return [
+        " ".join(["frozen", name, *(f"{key}={options[key]}" for key in told if key in options)])
+        for name, options in zip(names, made, strict=True)
+    ]
+
+
+def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torch.device) -> Probed:
+    """Fit both probes on the frozen encoder of `subject`, by the rules of `recipe`."""
+    return Probed(subject, corpus, dual_probe(subject.encoder.to(device), corpus, recipe, device))
+
+
+def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> Judged:
+    """Every metric of each probe of a subject, and its equal error rate in `trials`."""
+    corpus, embeddings = probed.corpus, probed.embeddings(split)
+    clips = split_of(corpus, split)
+    probes: dict[str, LinearProbe | KnnProbe] = {"linear": probed.probes.linear, "knn": probed.probes.knn}
+    if probed.subject.head is not None:
+        probes = {"head": probed.subject.head, **probes}
+    judgements = {
+        name: judge(
+            probe.scores(embeddings),
+            clips.targets,
+            clips.groups,
+            corpus.classes,
+            multi_label=corpus.multi_label,
+            seed=seed,
+        )
+        for name, probe in probes.items()
+    }
+    return Judged(probed, judgements, verify(embeddings, trials, clips.groups, seed))
+
+
+def differences(one: Judged, other: Judged) -> list[dict[str, Any]]:
+    """How far `one` is above `other` on the same clips, a row a metric: probe by probe, and its linear probe over heads."""
+    pairs = [("linear", "linear"), ("knn", "knn"), ("linear", "head")]
+    if one is other:
+        pairs = [("linear", "head")]
+    return [
+        {
+            "encoder": one.probed.subject.name,
+            "probe": mine,
+            "over": other.probed.subject.name,
+            "over_probe": theirs,
+            "metric": metric,
+            **estimate.minus(other.probes[theirs].metrics[metric]).to_dict(),
+        }
+        for mine, theirs in pairs
+        if theirs in other.probes
+        for metric, estimate in one.probes[mine].metrics.items()
+    ]

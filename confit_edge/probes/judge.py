@@ -1,0 +1,128 @@
+"""Every metric of one probe on one split, with intervals, and a row for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.probes.metrics import (
+    Difference,
+    Doubles,
+    Floats,
+    Resamples,
+    Targets,
+    average_precisions,
+    balanced_accuracy,
+    correct,
+    interval,
+    macro_f1,
+    micro_f1,
+    share_interval,
+    shares,
+    tallies,
+)
+
+RANK_DRAWS = 200  # of metrics that sort all clips again in each draw
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value 0..1 with its 95 % interval, and its values in the draws of the bootstrap."""
+
+    value: float
+    low: float
+    high: float
+    samples: Doubles = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, value: float, samples: Doubles, units: int) -> Estimate:
+        return cls(value, *share_interval(value, samples, units), samples)
+
+    def minus(self, other: Estimate) -> Difference:
+        """The paired difference to the same metric of another probe on the same clips, groups and seed."""
+        return Difference(self.value - other.value, *interval(self.samples - other.samples))
+
+    def to_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The metrics of a probe by name, and for each class that has clips what became of them."""
+
+    metrics: dict[str, Estimate]
+    per_class: list[dict[str, Any]]
+    resampled: str  # "groups", or "clips" where there is one group only
+
+
+def judge(
+    scores: Floats, targets: Targets, groups: list[str], classes: list[str], *, multi_label: bool, seed: int = 0
+) -> Judgement:
+    """Judge `scores [clips, classes]` by 0/1 `targets [clips, classes]`; intervals resample `groups [clips]`.
+
+    Of one label a clip: `accuracy`, `balanced_accuracy`, `macro_f1`; the best class is decided for. Of several: `accuracy`
+    (the best class is one of the clip's), `map`, `macro_f1`, `micro_f1`; a score of 0.5 or more is a decision.
+    """
+    resamples = Resamples.of(groups, seed)
+    decided = scores >= 0.5 if multi_label else np.eye(len(classes), dtype=bool)[scores.argmax(axis=1)]
+    parts = tallies(decided, targets)
+    whole = {name: part.sum(axis=0) for name, part in parts.items()}
+    drawn = dict(zip(parts, np.split(resamples.totals(np.hstack(list(parts.values()))), 3, axis=1), strict=True))
+
+    def estimate(value: float | Doubles, samples: Doubles) -> Estimate:
+        return Estimate.of(float(value), samples, resamples.units)
+
+    right = correct(scores, targets)
+    metrics = {"accuracy": estimate(right.mean(), shares(right, resamples))}
+    if multi_label:
+        ranked = Resamples.of(groups, seed, RANK_DRAWS)
+        precisions = average_precisions(scores, targets)[0]
+        spread = np.concatenate(
+            [_mean_of_defined(average_precisions(scores, targets, weights)) for weights in ranked.weights()]
+        )
+        metrics["map"] = estimate(np.nanmean(precisions), spread)
+    else:
+        metrics["balanced_accuracy"] = estimate(
+            balanced_accuracy(whole["hits"], whole["missed"]), balanced_accuracy(drawn["hits"], drawn["missed"])
+        )
+    metrics["macro_f1"] = estimate(macro_f1(**whole), macro_f1(**drawn))
+    if multi_label:
+        metrics["micro_f1"] = estimate(micro_f1(**whole), micro_f1(**drawn))
+
+    rows = []
+    for column in np.flatnonzero(targets.any(axis=0)):
+        hits, false, missed = (int(whole[name][column]) for name in ("hits", "false", "missed"))
+        support = drawn["hits"][:, column] + drawn["missed"][:, column]
+        with np.errstate(invalid="ignore"):  # a draw without clips of the class has no recall
+            recalls = drawn["hits"][:, column] / support
+        recall = estimate(hits / (hits + missed), recalls)
+        row: dict[str, Any] = {
+            "class": classes[column],
+            "clips": hits + missed,
+            "recall": recall.value,
+            "recall_low": recall.low,
+            "recall_high": recall.high,
+            "precision": hits / (hits + false) if hits + false else 0.0,
+            "f1": 2 * hits / (2 * hits + false + missed),
+        }
+        if multi_label:
+            row["average_precision"] = float(precisions[column])
+        else:
+            row["taken_for"] = _taken_for(decided[targets[:, column] > 0], int(column), classes)
+        rows.append(row)
+    return Judgement(metrics, rows, resamples.by)
+
+
+def _mean_of_defined(values: Doubles) -> Doubles:
+    defined = ~np.isnan(values)
+    return np.where(defined, values, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
+
+
+def _taken_for(decided: npt.NDArray[np.bool_], column: int, classes: list[str]) -> str:
+    """The other class that most of these clips were taken for, with their number; empty where none was."""
+    counts = decided.sum(axis=0)
+    counts[column] = 0
+    return f"{classes[int(counts.argmax())]} ({counts.max()})" if counts.any() else ""

@@ -1,0 +1,208 @@
+"""What `probe` says: rows for a program, tables for a person, and a folder of both with plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from confit_edge.probes.compare import (
+    Judged,
+    Split,
+    differences,
+    judge_subject,
+    probe_subject,
+    shared_corpora,
+    split_of,
+    subjects,
+)
+from confit_edge.probes.tables import known, markdown, percent, write_csv
+from confit_edge.probes.verification import Trials, all_pairs, read_trials
+from confit_edge.runs import Run, write_text
+
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "map": "mAP",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+}
+WEAKEST = 10  # classes shown to a person; a file has them all
+
+
+@dataclass(frozen=True)
+class Report:
+    """Subjects judged on one split; the last is the run that the others are set beside."""
+
+    judged: list[Judged]
+    split: Split
+    trials: Trials
+
+    @property
+    def run(self) -> Judged:
+        return self.judged[-1]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the numbers stand on."""
+        clips = split_of(self.run.probed.corpus, self.split)
+        return {
+            "split": self.split,
+            "clips": len(clips),
+            "groups": len(set(clips.groups)),
+            "classes": int(clips.targets.any(axis=0).sum()),
+            "resampled": self.run.probes["linear"].resampled,
+            "trials": len(self.trials),
+            "trials_same": int(self.trials.same.sum()),
+        }
+
+    def probe_rows(self) -> list[dict[str, Any]]:
+        """A row an encoder and probe: each metric, and the bounds of its interval as `_low` and `_high`."""
+        return [
+            {
+                "encoder": one.probed.subject.name,
+                "objective": one.probed.subject.objective,
+                "probe": name,
+                **({"k": one.probed.probes.knn.k, "metric": one.probed.probes.knn.metric} if name == "knn" else {}),
+                **{
+                    f"{metric}{end}": value
+                    for metric, estimate in judgement.metrics.items()
+                    for end, value in zip(("", "_low", "_high"), _bounds(estimate), strict=True)
+                },
+            }
+            for one in self.judged
+            for name, judgement in one.probes.items()
+        ]
+
+    def verification_rows(self) -> list[dict[str, Any]]:
+        """A row an encoder: the equal error rate of its pairs of clips."""
+        return [
+            {
+                "encoder": one.probed.subject.name,
+                "objective": one.probed.subject.objective,
+                **dict(zip(("eer", "eer_low", "eer_high"), _bounds(one.verification), strict=True)),
+            }
+            for one in self.judged
+            if one.verification
+        ]
+
+    def difference_rows(self) -> list[dict[str, Any]]:
+        """How far the run is above each of the others, and its linear probe above its own head."""
+        return [row for other in self.judged for row in differences(self.run, other)]
+
+    def class_rows(self) -> list[dict[str, Any]]:
+        """A row an encoder, probe and class."""
+        return [
+            {"encoder": one.probed.subject.name, "probe": name, **row}
+            for one in self.judged
+            for name, judgement in one.probes.items()
+            for row in judgement.per_class
+        ]
+
+    def text(self) -> str:
+        """The tables, for a person."""
+        names = list(self.run.probes["linear"].metrics)
+        probes = [
+            [row["encoder"], _probe_title(row)]
+            + [percent(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names]
+            for row in self.probe_rows()
+        ]
+        about = self.summary
+        parts = [
+            f"{about['clips']} {self.split} clips of {about['groups']} groups and {about['classes']} classes;"
+            f" per cent, with 95 % intervals that resample {about['resampled']}.",
+            markdown(["encoder", "probe", *(TITLES[name] for name in names)], probes),
+        ]
+        if pairs := self.verification_rows():
+            rows = [[row["encoder"], percent(row["eer"], row["eer_low"], row["eer_high"])] for row in pairs]
+            parts += [
+                f"Verification: {about['trials']} pairs of clips, {about['trials_same']} of one class, by cosine alone.",
+                markdown(["encoder", "equal error rate"], rows),
+            ]
+        gains = [
+            [
+                f"{row['encoder']}, {row['probe']}",
+                f"{row['over']}, {row['over_probe']}",
+                TITLES[row["metric"]],
+                percent(row["difference"], row["low"], row["high"]),
+            ]
+            for row in self.difference_rows()
+        ]
+        if gains:
+            parts += ["Differences on the same clips, in points.", markdown(["of", "over", "metric", "by"], gains)]
+        weakest = sorted(self.run.probes["linear"].per_class, key=lambda row: (row["f1"], row["class"]))[:WEAKEST]
+        columns = [key for key in weakest[0] if not key.startswith("recall_")]
+        parts += [
+            f"The weakest classes of the linear probe of {self.run.probed.subject.name}.",
+            markdown(
+                [name.replace("_", " ") for name in columns], [[_cell(row[key]) for key in columns] for row in weakest]
+            ),
+        ]
+        return "\n\n".join(parts)
+
+    def write(self, out: Path) -> None:
+        """Write `probe.md`, `probe.json`, a CSV file of each kind of row, and plots."""
+        from confit_edge.geometry import plots
+
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        kinds = {
+            "probes": self.probe_rows(),
+            "verification": self.verification_rows(),
+            "differences": self.difference_rows(),
+            "classes": self.class_rows(),
+        }
+        for name, rows in kinds.items():
+            write_csv(out / f"{name}.csv", rows)
+        plain = {"summary": self.summary, **{name: list(map(known, rows)) for name, rows in kinds.items()}}
+        write_text(out / "probe.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(out / "probe.md", self.text() + "\n")
+        plots.accuracy_bars(kinds["probes"], self.split, out / "plots" / "accuracy.png")
+        run, corpus = self.run.probed, self.run.probed.corpus
+        if not corpus.multi_label:
+            predicted = run.probes.linear.scores(run.embeddings(self.split)).argmax(axis=1)
+            truth = split_of(corpus, self.split).labels
+            plots.confusion_matrix(truth, predicted, corpus.classes, out / "plots" / "confusion.png")
+
+
+def side_by_side(
+    runs: list[Run],
+    *,
+    split: Split,
+    device: torch.device,
+    manifest: Path | None = None,
+    trials: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Probe what the runs started from, and the runs, alike: by the recipe of the last, on the same clips.
+
+    `manifest` names other clips than the runs' own; `trials` a list of pairs for verification, instead of all pairs.
+    Raises UsageError where the runs' own clips or splits differ, or the split has no clips.
+    """
+    recipe, rate = runs[-1].recipe, runs[-1].encoder.sample_rate
+    corpora = shared_corpora(runs, recipe, manifest)
+    clips = split_of(corpora[rate], split)
+    pairs = read_trials(trials, clips, corpora[rate].manifest.folder) if trials else all_pairs(clips, recipe.seed)
+    judged = []
+    for subject in subjects(runs, corpora):
+        say(f"probing {subject.name}")
+        probed = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device)
+        judged.append(judge_subject(probed, split, pairs, recipe.seed))
+    return Report(judged, split, pairs)
+
+
+def _bounds(estimate: Any) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def _probe_title(row: dict[str, Any]) -> str:
+    if row["probe"] == "knn":
+        return f"kNN (k {row['k']}, {row['metric']})"
+    return {"head": "own head", "linear": "linear"}[row["probe"]]
+
+
+def _cell(value: Any) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, float) else str(value)

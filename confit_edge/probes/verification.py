@@ -1,0 +1,93 @@
+"""Verification: are two clips of one class (one speaker)? Judged by the cosine of their embeddings alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.data.corpus import Clips
+from confit_edge.probes.judge import RANK_DRAWS, Estimate
+from confit_edge.probes.metrics import Bools, Doubles, Floats, Resamples, equal_error_rate, equal_error_rates
+from confit_runtime.errors import UsageError
+
+Rows = npt.NDArray[np.int64]
+
+CLIPS = 1000  # of a split, whose pairs are all trials where no list is given
+_TABLE = 4_000_000  # the largest table of draws x trials made at once
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Pairs of clips of a split, as rows `[trials]`, and whether each pair is of one class."""
+
+    one: Rows
+    other: Rows
+    same: Bools
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+
+def all_pairs(clips: Clips, seed: int = 0) -> Trials:
+    """Every pair of different clips (of 1000 drawn with `seed`, where there are more); of one class: a label in common."""
+    rows = np.arange(len(clips))
+    if len(clips) > CLIPS:
+        rows = np.sort(np.random.default_rng([seed, 14]).choice(rows, CLIPS, replace=False))
+    first, second = np.triu_indices(len(rows), 1)
+    common = clips.targets[rows].astype(np.int64) @ clips.targets[rows].T.astype(np.int64)
+    return Trials(rows[first], rows[second], common[first, second] > 0)
+
+
+def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
+    """A list of trials, a line each: `1 CLIP CLIP` for one class, `0 CLIP CLIP` for two (the format of VoxCeleb).
+
+    Clips are named relative to `root`. Raises UsageError naming the line that is none, or whose clip is not in the split.
+    """
+    row_of = {clip.resolve(): row for row, clip in enumerate(clips.paths)}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of trials ({error})") from error
+    found: list[tuple[int, int, bool]] = []
+    for number, line in enumerate(lines, 1):
+        kind, *names = line.split() or [""]
+        if not kind:
+            continue
+        if kind not in ("0", "1") or len(names) != 2:
+            raise UsageError(f"{path}, line {number}: a trial is `1 CLIP CLIP` or `0 CLIP CLIP`, this is {line!r}")
+        try:
+            one, other = (row_of[(root / name).resolve()] for name in names)
+        except KeyError as error:
+            raise UsageError(f"{path}, line {number}: {error} is no clip of the split that is judged") from error
+        found.append((one, other, kind == "1"))
+    if len({same for *_, same in found}) < 2:
+        raise UsageError(f"{path}: needs trials of both kinds, 1 (one class) and 0 (two)")
+    ones, others, same = (np.array(column) for column in zip(*found, strict=True))
+    return Trials(ones, others, same)
+
+
+def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0) -> Estimate | None:
+    """The equal error rate of `trials` among `embeddings [clips, dim]`, with an interval; None without both kinds.
+
+    Groups are resampled: a trial of two groups counts as often as both are drawn (the product), one within a group as
+    often as that group is.
+    """
+    if trials.same.all() or not trials.same.any():
+        return None
+    scores = np.einsum("nd,nd->n", embeddings[trials.one], embeddings[trials.other])
+    resamples = Resamples.of(groups, seed, RANK_DRAWS)
+    one, other = resamples.unit[trials.one], resamples.unit[trials.other]
+
+    def weights(counts: Doubles) -> Doubles:
+        return np.where(one == other, counts[:, one], counts[:, one] * counts[:, other])
+
+    most = max(1, _TABLE // len(trials))
+    spread = [
+        equal_error_rates(scores, trials.same, weights(part))
+        for counts in resamples.counts()
+        for part in np.array_split(counts, -(-len(counts) // most))
+    ]
+    return Estimate.of(equal_error_rate(scores, trials.same), np.concatenate(spread), resamples.units)

@@ -1,0 +1,158 @@
+"""Where trials are done: the decoded corpus and the pre-trained encoder, read once a process, and the usual measurement."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.geometry.measures import describe, label_sets
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.machine import pick_device, pick_precision
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.session import choose_lr
+from confit_edge.pairtune.trainer import Fitted, fit
+from confit_edge.pairtune.validation import head_probe
+from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.metrics import correct
+from confit_edge.studies.subset import cut
+from confit_edge.studies.trial import Point, Tally, Trial
+from confit_runtime.errors import UsageError
+
+Rows = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a study's data come from: a manifest, and the keys of `recipe` that say how to read it."""
+
+    manifest: Path
+    recipe: Recipe
+
+
+def source_of(manifest: Path, recipe: Recipe) -> Source:
+    """A source that means the same in any folder and on any day: paths are absolute, the precision is chosen."""
+    background = str(Path(recipe.background).resolve()) if recipe.background else None
+    precision = pick_precision(recipe.precision, pick_device(recipe.device))
+    return Source(manifest.resolve(), replace(recipe, background=background, precision=precision))
+
+
+class Bench:
+    """One process's copy of the data and of the encoder before training, each read when it is first asked for."""
+
+    def __init__(self, source: Source, progress: Callable[[int, int], None] | None = None) -> None:
+        self.source, self.progress = source, progress
+        self._corpora: dict[int, Corpus] = {}
+        self._encoders: dict[tuple[Any, ...], Encoder] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return pick_device(self.source.recipe.device)
+
+    def corpus(self, rate: int | None = None) -> Corpus:
+        """All clips at `rate` Hz (the study's own encoder's where None). Raises UsageError where there are none to test on."""
+        recipe = self.source.recipe
+        rate = rate or self.encoder(recipe).sample_rate
+        if rate not in self._corpora:
+            self._corpora[rate] = read_corpus(
+                self.source.manifest,
+                rate=rate,
+                seed=recipe.seed,
+                label_column=recipe.label_column,
+                group_column=recipe.group_column,
+                split_by=recipe.split_by,
+                background=Path(recipe.background) if recipe.background else None,
+                strict=recipe.strict,
+                progress=self.progress,
+            )
+            if not len(self._corpora[rate].test):
+                raise UsageError(f"{self.source.manifest}: no clip is in test, which is what a study reports on")
+        return self._corpora[rate]
+
+    def encoder(self, recipe: Recipe) -> Encoder:
+        """A new copy of the pre-trained encoder."""
+        options = recipe.encoder_options()
+        key = (recipe.encoder, recipe.window, *options.items())
+        if key not in self._encoders:
+            self._encoders[key] = pretrained(recipe.encoder, recipe.window, **options)
+        return copy.deepcopy(self._encoders[key])
+
+    def data(self, trial: Trial) -> Corpus:
+        """What the trial trains, validates and tests on."""
+        return cut(self.corpus(), trial.subset, trial.recipe.seed)
+
+
+def trained(bench: Bench, trial: Trial, corpus: Corpus) -> tuple[Encoder, Fitted | None]:
+    """The trial's encoder on the bench's device, and its training (None where it is taken as it is)."""
+    encoder = bench.encoder(trial.recipe).to(bench.device)
+    if not trial.train:
+        return encoder, None
+    lr = choose_lr(encoder, corpus, trial.recipe)
+    return encoder, fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs)
+
+
+def train_and_probe(bench: Bench, trial: Trial) -> list[Point]:
+    """What most studies measure: one point, see `probed`."""
+    corpus = bench.data(trial)
+    encoder, fitted = trained(bench, trial, corpus)
+    return [probed(encoder, fitted, corpus, trial.recipe, bench.device)]
+
+
+def probed(
+    encoder: Encoder,
+    fitted: Fitted | None,
+    corpus: Corpus,
+    recipe: Recipe,
+    device: torch.device,
+    parts: dict[str, Rows] | None = None,
+) -> Point:
+    """The dual probe (and vanilla fine-tuning's own head, `head`) on test clips, and the geometry of their embedding.
+
+    Each of `parts` (a name, and which test clips `[clips]`) adds the shares of those clips alone, as `linear_NAME`. Among
+    the numbers, `val_linear`, `val_knn` and `val_head` are accuracies on validation clips: what to choose by.
+    """
+    probes = dual_probe(encoder, corpus, recipe, device)
+    judges: dict[str, LinearProbe | KnnProbe] = {"linear": probes.linear, "knn": probes.knn}
+    if fitted is not None and isinstance(fitted.objective, FineTune):
+        judges["head"] = head_probe(fitted.objective)
+    shares, numbers = {}, {}
+    for name, probe in judges.items():
+        right = correct(probe.scores(probes.test_embeddings), corpus.test.targets)
+        shares[name] = tally(right, corpus.test.groups)
+        shares |= {f"{name}_{part}": tally(right, corpus.test.groups, rows) for part, rows in (parts or {}).items()}
+        numbers[f"val_{name}"] = float(correct(probe.scores(probes.val_embeddings), corpus.val.targets).mean())
+    geometry = describe(probes.test_embeddings, label_sets(corpus.test.targets), recipe.seed)
+    return Point(shares, numbers | geometry)
+
+
+def tally(right: Rows, groups: list[str], rows: Rows | None = None) -> Tally:
+    """By group: how many of its clips are right, and how many it has. Of all clips, or of those in `rows [clips]`."""
+    found: Tally = {}
+    for index in range(len(right)) if rows is None else np.flatnonzero(rows):
+        hits, clips = found.get(groups[index], (0.0, 0.0))
+        found[groups[index]] = (hits + float(right[index]), clips + 1.0)
+    return found
+
+
+def rivals(trial: Trial, *, frozen: bool = True) -> list[Trial]:
+    """The trial by each of three ways: the encoder as it is, vanilla fine-tuning, and PairTune (column `objective`)."""
+
+    def arm(objective: str) -> dict[str, str | int | float]:
+        return {"objective": objective, **trial.arm}
+
+    return [
+        *([replace(trial, arm=arm("frozen"), train=False)] if frozen else []),
+        replace(trial, arm=arm("finetune"), recipe=replace(trial.recipe, objective="finetune")),
+        replace(trial, arm=arm("pairtune"), recipe=replace(trial.recipe, objective="pairtune")),
+    ]

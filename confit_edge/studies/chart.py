@@ -1,0 +1,110 @@
+"""The plots of the studies: accuracies with their intervals against what was varied."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from confit_edge.geometry.plots import COLOURS, INK
+from confit_edge.studies.phrases import words
+from confit_edge.studies.results import Estimate, Results
+from confit_edge.studies.study import Chart
+from confit_edge.studies.trial import Arm, Scalar
+
+Colour = str | tuple[float, ...]
+
+MARKERS = "os^Dv"
+
+
+def draw(results: Results, chart: Chart, title: str, path: Path, ylabel: str = "accuracy on test (%)") -> None:
+    """Write the plot of a chart. Where `x` is no number, the points of one value stand beside one another."""
+    figure, axes = plt.subplots(figsize=(8, 4.8))
+    ticks = results.values(chart.x)
+    numeric = all(isinstance(tick, int | float) for tick in ticks)
+    places = {tick: float(tick) if numeric else float(index) for index, tick in enumerate(ticks)}
+    looks = _looks(results, chart)
+    for number, (line, (colour, marker)) in enumerate(looks.items()):
+        arm = dict(line)
+        aside = 0.0 if numeric else 0.7 * ((number + 0.5) / len(looks) - 0.5)
+        for metric, style in zip(chart.metrics, ("-", "--"), strict=False):
+            points = {places[tick] + aside: _percent(results, metric, {**arm, chart.x: tick}) for tick in ticks}
+            points = {place: estimate for place, estimate in points.items() if not math.isnan(estimate.value)}
+            label = f"{words(arm)}, {metric}".removeprefix(", ")
+            if points:
+                axes.errorbar(
+                    list(points),
+                    [estimate.value for estimate in points.values()],
+                    yerr=[[_reach(estimate)[side] for estimate in points.values()] for side in (0, 1)],
+                    color=colour,
+                    mfc=colour if style == "-" else "white",
+                    ls=style if numeric else "",
+                    marker=marker,
+                    ms=4,
+                    lw=1.2,
+                    capsize=2,
+                    label=label,
+                )
+            elif not math.isnan(level := _percent(results, metric, arm).value):
+                axes.axhline(level, color=colour, ls=style, lw=1, label=label)
+    if numeric and chart.log:
+        axes.set_xscale("log")
+    if not numeric or chart.log:
+        axes.set_xticks(list(places.values()), [str(tick) for tick in places], rotation=0 if numeric else 15)
+        axes.minorticks_off()
+    axes.set(xlabel=chart.x, ylabel=ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    if axes.has_data():
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure, and let it go."""
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+
+
+def colour_of(objective: Scalar, number: int = 0) -> Colour:
+    """The colour of an objective; of others, the next one by `number`."""
+    if objective == "frozen":
+        return INK
+    fallback: Colour = plt.get_cmap("tab10")((number + 4) % 10)
+    return COLOURS.get(str(objective), fallback)
+
+
+def _looks(results: Results, chart: Chart) -> dict[tuple[tuple[str, Scalar], ...], tuple[Colour, str]]:
+    """Each line of the plot, as the items of the columns it is of: its colour by the objective, its marker by the rest.
+
+    Where the objective is the same, or the only column, colours tell the lines apart.
+    """
+    keys = list(dict.fromkeys(tuple((key, arm[key]) for key in chart.by if key in arm) for arm in results.arms()))
+    objectives = list(dict.fromkeys(dict(key).get("objective", "") for key in keys))
+    rests = list(dict.fromkeys(tuple(item for item in key if item[0] != "objective") for key in keys))
+    looks: dict[tuple[tuple[str, Scalar], ...], tuple[Colour, str]] = {}
+    for key in keys:
+        objective = dict(key).get("objective", "")
+        rest = rests.index(tuple(item for item in key if item[0] != "objective"))
+        repeated = sum(dict(other).get("objective", "") == objective for other in keys) > len(MARKERS)
+        colour: Colour = (
+            plt.get_cmap("tab20")(rest % 20) if repeated else colour_of(objective, objectives.index(objective))
+        )
+        looks[key] = (colour, MARKERS[rest % len(MARKERS)])
+    return looks
+
+
+def _percent(results: Results, metric: str, arm: Arm) -> Estimate:
+    """A share of test clips, or where there is none of that name, a number 0..1; in per cent."""
+    found = results.share(metric, **arm)
+    if math.isnan(found.value):
+        found = results.number(metric, **arm)
+    return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
+
+
+def _reach(estimate: Estimate) -> tuple[float, float]:
+    """How far the interval goes below and above the value; nothing where there is no interval."""
+    if math.isnan(estimate.low):
+        return 0.0, 0.0
+    return max(0.0, estimate.value - estimate.low), max(0.0, estimate.high - estimate.value)

@@ -1,0 +1,50 @@
+"""What a study will cost, from the pace of this machine: a short training is timed for each kind of encoder in the plan."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.trainer import fit
+from confit_edge.probes.dual import dual_probe
+from confit_edge.studies.bench import Bench
+from confit_edge.studies.subset import cut
+from confit_edge.studies.trial import Subset, Trial
+
+TIMED_CLIPS = 64
+
+
+@dataclass(frozen=True)
+class Pace:
+    """CPU seconds for a clip to go once through a training epoch (with its validation), and once through the probes."""
+
+    train: float
+    probe: float
+
+
+def measure_pace(bench: Bench, recipe: Recipe) -> Pace:
+    """Time one epoch and one dual probe on about `TIMED_CLIPS` clips, the second time they are done.
+
+    At rates too small for it to diverge, which take as long as others.
+    """
+    recipe, corpus = replace(recipe, head_lr=1e-9), bench.corpus()
+    corpus = cut(corpus, Subset(shots=max(2, TIMED_CLIPS // len(corpus.classes))), recipe.seed)
+    encoder = bench.encoder(recipe).to(bench.device)
+    for _ in range(2):  # the first one imports, allocates and compiles
+        start = time.process_time()
+        fit(encoder, corpus, recipe, lr=1e-9, epochs=1)
+        middle = time.process_time()
+        dual_probe(encoder, corpus, recipe, bench.device)
+        end = time.process_time()
+    clips = len(corpus.train)
+    return Pace((middle - start) / clips, (end - middle) / (clips * (1 + recipe.probe_views)))
+
+
+def expected(trial: Trial, bench: Bench, pace: Pace) -> float:
+    """The CPU seconds a trial should take. What a study measures beside the usual is not in it."""
+    corpus, recipe = bench.data(trial), trial.recipe
+    searched = len(recipe.lr) * recipe.search_epochs if len(recipe.lr) > 1 else 0
+    epochs = recipe.epochs + searched if trial.train else 0
+    views = len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)
+    return pace.train * len(corpus.train) * epochs + pace.probe * views

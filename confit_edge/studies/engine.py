@@ -1,0 +1,205 @@
+"""Does a study: plans it, states its cost, does its trials in parallel and keeps each, and writes what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from confit_edge.pairtune.trainer import DivergedError
+from confit_edge.studies import find
+from confit_edge.studies.bench import Bench, Source
+from confit_edge.studies.cost import Pace, expected, measure_pace
+from confit_edge.studies.journal import Journal
+from confit_edge.studies.results import Results
+from confit_edge.studies.study import Study
+from confit_edge.studies.subset import cut
+from confit_edge.studies.trial import Outcome, Subset, Trial
+from confit_runtime.errors import ConfitError, UsageError
+
+Watcher = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A study that can begin: its trials with what each should cost in CPU seconds, and the outcomes there are already."""
+
+    study: Study
+    source: Source
+    journal: Journal
+    trials: dict[str, Trial]  # by key
+    cost: dict[str, float]
+    done: dict[str, Outcome]
+
+    @property
+    def left(self) -> list[str]:
+        """The keys of the trials still to be done."""
+        return [key for key in self.trials if key not in self.done]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What the trials still to be done should cost."""
+        return sum(self.cost[key] for key in self.left)
+
+
+def prepare(
+    study: Study,
+    source: Source,
+    out: Path,
+    *,
+    seeds: int,
+    groups: int | None = None,
+    earlier: list[Path] | None = None,
+    watch: Watcher | None = None,
+) -> Planned:
+    """Read the data, plan the trials of `seeds` seeds and estimate their cost. Writes nothing.
+
+    With `groups`, every trial trains on so many training groups only, drawn by its seed. With `earlier`, the trials are
+    made of runs and studies done before. Raises UsageError where the study has nothing to do on such data, or where
+    `out` holds something else.
+    """
+    with one_thread():
+        bench = Bench(
+            source, (lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None
+        )
+        corpus = bench.corpus()
+        planned: list[Trial] = []
+        if earlier:
+            if study.plan_from is None:
+                raise UsageError(
+                    f"--from: study {study.name} trains its own encoders; only isotropy reads earlier ones"
+                )
+            planned = [trial for path in earlier for trial in study.plan_from(path, source.recipe)]
+        else:
+            for seed in range(source.recipe.seed, source.recipe.seed + seeds):
+                planned += study.plan(cut(corpus, Subset(groups=groups), seed), replace(source.recipe, seed=seed))
+            planned = [replace(trial, subset=replace(trial.subset, groups=groups)) for trial in planned]
+        header = {
+            "study": study.name,
+            "recipe": source.recipe.to_dict(),
+            "train_groups": groups,
+            "manifest": str(source.manifest),
+            "fingerprint": corpus.fingerprint,
+        }
+        journal = Journal(out, header)
+        trials = {trial.key(study.name): trial for trial in planned}
+        done = {key: outcome for key, outcome in journal.open().items() if key in trials}
+        if watch:
+            watch({"stage": "timing"})
+        paces: dict[tuple[str, float], Pace] = {}
+        cost: dict[str, float] = {}
+        for key, trial in trials.items():
+            kind = (trial.recipe.encoder, trial.recipe.window)
+            if key not in done and kind not in paces:
+                paces[kind] = measure_pace(bench, replace(trial.recipe, objective="pairtune", seed=source.recipe.seed))
+            cost[key] = done[key].cpu_seconds if key in done else expected(trial, bench, paces[kind])
+    return Planned(study, source, journal, trials, cost, done)
+
+
+def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:
+    """Do the trials that are left, `jobs` at a time with one thread each, keeping each as it ends.
+
+    A trial that diverges is an outcome; any other error ends the study, and the same call goes on with it later.
+    """
+    planned.journal.begin()
+    done = dict(planned.done)
+    with contextlib.closing(_outcomes(planned, jobs)) as outcomes:
+        for outcome in outcomes:
+            planned.journal.append(outcome)
+            done[outcome.key] = outcome
+            if watch:
+                watch({"stage": "trial", "outcome": outcome, "done": len(done), "total": len(planned.trials)})
+    return Results(done[key] for key in planned.trials)
+
+
+def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
+    """The outcomes of the trials left, as they come."""
+    if jobs == 1:
+        bench = Bench(planned.source)
+        with one_thread():
+            for key in planned.left:
+                yield attempt(planned.study, bench, key, planned.trials[key])
+        return
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(jobs, max(1, len(planned.left))),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_worker,
+        initargs=(planned.source,),
+    )
+    try:
+        running = [pool.submit(_work, planned.study.name, key, planned.trials[key]) for key in planned.left]
+        for future in as_completed(running):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise ConfitError(
+            "a worker process died (out of memory?); the same command goes on from here, with fewer --jobs"
+        ) from error
+    finally:
+        for worker in set(multiprocessing.active_children()) - others:  # nobody waits for the trials it was in
+            worker.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
+    """Do one trial."""
+    start = time.process_time()
+    points, diverged = [], ""
+    try:
+        points = study.measure(bench, trial)
+    except DivergedError as error:
+        diverged = str(error)
+    return Outcome(
+        key, trial.arm, trial.recipe.seed, trial.subset, points, round(time.process_time() - start, 3), diverged
+    )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, so that a trial gives the same numbers alone as beside others."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_bench: Bench  # of this worker process
+
+
+def _begin_worker(source: Source) -> None:
+    global _bench
+    from threadpoolctl import threadpool_limits
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the study, which ends its workers
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    _bench = Bench(source)
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """A study that is killed leaves no workers behind."""
+    parent.join()
+    os._exit(1)
+
+
+def _work(study: str, key: str, trial: Trial) -> Outcome:
+    return attempt(find(study), _bench, key, trial)

@@ -1,0 +1,86 @@
+"""The outcomes of a study on disk: `study.json` says which study it is, `trials.jsonl` holds a line for each trial done.
+
+Each line is on the disk before the next trial is counted as done, so a study that is killed loses at most the trials it
+was in. A line that was cut short is dropped, and its trial is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from confit_edge.runs import write_text
+from confit_edge.studies.trial import Outcome
+from confit_runtime.errors import ConfitError, UsageError
+
+HEADER, TRIALS = "study.json", "trials.jsonl"
+
+
+class Journal:
+    """The outcomes in the folder `path`, of the study that `header` describes (plain data)."""
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path, self.header = path, header
+
+    def open(self) -> dict[str, Outcome]:
+        """What is done already, by key; nothing is written. Raises UsageError where the folder holds something else."""
+        if self.path.is_file():
+            raise UsageError(f"{self.path}: is a file; -o names a folder for the study")
+        if not (self.path / HEADER).is_file():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise UsageError(f"{self.path}: is not empty and holds no study; choose another -o")
+            return {}
+        before = _read_header(self.path / HEADER)
+        changed = [key for key in self.header if key != "recipe" and before.get(key) != self.header[key]]
+        recipe, other = before.get("recipe", {}), self.header["recipe"]
+        changed += [f"recipe key '{key}'" for key in {**recipe, **other} if recipe.get(key) != other.get(key)]
+        if changed:
+            raise UsageError(
+                f"{self.path}: holds a study that differs in {', '.join(changed)}; choose another -o, or remove it"
+            )
+        return {outcome.key: outcome for outcome in read_outcomes(self.path)}
+
+    def begin(self) -> None:
+        """Write the header, and drop a line that was cut short."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / HEADER).is_file():
+            write_text(self.path / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False) + "\n")
+        trials = self.path / TRIALS
+        if trials.is_file():
+            whole = trials.read_bytes().rpartition(b"\n")[0]
+            os.truncate(trials, len(whole) + 1 if whole else 0)
+
+    def append(self, outcome: Outcome) -> None:
+        """Add a line, and wait until it is on the disk."""
+        with (self.path / TRIALS).open("ab") as file:
+            file.write(outcome.to_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """The outcomes in the folder of a study. Raises ConfitError naming a line that is damaged (the last may be cut short)."""
+    trials = path / TRIALS
+    if not trials.is_file():
+        return []
+    outcomes = []
+    for number, line in enumerate(trials.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            outcomes.append(Outcome.from_json(line.decode()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfitError(
+                f"{trials}, line {number}: not an outcome ({error}); remove the line and its trial is done again"
+            ) from error
+    return outcomes
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfitError(f"{path}: damaged ({error}); choose another -o, or remove the folder") from error
+    if not isinstance(header, dict):
+        raise ConfitError(f"{path}: damaged (no table of keys and values); choose another -o, or remove the folder")
+    return header

@@ -1,0 +1,95 @@
+"""Conclusions in words, made from numbers by rules that claim no more than these do.
+
+A difference is claimed where its interval leaves out zero, and otherwise said not to be told. What is best is chosen on
+validation clips and reported on test clips. Where one thing is compared with several, the intervals are widened.
+"""
+
+from __future__ import annotations
+
+import math
+
+from confit_edge.studies.results import Estimate, Results, Side
+from confit_edge.studies.trial import Arm
+
+
+def percent(share: Estimate) -> str:
+    """`93.1 % [91.0, 95.2]`, of a share 0..1."""
+    if math.isnan(share.value):
+        return "not measured"
+    return f"{100 * share.value:.1f} %{_bounds(share, 100, 1)}"
+
+
+def plain(number: Estimate, digits: int = 3) -> str:
+    """`0.123 [0.100, 0.146]`, of any number."""
+    return "not measured" if math.isnan(number.value) else f"{number.value:.{digits}f}{_bounds(number, 1, digits)}"
+
+
+def versus(one: str, other: str, difference: Estimate, where: str = "") -> str:
+    """A sentence on the difference of two shares: above, below, or not to be told. `where` comes before it."""
+    points = f"{100 * difference.value:+.1f} points{_bounds(difference, 100, 1)}"
+    if math.isnan(difference.value):
+        text = f"{one} and {other} were not both measured."
+    elif math.isnan(difference.low):
+        text = f"{one} against {other}: {points}; of one seed and one test group nothing more can be said."
+    elif difference.told:
+        text = f"{one} is {'above' if difference.value > 0 else 'below'} {other} ({points})."
+    else:
+        text = f"no difference can be told between {one} and {other} ({points})."
+    return f"{where}: {text}" if where else text[0].upper() + text[1:]
+
+
+def ranking(results: Results, arms: list[Arm], column: str, metric: str = "linear") -> list[str]:
+    """The arm that is best on validation, and which of the others are worse on test, better, or not to be told from it.
+
+    `column` may be several, joined by a space: what an arm is called by.
+    """
+    measured = [arm for arm in arms if results.select(arm)]
+    if len(measured) < 2:
+        return [f"Fewer than two settings of {column} were measured."]
+    names = {id(arm): _name(arm, column) for arm in measured}
+    best = results.best(measured)
+    others = [arm for arm in measured if arm is not best]
+    told: dict[str, list[str]] = {"worse": [], "better": [], "same": []}
+    for arm in others:
+        gap = results.difference(Side(metric, best), Side(metric, arm), comparisons=len(others))
+        told["worse" if gap.low > 0 else "better" if gap.high < 0 else "same"].append(names[id(arm)])
+    lines = [f"Best on validation is {names[id(best)]}: {percent(results.share(metric, **best))} on test ({metric})."]
+    if told["worse"]:
+        lines.append(f"Worse than it on test: {'; '.join(told['worse'])}.")
+    if told["better"]:
+        lines.append(f"Better than it on test, though not on validation: {'; '.join(told['better'])}.")
+    if told["same"]:
+        lines.append(f"No difference can be told from: {'; '.join(told['same'])}.")
+    return lines + widened(len(others))
+
+
+def against_vanilla(
+    results: Results, name: str, ours: Side, arm: Arm | None = None, comparisons: int = 1, where: str = ""
+) -> list[str]:
+    """`ours`, called `name`, beside both that vanilla fine-tuning gives: its own head, and a linear probe on its features."""
+    vanilla: Arm = {"objective": "finetune", **(arm or {})}
+    rivals = {"head": "vanilla's own head", "linear": "a linear probe on vanilla's features"}
+    return [
+        versus(name, rival, results.difference(ours, Side(metric, vanilla), comparisons), where)
+        for metric, rival in rivals.items()
+    ]
+
+
+def widened(comparisons: int) -> list[str]:
+    """A note that intervals were widened, where they were."""
+    return [f"(Intervals widened for {comparisons} comparisons.)"] if comparisons > 1 else []
+
+
+def words(arm: Arm) -> str:
+    """`pairtune, temperature 0.1`."""
+    return ", ".join(str(value) if key == "objective" else f"{key} {value}" for key, value in arm.items())
+
+
+def _name(arm: Arm, column: str) -> str:
+    return ", ".join(f"{key} {arm[key]}" for key in column.split())
+
+
+def _bounds(estimate: Estimate, factor: float, digits: int) -> str:
+    if math.isnan(estimate.low):
+        return ""
+    return f" [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"

@@ -1,0 +1,71 @@
+"""How do the size of the batch, the length of the window and the hardness of the mining act together?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.studies.phrases import ranking, versus
+from confit_edge.studies.results import Estimate, Results, Side
+from confit_edge.studies.study import Chart, Study
+from confit_edge.studies.trial import Arm, Scalar, Trial
+
+BATCHES = ((4, 4), (16, 4), (32, 4))  # classes x clips of each
+WINDOWS = (0.75, 1.0)  # of the recipe's
+HARDNESS = (0.0, 1.0, 4.0)
+FACTORS = ("batch", "window", "hardness")
+
+
+def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
+    """PairTune at every combination. A batch holds no more classes than there are; two that come to the same are one."""
+    classes = len(corpus.classes)
+    batches = dict.fromkeys((min(wide, classes), clips) for wide, clips in BATCHES)
+    trials = []
+    for (wide, clips), share, hardness in product(batches, WINDOWS, HARDNESS):
+        changed = replace(
+            recipe,
+            objective="pairtune",
+            mining="hardness",
+            classes_per_batch=wide,
+            clips_per_class=clips,
+            window=round(share * recipe.window, 3),
+            hardness=hardness,
+        )
+        arm: Arm = {"batch": wide * clips, "window": changed.window, "hardness": hardness}
+        trials.append(Trial({"objective": "pairtune", **arm}, changed))
+    return trials
+
+
+def conclude(results: Results) -> list[str]:
+    """The best combination, and the effect of each factor averaged over the others."""
+    lines = ranking(results, results.arms(), " ".join(FACTORS))
+    for factor in FACTORS:
+        levels = results.values(factor)
+        base = levels[-1]
+        for level in levels[:-1]:
+            effect = main_effect(results, factor, base, level, comparisons=len(levels) - 1)
+            lines.append(versus(f"{factor} {base}, averaged over the rest,", f"{factor} {level}", effect))
+    return [*lines, "All trials have the same epochs, so larger batches take fewer steps."]
+
+
+def main_effect(results: Results, factor: str, one: Scalar, other: Scalar, comparisons: int = 1) -> Estimate:
+    """The share at one level of a factor less that at another, over the combinations that both have."""
+    rest = [{key: value for key, value in arm.items() if key != factor} for arm in results.arms(**{factor: one})]
+    both = [arm for arm in rest if results.select({**arm, factor: other})]
+    terms = [
+        (sign / len(both), Side("linear", {**arm, factor: level}))
+        for sign, level in ((1, one), (-1, other))
+        for arm in both
+    ]
+    return results.contrast(terms, comparisons)
+
+
+STUDY = Study(
+    name="batch",
+    question="How do the size of the batch, the length of the window and the hardness of the mining act together?",
+    plan=plan,
+    conclude=conclude,
+    chart=Chart("batch", by=("window", "hardness"), metrics=("linear",), log=True),
+)

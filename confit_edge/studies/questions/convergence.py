@@ -1,0 +1,98 @@
+"""How fast does each objective get there?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.studies.bench import Bench, probed, rivals, trained
+from confit_edge.studies.chart import draw as draw_chart
+from confit_edge.studies.phrases import against_vanilla, plain
+from confit_edge.studies.results import Results, Side
+from confit_edge.studies.study import Chart, Study
+from confit_edge.studies.trial import Point, Trial
+
+NEAR = 0.95  # of its own best: an objective has converged
+CHART = Chart("epoch", metrics=("val_linear", "val_head"))
+
+
+def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
+    """The encoder as it is, vanilla fine-tuning, and PairTune with hard pairs mined and without."""
+    frozen, finetune, pairtune = rivals(Trial({}, recipe))
+    unmined = replace(
+        pairtune,
+        arm={"objective": "pairtune, no mining"},
+        recipe=replace(pairtune.recipe, loss="supcon", mining="none"),
+    )
+    return [frozen, finetune, pairtune, unmined]
+
+
+def measure(bench: Bench, trial: Trial) -> list[Point]:
+    """The usual at the end, with the epochs until each probe was near its best; and a point an epoch, on validation."""
+    corpus = bench.data(trial)
+    encoder, fitted = trained(bench, trial, corpus)
+    last = probed(encoder, fitted, corpus, trial.recipe, bench.device)
+    if fitted is None:
+        return [last]
+    curves = {name: [row[name] for row in fitted.history if name in row] for name in ("val_linear", "val_head")}
+    reached = {name.replace("val", "epochs"): epochs_to(curve) for name, curve in curves.items() if curve}
+    epochs = [
+        Point(numbers={name: row[name] for name in curves if name in row}, arm={"epoch": int(row["epoch"])})
+        for row in fitted.history
+    ]
+    return [replace(last, numbers=last.numbers | reached), *epochs]
+
+
+def epochs_to(curve: list[float], near: float = NEAR) -> float:
+    """The first epoch, from 1, whose accuracy is at least `near` times the best of the curve."""
+    return float(np.argmax(np.array(curve) >= near * max(curve)) + 1)
+
+
+def conclude(results: Results) -> list[str]:
+    """Epochs to 95 % of the best of each objective, whether PairTune takes fewer, and where they end on test."""
+    ends = results.where(lambda row: "epoch" not in row.arm)
+    lines = []
+    for arm in ends.arms():
+        for number, probe in (("epochs_linear", "linear probe"), ("epochs_head", "own head")):
+            taken = ends.number(number, **arm)
+            if not math.isnan(taken.value):
+                lines.append(
+                    f"{arm['objective']}, {probe}: {plain(taken, 1)} epochs to {100 * NEAR:.0f} % of its best on validation."
+                )
+    for number, rival in (("epochs_linear", "vanilla's features"), ("epochs_head", "vanilla's own head")):
+        gap = ends.number_difference(
+            [(1.0, "epochs_linear", {"objective": "pairtune"}), (-1.0, number, {"objective": "finetune"})]
+        )
+        if math.isnan(gap.value):
+            continue
+        claim = (
+            f"PairTune takes {'fewer' if gap.value < 0 else 'more'} epochs than"
+            if gap.told
+            else "No difference in epochs can be told between PairTune and"
+        )
+        lines.append(f"{claim} {rival} ({plain(gap, 1)}).")
+    ours = Side("linear", {"objective": "pairtune"})
+    return lines + against_vanilla(ends, "PairTune + linear probe", ours, where="At the end")
+
+
+def draw(results: Results, path: Path) -> None:
+    """Validation accuracy by epoch."""
+    draw_chart(
+        results.where(lambda row: "epoch" in row.arm), CHART, STUDY.question, path, ylabel="accuracy on validation (%)"
+    )
+
+
+STUDY = Study(
+    name="convergence",
+    question="How fast does each objective get there?",
+    plan=plan,
+    measure=measure,
+    conclude=conclude,
+    chart=CHART,
+    draw=draw,
+)

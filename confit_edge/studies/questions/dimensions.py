@@ -1,0 +1,239 @@
+"""Is it the balance of an embedding's dimensions that makes it accurate?
+
+Three interventions. Dimensions that contribute most are dropped, or kept alone, beside as many at random. The embedding is
+rotated at random, which evens out the contributions and leaves every cosine as it is. And vanilla fine-tuning is made as
+balanced as PairTune by a penalty: were balance the cause, it would then be as accurate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.geometry.measures import contribution, describe, label_sets, top_share
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.pairtune.session import choose_lr
+from confit_edge.pairtune.trainer import fit
+from confit_edge.probes.knn import NEIGHBOURS, KnnProbe
+from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.metrics import correct
+from confit_edge.studies import chart
+from confit_edge.studies.bench import Bench, rivals, tally
+from confit_edge.studies.phrases import plain, versus
+from confit_edge.studies.results import Results, Side
+from confit_edge.studies.study import Chart, Study
+from confit_edge.studies.trial import Arm, Point, Trial
+
+Floats = npt.NDArray[np.float32]
+
+WEIGHTS = (0.1, 1.0, 10.0)  # of the penalty; the one whose balance comes nearest to PairTune's is compared with it
+COUNTS = (1, 2, 5, 10, 20, 50)
+OWN, ROTATED = "own", "rotated"
+DROP, KEEP, RANDOM = "drop top", "keep top", "drop random"
+BALANCED = "finetune, balanced"
+WHOLE: Arm = {"what": DROP, "dimensions": 0}  # the embedding as it is
+
+
+def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
+    """The three ways, and vanilla fine-tuning under each weight of the penalty."""
+    frozen, finetune, pairtune = rivals(Trial({}, recipe))
+    return [
+        frozen,
+        finetune,
+        pairtune,
+        *(
+            replace(finetune, arm={"objective": BALANCED, "penalty": weight}, options={"penalty": weight})
+            for weight in WEIGHTS
+        ),
+    ]
+
+
+def measure(bench: Bench, trial: Trial) -> list[Point]:
+    """The probes on every choice of dimensions. They learn from clips as they are; contributions are of training clips."""
+    corpus, device, seed = bench.data(trial), bench.device, trial.recipe.seed
+    encoder = bench.encoder(trial.recipe).to(device)
+    if trial.train:
+        lr = choose_lr(encoder, corpus, trial.recipe)
+        weight = float(trial.options.get("penalty", 0.0)) / trial.recipe.accumulate  # the loss is divided likewise
+        with balanced(encoder, weight):
+            fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs)
+    splits = (corpus.train, corpus.val, corpus.test)
+    embedded = [embed_clips(encoder, clips.pcm, device) for clips in splits]
+    turn = random_rotation(encoder.dim, seed)
+    points = []
+    for basis in (OWN, ROTATED):
+        train, val, test = embedded if basis == OWN else [rows @ turn for rows in embedded]
+        shares = contribution(train)
+        order = np.argsort(-shares, kind="stable")
+        chance = np.random.default_rng([seed, 31]).permutation(encoder.dim)
+        geometry = describe(test, label_sets(corpus.test.targets), seed) | {
+            "balance": float(1 / (len(shares) * np.square(shares).sum())),
+            "top1_train": top_share(shares, 1),
+        }
+        kept = {(DROP, 0): order}
+        for count in COUNTS:
+            if count < encoder.dim:
+                kept |= {(DROP, count): order[count:], (KEEP, count): order[:count], (RANDOM, count): chance[count:]}
+        for (what, count), dimensions in kept.items():
+            arm: Arm = {"basis": basis, "what": what, "dimensions": count}
+            point = probe(only(train, dimensions), only(val, dimensions), only(test, dimensions), corpus)
+            points.append(replace(point, arm=arm, numbers=point.numbers | ({} if count else geometry)))
+    return points
+
+
+def probe(train: Floats, val: Floats, test: Floats, corpus: Corpus) -> Point:
+    """A linear and a kNN probe (by the cosine, which a rotation leaves as it is) on embeddings `[clips, dim]`."""
+    targets, truth = corpus.train.targets, corpus.val.targets
+    known = targets.any(axis=0)  # the unknown class has background only, which is not probed here
+    targets, truth, asked = targets[:, known], truth[:, known], corpus.test.targets[:, known]
+    linear = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
+    near = [KnnProbe(train, targets, k) for k in NEIGHBOURS]
+    knn = near[int(np.argmax([correct(one.scores(val), truth).mean() for one in near]))]
+    return Point(
+        {
+            name: tally(correct(judge.scores(test), asked), corpus.test.groups)
+            for name, judge in (("linear", linear), ("knn", knn))
+        },
+        {"val_linear": float(correct(linear.scores(val), truth).mean())},
+    )
+
+
+def only(embeddings: Floats, dimensions: npt.NDArray[np.int64]) -> Floats:
+    """These dimensions alone, `[clips, kept]`, scaled to length 1."""
+    part = embeddings[:, np.sort(dimensions)]
+    return (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def random_rotation(dim: int, seed: int) -> Floats:
+    """An orthogonal matrix `[dim, dim]`, uniformly distributed (Mezzadri 2007, math-ph/0609050)."""
+    from scipy.stats import ortho_group
+
+    return ortho_group.rvs(dim, random_state=np.random.default_rng([seed, 30])).astype(np.float32)
+
+
+class _Penalty(torch.autograd.Function):
+    """The embeddings as they are; on the way back, the gradient of `weight` times the imbalance is added."""
+
+    @staticmethod
+    def forward(context: Any, embeddings: Tensor, weight: float) -> Tensor:
+        context.save_for_backward(embeddings)
+        context.weight = weight
+        return embeddings.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (embeddings,) = context.saved_tensors
+        with torch.enable_grad():
+            inside = embeddings.detach().float().requires_grad_()
+            (own,) = torch.autograd.grad(imbalance(inside), inside)
+        return gradient + context.weight * own.to(gradient.dtype), None
+
+
+@contextlib.contextmanager
+def balanced(encoder: nn.Module, weight: float) -> Iterator[None]:
+    """While it lasts, whatever trains `encoder` also minimises `weight` times the imbalance of its embeddings.
+
+    The penalty comes in by the gradient of the encoder's output, so that any objective can be given it.
+    """
+
+    def penalise(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return _Penalty.apply(output, weight) if module.training and output.requires_grad else output
+
+    handle = encoder.register_forward_hook(penalise) if weight else None
+    try:
+        yield
+    finally:
+        if handle:
+            handle.remove()
+
+
+def imbalance(embeddings: Tensor) -> Tensor:
+    """dim * sum of s_i^2 - 1, of the contribution shares s (see `geometry.measures.contribution`) of a batch `[n, dim]`.
+
+    0 where all dimensions contribute alike, dim - 1 where one does alone.
+    """
+    size = nn.functional.normalize(embeddings, dim=1).abs()
+    means = size.sum(dim=0).square() - size.square().sum(dim=0)
+    shares = means / means.sum().clamp(min=1e-12)
+    return embeddings.shape[1] * shares.square().sum() - 1
+
+
+def conclude(results: Results) -> list[str]:
+    """What each intervention says of whether balance is a cause."""
+    lines = []
+    for objective in ("frozen", "finetune", "pairtune"):
+        own, turned = ({"objective": objective, "basis": basis, **WHOLE} for basis in (OWN, ROTATED))
+        moved = results.difference(Side("knn", turned), Side("knn", own))
+        lines.append(
+            f"{objective}: the top dimension contributes {plain(results.number('top1_train', **own))}, after a random"
+            f" rotation {plain(results.number('top1_train', **turned))}, by which kNN moves {100 * moved.value:+.1f} points."
+        )
+        told = []
+        counts = [count for count in results.values("dimensions", objective=objective) if count]
+        for count in counts:
+            arm: Arm = {"objective": objective, "basis": OWN, "dimensions": count}
+            top, chance = (Side("linear", {**arm, "what": what}) for what in (DROP, RANDOM))
+            gap = results.difference(top, chance, comparisons=len(counts))
+            told += [f"{count} ({100 * gap.value:+.1f} points)"] if gap.told else []
+        claim = f"differs from dropping as many at random for {', '.join(told)}" if told else None
+        lines.append(f"Dropping its top dimensions {claim or 'cannot be told from dropping as many at random'}.")
+    return lines + _balanced(results)
+
+
+def _balanced(results: Results) -> list[str]:
+    """Vanilla fine-tuning under the penalty that brings its balance nearest to PairTune's, against both."""
+    vanilla, pairtune = ({"objective": name, "basis": OWN, **WHOLE} for name in ("finetune", "pairtune"))
+    before, target = (results.number("balance", **arm).value for arm in (vanilla, pairtune))
+    arms = [{**arm, "basis": OWN, **WHOLE} for arm in results.arms(objective=BALANCED, basis=OWN, **WHOLE)]
+    if not arms or np.isnan(before) or np.isnan(target):
+        return ["Vanilla fine-tuning under the penalty was not measured beside both: of the cause nothing is said."]
+    nearest = min(arms, key=lambda arm: abs(results.number("balance", **arm).value - target))
+    reached = results.number("balance", **nearest).value
+    lines = [
+        f"Balance (1: all dimensions contribute alike) is {before:.3f} in vanilla, {target:.3f} in PairTune, and"
+        f" {reached:.3f} in vanilla under a penalty of {nearest['penalty']}, the nearest to PairTune's."
+    ]
+    if target <= before:
+        return [
+            *lines,
+            "PairTune is not more balanced than vanilla here, so balance cannot be why it is better, if it is.",
+        ]
+    if abs(reached - target) > (target - before) / 2:
+        return [*lines, "The penalty did not bring it half the way to PairTune's, so of the cause nothing is said."]
+    sides = {name: Side("linear", arm) for name, arm in (("even", nearest), ("vanilla", vanilla), ("ours", pairtune))}
+    gain = results.difference(sides["even"], sides["vanilla"])
+    rest = results.difference(sides["ours"], sides["even"])
+    verdict = "brought accuracy" if gain.low > 0 else "was not seen to bring accuracy"
+    return [
+        *lines,
+        versus("Vanilla made balanced", "vanilla", gain),
+        versus("PairTune", "vanilla made balanced", rest),
+        f"So balance by itself {verdict}.",
+    ]
+
+
+def draw(results: Results, path: Path) -> None:
+    """The linear probe's accuracy as dimensions are dropped, in the embedding's own basis."""
+    some = results.where(lambda row: row.arm["basis"] == OWN and row.arm["what"] != KEEP and "penalty" not in row.arm)
+    chart.draw(some, STUDY.chart, STUDY.question, path)
+
+
+STUDY = Study(
+    name="dimensions",
+    question="Is it the balance of an embedding's dimensions that makes it accurate?",
+    plan=plan,
+    measure=measure,
+    conclude=conclude,
+    chart=Chart("dimensions", by=("objective", "what"), metrics=("linear",)),
+    draw=draw,
+)

@@ -1,0 +1,51 @@
+"""How much does the temperature of the contrastive loss matter?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.studies.bench import rivals
+from confit_edge.studies.phrases import against_vanilla, ranking
+from confit_edge.studies.results import Results, Side
+from confit_edge.studies.study import Chart, Study
+from confit_edge.studies.trial import Trial
+
+TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
+    """PairTune at each temperature; beside it the encoder as it is, and vanilla fine-tuning."""
+    frozen, finetune, pairtune = rivals(Trial({}, recipe))
+    return [
+        frozen,
+        finetune,
+        *(
+            replace(
+                pairtune, arm={**pairtune.arm, "temperature": value}, recipe=replace(pairtune.recipe, temperature=value)
+            )
+            for value in TEMPERATURES
+        ),
+    ]
+
+
+def conclude(results: Results) -> list[str]:
+    """Which temperature is best, which are no worse, and whether the best beats vanilla fine-tuning."""
+    arms = [arm for arm in results.arms(objective="pairtune") if "temperature" in arm]
+    if not arms:
+        return ["PairTune was measured at no temperature."]
+    best = results.best(arms)
+    return [
+        *ranking(results, arms, "temperature"),
+        *against_vanilla(results, f"PairTune at {best['temperature']}", Side("linear", best)),
+    ]
+
+
+STUDY = Study(
+    name="temperature",
+    question="How much does the temperature of the contrastive loss matter, from 0.01 to 1?",
+    plan=plan,
+    conclude=conclude,
+    chart=Chart("temperature", log=True),
+)

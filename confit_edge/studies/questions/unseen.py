@@ -1,0 +1,125 @@
+"""What does a trained embedding know of classes it never met, and of sound that comes another way?"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.metrics import correct
+from confit_edge.studies.bench import Bench, rivals, tally, trained
+from confit_edge.studies.phrases import versus, widened
+from confit_edge.studies.results import Results, Side
+from confit_edge.studies.study import Chart, Study
+from confit_edge.studies.subset import DOMAINS, clips_per_class, shifted, with_classes
+from confit_edge.studies.trial import Arm, Point, Subset, Tally, Trial
+from confit_runtime.errors import UsageError
+
+Floats = npt.NDArray[np.float32]
+
+WAYS = (5, 20)
+SHOTS = (1, 5)
+EPISODES = 100
+CLEAN = "as recorded"
+
+
+def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
+    """The three ways, on half of the classes, drawn by the seed. Raises UsageError where there are too few or several a clip."""
+    there = len(clips_per_class(corpus))
+    if there < 4 or corpus.multi_label:
+        raise UsageError("study unseen needs clips of one label each, and at least 4 classes: half are never trained")
+    return rivals(Trial({}, recipe, Subset(classes=there - there // 2)))
+
+
+def measure(bench: Bench, trial: Trial) -> list[Point]:
+    """In each domain: the probes on classes that were trained, and N-way K-shot episodes on those that were not.
+
+    The prints of an episode are clips of training groups as they were recorded; what is asked are the test clips of its
+    classes, in the domain.
+    """
+    corpus = bench.data(trial)
+    encoder, _ = trained(bench, trial, corpus)
+    seed, rate = trial.recipe.seed, encoder.sample_rate
+    probes = dual_probe(encoder, corpus, trial.recipe, bench.device)
+    whole = bench.corpus()
+    novel = with_classes(whole, [name for name in clips_per_class(whole) if name not in corpus.classes])
+    prints = embed_clips(encoder, novel.train.pcm, bench.device)
+    points = []
+    for domain in (CLEAN, *DOMAINS):
+        known, asked = (
+            clips if domain == CLEAN else shifted(clips, domain, rate, seed) for clips in (corpus.test, novel.test)
+        )
+        embedded = embed_clips(encoder, known.pcm, bench.device)
+        shares = {
+            name: tally(correct(probe.scores(embedded), known.targets), known.groups)
+            for name, probe in (("linear", probes.linear), ("knn", probes.knn))
+        }
+        points.append(Point(shares, arm={"classes": "trained", "domain": domain}))
+        embedded = embed_clips(encoder, asked.pcm, bench.device)
+        there = len(clips_per_class(novel))
+        for way in sorted({min(way, there) for way in WAYS}):
+            for shots in SHOTS:
+                rng = np.random.default_rng([seed, way, shots])  # the same episodes for every objective and domain
+                arm: Arm = {"classes": "unseen", "domain": domain, "way": way, "shots": shots}
+                points.append(Point(episodes(prints, novel.train, embedded, asked, way, shots, rng), arm=arm))
+    return points
+
+
+def episodes(
+    prints: Floats, given: Clips, embedded: Floats, asked: Clips, way: int, shots: int, rng: np.random.Generator
+) -> dict[str, Tally]:
+    """`EPISODES` times: `way` classes, `shots` prints of each (`prints [n, dim]` of `given`), every clip asked of them.
+
+    `prototype`: the class whose mean print is most similar (Snell et al. 2017, arXiv 1703.05175, with the cosine). `knn`:
+    the vote of as many neighbours as there are shots.
+    """
+    found: dict[str, Tally] = {"prototype": {}, "knn": {}}
+    present = np.flatnonzero(given.targets.any(axis=0) & asked.targets.any(axis=0))
+    for _ in range(EPISODES):
+        classes = rng.permutation(present)[:way]
+        rows = np.concatenate([rng.permutation(np.flatnonzero(given.targets[:, column]))[:shots] for column in classes])
+        targets = given.targets[rows][:, classes]
+        queries = np.flatnonzero(asked.targets[:, classes].any(axis=1))
+        truth = asked.targets[queries][:, classes]
+        groups = [asked.groups[query] for query in queries]
+        means = targets.T.astype(np.float32) @ prints[rows]
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        scores = {
+            "prototype": embedded[queries] @ means.T,
+            "knn": KnnProbe(prints[rows], targets, shots).scores(embedded[queries]),
+        }
+        for name, values in scores.items():
+            for group, (right, clips) in tally(correct(values, truth), groups).items():
+                before = found[name].get(group, (0.0, 0.0))
+                found[name][group] = (before[0] + right, before[1] + clips)
+    return found
+
+
+def conclude(results: Results) -> list[str]:
+    """Whether training on some classes helps or harms others, and whether it carries over to another domain."""
+    lines = []
+    settings = list({tuple(arm.items())[1:]: dict(tuple(arm.items())[1:]) for arm in results.arms()}.values())
+    for setting in settings:
+        metric = "prototype" if setting["classes"] == "unseen" else "linear"
+        where = f"{setting['classes']} classes, {setting['domain']}".capitalize()
+        if "way" in setting:
+            where += f" ({setting['way']}-way {setting['shots']}-shot)"
+        ours = Side(metric, {"objective": "pairtune", **setting})
+        for rival in ("frozen", "finetune"):
+            gap = results.difference(ours, Side(metric, {"objective": rival, **setting}), comparisons=len(settings))
+            lines.append(versus("PairTune", "the frozen encoder" if rival == "frozen" else "vanilla", gap, where))
+    return lines + widened(len(settings))
+
+
+STUDY = Study(
+    name="unseen",
+    question="What does a trained embedding know of classes it never met, and of sound that comes another way?",
+    plan=plan,
+    measure=measure,
+    conclude=conclude,
+    chart=Chart("domain", by=("objective", "classes", "way", "shots"), metrics=("prototype", "linear")),
+)

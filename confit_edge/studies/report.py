@@ -1,0 +1,149 @@
+"""What a study leaves: table.csv, table.md, plot.png, conclusions.md and results.json, made from its results alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from confit_edge.runs import versions, write_text
+from confit_edge.studies.chart import draw
+from confit_edge.studies.engine import Planned
+from confit_edge.studies.phrases import words
+from confit_edge.studies.results import Estimate, Results
+from confit_edge.studies.trial import Arm, Scalar
+
+SHOWN = ("isoscore", "top1", "anisotropy")  # of the geometry, in the table for people; the other table has all
+
+
+def write_report(planned: Planned, results: Results, command: str) -> list[str]:
+    """Write all of it into the study's folder, and give the sentences of the conclusion."""
+    out, study = planned.journal.path, planned.study
+    table = tabulate(results)
+    write_text(out / "table.csv", to_csv(table))
+    write_text(out / "table.md", to_markdown(results))
+    conclusions = [facts(results), *study.conclude(results)]
+    write_text(out / "conclusions.md", "\n".join(conclusions) + "\n")
+    if study.draw:
+        study.draw(results, out / "plot.png")
+    else:
+        draw(results, study.chart, study.question, out / "plot.png")
+    whole = {
+        "study": study.name,
+        "question": study.question,
+        "command": command,
+        **{key: planned.journal.header[key] for key in ("recipe", "train_groups", "manifest", "fingerprint")},
+        "seeds": sorted({outcome.seed for outcome in results.outcomes}),
+        "trials": len(results.outcomes),
+        "diverged": [{**outcome.arm, "seed": outcome.seed, "why": outcome.diverged} for outcome in results.diverged],
+        "cpu_seconds": round(sum(outcome.cpu_seconds for outcome in results.outcomes), 1),
+        "versions": versions(),
+        "conclusions": conclusions,
+        "rows": table,
+    }
+    write_text(out / "results.json", json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return conclusions
+
+
+def facts(results: Results) -> str:
+    """What the conclusions stand on: trials, seeds, test clips and groups, and what diverged."""
+    seeds = {outcome.seed for outcome in results.outcomes}
+    tallies = [tally for row in results.rows for tally in row.shares.values()]
+    groups = {group for tally in tallies for group in tally}
+    clips = max((sum(clips for _, clips in tally.values()) for tally in tallies), default=0)
+    text = (
+        f"{_many(len(results.outcomes), 'trial')} with {_many(len(seeds), 'seed')}, judged on {_many(len(groups), 'test group')}"
+        f" ({clips:.0f} answers at most in one cell)."
+    )
+    if results.diverged:
+        named = sorted({words(outcome.arm) for outcome in results.diverged})
+        text += f" Diverged, and left out: {_many(len(results.diverged), 'trial')} ({'; '.join(named)})."
+    if len(seeds) == 1:
+        text += " One seed: the intervals speak of test groups only."
+    return text
+
+
+def tabulate(results: Results) -> list[dict[str, Scalar | None]]:
+    """A row for each arm: how many seeds, how many diverged, and each share and number with its interval (None: none)."""
+    table = []
+    for arm in arms(results):
+        row: dict[str, Scalar | None] = {**arm, **seeds_of(results, arm)}
+        of_arm = results.exactly(arm)
+        for metric in _names(results, "shares"):
+            row |= _cells(metric, of_arm.share(metric))
+        for number in _names(results, "numbers"):
+            row |= _cells(number, of_arm.number(number))
+        table.append(row)
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    return [{key: row.get(key) for key in columns} for row in table]
+
+
+def arms(results: Results) -> list[Arm]:
+    """The arms that were measured, and after them those of which every trial diverged."""
+    found = results.arms()
+    for outcome in results.diverged:
+        if outcome.arm not in found and not results.select(outcome.arm):
+            found.append(outcome.arm)
+    return found
+
+
+def seeds_of(results: Results, arm: Arm) -> dict[str, int]:
+    """How many seeds of an arm were measured, and how many trials that would have given it diverged."""
+    exact = [row for row in results.rows if row.arm == arm]
+    diverged = [outcome for outcome in results.diverged if outcome.arm.items() <= arm.items()]
+    return {"seeds": len({row.seed for row in exact}), "diverged": len(diverged)}
+
+
+def to_csv(table: list[dict[str, Scalar | None]]) -> str:
+    """The table with all its digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]) if table else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def to_markdown(results: Results) -> str:
+    """The table for people: accuracies on test in per cent with their intervals, and some of the geometry."""
+    table = arms(results)
+    columns = list(dict.fromkeys(key for arm in table for key in arm))
+    metrics = _names(results, "shares")
+    numbers = [name for name in _names(results, "numbers") if name in SHOWN or not metrics]
+    lines = [
+        _line([*columns, "seeds", *metrics, *numbers]),
+        _line(["---"] * (len(columns) + 1 + len(metrics + numbers))),
+    ]
+    for arm in table:
+        counts = seeds_of(results, arm)
+        seeds = f"{counts['seeds']} ({counts['diverged']} diverged)" if counts["diverged"] else str(counts["seeds"])
+        of_arm = results.exactly(arm)
+        shares = [_shown(of_arm.share(metric), 100, 1) for metric in metrics]
+        rest = [_shown(of_arm.number(number), 1, 3) for number in numbers]
+        lines.append(_line([*(str(arm.get(column, "")) for column in columns), seeds, *shares, *rest]))
+    return "\n".join(lines) + "\n"
+
+
+def _names(results: Results, kind: str) -> list[str]:
+    return list(dict.fromkeys(name for row in results.rows for name in getattr(row, kind)))
+
+
+def _cells(name: str, estimate: Estimate) -> dict[str, Scalar | None]:
+    values = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {key: round(value, 6) if value == value else None for key, value in values.items()}
+
+
+def _shown(estimate: Estimate, factor: float, digits: int) -> str:
+    if estimate.value != estimate.value:
+        return ""
+    text = f"{factor * estimate.value:.{digits}f}"
+    if estimate.low == estimate.low:
+        text += f" [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
+    return text
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,217 @@
+"""What the outcomes of a study say, with intervals: shares over seeds and test groups, numbers over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.studies.trial import Arm, Outcome, Scalar, Subset, Tally
+
+Doubles = npt.NDArray[np.float64]
+
+DRAWS = 4_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval at `LEVEL`; NaN where there is none, and NaN bounds where there is one unit only."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval leaves out zero: whether a difference can be told."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point of one outcome: what it is (the trial's arm and the point's own), and what was measured."""
+
+    arm: Arm
+    seed: int
+    subset: Subset
+    shares: dict[str, Tally]
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: a share, of the rows of an arm."""
+
+    metric: str
+    arm: Arm = field(default_factory=dict)
+
+
+class Results:
+    """The rows of the outcomes that went well, and the outcomes that diverged.
+
+    An interval of a share resamples seeds and test groups together, each group with all of its clips and the sides of a
+    comparison alike (they saw the same clips). That gives its shape. Its length is what a two-way analysis of variance
+    gives, with Student's t at Satterthwaite's degrees of freedom (1946): a bootstrap of three seeds or groups is far too
+    sure by itself, and one that resamples both counts what is neither's thrice (Owen 2007, arXiv 0712.1111). An interval
+    of a number is Student's, over seeds.
+    """
+
+    def __init__(self, outcomes: Iterable[Outcome]) -> None:
+        done = list(outcomes)
+        self.outcomes = done
+        self.diverged = [outcome for outcome in done if outcome.diverged]
+        self.rows = [
+            Row({**outcome.arm, **point.arm}, outcome.seed, outcome.subset, point.shares, point.numbers)
+            for outcome in done
+            for point in outcome.points
+        ]
+
+    def select(self, arm: Arm) -> list[Row]:
+        """The rows whose arm holds all that `arm` holds."""
+        return [row for row in self.rows if arm.items() <= row.arm.items()]
+
+    def where(self, kept: Callable[[Row], bool]) -> Results:
+        """Of some of the rows only."""
+        found = Results(self.outcomes)
+        found.rows = list(filter(kept, self.rows))
+        return found
+
+    def exactly(self, arm: Arm) -> Results:
+        """Of the rows of this arm, and not of those that say more."""
+        return self.where(lambda row: row.arm == arm)
+
+    def arms(self, **wanted: Scalar) -> list[Arm]:
+        """The different arms among `select(wanted)`, in the order of the plan."""
+        return list({tuple(row.arm.items()): row.arm for row in self.select(wanted)}.values())
+
+    def values(self, column: str, **wanted: Scalar) -> list[Scalar]:
+        """The different values of a column among `select(wanted)`, in the order of the plan."""
+        return list(dict.fromkeys(row.arm[column] for row in self.select(wanted) if column in row.arm))
+
+    def share(self, metric: str, **arm: Scalar) -> Estimate:
+        """A share 0..1 of test clips, over seeds and groups."""
+        return self.contrast([(1.0, Side(metric, arm))])
+
+    def difference(self, one: Side, other: Side, comparisons: int = 1) -> Estimate:
+        """How far the share of `one` is above the other's. With m `comparisons`, at level 1 - 0.05 / m (Bonferroni)."""
+        return self.contrast([(1.0, one), (-1.0, other)], comparisons)
+
+    def contrast(self, terms: list[tuple[float, Side]], comparisons: int = 1) -> Estimate:
+        """A weighted sum of shares, over the seeds that all of its sides have."""
+        sides = [self._tallies(side) for _, side in terms]
+        seeds = sorted(set.intersection(*(set(tallies) for tallies in sides)))
+        if not seeds:
+            return Estimate(np.nan, np.nan, np.nan)
+        groups = sorted({group for tallies in sides for seed in seeds for group in tallies[seed]})
+        counts = np.array(
+            [[[tallies[seed].get(group, (0.0, 0.0)) for group in groups] for seed in seeds] for tallies in sides]
+        )  # sides, seeds, groups, (right, clips)
+        weights = np.array([weight for weight, _ in terms])
+        value = float(weights @ _ratio(counts.sum(axis=(1, 2))))
+        if len(seeds) == len(groups) == 1:
+            return Estimate(value, np.nan, np.nan)
+        estimate = _stretched(value, counts, weights, (1 - LEVEL) / 2 / comparisons)
+        if len(terms) > 1 or terms[0][0] != 1:
+            return estimate
+        return Estimate(value, max(0.0, estimate.low), min(1.0, estimate.high))
+
+    def number(self, name: str, **arm: Scalar) -> Estimate:
+        """The mean of a number over seeds."""
+        return self.number_difference([(1.0, name, arm)])
+
+    def number_difference(self, terms: list[tuple[float, str, Arm]]) -> Estimate:
+        """A weighted sum of numbers, over the seeds that have all of them: its mean, with Student's interval."""
+        from scipy.stats import t as student
+
+        sides = [(weight, self._by_seed(name, arm)) for weight, name, arm in terms]
+        seeds = sorted(set.intersection(*(set(found) for _, found in sides)))
+        values = np.array([sum(weight * found[seed] for weight, found in sides) for seed in seeds])
+        if len(values) < 2:
+            return Estimate(float(values[0]) if len(values) else np.nan, np.nan, np.nan)
+        reach = float(student.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        return Estimate(float(values.mean()), float(values.mean()) - reach, float(values.mean()) + reach)
+
+    def best(self, arms: list[Arm], number: str = "val_linear") -> Arm:
+        """The arm with the highest mean of a number on validation clips (the first of equals); never chosen on test."""
+        means = [self.number(number, **arm).value for arm in arms]
+        return arms[int(np.nanargmax(means))]
+
+    def _tallies(self, side: Side) -> dict[int, Tally]:
+        """By seed: the tally of all of the side's rows together."""
+        found: dict[int, Tally] = {}
+        for row in self.select(side.arm):
+            if side.metric in row.shares:
+                whole = found.setdefault(row.seed, {})
+                for group, (right, clips) in row.shares[side.metric].items():
+                    before = whole.get(group, (0.0, 0.0))
+                    whole[group] = (before[0] + right, before[1] + clips)
+        return found
+
+    def _by_seed(self, name: str, arm: Arm) -> dict[int, float]:
+        found: dict[int, list[float]] = {}
+        for row in self.select(arm):
+            if name in row.numbers:
+                found.setdefault(row.seed, []).append(row.numbers[name])
+        return {seed: float(np.mean(values)) for seed, values in found.items()}
+
+
+def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) -> Estimate:
+    """The interval of the weighted shares of `counts [sides, seeds, groups, (right, clips)]`, `outside` above and below."""
+    from scipy.stats import norm
+    from scipy.stats import t as student
+
+    seeds, groups = counts.shape[1:3]
+    by_seed, by_group = _drawn(seeds, "seeds"), _drawn(groups, "groups")
+    of_groups = np.einsum("dg,xsgc->dxsc", by_group, counts, optimize=True)
+    both = _ratio(np.einsum("ds,dxsc->dxc", by_seed, of_groups)) @ weights
+    if (
+        np.nanvar(both) < 1e-12
+    ):  # all alike: the exact one-sided bound of so many units, as in `probes.metrics.accuracy`
+        reach = 1 - outside ** (1 / groups) if value else 0.0
+        return Estimate(value, value - reach, value + reach)
+    variance, freedom = _variance(counts, weights)
+    stretch = np.sqrt(variance / np.nanvar(both)) * student.ppf(outside, freedom) / norm.ppf(outside)
+    low, high = np.nanquantile(both, [outside, 1 - outside])
+    return Estimate(value, value - stretch * (value - float(low)), value + stretch * (float(high) - value))
+
+
+def _variance(counts: Doubles, weights: Doubles) -> tuple[float, float]:
+    """The variance of the weighted shares of `counts [sides, seeds, groups, (right, clips)]`, and its degrees of freedom.
+
+    Of a two-way layout without replication: that between seeds and that between groups hold what is neither's each, so it
+    is taken off once. The shares are linearised, since groups differ in size.
+    """
+    seeds, groups = counts.shape[1:3]
+    whole = counts.sum(axis=(1, 2))
+    share, clips = _ratio(whole)[:, None, None], whole[:, 1][:, None, None] / (seeds * groups)
+    parts = np.einsum("x,xsg->sg", weights, (counts[..., 0] - share * counts[..., 1]) / clips)
+    by_seed, by_group = parts.mean(axis=1, keepdims=True), parts.mean(axis=0, keepdims=True)
+    neither = parts - by_seed - by_group + parts.mean()
+    squares = [
+        np.square(by_seed - parts.mean()).sum(),
+        np.square(by_group - parts.mean()).sum(),
+        np.square(neither).sum(),
+    ]
+    free = [seeds - 1, groups - 1, (seeds - 1) * (groups - 1)]
+    of = [seeds, groups, seeds * groups]
+    found = [square / part / units if part else 0.0 for square, part, units in zip(squares, free, of, strict=True)]
+    variance = max(found[0] + found[1] - found[2], found[0], found[1])
+    spread = sum(part**2 / units for part, units in zip(found, free, strict=True) if units)
+    fewest = min(units for units in free[:2] if units)
+    return float(variance), max(float(fewest), float(variance**2 / max(spread, 1e-30)))
+
+
+@lru_cache(maxsize=8)
+def _drawn(units: int, what: str) -> Doubles:
+    """How often each of `units` is drawn, `[DRAWS, units]`; the same each time, so every cell of a table is drawn alike."""
+    rng = np.random.default_rng([units, len(what)])
+    return rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float64)
+
+
+def _ratio(sums: Doubles) -> Doubles:
+    """Shares from sums `[..., (right, clips)]`; NaN of no clips."""
+    return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] > 0)

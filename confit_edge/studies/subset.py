@@ -1,0 +1,133 @@
+"""Less data, and other data: corpora cut to fewer classes, groups or clips, and clips as another channel carries them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from confit_edge.data.augment import Pcm, coloured_noise, noise_gain
+from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.studies.trial import Subset
+from confit_runtime.errors import UsageError
+
+NOISE_DB = 5.0  # signal to noise, of the noisy domain
+PHONE_RATE = 8_000
+
+
+def cut(corpus: Corpus, subset: Subset, seed: int) -> Corpus:
+    """The part of `corpus` that `subset` names. Raises UsageError where a class would be left without training clips."""
+    if subset.groups is not None:
+        corpus = replace(corpus, train=_of_groups(corpus.train, subset.groups, seed, corpus))
+    if subset.classes is not None:
+        corpus = with_classes(corpus, draw_classes(corpus, subset.classes, seed))
+    if subset.shots is None:
+        return corpus
+    even = dict.fromkeys(clips_per_class(corpus), subset.shots)
+    sizes = even if subset.tail is None else tail_sizes(corpus, subset.shots, subset.tail, seed)
+    return replace(
+        corpus,
+        train=_first_of_each(corpus.train, corpus.classes, sizes, seed),
+        val=_first_of_each(corpus.val, corpus.classes, even, seed),
+    )
+
+
+def draw_classes(corpus: Corpus, count: int, seed: int) -> list[str]:
+    """`count` of the classes (never the unknown one), in the corpus's order; a smaller draw is part of a larger one."""
+    known = _known(corpus)
+    drawn = np.random.default_rng([seed, 20]).permutation(known)[:count]
+    return [corpus.classes[column] for column in sorted(drawn)]
+
+
+def tail_sizes(corpus: Corpus, shots: int, tail: float, seed: int) -> dict[str, int]:
+    """How many clips each class has under a tail: from `shots` to `shots / tail`, the classes in an order of the seed."""
+    order = np.random.default_rng([seed, 21]).permutation(_known(corpus))
+    sizes = shots * tail ** -np.linspace(0, 1, len(order))
+    return {corpus.classes[column]: max(1, round(size)) for column, size in zip(order, sizes, strict=True)}
+
+
+def with_classes(corpus: Corpus, classes: list[str]) -> Corpus:
+    """Only these classes and their clips, in every split; the unknown class stays where there is one."""
+    kept = [name for name in corpus.classes if name in classes or name == corpus.unknown]
+    columns = [corpus.classes.index(name) for name in kept]
+
+    def narrowed(clips: Clips) -> Clips:
+        targets = clips.targets[:, columns]
+        return replace(_rows(clips, np.flatnonzero(targets.any(axis=1))), targets=targets[targets.any(axis=1)])
+
+    train, val, test = (narrowed(clips) for clips in (corpus.train, corpus.val, corpus.test))
+    return replace(corpus, classes=kept, train=train, val=val, test=test)
+
+
+def clips_per_class(corpus: Corpus) -> dict[str, int]:
+    """The training clips of each class, without the unknown one."""
+    counts = corpus.train.targets.sum(axis=0)
+    return {corpus.classes[column]: int(counts[column]) for column in _known(corpus)}
+
+
+def _known(corpus: Corpus) -> list[int]:
+    return [column for column, name in enumerate(corpus.classes) if name != corpus.unknown]
+
+
+def _rows(clips: Clips, rows: npt.NDArray[np.int64]) -> Clips:
+    return Clips(
+        [clips.pcm[row] for row in rows],
+        clips.targets[rows],
+        [clips.groups[row] for row in rows],
+        [clips.paths[row] for row in rows],
+    )
+
+
+def _of_groups(clips: Clips, count: int, seed: int, corpus: Corpus) -> Clips:
+    names = sorted(set(clips.groups))
+    if count > len(names):
+        raise UsageError(f"--train-groups {count}: there are {len(names)} groups to train on")
+    drawn = set(np.random.default_rng([seed, 22]).permutation(names)[:count])
+    kept = _rows(clips, np.flatnonzero([group in drawn for group in clips.groups]))
+    lost = [corpus.classes[column] for column in _known(corpus) if not kept.targets[:, column].any()]
+    if lost:
+        raise UsageError(
+            f"--train-groups {count}: class {', '.join(map(repr, lost))} has no clip in the groups of seed {seed};"
+            " keep more groups"
+        )
+    return kept
+
+
+def _first_of_each(clips: Clips, classes: list[str], sizes: dict[str, int], seed: int) -> Clips:
+    """So many clips of each class, in an order drawn once: few clips are the beginning of many. And all unknown ones."""
+    kept: set[int] = set()
+    for column, name in enumerate(classes):
+        members = np.flatnonzero(clips.targets[:, column])
+        drawn = np.random.default_rng([seed, 23, column]).permutation(members)
+        kept.update(int(row) for row in drawn[: sizes.get(name)])
+    return _rows(clips, np.array(sorted(kept), np.int64))
+
+
+def noisy(clip: Pcm, rate: int, rng: np.random.Generator) -> Pcm:
+    """The clip with noise of a random colour 5 dB below it."""
+    noise = coloured_noise(len(clip), float(rng.uniform(0, 2)), rng)
+    return clip + noise * noise_gain(clip, noise, NOISE_DB)
+
+
+def phone(clip: Pcm, rate: int, rng: np.random.Generator) -> Pcm:
+    """The clip as a telephone line carries it: 8 kHz and mu-law (ITU-T G.711)."""
+    line = io.BytesIO()
+    narrow = soxr.resample(clip, rate, PHONE_RATE, quality="HQ")
+    soundfile.write(line, np.clip(narrow, -1, 1), PHONE_RATE, format="WAV", subtype="ULAW")
+    line.seek(0)
+    heard, _ = soundfile.read(line, dtype="float32")
+    return soxr.resample(heard, PHONE_RATE, rate, quality="HQ").astype(np.float32, copy=False)
+
+
+DOMAINS: dict[str, Callable[[Pcm, int, np.random.Generator], Pcm]] = {"noise": noisy, "phone": phone}
+
+
+def shifted(clips: Clips, domain: str, rate: int, seed: int) -> Clips:
+    """The clips at `rate` Hz as another domain has them: `noise` or `phone`."""
+    rng = np.random.default_rng([seed, 24])
+    return replace(clips, pcm=[DOMAINS[domain](clip, rate, rng) for clip in clips.pcm])

@@ -1,0 +1,125 @@
+"""The intervals and the counts that the claims of the benchmarks stand on, against naive loops."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.pairtune import Job, without, write
+from benchmarks.row import Plan, by_group, epochs_to
+from benchmarks.summary import COLUMNS, RIVALS, differences, group_interval, markdown, summarise, task_interval
+from confit_runtime.errors import UsageError
+
+
+def row(task: str, seed: int, ours: float, rival: float, clips: int = 40) -> dict[str, Any]:
+    """A row in which PairTune is right on a share `ours` of the clips and every other method on `rival`."""
+    groups = [f"voice {number % 8}" for number in range(clips)]
+    keys = {*COLUMNS, *RIVALS}
+    rng = np.random.default_rng([seed, len(task)])
+    right = {
+        key: rng.permutation(clips) < clips * (ours if key.startswith("pairtune") else rival) for key in sorted(keys)
+    }
+    plain = {f"{name}_{method}": 0.1 for name in ("top1", "isoscore") for method in ("finetune", "pairtune")}
+    return {
+        "task": task, "epochs": 4, "epochs_converged": 12, "encoder": "some-encoder", "seed": seed, "step_ratio": 1.01, **plain,
+        "epochs_to_95_finetune": 8, "epochs_to_95_pairtune": 2, "epochs_to_95_head": 10,
+        **{key: float(value.mean()) for key, value in right.items()},
+        "val": dict.fromkeys(RIVALS, rival), "test_groups": by_group(right, groups),
+    }  # fmt: skip
+
+
+def test_by_group_counts_clips_and_hits() -> None:
+    found = by_group({"one": np.array([True, False, True, True])}, ["b", "a", "b", "a"])
+    assert found == {"names": ["a", "b"], "n": [2, 2], "right": {"one": [1, 2]}}
+
+
+def test_group_interval_is_a_bootstrap_of_groups_over_all_seeds() -> None:
+    rows = [row("words", seed, 0.8, 0.6) for seed in (0, 1)]
+    low, high = group_interval(rows, "pairtune_linear", "finetune_head")
+    rng, draws = np.random.default_rng(5), []
+    for _ in range(4000):
+        gain = clips = 0
+        for group in rng.integers(8, size=8):
+            for one in rows:
+                groups = one["test_groups"]
+                gain += groups["right"]["pairtune_linear"][group] - groups["right"]["finetune_head"][group]
+                clips += groups["n"][group]
+        draws.append(gain / clips)
+    assert (low, high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
+    assert low < 0.2 < high
+
+
+def test_seeds_with_other_test_groups_are_refused() -> None:
+    rows = [row("words", 0, 0.8, 0.6), row("words", 1, 0.8, 0.6)]
+    rows[1]["test_groups"]["names"][0] = "another voice"
+    with pytest.raises(ValueError, match="words"):
+        group_interval(rows, "pairtune_linear", "finetune_head")
+
+
+def test_task_interval_of_equal_gains_has_no_width() -> None:
+    assert task_interval(np.full(5, 0.03)) == pytest.approx((0.03, 0.03))
+    low, high = task_interval(np.array([-0.02, 0.0, 0.02, 0.04, 0.06]))
+    assert low < 0.02 < high
+
+
+def test_a_task_that_is_worse_is_named() -> None:
+    pairs = {
+        "good": ([row("good", 0, 1.0, 0.2)], "pairtune_linear", "finetune_head"),
+        "bad": ([row("bad", 0, 0.2, 1.0)], "pairtune_linear", "finetune_head"),
+    }
+    found = differences(pairs)
+    assert found["significantly_worse_on"] == ["bad"]
+    assert found["significantly_better_on"] == ["good"]
+    assert found["mean"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_best_rival_is_chosen_over_tasks_on_validation_and_on_test() -> None:
+    rows = [row(task, seed, 0.9, 0.5) for task in ("one", "other") for seed in (0, 1)]
+    for one in rows:
+        one["lpft_head"] = 0.7 if one["task"] == "one" else 0.5
+        one["frozen_linear"] = 0.8 if one["task"] == "other" else 0.5
+        one["val"] = {**one["val"], "finetune_linear": 0.95}
+    found = summarise(rows)["some-encoder"]["converged"]
+    assert found["best_over_tasks"]["rival"] == "frozen_linear"
+    assert found["best_by_validation"]["rivals"] == {"one": "finetune_linear", "other": "finetune_linear"}
+    assert found["best_by_test"]["rivals"] == {"one": "lpft_head", "other": "frozen_linear"}
+    assert found["best_by_test"]["mean"] == pytest.approx(0.9 - 0.75)
+    assert "| one |" in markdown(rows, summarise(rows))
+
+
+def test_epochs_to_95_percent_of_the_best() -> None:
+    assert epochs_to([0.1, 0.5, 0.94, 0.95, 1.0, 0.9]) == 4
+    assert epochs_to([0.0, 0.0]) == 1
+
+
+def test_a_plan_counts_every_epoch_it_may_train() -> None:
+    plan = Plan(epochs=10, longest=30, search=2, lrs=(1e-4, 2e-4, 4e-4), head_lrs=(1e-2, 2e-3))
+    assert plan.rates() == [(1e-4, 1e-2), (2e-4, 1e-2), (4e-4, 1e-2), (2e-4, 2e-3)]
+    assert plan.epochs_in_all() == (3 + 4 + 3) * 2 + 2 * 10 + 3 * 30
+
+
+def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
+    rows = [row("words", 1, 0.9, 0.5), row("speakers", 0, 0.9, 0.5), row("words", 0, 0.9, 0.5)]
+    write(tmp_path / "one.json", rows)
+    write(tmp_path / "other.json", rows[::-1])
+    assert json.loads((tmp_path / "one.json").read_text())["command"] == (
+        "python -m benchmarks.pairtune --encoders some-encoder --seeds 0 1 --tasks speakers words --epochs 4 --long 3"
+    )
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "other.json").read_text()
+
+
+def test_a_row_of_other_epochs_is_not_taken_for_the_one_asked_for() -> None:
+    job = Job(
+        "words", "some-encoder", 0, Path("words-0.csv"), Counter(train=12, val=9, test=54), Plan(4, 12, 2, (1e-4,))
+    )
+    assert job.passes() == (2 * 2 + 1 * 2 + 2 * 4 + 3 * 12 + 2) * (7 + 12) + 6 * (48 + 9 + 54) / 3
+    assert without([job], [row("words", 0, 0.9, 0.5)]) == []
+    assert without([job], [row("words", 1, 0.9, 0.5)]) == [job]
+    with pytest.raises(UsageError, match="words some-encoder 0"):
+        without([replace(job, plan=Plan(5, 15, 2, (1e-4,)))], [row("words", 0, 0.9, 0.5)])

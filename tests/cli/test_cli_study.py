@@ -1,0 +1,169 @@
+"""`confit-edge study` as a user runs it: killed and gone on with, its cost before it starts, and wrong usage."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from confit_edge.cli import main
+from confit_edge.studies import names
+
+COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
+
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def confit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """The command in this process: its exit code, stdout and stderr."""
+
+    def here(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["confit-edge", *map(str, arguments)])
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return here
+
+
+@pytest.fixture(scope="module")
+def recipe(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(
+        f"encoder: {checkpoints['wav2vec2']}\nwindow: 0.3\nshift: 0.02\nepochs: 1\nprobe_views: 1\n"
+        "classes_per_batch: 4\nclips_per_class: 2\n"
+    )
+    return path
+
+
+def children(process: int) -> list[int]:
+    """The processes that `process` started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = entry.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(after_name[1]) == process:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_killed_and_gone_on_with_it_is_the_study_that_was_not_disturbed(
+    tones: Path, recipe: Path, tmp_path: Path, confit: Here
+) -> None:
+    arguments = ["study", "classes", "--data", tones, "--recipe", recipe, "--seeds", "2", "--json"]
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    command = [*COMMAND, *map(str, arguments), "-o", str(killed), "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    trials = killed / "trials.jsonl"
+    wait_until(lambda: trials.is_file() and trials.read_bytes().count(b"\n") >= 2)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = trials.read_bytes().count(b"\n")
+    assert kept < 12, "it was over too soon"
+    assert not (killed / "results.json").exists()
+    wait_until(lambda: all(gone(worker) for worker in workers), 20)
+    with trials.open("ab") as file:
+        file.write(b'{"key": "half a li')
+
+    code, out, err = confit(*arguments, "-o", killed)
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["type"] for line in lines] == ["cost", *["trial"] * (12 - kept), "summary"]
+    assert (lines[0]["trials"], lines[0]["done"]) == (12, kept)
+    code, _, err = confit(*arguments, "-o", undisturbed)
+    assert code == 0, err
+    for name in ("table.csv", "table.md", "conclusions.md"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
+
+
+def test_it_says_what_it_costs_and_a_dry_run_does_no_more(
+    tones: Path, recipe: Path, tmp_path: Path, confit: Here
+) -> None:
+    arguments = ["study", "unseen", "--data", tones, "--recipe", recipe, "-o", tmp_path / "out", "--seeds", "2"]
+    code, out, err = confit(*arguments, "--dry-run")
+    assert code == 0, err
+    assert out == ""
+    assert re.search(r"6 trials: about \d+ s of CPU time, \d+ s with --jobs 1", err)
+    assert not (tmp_path / "out").exists()
+    code, out, _ = confit(*arguments, "--dry-run", "--json", "--jobs", "2")
+    cost = json.loads(out)
+    assert (cost["type"], cost["trials"], cost["done"]) == ("cost", 6, 0)
+    assert 0 < cost["wall_seconds"] < cost["cpu_seconds"]
+
+
+def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_path: Path, confit: Here) -> None:
+    code, out, err = confit(
+        "study", "unseen", "--data", tones, "--recipe", recipe, "-o", tmp_path, "--seeds", "1", "--train-groups", "2"
+    )
+    assert code == 0, err
+    assert (tmp_path / "table.md").read_text() in out
+    assert (tmp_path / "conclusions.md").read_text().strip() in out
+    assert json.loads((tmp_path / "results.json").read_text())["train_groups"] == 2
+    assert "What does a trained embedding know of classes it never met" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["luck"], r"study 'luck': there is none of that name; there are batch, classes"),
+        (["shots", "--train-groups", "9"], r"--train-groups 9: there are 4 groups to train on"),
+        (["shots", "--from", "x"], r"--from: study shots trains its own encoders"),
+        (["isotropy", "--from", "nowhere"], r"nowhere: not a run"),
+        (["shots", "-o", __file__], r"is a file; -o names a folder for the study"),
+    ],
+)
+def test_wrong_usage_is_named_in_one_line(
+    arguments: list[str], message: str, tones: Path, recipe: Path, tmp_path: Path, confit: Here
+) -> None:
+    out = [] if "-o" in arguments else ["-o", tmp_path / "out"]
+    code, _, err = confit("study", *arguments, "--data", tones, "--recipe", recipe, *out)
+    assert code == 2
+    assert re.search(message, err.splitlines()[-1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_without_test_clips_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Here) -> None:
+    with tones.open(newline="") as file, (tmp_path / "m.csv").open("w", newline="") as target:
+        rows = [row for row in csv.reader(file) if row[3] != "test"]
+        csv.writer(target).writerows([rows[0], *([str(tones.parent / path), *rest] for path, *rest in rows[1:])])
+    code, _, err = confit("study", "shots", "--data", tmp_path / "m.csv", "-o", tmp_path / "out", "--recipe", recipe)
+    assert code == 2
+    assert "m.csv: no clip is in test, which is what a study reports on" in err
+
+
+def test_the_help_tells_of_every_study(confit: Here) -> None:
+    code, out, _ = confit("study", "--help")
+    assert code == 0
+    assert all(re.search(rf"\b{name}\b", out) for name in names())

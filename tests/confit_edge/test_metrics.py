@@ -1,0 +1,257 @@
+"""Metrics and their intervals against scikit-learn and plain loops; verification by pairs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_fscore_support,
+    roc_curve,
+)
+
+from confit_edge.data.corpus import Clips
+from confit_edge.probes.judge import judge
+from confit_edge.probes.metrics import (
+    Resamples,
+    average_precisions,
+    correct,
+    equal_error_rate,
+    equal_error_rates,
+    mean_average_precision,
+    paired_difference,
+)
+from confit_edge.probes.verification import CLIPS, Trials, all_pairs, read_trials, verify
+from confit_runtime.errors import UsageError
+
+Scores = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int8]
+LETTERS = list("abcde")
+
+
+def some_scores(clips: int, seed: int, *, several: bool = False) -> tuple[Scores, Targets]:
+    """Scores that are right more often than not, with ties, of five classes of which the last has no clips."""
+    rng = np.random.default_rng(seed)
+    one, any_of = np.eye(5)[rng.integers(4, size=clips)], rng.random((clips, 5)) < 0.3
+    targets = (any_of if several else one).astype(np.int8)
+    targets[:, 4] = 0
+    return (0.7 * targets * rng.random((clips, 1)) + rng.random((clips, 5))).round(1).astype(np.float32), targets
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), clips=st.integers(8, 60))
+def test_of_one_label_metrics_are_scikit_learns(seed: int, clips: int) -> None:
+    scores, targets = some_scores(clips, seed)
+    truth, found = targets.argmax(axis=1), scores.argmax(axis=1)
+    present = np.unique(truth)
+    judged = judge(scores, targets, LETTERS * (clips // 5) + LETTERS[: clips % 5], LETTERS, multi_label=False)
+    values = {name: estimate.value for name, estimate in judged.metrics.items()}
+    assert values["accuracy"] == pytest.approx((truth == found).mean())
+    recalls = [(found[truth == label] == label).mean() for label in present]
+    assert values["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert values["macro_f1"] == pytest.approx(f1_score(truth, found, labels=present, average="macro", zero_division=0))
+    if set(found) <= set(truth):
+        assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, found))
+    precision, recall, f1, support = precision_recall_fscore_support(truth, found, labels=present, zero_division=0)
+    for row, *expected in zip(judged.per_class, precision, recall, f1, support, strict=True):
+        assert [row["precision"], row["recall"], row["f1"], row["clips"]] == pytest.approx(expected)
+    for estimate in judged.metrics.values():
+        assert estimate.low <= estimate.value + 0.05
+        assert estimate.value - 0.05 <= estimate.high
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**16), clips=st.integers(12, 60))
+def test_of_several_labels_metrics_are_scikit_learns(seed: int, clips: int) -> None:
+    scores, targets = some_scores(clips, seed, several=True)
+    targets[0, :4] = 1
+    judged = judge(scores, targets, [str(clip % 7) for clip in range(clips)], LETTERS, multi_label=True)
+    precisions = [average_precision_score(targets[:, label], scores[:, label]) for label in range(4)]
+    assert [row["average_precision"] for row in judged.per_class] == pytest.approx(precisions)
+    assert judged.metrics["map"].value == pytest.approx(np.mean(precisions))
+    assert mean_average_precision(scores, targets) == pytest.approx(np.mean(precisions))
+    decided = scores >= 0.5
+    for average in ("macro", "micro"):
+        labels = None if average == "micro" else [0, 1, 2, 3]
+        expected = f1_score(targets, decided, labels=labels, average=average, zero_division=0)
+        assert judged.metrics[f"{average}_f1"].value == pytest.approx(expected)
+
+
+def test_the_weights_of_a_draw_are_clips_repeated() -> None:
+    scores, targets = some_scores(30, 0, several=True)
+    weights = np.random.default_rng(1).integers(0, 4, size=(3, 30)).astype(np.float64)
+    for row, drawn in zip(average_precisions(scores, targets, weights), weights.astype(int), strict=True):
+        again = average_precisions(np.repeat(scores, drawn, axis=0), np.repeat(targets, drawn, axis=0))[0]
+        np.testing.assert_allclose(row[:4], again[:4])
+    trials, same = scores[:, 0], targets[:, 0] > 0
+    for rate, drawn in zip(equal_error_rates(trials, same, weights), weights.astype(int), strict=True):
+        assert rate == pytest.approx(equal_error_rate(np.repeat(trials, drawn), np.repeat(same, drawn)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16), trials=st.integers(2, 80), steps=st.sampled_from([3, 20, 10_000]))
+def test_the_equal_error_rate_is_where_the_curve_crosses(seed: int, trials: int, steps: int) -> None:
+    rng = np.random.default_rng(seed)
+    same = rng.random(trials) < 0.5
+    same[:2] = [True, False]
+    scores = ((rng.random(trials) + 0.5 * same) * steps).round() / steps
+    accepted, kept, _ = roc_curve(same, scores, drop_intermediate=False)
+    for (far, right), (next_far, next_right) in pairwise(zip(accepted, kept, strict=True)):
+        if next_far >= 1 - next_right:  # the first piece of the curve with as many false accepts as false rejects
+            step = (1 - right - far) / ((next_far - far) + (next_right - right))
+            break
+    assert equal_error_rate(scores, same) == pytest.approx(far + step * (next_far - far))
+
+
+def test_equal_error_rates_of_plain_cases() -> None:
+    same = np.array([True, True, False, False])
+    assert equal_error_rate(np.array([0.9, 0.8, 0.2, 0.1]), same) == 0
+    assert equal_error_rate(np.array([0.1, 0.2, 0.8, 0.9]), same) == 1
+    assert equal_error_rate(np.array([0.9, 0.1, 0.8, 0.2]), same) == pytest.approx(0.5)
+    assert equal_error_rate(np.full(4, 0.5), same) == pytest.approx(0.5)
+    assert np.isnan(equal_error_rate(np.array([0.9, 0.8]), np.array([True, True])))
+
+
+# intervals
+
+
+def test_totals_are_sums_over_the_clips_of_the_groups_drawn() -> None:
+    groups = ["a", "b", "a", "c", "b", "b"]
+    values = np.arange(12.0).reshape(6, 2)
+    resamples = Resamples.of(groups, seed=3, draws=40)
+    counts = np.concatenate(list(resamples.counts()))
+    assert counts.shape == (40, 3)
+    assert (counts.sum(axis=1) == 3).all()
+    for drawn, total in zip(counts, resamples.totals(values), strict=True):
+        expected = sum(drawn["abc".index(group)] * value for group, value in zip(groups, values, strict=True))
+        np.testing.assert_allclose(total, expected)
+
+
+def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    resamples = Resamples.of([str(clip) for clip in range(50)], seed=1, draws=30)
+    whole = np.concatenate(list(resamples.counts()))
+    monkeypatch.setattr("confit_edge.probes.metrics._TABLE", 170)
+    parts = list(resamples.counts())
+    assert len(parts) == 10
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_differences_of_judgements_are_paired() -> None:
+    scores, targets = some_scores(200, 0)
+    better = scores + 0.3 * targets
+    groups = [str(clip // 10) for clip in range(200)]
+    one, other = (judge(of, targets, groups, LETTERS, multi_label=False) for of in (better, scores))
+    assert one.resampled == "groups"
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        difference = one.metrics[name].minus(other.metrics[name])
+        assert 0 < difference.low < difference.difference < difference.high
+        apart = one.metrics[name].high - other.metrics[name].low
+        assert difference.high - difference.low < apart
+    expected = paired_difference(correct(better, targets), correct(scores, targets), groups)
+    found = one.metrics["accuracy"].minus(other.metrics["accuracy"])
+    assert found.to_dict() == pytest.approx(expected.to_dict())
+
+
+def test_a_perfect_probe_has_an_interval_in_every_metric_and_the_confused_are_named() -> None:
+    targets = np.eye(3, dtype=np.int8)[np.arange(30) % 3]
+    groups = [str(clip // 3) for clip in range(30)]
+    perfect = judge(targets.astype(np.float32), targets, groups, list("abc"), multi_label=False)
+    assert [estimate.low for estimate in perfect.metrics.values()] == pytest.approx([0.025 ** (1 / 10)] * 3)
+    assert [row["taken_for"] for row in perfect.per_class] == ["", "", ""]
+    scores = targets.astype(np.float32)
+    scores[[0, 3, 6]] = [[0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    rows = judge(scores, targets, groups, list("abc"), multi_label=False).per_class
+    assert rows[0]["taken_for"] == "c (2)"
+    assert rows[0]["recall"] == pytest.approx(0.7)
+    assert rows[0]["recall_low"] < 0.7 < rows[0]["recall_high"]
+
+
+# verification
+
+
+def clips_of(labels: list[int], groups: list[str] | None = None, folder: Path = Path("/clips")) -> Clips:
+    targets = np.eye(max(labels) + 1, dtype=np.int8)[labels]
+    return Clips([np.zeros(1, np.float32)] * len(labels), targets, groups or ["g"] * len(labels), [
+        folder / f"{row}.wav" for row in range(len(labels))
+    ])  # fmt: skip
+
+
+def test_all_pairs_are_of_one_class_or_of_two() -> None:
+    trials = all_pairs(clips_of([0, 1, 0, 2]))
+    pairs = {(int(a), int(b)): bool(same) for a, b, same in zip(trials.one, trials.other, trials.same, strict=True)}
+    assert pairs == {(0, 1): False, (0, 2): True, (0, 3): False, (1, 2): False, (1, 3): False, (2, 3): False}
+    many = all_pairs(clips_of([row % 3 for row in range(CLIPS + 50)]), seed=1)
+    assert len(many) == CLIPS * (CLIPS - 1) // 2
+    assert len(np.unique(np.concatenate([many.one, many.other]))) == CLIPS
+
+
+def test_a_list_of_trials_is_read_by_path(tmp_path: Path) -> None:
+    clips = clips_of([0, 1, 0], folder=tmp_path)
+    path = tmp_path / "trials.txt"
+    path.write_text("1 0.wav 2.wav\n\n0 0.wav ./1.wav\n")
+    trials = read_trials(path, clips, tmp_path)
+    assert (trials.one.tolist(), trials.other.tolist(), trials.same.tolist()) == ([0, 0], [2, 1], [True, False])
+    embeddings = np.array([[1, 0], [0, 1], [0.8, 0.6]], np.float32)
+    estimate = verify(embeddings, trials, ["a", "b", "c"])
+    assert estimate is not None
+    assert estimate.value == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("1 0.wav 2.wav\n2 0.wav 1.wav", "line 2"),
+        ("1 0.wav", "line 1"),
+        ("1 0.wav 9.wav\n", r"line 1.*9\.wav"),
+        ("1 0.wav 2.wav\n1 2.wav 0.wav", "both kinds"),
+        ("", "both kinds"),
+    ],
+)
+def test_a_wrong_list_of_trials_is_named(text: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "trials.txt"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"trials\.txt.*{named}"):
+        read_trials(path, clips_of([0, 1, 0], folder=tmp_path), tmp_path)
+    with pytest.raises(UsageError, match=r"none\.txt"):
+        read_trials(tmp_path / "none.txt", clips_of([0, 1]), tmp_path)
+
+
+def test_verification_resamples_groups() -> None:
+    rng = np.random.default_rng(0)
+    labels, voices = np.arange(120) % 6, np.arange(120) // 12
+    loudness = np.linspace(0.05, 1.2, 10)[voices, None]  # of the noise: some voices are hard
+    points = np.eye(6)[labels] + loudness * rng.standard_normal((120, 6))
+    embeddings = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    clips = clips_of(labels.tolist())
+    trials = all_pairs(clips)
+    by_voice = verify(embeddings, trials, [str(voice) for voice in voices])
+    by_clip = verify(embeddings, trials, [str(row) for row in range(120)])
+    assert by_voice is not None
+    assert by_clip is not None
+    assert by_voice.value == by_clip.value
+    assert by_voice.low < by_voice.value < by_voice.high
+    assert by_voice.high - by_voice.low > by_clip.high - by_clip.low
+    # one draw by hand: every trial as often as its groups are drawn
+    counts = next(Resamples.of([str(voice) for voice in voices], 0, 200).counts())[0]
+    repeats = [
+        int(counts[voices[a]]) if voices[a] == voices[b] else int(counts[voices[a]] * counts[voices[b]])
+        for a, b in zip(trials.one, trials.other, strict=True)
+    ]
+    scores = (embeddings[trials.one] * embeddings[trials.other]).sum(axis=1)
+    expected = equal_error_rate(np.repeat(scores, repeats), np.repeat(trials.same, repeats))
+    assert by_voice.samples[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_pairs_of_both_kinds_there_is_no_error_rate() -> None:
+    embeddings = np.eye(3, dtype=np.float32)
+    assert verify(embeddings, all_pairs(clips_of([0, 1, 2])), ["a", "b", "c"]) is None
+    only = Trials(np.array([0]), np.array([1]), np.array([True]))
+    assert verify(embeddings, only, ["a", "b", "c"]) is None

@@ -1,0 +1,404 @@
+"""The machinery of the studies: which data a trial gets, what is kept of it, and what may be concluded from numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.geometry.measures import contribution
+from confit_edge.pairtune.config import Recipe
+from confit_edge.studies import find, names
+from confit_edge.studies.journal import Journal, read_outcomes
+from confit_edge.studies.phrases import ranking, versus
+from confit_edge.studies.questions import convergence, dimensions, isotropy, mining, unseen
+from confit_edge.studies.results import Estimate, Results, Side
+from confit_edge.studies.subset import clips_per_class, cut, draw_classes, noisy, phone, shifted, tail_sizes
+from confit_edge.studies.trial import Arm, Outcome, Point, Subset, Trial
+from confit_runtime.errors import ConfitError, UsageError
+
+
+@pytest.fixture(scope="module")
+def corpus(tones: Path) -> Corpus:
+    return read_corpus(tones, rate=16_000, seed=0)
+
+
+def outcome(arm: Arm, seed: int, shares: dict[str, list[float]] | None = None, **numbers: float) -> Outcome:
+    """Of ten clips in each group, `shares[metric][group]` right."""
+    tallies = {
+        metric: {f"g{group}": (10 * share, 10.0) for group, share in enumerate(by_group)}
+        for metric, by_group in (shares or {}).items()
+    }
+    return Outcome(f"{arm}{seed}", arm, seed, Subset(), [Point(tallies, numbers)], 0.0)
+
+
+# which data
+
+
+def test_a_cut_is_of_the_seed_and_a_small_cut_is_part_of_a_large_one(corpus: Corpus) -> None:
+    few, many = cut(corpus, Subset(shots=2), 3), cut(corpus, Subset(shots=5), 3)
+    assert set(clips_per_class(few).values()) == {2}
+    assert set(clips_per_class(many).values()) == {5}
+    assert set(few.train.paths) < set(many.train.paths) < set(corpus.train.paths)
+    assert set(Counter(few.val.labels.tolist()).values()) == {2}
+    assert few.test.paths == corpus.test.paths
+    assert cut(corpus, Subset(shots=2), 3).train.paths == few.train.paths
+    assert cut(corpus, Subset(shots=2), 4).train.paths != few.train.paths
+    assert draw_classes(corpus, 2, 3) == [
+        name for name in draw_classes(corpus, 3, 3) if name in draw_classes(corpus, 2, 3)
+    ]
+
+
+def test_a_cut_to_groups_and_to_classes_keeps_just_these(corpus: Corpus) -> None:
+    some = cut(corpus, Subset(groups=2), 1)
+    assert len(set(some.train.groups)) == 2
+    assert some.val.paths == corpus.val.paths
+    for name in ("train", "val", "test"):
+        one, whole = getattr(cut(corpus, Subset(classes=3), 1), name), getattr(corpus, name)
+        kept = draw_classes(corpus, 3, 1)
+        wanted = [path for path, label in zip(whole.paths, whole.labels, strict=True) if corpus.classes[label] in kept]
+        assert one.paths == wanted
+        assert one.targets.shape == (len(wanted), 3)
+        assert [kept[label] for label in one.labels] == [f"tone{path.stem.split('-')[2]}" for path in wanted]
+    with pytest.raises(UsageError, match=r"--train-groups 9: there are 4 groups"):
+        cut(corpus, Subset(groups=9), 0)
+
+
+def test_a_cut_that_leaves_a_class_without_clips_is_refused(corpus: Corpus) -> None:
+    lost = [index for index, label in enumerate(corpus.train.labels) if label or corpus.train.groups[index] == "train0"]
+    thin = replace(corpus.train, pcm=[corpus.train.pcm[i] for i in lost], targets=corpus.train.targets[lost],
+                   groups=[corpus.train.groups[i] for i in lost], paths=[corpus.train.paths[i] for i in lost])  # fmt: skip
+    refused = []
+    for seed in range(8):
+        try:
+            cut(replace(corpus, train=thin), Subset(groups=1), seed)
+        except UsageError as error:
+            refused.append(str(error))
+    assert 0 < len(refused) < 8  # where the one group drawn is not train0
+    assert all("class 'tone0' has no clip in the groups of seed" in message for message in refused)
+
+
+def test_a_tail_falls_from_all_the_shots_to_a_share_of_them(corpus: Corpus) -> None:
+    sizes = tail_sizes(corpus, 8, 8.0, 0)
+    assert sorted(sizes.values()) == [1, 2, 4, 8]
+    assert clips_per_class(cut(corpus, Subset(shots=8, tail=8.0), 0)) == sizes
+    assert tail_sizes(corpus, 8, 8.0, 1) != sizes
+
+
+def test_another_domain_is_the_same_clip_heard_otherwise() -> None:
+    rng = np.random.default_rng(0)
+    time = np.arange(16_000) / 16_000
+    low, high = (0.3 * np.sin(2 * np.pi * hertz * time).astype(np.float32) for hertz in (500, 6000))
+    noise = noisy(low, 16_000, rng) - low
+    assert 10 * np.log10((low**2).mean() / (noise**2).mean()) == pytest.approx(5, abs=0.01)
+    assert np.abs(phone(low, 16_000, rng)[400:-400] - low[400:-400]).max() < 0.03  # mu-law keeps it nearly
+    assert np.abs(phone(high, 16_000, rng)[400:-400]).max() < 0.01  # the line ends at 4 kHz
+
+
+def test_shifted_clips_are_the_same_each_time(corpus: Corpus) -> None:
+    one, other = (shifted(corpus.test, "noise", 16_000, 0) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one.pcm, other.pcm, strict=True))
+    assert one.paths == corpus.test.paths
+
+
+# what is kept
+
+
+def test_a_key_is_of_all_that_makes_a_trial() -> None:
+    trial = Trial({"objective": "pairtune"}, Recipe())
+    others = [
+        replace(trial, recipe=Recipe(seed=1)),
+        replace(trial, subset=Subset(shots=1)),
+        replace(trial, train=False),
+        replace(trial, options={"penalty": 1.0}),
+        replace(trial, arm={"objective": "finetune"}),
+    ]
+    assert trial.key("shots") == Trial({"objective": "pairtune"}, Recipe()).key("shots")
+    assert len({one.key("shots") for one in [trial, *others]} | {trial.key("unseen")}) == 7
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=5), st.floats(), max_size=4),
+    st.dictionaries(st.text(max_size=5), st.tuples(st.integers(0, 9), st.integers(9, 20)), max_size=4),
+)
+def test_an_outcome_comes_back_from_its_line(numbers: dict[str, float], tally: dict[str, tuple[int, int]]) -> None:
+    kept = Outcome("k", {"a": 1, "b": "é\n"}, 3, Subset(shots=2), [Point({"linear": tally}, numbers, {"c": 0.5})], 1.5)  # type: ignore[dict-item]
+    line = kept.to_json()
+    assert "\n" not in line
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    assert Outcome.from_json(line) == replace(kept, points=[replace(kept.points[0], numbers=finite)])
+
+
+def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    header = {"study": "shots", "recipe": Recipe().to_dict(), "fingerprint": "f"}
+    journal = Journal(tmp_path / "out", header)
+    assert journal.open() == {}
+    assert not (tmp_path / "out").exists()
+    journal.begin()
+    first, second = outcome({"objective": "pairtune"}, 0), outcome({"objective": "pairtune"}, 1)
+    journal.append(first)
+    trials = tmp_path / "out" / "trials.jsonl"
+    whole = trials.read_bytes()
+    for length in (1, len(second.to_json()) // 2, len(second.to_json())):  # the last lacks only its end of line
+        trials.write_bytes(whole + second.to_json().encode()[:length])
+        again = Journal(tmp_path / "out", header)
+        assert list(again.open()) == [first.key]
+        again.begin()
+        again.append(second)
+        assert [one.key for one in read_outcomes(tmp_path / "out")] == [first.key, second.key]
+    trials.write_bytes(b'{"key": 1}\n' + whole)
+    with pytest.raises(ConfitError, match=r"trials\.jsonl, line 1: not an outcome"):
+        Journal(tmp_path / "out", header).open()
+
+
+def test_a_journal_refuses_what_is_not_its_own(tmp_path: Path) -> None:
+    header = {"study": "shots", "recipe": Recipe().to_dict(), "fingerprint": "f"}
+    Journal(tmp_path / "out", header).begin()
+    with pytest.raises(UsageError, match="differs in study, fingerprint, recipe key 'epochs'"):
+        Journal(tmp_path / "out", {"study": "batch", "recipe": Recipe(epochs=1).to_dict(), "fingerprint": "g"}).open()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and holds no study"):
+        Journal(tmp_path / "other", header).open()
+    with pytest.raises(UsageError, match="is a file"):
+        Journal(tmp_path / "other" / "thesis.txt", header).open()
+
+
+# what may be concluded
+
+
+def test_shares_and_numbers_are_means_over_what_they_are_of() -> None:
+    results = Results(
+        outcome({"o": name}, seed, {"linear": [base, base + 0.2]}, val_linear=base + seed)
+        for name, base in (("a", 0.5), ("b", 0.3))
+        for seed in (0, 1, 2)
+    )
+    assert results.share("linear", o="a").value == pytest.approx(0.6)
+    assert results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).value == pytest.approx(0.2)
+    gap = results.contrast([(0.5, Side("linear", {"o": "a"})), (0.5, Side("linear", {"o": "b"}))])
+    assert gap.value == pytest.approx(0.5)
+    number = results.number("val_linear", o="a")
+    # Student's interval of 0.5, 1.5, 2.5: the mean and 4.3027 standard errors
+    assert (number.value, number.low) == pytest.approx((1.5, 1.5 - 4.3027 / math.sqrt(3)), abs=1e-4)
+    assert math.isnan(results.share("knn", o="a").value)
+    assert results.best(results.arms()) == {"o": "a"}
+
+
+def test_a_difference_of_nothing_is_seldom_told() -> None:
+    """Two arms that are equally good, on groups that differ: about one interval in twenty may leave out zero."""
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(200):
+        hard = rng.uniform(0.4, 0.9, 12)
+        outcomes = [
+            outcome({"o": arm}, seed, {"linear": list(rng.binomial(10, np.clip(hard + quirk, 0, 1)) / 10)})
+            for arm in "ab"
+            for quirk in [rng.normal(0, 0.08, 12)]
+            for seed in range(3)
+        ]
+        told += Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).told
+    assert told / 200 < 0.08
+
+
+def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is_not() -> None:
+    def gap(groups: int, comparisons: int = 1) -> Estimate:
+        rng = np.random.default_rng(1)
+        outcomes = [
+            outcome({"o": arm}, seed, {"linear": list(0.5 + gain + rng.normal(0, 0.05, groups))})
+            for arm, gain in (("a", 0.08), ("b", 0.0))
+            for seed in range(3)
+        ]
+        return Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}), comparisons)
+
+    assert gap(20).told
+    assert not gap(3).told
+    one, ten = gap(20), gap(20, comparisons=10)
+    assert ten.low < one.low < one.value < one.high < ten.high
+
+
+def test_one_seed_of_one_group_has_no_interval_and_unanimity_a_bound() -> None:
+    alone = Results([outcome({"o": "a"}, 0, {"linear": [0.5]})])
+    assert math.isnan(alone.share("linear", o="a").low)
+    right = Results(outcome({"o": "a"}, seed, {"linear": [1.0] * 10}) for seed in range(2)).share("linear", o="a")
+    assert (right.value, right.high) == (1.0, 1.0)
+    assert right.low == pytest.approx(0.025 ** (1 / 10))
+
+
+def test_sentences_claim_what_the_interval_allows() -> None:
+    assert versus("A", "B", Estimate(0.05, 0.01, 0.09)) == "A is above B (+5.0 points [1.0, 9.0])."
+    assert versus("A", "B", Estimate(-0.05, -0.09, -0.01)) == "A is below B (-5.0 points [-9.0, -1.0])."
+    untold = versus("A", "B", Estimate(0.05, -0.01, 0.11), "In noise")
+    assert untold == "In noise: no difference can be told between A and B (+5.0 points [-1.0, 11.0])."
+    assert "nothing more can be said" in versus("A", "B", Estimate(0.05, math.nan, math.nan))
+    assert "not both measured" in versus("A", "B", Estimate(math.nan, math.nan, math.nan))
+
+
+def test_the_best_is_chosen_on_validation_and_judged_on_test() -> None:
+    rng = np.random.default_rng(0)
+
+    def noise() -> list[float]:
+        return list(rng.normal(0, 0.01, 20))
+
+    results = Results(
+        outcome({"t": t}, seed, {"linear": [share + n for n in noise()]}, val_linear=val)
+        for t, share, val in ((0.1, 0.8, 0.9), (0.2, 0.8, 0.8), (0.5, 0.6, 0.7), (1.0, 0.9, 0.6))
+        for seed in range(3)
+    )
+    text = " ".join(ranking(results, results.arms(), "t"))
+    assert "Best on validation is t 0.1" in text
+    assert "Worse than it on test: t 0.5." in text
+    assert "Better than it on test, though not on validation: t 1.0." in text
+    assert "No difference can be told from: t 0.2." in text
+
+
+# the parts of single studies
+
+
+def test_every_file_of_questions_is_a_study_of_its_name() -> None:
+    assert [find(name).name for name in names()] == names()
+    assert {"dimensions", "shots", "unseen", "temperature", "mining", "batch", "classes", "convergence"} < set(names())
+    with pytest.raises(UsageError, match="study 'luck': there is none of that name; there are batch, classes"):
+        find("luck")
+
+
+def test_mining_is_tried_with_every_loss_that_can_use_it() -> None:
+    pairs = [(one.loss, one.mining) for one in mining.combinations(Recipe(), multi_label=False)]
+    assert len(pairs) == len(set(pairs))
+    assert {loss for loss, _ in pairs} == {"supcon", "triplet", "nt-xent", "n-pairs", "proxy-anchor"}
+    assert ("proxy-anchor", "hardness") not in pairs
+    assert {one.loss for one in mining.combinations(Recipe(), multi_label=True)} == {"supcon"}
+
+
+def test_epochs_to_near_the_best() -> None:
+    assert convergence.epochs_to([0.1, 0.5, 0.94, 0.96, 1.0]) == 4
+    assert convergence.epochs_to([0.9, 0.1, 0.2]) == 1
+
+
+def test_dropping_dimensions_is_what_a_loop_says() -> None:
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((7, 6)).astype(np.float32)
+    embeddings[:, 2] *= 9
+    assert np.argmax(contribution(embeddings)) == 2
+    kept = [0, 1, 3, 4, 5]
+    naive = [[row[i] / math.sqrt(sum(row[j] ** 2 for j in kept)) for i in kept] for row in embeddings]
+    assert np.allclose(dimensions.only(embeddings, np.array([5, 4, 3, 1, 0])), naive, atol=1e-6)
+
+
+def test_a_random_rotation_leaves_cosines_as_they_are() -> None:
+    turn = dimensions.random_rotation(12, 0)
+    rows = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
+    assert np.allclose((rows @ turn) @ (rows @ turn).T, rows @ rows.T, atol=1e-4)
+    assert not np.allclose(turn, dimensions.random_rotation(12, 1))
+
+
+def test_imbalance_is_of_the_shares_of_all_pairs() -> None:
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    sums = sum((unit[i] * unit[j]).abs() for i, j in itertools.permutations(range(6), 2))
+    assert isinstance(sums, torch.Tensor)
+    shares = sums / sums.sum()
+    assert float(dimensions.imbalance(rows)) == pytest.approx(float(4 * (shares**2).sum() - 1), rel=1e-5)
+    assert np.allclose(shares.numpy(), contribution(rows.numpy()), atol=1e-6)
+    assert float(dimensions.imbalance(torch.ones(5, 8))) == pytest.approx(0, abs=1e-5)
+    assert float(dimensions.imbalance(torch.eye(8)[:1].repeat(5, 1))) == pytest.approx(7, rel=1e-5)
+
+
+def test_the_penalty_adds_its_own_gradient_and_goes_away() -> None:
+    torch.manual_seed(0)
+    encoder, rows = torch.nn.Linear(5, 4), torch.randn(6, 5)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss, encoder.weight)[0]
+
+    plain = gradient(encoder(rows).square().sum())
+    wanted = plain + 0.7 * gradient(dimensions.imbalance(encoder(rows)))
+    with dimensions.balanced(encoder, 0.7):
+        assert torch.allclose(gradient(encoder(rows).square().sum()), wanted, atol=1e-6)
+        encoder.eval()
+        assert torch.equal(gradient(encoder(rows).square().sum()), plain)
+        encoder.train()
+    assert torch.equal(gradient(encoder(rows).square().sum()), plain)
+
+
+def test_episodes_are_decided_by_prototypes_of_their_own_classes(corpus: Corpus) -> None:
+    """With prints that point where their class does all are right; with the classes swapped, none are."""
+    directions = np.eye(4, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    given, asked = directions[corpus.train.labels], directions[corpus.test.labels]
+    found = unseen.episodes(given, corpus.train, asked, corpus.test, 3, 2, rng)
+    for tally in found.values():
+        assert set(tally) == {"test0", "test1", "test2"}
+        assert all(right == clips == 100 * 3 for right, clips in tally.values())
+    wrong = unseen.episodes(given, corpus.train, -asked, corpus.test, 2, 1, rng)
+    assert sum(right for right, _ in wrong["prototype"].values()) == 0
+
+
+def test_a_correlation_is_of_ranks_within_the_same_data() -> None:
+    """Rising with the measure in each of two data sets, while the one with the larger measures is the harder."""
+
+    def made(source: str, shift: float, sign: float) -> list[Outcome]:
+        return [
+            outcome(
+                {"objective": "pairtune", "temperature": i, "from": source}, 0,
+                {"linear": [0.5 - shift + sign * 0.01 * i, 0.5 - shift + sign * 0.01 * i]}, isoscore=shift + 0.01 * i,
+            )
+            for i in range(8)
+        ]  # fmt: skip
+
+    results = Results(made("easy", 0.0, 1) + made("hard", 0.3, 1))
+    found = isotropy.pairs(results.rows, "isoscore", "linear").correlation()
+    assert found.value == pytest.approx(1.0)
+    assert found.told
+    falling = Results(made("easy", 0.0, -1) + made("hard", 0.3, -1))
+    assert isotropy.pairs(falling.rows, "isoscore", "linear").correlation().value == pytest.approx(-1.0)
+    assert math.isnan(isotropy.pairs(results.rows, "anisotropy", "linear").correlation().value)
+
+
+def balance_results(penalised: float, reached: float) -> Results:
+    rng = np.random.default_rng(0)
+    whole: Arm = {"basis": "own", "what": "drop top", "dimensions": 0}
+    arms: list[tuple[Arm, float, float]] = [
+        ({"objective": "finetune"}, 0.70, 0.3),
+        ({"objective": "pairtune"}, 0.80, 0.9),
+        ({"objective": "finetune, balanced", "penalty": 0.1}, 0.70, 0.3),
+        ({"objective": "finetune, balanced", "penalty": 1.0}, penalised, reached),
+    ]
+    return Results(
+        outcome({**arm, **whole}, seed, {"linear": list(share + rng.normal(0, 0.01, 20)), "knn": [share] * 20}, balance=balance)
+        for arm, share, balance in arms
+        for seed in range(3)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("penalised", "reached", "verdict"),
+    [
+        (0.78, 0.85, "So balance by itself brought accuracy."),
+        (0.70, 0.85, "So balance by itself was not seen to bring accuracy."),
+        (0.78, 0.5, "so of the cause nothing is said."),
+    ],
+)
+def test_balance_is_a_cause_only_where_bringing_it_about_brought_accuracy(
+    penalised: float, reached: float, verdict: str
+) -> None:
+    lines = dimensions.conclude(balance_results(penalised, reached))
+    assert lines[-1].endswith(verdict)
+    assert "penalty of 1.0" in " ".join(lines)
+
+
+def test_outcomes_are_plain_json(tmp_path: Path) -> None:
+    kept = outcome({"objective": "pairtune"}, 0, {"linear": [0.5]}, isoscore=0.1)
+    assert json.loads(kept.to_json())["points"] == [
+        {"arm": {}, "shares": {"linear": {"g0": [5.0, 10.0]}}, "numbers": {"isoscore": 0.1}}
+    ]

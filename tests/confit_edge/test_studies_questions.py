@@ -1,0 +1,148 @@
+"""Every study from its plan to its conclusions, on tones and with an encoder so small that each takes seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from confit_edge.data.corpus import read_corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.studies import find, names
+from confit_edge.studies.bench import source_of
+from confit_edge.studies.engine import Planned, prepare, run
+from confit_edge.studies.report import write_report
+from confit_edge.studies.results import Results
+from confit_edge.studies.subset import cut
+from confit_edge.studies.trial import Subset
+from confit_runtime.errors import UsageError
+
+# by study: how many trials one seed has, and columns and metrics of its table
+EXPECTED = {
+    "batch": (6, {"batch", "window", "hardness", "linear", "knn"}),
+    "classes": (6, {"classes", "linear", "head", "isoscore"}),
+    "convergence": (4, {"epoch", "val_linear", "val_head", "epochs_linear"}),
+    "dimensions": (6, {"basis", "what", "dimensions", "penalty", "linear", "knn", "balance", "top1_train"}),
+    "isotropy": (8, {"temperature", "hardness", "epochs", "isoscore", "top1"}),
+    "mining": (21, {"loss", "mining", "linear"}),
+    "shots": (15, {"shots", "clips", "linear", "linear_rare", "head_rare"}),
+    "temperature": (9, {"temperature", "linear", "head"}),
+    "unseen": (3, {"classes", "domain", "way", "shots", "prototype", "knn", "linear"}),
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(checkpoints: dict[str, Path]) -> Recipe:
+    return Recipe(
+        encoder=str(checkpoints["wav2vec2"]), window=0.3, shift=0.02, epochs=1, probe_views=1, classes_per_batch=4,
+        clips_per_class=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("studies")
+
+
+def plan(name: str, tones: Path, recipe: Recipe, out: Path, seeds: int = 1) -> Planned:
+    return prepare(find(name), source_of(tones, recipe), out, seeds=seeds, groups=3)
+
+
+def done(name: str, tones: Path, recipe: Recipe, folder: Path) -> tuple[Planned, Results, list[str]]:
+    planned = plan(name, tones, recipe, folder / name)
+    results = run(planned, 1)
+    return planned, results, write_report(planned, results, f"confit-edge study {name}")
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_study_from_its_plan_to_its_conclusions(name: str, tones: Path, recipe: Recipe, folder: Path) -> None:
+    planned, results, conclusions = done(name, tones, recipe, folder)
+    trials, columns = EXPECTED[name]
+    assert len(planned.trials) == len(results.outcomes) == trials
+    assert all(trial.subset.groups == 3 for trial in planned.trials.values())
+    assert planned.cpu_seconds > 0
+    with (folder / name / "table.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert columns <= set(table[0])
+    for row in table:
+        for metric in {"linear", "knn", "head", "prototype", "linear_rare"} & set(row):
+            if row[metric]:
+                low, value, high = (float(row[key]) for key in (f"{metric}_low", metric, f"{metric}_high"))
+                assert 0 <= low <= value <= high <= 1
+    assert len((folder / name / "table.md").read_text().splitlines()) == len(table) + 2
+    assert (folder / name / "plot.png").read_bytes().startswith(b"\x89PNG")
+    kept = json.loads((folder / name / "results.json").read_text())
+    assert kept["conclusions"] == conclusions
+    assert len(kept["rows"]) == len(table)
+    assert "One seed: the intervals speak of test groups only." in conclusions[0]
+    assert len(conclusions) > 1
+    assert not re.search(r"\bnan\b", " ".join(conclusions))
+
+
+def test_no_plan_has_a_trial_twice_and_all_are_of_their_seed(tones: Path, recipe: Recipe) -> None:
+    corpus = read_corpus(tones, rate=16_000, seed=0)
+    for name in names():
+        trials = find(name).plan(cut(corpus, Subset(groups=3), 5), replace(recipe, seed=5))
+        assert {trial.recipe.seed for trial in trials} == {5}
+        assert len({trial.key(name) for trial in trials}) == len(trials) == EXPECTED[name][0]
+        assert len({tuple(trial.arm.items()) for trial in trials}) == len(trials)
+
+
+def test_a_study_done_is_read_and_not_done_again(tones: Path, recipe: Recipe, folder: Path) -> None:
+    planned, results, _ = done("classes", tones, recipe, folder)
+    lines = (folder / "classes" / "trials.jsonl").read_text().splitlines()
+    again, repeated, _ = done("classes", tones, recipe, folder)
+    assert not again.left
+    assert again.cpu_seconds == 0
+    assert (folder / "classes" / "trials.jsonl").read_text().splitlines() == lines
+    assert repeated.rows == results.rows
+    more = plan("classes", tones, recipe, folder / "classes", seeds=2)
+    assert [trial.recipe.seed for key, trial in more.trials.items() if key in more.left] == [1] * len(planned.trials)
+    with pytest.raises(UsageError, match="differs in recipe key 'epochs'"):
+        plan("classes", tones, replace(recipe, epochs=2), folder / "classes")
+
+
+def test_a_trial_that_diverges_is_an_outcome(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    planned = plan("classes", tones, replace(recipe, lr=(1e30,), head_lr=1e30, epochs=3), tmp_path / "out")
+    results = run(planned, 1)
+    trained = [trial for trial in planned.trials.values() if trial.train]
+    assert len(results.diverged) == len(trained)
+    assert {row.arm["objective"] for row in results.rows} == {"frozen"}
+    conclusions = write_report(planned, results, "confit-edge study classes")
+    assert f"Diverged, and left out: {len(trained)} trials" in conclusions[0]
+    assert sum("were not both measured" in line for line in conclusions) == 6
+    assert not any("is above" in line or "is below" in line for line in conclusions)
+    assert "| pairtune | 4 | 0 (1 diverged) |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_isotropy_reads_what_was_trained_before(
+    tones: Path, recipe: Recipe, folder: Path, run_path: Path, tmp_path: Path
+) -> None:
+    _, before, _ = done("classes", tones, recipe, folder)
+    planned = prepare(
+        find("isotropy"), source_of(tones, recipe), tmp_path / "out", seeds=1, earlier=[folder / "classes"]
+    )
+    results = run(planned, 1)
+    assert len(results.outcomes) == len(before.outcomes)
+    assert [row.shares for row in results.rows] == [row.shares for row in before.rows]
+    assert sum(outcome.cpu_seconds for outcome in results.outcomes) < 2
+    with pytest.raises(UsageError, match="only isotropy reads earlier ones"):
+        prepare(find("shots"), source_of(tones, recipe), tmp_path / "no", seeds=1, earlier=[folder / "classes"])
+    foreign = prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
+    with pytest.raises(UsageError, match="its classes are not those of"):
+        run(foreign, 1)
+
+
+def test_unseen_needs_classes_to_hold_back(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    few = tmp_path / "few.csv"
+    with tones.open(newline="") as file, few.open("w", newline="") as target:
+        rows = [row for row in csv.reader(file) if row[1] != "tone3"]
+        csv.writer(target).writerows(
+            [[str(tones.parent / row[0]), *row[1:]] if row[0] != "path" else row for row in rows]
+        )
+    with pytest.raises(UsageError, match="at least 4 classes"):
+        plan("unseen", few, recipe, tmp_path / "out")

@@ -1,0 +1,86 @@
+"""Trainings for test_distributed.py, by one process or, under torchrun, by several: `processes.py MANIFEST OUT`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.encoders.speech_embedding import SpeechEmbedding
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.distributed import Ranks, join
+from confit_edge.pairtune.objectives import make_objective
+from confit_edge.pairtune.trainer import fit
+from confit_runtime.errors import ConfitError
+
+BASE: dict[str, Any] = {"epochs": 2, "classes_per_batch": 5, "clips_per_class": 3, "device": "cpu"}
+CASES: dict[str, dict[str, Any]] = {  # fifteen clips a batch: one process has eight of them, the other seven
+    "supcon": {},
+    "finetune": {"objective": "finetune"},
+    "chunks": {"chunk_size": 3, "accumulate": 2, "epochs": 3},
+}
+OBJECTIVES = {**CASES, "proxies": {"loss": "proxy-anchor", "mining": "none"}}  # whose loss has parameters, too
+
+
+def weights(corpus: Corpus, lr: float = 5e-4, **changes: Any) -> dict[str, Tensor]:
+    """All weights after a training, and the loss of each epoch."""
+    encoder, recipe = SpeechEmbedding.pretrained(pool_hops=1), Recipe(**{**BASE, **changes})
+    fitted = fit(encoder, corpus, recipe, lr=lr, epochs=recipe.epochs)
+    losses = torch.tensor([row["loss"] for row in fitted.history])
+    state = {**encoder.state_dict(), **fitted.objective.state_dict(prefix="objective."), "losses": losses}
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+def gradients(ranks: Ranks) -> dict[str, Tensor]:
+    """Of one batch of seven, for an encoder and for each objective's own parameters: before and after the gathering."""
+    found = {}
+    for name, changes in OBJECTIVES.items():
+        torch.manual_seed(0)
+        encoder = nn.Linear(6, 8)
+        objective = make_objective(Recipe(**{**BASE, **changes}), 8, 3, False)
+        pcm, targets = torch.randn(7, 6), torch.eye(3)[torch.arange(7) % 3]
+        share = nn.functional.normalize(encoder(pcm[ranks.share(7)]), dim=1)
+        objective(ranks.gather(share, 7), targets)[0].backward()
+        parameters = {f"{name}.{key}": value for key, value in nn.ModuleList([encoder, objective]).named_parameters()}
+        ranks.average_gradients(parameters.values())
+        found |= {key: value.grad for key, value in parameters.items() if value.grad is not None}
+    return found
+
+
+def with_batch_norm(corpus: Corpus) -> None:
+    encoder = SpeechEmbedding(pool_hops=1)
+    encoder.layers.append(nn.BatchNorm2d(96))
+    fit(encoder, corpus, Recipe(**BASE), lr=1e-4, epochs=1)
+
+
+def _refusal(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except ConfitError as error:
+        return str(error)
+    return "none"
+
+
+def main(manifest: str, out: str) -> None:
+    rank, corpus = os.environ["RANK"], read_corpus(Path(manifest), rate=16_000, seed=0)
+    for name, changes in CASES.items():
+        save_file(weights(corpus, **changes), Path(out) / f"{name}-{rank}.safetensors")
+    save_file(gradients(join("cpu")), Path(out) / f"gradients-{rank}.safetensors")
+    refusals = [
+        _refusal(lambda: with_batch_norm(corpus)),
+        _refusal(lambda: weights(corpus, device="cpu:0")),
+        # what diverged is seen in validation only, and there by the first process alone
+        _refusal(lambda: weights(corpus, lr=1e6, clips_per_class=6, epochs=1)),
+    ]
+    (Path(out) / f"refusals-{rank}.txt").write_text("\n".join(refusals), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
