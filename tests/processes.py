@@ -24,7 +24,11 @@ BASE: dict[str, Any] = {"epochs": 2, "classes_per_batch": 5, "clips_per_class": 
 CASES: dict[str, dict[str, Any]] = {  # fifteen clips a batch: one process has eight of them, the other seven
     "supcon": {},
     "finetune": {"objective": "finetune"},
-    "chunks": {"chunk_size": 3, "accumulate": 2, "epochs": 3},
+    "chunks": {
+        "chunk_size": 4,
+        "accumulate": 2,
+        "epochs": 3,
+    },  # parts of 4, 4 and 4, 3: no part of a single clip, which rounds otherwise
 }
 OBJECTIVES = {**CASES, "proxies": {"loss": "proxy-anchor", "mining": "none"}}  # whose loss has parameters, too
 
