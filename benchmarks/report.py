@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from confit_edge.runs import versions
+from confit_edge.runs import versions, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -16,9 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write `path` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -152,16 +152,7 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
         raise UsageError(
             f"{source}: the run's manifest is not there; say where it is now (export --data, probe and analyze --manifest)"
         )
-    recipe = run.recipe
-    corpus = read_corpus(
-        source,
-        rate=run.encoder.sample_rate,
-        seed=recipe.seed,
-        label_column=recipe.label_column,
-        group_column=recipe.group_column,
-        split_by=recipe.split_by,
-        background=Path(recipe.background) if recipe.background else None,
-    )
+    corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(
             f"{source}: is not the data {run.path} was trained on (clips, labels, splits or background differ)"

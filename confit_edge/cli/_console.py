@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 
@@ -19,3 +19,43 @@ def emit(kind: str, /, **fields: Any) -> None:
 def say(text: str = "") -> None:
     """A line for a person, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A bar with the time left on stderr, where that is a terminal and a person reads: none with --json.
+
+    `before` and `after` the time stand fields that `show` fills; `console` prints lines above the bar.
+    """
+
+    def __init__(self, json_lines: bool, *, before: str, after: tuple[str, ...] = ()) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.json_lines = json_lines
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn(f"{{task.fields[{before}]}}"),
+            TimeRemainingColumn(),
+            *(TextColumn(f"{{task.fields[{name}]}}") for name in after),
+            console=self.console,
+            transient=True,
+            disable=json_lines or not self.console.is_terminal,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.bar.stop()
+
+    def show(self, what: str, total: float | None, done: float, **fields: Any) -> None:
+        """`done` of `total` (None: there is no telling) of `what`, which replaces what was shown before."""
+        if self.task is None or self.bar.tasks[-1].description != what:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task = self.bar.add_task(what, total=total, **fields)
+        self.bar.update(self.task, completed=done, **fields)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Bar, Json, emit, say
 
 if TYPE_CHECKING:
     from confit_edge.studies.engine import Planned
@@ -102,33 +102,12 @@ def study(
     say(f"wrote {out}: table.md, table.csv, plot.png, conclusions.md, results.json")
 
 
-class Progress:
+class Progress(Bar):
     """Shows a study on stderr: its cost, and on a terminal a bar with the time left; or JSON lines on stdout."""
 
     def __init__(self, json_lines: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.json_lines = json_lines
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=json_lines or not self.console.is_terminal,
-        )
-        self.task: Any = None
+        super().__init__(json_lines, before="note")
         self.planned: Planned | None = None
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.bar.stop()
 
     def cost(self, planned: Planned, jobs: int) -> None:
         """Say what is to be done; from here on the bar is of the trials, each as long as it should take."""
@@ -149,14 +128,14 @@ class Progress:
                 f"{planned.study.question}\n{len(planned.trials)} trials{before}: about {duration(planned.cpu_seconds)} of"
                 f" CPU time, {duration(planned.cpu_seconds / jobs)} with --jobs {jobs}"
             )
-        self._show("trials", planned.cpu_seconds, 0, f"{done}/{len(planned.trials)}")
+        self.show("trials", planned.cpu_seconds, 0, note=f"{done}/{len(planned.trials)}")
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = event["stage"]
         if stage == "decode":
-            self._show("decoding", event["total"], event["done"], f"{event['done']}/{event['total']}")
+            self.show("decoding", event["total"], event["done"], note=f"{event['done']}/{event['total']}")
         elif stage == "timing":
-            self._show("timing one epoch", None, 0, "")
+            self.show("timing one epoch", None, 0, note="")
         elif stage == "trial":
             assert self.planned is not None
             outcome = event["outcome"]
@@ -170,13 +149,6 @@ class Progress:
                 self.console.print(
                     f"diverged: {dict(outcome.arm)}, seed {outcome.seed}: {outcome.diverged}", markup=False
                 )
-
-    def _show(self, what: str, total: float | None, done: float, note: str) -> None:
-        if self.task is None or self.bar.tasks[-1].description != what:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(what, total=total, note=note)
-        self.bar.update(self.task, completed=done, note=note)
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Bar, Json, emit, say
 
 _DATA, _SOUND, _METHOD, _MACHINE = "Data", "Window and augmentation", "Method", "Machine"
 
@@ -244,36 +244,11 @@ def print_probes(metrics: dict[str, Any]) -> None:
         )
 
 
-class Progress:
+class Progress(Bar):
     """Shows a training on stderr: a line an epoch and, on a terminal, a bar with the loss; or JSON lines on stdout."""
 
     def __init__(self, json_lines: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.json_lines = json_lines
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[count]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self.task: Any = None
-        self.stage = ""
-
-    def __enter__(self) -> Progress:
-        if not self.json_lines:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if not self.json_lines:
-            self.bar.stop()
+        super().__init__(json_lines, before="count", after=("note",))
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = event["stage"]
@@ -315,8 +290,4 @@ class Progress:
             self._show("probing", None, 0, "")
 
     def _show(self, what: str, total: int | None, done: int, note: str) -> None:
-        if what != self.stage:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.stage, self.task = what, self.bar.add_task(what, total=total, note="", count="")
-        self.bar.update(self.task, completed=done, note=note, count=f"{done}/{total}" if total else "")
+        self.show(what, total, done, note=note, count=f"{done}/{total}" if total else "")

@@ -151,6 +151,11 @@ class Recipe:
         """What `confit_edge.encoders.pretrained` takes beside the encoder's name and the window."""
         return {key: getattr(self, key) for key in ("initialise", "layers", "pooling", "layer_weights", "seed")}
 
+    def corpus_options(self) -> dict[str, Any]:
+        """What `confit_edge.data.corpus.read_corpus` takes beside the manifest and the rate: which clips, in which splits."""
+        same = {key: getattr(self, key) for key in ("seed", "label_column", "group_column", "split_by")}
+        return {**same, "background": Path(self.background) if self.background else None}
+
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "recipe") -> Recipe:
         """From plain data. Raises UsageError naming a key that is unknown or has a wrong type."""

@@ -60,11 +60,7 @@ def train(
     """
     ranks = join(recipe.device)
     device, watch = ranks.device, watch if ranks.main else None
-    # absolute, as the manifest is: a run may be exported from another folder
-    background = str(Path(recipe.background).resolve()) if recipe.background else None
-    rooms = str(Path(recipe.rooms).resolve()) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms
-    precision = pick_precision(recipe.precision, device)
-    recipe = replace(recipe, precision=precision, background=background, rooms=rooms)
+    recipe = settled(recipe, device)
     check_out(out, resume)
     if (out / "run.json").is_file():
         return None
@@ -72,13 +68,9 @@ def train(
     corpus = read_corpus(
         manifest,
         rate=encoder.sample_rate,
-        seed=recipe.seed,
-        label_column=recipe.label_column,
-        group_column=recipe.group_column,
-        split_by=recipe.split_by,
-        background=Path(recipe.background) if recipe.background else None,
         strict=recipe.strict,
         progress=(lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None,
+        **recipe.corpus_options(),
     )
     if watch:
         for problem in corpus.problems:
@@ -112,6 +104,13 @@ def train(
         (out / runs.CHECKPOINT).unlink(missing_ok=True)
         beginning.unlink()
     return trained
+
+
+def settled(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe as it means the same in any folder: paths absolute, as a run's manifest is, and the precision chosen."""
+    background = str(Path(recipe.background).resolve()) if recipe.background else None
+    rooms = str(Path(recipe.rooms).resolve()) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms
+    return replace(recipe, precision=pick_precision(recipe.precision, device), background=background, rooms=rooms)
 
 
 def train_corpus(

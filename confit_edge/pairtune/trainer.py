@@ -132,16 +132,16 @@ class Training:
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
         self.clips, self.augment = training_items(encoder, corpus, recipe), make_augmenter(encoder, corpus, recipe)
-        self.batches = sum(1 for _ in epoch_batches(self.clips, corpus, recipe, 0))
+        sizes = list(map(len, epoch_batches(self.clips, corpus, recipe, 0)))
+        self.batches = len(sizes)
         self.steps = -(-self.batches // recipe.accumulate)
-        self._refuse_parts_that_are_no_batch()
+        self._refuse_parts_that_are_no_batch(min(sizes))
         learns = any(parameter.requires_grad for parameter in encoder.parameters())
         self.validate = Validation(corpus, ranks.device, still=not learns)
         if not learns:
             self.tell({"stage": "note", "text": "freeze: the encoder stays as it is; only what stands on it learns"})
 
-    def _refuse_parts_that_are_no_batch(self) -> None:
-        smallest = min(map(len, epoch_batches(self.clips, self.corpus, self.recipe, 0)))
+    def _refuse_parts_that_are_no_batch(self, smallest: int) -> None:
         if smallest < self.ranks.count:
             raise UsageError(
                 f"a batch of {smallest} clips cannot be shared by {self.ranks.count} processes: start fewer"

@@ -78,15 +78,7 @@ def shared_corpora(runs: list[Run], recipe: Recipe, manifest: Path | None = None
                 )
             corpora.setdefault(rate, corpus)
         elif rate not in corpora:
-            corpora[rate] = read_corpus(
-                manifest,
-                rate=rate,
-                seed=recipe.seed,
-                label_column=recipe.label_column,
-                group_column=recipe.group_column,
-                split_by=recipe.split_by,
-                background=Path(recipe.background) if recipe.background else None,
-            )
+            corpora[rate] = read_corpus(manifest, rate=rate, **recipe.corpus_options())
     return corpora
 
 

@@ -17,9 +17,9 @@ from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry.measures import describe, label_sets
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.machine import pick_device, pick_precision
+from confit_edge.pairtune.machine import pick_device
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.session import choose_lr
+from confit_edge.pairtune.session import choose_lr, settled
 from confit_edge.pairtune.trainer import Fitted, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import dual_probe
@@ -42,10 +42,8 @@ class Source:
 
 
 def source_of(manifest: Path, recipe: Recipe) -> Source:
-    """A source that means the same in any folder and on any day: paths are absolute, the precision is chosen."""
-    background = str(Path(recipe.background).resolve()) if recipe.background else None
-    precision = pick_precision(recipe.precision, pick_device(recipe.device))
-    return Source(manifest.resolve(), replace(recipe, background=background, precision=precision))
+    """A source that means the same in any folder and on any day."""
+    return Source(manifest.resolve(), settled(recipe, pick_device(recipe.device)))
 
 
 class Bench:
@@ -68,13 +66,9 @@ class Bench:
             self._corpora[rate] = read_corpus(
                 self.source.manifest,
                 rate=rate,
-                seed=recipe.seed,
-                label_column=recipe.label_column,
-                group_column=recipe.group_column,
-                split_by=recipe.split_by,
-                background=Path(recipe.background) if recipe.background else None,
                 strict=recipe.strict,
                 progress=self.progress,
+                **recipe.corpus_options(),
             )
             if not len(self._corpora[rate].test):
                 raise UsageError(f"{self.source.manifest}: no clip is in test, which is what a study reports on")

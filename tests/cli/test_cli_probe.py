@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from confit_edge.cli import main
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 
 Confit = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def confit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Confit:
-    """The command in this process: its exit code, stdout and stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["confit-edge", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as stopped:
-            return int(stopped.code or 0), *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

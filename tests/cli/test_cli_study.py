@@ -15,28 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from confit_edge.cli import main
 from confit_edge.studies import names
 
 COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
 
 Here = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def confit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """The command in this process: its exit code, stdout and stderr."""
-
-    def here(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["confit-edge", *map(str, arguments)])
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return here
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.cli import main
 from confit_edge.data.corpus import Corpus
 from confit_runtime import load
 
@@ -40,25 +39,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
-) -> tuple[int, str, str]:
-    """The command in this process, which saves importing torch again: its exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["confit-edge", *map(str, arguments)])
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
-
-
 Here = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def confit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    return lambda *arguments: here(monkeypatch, capsys, *arguments)
 
 
 @pytest.fixture(scope="module")
