@@ -89,6 +89,10 @@ PACKAGES = (
         "singularity-music", "007-2",
         "139ba1e408eeb0a72f1fff3760ca46558b9f81bed97dc8c0efa108c4007f4845", "CC-BY-SA-3.0",
     ),
+    Package(
+        "wesnoth-1.16-music", "1:1.16.9-1",
+        "f9bc3cde92b4ab30db5d7b85f89b4bcc3d788dd92602956d0347250850bf59bb", "GPL-2+",
+    ),
 )  # fmt: skip
 
 

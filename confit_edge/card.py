@@ -18,7 +18,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "---",
         f"# {info.name}",
         "",
-        f"`{recipe['encoder']}` trained with `{recipe['objective']}` on {data['clips']['train']} clips"
+        f"`{recipe['encoder']}` {_taught(info)} on {data['clips']['train']} clips"
         f" of {len(info.classes)} classes"
         f" ({data['groups']['train']} groups), best at epoch {info.best_epoch} of {recipe['epochs']}, seed {recipe['seed']}.",
         "",
@@ -39,10 +39,22 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _taught(info: RunInfo) -> str:
+    if info.distilled is None:
+        return f"trained with `{info.recipe['objective']}`"
+    sound = info.distilled["unlabelled"]
+    return (
+        f"distilled from another run's encoder (weights {info.distilled['teacher_weights_sha256'][:12]}), with"
+        f" {sound['seconds'] / 60:.1f} min of sound without labels,"
+    )
+
+
 def _rows(metrics: dict[str, Any]) -> list[str]:
     named = {
         "frozen encoder, linear probe": metrics.get("frozen", {}).get("linear"),
         "frozen encoder, kNN probe": metrics.get("frozen", {}).get("knn"),
+        "teacher, linear probe": metrics.get("teacher", {}).get("linear"),
+        "teacher, kNN probe": metrics.get("teacher", {}).get("knn"),
         "its own head": metrics.get("head"),
         "linear probe": metrics["probes"]["linear"],
         "kNN probe": metrics["probes"]["knn"],

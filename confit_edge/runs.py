@@ -44,6 +44,7 @@ class RunInfo:
     lr: float  # chosen on validation where the recipe names several
     best_epoch: int
     data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, problems
+    distilled: dict[str, Any] | None = None  # of a student: its teacher, the lesson, the sound without labels
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -116,7 +117,7 @@ def read_run(path: Path) -> Run:
 
     if (path / CHECKPOINT).is_file() and not (path / "run.json").is_file():
         raise UsageError(
-            f"{path}: this training has not finished; continue it with `confit-edge train ... -o {path} --resume`"
+            f"{path}: this training has not finished; continue it by the command that began it, with --resume"
         )
     if absent := [name for name in _FILES if not (path / name).is_file()]:
         raise UsageError(f"{path}: not a run (it lacks {', '.join(absent)}); make one with `confit-edge train`")

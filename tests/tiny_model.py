@@ -65,6 +65,7 @@ def contract(*, windowed: bool = False, **changes: Any) -> Contract:
         "embedding_id": "tiny-embedding-1",
         "embedding_dim": len(BANDS),
         "precision": "fp32",
+        "cost": {},
         "data": {},
         "metrics": {},
         "parity": {},

@@ -6,7 +6,28 @@ import sys
 
 import typer
 
-from confit_edge.cli import analyze, data, demo, devices, enroll, export, gallery, identify, listen, probe, study, train
+from confit_edge.cli import (
+    analyze,
+    bench,
+    calibrate,
+    data,
+    demo,
+    devices,
+    distill,
+    doctor,
+    enroll,
+    evaluate,
+    export,
+    gallery,
+    identify,
+    inspect,
+    listen,
+    probe,
+    record,
+    study,
+    train,
+    verify,
+)
 from confit_runtime.errors import ConfitError
 
 app = typer.Typer(
@@ -21,14 +42,22 @@ app = typer.Typer(
 for verb in (
     demo.demo,
     train.train,
+    distill.distill,
     probe.probe,
     analyze.analyze,
     study.study,
     export.export,
+    inspect.inspect,
+    bench.bench,
     listen.listen,
+    calibrate.calibrate,
+    evaluate.evaluate,
     enroll.enroll,
     identify.identify,
+    verify.verify,
+    record.record,
     devices.devices,
+    doctor.doctor,
 ):
     app.command()(verb)
 app.add_typer(data.app, name="data")

@@ -11,6 +11,8 @@ from confit_runtime.errors import DeviceError
 def devices(json: Json = False) -> None:
     """List the microphones, the default one marked with `*`. Listen to one with `--source mic:INDEX` or `mic:NAME`.
 
+    The first rate is the device's own, at which it is opened; then come the others of the usual rates it can do now.
+
     Examples:
 
         confit-edge devices
@@ -28,6 +30,8 @@ def devices(json: Json = False) -> None:
         else:
             mark = "*" if device.default else " "
             channels = f"{device.channels} channel{'s' if device.channels > 1 else ''}"
-            print(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz  {channels}")
+            others = ", ".join(str(rate) for rate in device.rates if rate != device.default_rate)
+            also = f" ({others})" if others else ""
+            print(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz{also}  {channels}")
     if json:
         emit("summary", devices=len(found))

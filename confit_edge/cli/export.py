@@ -3,46 +3,123 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from confit_edge.cli._console import Json, emit, say
 
+Choice = TypeVar("Choice", bound=str)
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder that `confit-edge train` wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The model file to write (.onnx).")],
-    quantize: Annotated[bool, typer.Option("--quantize/--no-quantize", help="int8 with fixed scales, or fp32.")] = True,
+    quantize: Annotated[bool, typer.Option("--quantize/--no-quantize", help="By a scheme, or fp32.")] = True,
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="static: int8 with fixed scales; dynamic: scales from each window (windowed models only); weight-only:"
+            " int8 weights, computed in fp32; fp16: weights of half the size, computed in fp32."
+        ),
+    ] = "static",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="portable: right on every processor; avx2; avx512-vnni: 8-bit weights, wrong on x86 without VNNI; arm64."
+        ),
+    ] = "portable",
+    calibration: Annotated[
+        str, typer.Option(help="How ranges are drawn from training clips: minmax, entropy or percentile.")
+    ] = "minmax",
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave layers whose name begins so in fp32; give it again for more.", metavar="NAME"),
+    ] = None,
+    qat_epochs: Annotated[int, typer.Option(help="Epochs of quantisation-aware fine-tuning before.", min=0)] = 0,
+    sweep_minutes: Annotated[
+        float,
+        typer.Option(help="How long to look for the layers that hurt, where the gate fails; continued next time."),
+    ] = 20.0,
+    force: Annotated[bool, typer.Option("--force", help="Write the file though the gate fails; it says so.")] = False,
     data: Annotated[Path | None, typer.Option(help="The run's manifest, where it has moved since training.")] = None,
     license: Annotated[str, typer.Option(help="The licence that goes into the model's contract.")] = "unspecified",
     json_lines: Json = False,
 ) -> None:
     """Write one model file: front end, encoder, pooling, head and state in one graph, with its contract inside.
 
-    Ranges for int8 come from training clips, thresholds from a stream composed of validation clips. When int8 loses more than
-    one point of validation accuracy, or streaming differs from offline, no file is written.
+    Ranges for int8 come from training clips, thresholds from a stream composed of validation clips. The gate: at most half a
+    point of validation accuracy lost against fp32, a mean cosine of embeddings of at least 0.99, streaming equal to offline.
+    Where int8 does not pass, the layers that hurt most stay in fp32 until it does; where that does not help, no file is
+    written and those layers are named. A card (.md) with the measured speed is written beside the model.
 
-    Example: `confit-edge export runs/words -o words.onnx`
+    Examples:
+
+    `confit-edge export runs/words -o words.onnx`
+
+    `confit-edge export runs/words -o words.onnx --target avx512-vnni --calibration percentile`
+
+    `confit-edge export runs/speakers -o speakers.onnx --no-quantize`
     """
     from confit_edge.runs import read_run, run_corpus
+    from confit_export.calibration import CALIBRATIONS
     from confit_export.export import export_run
+    from confit_export.model_card import recommendation, time_model, write_card
+    from confit_export.quantize import SCHEMES
+    from confit_export.targets import TARGETS
 
     loaded = read_run(run)
     corpus = run_corpus(loaded, data)
-    made = export_run(loaded, corpus, out, quantize=quantize, license=license, say=say)
-    contract = made.contract
+    made = export_run(
+        loaded,
+        corpus,
+        out,
+        quantize=quantize,
+        scheme=_one_of("--scheme", scheme, SCHEMES),
+        target=_one_of("--target", target, TARGETS),
+        calibration=_one_of("--calibration", calibration, CALIBRATIONS),
+        keep_fp32=tuple(keep_fp32 or ()),
+        qat_epochs=qat_epochs,
+        sweep_minutes=sweep_minutes,
+        force=force,
+        license=license,
+        say=say,
+    )
+    timing = time_model(made)
+    card = write_card(made, timing)
+    contract, advice = made.contract, recommendation(made.contract, timing)
+    if advice:
+        say(advice)
     if json_lines:
         emit(
             "summary",
             model=str(out),
+            card=str(card),
             bytes=made.bytes,
+            fp32_bytes=made.fp32_bytes,
             precision=contract.precision,
+            cost=contract.cost,
             fp32=made.fp32,
             shipped=made.shipped,
+            gate=contract.metrics["gate"],
+            parity=contract.parity,
             stream_max_abs_diff=made.stream_max_abs_diff,
             thresholds=contract.thresholds,
             calibration=contract.calibration,
+            timing=timing.to_dict(),
+            recommendation=advice,
         )
         return
-    say(f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}. Next: confit-edge listen {out}")
+    say(
+        f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms a call"
+        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: confit-edge listen {out}"
+    )
+
+
+def _one_of(option: str, given: str, choices: tuple[Choice, ...]) -> Choice:
+    from confit_runtime.errors import UsageError
+
+    for choice in choices:
+        if choice == given:
+            return choice
+    raise UsageError(f"{option} {given}: choose one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""`confit-edge gallery`: look at and change who is enrolled. Needs no model."""
+"""`confit-edge gallery`: look at and change who is enrolled."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def list_(gallery: File = DEFAULT, json: Json = False) -> None:
     from confit_runtime.gallery import Gallery
 
     with Gallery.open(gallery) as opened:
-        names = opened.names()
-        for name, prints in names.items():
-            voiced_s = opened.voiced_s(name)
+        names, negatives = opened.names(), opened.negatives()
+        for name in sorted({**names, **negatives}):
+            voiced_s, prints, against = opened.voiced_s(name), names.get(name, 0), negatives.get(name, 0)
             if json:
-                emit("name", name=name, prints=prints, voiced_s=round(voiced_s, 3))
+                emit("name", name=name, prints=prints, negative_prints=against, voiced_s=round(voiced_s, 3))
             else:
-                print(f"{name}  {prints_text(prints)}  {voiced_s:.1f} s")
+                others = f"  {prints_text(against, True)}" if against else ""
+                print(f"{name}  {prints_text(prints)}  {voiced_s:.1f} s{others}")
     if json:
         emit("summary", gallery=str(gallery), names=len(names), prints=sum(names.values()))
-    elif not names:
+    elif not names and not negatives:
         say(f"{gallery}: nobody is enrolled")
 
 
@@ -51,21 +52,28 @@ def show(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
 
     Example: confit-edge gallery show ada
     """
-    import numpy as np
-
     from confit_runtime.gallery import Gallery, clean_name
 
     name = clean_name(name)
     with Gallery.open(gallery) as opened:
         prints = opened.prints(name)
-    embeddings = np.stack([one.embedding for one in prints])
-    others = max(1, len(prints) - 1)
-    for one, cosines in zip(prints, embeddings @ embeddings.T, strict=True):
-        alike = float((cosines.sum() - 1.0) / others) if len(prints) > 1 else None
+    positive = [one.embedding for one in prints if not one.negative]
+    for one in prints:
+        # a negative print is compared with all of the name's, another one with the rest of them
+        cosines = [float(other @ one.embedding) for other in positive if other is not one.embedding]
+        alike = sum(cosines) / len(cosines) if cosines else None
         if json:
-            emit("print", name=name, source=one.source, similarity=alike)
+            emit(
+                "print",
+                name=name,
+                source=one.source,
+                similarity=alike,
+                negative=one.negative,
+                audio_kept=one.audio is not None,
+            )
         else:
-            print(one.source if alike is None else f"{one.source}  {alike:.2f}")
+            notes = f"{'' if alike is None else f'  {alike:.2f}'}{'  negative' if one.negative else ''}"
+            print(f"{one.source}{notes}{'  audio kept' if one.audio is not None else ''}")
     if json:
         emit("summary", gallery=str(gallery), name=name, prints=len(prints))
 
@@ -107,3 +115,91 @@ def remove(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
         emit("removed", name=name, prints=prints)
     else:
         print(f"{name} is forgotten, with {prints_text(prints)}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The gallery file to write; a new one.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]", help="Which names; all, when none is given.")
+    ] = None,
+    gallery: File = DEFAULT,
+    json: Json = False,
+) -> None:
+    """Write some names, or all, into a gallery file of their own, to carry them to another device.
+
+    Example: confit-edge gallery export ada --out ada.db
+    """
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.transfer import export_names
+
+    with Gallery.open(gallery) as opened:
+        written = export_names(opened, names or [], out)
+    _tell("exported", written, str(out), f"written to {out}", json)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A gallery file, as `gallery export` writes it.")],
+    gallery: File = DEFAULT,
+    json: Json = False,
+) -> None:
+    """Add the names of another gallery file to this one; prints that it has already are left out.
+
+    Example: confit-edge gallery import ada.db
+    """
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.transfer import import_names
+
+    with (
+        Gallery.open(source) as given,
+        Gallery.open(gallery) if gallery.exists() else given.copy_layout(gallery) as opened,
+    ):
+        added = import_names(opened, given)
+    _tell("imported", added, str(gallery), f"added to {gallery}", json)
+
+
+@app.command("re-enroll")
+def re_enroll(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that the gallery is to be for.")],
+    gallery: File = DEFAULT,
+    json: Json = False,
+) -> None:
+    """Make every print anew with another model, from the audio that `enroll --keep-audio` kept.
+
+    Example: confit-edge gallery re-enroll newmodel.onnx
+    """
+    from confit_runtime import load
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.transfer import enroll_again
+
+    loaded = load(model)
+    with Gallery.open(gallery) as opened:
+        made = enroll_again(opened, loaded)
+    _tell("re-enrolled", made, str(gallery), f"made anew with {loaded.name}", json)
+
+
+@app.command()
+def index(gallery: File = DEFAULT, json: Json = False) -> None:
+    """Make an index beside a gallery of more than 100 000 prints: minutes once, milliseconds for each question after.
+
+    Example: confit-edge gallery index --gallery archive.db
+    """
+    from confit_runtime.gallery import Gallery
+
+    with Gallery.open(gallery) as opened:
+        prints, path = opened.build_index(), str(opened.index_path)
+    if json:
+        emit("indexed", gallery=str(gallery), prints=prints, index=path)
+    else:
+        print(f"{path}: an index of {prints_text(prints)}")
+
+
+def _tell(kind: str, names: dict[str, int], path: str, what: str, json: bool) -> None:
+    for name, prints in names.items():
+        if json:
+            emit(kind, name=name, prints=prints)
+        else:
+            print(f"{name}: {prints_text(prints)} {what}")
+    if json:
+        emit("summary", gallery=path, names=len(names), prints=sum(names.values()))

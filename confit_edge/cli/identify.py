@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli.enroll import KindOption
 from confit_runtime.errors import ConfitError, UsageError
 
 
@@ -17,33 +18,40 @@ def identify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
     clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="Sound files, folders or glob patterns.")],
     gallery: Annotated[Path, typer.Option(metavar="FILE", help="Where enrolled names are kept.")] = Path("gallery.db"),
+    kind: KindOption = None,
+    threshold: Annotated[
+        float | None, typer.Option(metavar="SIMILARITY", help="Needed for a name, instead of what is calibrated.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say for each clip which enrolled name it is, with its score and the runner-up; or that it is unknown.
 
-    A clip is unknown when its best score is too low, or two names are too close to tell. One that cannot be read is
-    reported and the others go on; the exit status is then 1.
+    A clip is unknown when its best score is too low, when two names are too close to tell, or when it is nearer to a
+    stranger or to a negative print. One that cannot be read is reported and the others go on; the exit status is then 1.
 
     Examples:
 
-        confit-edge identify digits visitor.wav
+        confit-edge identify speakers visitor.wav
 
         confit-edge identify mymodel.onnx recordings/ --gallery house.db --json
     """
     from confit_runtime import load
+    from confit_runtime.audio import load_clip
+    from confit_runtime.enrollment import embed_query, kind_of
     from confit_runtime.gallery import Gallery
     from confit_runtime.sources import find_clips
 
     paths = find_clips(clips)
     loaded = load(model)
+    rate, settled = loaded.contract.sample_rate, kind or kind_of(loaded.contract)
     known = failed = 0
-    with Gallery.open(gallery, loaded) as opened:
+    with Gallery.open(gallery, loaded, threshold=threshold) as opened:
         if not opened.names():
             raise UsageError(f"{gallery}: nobody is enrolled; begin with `confit-edge enroll {model} NAME CLIP...`")
         for path in paths:
             clip = os.fsencode(path).decode(errors="replace")
             try:
-                match = opened.match(loaded.embed(path))
+                match = opened.match(embed_query(loaded, load_clip(path, rate), settled, str(path)))
             except ConfitError as error:
                 failed += 1
                 say(f"confit-edge: {error}")
@@ -53,7 +61,8 @@ def identify(
                 emit("match", clip=clip, **dataclasses.asdict(match))
             else:
                 other = f"  (then {match.runner_up} {match.runner_up_score:.2f})" if match.runner_up else ""
-                print(f"{clip}  {match.name or 'unknown'}  {match.score:.2f}{other}", flush=True)
+                needed = "" if match.name else f"  (a name needs {match.threshold:.2f})"
+                print(f"{clip}  {match.name or 'unknown'}  {match.score:.2f}{needed}{other}", flush=True)
     if json:
         emit("summary", clips=len(paths), known=known, unknown=len(paths) - known - failed, failed=failed)
     if failed:

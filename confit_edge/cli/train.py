@@ -126,6 +126,10 @@ def train(
     ] = None,
     head_lr: Annotated[float | None, _option("Learning rate of the projection or head [0.002].", _METHOD)] = None,
     weight_decay: Annotated[float | None, _option("AdamW's weight decay [0.01].", _METHOD)] = None,
+    averaging: Annotated[
+        float | None,
+        _option("Average the weights over so much of the training, at its end: 0.5 is the last half [0].", _METHOD),
+    ] = None,
     search_epochs: Annotated[int | None, _option("Epochs of each trial when --lr names several [3].", _METHOD)] = None,
     lr_decay: Annotated[
         float | None, _option("Each layer learns at this share of the rate of the one above it [1].", _METHOD)
@@ -227,12 +231,11 @@ def learning_rates(text: str) -> list[float]:
 
 def print_probes(metrics: dict[str, Any]) -> None:
     """The table of probes, for a person, on stdout."""
-    rows = [
-        ("frozen encoder, linear probe", metrics.get("frozen", {}).get("linear")),
-        ("frozen encoder, kNN probe", metrics.get("frozen", {}).get("knn")),
-    ]
+    probes = (("linear", "linear"), ("kNN", "knn"))
+    rows = [(f"frozen encoder, {name} probe", metrics.get("frozen", {}).get(key)) for name, key in probes]
+    rows += [(f"teacher, {name} probe", metrics.get("teacher", {}).get(key)) for name, key in probes]
     rows += [("its own head", metrics.get("head"))]
-    rows += [("trained, linear probe", metrics["probes"]["linear"]), ("trained, kNN probe", metrics["probes"]["knn"])]
+    rows += [(f"trained, {name} probe", metrics["probes"][key]) for name, key in probes]
     for name, result in rows:
         if result is None:
             continue

@@ -48,7 +48,7 @@ class ClipStore:
 
     def __init__(self, rate: int, cache_dir: Path | None = None) -> None:
         self.rate = check_rate(rate)
-        self._pack = Pack((cache_dir or _default_cache()) / "clips")
+        self._pack = Pack((cache_dir or default_cache()) / "clips")
         self._usable = True
 
     @property
@@ -178,7 +178,8 @@ def _kind(path: Path) -> ProblemKind:
     return "unreadable" if np.isfinite(pcm).all() else "not-finite"
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Where what can be made again is kept: $CONFIT_EDGE_CACHE, or a folder in the user's home."""
     chosen = os.environ.get("CONFIT_EDGE_CACHE")
     if chosen:
         return Path(chosen)

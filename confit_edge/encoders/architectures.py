@@ -121,6 +121,7 @@ class Moonshine(Architecture):
     def model(self, settings: Any) -> nn.Module:
         from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
 
+        settings._attn_implementation = "eager"  # torch's fused attention with shared heads has no ONNX form
         return MoonshineEncoder(settings)
 
     def front_end(self, settings: Any, preprocessor: dict[str, Any]) -> nn.Module:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from confit_runtime.errors import ConfitError
+
 
 class Encoder(nn.Module, ABC):
     """A pre-trained audio encoder with its front end inside.
@@ -39,6 +41,13 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Plain data from which `confit_edge.encoders.build` makes the same architecture again (without weights)."""
+
+    def streaming_layers(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The way from `[streams, 1, samples]` to pooled frames `[streams, dim, hops]`: the front end, and the rest.
+
+        Only layers that stream exactly. Raises ConfitError where there are none (`streaming` is False).
+        """
+        raise ConfitError(f"{self.family} cannot stream: it takes whole windows")
 
     def pooled(self, pcm: Tensor) -> Tensor:
         """Frames of windows `[batch, window]` averaged over time, `[batch, dim]`."""

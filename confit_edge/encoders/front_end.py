@@ -35,6 +35,8 @@ class Spectrum(nn.Conv1d):
         angle = 2 * math.pi / fft * torch.arange(first, last + 1, dtype=torch.float64)[:, None] * at
         window = scale * torch.hann_window(taps, periodic=periodic, dtype=torch.float64)
         basis = torch.cat([window * angle.cos(), -window * angle.sin()])
+        self.fft, self.taps, self.first, self.last, self.window = fft, taps, first, last, window
+        self.plain = before is None  # a window and a DFT, nothing else
         if before is not None:
             basis = basis @ before
         del self.weight
@@ -49,6 +51,12 @@ def power(spectrum: Tensor) -> Tensor:
     """Power `[batch, bins, frames]` of a `Spectrum`'s output."""
     real, imaginary = spectrum.chunk(2, dim=1)
     return real.square() + imaginary.square()
+
+
+def needed_bins(filters: Tensor) -> tuple[int, int]:
+    """The first and the last bin that any band of mel `filters [bins, bands]` hears: no other needs computing."""
+    heard = filters.any(dim=1).nonzero()
+    return int(heard.min()), int(heard.max())
 
 
 def mel_filters(bins: int, bands: int, low: float, high: float = 8000.0, **options: Any) -> Tensor:

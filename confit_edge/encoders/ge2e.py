@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.front_end import Spectrum, mel_filters, power
+from confit_edge.encoders.front_end import Spectrum, mel_filters, needed_bins, power
 from confit_runtime.shipped import MODELS
 
 WEIGHTS = MODELS / "ge2e" / "ge2e.safetensors"
@@ -31,8 +31,10 @@ class MelPower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         bins = TAPS // 2 + 1
-        self.spectrum = Spectrum(fft=TAPS, taps=TAPS, hop=MEL_HOP, first=0, last=bins - 1)
-        self.register_buffer("mel", mel_filters(bins, BANDS, 0.0, norm="slaney", mel_scale="slaney"), persistent=False)
+        filters = mel_filters(bins, BANDS, 0.0, norm="slaney", mel_scale="slaney")
+        first, last = needed_bins(filters)
+        self.spectrum = Spectrum(fft=TAPS, taps=TAPS, hop=MEL_HOP, first=first, last=last)
+        self.register_buffer("mel", filters[first : last + 1], persistent=False)
 
     def forward(self, pcm: Tensor) -> Tensor:
         with torch.autocast(pcm.device.type, enabled=False):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.encoders.front_end import Spectrum, mel_filters, power
+from confit_edge.encoders.front_end import Spectrum, mel_filters, needed_bins, power
 
 HOP = 160  # samples at 16 kHz: both take 100 frames a second
 WHISPER_FFT = 400
@@ -31,8 +31,10 @@ class WhisperLogMel(nn.Module):
     def __init__(self, bands: int) -> None:
         super().__init__()
         bins = WHISPER_FFT // 2 + 1
-        self.spectrum = Spectrum(fft=WHISPER_FFT, taps=WHISPER_FFT, hop=HOP, first=0, last=bins - 1)
-        self.register_buffer("mel", mel_filters(bins, bands, 0.0, norm="slaney", mel_scale="slaney"), persistent=False)
+        filters = mel_filters(bins, bands, 0.0, norm="slaney", mel_scale="slaney")
+        first, last = needed_bins(filters)
+        self.spectrum = Spectrum(fft=WHISPER_FFT, taps=WHISPER_FFT, hop=HOP, first=first, last=last)
+        self.register_buffer("mel", filters[first : last + 1], persistent=False)
 
     def forward(self, pcm: Tensor) -> Tensor:
         padded = functional.pad(pcm[:, None], (WHISPER_FFT // 2, WHISPER_FFT // 2), mode="reflect")
@@ -58,17 +60,18 @@ class KaldiLogMel(nn.Module):
         bins = AST_FFT // 2 + 1
         centred = torch.eye(AST_TAPS, dtype=torch.float64) - 1 / AST_TAPS
         earlier = torch.arange(AST_TAPS).sub(1).clamp(min=0)  # the first sample is its own predecessor
+        filters = mel_filters(bins, bands, 20.0, mel_scale="kaldi", triangularize_in_mel_space=True)
+        first, last = needed_bins(filters)
         self.spectrum = Spectrum(
             fft=AST_FFT,
             taps=AST_TAPS,
             hop=HOP,
-            first=0,
-            last=bins - 1,
+            first=first,
+            last=last,
             periodic=False,
             before=centred - 0.97 * centred[earlier],
         )
-        filters = mel_filters(bins, bands, 20.0, mel_scale="kaldi", triangularize_in_mel_space=True)
-        self.register_buffer("mel", filters, persistent=False)
+        self.register_buffer("mel", filters[first : last + 1], persistent=False)
 
     def forward(self, pcm: Tensor) -> Tensor:
         with torch.autocast(pcm.device.type, enabled=False):

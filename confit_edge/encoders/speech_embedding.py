@@ -74,7 +74,8 @@ class ClippedLeakyReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return _InPlace.apply(x)
-        return functional.leaky_relu(x, 0.2).clamp(min=-0.4)
+        # clipped first, as it is in training: int8 then clips for nothing, by the end of its range
+        return functional.leaky_relu(x.clamp(min=-2.0), 0.2)
 
 
 class DropMelAxis(nn.Module):
@@ -147,9 +148,9 @@ class SpeechEmbedding(Encoder):
             [normalise(self.frames(part[None])[0].unfold(0, self.pool_hops, 1).mean(dim=2)) for part in parts]
         )
 
-    def streaming_layers(self) -> list[nn.Module]:
-        """The whole way from `[streams, 1, samples]` to pooled frames `[streams, 96, hops]`, for exact streaming."""
-        return [self.spectrum, self.front_end, *self.layers, DropMelAxis(), nn.AvgPool1d(self.pool_hops, stride=1)]
+    def streaming_layers(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        pooling = nn.AvgPool1d(self.pool_hops, stride=1)
+        return [self.spectrum, self.front_end], [*self.layers, DropMelAxis(), pooling]
 
     def blocks(self) -> list[list[nn.Module]]:
         """One block of convolutions between two poolings; the last projection is its own."""

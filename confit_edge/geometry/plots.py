@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
+FEW = 10  # clips: UMAP and t-SNE place each by its neighbours
 INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen": "#9aa5b1"}
 
 
@@ -74,11 +75,11 @@ def embedding_maps(
 ) -> str:
     """Maps in two dimensions of embeddings `[clips, dim]`, side by side, coloured by class; says how they were made.
 
-    By UMAP where umap-learn is installed, else by t-SNE.
+    By UMAP where umap-learn is installed, else by t-SNE; by PCA where there are too few clips for neighbours to tell.
     """
     figure, row = plt.subplots(1, len(maps), figsize=(6 * len(maps), 5.5), squeeze=False)
     colours = plt.get_cmap("turbo")(np.linspace(0.03, 0.97, len(classes)))
-    method = "UMAP" if importlib.util.find_spec("umap") else "t-SNE"
+    method = "PCA" if len(labels) < FEW else "UMAP" if importlib.util.find_spec("umap") else "t-SNE"
     for axes, (title, embeddings) in zip(row[0], maps.items(), strict=True):
         points = _flattened(embeddings, method, seed)
         axes.scatter(points[:, 0], points[:, 1], s=9, color=colours[labels])
@@ -99,6 +100,10 @@ def embedding_maps(
 
 def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
     """Points `[clips, 2]`."""
+    if method == "PCA":
+        from sklearn.decomposition import PCA
+
+        return PCA(2).fit_transform(embeddings)
     if method == "UMAP":
         from umap import UMAP
 
@@ -122,6 +127,27 @@ def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel=f"{split} accuracy (%), 95 % interval", title="Probes on the frozen encoder")
     axes.grid(alpha=0.25, axis="x")
+    _save(figure, path)
+
+
+def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> None:
+    """False accepts an hour, with their interval, against false rejects; without clips, against the margin."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    with_clips = "frr" in curve[0]
+    rates = [
+        max(point["fa_per_hour"], point["fa_high"] / 10) for point in curve
+    ]  # none at all has no place on a log axis
+    upper = [point["fa_high"] for point in curve]
+    heights = [100 * point["frr"] if with_clips else point["margin"] for point in curve]
+    axes.plot(rates, heights, color=COLOURS["pairtune"], lw=1.8, label="measured")
+    axes.plot(upper, heights, color=COLOURS["frozen"], lw=1.2, ls="--", label="upper bound of the same count")
+    axes.axvline(report["fa_per_hour_bound"], color=COLOURS["finetune"], lw=1, label="promised at the most")
+    if with_clips:
+        axes.axhline(100 * report["frr"], color=COLOURS["finetune"], lw=1, ls=":")
+    axes.set(xscale="log", xlabel="false accepts an hour, all labels together", title=f"Detection of {report['model']}")
+    axes.set_ylabel("false rejects (% of clips)" if with_clips else "margin above each label's own level (log odds)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
     _save(figure, path)
 
 

@@ -71,6 +71,9 @@ class Recipe:
     lr: tuple[float, ...] = (5e-4,)  # of the encoder; several are tried on validation
     head_lr: float = 2e-3
     weight_decay: float = 0.01
+    averaging: float = (
+        0.0  # the weights of the last so much of the training are averaged (0: those of one epoch are kept)
+    )
     search_epochs: int = 3
     lr_decay: float = 1.0  # each layer of the encoder learns at this share of the rate of the layer above it
     freeze: str = "none"  # of the encoder: none, features, a number of layers, or all
@@ -95,7 +98,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
+            check_type(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
         at_least = {
             "seed": 0, "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1,
             "search_epochs": 1, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
@@ -118,6 +121,8 @@ class Recipe:
                 raise UsageError(f"recipe key '{key}' must not be negative, is {getattr(self, key)}")
         if not self.lr or min(self.lr) <= 0:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
+        if not 0 <= self.averaging < 1:
+            raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1, is {self.averaging}")
         if not 0 < self.lr_decay <= 1:
             raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1, is {self.lr_decay}")
         if self.freeze not in ("none", "features", "all") and not re.fullmatch(r"[1-9][0-9]*", self.freeze):
@@ -176,26 +181,32 @@ class Recipe:
     @classmethod
     def from_file(cls, path: Path, **flags: Any) -> Recipe:
         """From a YAML file of keys and values; `flags` given on the command line win."""
-        import yaml
-
-        class Loader(yaml.SafeLoader):
-            """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point."""
-
-        Loader.add_implicit_resolver(
-            "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-        )
-        try:
-            raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(raw, dict):
-            raise UsageError(f"{path}: a recipe is a list of `key: value` lines")
-        return cls.from_dict({**raw, **flags}, str(path))
+        return cls.from_dict({**read_yaml(path), **flags}, str(path))
 
 
-def _check(key: str, hint: Any, value: Any) -> None:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe file. Raises UsageError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point."""
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: a recipe is a list of `key: value` lines")
+    return raw
+
+
+def check_type(key: str, hint: Any, value: Any) -> None:
+    """Raise UsageError where the value of a recipe key is not of its type."""
     options = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         if value not in options:

@@ -23,6 +23,6 @@ def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, batch:
         windows = torch.stack([centred(torch.tensor(clips[row]), encoder.window) for row in rows])
         out[rows] = encoder(windows.to(device)).cpu().numpy()
     for row in set(range(len(clips))) - set(short):
-        mean = encoder.rows(torch.tensor(clips[row]).to(device), batch).mean(dim=0)
+        mean = encoder.rows(torch.tensor(clips[row]).to(device), batch).mean(dim=0).float()
         out[row] = torch.nn.functional.normalize(mean, dim=0).cpu().numpy()
     return out

@@ -20,6 +20,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.curves import Curves
+from confit_edge.pairtune.distill import Teaching, TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.machine import pick_precision
@@ -50,13 +51,14 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     watch: Watcher | None = None,
+    teaching: TeachingRun | None = None,
 ) -> Trained | None:
     """Train and write the run `out`; None when `resume` finds it finished already.
 
     A training that is killed loses at most the epoch it was in: the same call with `resume=True` ends with the same
     weights as an undisturbed one. Where a launcher started several processes, all of them train and probe, and the first
-    writes and tells `watch`. `tensorboard` also writes curves into the run. Raises UsageError when `out` holds something
-    else.
+    writes and tells `watch`. `tensorboard` also writes curves into the run. With `teaching` the encoder is its student.
+    Raises UsageError when `out` holds something else.
     """
     ranks = join(recipe.device)
     device, watch = ranks.device, watch if ranks.main else None
@@ -75,10 +77,13 @@ def train(
     if watch:
         for problem in corpus.problems:
             watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
+    if teaching:
+        teaching.refuse_other(corpus)
     started = {
         "recipe": recipe.to_dict(),
         "manifest": str(manifest.resolve()),
         "fingerprint": corpus.fingerprint,
+        "distilled": teaching.about if teaching else None,
     }
     beginning = out / "started.json"
     if resume and beginning.is_file():
@@ -98,6 +103,7 @@ def train(
             checkpoint=out / runs.CHECKPOINT,
             name=out.name,
             watch=curves or watch,
+            teaching=teaching,
         )
     if ranks.main:
         save(trained, corpus, out, device)
@@ -123,12 +129,22 @@ def train_corpus(
     name: str,
     checkpoint: Path | None = None,
     watch: Watcher | None = None,
+    teaching: TeachingRun | None = None,
 ) -> Trained:
     """The same on a corpus in memory, writing nothing but the checkpoint."""
     encoder.to(device)
     baseline = dual_probe(encoder, corpus, recipe, device) if recipe.frozen_baseline else None
-    lr = choose_lr(encoder, corpus, recipe, watch)
-    fitted = fit(encoder, corpus, recipe, lr=lr, epochs=recipe.epochs, checkpoint_path=checkpoint, watch=watch)
+    lr = choose_lr(encoder, corpus, recipe, watch, teaching)
+    fitted = fit(
+        encoder,
+        corpus,
+        recipe,
+        lr=lr,
+        epochs=recipe.epochs,
+        checkpoint_path=checkpoint,
+        watch=watch,
+        teaching=teaching,
+    )
     if watch:
         watch({"stage": "probe"})
     probes = dual_probe(encoder, corpus, recipe, device)
@@ -139,6 +155,8 @@ def train_corpus(
     }
     if baseline:
         metrics["frozen"] = baseline.metrics
+    if teaching:
+        metrics["teacher"] = teaching.metrics
     if isinstance(fitted.objective, FineTune):
         head, test = head_probe(fitted.objective), probes.test_embeddings
         val = embed_clips(encoder, corpus.val.pcm, device)
@@ -156,12 +174,15 @@ def train_corpus(
         lr=lr,
         best_epoch=fitted.best_epoch + 1,
         data=describe_data(manifest, corpus),
+        distilled=teaching.about if teaching else None,
         versions=runs.versions(),
     )
     return Trained(info, encoder, fitted, probes, baseline, metrics)
 
 
-def choose_lr(encoder: Encoder, corpus: Corpus, recipe: Recipe, watch: Watcher | None = None) -> float:
+def choose_lr(
+    encoder: Encoder, corpus: Corpus, recipe: Recipe, watch: Watcher | None = None, teaching: Teaching | None = None
+) -> float:
     """The encoder's learning rate: the recipe's only one, or of several the one best on validation after short trainings.
 
     One that diverges is left out. Raises DivergedError when all do.
@@ -171,7 +192,7 @@ def choose_lr(encoder: Encoder, corpus: Corpus, recipe: Recipe, watch: Watcher |
     results: dict[float, float] = {}
     for lr in recipe.lr:
         try:
-            fitted = fit(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=recipe.search_epochs)
+            fitted = fit(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=recipe.search_epochs, teaching=teaching)
         except DivergedError:
             if not results and lr == recipe.lr[-1]:
                 raise
@@ -236,6 +257,8 @@ def refuse_other_training(beginning: Path, started: dict[str, Any]) -> None:
     changed = [key for key, value in started["recipe"].items() if before["recipe"].get(key) != value]
     if before["fingerprint"] != started["fingerprint"]:
         changed.append("the data")
+    if before.get("distilled") != started["distilled"]:
+        changed.append("the teacher or what it teaches from")
     if changed:
         raise UsageError(
             f"{beginning.parent}: --resume needs the same training, but these differ: {', '.join(changed)}"

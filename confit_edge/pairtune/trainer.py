@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
@@ -20,6 +22,7 @@ from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import SILENCE, SpeechEmbedding
 from confit_edge.pairtune import checkpoint
 from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.distill import Distil, Teaching
 from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
 from confit_edge.pairtune.items import ahead, epoch_batches, make_augmenter, training_items
@@ -28,6 +31,8 @@ from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality
 from confit_runtime.errors import ConfitError, UsageError
+
+START_WINDOWS = 256  # that a student's map into its teacher's space begins with
 
 Watcher = Callable[[dict[str, Any]], None]
 
@@ -56,10 +61,13 @@ class Progress:
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, row: dict[str, float], modules: dict[str, nn.Module]) -> None:
-        """Of equally good epochs the last is kept: it has learnt more of what validation does not show."""
+    def add(self, row: dict[str, float], modules: dict[str, nn.Module], averaged: bool) -> None:
+        """Of equally good epochs the last is kept: it has learnt more of what validation does not show.
+
+        Of `averaged` weights always the last: they stand on the most, and validation seldom tells averages apart.
+        """
         self.history.append(row)
-        if quality(row) >= max(map(quality, self.history)):
+        if averaged or quality(row) >= max(map(quality, self.history)):
             self.best_epoch = len(self.history) - 1
             self.best = {
                 f"{name}.{key}": value.detach().cpu().clone()
@@ -82,18 +90,23 @@ def fit(
     epochs: int,
     checkpoint_path: Path | None = None,
     watch: Watcher | None = None,
+    teaching: Teaching | None = None,
 ) -> Fitted:
-    """Train `encoder` in place; it ends with the weights of the epoch that was best on validation.
+    """Train `encoder` in place; it ends with the weights of the epoch that was best on validation, or with their average.
+
+    With the recipe's `averaging` that is the mean over the steps of the last so much of the training, at half the peak
+    rate (Izmailov et al. 2018, arXiv 1803.05407): a flatter place, which other speakers and rooms move less.
 
     A row of history per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
     fine-tuning, and the miner's statistics for PairTune. After `patience` epochs without a gain on validation the
     training ends early. With `checkpoint_path`, each epoch is saved there and a training found there goes on. `watch`
-    is told of every batch. Under a launcher of several processes every one of them calls this, with the same arguments;
-    all end with the same weights.
+    is told of every batch. With `teaching` the encoder is a student, and the loss is the teaching's. Under a launcher of
+    several processes every one of them calls this, with the same arguments; all end with the same weights.
     """
     ranks = join(recipe.device)
     torch.manual_seed(recipe.seed)
-    objective = make_objective(recipe, encoder.dim, len(corpus.classes), corpus.multi_label)
+    make = teaching.objective if teaching else make_objective
+    objective = make(recipe, encoder.dim, len(corpus.classes), corpus.multi_label)
     encoder.to(ranks.device)
     objective.to(ranks.device)
     if recipe.spec_augment:
@@ -101,7 +114,8 @@ def fit(
             raise UsageError(f"recipe key 'spec_augment' is for speech-embedding, not for {encoder.family}")
         encoder.mask = SpecAugment(floor=SILENCE)
     with adapted(encoder, recipe.lora_rank), frozen(encoder, recipe.freeze) as still:
-        training = Training(encoder, objective, corpus, recipe, lr, epochs, ranks, still, watch if ranks.main else None)
+        tell = watch if ranks.main else None
+        training = Training(encoder, objective, corpus, recipe, lr, epochs, ranks, still, tell, teaching)
         return training.run(checkpoint_path)
 
 
@@ -123,11 +137,15 @@ class Training:
         ranks: Ranks,
         still: list[nn.Module],
         watch: Watcher | None,
+        teaching: Teaching | None,
     ) -> None:
+        self.teaching = teaching
         self.encoder, self.objective, self.corpus, self.recipe = encoder, objective, corpus, recipe
         self.lr, self.epochs, self.ranks, self.still = lr, epochs, ranks, still
         self.tell: Watcher = watch or (lambda event: None)
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
+        self.together = nn.ModuleDict(self.modules)
+        self.average = AveragedModel(self.together, use_buffers=True) if recipe.averaging else None
         self.optimiser = make_optimiser(encoder, objective, recipe, lr)
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
@@ -159,28 +177,53 @@ class Training:
                 self.tell({"stage": "note", "text": text})
                 break
             row = self._epoch(epoch)
-            checked = self.ranks.agree(self.validate(self.encoder, self.objective) if self.ranks.main else None)
+            judged, averaged = self._judged()
+            checked = self.ranks.agree(self.validate(*judged.values()) if self.ranks.main else None)
             if checked is None:
                 raise DivergedError("the embeddings are no longer finite", epoch + 1, self.lr)
-            so_far.add(row | checked, self.modules)
+            so_far.add(row | checked, judged, averaged)
             if checkpoint_path and self.ranks.main:
                 plain = {"history": so_far.history, "best_epoch": so_far.best_epoch}
-                checkpoint.save(checkpoint_path, self.modules, self.optimiser, plain, so_far.best)
+                checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.best)
             self.tell({"stage": "epoch", "epochs": self.epochs, **so_far.history[-1]})
         for name, module in self.modules.items():
             prefix = f"{name}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in so_far.best.items() if k.startswith(prefix)})
         return Fitted(self.objective, so_far.history, so_far.best_epoch)
 
+    def _judged(self) -> tuple[dict[str, Any], bool]:
+        """Encoder and objective as they would be kept now, and whether those are averages."""
+        if self.average is None or not self.average.n_averaged:
+            return self.modules, False
+        return dict(self.average.module.named_children()), True
+
+    def _kept(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds beside the optimiser."""
+        return self.modules | ({"average": self.average} if self.average else {})
+
     def _start(self, checkpoint_path: Path | None) -> Progress:
         if checkpoint_path and checkpoint_path.is_file():
-            plain, best = checkpoint.restore(checkpoint_path, self.modules, self.optimiser)
+            plain, best = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser)
             self.ranks.wait()  # all have read it before the first replaces or removes it
             return Progress(plain["history"], plain["best_epoch"], best)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
+        if isinstance(self.objective, Distil):
+            self._start_map(self.objective)
         self.ranks.start_alike(self.modules.values())
         return Progress()
+
+    def _start_map(self, objective: Distil) -> None:
+        """From the windows of the first epochs, as many as a regression needs."""
+        pcm, targets = [], []
+        for epoch in range(START_WINDOWS):
+            for windows, beside in self._windows(epoch):
+                pcm.append(windows)
+                targets.append(beside[self.ranks.share(len(beside))])
+                if sum(map(len, pcm)) >= START_WINDOWS:
+                    device = self.ranks.device
+                    objective.start(self.encoder, torch.cat(pcm).to(device), torch.cat(targets).to(device))
+                    return
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         self._train_mode()
@@ -215,8 +258,11 @@ class Training:
         rng = np.random.default_rng([self.recipe.seed, epoch, 1])
         pinned = self.ranks.device.type == "cuda"
         for chosen in epoch_batches(self.clips, self.corpus, self.recipe, epoch):
-            pcm = self.augment([self.clips.pcm[index] for index in chosen], rng)[self.ranks.share(len(chosen))]
-            tensors = torch.from_numpy(pcm), torch.from_numpy(self.clips.targets[chosen])
+            pcm = self.augment([self.clips.pcm[index] for index in chosen], rng)
+            targets: npt.NDArray[Any] = self.clips.targets[chosen]
+            if self.teaching:
+                pcm, targets = self.teaching.extend(pcm, targets, self.augment, self.recipe, self.ranks.device, rng)
+            tensors = torch.from_numpy(pcm[self.ranks.share(len(pcm))]), torch.from_numpy(targets)
             yield (tensors[0].pin_memory(), tensors[1].pin_memory()) if pinned else tensors
 
     def _backward(self, pcm: Tensor, targets: Tensor, together: int) -> dict[str, float]:
@@ -230,7 +276,10 @@ class Training:
 
     def _step(self, step: int) -> None:
         self.ranks.average_gradients(self.parameters)
-        rate = cosine_schedule(step, self.epochs * self.steps)
+        steps, averaging = self.epochs * self.steps, self.recipe.averaging
+        rate = cosine_schedule(step, steps, averaging)
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
         self.optimiser.step()
+        if self.average and step >= (1 - averaging) * steps:
+            self.average.update_parameters(self.together)

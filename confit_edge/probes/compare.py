@@ -31,7 +31,7 @@ class Subject:
     """An encoder to be judged: of a run, or frozen as it was before training."""
 
     name: str
-    objective: str  # "frozen", "pairtune" or "finetune"
+    objective: str  # "frozen", "pairtune", "finetune" or "distill"
     encoder: Encoder
     start: str | None = None  # of a run: the name of the subject it started from
     head: LinearProbe | None = None  # vanilla fine-tuning's own
@@ -99,7 +99,8 @@ def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
             encoder = pretrained(run.recipe.encoder, run.recipe.window, **run.recipe.encoder_options())
             starts[start] = Subject(start, "frozen", encoder.eval())
         own = corpora[run.encoder.sample_rate].classes == run.info.classes
-        trained.append(Subject(name, run.recipe.objective, run.encoder, start, own_head(run) if own else None))
+        objective = "distill" if run.info.distilled else run.recipe.objective
+        trained.append(Subject(name, objective, run.encoder, start, own_head(run) if own else None))
     return [*starts.values(), *trained]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.corpus import Corpus
-from confit_runtime.gallery import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Matcher
+from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Matcher, likeness
 
 Floats = npt.NDArray[np.float32]
 
@@ -29,7 +29,7 @@ def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
 def enrollment_prior(
     val: Floats, val_labels: npt.NDArray[np.int64], cohort: Floats, cohort_labels: npt.NDArray[np.int64], seed: int
 ) -> dict[str, float]:
-    """The similarity that only one stranger in a hundred reaches, among validation clips.
+    """The similarity that only one stranger in a hundred reaches, among validation clips, and how alike prints are.
 
     Each validation class in turn is enrolled from three clips, and clips of every other class try to pass for it, with
     both classes taken out of the cohort, as if neither had been known at training. `val [clips, dim]` and
@@ -38,19 +38,46 @@ def enrollment_prior(
     """
     rng = np.random.default_rng([seed, 5])
     strangers: list[float] = []
+    alike: list[float] = []
     for enrolled in np.unique(val_labels):
         members = np.flatnonzero(val_labels == enrolled)
         prints = val[rng.choice(members, min(ENROLLED, len(members)), replace=False)]
         others = np.flatnonzero(val_labels != enrolled)
+        alike += [likeness(prints)] if len(prints) > 1 else []
         for row in rng.choice(others, min(60, len(others)), replace=False):
             rest = cohort[(cohort_labels != enrolled) & (cohort_labels != val_labels[row])]
-            matcher = Matcher(["enrolled"], [0] * len(prints), prints, rest, threshold=-1.0, margin=0.0)
-            match = matcher.match(val[row])
-            strangers.append(match.score if match.name else 0.0)
+            strangers.append(_passes(prints, rest, val[row]))
+    return _levels(strangers, alike)
+
+
+def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]:
+    """The same from `voices`: a name's utterances `[n, dim]`, of people who are in no cohort.
+
+    Each voice in turn is enrolled from its first three, and the later ones of everybody else try to pass for it.
+    """
+    strangers = [
+        _passes(utterances[:ENROLLED], cohort, row)
+        for name, utterances in voices.items()
+        for other, rows in voices.items()
+        if other != name
+        for row in rows[ENROLLED:]
+    ]
+    return _levels(strangers, [likeness(utterances[:ENROLLED]) for utterances in voices.values()])
+
+
+def _passes(prints: Floats, cohort: Floats, stranger: Floats) -> float:
+    """What a stranger scores for a name with these prints; 0 where no threshold would let it pass."""
+    matcher = Matcher(["enrolled"], [0] * len(prints), prints, cohort, levels=Levels(threshold=-1.0, margin=0.0))
+    match = matcher.match(stranger)
+    return match.score if match.name else 0.0
+
+
+def _levels(strangers: list[float], alike: list[float]) -> dict[str, float]:
     threshold = float(np.quantile(strangers, 1 - FALSE_ACCEPT_RATE)) if strangers else DEFAULT_THRESHOLD
     return {
         "threshold": round(max(0.2, threshold), 4),
         "margin": DEFAULT_MARGIN,
+        **({"genuine": round(float(np.mean(alike)), 4)} if alike else {}),
         "false_accept_rate": FALSE_ACCEPT_RATE,
         "trials": len(strangers),
     }

@@ -12,12 +12,13 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
+from torch.onnx import symbolic_helper
 
-from confit_edge.encoders.base import Encoder, normalise
-from confit_edge.encoders.speech_embedding import SpeechEmbedding
+from confit_edge.encoders.base import Encoder
 from confit_edge.probes.linear import LinearProbe
+from confit_export.basis import compute_basis_at_load
+from confit_export.rewrite import pool_before_activation
 from confit_export.streaming import StreamingStack
-from confit_runtime.errors import ConfitError
 
 OPSET = 17
 
@@ -34,7 +35,9 @@ class Head(nn.Module):
             self.linear.bias.copy_(torch.from_numpy(probe.bias))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = normalise(pooled)
+        # `confit_edge.encoders.base.normalise`, in fewer nodes than torch's function leaves
+        centred = pooled - pooled.mean(dim=-1, keepdim=True)
+        embedding = centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         logits = self.linear(embedding)
         return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)), embedding
 
@@ -42,14 +45,15 @@ class Head(nn.Module):
 class StreamingModel(nn.Module):
     """The whole model with carried state; takes any multiple of `hop` samples."""
 
-    def __init__(self, encoder: SpeechEmbedding, probe: LinearProbe) -> None:
+    def __init__(self, encoder: Encoder, probe: LinearProbe) -> None:
         super().__init__()
-        self.stack = StreamingStack(encoder.streaming_layers())
+        front_end, layers = encoder.streaming_layers()
+        self.stack = StreamingStack([*front_end, *layers])
         self.head = Head(probe)
         shapes = self.stack.state_shapes(torch.zeros(1, 1, encoder.hop))
         self.state = {f"state_{index:02d}": shape for index, shape in enumerate(shapes)}
         # the spectrum and the mel bands are measurements, not features: they and the head stay in fp32
-        self.fp32_scopes = ("/stack/layers.0/", "/stack/layers.1/", "/head/")
+        self.fp32_scopes = (*(f"/stack/layers.{at}/" for at in range(len(front_end))), "/head/")
 
     def forward(self, pcm: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         pooled, following = self.stack(pcm[:, None], list(states))
@@ -64,7 +68,7 @@ class WindowedModel(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, Head(probe)
         self.state: dict[str, list[int]] = {}
-        self.fp32_scopes = ("/encoder/front_end/", "/head/")
+        self.fp32_scopes = ("/front_end/", "/encoder/front_end/", "/head/")
 
     def forward(self, pcm: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.head(self.encoder.pooled(pcm)[:, None]))
@@ -72,9 +76,7 @@ class WindowedModel(nn.Module):
 
 def assemble(encoder: Encoder, probe: LinearProbe) -> StreamingModel | WindowedModel:
     """The export form of a frozen encoder with its linear probe."""
-    if isinstance(encoder, SpeechEmbedding):
-        return StreamingModel(encoder, probe).eval()
-    return WindowedModel(encoder, probe).eval()
+    return (StreamingModel if encoder.streaming else WindowedModel)(encoder, probe).eval()
 
 
 def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.ndarray) -> onnx.ModelProto:
@@ -90,6 +92,7 @@ def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.
         axes["scores"][1] = axes["embedding"][1] = "hops"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the TorchScript exporter announces its own retirement on each call
+        torch.onnx.utils.register_custom_op_symbolic("aten::repeat_interleave", _repeat_interleave, OPSET)
         torch.onnx.export(
             model,
             (torch.zeros(2, samples), *states),
@@ -102,10 +105,24 @@ def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.
         )
         graph_model = onnx.load(Path(folder) / "model.onnx")
     _constants_to_initializers(graph_model.graph)
+    compute_basis_at_load(graph_model.graph, model)
+    pool_before_activation(graph_model.graph)
     _add_cohort(graph_model, cohort.astype(np.float32))
     graph_model.producer_name, graph_model.producer_version = "confit-edge", ""
     onnx.checker.check_model(graph_model)
     return graph_model
+
+
+@symbolic_helper.parse_args("v", "i", "i", "none")
+def _repeat_interleave(graph: Any, values: Any, repeats: int, axis: int, size: None = None) -> Any:
+    """Each entry of the last axis `repeats` times in a row, as rotary positions have it: torch's own form of it needs
+    every tensor's rank, and fails on Moonshine's."""
+    rank = values.type().dim()
+    assert axis % rank == rank - 1, "only the last axis is repeated by an encoder here"
+    one = graph.op("Constant", value_t=torch.tensor([rank]))
+    times = graph.op("Constant", value_t=torch.tensor([1] * rank + [repeats]))
+    tiled = graph.op("Tile", graph.op("Unsqueeze", values, one), times)
+    return graph.op("Reshape", tiled, graph.op("Constant", value_t=torch.tensor([0] * (rank - 1) + [-1])))
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
@@ -125,14 +142,29 @@ def _add_cohort(model: onnx.ModelProto, cohort: np.ndarray) -> None:
     graph.output.append(helper.make_tensor_value_info("cohort", onnx.TensorProto.FLOAT, list(cohort.shape)))
 
 
+def state_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """The shape of each state that a graph takes, without the streams axis; empty for a windowed model."""
+    return {
+        entry.name: [size.dim_value for size in entry.type.tensor_type.shape.dim[1:]]
+        for entry in model.graph.input
+        if entry.name != "pcm"
+    }
+
+
 def ancestors(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The nodes and initializers that an output depends on, in graph order."""
-    wanted, nodes = {output}, []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            nodes.append(node)
-    return nodes[::-1], [tensor for tensor in graph.initializer if tensor.name in wanted]
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    wanted, found, waiting = {output}, set(), [output]
+    while waiting:  # a quantised graph's nodes are in no order
+        index = makers.get(waiting.pop())
+        if index is not None and index not in found:
+            found.add(index)
+            names = set(graph.node[index].input) - wanted
+            wanted |= names
+            waiting += names
+    return [graph.node[index] for index in sorted(found)], [
+        tensor for tensor in graph.initializer if tensor.name in wanted
+    ]
 
 
 def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, int]:
@@ -150,6 +182,8 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     present = {output.name for output in probe.graph.output}
     wanted = [node.output[0] for node in counted]
     wanted += [node.input[0] for node in counted if node.op_type == "MatMul"]
+    # a weight may be computed: dequantised, or a DFT basis made at load
+    wanted += [node.input[1] for node in counted if node.op_type != "MatMul" and node.input[1] not in weights]
     inputs = {entry.name for entry in probe.graph.input}
     for name in dict.fromkeys(wanted):
         if name not in present and name not in inputs:
@@ -168,22 +202,7 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     for node in counted:
         out = int(np.prod(shapes[node.output[0]]))
         if node.op_type == "Conv":
-            weight = _weight_shape(probe.graph, node.input[1], weights)
-            total[node.name] = out * int(np.prod(weight[1:]))
+            total[node.name] = out * int(np.prod(shapes[node.input[1]][1:]))
         else:
-            total[node.name] = out * int(
-                shapes[node.input[0]][-1]
-                if node.op_type == "MatMul"
-                else _weight_shape(probe.graph, node.input[1], weights)[-1]
-            )
+            total[node.name] = out * int(shapes[node.input[0 if node.op_type == "MatMul" else 1]][-1])
     return total
-
-
-def _weight_shape(graph: onnx.GraphProto, name: str, weights: dict[str, list[int]]) -> list[int]:
-    """A weight's shape, through the DequantizeLinear of a quantised graph."""
-    if name in weights:
-        return weights[name]
-    for node in graph.node:
-        if name in node.output and node.input and node.input[0] in weights:
-            return weights[node.input[0]]
-    raise ConfitError(f"the graph computes the weight {name!r}: its multiply-adds cannot be counted")

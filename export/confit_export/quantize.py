@@ -1,65 +1,258 @@
-"""Static int8 in QDQ form: ranges from training clips, front end and head left in fp32."""
+"""Schemes of quantisation: an fp32 graph becomes a smaller one, with the front end and the head left as they are."""
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
-Feed = dict[str, npt.NDArray[np.float32]]
+from confit_export.calibration import Calibration, Feed, quiet, tensor_ranges
+from confit_export.targets import Target, preset
+
+Scheme = Literal["static", "dynamic", "weight-only", "fp16"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+
+PRECISION = {"static": "int8", "dynamic": "int8", "weight-only": "int8 weights", "fp16": "fp16 weights"}
+LAYERS = ("Conv", "MatMul", "Gemm")
+CARRIERS = ("Clip", "Concat", "LeakyRelu", "MaxPool", "Relu", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+WEIGHTS_OF = {"Conv": (1,), "MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2), "GRU": (1, 2)}
 
 
-def quantize_static(model: onnx.ModelProto, feeds: list[Feed], fp32_scopes: tuple[str, ...]) -> onnx.ModelProto:
-    """The model with the encoder's convolutions and matrix products in int8: activations uint8 per tensor, weights int8
-    per channel.
+@dataclass(frozen=True)
+class Quantizer:
+    """Quantises one fp32 graph, with ranges measured once, as often as the search for its layers needs."""
 
-    Ranges are the extremes over `feeds`. Scales are fixed, so a result depends neither on its neighbours in a batch nor
-    on how a stream is chopped. Nodes whose name begins with one of `fp32_scopes` stay as they are, and so do products
-    of two activations (attention), which have no weights to shrink.
+    fp32: onnx.ModelProto
+    scheme: Scheme
+    target: Target
+    calibration: Calibration
+    feeds: list[Feed]
+    layers: tuple[str, ...]  # names of all nodes that the scheme can quantise, in graph order
+    ranges: Any  # onnxruntime's TensorsData; None for schemes that need none
+
+    @classmethod
+    def of(
+        cls,
+        fp32: onnx.ModelProto,
+        scheme: Scheme,
+        target: Target,
+        fp32_scopes: tuple[str, ...],
+        feeds: list[Feed],
+        calibration: Calibration,
+    ) -> Quantizer:
+        """`feeds` are inputs of the graph; nodes whose name begins with one of `fp32_scopes` stay as they are."""
+        ranges = None
+        if scheme in ("static", "dynamic"):
+            ranges = tensor_ranges(fp32, feeds, calibration, [*LAYERS, *CARRIERS])
+        layers = quantisable(fp32, scheme, fp32_scopes)
+        return cls(fp32, scheme, target, calibration, feeds, layers, ranges)
+
+    def __call__(self, layers: Collection[str]) -> onnx.ModelProto:
+        """The graph with `layers` quantised and all else in fp32."""
+        if not layers:
+            return _copy(self.fp32)
+        if self.scheme == "static":
+            made = _static(self.fp32, self.ranges, layers, self.target)
+        elif self.scheme == "dynamic":
+            made = _dynamic(self.fp32, self.ranges, layers, self.target)
+        else:
+            made = _stored(self.fp32, layers, half=self.scheme == "fp16")
+        made.producer_name, made.producer_version = self.fp32.producer_name, self.fp32.producer_version
+        del made.metadata_props[:]
+        return made
+
+
+def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, ...]) -> tuple[str, ...]:
+    """The nodes with weights of their own that a scheme can quantise.
+
+    Products of two activations (attention) have no weights to shrink. Recurrent layers have no static int8 kernel:
+    the other schemes take them. A layer that takes sound itself keeps it in fp32: 8 bits over the loudest sample leave
+    nothing of a quiet one.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static as ort_quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds: Iterator[Feed] = iter(feeds)
-
-        def get_next(self) -> Feed | None:
-            return next(self.feeds, None)
-
+    kinds = LAYERS if scheme == "static" else tuple(WEIGHTS_OF)
     weights = {tensor.name for tensor in model.graph.initializer}
-    chosen = [
+    sound = _sound(model) if scheme in ("static", "dynamic") else set()
+    return tuple(
         node.name
         for node in model.graph.node
-        if node.op_type in ("Conv", "MatMul", "Gemm")
+        if node.op_type in kinds
         and node.input[1] in weights
         and not node.name.startswith(fp32_scopes)
-    ]
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends its own pre-processing on every call
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-            onnx.save(model, source)
-            with np.errstate(invalid="ignore"):  # it also takes the range of masks of -inf, which stay as they are
-                ort_quantize_static(
-                    str(source),
-                    str(target),
-                    Reader(),
-                    quant_format=QuantFormat.QDQ,
-                    nodes_to_quantize=chosen,
-                    per_channel=True,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                )
-            quantized = onnx.load(target)
-    finally:
-        logging.getLogger().setLevel(level)
-    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
-    del quantized.metadata_props[:]
-    return quantized
+        and node.input[0] not in sound
+    )
+
+
+def _sound(model: onnx.ModelProto) -> set[str]:
+    """The input PCM, and what is made of it before any layer."""
+    found = {"pcm"}
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTS_OF and found.intersection(node.input):
+            found.update(node.output)
+    return found
+
+
+def carriers(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
+    """The nodes between quantised layers that only move, clip or compare values, and so can stay in int8 as well.
+
+    Such a node takes what a layer or another carrier gives (and, when it joins, what a stream's state gives), and leads
+    to a layer: else a value would be quantised for nothing.
+    """
+    nodes = {node.name: node for node in model.graph.node}
+    given = {output for name in layers for output in nodes[name].output}
+    states = {entry.name for entry in model.graph.input if entry.name != "pcm"}
+    found: list[str] = []
+    for node in model.graph.node:
+        data = list(node.input) if node.op_type == "Concat" else list(node.input[:1])
+        if node.op_type in CARRIERS and given.intersection(data) and not set(data) - given - states:
+            found.append(node.name)
+            given.update(node.output)
+    taken = {nodes[name].input[0] for name in layers}
+    kept: list[str] = []
+    for name in reversed(found):
+        node = nodes[name]
+        leads = taken.intersection(node.output)
+        if leads or (node.op_type == "Slice" and taken.intersection(node.input[:1])):
+            kept.append(name)
+            taken.update(node.input if leads else ())
+    return kept[::-1]
+
+
+def shared_ranges(model: onnx.ModelProto, ranges: Any, carried: list[str]) -> Any:
+    """`ranges` with one range for what a carrier only moves, and with what a carrier clips cut off before it.
+
+    A value that waits in a stream's state must round as one that was never in it does: else a result would depend on
+    how the stream was chopped. And where a clip follows a layer, perhaps after a pooling, int8 clips for nothing by the
+    end of its range, and no step of it is spent on what is cut off.
+    """
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+    nodes, found = {node.name: node for node in model.graph.node}, dict(ranges.items())
+    uses = Counter(tensor for node in model.graph.node for tensor in node.input)
+    for name in reversed(carried):
+        node = nodes[name]
+        given = list(node.input) if node.op_type == "Concat" else [node.input[0]]
+        if node.op_type in ("LeakyRelu", "Slice"):
+            continue  # one changes values, the other has a range within its input's
+        if node.op_type != "Concat" and uses[given[0]] == 1:
+            found[given[0]] = found[node.output[0]]
+            continue
+        low, high = zip(*(found[tensor].range_value for tensor in [*given, node.output[0]]), strict=True)
+        both = TensorData(lowest=np.float32(min(low)), highest=np.float32(max(high)))
+        found |= dict.fromkeys([*given, node.output[0]], both)
+    return TensorsData(ranges.calibration_method, found)
+
+
+def _static(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target: Target) -> onnx.ModelProto:
+    """Activations uint8 per tensor, weights int8 per channel, in QDQ form: scales are fixed, so a result depends neither
+    on its neighbours in a batch nor on how a stream is chopped."""
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    types, carried = preset(target), carriers(model, layers)
+    with quiet():
+        quantizer = QDQQuantizer(
+            _copy(model),
+            types.per_channel,
+            types.reduce_range,
+            types.weights,
+            types.activations,
+            shared_ranges(model, ranges, carried),
+            [*layers, *carried],
+            [],
+            [*LAYERS, *CARRIERS],
+            {},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    return quantizer.model.model
+
+
+def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target: Target) -> onnx.ModelProto:
+    """Convolutions static; matrix products and recurrent layers with scales taken from each input as it comes.
+
+    A dynamic convolution is slower than fp32 (ConvInteger), so there is none.
+    """
+    from onnxruntime.quantization import quantize_dynamic
+
+    kinds = {node.name: node.op_type for node in model.graph.node}
+    convolutions = [name for name in layers if kinds[name] == "Conv"]
+    others = [name for name in layers if kinds[name] != "Conv"]
+    made = _static(model, ranges, convolutions, target) if convolutions else _copy(model)
+    if not others:
+        return made
+    types = preset(target)
+    del made.graph.value_info[:]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        source, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(made, source)
+        quantize_dynamic(
+            source,
+            out,
+            op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+            nodes_to_quantize=others,
+            per_channel=types.per_channel,
+            reduce_range=types.reduce_range,
+            weight_type=types.weights,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return onnx.load(out)
+
+
+def _stored(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> onnx.ModelProto:
+    """Weights stored in int8 per channel, or in fp16, and computed with in fp32.
+
+    A Cast (and a Mul by the scale) brings them back; onnxruntime folds both when it loads, so they cost nothing per
+    call, and memory nothing less.
+    """
+    made = _copy(model)
+    graph = made.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    wanted: dict[str, int] = {}  # a weight, and the axis of its channels
+    for node in graph.node:
+        if node.name in layers:
+            for place in WEIGHTS_OF[node.op_type]:
+                wanted.setdefault(node.input[place], _channel_axis(node, tensors[node.input[place]]))
+    before: list[onnx.NodeProto] = []
+    for name, axis in wanted.items():
+        values = numpy_helper.to_array(tensors[name])
+        graph.initializer.remove(tensors[name])
+        small, scale = (values.astype(np.float16), None) if half else _int8(values, axis)
+        graph.initializer.append(numpy_helper.from_array(small, f"{name}_stored"))
+        cast = name if scale is None else f"{name}_cast"
+        before.append(helper.make_node("Cast", [f"{name}_stored"], [cast], f"{name}_Cast", to=TensorProto.FLOAT))
+        if scale is not None:
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+            before.append(helper.make_node("Mul", [cast, f"{name}_scale"], [name], f"{name}_Mul"))
+    after = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*before, *after])
+    return made
+
+
+def _int8(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """`values` as int8 and the scale of each channel, of a shape to multiply by."""
+    others = tuple(index for index in range(values.ndim) if index != axis)
+    scale = np.maximum(np.abs(values).max(axis=others, keepdims=True), 1e-12).astype(np.float32) / 127
+    return np.rint(values / scale).astype(np.int8), scale
+
+
+def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
+    """Along which axis of a weight its output channels lie."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type in ("LSTM", "GRU"):
+        return 1
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if transposed else len(weight.dims) - 1
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made

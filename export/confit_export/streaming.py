@@ -1,13 +1,14 @@
-"""Turns a stack of valid convolutions and poolings into its streaming form, exactly.
+"""Turns a stack of causal layers into its streaming form, exactly.
 
-A layer that looks at `span` frames and moves by `stride` needs the last `span - stride` frames of its input again at
-the next call: that is its whole state. A layer that looks at one frame at a time needs none. Anything else is refused
-by name, for a layer that pads or attends over time has no exact streaming form.
+A convolution or pooling that looks at `span` frames and moves by `stride` needs the last `span - stride` frames of its
+input again at the next call; a recurrent layer needs what it remembers. That is the whole state. A layer that looks at
+one frame at a time needs none. Anything else is refused by name, for a layer that pads, attends or takes statistics
+over time has no exact streaming form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,79 +16,159 @@ from torch import Tensor, nn
 
 from confit_runtime.errors import ConfitError
 
-_WINDOWED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 _POINTWISE = (
     nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
     nn.ReLU,
+    nn.ReLU6,
     nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
     nn.GELU,
     nn.SiLU,
+    nn.Mish,
+    nn.Softplus,
     nn.Sigmoid,
     nn.Tanh,
+    nn.Hardtanh,
+    nn.Hardsigmoid,
     nn.Hardswish,
-    nn.ReLU6,
-    nn.Dropout,
+)
+_FRAME_BY_FRAME = (nn.Linear, nn.LayerNorm)  # layers over the last axis, which is where they get the channels
+_REASONS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder), "it attends over all of time"),
+    ((nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), "it takes its statistics over all of time"),
+    ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "it pools over all of time"),
+    ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "it pools over all of time"),
+    ((nn.ConstantPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d), "it pads time"),
 )
 
 
 class StreamingStack(nn.Module):
-    """Runs `layers` on any number of whole hops: `forward(x, states) -> (y, new states)`; time is dimension 2.
+    """Runs `layers` on any number of whole hops: `forward(x, states) -> (y, new states)`; in evaluation mode.
 
-    A module of another class counts as pointwise in time when it says so with `pointwise_in_time = True`.
+    `x` is `[streams, channels, time]`, or `[streams, channels, time, height]` where height may be padded. Containers
+    (`nn.Sequential`) are taken apart. Recurrent layers, `nn.Linear` and `nn.LayerNorm` are made for channels last: they
+    see the frames `[streams, time, channels]` of a three-dimensional `x`. A module of another class counts as
+    pointwise in time when it says so with `pointwise_in_time = True`. Raises ConfitError naming the layer that cannot
+    stream, and why.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.keeps = [_kept_frames(index, layer) for index, layer in enumerate(layers)]
+        named = [entry for index, layer in enumerate(layers) for entry in _leaves(f"{index}", layer)]
+        self.layers = nn.ModuleList(layer for _, layer in named)
+        self.names = [f"layer {name} ({type(layer).__name__})" for name, layer in named]
+        self.keeps = [_kept_frames(name, layer) for name, layer in zip(self.names, self.layers, strict=True)]
+        self.eval()
 
     def forward(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         carried, following = list(states), []
-        for layer, keep in zip(self.layers, self.keeps, strict=True):
-            if keep:
-                x = torch.cat([carried.pop(0), x], dim=2)
-                following.append(x[:, :, -keep:])
-            x = layer(x)
+        for name, layer, keep in zip(self.names, self.layers, self.keeps, strict=True):
+            if isinstance(layer, _RECURRENT):
+                own = [carried.pop(0) for _ in range(_memories(layer))]
+                x, after = _recur(layer, _three(name, x), own)
+                following += after
+            elif isinstance(layer, _FRAME_BY_FRAME) and x.dim() == 3:
+                x = layer(x.transpose(1, 2)).transpose(1, 2)
+            else:
+                if keep:
+                    x = torch.cat([carried.pop(0), x], dim=2)
+                    following.append(x[:, :, -keep:])
+                x = layer(x)
         return x, following
 
     @torch.no_grad()
     def state_shapes(self, example: Tensor) -> list[list[int]]:
         """The shape of each state without the streams axis; `example` is one hop of input `[1, ...]`."""
         shapes: list[list[int]] = []
-        for layer, keep in zip(self.layers, self.keeps, strict=True):
-            if keep:
-                shape = [*example.shape[1:2], keep, *example.shape[3:]]
-                shapes.append(shape)
-                example = torch.cat([torch.zeros(1, *shape), example], dim=2)
-            example = layer(example)
+        for name, layer, keep in zip(self.names, self.layers, self.keeps, strict=True):
+            own: list[list[int]] = []
+            if isinstance(layer, _RECURRENT):
+                own = [[layer.num_layers, layer.hidden_size]] * _memories(layer)
+            elif keep:
+                own = [[example.shape[1], keep, *example.shape[3:]]]
+            alone = StreamingStack([layer])
+            alone.names = [name]
+            example, _ = alone(example, [torch.zeros(1, *shape) for shape in own])
+            shapes += own
         return shapes
 
 
-def _kept_frames(index: int, layer: nn.Module) -> int:
+def _leaves(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of nested containers in order, with where they stand."""
+    if isinstance(layer, nn.Sequential):
+        for inner, child in layer.named_children():
+            yield from _leaves(f"{name}.{inner}", child)
+    else:
+        yield name, layer
+
+
+def _kept_frames(name: str, layer: nn.Module) -> int:
     """How many frames of its input a layer carries to the next call. Raises ConfitError for one that cannot stream."""
-    name = f"layer {index} ({type(layer).__name__})"
-    if isinstance(layer, _POINTWISE) or getattr(layer, "pointwise_in_time", False):
+
+    def refuse(reason: str) -> ConfitError:
+        return ConfitError(f"{name} cannot stream: {reason}")
+
+    if getattr(layer, "pointwise_in_time", False) or isinstance(layer, (*_POINTWISE, nn.Linear)):
         return 0
-    if not isinstance(layer, _WINDOWED):
-        raise ConfitError(
-            f"{name} cannot stream: it is neither pointwise in time nor a convolution or pooling over time"
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        if layer.running_mean is None:
+            raise refuse("it keeps no running statistics, and takes those of the call, over time")
+        return 0
+    if isinstance(layer, nn.LayerNorm):
+        if len(layer.normalized_shape) > 1:
+            raise refuse(f"it normalises over {len(layer.normalized_shape)} axes, time among them; over one it could")
+        return 0
+    if isinstance(layer, _RECURRENT):
+        if layer.bidirectional:
+            raise refuse("it is bidirectional: it also reads time from its end")
+        if not layer.batch_first:
+            raise refuse("its streams come second: make it with batch_first=True")
+        if layer.proj_size:
+            raise refuse("a projected state (proj_size) has no ONNX form")
+        return 0
+    if not isinstance(layer, _CONVOLUTIONS + _POOLINGS):
+        reasons = (reason for kinds, reason in _REASONS if isinstance(layer, kinds))
+        raise refuse(
+            next(reasons, "it is neither pointwise in time nor a recurrent layer, convolution or pooling over time")
         )
     kernel, stride, padding, dilation = (
         _first(getattr(layer, key, default))
         for key, default in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     )
-    if padding not in (0, "valid"):
-        raise ConfitError(
-            f"{name} cannot stream: it pads time by {padding!r}; only unpadded (valid) layers give the same result in parts"
-        )
+    if padding not in (0, "valid") and (padding, kernel) != ("same", 1):
+        raise refuse(f"it pads time by {padding!r}; only unpadded (valid) layers give the same result in parts")
     if getattr(layer, "ceil_mode", False):
-        raise ConfitError(f"{name} cannot stream: ceil_mode pads the end of time")
-    keep = (kernel - 1) * dilation + 1 - stride
-    if keep < 0:
-        raise ConfitError(
-            f"{name} cannot stream: it skips frames (span {(kernel - 1) * dilation + 1} < stride {stride})"
-        )
-    return keep
+        raise refuse("ceil_mode pads the end of time")
+    span = (kernel - 1) * dilation + 1
+    if span < stride:
+        raise refuse(f"it skips frames (span {span} < stride {stride})")
+    return span - stride
+
+
+def _memories(layer: nn.Module) -> int:
+    """How many states a recurrent layer has: an LSTM's hidden state and cell, another's hidden state."""
+    return 2 if isinstance(layer, nn.LSTM) else 1
+
+
+def _recur(layer: Any, x: Tensor, own: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A recurrent layer on `x [streams, channels, time]` from states `[streams, layers, size]`, and the states after."""
+    before = [state.transpose(0, 1).contiguous() for state in own]  # torch has layers before streams
+    y, after = layer(x.transpose(1, 2), tuple(before) if len(before) > 1 else before[0])
+    states = after if isinstance(after, tuple) else (after,)
+    return y.transpose(1, 2), [state.transpose(0, 1) for state in states]
+
+
+def _three(name: str, x: Tensor) -> Tensor:
+    if x.dim() != 3:
+        raise ConfitError(f"{name} cannot stream: it takes [streams, channels, time], and gets {x.dim()} axes")
+    return x
 
 
 def _first(value: Any) -> Any:

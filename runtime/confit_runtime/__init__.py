@@ -1,8 +1,17 @@
 """confit-edge on the device: load a model, stream audio through it, enroll new names. numpy and onnxruntime only."""
 
-from confit_runtime.errors import AudioError, ConfitError, DeviceError, GalleryError, ModelError, UsageError
-from confit_runtime.gallery import Gallery, Match
-from confit_runtime.model import Classification, Detection, Model, Stream, load
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from confit_runtime.asynchronous import listen_async
+    from confit_runtime.errors import AudioError, ConfitError, DeviceError, GalleryError, ModelError, UsageError
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.gates import EnergyGate, Gate, SpeechGate
+    from confit_runtime.listener import Listener, Tap, listen
+    from confit_runtime.matcher import Match
+    from confit_runtime.model import Classification, Model, load
+    from confit_runtime.stream import Detection, Stream
 
 __all__ = [
     "AudioError",
@@ -10,12 +19,37 @@ __all__ = [
     "ConfitError",
     "Detection",
     "DeviceError",
+    "EnergyGate",
     "Gallery",
     "GalleryError",
+    "Gate",
+    "Listener",
     "Match",
     "Model",
     "ModelError",
+    "SpeechGate",
     "Stream",
+    "Tap",
     "UsageError",
+    "listen",
+    "listen_async",
     "load",
 ]
+
+# imported when asked for: who only listens pays neither time nor memory for galleries, and an error message for nothing
+_HOME = {
+    **dict.fromkeys(("AudioError", "ConfitError", "DeviceError", "GalleryError", "ModelError", "UsageError"), "errors"),
+    **dict.fromkeys(("EnergyGate", "Gate", "SpeechGate"), "gates"),
+    **dict.fromkeys(("Listener", "Tap", "listen"), "listener"),
+    **dict.fromkeys(("Classification", "Model", "load"), "model"),
+    **dict.fromkeys(("Detection", "Stream"), "stream"),
+    "Gallery": "gallery",
+    "Match": "matcher",
+    "listen_async": "asynchronous",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,8 +1,7 @@
 """The contract: what a model file says of itself, as JSON under `confit_edge` in the ONNX `metadata_props`.
 
 `seal` writes it together with a digest of every other byte that matters, and `unseal` checks both before onnxruntime
-sees the file: a truncated, damaged or foreign file is refused with one clear line. The few lines of protobuf reading
-below exist so that a device needs no onnx package.
+sees the file: a truncated, damaged or foreign file is refused with one clear line.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from confit_runtime.errors import ModelError
+from confit_runtime.protobuf import bytes_field, fields, text_field
 
 SCHEMA = 1
 CONTRACT_KEY = "confit_edge"
@@ -28,9 +27,11 @@ class Contract:
     """Everything a device needs to know of a model. Lengths are in samples at `sample_rate`, hops are rows of output.
 
     A row of output describes `window` samples and is made every `hop` samples; the sound it speaks of is centred
-    `latency_samples` before the row's last sample. `thresholds` maps a label to `{"on": t, "off": t}`; `on` may be
-    above 1 for a label that must never fire. `state` maps each state input to its shape without the leading streams
-    axis; an empty `state` means a windowed model.
+    `latency_samples` before the row's last sample. `thresholds` maps a label to `{"on": t, "off": t}`, and, where a label
+    has one of its own, `"refractory_s": s`; `on` may be above 1 for a label that must never fire. `state`
+    maps each state input to its shape without the leading streams axis (it is float32, or uint8 where the graph says so;
+    zeros are a valid start); an empty `state` means a windowed model. `cost` holds `parameters`, `macs_per_second
+    {precision: n}` of audio, and `nodes {operator: {precision: n}}`.
     """
 
     schema: int
@@ -53,6 +54,7 @@ class Contract:
     embedding_id: str
     embedding_dim: int
     precision: str
+    cost: dict[str, Any]
     data: dict[str, Any]
     metrics: dict[str, Any]
     parity: dict[str, Any]
@@ -83,6 +85,10 @@ class Contract:
             levels = self.thresholds.get(label, {})
             if not {"on", "off"} <= levels.keys() or levels["off"] > levels["on"]:
                 raise ModelError(f"contract key 'thresholds' lacks on >= off for label {label!r}")
+            if not 0 <= levels.get("refractory_s", 0.0) < float("inf") or levels.keys() - {"on", "off", "refractory_s"}:
+                raise ModelError(
+                    f"contract key 'thresholds' holds on, off and refractory_s (>= 0) only, for {label!r} too"
+                )
         if self.window % self.hop:
             raise ModelError(f"contract key 'window' ({self.window}) must be a whole number of hops ({self.hop})")
         for state, shape in self.state.items():
@@ -164,11 +170,21 @@ def unseal(model: bytes) -> Contract:
 
     Raises ModelError when the bytes are not a complete ONNX model of ours: truncated, damaged, or another tool's.
     """
-    fields = list(_fields(model))
-    if not any(number == _MODEL_GRAPH for number, _, _, _ in fields):
+    return _opened(model)[0]
+
+
+def graph_of(model: bytes) -> bytes:
+    """What was sealed: the ONNX model without contract and digest. Raises ModelError as `unseal` does."""
+    return model[: _opened(model)[1]]
+
+
+def _opened(model: bytes) -> tuple[Contract, int]:
+    """The contract, and where its metadata begins: whatever stands before is the model itself."""
+    parts = list(fields(model))
+    if not any(number == _MODEL_GRAPH for number, _, _, _ in parts):
         raise ModelError("is not an ONNX model (or it was cut short)")
     entries = {}
-    for number, start, payload_start, end in fields:
+    for number, start, payload_start, end in parts:
         if number == _MODEL_METADATA:
             key, value = _entry(model[payload_start:end])
             entries[key] = (value, start, end)
@@ -179,70 +195,16 @@ def unseal(model: bytes) -> Contract:
     digest, start, end = entries[DIGEST_KEY]
     if end != len(model) or hashlib.sha256(model[:start]).hexdigest() != digest:
         raise ModelError("does not match its own digest: the file was damaged or edited")
-    return Contract.from_json(entries[CONTRACT_KEY][0])
+    text, begin, _ = entries[CONTRACT_KEY]
+    return Contract.from_json(text), begin
 
 
 def _metadata(key: str, value: str) -> bytes:
-    entry = _text(1, key) + _text(2, value)
-    return _key(_MODEL_METADATA) + _varint(len(entry)) + entry
-
-
-def _text(number: int, text: str) -> bytes:
-    raw = text.encode()
-    return _key(number) + _varint(len(raw)) + raw
-
-
-def _key(number: int) -> bytes:
-    return _varint(number << 3 | 2)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ModelError("is not a complete ONNX model: the file was cut short or damaged")
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """The fields of one protobuf message: (number, start, payload start, end)."""
-    at = 0
-    while at < len(data):
-        start = at
-        key, at = _read_varint(data, at)
-        number, wire = key >> 3, key & 7
-        payload = at
-        if wire == 0:
-            _, at = _read_varint(data, at)
-        elif wire == 1:
-            at += 8
-        elif wire == 2:
-            length, payload = _read_varint(data, at)
-            at = payload + length
-        elif wire == 5:
-            at += 4
-        else:
-            raise ModelError("is not an ONNX model")
-        if at > len(data) or number == 0:
-            raise ModelError("is not a complete ONNX model: the file was cut short or damaged")
-        yield number, start, payload, at
+    return bytes_field(_MODEL_METADATA, text_field(1, key) + text_field(2, value))
 
 
 def _entry(data: bytes) -> tuple[str, str]:
-    texts = {number: data[payload:end] for number, _, payload, end in _fields(data)}
+    texts = {number: data[payload:end] for number, _, payload, end in fields(data)}
     try:
         return texts.get(1, b"").decode(), texts.get(2, b"").decode()
     except UnicodeDecodeError as error:

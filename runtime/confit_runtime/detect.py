@@ -12,7 +12,7 @@ import numpy.typing as npt
 from confit_runtime.contract import Contract
 
 if TYPE_CHECKING:
-    from confit_runtime.gallery import Matcher
+    from confit_runtime.matcher import Matcher
 
 Rows = npt.NDArray[np.float32]
 
@@ -32,7 +32,8 @@ class Detector:
 
     A class fires when its smoothed score (mean of the last `smoothing_hops` rows) has been at or above `on` for
     `min_hops` rows and, in a single-label model, leads all others. It is armed again only once its smoothed score has
-    fallen below `off`, and stays silent for the refractory time after each hit.
+    fallen below `off`, and stays silent for its refractory time (`refractory_hops`: of all classes, or of each) after a
+    hit.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class Detector:
         *,
         smoothing_hops: int,
         min_hops: int,
-        refractory_hops: int,
+        refractory_hops: npt.ArrayLike,
         never: npt.ArrayLike = (),
         exclusive: bool = True,
     ) -> None:
         self.on, self.off = np.asarray(on, np.float32), np.asarray(off, np.float32)
-        self.min_hops, self.refractory_hops, self.exclusive = min_hops, refractory_hops, exclusive
+        self.min_hops, self.exclusive = min_hops, exclusive
+        self.refractory_hops = np.broadcast_to(np.asarray(refractory_hops, np.int64), self.on.shape)
         self._may_fire = np.ones(len(self.on), bool)
         self._may_fire[np.asarray(never, np.int64)] = False
         self._recent = np.zeros((smoothing_hops, len(self.on)), np.float32)
@@ -62,19 +64,34 @@ class Detector:
             [level["off"] for level in levels],
             smoothing_hops=contract.smoothing_hops,
             min_hops=contract.min_hops,
-            refractory_hops=_refractory_hops(contract),
+            refractory_hops=[
+                _refractory_hops(contract, level.get("refractory_s", contract.refractory_s)) for level in levels
+            ],
             never=never,
             exclusive=not contract.multi_label,
         )
 
+    @property
+    def memory(self) -> int:
+        """On how many rows before its own a hit depends, leaving aside what disarmed its class."""
+        return len(self._recent) + self.min_hops - 2
+
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
-        self.rows = 0
+        self.rows = self._first = 0
+        self._silent_until = np.zeros(len(self.on), np.int64)
+        self._arm()
+
+    def skip_to(self, row: int) -> None:
+        """Let rows pass that nobody scored: `row` is the next. Only the refractory times outlast them."""
+        self.rows = self._first = row
+        self._arm()
+
+    def _arm(self) -> None:
         self._recent[:] = 0.0
         self._above = np.zeros(len(self.on), np.int64)  # rows in succession at or above `on`
         self._since = np.full(len(self.on), -1, np.int64)  # first row at or above `off`, -1 when below
         self._armed = np.ones(len(self.on), bool)
-        self._silent_until = np.zeros(len(self.on), np.int64)
 
     def push(self, scores: Rows) -> list[Hit]:
         """Take `[rows, classes]` scores; give the hits they complete, in time order."""
@@ -82,7 +99,10 @@ class Detector:
 
     def _push_row(self, row: Rows) -> list[Hit]:
         self._recent[self.rows % len(self._recent)] = row
-        smooth = self._recent[: self.rows + 1].mean(axis=0)
+        recent = self._recent
+        if self.rows - self._first + 1 < len(recent):  # the others have not been filled yet
+            recent = recent[np.arange(self._first, self.rows + 1) % len(recent)]
+        smooth = recent.mean(axis=0)
         low = smooth < self.off
         self._armed |= low
         self._since = np.where(low, -1, np.where(self._since < 0, self.rows, self._since))
@@ -95,7 +115,7 @@ class Detector:
         ]
         for hit in hits:
             self._armed[hit.label] = False
-            self._silent_until[hit.label] = self.rows + self.refractory_hops
+            self._silent_until[hit.label] = self.rows + self.refractory_hops[hit.label]
         self.rows += 1
         return hits
 
@@ -105,19 +125,28 @@ class NameDetector:
 
     def __init__(self, contract: Contract, matcher: Matcher) -> None:
         self.labels, self._matcher = matcher.names, matcher
-        level = np.full(len(self.labels), matcher.threshold, np.float32)
+        level = np.full(len(self.labels), -1.0, np.float32)  # the matcher judged: what is no match is -infinity
         self._detector = Detector(
             level,
             level,
             smoothing_hops=1,
             min_hops=max(2, contract.min_hops),
-            refractory_hops=_refractory_hops(contract),
+            refractory_hops=_refractory_hops(contract, contract.refractory_s),
             exclusive=False,
         )
+
+    @property
+    def memory(self) -> int:
+        """On how many rows before its own a hit depends."""
+        return self._detector.memory
 
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
         self._detector.reset()
+
+    def skip_to(self, row: int) -> None:
+        """Let rows pass that nobody scored: `row` is the next."""
+        self._detector.skip_to(row)
 
     def push(self, embeddings: Rows) -> list[Hit]:
         """Take `[rows, dim]` embeddings; give the hits they complete, `Hit.label` being a place in `labels`."""
@@ -129,5 +158,5 @@ class NameDetector:
         return self._detector.push(scores)
 
 
-def _refractory_hops(contract: Contract) -> int:
-    return math.ceil(contract.refractory_s * contract.sample_rate / contract.hop)
+def _refractory_hops(contract: Contract, seconds: float) -> int:
+    return math.ceil(seconds * contract.sample_rate / contract.hop)

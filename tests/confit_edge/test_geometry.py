@@ -267,3 +267,38 @@ def test_plots_of_geometry_are_written(tmp_path: Path) -> None:
     plots.accuracy_bars([row, row], "val", tmp_path / "bars.png")
     for name in ("map", "spectrum", "contribution", "bars"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", ["UMAP", "t-SNE"])
+def test_a_map_keeps_neighbours_together_and_is_the_same_again(method: str) -> None:
+    if method == "UMAP":
+        pytest.importorskip("umap", reason="umap-learn is not installed")
+    labels = np.repeat(np.arange(4), 15)
+    x = (np.eye(8)[labels] + 0.05 * np.random.default_rng(0).standard_normal((60, 8))).astype(np.float32)
+    points = plots._flattened(x, method, seed=0)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(60)
+    assert (labels[apart.argmin(axis=1)] == labels).all()
+    np.testing.assert_array_equal(plots._flattened(x, method, seed=0), points)
+
+
+@pytest.mark.parametrize("clips", [2, 9, 10])
+def test_a_map_of_few_clips_is_drawn_too(clips: int, tmp_path: Path) -> None:
+    method = plots.embedding_maps({"before": cone(clips)}, np.arange(clips) % 2, ["a", "b"], tmp_path / "map.png")
+    assert (method == "PCA") == (clips < 10)
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_maps_are_by_umap_where_it_is_installed(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def flattened(embeddings: Floats, method: str, seed: int) -> Floats:
+        used.append(method)
+        return embeddings[:, :2]
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(plots, "_flattened", flattened)
+    method = plots.embedding_maps({"before": cone(12)}, np.arange(12) % 2, ["a", "b"], tmp_path / "map.png")
+    assert [method] == used == ["UMAP" if installed else "t-SNE"]

@@ -20,7 +20,7 @@ from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.machine import pick_device, pick_precision
 from confit_edge.pairtune.objectives import FineTune, make_objective
-from confit_edge.pairtune.optimiser import cosine_schedule, make_optimiser
+from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.session import choose_lr
 from confit_edge.pairtune.trainer import Fitted, fit
 from confit_edge.pairtune.validation import head_probe
@@ -100,8 +100,8 @@ def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(speech_embe
     ("kind", "changes"),
     [
         ("speech_embedding", {"objective": "pairtune", "spec_augment": True, "speed": 0.1}),
-        ("speech_embedding", {"objective": "finetune"}),
-        ("attention", {"objective": "pairtune", "lora_rank": 2, "chunk_size": 3, "accumulate": 2}),
+        ("speech_embedding", {"objective": "finetune", "averaging": 0.5}),
+        ("attention", {"objective": "pairtune", "averaging": 0.4, "lora_rank": 2, "chunk_size": 3, "accumulate": 2}),
         ("attention", {"objective": "finetune", "precision": "bf16"}),
     ],
 )
@@ -161,6 +161,26 @@ def test_the_weights_are_those_of_the_epoch_that_was_best_on_validation(speech_e
     assert fitted.best_epoch == max(epoch for epoch in range(3) if quality[epoch] == max(quality)) < 2
     assert same(encoder.state_dict(), after[fitted.best_epoch])
     assert not same(encoder.state_dict(), after[2])
+
+
+def test_the_weights_are_the_mean_over_the_last_steps_where_they_are_averaged(
+    speech_embedding: Encoder, few: Corpus
+) -> None:
+    encoder, after = copy.deepcopy(speech_embedding), []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["stage"] == "step":
+            after.append({name: weight.double().clone() for name, weight in encoder.state_dict().items()})
+
+    fitted = fit(encoder, few, replace(RECIPE, averaging=0.5), lr=5e-4, epochs=3, watch=watch)
+    averaged = after[math.ceil(len(after) / 2) :]
+    assert len(averaged) > 2
+    for name, weight in encoder.state_dict().items():
+        mean = torch.stack([weights[name] for weights in averaged]).mean(dim=0)
+        torch.testing.assert_close(weight.double(), mean, rtol=0, atol=1e-6)
+    moved = [name for name, _ in encoder.named_parameters()]
+    assert not any(torch.equal(encoder.state_dict()[name].double(), averaged[-1][name]) for name in moved)
+    assert fitted.best_epoch == 2  # the last average, whatever validation says of the epochs
 
 
 def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_embedding: Encoder, few: Corpus) -> None:
@@ -400,6 +420,12 @@ def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
         assert rates[top:] == sorted(rates[top:], reverse=True)
     assert cosine_schedule(299, 300) < 0.001
     assert max(cosine_schedule(step, 300) for step in range(300)) == pytest.approx(1.0)
+    averaged = [cosine_schedule(step, 300, averaging=0.5) for step in range(300)]
+    assert max(averaged) == pytest.approx(1.0)
+    assert averaged[:31] == sorted(averaged[:31])
+    assert averaged[31:] == sorted(averaged[31:], reverse=True)
+    assert averaged[149] > AVERAGED_RATE
+    assert averaged[150:] == pytest.approx([AVERAGED_RATE] * 150)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "abacus"])

@@ -1,17 +1,21 @@
-"""A streamed stack equals computing each window anew, for any stack that can stream; any other is refused by name."""
+"""A streamed stack equals the whole signal at once, for any stack that can stream; any other is refused by name."""
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Callable
 from math import prod
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from confit_export.graph import OPSET
 from confit_export.streaming import StreamingStack
 from confit_runtime.errors import ConfitError
 
@@ -132,12 +136,18 @@ class Attention(nn.Module):
         (lambda: nn.AvgPool1d(3, padding=1), "pads time by 1"),
         (lambda: nn.MaxPool1d(3, ceil_mode=True), "ceil_mode"),
         (lambda: nn.Conv1d(3, 3, 2, stride=3), "skips frames"),
-        (lambda: nn.AdaptiveAvgPool1d(1), "neither"),
-        (lambda: nn.AdaptiveMaxPool2d(1), "neither"),
-        (lambda: nn.MultiheadAttention(8, 2), "neither"),
-        (lambda: nn.TransformerEncoderLayer(8, 2), "neither"),
-        (lambda: nn.GRU(3, 3), "neither"),
-        (lambda: nn.BatchNorm1d(3), "neither"),
+        (lambda: nn.AdaptiveAvgPool1d(1), "pools over all of time"),
+        (lambda: nn.AdaptiveMaxPool2d(1), "pools over all of time"),
+        (lambda: nn.MultiheadAttention(8, 2), "attends over all of time"),
+        (lambda: nn.TransformerEncoderLayer(8, 2), "attends over all of time"),
+        (lambda: nn.GroupNorm(1, 3), "statistics over all of time"),
+        (lambda: nn.InstanceNorm1d(3), "statistics over all of time"),
+        (lambda: nn.BatchNorm1d(3, track_running_stats=False), "no running statistics"),
+        (lambda: nn.LayerNorm([3, 8]), "over 2 axes"),
+        (lambda: nn.LSTM(3, 3, batch_first=True, bidirectional=True), "bidirectional"),
+        (lambda: nn.GRU(3, 3), "batch_first=True"),
+        (lambda: nn.LSTM(3, 3, batch_first=True, proj_size=2), "proj_size"),
+        (lambda: nn.ConstantPad1d((2, 0), 0.0), "pads time"),
         (lambda: nn.ConvTranspose1d(3, 3, 2), "neither"),
         (Attention, "neither"),
     ],
@@ -149,5 +159,135 @@ def test_a_layer_that_cannot_stream_is_refused_by_name(make: Callable[[], nn.Mod
     assert reason in str(caught.value)
 
 
+def test_a_layer_inside_containers_is_named_by_where_it_stands() -> None:
+    inside = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh(), nn.GroupNorm(1, 3)))
+    with pytest.raises(ConfitError, match=r"layer 0\.1\.1 \(GroupNorm\) cannot stream"):
+        StreamingStack([inside])
+
+
+def test_a_recurrent_layer_over_two_axes_is_refused() -> None:
+    with pytest.raises(ConfitError, match=r"layer 0 \(GRU\) cannot stream: it takes \[streams, channels, time\]"):
+        StreamingStack([nn.GRU(3, 3, batch_first=True)]).state_shapes(torch.zeros(1, 3, 2, 5))
+
+
 def test_no_padding_may_be_written_as_valid() -> None:
     assert StreamingStack([nn.Conv1d(3, 3, 4, padding="valid")]).keeps == [3]
+    assert StreamingStack([nn.Conv2d(3, 3, (1, 3), padding="same")]).keeps == [0]
+
+
+# stacks with memory, in torch and as ONNX
+
+
+def convolution(stride: int, kernel: int) -> nn.Module:
+    return nn.Conv1d(CHANNELS, CHANNELS, kernel, stride=stride)
+
+
+def normalised() -> nn.Module:
+    """Batch normalisation with statistics that are not those it is made with."""
+    layer = nn.BatchNorm1d(CHANNELS)
+    layer.running_mean, layer.running_var = torch.randn(CHANNELS), torch.rand(CHANNELS) + 0.5
+    return layer
+
+
+PARTS: list[tuple[Callable[[], nn.Module], int]] = [  # a layer and its stride
+    (lambda: nn.LSTM(CHANNELS, CHANNELS, batch_first=True), 1),
+    (lambda: nn.LSTM(CHANNELS, CHANNELS, num_layers=2, batch_first=True), 1),
+    (lambda: nn.GRU(CHANNELS, CHANNELS, batch_first=True), 1),
+    (lambda: nn.GRU(CHANNELS, CHANNELS, num_layers=2, batch_first=True, bias=False), 1),
+    (lambda: nn.RNN(CHANNELS, CHANNELS, batch_first=True), 1),
+    (lambda: nn.LayerNorm(CHANNELS), 1),
+    (lambda: nn.Linear(CHANNELS, CHANNELS), 1),
+    (normalised, 1),
+    (lambda: convolution(1, 3), 1),
+    (lambda: convolution(2, 3), 2),
+    (lambda: nn.Sequential(convolution(2, 2), nn.Sequential(nn.GELU(), normalised())), 2),
+    (lambda: nn.Sequential(nn.LSTM(CHANNELS, CHANNELS, batch_first=True), nn.MaxPool1d(2)), 2),
+    (lambda: nn.AvgPool1d(3, stride=1), 1),
+    (lambda: nn.LeakyReLU(), 1),
+]
+
+
+def at_once(layer: nn.Module, x: Tensor) -> Tensor:
+    """The oracle: a layer over the whole of `[streams, channels, time]`; what it looks back at before the start is 0."""
+    if isinstance(layer, nn.Sequential):
+        for inner in layer:
+            x = at_once(inner, x)
+        return x
+    if isinstance(layer, nn.LSTM | nn.GRU | nn.RNN):
+        return layer(x.transpose(1, 2))[0].transpose(1, 2)
+    if isinstance(layer, nn.LayerNorm | nn.Linear):
+        return torch.stack([layer(frame) for frame in x.unbind(dim=2)], dim=2)
+    span = getattr(layer, "kernel_size", 1)
+    stride = getattr(layer, "stride", 1)
+    span, stride = (value[0] if isinstance(value, tuple) else value for value in (span, stride))
+    return layer(nn.functional.pad(x, (span - stride, 0)))
+
+
+class Exported(nn.Module):
+    """A streaming stack as the exporter takes one: states as separate inputs and outputs."""
+
+    def __init__(self, stack: StreamingStack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        y, after = self.stack(x, list(states))
+        return y, *after
+
+
+def session_of(stack: StreamingStack, shapes: list[list[int]], hop: int) -> onnxruntime.InferenceSession:
+    names = [f"state_{index}" for index in range(len(shapes))]
+    states = [torch.zeros(2, *shape) for shape in shapes]
+    axes = {name: {0: "streams"} for name in ["x", *names]}
+    axes["x"][2] = "time"
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Exported(stack).eval(),
+            (torch.zeros(2, CHANNELS, 2 * hop), *states),
+            file,
+            input_names=["x", *names],
+            output_names=["y", *(f"{name}_out" for name in names)],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    chosen=st.lists(st.integers(0, len(PARTS) - 1), min_size=1, max_size=4),
+    hops=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    streams=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_stacks_with_memory_stream_exactly_in_torch_and_as_onnx(
+    chosen: list[int], hops: list[int], streams: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layers = [PARTS[index][0]() for index in chosen]
+    hop = prod(PARTS[index][1] for index in chosen)
+    stack = StreamingStack(layers)
+    shapes = stack.state_shapes(torch.zeros(1, CHANNELS, hop))
+    session = session_of(stack, shapes, hop)
+    x = torch.randn(streams, CHANNELS, hop * sum(hops))
+    states = [torch.zeros(streams, *shape) for shape in shapes]
+    memory = {f"state_{index}": state.numpy() for index, state in enumerate(states)}
+    in_torch, in_onnx, at = [], [], 0
+    with torch.no_grad():
+        for count in hops:
+            part = x[:, :, at : at + count * hop]
+            y, states = stack(part, states)
+            in_torch.append(y)
+            found, *after = session.run(None, {"x": part.numpy(), **memory})
+            memory = dict(zip(memory, after, strict=True))
+            in_onnx.append(found)
+            at += count * hop
+        whole = at_once(nn.Sequential(*layers), x).numpy()
+    assert whole.shape[2] == sum(hops)
+    for streamed in (torch.cat(in_torch, dim=2).numpy(), np.concatenate(in_onnx, axis=2)):
+        np.testing.assert_allclose(streamed, whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())

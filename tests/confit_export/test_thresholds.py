@@ -15,7 +15,7 @@ from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_export.enrollment import cohort_rows, enrollment_prior
 from confit_export.export import Exported, export_run
-from confit_export.thresholds import choose, validation_stream
+from confit_export.thresholds import choose, strictest, validation_stream
 from confit_runtime import load
 from confit_runtime.scoring import Heard, score_detections
 
@@ -54,6 +54,15 @@ def test_thresholds_are_the_same_again_and_depend_on_what_is_heard(
     assert (setting.smoothing_hops, setting.min_hops) == (made.contract.smoothing_hops, made.contract.min_hops)
     for levels in setting.thresholds.values():
         assert 0 < levels["off"] < levels["on"] <= 1
+
+
+def test_of_settings_that_do_equally_well_the_strictest_is_taken() -> None:
+    """Within the standard error of a count: 9 +- 3, not 13."""
+    on = np.zeros(1, np.float32)
+    tried = [(9.0, 0.5, on, 2), (11.9, 0.8, on, 3), (10.0, 0.8, on + 1, 4), (13.0, 0.9, on, 5)]
+    chosen, min_hops = strictest(tried)
+    assert (float(chosen[0]), min_hops) == (1.0, 4)
+    assert strictest([(0.0, 0.5, on, 2), (2.0, 0.9, on, 3)])[1] == 2
 
 
 def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: Path, tmp_path: Path) -> None:
@@ -105,7 +114,8 @@ def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> N
             if label == name:
                 continue
             near = [max(float(clip @ row), 0.0) for row in prints]
-            score = sum(c * c for c in near) / sum(near) if sum(near) else float(np.mean(prints @ clip))
+            centroid = sum(weight * row for weight, row in zip(near if sum(near) else [1, 1, 1], prints, strict=True))
+            score = float(centroid @ clip / np.linalg.norm(centroid))
             rest = [row for row, of in zip(cohort, cohort_labels, strict=True) if of not in (name, label)]
             cohort_score = np.mean(sorted(float(clip @ row) for row in rest)[-3:])
             reached.append(score if score > cohort_score else 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,16 @@ from tests.tiny_model import Floats
 
 class PortAudioError(Exception):
     pass
+
+
+@dataclass
+class Back:
+    """How the microphone comes back, when PortAudio has looked for it `after` times: it says `sound` at `rate`."""
+
+    sound: Floats
+    rate: int = 48_000
+    name: str = "USB Mic: Audio (hw:1,0)"
+    after: int = 1
 
 
 class FakePortAudio:
@@ -37,14 +48,21 @@ class FakePortAudio:
         keeps_time: bool = True,
         real_time: bool = False,
         overflows: dict[int, int] | None = None,
+        faulty: tuple[int, ...] = (),
         then: str = "stalls",
+        back: Back | None = None,
     ) -> None:
-        """`overflows` maps a block to how many samples PortAudio loses before it; `then` is "stalls" or "unplugged"."""
+        """`overflows` maps a block to how many samples PortAudio loses before it; `faulty` blocks hold NaN.
+
+        After its sound the microphone `then` "stalls" or is "unplugged", and may come `back`.
+        """
         self.sound = sound.reshape(len(sound), -1)
         self.rate, self.mono, self.busy, self.then = rate, mono, busy, then
         self.keeps_time, self.real_time = keeps_time, real_time
-        self.overflows = overflows or {}
-        self.closed = False
+        self.overflows, self.faulty, self.back = overflows or {}, faulty, back
+        self.closed, self.gone = False, False
+        self.open_streams = self.looks = 0
+        self.dead_looks = 0  # how often PortAudio cannot be started
         self._devices = [
             {"name": "Loudspeaker", "max_input_channels": 0, "default_samplerate": 48_000.0},
             {
@@ -57,7 +75,7 @@ class FakePortAudio:
         if not present:
             del self._devices[1:]
         for index, device in enumerate(self._devices):
-            device["index"] = index
+            device.update(index=index, hostapi=0)
 
     def query_devices(self, device: int | str | None = None, kind: str | None = None) -> Any:
         if device is None and kind is None:
@@ -87,6 +105,26 @@ class FakePortAudio:
         if channels > self.sound.shape[1] or (channels < self.sound.shape[1] and not self.mono):
             raise PortAudioError("Error: Invalid number of channels [PaErrorCode -9998]")
 
+    def _terminate(self) -> None:
+        assert self.open_streams == 0, "PortAudio closes what is open, whosever it is"
+        if 0 < self.looks <= self.dead_looks:
+            raise PortAudioError("Error terminating PortAudio: PortAudio not initialized [PaErrorCode -10000]")
+
+    def _initialize(self) -> None:
+        """Real PortAudio lists devices when it is initialised, and then never again."""
+        self.looks += 1
+        if self.looks <= self.dead_looks:
+            raise PortAudioError("Error initializing PortAudio: Unanticipated host error [PaErrorCode -9999]")
+        if self.gone:
+            self._devices[1:2] = [{**self._devices[1], "name": "gone", "max_input_channels": 0}]
+        if self.back is not None and self.looks >= self.back.after:
+            back, self.back = self.back, None
+            self.sound, self.rate = back.sound.reshape(len(back.sound), -1), back.rate
+            self.overflows, self.faulty, self.gone = {}, (), False
+            self._devices[1].update(
+                name=back.name, max_input_channels=self.sound.shape[1], default_samplerate=float(back.rate)
+            )
+
     def InputStream(self, **settings: Any) -> FakeInputStream:  # noqa: N802 - sounddevice's name
         return FakeInputStream(self, **settings)
 
@@ -103,7 +141,7 @@ class FakeInputStream:
         blocksize: int,
         callback: Callable[[Floats, int, Any, Any], None],
     ) -> None:
-        if portaudio.busy:
+        if portaudio.busy or portaudio.gone:
             raise PortAudioError("Error opening InputStream: Device unavailable [PaErrorCode -9985]")
         portaudio.check_input_settings(device, channels, dtype, samplerate)
         self._portaudio, self._channels, self._blocksize, self._callback = portaudio, channels, blocksize, callback
@@ -113,12 +151,14 @@ class FakeInputStream:
 
     def start(self) -> None:
         self.active = True
+        self._portaudio.open_streams += 1
         self._thread.start()
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
         self.active = False
+        self._portaudio.open_streams -= 1
         self._portaudio.closed = True
 
     def _run(self) -> None:
@@ -130,6 +170,8 @@ class FakeInputStream:
             at += lost
             sound = machine.sound[at : at + self._blocksize]
             buffer[:] = sound.mean(axis=1, keepdims=True) if self._channels == 1 else sound
+            if block in machine.faulty:
+                buffer[7] = np.nan
             times = SimpleNamespace(inputBufferAdcTime=100.0 + at / machine.rate if machine.keeps_time else 0.0)
             self._callback(buffer, self._blocksize, times, SimpleNamespace(input_overflow=lost > 0))
             buffer[:] = np.nan  # the buffer is PortAudio's again
@@ -139,3 +181,4 @@ class FakeInputStream:
                 self._stop.wait(max(0.0, began + at / machine.rate - time.monotonic()))
         if machine.then == "unplugged":
             self.active = False
+            machine.gone = True

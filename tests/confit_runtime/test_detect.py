@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_runtime.detect import Detector, Hit, NameDetector, Rows
-from confit_runtime.gallery import Matcher
+from confit_runtime.matcher import Levels, Matcher
 from tests import tiny_model
 
 
@@ -21,7 +21,7 @@ class Settings(NamedTuple):
     never: list[int]
 
 
-settings = st.builds(
+detection = st.builds(
     Settings,
     smoothing=st.sampled_from([1, 2, 4]),
     min_hops=st.integers(1, 4),
@@ -78,7 +78,8 @@ def as_rows(eighths: list[list[int]]) -> Rows:
     return np.array(eighths, np.float32).reshape(-1, 3) / 8
 
 
-@given(score_rows, settings)
+@settings(deadline=None)
+@given(score_rows, detection)
 def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> None:
     found = make(how).push(as_rows(eighths))
     wanted = naive_hits([[eighth / 8 for eighth in row] for row in eighths], how)
@@ -88,7 +89,8 @@ def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> No
     np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6)
 
 
-@given(score_rows, settings, st.lists(st.integers(0, 40), max_size=5))
+@settings(deadline=None)
+@given(score_rows, detection, st.lists(st.integers(0, 40), max_size=5))
 def test_chopping_and_reset_change_nothing(eighths: list[list[int]], how: Settings, cuts: list[int]) -> None:
     rows = as_rows(eighths)
     whole = make(how).push(rows)
@@ -106,7 +108,7 @@ def test_one_long_sound_fires_once() -> None:
 def test_a_name_fires_after_two_matches_in_succession() -> None:
     contract = tiny_model.contract(min_hops=1, refractory_s=0.0)
     prints = np.eye(8, dtype=np.float32)[:2]
-    matcher = Matcher(["ada", "bob"], [0, 1], prints, np.zeros((0, 8), np.float32), threshold=0.7, margin=0.1)
+    matcher = Matcher(["ada", "bob"], [0, 1], prints, np.zeros((0, 8), np.float32), levels=Levels(0.7, 0.1))
     detector = NameDetector(contract, matcher)
     ada, bob, nobody = *prints, np.eye(8, dtype=np.float32)[5]
     assert detector.push(np.stack([ada, nobody, ada, bob, ada, nobody])) == []
@@ -115,5 +117,5 @@ def test_a_name_fires_after_two_matches_in_succession() -> None:
 
 def test_an_empty_gallery_never_fires() -> None:
     nothing = np.zeros((0, 8), np.float32)
-    detector = NameDetector(tiny_model.contract(), Matcher([], [], nothing, nothing, threshold=0.5, margin=0.0))
+    detector = NameDetector(tiny_model.contract(), Matcher([], [], nothing, nothing, levels=Levels(0.5, 0.0)))
     assert detector.push(np.ones((10, 8), np.float32)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,13 +45,13 @@ SCENES = {rate: scene(rate) for rate in RATES}
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Gallery:
+def gallery(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[Gallery]:
     path = tmp_path_factory.mktemp("gallery") / "gallery.db"
     with Gallery.open(path, model, create=True) as opened:
         bells = np.stack([model.embed(chord(BELL, seconds), RATE) for seconds in (0.3, 0.5)])
         opened.enroll("bell", bells, sources=["a", "b"], voiced_s=0.8)
         opened.enroll("buzz", model.embed(chord((800, 5000), 0.4), RATE)[None], sources=["c"], voiced_s=0.4)
-        return opened
+        yield opened
 
 
 def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:

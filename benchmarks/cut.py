@@ -1,0 +1,83 @@
+"""A streaming model without its front end: from log-mel frames on, which is where the published graph begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+
+_REST_OF_LOG = ("Add", "Clip", "Div", "Max", "Mul", "Reshape", "Sub", "Transpose", "Unsqueeze")
+
+
+def without_front_end(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """The model from its log-mel frames to all outputs that depend on them, and the name of that new input.
+
+    What remains takes the frames instead of `pcm`, and the states of the layers behind them.
+    """
+    graph = model.graph
+    frames = mel_frames(graph)
+    depends = _depending(graph, frames)
+    outputs = [output for output in graph.output if output.name in depends]
+    nodes, wanted = _needed(graph, {output.name for output in outputs}, {frames})
+    if "pcm" in wanted:
+        raise ValueError("the model looks at its samples behind its log-mel frames: it cannot be cut there")
+    taken = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, ["streams", 1, "frames", "bands"])
+    inputs = [taken, *(one for one in graph.input if one.name in wanted)]
+    return _part(model, nodes, inputs, outputs), frames
+
+
+def front_end(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The other part: from samples to log-mel frames, with the states on the way."""
+    graph = model.graph
+    frames = mel_frames(graph)
+    _, wanted = _needed(graph, {frames}, set())
+    inputs = [one for one in graph.input if one.name in wanted]
+    states = {f"{one.name}_out" for one in inputs if one.name != "pcm"}
+    nodes, _ = _needed(graph, {frames, *states}, set())
+    made = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, None)
+    return _part(model, nodes, inputs, [made, *(one for one in graph.output if one.name in states)])
+
+
+def mel_frames(graph: onnx.GraphProto) -> str:
+    """The name of the log-mel frames: what the graph's logarithm becomes before a layer takes it."""
+    (log,) = [node for node in graph.node if node.op_type == "Log"]
+    name = log.output[0]
+    while True:
+        users = [node for node in graph.node if name in node.input]
+        if len(users) != 1 or users[0].op_type not in _REST_OF_LOG:
+            return name
+        name = users[0].output[0]
+
+
+def _depending(graph: onnx.GraphProto, name: str) -> set[str]:
+    """`name` and all that is computed from it. A quantiser leaves nodes in any order."""
+    found, before = {name}, 0
+    while len(found) > before:
+        before = len(found)
+        found.update(made for node in graph.node if found.intersection(node.input) for made in node.output)
+    return found
+
+
+def _needed(graph: onnx.GraphProto, outputs: set[str], given: set[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that `outputs` need when `given` is there, and the names that they take."""
+    makers = {made: node for node in graph.node for made in node.output}
+    wanted, waiting = set(), list(outputs)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            if name in makers and name not in given:
+                waiting += makers[name].input
+    return [node for node in graph.node if wanted.intersection(node.output) - given], wanted
+
+
+def _part(
+    model: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    inputs: Iterable[onnx.ValueInfoProto],
+    outputs: Iterable[onnx.ValueInfoProto],
+) -> onnx.ModelProto:
+    used = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    graph = onnx.helper.make_graph(nodes, "part", list(inputs), list(outputs), weights)
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)

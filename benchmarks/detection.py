@@ -1,0 +1,425 @@
+"""Is a promise of false accepts kept, and what does it cost in false rejects? confit-edge beside two peers.
+
+    python -m benchmarks.detection [--cache DIR] [--seed N]
+
+needs `python -m benchmarks.fetch`, and writes benchmarks/results/detection.json. The words that ship with confit-edge are
+learnt as the demo learns them; then every method is calibrated by the same rules for the same rate of false accepts on the
+same hours of speech and music (`benchmarks.negatives`), and judged on the test voices: as recorded, and at 10 dB over sound
+that was heard neither in training nor in calibration. The peers:
+
+- a head: logistic regression on the embedding of the frozen encoder, the way of openWakeWord, with the same augmented
+  clips, background, smoothing and hysteresis as ours;
+- dynamic time warping: the method that local-wake 0.1.2 publishes (frames of the same frozen encoder, cosine distance
+  normalised by both lengths, the nearest of four references a word), with a look at each hop where it looks each 0.25 s, and
+  with the buffer, of three lengths, that is best on the validation voices.
+
+Each rate is measured where it was not calibrated: every recording with the thresholds that all others give. Coverage is the
+share of splits in which the promise made on one part held on the other: one recording left out, and halves at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import negatives
+from benchmarks.fetch import CACHE
+from benchmarks.report import RESULTS, machine, write_json
+from confit_edge.data.augment import crop, noise_gain
+from confit_edge.data.manifest import Clip, read_manifest
+from confit_edge.demo import DATA
+from confit_runtime import Model, load
+from confit_runtime.audio import Pcm, load_clip
+from confit_runtime.calibration import (
+    NEVER,
+    Chosen,
+    Counts,
+    Positive,
+    choose,
+    count_false_accepts,
+    det_curve,
+    hear_positive,
+    only,
+    thresholds,
+)
+from confit_runtime.contract import Contract
+from confit_runtime.intervals import grouped_share_interval, poisson_interval
+from confit_runtime.recordings import Recording, RowCache, Rows, clip_rows, score_recordings
+
+RATE, SNR_DB = 16_000, 10.0
+TARGET, CONFIDENCE = 0.5, 0.95
+OTHER_TARGETS = (1.0, 2.0, 5.0)
+FEWER_WORDS = (1, 3, 10)
+HALVES = 100
+REFERENCES = 4
+BUFFERS = (2, 4, 7)  # frames: 0.86, 1.02 and 1.26 s of sound
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method makes of everything: rows of the recordings, and of each clip in each condition."""
+
+    contract: Contract
+    recordings: list[Recording]
+    clips: dict[str, list[tuple[Clip, Rows]]]
+
+
+def measure(method: Method, seed: int) -> dict[str, Any]:
+    """Everything that is reported of one method."""
+    counts = count_false_accepts(method.contract, method.recordings)
+    chosen = choose(counts, TARGET, CONFIDENCE)
+    hours, held_out = float(counts.hours.sum()), _left_out(counts)
+    events = int(sum(found for found, _ in held_out))
+    rates = np.array([found for found, _ in held_out]) / counts.hours
+    halves = _halves(counts, seed)
+    contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
+    heard = {
+        condition: [hear_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
+        for condition, clips in method.clips.items()
+        if condition != "validation"
+    }
+    return {
+        "target_fa_per_hour": TARGET,
+        "met": chosen.met,
+        "promised_fa_per_hour": chosen.bound,
+        "measured_fa_per_hour": events / hours,
+        "interval": list(poisson_interval(events, hours, CONFIDENCE)),
+        "hours": hours,
+        "recordings": len(counts.hours),
+        "coverage": float(np.mean([rate <= bound for rate, (_, bound) in zip(rates, held_out, strict=True)])),
+        "coverage_of_halves": float(np.mean([rate <= bound for rate, bound in halves])),
+        "half_hours": hours / 2,
+        "halves": len(halves),
+        **{f"frr_{condition}": _missed(contract, one)["frr"] for condition, one in heard.items()},
+        **{f"frr_{condition}_interval": _missed(contract, one)["interval"] for condition, one in heard.items()},
+        "clips": {condition: len(one) for condition, one in heard.items()},
+        "confusions": {condition: sum(bool(positive.others) for positive in one) for condition, one in heard.items()},
+        "never": [
+            label
+            for label, level in contract.thresholds.items()
+            if level["on"] >= NEVER and label != contract.unknown_label
+        ],
+        "labels": {
+            label: {
+                "threshold": level["on"],
+                **{
+                    f"missed_{condition}": sum(
+                        one.level < level["on"] for one in heard[condition] if one.label == label
+                    )
+                    for condition in heard
+                },
+            }
+            for label, level in contract.thresholds.items()
+            if label != contract.unknown_label
+        },
+        "at_other_targets": [_at(target, counts, method) for target in OTHER_TARGETS],
+        "with_fewer_words": [_fewer(count, chosen, method, counts) for count in FEWER_WORDS],
+        "det": {condition: det_curve(counts, chosen, contract, one)[::10] for condition, one in heard.items()},
+    }
+
+
+def _at(target: float, counts: Counts, method: Method) -> dict[str, Any]:
+    chosen = choose(counts, target, CONFIDENCE)
+    contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
+    row: dict[str, Any] = {"target_fa_per_hour": target, "promised_fa_per_hour": chosen.bound}
+    for condition, clips in method.clips.items():
+        if condition == "validation":
+            continue
+        heard = [hear_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
+        row[f"frr_{condition}"] = _missed(contract, heard)["frr"]
+    return row
+
+
+def _fewer(count: int, chosen: Chosen, method: Method, counts: Counts) -> dict[str, Any]:
+    """Calibrated for some words alone: those that the validation voices, which nothing is reported of, are best heard in."""
+    contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
+    missed = Counter[str]()
+    for clip, rows in method.clips["validation"]:
+        level = contract.thresholds[clip.label]["on"]
+        missed[clip.label] += hear_positive(contract, clip.label, clip.group, rows).level < level
+    words = sorted(missed, key=lambda word: (missed[word], word))[:count]
+    contract = only(method.contract, words)
+    few = Method(
+        contract,
+        method.recordings,
+        {
+            condition: [(clip, rows) for clip, rows in clips if clip.label in words]
+            for condition, clips in method.clips.items()
+        },
+    )
+    kept = counts.events.copy()
+    kept[[place for place, label in enumerate(contract.labels) if label not in words]] = 0
+    return {"words": words, **_at(TARGET, Counts(kept, counts.hours), few)}
+
+
+def _missed(contract: Contract, heard: list[Positive]) -> dict[str, Any]:
+    missed = [positive.level < contract.thresholds[positive.label]["on"] for positive in heard]
+    low, high = grouped_share_interval(missed, [positive.group for positive in heard], CONFIDENCE)
+    return {"frr": sum(missed) / len(missed), "interval": [low, high]}
+
+
+def _left_out(counts: Counts) -> list[tuple[int, float]]:
+    """False accepts in each recording at the thresholds that the others give, and what these promise."""
+    places = np.arange(len(counts.hours))
+    found = []
+    for place in places:
+        chosen = choose(_of(counts, places[places != place]), TARGET, CONFIDENCE)
+        found.append((_events(counts, chosen, places[places == place]), chosen.bound))
+    return found
+
+
+def _halves(counts: Counts, seed: int) -> list[tuple[float, float]]:
+    """The rate in one half of the recordings at the thresholds of the other, and what that promised."""
+    rng, found = np.random.default_rng([seed, 30]), []
+    for _ in range(HALVES):
+        order = rng.permutation(len(counts.hours))
+        half = int(np.searchsorted(counts.hours[order].cumsum(), counts.hours.sum() / 2)) + 1
+        chosen = choose(_of(counts, order[:half]), TARGET, CONFIDENCE)
+        found.append((_events(counts, chosen, order[half:]) / float(counts.hours[order[half:]].sum()), chosen.bound))
+    return found
+
+
+def _of(counts: Counts, places: npt.NDArray[np.int64]) -> Counts:
+    return Counts(counts.events[:, places], counts.hours[places])
+
+
+def _events(counts: Counts, chosen: Chosen, places: npt.NDArray[np.int64]) -> int:
+    there = counts.events[:, places].sum(axis=1)
+    return int(np.take_along_axis(there, chosen.levels[:, None], axis=1).sum())
+
+
+# the sound
+
+
+def clips_of(split: str) -> list[Clip]:
+    return [clip for clip in read_manifest(DATA / "words" / "manifest.csv").clips if clip.split == split]
+
+
+def conditions(clips: list[Clip], seed: int) -> dict[str, list[tuple[Clip, Pcm]]]:
+    """Each clip as recorded, and in the middle of sound that is 10 dB softer."""
+    rng = np.random.default_rng([seed, 31])
+    background = [load_clip(path, RATE) for path in sorted((DATA / "background" / "test").glob("*.ogg"))]
+    clean = [(clip, load_clip(clip.path, RATE)) for clip in clips]
+    noisy = []
+    for clip, pcm in clean:
+        side = 2 * RATE
+        noise = crop(background[int(rng.integers(len(background)))], len(pcm) + 2 * side, rng)
+        mixed = noise * noise_gain(pcm, noise[side : side + len(pcm)], SNR_DB)
+        mixed[side : side + len(pcm)] += pcm
+        noisy.append((clip, (mixed / max(1.0, float(np.abs(mixed).max()))).astype(np.float32)))
+    return {"clean": clean, "10db": noisy}
+
+
+# the methods
+
+
+def by_model(
+    model: Model, paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], cache: Path, say: Say
+) -> Method:
+    """A model file: its rows."""
+    recordings = score_recordings(
+        model,
+        paths,
+        RowCache(cache / "tasks" / "detection"),
+        lambda name, done, whole: say(f"{name} {done / whole:.0%}"),
+    )
+    rows = {condition: [(clip, clip_rows(model, pcm)) for clip, pcm in those] for condition, those in clips.items()}
+    return Method(model.contract, recordings, rows)
+
+
+class Warping:
+    """Dynamic time warping on frames of the frozen encoder: the nearest of a word's references."""
+
+    def __init__(self, seed: int) -> None:
+        import torch
+
+        from confit_edge.encoders.speech_embedding import SpeechEmbedding
+
+        torch.set_num_threads(1)
+        self.encoder = SpeechEmbedding.pretrained(pool_hops=1).eval()
+        rng = np.random.default_rng([seed, 32])
+        clips = clips_of("train")
+        self.words = sorted({clip.label for clip in clips})
+        self.references: list[tuple[int, Rows]] = []
+        for place, word in enumerate(self.words):
+            own = [clip for clip in clips if clip.label == word]
+            for chosen in rng.choice(len(own), REFERENCES, replace=False):
+                self.references.append((place, self.frames(_trimmed(load_clip(own[chosen].path, RATE)))))
+
+    def frames(self, pcm: Pcm) -> Rows:
+        """Frames `[hops, 96]` of length 1, the first ending with the window's last sample."""
+        import torch
+
+        short = max(0, self.encoder.window - len(pcm))
+        padded = np.pad(pcm, (short // 2, short - short // 2))
+        rows: Rows = self.encoder.rows(torch.from_numpy(padded)).numpy()
+        return rows
+
+    def rows(self, frames: Rows, buffer: int) -> Rows:
+        """Scores `[hops, words]`: 0.5 at a distance of 0.3, and nearer 1 the nearer a reference is."""
+        nearest = np.full((max(0, len(frames) - buffer + 1), len(self.words)), np.inf, np.float32)
+        if len(nearest):
+            for place, reference in self.references:
+                np.minimum(nearest[:, place], warped(frames, reference, buffer), out=nearest[:, place])
+        scores: Rows = (1 / (1 + np.exp(40 * (nearest - 0.3)))).astype(np.float32)
+        return scores
+
+    def method(
+        self,
+        frames: list[tuple[str, Rows, float]],
+        clips: dict[str, list[tuple[Clip, Rows]]],
+        like: Contract,
+        buffer: int,
+    ) -> Method:
+        contract = dataclasses.replace(
+            like,
+            labels=self.words,
+            unknown_label=None,
+            thresholds={word: {"on": 0.5, "off": 0.3} for word in self.words},
+            smoothing_hops=1,
+            min_hops=1,
+        )
+        recordings = [Recording(name, [self.rows(those, buffer)], seconds) for name, those, seconds in frames]
+        rows = {
+            condition: [(clip, self.rows(those, buffer)) for clip, those in some] for condition, some in clips.items()
+        }
+        return Method(contract, recordings, rows)
+
+
+def warped(frames: Rows, reference: Rows, buffer: int) -> npt.NDArray[np.float32]:
+    """The distance of each `buffer` frames in succession to a reference: the least cost of an alignment of all frames of
+    both, by steps of one in either or both, over the sum of their lengths."""
+    apart = 1 - frames @ reference.T
+    count, length = len(frames) - buffer + 1, len(reference)
+    row = np.full((length, count), np.inf, np.float32)
+    for frame in range(buffer):
+        cost, before = apart[frame : frame + count].T, row
+        row = np.empty_like(before)
+        for place in range(length):
+            least = np.zeros(count, np.float32) if frame == place == 0 else before[place]
+            if place:
+                least = np.minimum(np.minimum(least, before[place - 1]), row[place - 1])
+            row[place] = cost[place] + least
+    return row[-1] / (buffer + length)
+
+
+def _trimmed(pcm: Pcm) -> Pcm:
+    """Without the 0.1 s of silence on each side that every clip ships with."""
+    return pcm[RATE // 10 : -RATE // 10]
+
+
+def train_model(out: Path, seed: int, say: Say, *, frozen: bool) -> Path:
+    """A model file of the words with the demo's background: PairTuned as the demo does, or a head on the frozen encoder."""
+    if out.is_file():
+        return out
+    from confit_edge.demo.story import EPOCHS
+    from confit_edge.pairtune.config import Recipe
+    from confit_edge.pairtune.session import train
+    from confit_edge.runs import read_run, run_corpus
+    from confit_export.export import export_run
+
+    keys: dict[str, Any] = {
+        "probe_views": 2,
+        "speed": 0.15,
+        "precision": "auto",
+        "frozen_baseline": False,
+        "seed": seed,
+    }
+    keys |= {"objective": "finetune", "freeze": "all", "epochs": 1} if frozen else {"epochs": EPOCHS}
+    recipe = Recipe.from_dict({**keys, "background": str(DATA / "background" / "train")}, "the benchmark")
+    run = out.with_suffix("")
+    if not (run / "run.json").is_file():
+        train(DATA / "words" / "manifest.csv", run, recipe)
+    trained = read_run(run)
+    export_run(trained, run_corpus(trained), out, quantize=not frozen, say=say)
+    return out
+
+
+def dtw(
+    paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], like: Contract, seed: int, cache: Path, say: Say
+) -> tuple[Method, int]:
+    """The warping method with the buffer that misses fewest words of the validation voices."""
+    warping, kept = Warping(seed), cache / "tasks" / "detection" / "frames"
+    frames = []
+    for path in paths:
+        file = kept / f"{path.stem}.npy"
+        if not file.is_file():
+            kept.mkdir(parents=True, exist_ok=True)
+            np.save(file, warping.frames(load_clip(path, RATE)))
+        rows = np.load(file)
+        frames.append((path.stem, rows, len(rows) * warping.encoder.hop / RATE))
+        say(f"frames of {path.stem}")
+
+    def framed(those: list[tuple[Clip, Pcm]]) -> list[tuple[Clip, Rows]]:
+        quiet = np.zeros(RATE, np.float32)
+        return [(clip, warping.frames(np.concatenate([quiet, pcm, quiet]))) for clip, pcm in those]
+
+    framed_clips = {name: framed(those) for name, those in clips.items()}
+    missed = {}
+    for buffer in BUFFERS:
+        method = warping.method(frames, {"of validation": framed_clips["validation"]}, like, buffer)
+        missed[buffer] = _at(TARGET, count_false_accepts(method.contract, method.recordings), method)[
+            "frr_of validation"
+        ]
+        say(f"buffer of {buffer} frames: {missed[buffer]:.1%} of the validation words missed")
+    best = min(missed, key=lambda buffer: missed[buffer])
+    return warping.method(frames, framed_clips, like, best), best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    work = options.cache / "tasks" / "detection" / f"seed{options.seed}"
+    work.mkdir(parents=True, exist_ok=True)
+    ours = load(train_model(work / "words.onnx", options.seed, say, frozen=False), calibrated=False)
+    head = load(train_model(work / "head.onnx", options.seed, say, frozen=True), calibrated=False)
+    paths, clips = negatives.join(options.cache), conditions(clips_of("test"), options.seed)
+    clips["validation"] = conditions(clips_of("val"), options.seed)["clean"]
+    result: dict[str, Any] = {
+        "command": f"python -m benchmarks.detection --seed {options.seed}",
+        "seed": options.seed,
+        "confidence": CONFIDENCE,
+        "n": {
+            "words": len({clip.label for clip in clips_of("test")}),
+            "voices": len({clip.group for clip in clips_of("test")}),
+        },
+        **machine(),
+        **measure(by_model(ours, paths, clips, options.cache, say), options.seed),
+        "detection": {"smoothing_hops": ours.contract.smoothing_hops, "min_hops": ours.contract.min_hops},
+        "peers": {},
+    }
+    say(f"confit-edge: {result['frr_clean']:.1%} missed, {result['frr_10db']:.1%} at 10 dB")
+    peers = result["peers"]
+    peers["logistic regression on the frozen embedding (as openWakeWord)"] = measure(
+        by_model(head, paths, clips, options.cache, say), options.seed
+    )
+    warping, buffer = dtw(paths, clips, head.contract, options.seed, options.cache, say)
+    peers["dynamic time warping (the method of local-wake 0.1.2)"] = {
+        "references": REFERENCES,
+        "buffer_frames": buffer,
+        **measure(warping, options.seed),
+    }
+    for name, peer in peers.items():
+        say(f"{name}: {peer['frr_clean']:.1%} missed, {peer['frr_10db']:.1%} at 10 dB")
+    write_json(RESULTS / "detection.json", result)
+
+
+if __name__ == "__main__":
+    main()

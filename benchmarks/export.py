@@ -1,0 +1,256 @@
+"""What quantisation gives and costs, one row per encoder, recipe and task: size, speed, likeness and accuracy.
+
+    python -m benchmarks.export --whisper PATH/whisper-tiny.en-encoder
+
+writes benchmarks/results/export.json. Each encoder is timed as it is exported, with its front end, pooling and head: PyTorch
+eager, onnxruntime in fp32 and in int8, in turn, on one thread, medians of processor time. The roofline is what the
+multiply-adds would take at this machine's own GEMM rates, in the precision of each layer. Accuracies are of the model files,
+through the runtime, on the test split, looked at once; a recipe that does not pass the gate is reported with what failed.
+wav2vec2-base has random weights (none are to be had here), so it has no task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from benchmarks import tasks
+from benchmarks.fetch import CACHE
+from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.sources import DEMO
+from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
+from confit_edge.probes.linear import LinearProbe
+from confit_edge.runs import read_run, run_corpus
+from confit_export.calibration import Feed, open_session
+from confit_export.cost import count_cost
+from confit_export.export import Exported, export_run
+from confit_export.graph import assemble, to_onnx
+from confit_export.quantize import PRECISION, Quantizer, Scheme
+from confit_export.rewrite import int8_states
+from confit_export.sensitivity import embed, validation_windows
+from confit_export.targets import Target
+from confit_runtime.bench import lowest_rtf
+from confit_runtime.gemm import Rates, measure_rates
+
+TASKS = ("letters", "drums", "words")
+CALIBRATION_WINDOWS = 48
+TURNS = 25
+
+
+@dataclass(frozen=True)
+class Option:
+    """A recipe of quantisation."""
+
+    scheme: Scheme
+    target: Target
+    convolutions: bool = True  # or left in fp32
+
+    @property
+    def name(self) -> str:
+        where = f", {self.target}" if self.scheme in ("static", "dynamic") else ""
+        return f"{self.scheme}{where}{'' if self.convolutions else ', convolutions in fp32'}"
+
+
+OPTIONS = (
+    Option("static", "portable"),
+    Option("static", "portable", convolutions=False),
+    Option("static", "avx512-vnni"),
+    Option("dynamic", "avx512-vnni"),
+    Option("weight-only", "portable"),
+    Option("fp16", "portable"),
+)
+
+
+def medians(calls: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[str, float]:
+    """Milliseconds of processor time of each call, medians of turns in which each has its go; two turns warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 2):
+        for name, call in calls.items():
+            start = time.thread_time()
+            call()
+            if turn >= 2:
+                spent[name].append(1e3 * (time.thread_time() - start))
+    return {name: median(values) for name, values in spent.items()}
+
+
+def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note: str) -> list[dict[str, Any]]:
+    """Every recipe on one encoder, without training: ranges from training clips, likeness on validation clips."""
+    encoder.eval()
+    rng = np.random.default_rng(0)
+    probe = LinearProbe(rng.standard_normal((30, encoder.dim)).astype(np.float32), np.zeros(30, np.float32), False)
+    model = assemble(encoder, probe)
+    fp32 = to_onnx(model, encoder, np.zeros((1, encoder.dim), np.float32))
+    train_clips = replace(corpus, val=corpus.train)
+    some = validation_windows(encoder, train_clips, 0)[:CALIBRATION_WINDOWS]
+    states = {key: np.zeros((1, *shape), np.float32) for key, shape in model.state.items()}
+    feeds: list[Feed] = [{"pcm": window[None], **states} for window in some]
+    windows = validation_windows(encoder, corpus, 0)
+    reference = embed(fp32, windows)
+    graphs, costs, cosines = {}, {}, {}
+    kinds = {node.name: node.op_type for node in fp32.graph.node}
+    for option in OPTIONS:
+        if model.state and (option.scheme == "dynamic" or not option.convolutions):
+            continue
+        quantizer = Quantizer.of(fp32, option.scheme, option.target, model.fp32_scopes, feeds, "minmax")
+        layers = [layer for layer in quantizer.layers if option.convolutions or kinds[layer] != "Conv"]
+        graphs[option.name] = quantizer(layers)
+        by_layer = dict.fromkeys(layers, PRECISION[option.scheme])
+        costs[option.name] = count_cost(model, encoder, fp32, by_layer)
+        cosines[option.name] = (embed(graphs[option.name], windows) * reference).sum(axis=1)
+    taken = time_all(model, encoder, {"fp32": fp32, **graphs})
+    per_second = encoder.sample_rate / encoder.hop
+    rows = []
+    for recipe, graph in graphs.items():
+        shortest_ms = 1e3 * lowest_rtf(costs[recipe]["macs_per_second"], rates) / per_second
+        rows.append(
+            {
+                "encoder": name,
+                "note": note,
+                "recipe": recipe,
+                "mb": round(graph.ByteSize() / 1e6, 2),
+                "mb_ratio": round(graph.ByteSize() / fp32.ByteSize(), 4),
+                "ms": round(taken[recipe], 4),
+                "ms_torch": round(taken["torch"], 4),
+                "ms_ort_fp32": round(taken["fp32"], 4),
+                "speed_vs_torch": round(taken["torch"] / taken[recipe], 3),
+                "speed_vs_ort_fp32": round(taken["fp32"] / taken[recipe], 3),
+                "cosine": round(float(cosines[recipe].mean()), 5),
+                "cosine_min": round(float(cosines[recipe].min()), 5),
+                "cosine_n": len(cosines[recipe]),
+                "roofline_fraction": round(shortest_ms / taken[recipe], 3),
+                "cost": costs[recipe],
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.ModelProto]) -> dict[str, float]:
+    """Milliseconds of one call of each graph, and of the torch module they were made from."""
+    streaming = bool(model.state)
+    pcm = 0.05 * np.random.default_rng(1).standard_normal((1, encoder.hop if streaming else encoder.window))
+    states = {key: np.zeros((1, *shape), np.float32) for key, shape in model.state.items()}
+    tensors = [torch.from_numpy(value) for value in (pcm.astype(np.float32), *states.values())]
+
+    def eager() -> None:
+        with torch.inference_mode():
+            model(*tensors)
+
+    def runner(graph: onnx.ModelProto) -> Callable[[], object]:
+        shipped = onnx.ModelProto()
+        shipped.CopyFrom(graph)
+        int8_states(shipped)  # as `export` does last
+        session = open_session(shipped)
+        feed = {
+            entry.name: np.zeros((1, *entry.shape[1:]), np.uint8 if entry.type == "tensor(uint8)" else np.float32)
+            for entry in session.get_inputs()
+            if entry.name != "pcm"
+        }
+        feed["pcm"] = pcm.astype(np.float32)
+        names = ["scores", "embedding", *(f"{key}_out" for key in model.state)]
+        return lambda: session.run(names, feed)
+
+    turns = 200 if streaming else TURNS
+    return medians({"torch": eager, **{name: runner(graph) for name, graph in graphs.items()}}, turns)
+
+
+def task_row(task: str, encoder: str, epochs: int, window: float, seed: int, cache: Path) -> dict[str, Any]:
+    """The whole way of a user: train on a real task, export with the gate, test measured once in both precisions."""
+    manifest = tasks.build(tasks.TASKS[task], cache, seed)
+    with TemporaryDirectory() as folder:
+        recipe = Recipe(
+            encoder=encoder, epochs=epochs, window=window, seed=seed, probe_views=1, frozen_baseline=False, device="cpu"
+        )
+        train(manifest, Path(folder) / "run", recipe)
+        run = read_run(Path(folder) / "run")
+        said: list[str] = []
+        made = export_run(run, run_corpus(run), Path(folder) / "model.onnx", force=True, say=said.append)
+        return {"task": task, "encoder": encoder_label(encoder), "seed": seed, "epochs": epochs, **_of_model(made)}
+
+
+def _of_model(made: Exported) -> dict[str, Any]:
+    parity = made.contract.parity
+    row = {
+        "recipe": f"{parity['scheme']}, {parity['target']}",
+        "kept_fp32": parity["kept_fp32"],
+        "gate": made.contract.metrics["gate"],
+        "mb_ratio": round(made.bytes / made.fp32_bytes, 4),
+        "cosine": round(parity["cosine"], 5),
+        "val_lost": parity["lost"],
+        "val_clips_lost": [parity["clips_lost"], parity["clips"]],
+    }
+    for name, found in (("fp32", made.fp32["test"]), ("int8", made.shipped["test"])):
+        row[f"accuracy_{name}"] = round(found["accuracy"], 4)
+        row[f"interval_{name}"] = [round(found["low"], 4), round(found["high"], 4)]
+    row["test_n"], row["test_groups"] = made.fp32["test"]["n"], made.fp32["test"]["groups"]
+    print(row, flush=True)
+    return row
+
+
+def wav2vec2_base(folder: Path) -> Path:
+    """A wav2vec2-base of random weights, saved as a checkpoint."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    torch.manual_seed(0)
+    Wav2Vec2Model(Wav2Vec2Config()).save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--whisper", type=Path, help="the folder of a Whisper tiny checkpoint")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=sorted(tasks.TASKS))
+    parser.add_argument("--epochs", type=int, default=8, help="of speech-embedding on each task")
+    parser.add_argument("--whisper-epochs", type=int, default=2, help="of Whisper on the first task; 0: none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--no-wav2vec2", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS / "export.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rates = measure_rates()
+    corpus = read_corpus(DEMO / "manifest.csv", rate=16_000, seed=0)
+    whisper = f" --whisper WHISPER_TINY --whisper-epochs {given.whisper_epochs}" if given.whisper else ""
+    result: dict[str, Any] = {
+        "command": f"python -m benchmarks.export{whisper} --epochs {given.epochs} --tasks {' '.join(given.tasks)}",
+        **machine(),
+        "threads": 1,
+        "gemm_macs_per_second": {"fp32": rates.fp32, "int8": rates.int8},
+        "rows": [],
+        "tasks": [],
+    }
+
+    def keep(kind: str, rows: list[dict[str, Any]]) -> None:
+        result[kind] += rows
+        write_json(given.out, result)
+
+    keep("rows", recipe_rows("speech-embedding", pretrained("speech-embedding", 1.28), corpus, rates, "one hop, 80 ms"))
+    if given.whisper:
+        keep("rows", recipe_rows("whisper-tiny", pretrained(str(given.whisper), 2.0), corpus, rates, "window 2 s"))
+    if not given.no_wav2vec2:
+        with TemporaryDirectory() as folder:
+            encoder = pretrained(str(wav2vec2_base(Path(folder))), 1.0)
+            keep("rows", recipe_rows("wav2vec2-base", encoder, corpus, rates, "random weights, window 1 s"))
+    for task in given.tasks:
+        keep("tasks", [task_row(task, "speech-embedding", given.epochs, 1.28, given.seed, given.cache)])
+    if given.whisper and given.tasks and given.whisper_epochs:
+        row = task_row(given.tasks[0], str(given.whisper), given.whisper_epochs, 2.0, given.seed, given.cache)
+        keep("tasks", [row])
+
+
+if __name__ == "__main__":
+    main()

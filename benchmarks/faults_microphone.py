@@ -1,0 +1,127 @@
+"""Microphones that fail while somebody speaks: what is still heard, and what becomes of the clock.
+
+    python -m benchmarks.faults_microphone
+
+puts its rows under `microphone` into benchmarks/results/faults.json. The shipped model listens, through `Microphone` and
+`Listener`, to ten digits by a person; PortAudio is the stand-in that the tests use, at 48 kHz. A fault strikes in a pause
+drawn by the seed, so that every word must still be heard, once, where it was: the clock error is the distance, in samples of
+48 kHz, between where a word was heard and where it is heard without a fault, moved by the gaps that were told. (The grid of
+80 ms hops begins anew after a gap: up to one hop, 3,840 samples, is no error of the clock.)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import RESULTS, machine, write_json
+from confit_edge.demo import DATA
+from confit_runtime import Detection, Listener, Model, load
+from confit_runtime.audio import Pcm, load_clip, resample
+from confit_runtime.sources import Gap, Microphone
+from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
+
+RATE, BLOCK = 48_000, 960
+TRIALS, SEED = 25, 0
+PAUSE_S = 1.6  # longer than a window and a hop, so that each word is whole on its side of the gap
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FAULTS = ("overflows", "NaN", "vanishes", "stalls", "changes rate")
+
+
+def scene() -> tuple[Pcm, list[int]]:
+    """The words with pauses between them, and the block at the middle of each pause but the last."""
+    parts, middles = [np.zeros(round(PAUSE_S * RATE), np.float32)], []
+    for word in WORDS:
+        parts += [load_clip(DATA / "digits-real" / f"{word}.ogg", RATE), np.zeros(round(PAUSE_S * RATE), np.float32)]
+        middles.append((sum(map(len, parts)) - round(PAUSE_S * RATE / 2)) // BLOCK)
+    return np.concatenate(parts), middles[:-1]
+
+
+def machine_that_fails(fault: str, pcm: Pcm, block: int, rng: np.random.Generator) -> FakePortAudio:
+    """A PortAudio whose microphone hears `pcm`, and fails at `block`."""
+    if fault == "overflows":
+        lost = int(rng.integers(1, BLOCK * 20))
+        # what is lost lies in the pause: the stand-in skips it
+        return FakePortAudio(np.insert(pcm, block * BLOCK, np.zeros(lost, np.float32)), RATE, overflows={block: lost})
+    if fault == "NaN":
+        return FakePortAudio(pcm, RATE, faulty=tuple(range(block, block + int(rng.integers(1, 5)))))
+    before, after = pcm[: block * BLOCK], pcm[block * BLOCK :]
+    rate = 44_100 if fault == "changes rate" else RATE
+    then = "stalls" if fault == "stalls" else "unplugged"
+    name = f"USB Mic: Audio (hw:{rng.integers(1, 5)},0)"
+    return FakePortAudio(before, RATE, then=then, back=Back(resample(after, RATE, rate), rate, name))
+
+
+def listen(model: Model, portaudio: FakePortAudio, samples: int) -> tuple[list[Detection], list[tuple[int, int]]]:
+    """What is heard of the microphone's first `samples` beside its gaps; and the gaps, (samples heard before, length)."""
+    microphone = Microphone(portaudio=portaudio, queue_s=120.0, stall_s=0.25)
+    listener = Listener([model.stream(lead_in=True)], microphone.name, RATE)
+    found, gaps = [], []
+    with microphone:
+        for item in microphone:
+            if isinstance(item, Gap):
+                gaps.append((listener.samples, item.samples))
+            found += [event for event in listener.take(item) if isinstance(event, Detection)]
+            if listener.samples - listener.dropped_samples >= samples:
+                break
+    return found + [event for event in listener.finish() if isinstance(event, Detection)], gaps
+
+
+def row(model: Model, fault: str) -> dict[str, Any]:
+    """`TRIALS` faults of one kind."""
+    rng = np.random.default_rng([SEED, FAULTS.index(fault)])
+    pcm, middles = scene()
+    clean, _ = listen(model, FakePortAudio(pcm, RATE), len(pcm) - BLOCK)
+    heard = missed = extra = 0
+    errors = []
+    for _ in range(TRIALS):
+        portaudio = machine_that_fails(fault, pcm, int(rng.choice(middles)), rng)
+        found, gaps = listen(model, portaudio, len(pcm) - 8 * BLOCK)  # gaps of NaN and the resampler hold some back
+        struck, length = gaps[0][0], sum(samples for _, samples in gaps)
+        left = list(found)
+        for event in clean:
+            # a block of NaN is lost in its place, all other gaps come on top of the sound
+            moved = length if fault != "NaN" and event.start_sample > struck else 0
+            match = next((one for one in left if one.label == event.label), None)
+            if match is None:
+                missed += 1
+                continue
+            left.remove(match)
+            heard += 1
+            errors.append(abs(match.start_sample - event.start_sample - moved))
+        extra += len(left)
+    return {
+        "fault": fault,
+        "trials": TRIALS,
+        "words": TRIALS * len(clean),
+        "heard": heard,
+        "missed": missed,
+        "heard_that_were_not_said": extra,
+        "clock_error_samples_median": float(np.median(errors)),
+        "clock_error_samples_largest": int(np.max(errors)),
+    }
+
+
+def main() -> None:
+    model = load("digits")
+    rows = []
+    for fault in FAULTS:
+        rows.append(row(model, fault))
+        print(rows[-1], flush=True)
+    path = RESULTS / "faults.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    result["microphone"] = {
+        "command": "python -m benchmarks.faults_microphone",
+        "model": "digits",
+        "seed": SEED,
+        "hop_samples": model.contract.hop * RATE // model.contract.sample_rate,
+        "rows": rows,
+        **machine(),
+    }
+    write_json(path, result)
+
+
+if __name__ == "__main__":
+    main()

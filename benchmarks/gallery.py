@@ -1,0 +1,133 @@
+"""How long identification takes against many prints: exact to 100 000, by index against a million.
+
+    python -m benchmarks.gallery
+
+Prints are drawn like those of the shipped speaker model: between voices and within a voice with the covariances of its
+cohort, three prints a name. Questions are new draws of enrolled names. Time is that of `Matcher.match`, one thread:
+by the clock, and of the thread itself, which leaves out what other programs took meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.runs import versions, write_text
+from confit_runtime import load
+from confit_runtime.matcher import NEIGHBOURS, Levels, Matcher, unit
+from confit_runtime.search import ExactSearch, IndexSearch, build_index
+
+OUT = Path(__file__).with_name("results") / "gallery.json"
+PRINTS_A_NAME = 3
+QUESTIONS = 500
+SEED = 0
+
+Floats = npt.NDArray[np.float32]
+
+
+def prints_like(cohort: Floats, names: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Prints `[names * 3, dim]` in order of name, and a question of each of `QUESTIONS` names."""
+    voices = unit(cohort).reshape(-1, PRINTS_A_NAME, cohort.shape[1])
+    centres = voices.mean(axis=1)
+    mean = centres.mean(axis=0)
+    _, between, axes = np.linalg.svd(centres - mean, full_matrices=False)
+    inside = (voices - centres[:, None]).reshape(-1, cohort.shape[1])
+    spread = between / np.sqrt(len(centres))
+    # the cohort spans few directions: half of a voice's variance goes where it does not reach
+    elsewhere = float(np.sqrt(np.square(spread).sum() / cohort.shape[1]))
+    noise = float(np.sqrt(np.square(inside).sum(axis=1).mean() * PRINTS_A_NAME / (PRINTS_A_NAME - 1) / cohort.shape[1]))
+
+    def say(voice: Floats) -> Floats:
+        return unit(voice + noise * rng.standard_normal(voice.shape, np.float32))
+
+    made = np.empty((names * PRINTS_A_NAME, cohort.shape[1]), np.float32)
+    asked = []
+    ask = set(rng.choice(names, QUESTIONS, replace=False).tolist())
+    for start in range(0, names, 10_000):
+        count = min(10_000, names - start)
+        voice = (rng.standard_normal((count, len(spread)), np.float32) * spread.astype(np.float32)) @ axes + mean
+        voice += elsewhere * rng.standard_normal(voice.shape, np.float32)
+        made[start * PRINTS_A_NAME : (start + count) * PRINTS_A_NAME] = say(np.repeat(voice, PRINTS_A_NAME, axis=0))
+        asked += [say(voice[at - start]) for at in range(start, start + count) if at in ask]
+    return made, np.stack(asked)
+
+
+def timed(matcher: Matcher, asked: Floats) -> tuple[dict[str, float], list[str | None]]:
+    """Milliseconds of a question, by the clock and of this thread's own, and the place of the best name of each."""
+    for query in asked[:20]:
+        matcher.match(query)
+    took: dict[str, list[float]] = {"": [], "cpu_": []}
+    for query in asked:
+        clock, cpu = time.perf_counter(), time.thread_time()
+        matcher.match(query)
+        took["cpu_"].append(1000 * (time.thread_time() - cpu))
+        took[""].append(1000 * (time.perf_counter() - clock))
+    found = {
+        f"{kind}p{share}_ms": round(float(np.quantile(values, share / 100)), 3)
+        for kind, values in took.items()
+        for share in (50, 99)
+    }
+    return found, [matcher.nearest(query) for query in asked]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("gallery-benchmark"), help="where the index is written")
+    parser.add_argument("--prints", type=int, default=1_000_000, help="of the large gallery")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    model = load("speakers")
+    rng, levels = np.random.default_rng(SEED), Levels.of(model.contract, None, None)
+    result: dict[str, Any] = {
+        "command": "python -m benchmarks.gallery",
+        "seed": SEED,
+        "questions": QUESTIONS,
+        "dim": model.contract.embedding_dim,
+        "prints_a_name": PRINTS_A_NAME,
+        "versions": versions(),
+    }
+    for label, size in (("exact", 100_000), ("index", given.prints)):
+        names = size // PRINTS_A_NAME
+        prints, asked = prints_like(model.cohort, names, rng)
+        owners = np.repeat(np.arange(names), PRINTS_A_NAME)
+        said = [str(name) for name in range(names)]
+        exact = Matcher(said, owners, prints, model.cohort, levels=levels)
+        found, best = timed(exact, asked)
+        row: dict[str, Any] = {"prints": len(prints), "exact": found}
+        if label == "index":
+            ids, path = np.arange(1, len(prints) + 1), given.work / "large.index"
+            start = time.perf_counter()
+            build_index(path, ids, prints)
+            row["build_s"] = round(time.perf_counter() - start, 1)
+            row["bytes"] = path.stat().st_size
+            search = IndexSearch(path, ids, prints)
+            indexed = Matcher(said, owners, prints, model.cohort, levels=levels, search=search)
+            row["index"], answers = timed(indexed, asked)
+            row["same_best_name"] = float(np.mean([one == other for one, other in zip(best, answers, strict=True)]))
+            whole = ExactSearch(prints)
+            row["recall_at_10"], row["recall_at_64"] = (
+                round(float(np.mean([_recall(whole, search, query, count) for query in asked])), 4)
+                for count in (10, NEIGHBOURS)
+            )
+            path.unlink()
+        result[label] = row
+        print(label, row, flush=True)
+        write_text(given.out, json.dumps({**result, "load_average": round(os.getloadavg()[0], 1)}, indent=2) + "\n")
+
+
+def _recall(whole: ExactSearch, search: IndexSearch, query: Floats, count: int) -> float:
+    """Of the `count` nearest prints, the share among those that the matcher would look at."""
+    wanted = set(whole.nearest(query, count).tolist())
+    return len(wanted & set(search.nearest(query, NEIGHBOURS).tolist())) / count
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A day of sound through the shipped model, as fast as it goes: memory, the clock, and the scores at its end.
+
+    python -m benchmarks.soak
+
+writes benchmarks/results/soak.json. A scene of spoken digits, music and speech is pushed again and again in the 20 ms blocks
+of a microphone, through the same `Listener` as `confit-edge listen`: 24 hours at the model's own 16 kHz, and, in a process of
+its own, 3 hours at 44.1 kHz. Its length is a whole number of hops, so that every pass must give the same detections, moved by
+exactly one length, and the last pass the same score rows as a stream that has heard one pass before it. (At 44.1 kHz the
+resampler rounds by where in the stream it is, some 2e-7, which an int8 model can turn into another step of its scores: there
+the difference is told, not expected to be nothing.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.demo import DATA
+from confit_runtime import Detection, Listener, Model, load
+from confit_runtime.audio import Pcm, load_clip
+
+HOURS = {16_000: 24.0, 44_100: 3.0}  # by sample rate
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+Rows = npt.NDArray[np.float32]
+
+
+def scene(model: Model, rate: int) -> Pcm:
+    """Ten digits by a person, then a minute of music and a minute of speech: a whole number of hops and of blocks."""
+    parts = []
+    for word in WORDS:
+        parts += [load_clip(DATA / "digits-real" / f"{word}.ogg", rate), np.zeros(rate, np.float32)]
+    for name in ("music-system", "speech-it-2"):
+        parts.append(load_clip(DATA / "background" / "test" / f"{name}.ogg", rate)[: 60 * rate])
+    whole = np.concatenate(parts)
+    contract = model.contract
+    unit = math.lcm(contract.hop * rate // math.gcd(contract.sample_rate, contract.hop * rate), rate // 50)
+    return whole[: len(whole) // unit * unit]
+
+
+class Ear:
+    """A listener with one stream, which counts the score rows and keeps those of the newest passes."""
+
+    def __init__(self, model: Model, pcm: Pcm, rate: int) -> None:
+        self.listener = Listener([model.stream()], "soak", rate)
+        self._pcm, self._rate, self._stream = pcm, rate, self.listener.streams[0]
+        self._hops = len(pcm) * model.contract.sample_rate // rate // model.contract.hop
+        self._row, self._newest = 0, self._stream.scores
+        self._passes = 0
+        self.rows: dict[int, Rows] = {}  # by their place in the scene, of the last pass that reached them
+
+    def hear(self) -> list[Detection]:
+        """One more pass; its detections."""
+        found = []
+        block = self._rate // 50
+        for start in range(0, len(self._pcm), block):
+            for event in self.listener.take((self._pcm[start : start + block], self._rate)):
+                assert isinstance(event, Detection)
+                found.append(event)
+            if self._stream.scores is not self._newest:  # a block is shorter than a hop: no row is missed
+                self._newest = self._stream.scores
+                self.rows[self._row % self._hops] = self._newest
+                self._row += 1
+        self._passes += 1
+        return found
+
+
+def soak(rate: int, hours: float) -> dict[str, Any]:
+    """Push `hours` of sound at `rate` Hz, and compare its last pass with a fresh run's."""
+    model = load("digits")
+    pcm = scene(model, rate)
+    passes = max(3, round(hours * 3600 * rate / len(pcm)))
+    hour = max(1, round(3600 * rate / len(pcm)))
+    ear = Ear(model, pcm, rate)
+    began, memory, places, drift = time.process_time(), [], [], 0
+    for index in range(passes):
+        found = ear.hear()
+        here = [(one.label, one.start_sample - index * len(pcm), one.end_sample - index * len(pcm)) for one in found]
+        # the first pass begins in silence, and the second is the first that follows another
+        if index == 1:
+            places = here
+        elif index > 1:
+            drift = max(drift, _drift(places, here))
+        if index % hour == 0:
+            memory.append(resident_mb())
+            print(f"{rate} Hz  {index * len(pcm) / rate / 3600:5.1f} h  {memory[-1]:.1f} MB", flush=True)
+    memory.append(resident_mb())
+    took = time.process_time() - began
+
+    fresh = Ear(model, pcm, rate)
+    fresh.hear()
+    fresh_found = fresh.hear()
+    compared = sorted(ear.rows.keys() & fresh.rows.keys())
+    difference = max(float(np.abs(ear.rows[at] - fresh.rows[at]).max()) for at in compared)
+    seconds = passes * len(pcm) / rate
+    return {
+        "hours": round(seconds / 3600, 3),
+        "passes": passes,
+        "samples": ear.listener.samples,
+        "detections_a_pass": len(places),
+        "detections_a_fresh_pass": len(fresh_found),
+        "timestamp_drift_samples": drift,
+        "rows_compared": len(compared),
+        "max_abs_score_difference": difference,
+        "memory_mb_after_the_first_pass": round(memory[0], 2),
+        "memory_mb_each_hour": [round(one, 2) for one in memory],
+        "memory_growth_mb": round(max(memory) - memory[0], 2),
+        "real_time_factor": round(took / seconds, 5),
+    }
+
+
+def _drift(places: list[tuple[str, int, int]], here: list[tuple[str, int, int]]) -> int:
+    """By how many samples detections moved between two passes. Raises ValueError where they are others altogether."""
+    return max(
+        (
+            abs(was - now)
+            for (label, *then), (same, *later) in zip(places, here, strict=True)
+            for was, now in zip(then, later, strict=True)
+            if label == same or _differ(label, same)
+        ),
+        default=0,
+    )
+
+
+def _differ(label: str, other: str) -> bool:
+    raise ValueError(f"a later pass heard {other} where an earlier one heard {label}")
+
+
+def resident_mb() -> float:
+    """What this process holds in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="of the hours; for trying it out")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/soak.json")
+    options = parser.parse_args()
+    with ProcessPoolExecutor(max_workers=len(HOURS)) as pool:
+        parts = pool.map(soak, HOURS, [hours * options.share for hours in HOURS.values()])
+        result = {f"at_{rate}_hz": part for rate, part in zip(HOURS, parts, strict=True)}
+
+    from benchmarks.report import RESULTS, machine, write_json  # brings torch, whose memory is not what is measured
+
+    command = "python -m benchmarks.soak" + ("" if options.share == 1.0 else f" --share {options.share:g}")
+    write_json(options.out or RESULTS / "soak.json", {"command": command, "model": "digits", **result, **machine()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""One step of the streamed network against recomputing its window with the published graph, front ends left out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from benchmarks.cut import front_end, without_front_end
+from confit_runtime.contract import unseal
+from confit_runtime.model import bind, open_session
+
+FRAMES, BANDS, FRAMES_PER_HOP = 76, 32, 8
+CALLS, TURN, WARM_UP = 600, 25, 5
+SAME = 1e-4
+
+Arrays = dict[str, npt.NDArray[Any]]
+TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+
+
+def compare(models: dict[str, Path], published: Path) -> dict[str, Any]:
+    """For one hop and for ten hops a call: microseconds of each graph, and the ratio of each model to the published one.
+
+    They are called in turns, with inputs and outputs bound to arrays that stay; medians of processor time. A model does
+    more than the published graph: pooling, normalisation and head are in it. Also where the time of one hop goes.
+    """
+    graphs = {name: onnx.load(path) for name, path in models.items()}
+    for name, graph in graphs.items():
+        check_cut(graph, models[name])
+    found: dict[str, Any] = {}
+    for said, hops in (("one_hop", 1), ("ten_hops", 10)):
+        calls = {"published": _published(published, hops)}
+        calls |= {name: _streamed(without_front_end(graph), hops) for name, graph in graphs.items()}
+        took = in_turns(calls, CALLS // hops)
+        found[said] = {name: {"us": round(1e6 * seconds, 1)} for name, seconds in took.items()}
+        for name in models:
+            found[said][name]["ratio"] = round(took[name] / took["published"], 4)
+    found["profile_one_hop_us"] = {name: profile(without_front_end(graph)) for name, graph in graphs.items()}
+    found["calls"] = CALLS
+    return found
+
+
+def in_turns(calls: dict[str, Callable[[], None]], times: int) -> dict[str, float]:
+    """Processor seconds of each call, median of `times`. Each has its turn of `TURN` calls, the first ones unmeasured.
+
+    Call by call in turns, each would find the caches full of the others' weights, as no program does.
+    """
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    while len(spent[next(reversed(calls))]) < times:
+        for name, call in calls.items():
+            for number in range(TURN):
+                start = time.thread_time()
+                call()
+                if number >= WARM_UP:
+                    spent[name].append(time.thread_time() - start)
+    return {name: median(several) for name, several in spent.items()}
+
+
+def profile(part: tuple[onnx.ModelProto, str], calls: int = 200) -> dict[str, dict[str, float]]:
+    """Of one hop a call, by operator as the runtime computes it: how many nodes, and their microseconds together."""
+    feed, _ = _arrays(part, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(part[0].SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for _ in range(calls):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            nodes[event["args"]["op_name"], event["name"]].append(event["dur"])
+    by_operator: dict[str, dict[str, float]] = defaultdict(lambda: {"nodes": 0, "us": 0.0})
+    for (operator, _), took in nodes.items():
+        by_operator[operator]["nodes"] += 1
+        by_operator[operator]["us"] += median(took)
+    return dict(sorted(by_operator.items(), key=lambda entry: -entry[1]["us"]))
+
+
+def check_cut(graph: onnx.ModelProto, path: Path) -> None:
+    """Raise ValueError unless the two parts one after the other give what the whole model gives."""
+    hop = unseal(path.read_bytes()).hop
+    whole, first = (open_session(one.SerializeToString(), 1) for one in (graph, front_end(graph)))
+    rest, frames = without_front_end(graph)
+    second = open_session(rest.SerializeToString(), 1)
+    states: Arrays = {
+        entry.name: np.zeros((1, *entry.shape[1:]), TYPES[entry.type])
+        for entry in whole.get_inputs()
+        if entry.name != "pcm"
+    }
+    wanted_states = parts_states = states
+    for pcm in np.float32(0.05) * np.random.default_rng(0).standard_normal((20, 1, hop), dtype=np.float32):
+        wanted, wanted_states = _call(whole, {"pcm": pcm}, wanted_states)
+        made, begun = _call(first, {"pcm": pcm}, parts_states)
+        found, rest_states = _call(second, {frames: made[frames]}, parts_states)
+        parts_states = {**begun, **rest_states}
+        if not np.allclose(wanted["embedding"], found["embedding"], atol=SAME):
+            raise ValueError(f"{path.name}: cut at {frames}, the model no longer gives the same embeddings")
+
+
+def _call(session: Any, inputs: Arrays, states: Arrays) -> tuple[Arrays, Arrays]:
+    """Outputs and the states after, of a part that takes some of `states`."""
+    own = {entry.name: states[entry.name] for entry in session.get_inputs() if entry.name in states}
+    names = [entry.name for entry in session.get_outputs()]
+    made = dict(zip(names, session.run(names, {**inputs, **own}), strict=True))
+    return made, {name: made[f"{name}_out"] for name in own}
+
+
+def _published(path: Path, hops: int) -> Callable[[], None]:
+    session = open_session(path.read_bytes(), 1)
+    (taken,), (made,) = session.get_inputs(), session.get_outputs()
+    windows = np.random.default_rng(0).standard_normal((hops, FRAMES, BANDS, 1), dtype=np.float32)
+    return bind(session, {taken.name: windows}, {made.name: np.zeros((hops, 1, 1, 96), np.float32)})
+
+
+def _streamed(part: tuple[onnx.ModelProto, str], hops: int) -> Callable[[], None]:
+    session = open_session(part[0].SerializeToString(), 1)
+    inputs, _ = _arrays(part, hops)
+    made = session.run(None, inputs)
+    outputs = {entry.name: np.zeros_like(value) for entry, value in zip(session.get_outputs(), made, strict=True)}
+    return bind(session, inputs, outputs)
+
+
+def _arrays(part: tuple[onnx.ModelProto, str], hops: int) -> tuple[Arrays, str]:
+    """Inputs of a cut model: noise for the frames, and states of a stream that has heard nothing."""
+    model, frames = part
+    arrays: Arrays = {}
+    for entry in model.graph.input:
+        sizes = [size.dim_value for size in entry.type.tensor_type.shape.dim]
+        kind = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+        arrays[entry.name] = np.zeros((1, *sizes[1:]), kind)
+    shape = (1, 1, FRAMES_PER_HOP * hops, BANDS)
+    arrays[frames] = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    return arrays, frames

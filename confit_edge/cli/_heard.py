@@ -1,0 +1,114 @@
+"""How `listen` tells what was heard: a line for each detection, what was lost, and a summary at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from confit_edge.cli._console import emit, say
+from confit_runtime.sources import Gap, Notice
+from confit_runtime.stream import Detection
+
+if TYPE_CHECKING:
+    from confit_edge.cli._live import LiveView
+    from confit_runtime.listener import Listener, Tap
+    from confit_runtime.sources import Source
+    from confit_runtime.stream import Stream
+
+
+class Heard:
+    """Prints what listeners hear as they hear it, and a summary for each model when it is left, however it is left.
+
+    Where the source is a folder, `name` is its, `clips` says so, and each line names its clip.
+    """
+
+    def __init__(self, name: str, streams: Sequence[Stream], *, json: bool, clips: bool = False) -> None:
+        self._name, self._streams, self._json, self._clips = name, streams, json, clips
+        self._counts: Counter[tuple[str, str]] = Counter()  # (model, label)
+        self._seconds, self._dropped = 0.0, 0
+        self._began = False
+        self._view: LiveView | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._view is not None:
+            self._view.stop()
+        if self._began and not isinstance(error, BrokenPipeError):
+            self._summary()
+
+    def taps(self, source: Source) -> list[Tap]:
+        """What must hear `source` for the live view: one where it is live and stderr is a terminal."""
+        if not (source.live and sys.stderr.isatty()):
+            return []
+        from confit_edge.cli._live import LiveView
+
+        self._view = LiveView(self._streams)
+        return [self._view]
+
+    def tell_all(self, listener: Listener, source: Source) -> None:
+        """All that the listener hears of the source, until it ends."""
+        self._began = True
+        if not self._clips:
+            self._name = source.name  # of a URL, without user and password
+        try:
+            for item in listener.follow(source):
+                with self._room():
+                    self._tell(item, source)
+        finally:
+            self._seconds += listener.samples / source.rate
+            self._dropped += listener.dropped_samples
+
+    def _room(self) -> AbstractContextManager[None]:
+        return self._view.paused() if self._view is not None else nullcontext()
+
+    def _tell(self, item: Detection | Gap | Notice, source: Source) -> None:
+        if isinstance(item, Notice):
+            say(item.text)
+            if self._json:
+                emit("notice", source=self._name, state=item.state, text=item.text)
+        elif isinstance(item, Gap):
+            seconds = item.samples / source.rate
+            say(f"{seconds:.2f} s of sound were lost: {item.reason}")
+            if self._json:
+                emit("gap", source=self._name, samples=item.samples, seconds=round(seconds, 3), reason=item.reason)
+        else:
+            self._detected(item, source)
+
+    def _detected(self, detection: Detection, source: Source) -> None:
+        self._counts[detection.model, detection.label] += 1
+        if self._json:
+            clip = {"clip": source.name} if self._clips else {}
+            emit("detection", **dataclasses.asdict(detection), **clip)
+            return
+        clip_ = f"{source.name}: " if self._clips else ""
+        speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
+        model = f"  ({detection.model})" if len(self._streams) > 1 else ""
+        print(
+            f"{clip_}{detection.start_s:8.2f} s  {detection.label}  {detection.score:.2f}{speaker}{model}", flush=True
+        )
+
+    def _summary(self) -> None:
+        """One for each model: how often it heard what."""
+        for name in [stream.model.name for stream in self._streams]:
+            counts = Counter({label: count for (model, label), count in self._counts.items() if model == name})
+            if self._json:
+                emit(
+                    "summary",
+                    model=name,
+                    source=self._name,
+                    seconds=round(self._seconds, 3),
+                    detections=dict(counts),
+                    dropped_samples=self._dropped,
+                )
+            else:
+                heard = ", ".join(f"{label} {count}" for label, count in counts.most_common()) or "nothing"
+                say(f"{name}: {heard} in {self._seconds:.1f} s")

@@ -1,0 +1,118 @@
+"""What `listen` shows on a terminal while it listens: the level, the best scores now, and what was heard last."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from confit_runtime.listener import Tap
+
+if TYPE_CHECKING:
+    from confit_runtime.audio import Pcm
+    from confit_runtime.stream import Detection, Stream
+
+FLOOR_DB = -60
+WIDTH = 30
+
+_REFRESH_S = 0.1
+_HOLD_S = 1.5  # how long the mark of the loudest moment stays
+
+
+class LiveView(Tap):
+    """A few lines at the bottom of the terminal behind stderr, drawn ten times a second."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self._streams = streams
+        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._last: deque[str] = deque(maxlen=3)
+
+    def begin(self, name: str, rate: int) -> None:
+        self._name, self._rate = name, rate
+        self._samples = self._dropped = 0
+        self._peak = self._held = 0.0
+        self._held_at = self._shown = -math.inf
+        self._note = ""
+        self._live.start()
+
+    def hear(self, pcm: Pcm, rate: int) -> None:
+        self._samples += len(pcm)
+        self._note = ""
+        self._peak = max(self._peak, float(np.abs(pcm).max(initial=0.0)))
+        self._show()
+
+    def skip(self, samples: int) -> None:
+        self._samples += samples
+        self._dropped += samples
+        self._note = "  nothing comes"
+        self._show()
+
+    def judge(self, detection: Detection) -> Detection:
+        self._last.appendleft(f"{detection.label} {detection.score:.2f} at {clock(detection.start_s)}")
+        return detection
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Make room for a line on this terminal."""
+        began = self._live.is_started
+        self._live.stop()
+        yield
+        if began:
+            self._live.start()
+
+    def stop(self) -> None:
+        self._live.stop()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._shown < _REFRESH_S:
+            return
+        if self._peak >= self._held or now - self._held_at > _HOLD_S:
+            self._held, self._held_at = self._peak, now
+        self._live.update(Group(*self._lines()), refresh=True)
+        self._peak, self._shown = 0.0, now
+
+    def _lines(self) -> Iterator[Text]:
+        lost = f"  {self._dropped / self._rate:.1f} s lost" if self._dropped else ""
+        colour = "red" if self._held >= 0.99 else "green"
+        yield Text.assemble(
+            (meter(self._peak, self._held), colour),
+            f" {decibel(self._peak):4.0f} dB  {clock(self._samples / self._rate)}  {self._name}{lost}{self._note}",
+            overflow="ellipsis",
+            no_wrap=True,
+        )
+        for stream in self._streams:
+            if stream.scores is not None:
+                best = np.argsort(-stream.scores)[:4]
+                scores = "  ".join(f"{stream.model.labels[at]} {stream.scores[at]:.2f}" for at in best)
+                yield Text(f"{stream.model.name}: {scores}", overflow="ellipsis", no_wrap=True)
+        if self._last:
+            yield Text("heard: " + ", ".join(self._last), overflow="ellipsis", no_wrap=True)
+
+
+def meter(peak: float, held: float = 0.0) -> str:
+    """A level 0..1 as a bar from -60 dB to 0 dB, with a mark where the loudest moment was."""
+    bar = list("#" * round(WIDTH * (1 - decibel(peak) / FLOOR_DB)))
+    bar += "-" * (WIDTH - len(bar))
+    if held > 0:
+        bar[min(WIDTH - 1, round(WIDTH * (1 - decibel(held) / FLOOR_DB)))] = "|"
+    return f"[{''.join(bar)}]"
+
+
+def decibel(level: float) -> float:
+    """`level` 0..1 in dB of full scale, no lower than the meter goes."""
+    return max(FLOOR_DB, 20 * math.log10(max(level, 1e-9)))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as H:MM:SS, without the hours where there are none."""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

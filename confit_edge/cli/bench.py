@@ -1,0 +1,122 @@
+"""`confit-edge bench`: how fast models run on this machine, and how far that is from what the machine can do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confit_edge.cli._console import Json, emit, say
+
+if TYPE_CHECKING:
+    from confit_runtime.gemm import Rates
+    from confit_runtime.model import Model
+
+HEADS = ("model", "precision", "p50 ms", "p99 ms", "graph", "stream", "of limit", "MB", "streams", "first score s")
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Model files, or names of shipped models.")],
+    seconds: Annotated[
+        float, typer.Option(metavar="N", min=0.05, help="Processor time that each figure is measured for.")
+    ] = 2.0,
+    json: Json = False,
+) -> None:
+    """Measure models on this machine: latency, processor time, memory, streams per core, time to the first score.
+
+    One thread throughout. **p50** and **p99** are wall time of one call, which moves the audio on by one hop.
+    **graph** is the processor time that one second of audio takes in the model alone, **stream** with resampling from
+    48 kHz and detection around it. **of limit** is how near the graph comes to what its multiply-adds must take at the
+    rates this machine was measured to have in the same onnxruntime. **MB** is the peak memory of a new process that
+    listens, **streams** how many one core carries in real time.
+
+    Other programs that are busy make every figure worse: measure on an idle machine.
+
+    Examples:
+
+        confit-edge bench digits
+
+        confit-edge bench mymodel.onnx mymodel-int8.onnx --json
+    """
+    from confit_runtime import load
+    from confit_runtime.gemm import measure_rates
+
+    loaded = [load(model) for model in models]
+    say("measuring this machine")
+    rates = measure_rates(seconds / 4)
+    if json:
+        emit("machine", **_machine(), threads=1, fp32_macs_per_s=rates.fp32, int8_macs_per_s=rates.int8)
+    rows = []
+    for model in loaded:
+        say(f"measuring {model.name}")
+        row = measure(model, rates, seconds)
+        rows.append(row)
+        if json:
+            emit("bench", **row)
+    if not json:
+        print(_table(rows))
+        print(
+            f"\nThis machine, one thread: {rates.fp32 / 1e9:.0f} G multiply-adds a second in fp32,"
+            f" {rates.int8 / 1e9:.0f} G in int8"
+        )
+
+
+def measure(model: Model, rates: Rates, seconds: float) -> dict[str, Any]:
+    """The figures of one model: the fields of its JSON line."""
+    from confit_runtime.bench import call_latency, fresh_process, lowest_rtf, stream_rtf, streams_per_core
+
+    contract = model.contract
+    latency = call_latency(model, seconds)
+    macs = contract.cost.get("macs_per_second")
+    lowest = lowest_rtf(macs, rates) if macs else None
+    return {
+        "model": model.name,
+        "precision": contract.precision,
+        "streaming": contract.streaming,
+        "hop_ms": 1e3 * contract.hop / contract.sample_rate,
+        **asdict(latency),
+        "stream_cpu_rtf": stream_rtf(model, seconds),
+        "macs_per_second": macs,
+        "lowest_cpu_rtf": lowest,
+        "of_limit": lowest and lowest / latency.cpu_rtf,
+        "streams_per_core": streams_per_core(model),
+        **asdict(fresh_process(model.path)),
+    }
+
+
+def _machine() -> dict[str, str]:
+    import platform
+
+    import onnxruntime
+
+    return {"processor": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Columns as wide as they need to be, numbers to the right."""
+    cells = [list(HEADS), *([*_cells(row)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at < 2 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    share, peak = row["of_limit"], row["peak_mb"]
+    return [
+        row["model"],
+        row["precision"],
+        f"{row['p50_ms']:.2f}",
+        f"{row['p99_ms']:.2f}",
+        f"{row['cpu_rtf']:.4f}",
+        f"{row['stream_cpu_rtf']:.4f}",
+        "-" if share is None else f"{100 * share:.0f} %",
+        "-" if peak is None else f"{peak:.0f}",
+        str(row["streams_per_core"]),
+        f"{row['first_score_s']:.2f}",
+    ]

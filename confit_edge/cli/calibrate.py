@@ -1,0 +1,317 @@
+"""`confit-edge calibrate`: thresholds for a target rate of false accepts, with the bound that they keep."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confit_edge.cli._console import Bar, Json, emit, say
+from confit_runtime.errors import ConfitError, UsageError
+
+if TYPE_CHECKING:
+    from confit_runtime.calibration import Chosen, Counts, Positive
+    from confit_runtime.contract import Contract
+    from confit_runtime.model import Model
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
+    negatives: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOUND", help="Recordings without the model's sounds: files, folders, patterns; may be repeated."
+        ),
+    ],
+    positives: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Clips of its sounds: a manifest, or a folder with one folder a label."),
+    ] = None,
+    target_fa_per_hour: Annotated[
+        float, typer.Option(metavar="RATE", help="False accepts an hour that the whole model may make at the most.")
+    ] = 0.5,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL", help="Let only this label fire; may be repeated. Fewer share the false accepts."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="SHARE", help="How sure the bound is.")] = 0.95,
+    bake: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.onnx", help="Write the thresholds into a copy of the model, not into a device file."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="DET.png", help="Draw false rejects against false accepts; DET.csv beside it."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Set thresholds so that the model keeps a rate of false accepts, and say how sure that is.
+
+    Every recording is streamed through the model, hours of it if you have them: what a device hears all day, such as talk,
+    television and music, but none of the model's own sounds. The thresholds are the lowest at which the upper bound of
+    false accepts an hour, of all labels together, is at most the target. At 95 % and 0.5 an hour that takes six hours at
+    the least. Recordings, not minutes, are what the bound counts with: many short ones of many kinds say more than one long
+    one. Stopped, it goes on where it was.
+
+    It writes MODEL.device.json beside the model, which every program that loads the model then reads.
+
+    Examples:
+
+        confit-edge calibrate words.onnx --negatives radio/ --negatives kitchen.flac
+
+        confit-edge calibrate words.onnx --negatives radio/ --positives test/ --target-fa-per-hour 0.2 --plot det.png
+
+        confit-edge calibrate words.onnx --negatives radio/ --only stop --only seven
+
+        confit-edge calibrate digits --negatives radio/ --bake my-digits.onnx
+    """
+    import dataclasses
+
+    from confit_edge.data.manifest import sound_files
+    from confit_runtime import load
+    from confit_runtime.calibration import choose, count_false_accepts, det_curve, may_fire, thresholds
+    from confit_runtime.recordings import RowCache, score_recordings
+    from confit_runtime.sources import find_clips
+
+    _check(target_fa_per_hour, confidence, bake, plot)
+    loaded = load(model, calibrated=False)
+    if bake is None and not Path(model).is_file():
+        raise UsageError(f"{model}: is shipped with the program; calibrate a copy of it with --bake OUT.onnx")
+    paths = [
+        path
+        for spec in negatives
+        for path in (sound_files(Path(spec), "--negatives") if Path(spec).is_dir() else find_clips([spec]))
+    ]
+    contract = _only(loaded.contract, only) if only else loaded.contract
+    clips = _positives(positives, contract) if positives else []
+    with Bar(json, before="hours") as bar:
+        recordings = score_recordings(
+            loaded,
+            paths,
+            RowCache.default(),
+            lambda name, done, whole: bar.show("streaming", whole, done, hours=f"{done / 3600:.1f} h"),
+        )
+    places, counts = may_fire(contract), count_false_accepts(contract, recordings)
+    chosen = choose(counts, target_fa_per_hour, confidence)
+    contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
+    heard = _hear(loaded, contract, clips, json)
+    report = {
+        **_report(contract, places, counts, chosen, heard, confidence),
+        "target_fa_per_hour": target_fa_per_hour,
+        "confidence": confidence,
+        "met": chosen.met,
+    }
+    curve = det_curve(counts, chosen, contract, heard, confidence)
+    if plot is not None:
+        _write_curve(plot, curve, report)
+    if json:
+        emit("summary", **report, thresholds=contract.thresholds, det=curve)
+    if not chosen.met:
+        hours = report["hours"]
+        raise ConfitError(
+            f"{hours:.2f} hours cannot promise {target_fa_per_hour:g} false accepts an hour: with none at all it takes"
+            f" {hours + chosen.more_hours:.2f}, so {chosen.more_hours:.2f} more; these hours can promise"
+            f" --target-fa-per-hour {_rounded_up(chosen.bound):g}"
+        )
+    written = _write(loaded, contract, {**report, "det": curve}, bake)
+    if not json:
+        _print(contract, report)
+    say(f"wrote {written}")
+
+
+def _check(target: float, confidence: float, bake: Path | None, plot: Path | None) -> None:
+    if not 0 < target < float("inf"):
+        raise UsageError(f"--target-fa-per-hour must be above 0, is {target:g}")
+    if not 0.5 <= confidence < 1:
+        raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
+    if bake is not None and bake.suffix != ".onnx":
+        raise UsageError(f"--bake {bake}: a model file's name ends with .onnx")
+    if plot is not None and plot.suffix != ".png":
+        raise UsageError(f"--plot {plot}: the plot's name ends with .png")
+
+
+def _only(contract: Contract, labels: Sequence[str]) -> Contract:
+    from confit_runtime.calibration import only
+
+    for label in labels:
+        if label not in contract.labels or label == contract.unknown_label:
+            raise UsageError(f"--only {label}: {contract.name} has no such label ({', '.join(contract.labels)})")
+    return only(contract, labels)
+
+
+def _positives(source: Path, contract: Contract) -> list[tuple[Path, str, str]]:
+    """Path, label and group of each clip that holds one label that can fire. Raises UsageError where none does."""
+    from confit_edge.data.manifest import labels_of, read_table
+    from confit_runtime.calibration import may_fire
+
+    wanted = [contract.labels[place] for place in may_fire(contract)]
+    columns, rows = read_table(source, {"path", "label", "labels", "group"})
+    column = "label" if "label" in columns else "labels"
+    if "path" not in columns or column not in columns:
+        raise UsageError(f"{source}: needs the columns path and label (columns: {', '.join(columns)})")
+    folder, found, left_out = source if source.is_dir() else source.parent, [], Counter[str]()
+    for where, row in rows:
+        labels = labels_of(row[column], column, f"{source}, {where}")
+        label = labels[0] if len(labels) == 1 else ""
+        if label in wanted:
+            found.append((folder / str(row["path"]), label, str(row.get("group") or row["path"])))
+        else:
+            left_out[label or "several labels"] += 1
+    if left_out:
+        say(f"{source}: left out, being none of the labels that can fire: {', '.join(sorted(left_out))}")
+    if not found:
+        raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
+    return found
+
+
+def _hear(
+    loaded: Model, contract: Contract, clips: Sequence[tuple[Path, str, str]], json_lines: bool
+) -> list[Positive]:
+    from confit_runtime.audio import load_clip
+    from confit_runtime.calibration import hear_positive
+    from confit_runtime.recordings import clip_rows
+
+    heard = []
+    with Bar(json_lines, before="clips") as bar:
+        for path, label, group in clips:
+            rows = clip_rows(loaded, load_clip(path, contract.sample_rate))
+            heard.append(hear_positive(contract, label, group, rows))
+            bar.show("clips", len(clips), len(heard), clips=f"{len(heard)} of {len(clips)}")
+    return heard
+
+
+def _report(
+    contract: Contract,
+    places: Sequence[int],
+    counts: Counts,
+    chosen: Chosen,
+    heard: Sequence[Positive],
+    confidence: float,
+) -> dict[str, Any]:
+    """What was measured: of the whole model, and of each label at `places`."""
+    import numpy as np
+
+    from confit_runtime.calibration import NEVER
+    from confit_runtime.intervals import poisson_interval
+
+    hours, held_out = float(counts.hours.sum()), int(chosen.held_out.sum())
+    fired = np.take_along_axis(counts.events.sum(axis=1), chosen.levels[:, None], axis=1)[:, 0]
+    labels: dict[str, dict[str, Any]] = {}
+    for place in places:
+        label = contract.labels[place]
+        level, own = contract.thresholds[label]["on"], [positive for positive in heard if positive.label == label]
+        labels[label] = {
+            "threshold": level,
+            "fires": level < NEVER,
+            "false_accepts": int(fired[place]),
+            **_share([one.level < level for one in own], [one.group for one in own], confidence),
+        }
+    missed = [positive.level < labels[positive.label]["threshold"] for positive in heard]
+    return {
+        "model": contract.name,
+        "hours": hours,
+        "recordings": len(counts.hours),
+        "fa_per_hour_bound": chosen.bound,
+        "fa_per_hour": held_out / hours,
+        "fa_per_hour_interval": list(poisson_interval(held_out, hours, confidence)),
+        "false_accepts_held_out": held_out,
+        "false_accepts": int(fired.sum()),
+        **_share(missed, [positive.group for positive in heard], confidence),
+        "confusions": sum(bool(positive.others) for positive in heard),
+        "labels": labels,
+    }
+
+
+def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> dict[str, Any]:
+    """The false rejects of clips, with an interval that resamples their groups where there are some."""
+    from confit_runtime.intervals import grouped_share_interval
+
+    if not missed:
+        return {}
+    low, high = grouped_share_interval(missed, groups, confidence)
+    return {"clips": len(missed), "frr": sum(missed) / len(missed), "frr_interval": [low, high]}
+
+
+def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path | None) -> Path:
+    """The device file beside the model, or a copy of the model with the thresholds in its contract."""
+    import dataclasses
+    import datetime
+
+    from confit_edge import __version__
+    from confit_runtime import device_file
+    from confit_runtime.contract import graph_of, seal
+
+    if bake is not None:
+        baked = dataclasses.replace(contract, calibration={**contract.calibration, "device": report})
+        device_file.write_whole(bake, seal(graph_of(loaded.path.read_bytes()), baked))
+        return bake
+    path = device_file.device_path(loaded.path)
+    made = device_file.DeviceFile(
+        schema=device_file.SCHEMA,
+        model=contract.name,
+        model_digest=loaded.digest,
+        embedding_id=contract.embedding_id,
+        thresholds=contract.thresholds,
+        smoothing_hops=contract.smoothing_hops,
+        min_hops=contract.min_hops,
+        refractory_s=contract.refractory_s,
+        report=report,
+        made=datetime.date.today().isoformat(),
+        version=__version__,
+    )
+    device_file.write_whole(path, made.to_json().encode())
+    return path
+
+
+def _print(contract: Contract, report: dict[str, Any]) -> None:
+    print(f"{'label':<16}{'threshold':>10}{'false accepts':>15}{'false rejects':>15}")
+    for label, row in report["labels"].items():
+        threshold = f"{row['threshold']:.4f}" if row["fires"] else "never"
+        print(f"{label:<16}{threshold:>10}{row['false_accepts']:>15}{_percent(row):>15}")
+    print(
+        f"at most {report['fa_per_hour_bound']:.2f} false accepts an hour of all labels together"
+        f" ({100 * report['confidence']:g} % sure), from {report['hours']:.2f} hours in {report['recordings']} recordings"
+    )
+    if "frr" in report:
+        low, high = report["frr_interval"]
+        print(
+            f"{100 * report['frr']:.1f} % of {report['clips']} clips missed [{100 * low:.1f}, {100 * high:.1f}],"
+            f" {report['confusions']} taken for another label"
+        )
+    if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
+        say(f"never fires any more, for these recordings hold what sounds like it: {', '.join(silent)}")
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return f"{100 * row['frr']:.1f} % of {row['clips']}" if "frr" in row else "-"
+
+
+def _write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
+    """DET.csv always, and DET.png, which needs the train extra."""
+    from confit_runtime.device_file import write_whole
+
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(curve[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(curve)
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
+    try:
+        from confit_edge.geometry.plots import det
+    except ModuleNotFoundError:
+        say(f"{plot} was not drawn: that needs matplotlib (pip install 'confit-edge[train]')")
+        return
+    det(curve, report, plot)
+
+
+def _rounded_up(rate: float) -> float:
+    """To two digits that are not below it."""
+    import math
+
+    unit = 10 ** (math.floor(math.log10(rate)) - 1)
+    return math.ceil(rate / unit) * unit

@@ -1,0 +1,124 @@
+"""`confit-edge distill`: teach a small streaming encoder what a trained attention encoder knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli.train import Progress, print_probes
+
+_LESSON, _METHOD, _MACHINE = "Lesson", "Method", "Machine"
+
+
+def _option(help_text: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
+
+
+def distill(
+    run: Annotated[Path, typer.Argument(help="The teacher: a run folder that `confit-edge train` wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The student's run folder to write.")],
+    student: Annotated[
+        str, typer.Option(help="The encoder to teach, as --encoder of `confit-edge train`.")
+    ] = "speech-embedding",
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Any sound like what the device will hear (folder or file); may be repeated. No labels needed."
+        ),
+    ] = None,
+    manifest: Annotated[Path | None, typer.Option(help="The teacher's own clips, where they have moved.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; flags given here win over it.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a training that was stopped; the result is the same, bit for bit."),
+    ] = False,
+    json_lines: Json = False,
+    epochs: Annotated[int | None, _option("Passes over the training clips [12].", _METHOD)] = None,
+    lr: Annotated[
+        str | None, _option("Student learning rate [0.0005]; several with commas are tried on validation.", _METHOD)
+    ] = None,
+    unlabelled_per_batch: Annotated[
+        int | None, _option("Windows of unlabelled sound beside the clips of a batch [64].", _LESSON)
+    ] = None,
+    embedding_weight: Annotated[
+        float | None, _option("Of the distance to the teacher's embedding, through a linear map [1].", _LESSON)
+    ] = None,
+    similarity_weight: Annotated[
+        float | None, _option("Of the distance to the teacher's similarities within a batch [1].", _LESSON)
+    ] = None,
+    similarity_temperature: Annotated[
+        float | None, _option("The lower, the more the nearest neighbours count [0.1].", _LESSON)
+    ] = None,
+    supervised_weight: Annotated[
+        float | None, _option("Of the contrastive loss on labelled clips; 0: the teacher alone [1].", _LESSON)
+    ] = None,
+    device: Annotated[str | None, _option("auto (default), cpu, cuda, cuda:1, ...", _MACHINE)] = None,
+    precision: Annotated[
+        str | None, _option("fp32 (default), bf16, or auto: bf16 where it is faster.", _MACHINE)
+    ] = None,
+) -> None:
+    """Teach a small encoder what a trained one knows, and write its run.
+
+    The student hears what the teacher hears, from the teacher's own training clips and from sound without labels, and
+    learns to embed it alike: each sound as the teacher does (through a linear map), and all of a batch as similar to each
+    other as the teacher finds them. What it learns on (clips, splits, window, augmentation) is as in the teacher's
+    recipe; how it learns begins with the defaults and is changed by --recipe. The result is a run like any other.
+
+    Examples:
+
+        confit-edge distill runs/whisper -o runs/student
+
+        confit-edge distill runs/whisper -o runs/student --unlabelled recordings/ --epochs 30
+    """
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "lr": lr,
+        "unlabelled_per_batch": unlabelled_per_batch,
+        "embedding_weight": embedding_weight,
+        "similarity_weight": similarity_weight,
+        "similarity_temperature": similarity_temperature,
+        "supervised_weight": supervised_weight,
+        "device": device,
+        "precision": precision,
+    }
+    flags = {key: value for key, value in given.items() if value is not None}
+    from confit_edge.cli.train import learning_rates
+    from confit_edge.pairtune.config import read_yaml
+    from confit_edge.pairtune.distributed import join
+    from confit_edge.pairtune.student import distill as run_distillation
+
+    if lr is not None:
+        flags["lr"] = learning_rates(lr)
+    with Progress(json_lines) as progress:
+        trained = run_distillation(
+            run,
+            out,
+            student=student,
+            unlabelled=unlabelled or [],
+            settings={**read_yaml(recipe), **flags} if recipe else flags,
+            source=str(recipe) if recipe else "the command line",
+            manifest=manifest,
+            resume=resume,
+            watch=progress,
+        )
+    if trained is None:
+        say(f"{out}: this training is finished already")
+        return
+    info = trained.info
+    if not join(info.recipe["device"]).main:
+        return
+    if json_lines:
+        emit(
+            "summary",
+            run=str(out),
+            teacher_run=str(run),
+            classes=info.classes,
+            best_epoch=info.best_epoch,
+            **trained.metrics,
+        )
+        return
+    print_probes(trained.metrics)
+    say(f"wrote {out}. Next: confit-edge export {out} -o MODEL.onnx")

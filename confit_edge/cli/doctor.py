@@ -1,0 +1,135 @@
+"""`confit-edge doctor`: measure a microphone for a few seconds, and say in plain words what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from confit_edge.cli._console import Json, emit, say
+from confit_runtime.errors import DeviceError
+
+if TYPE_CHECKING:
+    from confit_runtime.audio import Pcm
+    from confit_runtime.soundcheck import Finding, Soundcheck
+    from confit_runtime.sources import Source
+
+_LEAST_TO_TIME_S = 4.0
+
+
+def doctor(
+    source: Annotated[
+        str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME, a sound file or a URL.")
+    ] = "mic",
+    seconds: Annotated[float, typer.Option(metavar="N", min=1.0, max=600.0, help="How long to measure.")] = 8.0,
+    json: Json = False,
+) -> None:
+    """Measure rate, level, clipping, noise floor, DC offset and dropouts of a microphone, and give advice.
+
+    Be quiet for the first half, then speak as you will to the device, from where you will stand. Exits with 1 where
+    something is bad enough that little would be recognised.
+
+    Examples:
+
+        confit-edge doctor
+
+        confit-edge doctor --source mic:USB --seconds 20
+
+        confit-edge doctor --source recording.wav --json
+    """
+    from confit_runtime.soundcheck import findings, soundcheck
+    from confit_runtime.sources import Microphone, open_source
+
+    with open_source(source) as opened:
+        if opened.live:
+            say(f"measuring {opened.name} for {seconds:g} s: be quiet for {seconds / 2:g} s, then speak")
+        pcm, dropped, arrivals = _hear(opened, seconds)
+        name, rate, clocked = opened.name, opened.rate, isinstance(opened, Microphone)
+    check = soundcheck(pcm, rate)
+    found = findings(check, dropped_s=dropped / rate)
+    if clocked and (slip := _slip(arrivals, rate)) is not None:
+        found = [slip, *(one for one in found if one.level != "good")]
+    if json:
+        for one in found:
+            emit("finding", level=one.level, text=one.text)
+        emit("summary", source=name, dropped_samples=dropped, **_rounded(check))
+    else:
+        _print(name, check, dropped, found)
+    if any(one.level == "bad" for one in found):
+        raise typer.Exit(1)
+
+
+def _hear(source: Source, seconds: float) -> tuple[Pcm, int, list[tuple[float, int]]]:
+    """Sound without its gaps, how many samples those were, and when how many samples had come."""
+    import numpy as np
+
+    from confit_edge.cli.record import level_line
+    from confit_runtime.sources import Gap, Notice
+
+    show = level_line() if source.live and sys.stderr.isatty() else None
+    parts, arrivals, dropped, heard, wanted = [], [], 0, 0, round(seconds * source.rate)
+    for item in source:
+        if isinstance(item, Notice):
+            say(item.text)
+            continue
+        if isinstance(item, Gap):
+            dropped += item.samples
+            heard += item.samples
+        else:
+            parts.append(item[0])
+            heard += len(item[0])
+        arrivals.append((time.monotonic(), heard))
+        if show is not None and parts:
+            show(max(0.0, (wanted - heard) / source.rate), parts[-1])
+        if heard >= wanted:
+            break
+    if not parts:
+        raise DeviceError(f"{source.name}: gave no sound in {seconds:g} s")
+    return np.concatenate(parts), dropped, arrivals
+
+
+def _slip(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:
+    """What is wrong with the rate, where sound comes more than 5 % faster or slower than it should.
+
+    `arrivals` says when how many samples had come. Both halves of the time must tell the same: a machine that was busy
+    for a moment hears what had queued up all at once.
+    """
+    from confit_runtime.soundcheck import Finding
+
+    if arrivals[-1][0] - arrivals[0][0] < _LEAST_TO_TIME_S:
+        return None
+    middle = arrivals[len(arrivals) // 2]
+    halves = [
+        (later[1] - sooner[1]) / (later[0] - sooner[0])
+        for sooner, later in pairwise((arrivals[0], middle, arrivals[-1]))
+    ]
+    if not (all(real > 1.05 * rate for real in halves) or all(real < 0.95 * rate for real in halves)):
+        return None
+    return Finding(
+        "bad", f"delivers {sum(halves) / 2:,.0f} samples a second, though its rate is {rate:,}: a driver's fault"
+    )
+
+
+def _rounded(check: Soundcheck) -> dict[str, float]:
+    return {key: round(value, 5) for key, value in dataclasses.asdict(check).items()}
+
+
+def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> None:
+    print(f"{name}: {check.seconds:.1f} s at {check.rate} Hz")
+    rows = [
+        ("peak", f"{check.peak_db:.1f} dB of full scale"),
+        ("loud", f"{check.loud_db:.1f} dB"),
+        ("noise floor", f"{check.noise_db:.1f} dB"),
+        ("clipped", f"{check.clipped:.3%}"),
+        ("DC offset", f"{check.dc_offset:+.4f}"),
+        ("bandwidth", f"{check.bandwidth_hz / 1000:.1f} kHz"),
+        ("dropouts", f"{dropped / check.rate:.2f} s lost, broken off {check.holes} times"),
+    ]
+    for what, value in rows:
+        print(f"  {what:<12} {value}")
+    for one in found:
+        print(f"{one.level}: {one.text}")

@@ -1,0 +1,154 @@
+"""`confit-edge evaluate`: how a model does on long labelled recordings."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confit_edge.cli._console import Bar, Json, emit
+from confit_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from confit_runtime.evaluation import Judged
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
+    labelled: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELLED",
+            help="A CSV (path,start_s,end_s,label), or recordings with Audacity's labels beside them.",
+        ),
+    ],
+    confidence: Annotated[float, typer.Option(metavar="SHARE", help="How sure the intervals are.")] = 0.95,
+    json: Json = False,
+) -> None:
+    """Score a model on long labelled recordings, in the terms that calibrate promises.
+
+    False accepts an hour, false rejects by label and by signal-to-noise ratio, latency, and what fired for what. The model
+    listens as `listen` does, with the thresholds of its device file where it has one. A detection is true from the beginning
+    of a sound with its label to a second after its end; everything else is a false accept, two within a second being one.
+
+    The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. In
+    Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder.
+
+    Examples:
+
+        confit-edge evaluate words.onnx kitchen/labels.csv
+
+        confit-edge evaluate words.onnx kitchen/ --json
+    """
+    from confit_runtime import load
+    from confit_runtime.evaluation import judge
+    from confit_runtime.labels import read_labelled
+    from confit_runtime.recordings import sound_seconds
+
+    if not 0.5 <= confidence < 1:
+        raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
+    loaded, recordings = load(model), read_labelled(labelled)
+    whole, done = sum(sound_seconds(recording.path) for recording in recordings), 0.0
+    judged = []
+    with Bar(json, before="hours") as bar:
+        for recording in recordings:
+            before = done
+
+            def tell(seconds: float, before: float = before, name: str = recording.path.name) -> None:
+                bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
+
+            judged.append(judge(loaded, recording, tell))
+            done += judged[-1].seconds
+    report = {"model": loaded.name, **summarise(judged, confidence)}
+    if json:
+        emit("summary", **report)
+    else:
+        _print(report)
+
+
+def summarise(judged: Sequence[Judged], confidence: float) -> dict[str, Any]:
+    """The report on all recordings together."""
+    import numpy as np
+
+    from confit_runtime.evaluation import snr_band, what_was_there
+    from confit_runtime.intervals import poisson_interval, resampled_interval
+
+    hours = np.array([one.seconds / 3600 for one in judged])
+    accepts = np.array([len(one.score.false_accepts) for one in judged])
+    total, whole = int(accepts.sum()), float(hours.sum())
+    low, high = poisson_interval(total, whole, confidence)
+    if total and len(judged) > 1:  # the wider of the two: false accepts come in clusters
+        again = resampled_interval(accepts, hours, confidence)
+        low, high = min(low, again[0]), max(high, again[1])
+    heard = [
+        (sound.label, found, one.name, snr_band(snr))
+        for one in judged
+        for sound, found, snr in zip(one.sounds, one.score.found, one.snr_db, strict=True)
+    ]
+    latencies = [latency for one in judged for latency in one.latency_s if latency is not None]
+    fired = Counter((accept.label, what_was_there(accept, one)) for one in judged for accept in one.score.false_accepts)
+    bands: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
+    labels: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
+    for row in heard:
+        labels[row[0]].append(row)
+        bands[row[3]].append(row)
+    return {
+        "recordings": len(judged),
+        "hours": whole,
+        "false_accepts": total,
+        "fa_per_hour": total / whole,
+        "fa_per_hour_interval": [low, high],
+        "false_rejects": _rejects(heard, confidence),
+        "labels": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
+        "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items())},
+        "latency_s": _quantiles(latencies),
+        "fired_for": [
+            {"heard": label, "was": was, "times": times} for (label, was), times in sorted(fired.items(), key=_by_times)
+        ],
+    }
+
+
+def _by_times(item: tuple[tuple[str, str], int]) -> tuple[int, str, str]:
+    return -item[1], *item[0]
+
+
+def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> dict[str, Any]:
+    from confit_runtime.intervals import grouped_share_interval
+
+    if not rows:
+        return {"sounds": 0}
+    missed = [not found for _, found, _, _ in rows]
+    low, high = grouped_share_interval(missed, [name for _, _, name, _ in rows], confidence)
+    return {"sounds": len(rows), "missed": sum(missed), "frr": sum(missed) / len(rows), "frr_interval": [low, high]}
+
+
+def _quantiles(latencies: Sequence[float]) -> dict[str, float]:
+    import numpy as np
+
+    if not latencies:
+        return {}
+    return {name: float(np.quantile(latencies, at)) for name, at in (("median", 0.5), ("p90", 0.9), ("most", 1.0))}
+
+
+def _print(report: dict[str, Any]) -> None:
+    low, high = report["fa_per_hour_interval"]
+    print(
+        f"{report['false_accepts']} false accepts in {report['hours']:.2f} hours of {report['recordings']} recordings:"
+        f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
+    )
+    print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
+    for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *report["snr"].items()]:
+        if row["sounds"]:
+            low, high = row["frr_interval"]
+            share = f"{100 * row['frr']:>6.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
+            print(f"{name:<20}{row['sounds']:>8}{row['missed']:>8}{share}")
+    if report["latency_s"]:
+        print(
+            f"\ntold {report['latency_s']['median']:+.2f} s from a sound's end (median),"
+            f" {report['latency_s']['p90']:+.2f} s for nine of ten"
+        )
+    for row in report["fired_for"]:
+        print(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")

@@ -1,0 +1,178 @@
+"""`confit-edge record`: collect clips of one class from the microphone, one after another, and judge each at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from confit_edge.cli._console import Json, emit, say
+from confit_runtime.errors import ConfitError, UsageError
+
+if TYPE_CHECKING:
+    from confit_runtime.audio import Pcm
+    from confit_runtime.recording import Take
+    from confit_runtime.sources import Source
+
+MANIFEST = "manifest.csv"
+COLUMNS = ("path", "label", "group")
+MOST_REFUSED = 5  # in succession: then something is wrong that trying again does not mend
+
+
+def record(
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="What is heard in the clips.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the clips go: DIR/LABEL/GROUP/.")],
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="How many clips to record.")] = 10,
+    seconds: Annotated[float, typer.Option(metavar="S", min=0.2, max=60.0, help="How long each is.")] = 2.0,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Who speaks, or where: splits keep a group together. Default: date and time."
+        ),
+    ] = None,
+    source: Annotated[str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME or a URL.")] = "mic",
+    countdown: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to get ready before each.")] = 1.5,
+    form: Annotated[Literal["flac", "wav"], typer.Option("--format", help="How clips are written.")] = "flac",
+    trim: Annotated[bool, typer.Option(help="Cut the quiet before and after the sound.")] = True,
+    json: Json = False,
+) -> None:
+    """Record clips of one class, to train on or to enroll.
+
+    Each clip is judged when it was recorded: one that is clipped, silent or torn is refused and recorded again. Clips go
+    to DIR/LABEL/GROUP/, and a row for each to DIR/manifest.csv: train on either. Record every class with the same
+    microphone, in at least three groups (people, rooms, days), and one called background with what else is heard there.
+
+    Examples:
+
+        confit-edge record yes -o clips --count 10 --group ada
+
+        confit-edge record background -o clips --count 20 --seconds 5 --no-trim
+
+        confit-edge train clips -o run
+    """
+    from confit_runtime.sources import open_source
+
+    group = _folder_name("--group", group or time.strftime("%Y%m%d-%H%M%S"))
+    label = _folder_name("LABEL", label)
+    folder = out / label / group
+    kept = refused = 0
+    try:
+        with open_source(source) as opened:
+            say(f"{label}: {clips_text(count)} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
+            in_succession = 0
+            while kept < count:
+                take = _take(opened, seconds, countdown, f"{kept + 1} of {count}")
+                if take.fault is None:
+                    path = _keep(take, folder, form, trim)
+                    _list(out / MANIFEST, path, label, group)
+                    kept, in_succession = kept + 1, 0
+                    _tell_kept(json, path, label, group, take)
+                    continue
+                refused, in_succession = refused + 1, in_succession + 1
+                say(f"  not kept: {take.fault}")
+                if json:
+                    emit("refused", label=label, reason=take.fault, peak_db=round(take.check.peak_db, 1))
+                if in_succession == MOST_REFUSED:
+                    raise ConfitError(
+                        f"{MOST_REFUSED} clips in succession could not be used ({take.fault}); see `confit-edge doctor"
+                        f" --source {source}`"
+                    )
+    except KeyboardInterrupt:
+        say()
+    finally:
+        if kept or refused:
+            say(f"{label}: {clips_text(kept)} kept, {refused} refused, in {folder}")
+            if json:
+                emit("summary", label=label, group=group, clips=kept, refused=refused, folder=str(folder))
+
+
+def clips_text(count: int) -> str:
+    return f"{count} clip" if count == 1 else f"{count} clips"
+
+
+def _tell_kept(json: bool, path: Path, label: str, group: str, take: Take) -> None:
+    say(f"  {path.name}  {take.check.loud_db:.0f} dB")
+    if json:
+        emit(
+            "recorded",
+            path=str(path),
+            label=label,
+            group=group,
+            loud_db=round(take.check.loud_db, 1),
+            peak_db=round(take.check.peak_db, 1),
+            noise_db=round(take.check.noise_db, 1),
+        )
+    else:
+        print(path, flush=True)
+
+
+def _take(source: Source, seconds: float, countdown: float, which: str) -> Take:
+    from confit_runtime.recording import record_clip
+
+    say(f"clip {which}: get ready")
+    return record_clip(source, seconds, countdown_s=countdown, show=level_line() if sys.stderr.isatty() else None)
+
+
+def level_line() -> Callable[[float, Pcm], None]:
+    """What shows the countdown, the time to go and the level on one line of the terminal, ten times a second."""
+    from confit_edge.cli._live import meter
+
+    peak, shown = 0.0, 0.0
+
+    def show(to_go: float, pcm: Pcm) -> None:
+        nonlocal peak, shown
+        peak = max(peak, float(abs(pcm).max(initial=0.0)))
+        if time.monotonic() - shown >= 0.1:
+            what = f"NOW {to_go:4.1f} s" if to_go >= 0.0 else f"in {-to_go:5.1f} s"
+            print(f"\r  {what} {meter(peak)} \x1b[K", end="", file=sys.stderr, flush=True)
+            peak, shown = 0.0, time.monotonic()
+        if to_go == 0.0:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _folder_name(what: str, text: str) -> str:
+    """A label or group that can also be a folder's name. Raises UsageError on one that cannot."""
+    import unicodedata
+
+    name = unicodedata.normalize("NFC", text.strip())
+    if not name or name.startswith(".") or any(c in '/\\|:*?"<>' or not c.isprintable() for c in name):
+        raise UsageError(f"{what} {text!r} cannot be the name of a folder: use letters, digits, spaces, - and _")
+    return name
+
+
+def _keep(take: Take, folder: Path, form: str, trim: bool) -> Path:
+    """Write a clip under the next free number."""
+    import soundfile
+
+    from confit_runtime.device_file import write_whole
+    from confit_runtime.recording import trimmed
+
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [int(file.stem) for file in folder.iterdir() if file.stem.isdecimal()]
+    path = folder / f"{max(taken, default=0) + 1:04}.{form}"
+    sound = io.BytesIO()
+    soundfile.write(sound, trimmed(take.pcm, take.rate) if trim else take.pcm, take.rate, format=form, subtype="PCM_16")
+    write_whole(path, sound.getvalue())
+    return path
+
+
+def _list(manifest: Path, path: Path, label: str, group: str) -> None:
+    """Add a clip to the manifest. Raises UsageError where that has other columns."""
+    from confit_runtime.device_file import write_whole
+
+    text = manifest.read_text(encoding="utf-8") if manifest.exists() else ""
+    rows = list(csv.reader(io.StringIO(text)))
+    if rows and tuple(rows[0]) != COLUMNS:
+        raise UsageError(f"{manifest}: its columns are not {', '.join(COLUMNS)}; record into another folder")
+    table = io.StringIO()
+    clip = [path.relative_to(manifest.parent).as_posix(), label, group]
+    csv.writer(table, lineterminator="\n").writerows([*(rows or [list(COLUMNS)]), clip])
+    write_whole(manifest, table.getvalue().encode())

@@ -1,0 +1,113 @@
+"""`distill`: from a teacher's run to a student's run, another encoder on the same clips."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from confit_edge import runs
+from confit_edge.data.clips import ClipStore
+from confit_edge.data.manifest import sound_files
+from confit_edge.encoders import pretrained
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
+from confit_edge.pairtune.session import Trained, check_out, train
+from confit_edge.pairtune.trainer import Watcher
+from confit_runtime.errors import UsageError
+
+# What a student's recipe takes over from its teacher's: the clips, the splits, and what is done to the windows. How
+# an encoder learns depends on the encoder, so that begins with the defaults.
+INHERITED = (
+    "seed", "label_column", "group_column", "split_by", "background", "strict", "window", "shift", "gain", "speed",
+    "noise_probability", "snr_low", "snr_high", "rooms", "room_probability", "equaliser", "band_probability",
+    "codec_probability", "probe_views",
+)  # fmt: skip
+
+
+def distill(
+    run: Path,
+    out: Path,
+    *,
+    student: str = "speech-embedding",
+    unlabelled: list[Path],
+    settings: dict[str, Any],
+    source: str,
+    manifest: Path | None = None,
+    resume: bool = False,
+    watch: Watcher | None = None,
+) -> Trained | None:
+    """Teach the encoder `student` what the encoder of `run` knows, and write the student's run `out`.
+
+    `settings` are recipe keys of training and of `Lesson`, named in errors by their `source`; what they leave open is the
+    teacher's where it is of the data, else the default. `unlabelled` are folders or files of any sound. `manifest` says
+    where the run's own clips are now. Resumed as `train` is; None when `out` is finished already.
+    """
+    check_out(out, resume)
+    if (out / "run.json").is_file():
+        return None
+    teacher = runs.read_run(run)
+    recipe, lesson = student_recipe(teacher.info.recipe, {**settings, "encoder": student}, source)
+    data = manifest or Path(teacher.info.data["manifest"])
+    if not data.exists():
+        raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
+    encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
+    if json.loads(json.dumps(encoder.spec())) == teacher.info.encoder:
+        raise UsageError(f"--student {student}: {run} is of that encoder itself; a student is another, smaller one")
+    rate = encoder.sample_rate
+    files = list(dict.fromkeys(path for folder in unlabelled for path in sound_files(folder, "--unlabelled")))
+    store, recordings, digest = ClipStore(rate), [], hashlib.sha256()
+    for done, path in enumerate(files, start=1):
+        recordings.append(store.get(path))
+        digest.update(recordings[-1].data)
+        if watch:
+            watch({"stage": "decode", "done": done, "total": len(files)})
+    about = {
+        "teacher": str(run.resolve()),
+        "teacher_encoder": teacher.info.encoder,
+        "teacher_weights_sha256": runs.weights_sha256(teacher.encoder),
+        **asdict(lesson),
+        "unlabelled": {
+            "folders": [str(folder.resolve()) for folder in unlabelled],
+            "recordings": len(recordings),
+            "seconds": round(sum(map(len, recordings)) / rate, 1),
+            "fingerprint": digest.hexdigest(),
+        },
+    }
+    if watch and not recordings:
+        watch({"stage": "note", "text": "no --unlabelled sound: the teacher teaches from the training clips alone"})
+    teaching = TeachingRun(
+        teacher=teacher.encoder,
+        name=str(run),
+        classes=teacher.info.classes,
+        fingerprint=teacher.info.data["fingerprint"],
+        metrics=teacher.metrics["probes"],
+        unlabelled=recordings,
+        paths=files,
+        student_rate=rate,
+        lesson=lesson,
+        about=about,
+    )
+    return train(data, out, recipe, resume=resume, watch=watch, teaching=teaching)
+
+
+def student_recipe(teacher: dict[str, Any], settings: dict[str, Any], source: str) -> tuple[Recipe, Lesson]:
+    """A student's recipe and lesson, from its teacher's recipe and the `settings` given for it by `source`.
+
+    Raises UsageError naming a key that is unknown, of a wrong type or out of range.
+    """
+    known = {field.name for field in fields(Recipe)} | set(KEYS)
+    if unknown := sorted(map(str, settings.keys() - known)):
+        raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+    if settings.get("objective", "pairtune") != "pairtune":
+        raise UsageError(
+            f"{source}: recipe key 'objective' must be pairtune: that is the supervised part of distillation"
+        )
+    try:
+        lesson = Lesson(**{key: value for key, value in settings.items() if key in KEYS})
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+    rest = {key: value for key, value in settings.items() if key not in KEYS}
+    return Recipe.from_dict({key: teacher[key] for key in INHERITED} | rest, source), lesson

@@ -1,0 +1,120 @@
+"""What static quantisation learns its ranges from: training clips, at the length the device will give them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.encoders.base import Encoder, centred
+from confit_edge.pairtune.items import make_augmenter
+from confit_edge.runs import Run
+
+Feed = dict[str, npt.NDArray[np.float32]]
+Calibration = Literal["minmax", "entropy", "percentile"]
+CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
+
+CLIPS = 128
+AT_ONCE = 4  # clips whose activations a histogram keeps in memory together
+PERCENTILE = 99.999
+
+
+def calibration_feeds(fp32: onnx.ModelProto, encoder: Encoder, corpus: Corpus, run: Run) -> list[Feed]:
+    """Training windows, half of them as recorded and half augmented, as inputs of the graph.
+
+    A streaming graph hears them as one stream: each window comes with the state that the window before it left, for
+    the zeros a stream begins with are not what it runs on.
+    """
+    clips, rng = corpus.training_clips(), np.random.default_rng([run.recipe.seed, 7])
+    augment = make_augmenter(encoder, corpus, run.recipe)
+    chosen = [clips.pcm[int(row)] for row in rng.permutation(len(clips))[:CLIPS]]
+    half = len(chosen) // 2
+    windows = [
+        centred(torch.from_numpy(np.array(clip[: encoder.window])), encoder.window).numpy() for clip in chosen[:half]
+    ]
+    windows += list(augment(chosen[half:], rng))
+    windows = [windows[index] for index in rng.permutation(len(windows))]
+    return list(_as_stream(fp32, windows))
+
+
+def _as_stream(fp32: onnx.ModelProto, windows: list[npt.NDArray[np.float32]]) -> Iterator[Feed]:
+    states = [entry for entry in fp32.graph.input if entry.name != "pcm"]
+    if not states:
+        yield from ({"pcm": window[None]} for window in windows)
+        return
+    session = open_session(fp32)
+    shapes = {entry.name: [1, *(size.dim_value for size in entry.type.tensor_type.shape.dim[1:])] for entry in states}
+    state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for index, window in enumerate(windows):
+        feed = {"pcm": window[None], **state}
+        if index:  # the first only fills the state
+            yield feed
+        state = dict(zip(state, session.run([f"{name}_out" for name in state], feed), strict=True))
+
+
+def tensor_ranges(model: onnx.ModelProto, feeds: list[Feed], method: Calibration, operators: list[str]) -> Any:
+    """The range of each activation that `operators` take or give, over `feeds`, as onnxruntime's TensorsData.
+
+    `minmax` takes the extremes; `percentile` cuts one value in 100,000 off; `entropy` cuts where the histogram's
+    information suffers least (Migacz 2017).
+    """
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, part: list[Feed]) -> None:
+            self.feeds = iter(part)
+
+        def get_next(self) -> Feed | None:
+            return next(self.feeds, None)
+
+    methods = {
+        "minmax": (CalibrationMethod.MinMax, {}),
+        "entropy": (CalibrationMethod.Entropy, {"num_bins": 512, "num_quantized_bins": 128}),
+        "percentile": (CalibrationMethod.Percentile, {"percentile": PERCENTILE, "symmetric": False}),
+    }
+    kind, options = methods[method]
+    with tempfile.TemporaryDirectory() as folder, quiet(), np.errstate(invalid="ignore"):
+        source = Path(folder) / "fp32.onnx"
+        onnx.save(model, source)
+        calibrator = create_calibrator(
+            source, operators, str(Path(folder) / "augmented.onnx"), kind, extra_options=options
+        )
+        calibrator.set_execution_providers(["CPUExecutionProvider"])
+        # the loudest first: a histogram keeps the bins of its first part, and grows by bins of that width
+        loudest = sorted(feeds, key=lambda feed: -float(np.abs(feed["pcm"]).max()))
+        for start in range(0, len(loudest), AT_ONCE):
+            calibrator.collect_data(Reader(loudest[start : start + AT_ONCE]))
+        return calibrator.compute_data()
+
+
+def open_session(model: onnx.ModelProto) -> Any:
+    """The graph in onnxruntime, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """onnxruntime's quantiser recommends its own pre-processing on every call, and its calibrators talk on stdout."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.getLogger().setLevel(level)

@@ -1,0 +1,89 @@
+"""The gate: how far a model may fall behind the fp32 graph it was made from, on validation, before it is no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.probes.metrics import Bools, Difference, accuracy, paired_difference
+from confit_runtime.model import Model
+
+ACCURACY = 0.005  # the share of validation clips that may be lost
+COSINE = 0.99  # the mean, over validation clips, between an embedding and that of fp32
+STREAM = 1e-4  # the largest difference of an embedding between a stream in parts and the whole, in fp32
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model makes of each clip: whether its best label is right `[clips]`, and its embedding `[clips, dim]`."""
+
+    right: Bools
+    embeddings: npt.NDArray[np.float32]
+    groups: list[str]
+
+    @classmethod
+    def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Heard:
+        """Through the runtime, as a device hears them: the mean over a clip's hops."""
+        right, embeddings = [], []
+        for pcm, target in zip(clips.pcm, clips.targets, strict=True):
+            scores, embedding = (rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate))
+            right.append(bool(target[corpus.classes.index(model.labels[int(scores.argmax())])]))
+            embeddings.append(embedding / max(float(np.linalg.norm(embedding)), 1e-12))
+        return cls(np.array(right), np.stack(embeddings), clips.groups)
+
+    def accuracy(self, seed: int) -> dict[str, Any]:
+        return accuracy(self.right, self.groups, seed).to_dict()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A model against its fp32 graph on the same validation clips.
+
+    `lost` is the accuracy lost with its paired interval over groups, `clips_lost` the same in clips: below 200 clips a
+    single one is more than the gate allows, and counts all the same, for nothing says that it was chance.
+    """
+
+    lost: Difference
+    clips_lost: int
+    clips: int
+    cosine: float
+
+    @classmethod
+    def of(cls, fp32: Heard, other: Heard, seed: int) -> Verdict:
+        lost = paired_difference(fp32.right, other.right, fp32.groups, seed)
+        net = int(fp32.right.sum()) - int(other.right.sum())
+        return cls(lost, net, len(fp32.right), float((fp32.embeddings * other.embeddings).sum(axis=1).mean()))
+
+    @property
+    def failures(self) -> list[str]:
+        """What does not hold, in words; empty where the gate is passed."""
+        found = []
+        if self.lost.difference > ACCURACY + 1e-9:
+            found.append(f"{self.loss} (allowed {100 * ACCURACY:g} points)")
+        if not self.cosine >= COSINE:
+            found.append(
+                f"the mean cosine of its embeddings to those of fp32 is {self.cosine:.4f} (at least {COSINE:g})"
+            )
+        return found
+
+    @property
+    def loss(self) -> str:
+        """The loss of accuracy in words, in points and in clips."""
+        points = 100 * self.lost.difference
+        verb = "loses" if points >= 0 else "gains"
+        return (
+            f"it {verb} {abs(points):.2f} points of validation accuracy"
+            f" [{100 * self.lost.low:+.2f}, {100 * self.lost.high:+.2f}], {abs(self.clips_lost)} of {self.clips} clips"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "lost": self.lost.to_dict(),
+            "clips_lost": self.clips_lost,
+            "clips": self.clips,
+            "cosine": self.cosine,
+        }

@@ -1,0 +1,164 @@
+"""The card of a model, `MODEL.md` beside it, in the Hugging Face format: what it is, how it measured, how fast it was."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from confit_edge.runs import write_text
+from confit_export.export import Exported
+from confit_runtime.bench import Latency, call_latency, fresh_process
+from confit_runtime.contract import Contract
+from confit_runtime.describe import facts
+from confit_runtime.model import load
+
+ROUNDS = 3
+ROUND_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A model beside its own fp32 graph on this machine, measured in turn on one thread.
+
+    `speedup` is fp32's processor time over the model's: below 1, fp32 is faster here. `peak_mb` is None where the
+    system does not tell.
+    """
+
+    latency: Latency
+    fp32: Latency
+    peak_mb: float | None
+
+    @property
+    def speedup(self) -> float:
+        return self.fp32.cpu_ms / self.latency.cpu_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "p50_ms": self.latency.p50_ms,
+            "p99_ms": self.latency.p99_ms,
+            "cpu_rtf": self.latency.cpu_rtf,
+            "fp32_p50_ms": self.fp32.p50_ms,
+            "fp32_cpu_rtf": self.fp32.cpu_rtf,
+            "speedup": self.speedup,
+            "peak_mb": self.peak_mb,
+        }
+
+
+def time_model(made: Exported) -> Timing:
+    """Measure a model that was just exported; takes about two seconds."""
+    shipped = load(made.path)
+    rounds: list[tuple[Latency, Latency]] = [
+        (call_latency(shipped, ROUND_SECONDS), call_latency(made.fp32_model, ROUND_SECONDS)) for _ in range(ROUNDS)
+    ]
+    ours, theirs = (_middle([pair[side] for pair in rounds]) for side in (0, 1))
+    return Timing(ours, theirs, fresh_process(made.path).peak_mb)
+
+
+def _middle(rounds: list[Latency]) -> Latency:
+    cpu = median(one.cpu_ms for one in rounds)
+    return min(rounds, key=lambda one: abs(one.cpu_ms - cpu))
+
+
+def recommendation(contract: Contract, timing: Timing) -> str | None:
+    """What to do where fp32 is the faster one here; None where there is nothing to say."""
+    if contract.precision == "fp32" or timing.speedup >= 1:
+        return None
+    return (
+        f"On this machine ({platform.machine()}) fp32 is faster: {timing.fp32.p50_ms:.2f} ms a call against"
+        f" {timing.latency.p50_ms:.2f} ms in {contract.precision}. Where speed matters more than size, export with"
+        " --no-quantize."
+    )
+
+
+def write_card(made: Exported, timing: Timing) -> Path:
+    """Write `MODEL.md` beside the model, whole or not at all."""
+    path = made.path.with_suffix(".md")
+    write_text(path, card(made, timing))
+    return path
+
+
+def card(made: Exported, timing: Timing) -> str:
+    """Markdown with a YAML head."""
+    contract, latency = made.contract, timing.latency
+    unit = "hop" if contract.streaming else "window"
+    lines = [
+        "---",
+        _head(contract).rstrip(),
+        "---",
+        f"# {contract.name}",
+        "",
+        "An audio classifier for CPU devices, in one ONNX file: PCM in, scores and embedding out, with its contract inside.",
+        "",
+        *_table(facts(contract, made.bytes)),
+        "",
+        f"Test was looked at once, after everything was chosen. In fp32 the file would be {made.fp32_bytes / 1e6:.2f} MB."
+        " Intervals resample groups (speakers, recordings). Multiply-adds are those of convolutions, matrix products and"
+        " recurrent layers.",
+        "",
+        "## On the machine that exported it",
+        "",
+        f"{platform.machine()}, one thread; other machines differ. A call takes one {unit}.",
+        "",
+        *_table(
+            [
+                ("latency of a call, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
+                ("the same in fp32", f"{timing.fp32.p50_ms:.2f} / {timing.fp32.p99_ms:.2f} ms"),
+                ("processor time per second of audio", f"{latency.cpu_rtf:.4f} s (fp32 {timing.fp32.cpu_rtf:.4f} s)"),
+                (
+                    "peak memory of a process that listens",
+                    "unknown" if timing.peak_mb is None else f"{timing.peak_mb:.0f} MB",
+                ),
+            ]
+        ),
+        "",
+    ]
+    if advice := recommendation(contract, timing):
+        lines += [advice, ""]
+    lines += [
+        "## Use",
+        "",
+        "```",
+        f"confit-edge listen {made.path.name}",
+        f"confit-edge inspect {made.path.name}",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _head(contract: Contract) -> str:
+    import yaml
+
+    measured = [
+        {"type": "accuracy", "name": f"{split} accuracy", "value": round(contract.metrics[split]["accuracy"], 4)}
+        for split in ("val", "test")
+        if split in contract.metrics
+    ]
+    head = {
+        "library_name": "confit-edge",
+        "pipeline_tag": "audio-classification",
+        "license": contract.license,
+        "tags": ["onnx", "audio-classification", contract.precision.replace(" ", "-")],
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": contract.name,
+                "results": [
+                    {
+                        "task": {"type": "audio-classification"},
+                        "dataset": {"name": contract.data["fingerprint"][:12], "type": "audio"},
+                        "metrics": measured,
+                    }
+                ],
+            }
+        ],
+    }
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    escaped = [(name, value.replace("|", "\\|")) for name, value in rows]
+    return ["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in escaped)]

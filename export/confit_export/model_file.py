@@ -1,0 +1,107 @@
+"""The model file while it is made: its contract, its bytes, and how it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from confit_edge import __version__
+from confit_edge.encoders.base import Encoder
+from confit_edge.runs import Run, weights_sha256
+from confit_export import thresholds
+from confit_export.graph import StreamingModel, WindowedModel, ancestors, state_shapes
+from confit_runtime.contract import SCHEMA, Contract, seal
+from confit_runtime.model import Model, load
+
+
+def draft(
+    run: Run,
+    model: StreamingModel | WindowedModel,
+    encoder: Encoder,
+    graph: onnx.ModelProto,
+    *,
+    name: str,
+    precision: str,
+    cost: dict[str, Any],
+    license: str,
+) -> Contract:
+    """The contract of `graph` before anything was measured: every threshold is 0.5."""
+    info = run.info
+    return Contract(
+        schema=SCHEMA,
+        name=name,
+        labels=list(info.classes),
+        multi_label=info.multi_label,
+        unknown_label=info.unknown,
+        sample_rate=encoder.sample_rate,
+        hop=encoder.hop,
+        window=encoder.window,
+        pool_hops=getattr(encoder, "pool_hops", 1),
+        warmup_hops=encoder.window // encoder.hop - 1 if model.state else 0,
+        latency_samples=encoder.window // 2,
+        state=state_shapes(graph),
+        thresholds={label: {"on": 0.5, "off": 0.3} for label in info.classes},
+        smoothing_hops=1,
+        min_hops=2,
+        refractory_s=thresholds.REFRACTORY_S,
+        encoder={"name": info.recipe["encoder"], "weights_sha256": weights_sha256(encoder)},
+        embedding_id=embedding_id(graph),
+        embedding_dim=encoder.dim,
+        precision=precision,
+        cost=cost,
+        data={key: info.data[key] for key in ("fingerprint", "clips", "groups")},
+        metrics={},
+        parity={},
+        calibration={},
+        license=license,
+        version=__version__,
+    )
+
+
+def embedding_id(graph: onnx.ModelProto) -> str:
+    """A hash of everything up to the embedding: thresholds, head and cohort may change without orphaning a gallery."""
+    nodes, tensors = ancestors(graph.graph, "embedding")
+    digest = hashlib.sha256()
+    for part in [*nodes, *sorted(tensors, key=lambda tensor: tensor.name)]:
+        digest.update(part.SerializeToString(deterministic=True))
+    return digest.hexdigest()[:32]
+
+
+def sealed(graph: onnx.ModelProto, contract: Contract) -> bytes:
+    """The model file."""
+    return seal(graph.SerializeToString(deterministic=True), contract)
+
+
+def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
+    """The model as the runtime would load it, from a file beside `out` that is gone again before it is used."""
+    temporary = out.with_name(f".{out.stem}.provisional.onnx")
+    try:
+        temporary.write_bytes(sealed(graph, contract))
+        return load(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_cohort(graph: onnx.ModelProto, cohort: npt.NDArray[np.float32]) -> None:
+    """Put `cohort [n, dim]` in the place of the graph's own."""
+    place = next(tensor for tensor in graph.graph.initializer if tensor.name == "cohort_prints")
+    place.CopyFrom(onnx.numpy_helper.from_array(cohort.astype(np.float32), "cohort_prints"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

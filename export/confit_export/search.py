@@ -1,0 +1,84 @@
+"""As many layers quantised as the gate lets pass: all of them first, then with those that hurt most left in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from confit_export.gate import Verdict
+from confit_export.quantize import Quantizer
+from confit_export.sensitivity import Sweep, sweep
+from confit_runtime.errors import UsageError
+
+Say = Callable[[str], None]
+Judge = Callable[[onnx.ModelProto], Verdict]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A quantised graph and how it stands: the layers quantised and kept in fp32, and the sweep if one was needed."""
+
+    graph: onnx.ModelProto
+    layers: list[str]
+    kept: list[str]
+    verdict: Verdict
+    sweep: Sweep | None
+
+
+def search(
+    quantizer: Quantizer,
+    judge: Judge,
+    windows: npt.NDArray[np.float32],
+    keep: tuple[str, ...],
+    *,
+    cache: Path,
+    minutes: float,
+    say: Say,
+) -> Found:
+    """The first of ever fewer quantised layers that passes the gate; where none does, all of them with their verdict.
+
+    `keep` names layers that stay in fp32 from the start, by their beginning. At most half of the layers are given up:
+    a model beyond that is better left in fp32. Raises UsageError when `keep` names no layer.
+    """
+    own = kept_by_name(quantizer.layers, keep)
+    wanted = [layer for layer in quantizer.layers if layer not in own]
+    graph = quantizer(wanted)
+    first = Found(graph, wanted, own, judge(graph), None)
+    if not first.verdict.failures or not wanted:
+        return first
+    say(f"with all {len(wanted)} layers quantised {first.verdict.failures[0]}: looking for the layers that hurt")
+    measured = sweep(quantizer, windows, cache, minutes)
+    if measured.unmeasured:
+        say(f"{measured.unmeasured} layers were not measured in {minutes:g} minutes: export again to go on")
+    worst = [layer for layer in measured.errors if layer in wanted]
+    for count in _counts(len(wanted) // 2):
+        given_up = set(worst[:count])
+        layers = [layer for layer in wanted if layer not in given_up]
+        graph = quantizer(layers)
+        found = Found(graph, layers, own + worst[:count], judge(graph), measured)
+        if not found.verdict.failures:
+            say(f"the gate is passed with {count} of {len(wanted)} layers in fp32: {', '.join(worst[:count])}")
+            return found
+    return Found(first.graph, wanted, own, first.verdict, measured)
+
+
+def kept_by_name(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
+    """The layers whose name begins with one of `keep`. Raises UsageError for a name that no layer has."""
+    for name in keep:
+        if not any(layer.startswith(name) for layer in layers):
+            listed = ", ".join(layers[:4])
+            raise UsageError(f"--keep-fp32 {name}: no layer's name begins so; there are {len(layers)}: {listed}, ...")
+    return [layer for layer in layers if layer.startswith(keep)] if keep else []
+
+
+def _counts(most: int) -> Iterator[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, ... up to `most`."""
+    count = 1
+    while count <= most:
+        yield count
+        count += max(1, 1 << max(0, count.bit_length() - 2))

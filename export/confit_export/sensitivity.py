@@ -1,0 +1,87 @@
+"""Which layers quantisation hurts: each is quantised alone, and its embeddings are held against those of fp32."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.encoders.base import Encoder
+from confit_edge.runs import write_text
+from confit_export.calibration import open_session
+from confit_export.quantize import Quantizer
+
+Floats = npt.NDArray[np.float32]
+
+WINDOWS = 48
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The error of each layer that was measured, 1 - mean cosine, largest first; and how many there was no time for."""
+
+    errors: dict[str, float]
+    unmeasured: int
+
+
+def validation_windows(encoder: Encoder, corpus: Corpus, seed: int) -> Floats:
+    """Windows `[n, window]` of validation clips drawn at random, each cropped or centred as a device would."""
+    rng = np.random.default_rng([seed, 8])
+    chosen = sorted(rng.permutation(len(corpus.val))[:WINDOWS])
+    windows = np.zeros((len(chosen), encoder.window), np.float32)
+    for window, index in zip(windows, chosen, strict=True):
+        clip = corpus.val.pcm[index][: encoder.window]
+        left = (encoder.window - len(clip)) // 2
+        window[left : left + len(clip)] = clip
+    return windows
+
+
+def sweep(quantizer: Quantizer, windows: Floats, cache: Path, minutes: float) -> Sweep:
+    """Measure each layer of the quantizer, the most costly to keep in fp32 last, for at most so many minutes.
+
+    What is measured is kept in `cache`, so a sweep that was stopped goes on where it was, and one that was finished is
+    not made again.
+    """
+    journal = cache / "sweeps" / f"{_fingerprint(quantizer, windows)}.json"
+    errors: dict[str, float] = json.loads(journal.read_text(encoding="utf-8")) if journal.is_file() else {}
+    reference = embed(quantizer.fp32, windows)
+    end = time.monotonic() + 60 * minutes
+    for layer in quantizer.layers:
+        if layer in errors:
+            continue
+        if time.monotonic() > end:
+            break
+        cosine = (embed(quantizer([layer]), windows) * reference).sum(axis=1)
+        errors[layer] = round(float(1 - cosine.mean()), 6)
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        write_text(journal, json.dumps(errors, indent=1) + "\n")
+    ordered = sorted(errors, key=lambda layer: (-errors[layer], layer))
+    return Sweep({layer: errors[layer] for layer in ordered}, len(quantizer.layers) - len(errors))
+
+
+def embed(model: onnx.ModelProto, windows: Floats) -> Floats:
+    """The embedding of each window `[n, window]`, `[n, dim]`; a stream's is its last row."""
+    session = open_session(model)
+    states = [entry for entry in session.get_inputs() if entry.name != "pcm"]
+    found = []
+    for start in range(0, len(windows), AT_ONCE):
+        part = windows[start : start + AT_ONCE]
+        feed = {entry.name: np.zeros((len(part), *entry.shape[1:]), np.float32) for entry in states}
+        found.append(session.run(["embedding"], {"pcm": part, **feed})[0][:, -1])
+    return np.concatenate(found)
+
+
+def _fingerprint(quantizer: Quantizer, windows: Floats) -> str:
+    digest = hashlib.sha256(f"{quantizer.scheme} {quantizer.target} {quantizer.calibration}".encode())
+    digest.update(quantizer.fp32.SerializeToString(deterministic=True))
+    for values in [windows, *(array for feed in quantizer.feeds for array in feed.values())]:
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:24]

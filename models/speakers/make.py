@@ -1,0 +1,132 @@
+"""Makes models/speakers.onnx, the speaker model that ships: GE2E as published, its weights stored in int8.
+
+    python models/speakers/make.py [--precision fp16]
+
+The cohort that scores are normalised by is synthetic: the demo's training voices, each saying its words one after
+another. The levels are set on the demo's other voices, which are in no cohort.
+"""
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from confit_edge import __version__
+from confit_edge.demo import DATA
+from confit_edge.encoders.ge2e import GE2E
+from confit_edge.probes.linear import LinearProbe
+from confit_edge.runs import weights_sha256
+from confit_export.cost import count_cost
+from confit_export.enrollment import speaker_prior
+from confit_export.graph import WindowedModel, to_onnx
+from confit_export.model_file import embedding_id, provisional, replace_cohort, sealed, write_bytes
+from confit_export.quantize import PRECISION, Quantizer, Scheme
+from confit_runtime.audio import load_clip
+from confit_runtime.contract import SCHEMA, Contract
+from confit_runtime.enrollment import embed_query
+from confit_runtime.errors import ConfitError
+
+UTTERANCE_S, UTTERANCES, IN_COHORT = 3.0, 6, 3  # of each voice
+OUT = Path(__file__).parents[1] / "speakers.onnx"
+SCOPES = ("/front_end/", "/head/")  # these stay in fp32
+TOLERANCE = 0.998  # the least cosine between the file's embeddings and torch's
+
+
+def main(precision: str) -> None:
+    torch.set_num_threads(1)
+    encoder = GE2E.pretrained().eval()
+    encoder.hop *= 2  # half of the rows, and of the time, for the same voice
+    probe = LinearProbe(np.zeros((1, encoder.dim), np.float32), np.zeros(1, np.float32), False)
+    model = WindowedModel(encoder, probe).eval()
+    utterances = {split: spoken(split) for split in ("train", "val", "test")}
+    graph = to_onnx(model, encoder, np.zeros((IN_COHORT * len(utterances["train"]), encoder.dim), np.float32))
+    fp32, layers = graph, {}
+    for scheme, names in [] if precision == "fp32" else plan(precision, fp32):
+        graph = Quantizer.of(graph, scheme, "portable", SCOPES, [], "minmax")(names)
+        layers |= dict.fromkeys(names, PRECISION[scheme])
+    contract = Contract(
+        schema=SCHEMA,
+        name="speakers",
+        labels=["voice"],  # it tells voices apart by their prints; it detects nothing by itself
+        multi_label=False,
+        unknown_label="voice",
+        sample_rate=encoder.sample_rate,
+        hop=encoder.hop,
+        window=encoder.window,
+        pool_hops=1,
+        warmup_hops=0,
+        latency_samples=encoder.window // 2,
+        state={},
+        thresholds={"voice": {"on": 1.0, "off": 1.0}},
+        smoothing_hops=1,
+        min_hops=1,
+        refractory_s=1.0,
+        encoder={"name": "ge2e", "weights_sha256": weights_sha256(encoder)},
+        embedding_id=embedding_id(graph),
+        embedding_dim=encoder.dim,
+        precision=precision if precision == "fp32" else f"{precision} weights",
+        cost=count_cost(model, encoder, fp32, layers),
+        data={},
+        metrics={},
+        parity={},
+        calibration={"enroll": {"kind": "speaker"}},
+        license="Apache-2.0",
+        version=__version__,
+    )
+    embedder = provisional(OUT, graph, contract)
+    clip = next(iter(utterances["test"].values()))[0]
+    torch_rows = encoder.rows(torch.from_numpy(clip)).numpy()
+    cosines = np.sum(embedder.rows(clip, encoder.sample_rate)[1] * torch_rows, axis=1)
+    if cosines.min() < TOLERANCE:
+        raise ConfitError(f"{OUT}: not written: its embeddings differ from torch's (cosine {cosines.min():.4f})")
+    embedded = {
+        split: {
+            voice: np.stack([embed_query(embedder, one, "speaker", voice) for one in clips])
+            for voice, clips in of.items()
+        }
+        for split, of in utterances.items()
+    }
+    cohort = np.concatenate([rows[:IN_COHORT] for rows in embedded["train"].values()])
+    replace_cohort(graph, cohort)
+    levels = speaker_prior(embedded["val"] | embedded["test"], cohort)
+    contract = replace(
+        contract,
+        parity={"least_cosine_to_torch": float(cosines.min())},
+        calibration={"enroll": {"kind": "speaker", **levels}},
+        data={"fingerprint": "", "clips": len(cohort), "groups": len(embedded["train"])},
+    )
+    data = sealed(graph, contract)
+    write_bytes(OUT, data)
+    print(f"wrote {OUT}: {len(data) / 1e6:.2f} MB, least cosine to torch {cosines.min():.5f}, {levels}")
+
+
+def plan(precision: str, graph: onnx.ModelProto) -> list[tuple[Scheme, list[str]]]:
+    """Which layers are stored how. The first takes mel power, whose range int8 cannot span: it is always in fp16."""
+    layers = Quantizer.of(graph, "fp16", "portable", SCOPES, [], "minmax").layers
+    if precision == "fp16":
+        return [("fp16", list(layers))]
+    first = [name for name in layers if name.startswith("/layers.0/")]
+    return [("weight-only", [name for name in layers if name not in first]), ("fp16", first)]
+
+
+def spoken(split: str) -> dict[str, list[np.ndarray]]:
+    """Utterances of each of the demo's voices of a split: its words in random order, one after another."""
+    with (DATA / "words" / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    rng, found = np.random.default_rng(0), {}
+    for voice in sorted({row["group"] for row in rows}):
+        words = [load_clip(DATA / "words" / row["path"], 16_000) for row in rows if row["group"] == voice]
+        whole = np.concatenate([words[at] for _ in range(2) for at in rng.permutation(len(words))])
+        size = round(UTTERANCE_S * 16_000)
+        found[voice] = [whole[at * size : (at + 1) * size] for at in range(min(UTTERANCES, len(whole) // size))]
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", default="int8", choices=("int8", "fp16", "fp32"))
+    main(parser.parse_args().precision)

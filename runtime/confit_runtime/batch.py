@@ -1,0 +1,63 @@
+"""Streams in step: one call of the graph moves them all on by one hop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from confit_runtime.model import Model, State
+
+Floats = npt.NDArray[np.float32]
+
+
+class Batch:
+    """Several streams of one model in step. Each hears what it would hear alone."""
+
+    def __init__(self, model: Model, streams: int) -> None:
+        if streams < 1:
+            raise UsageError(f"a batch needs at least one stream, got {streams}")
+        self.model, self.streams = model, streams
+        contract = model.contract
+        self._pcm = np.zeros((streams, contract.hop if contract.streaming else contract.window), np.float32)
+        self._scores = np.zeros((streams, 1, len(contract.labels)), np.float32)
+        self._embedding = np.zeros((streams, 1, contract.embedding_dim), np.float32)
+        self._states = [model.initial_state(streams) for _ in range(2)]
+        # by turns: the states that one call writes are those that the next one reads
+        self._calls = cycle([self._bind(*self._states), self._bind(*reversed(self._states))])
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as if nothing had been heard."""
+        self._hops = 0
+        for array in (self._pcm, *self._states[0].values(), *self._states[1].values()):
+            array[:] = 0
+
+    def push(self, pcm: Floats) -> tuple[Floats, Floats]:
+        """Take one hop `[streams, hop]`; give scores `[streams, rows, classes]` and embeddings `[streams, rows, dim]`.
+
+        `rows` is 1, or 0 until real audio fills the receptive field.
+        """
+        contract = self.model.contract
+        if pcm.shape != (self.streams, contract.hop):
+            raise UsageError(
+                f"a batch of {self.streams} takes [{self.streams}, {contract.hop}] samples, got {list(pcm.shape)}"
+            )
+        self._hops += 1
+        self._pcm[:, : -contract.hop] = self._pcm[:, contract.hop :]
+        self._pcm[:, -contract.hop :] = pcm
+        ready = int(self._hops * contract.hop >= contract.window)
+        if ready or contract.streaming:
+            next(self._calls)()
+        return self._scores[:, :ready].copy(), self._embedding[:, :ready].copy()
+
+    def _bind(self, before: State, after: State) -> Callable[[], None]:
+        outputs: State = {"scores": self._scores, "embedding": self._embedding}
+        outputs |= {f"{name}_out": state for name, state in after.items()}
+        return self.model.bind({"pcm": self._pcm, **before}, outputs)

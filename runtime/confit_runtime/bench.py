@@ -1,0 +1,200 @@
+"""How fast a model runs on this machine, and how far that is from what the machine can do. One thread throughout."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from confit_runtime.batch import Floats
+from confit_runtime.errors import ConfitError
+from confit_runtime.gemm import Rates
+from confit_runtime.model import Model, load
+
+MICROPHONE_RATE = 48_000
+MICROPHONE_BLOCK = 960  # samples: 20 ms, as `listen` asks a microphone for them
+MOST_STREAMS = 2_048  # the search ends here: a device should not run out of memory by being measured
+_WARM_UP = 5
+_FEWEST = 20
+_LEVEL = np.float32(0.05)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one call of the graph takes: wall time in milliseconds, and processor time per second of audio.
+
+    A call takes one hop of a streaming model, one window of a windowed one; either moves the audio on by one hop.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float
+    cpu_rtf: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A new process that loads a model and listens: seconds until its first score, and its peak memory.
+
+    The audio is there at once, so `first_score_s` is what the machine needs, without the wait for a window of sound.
+    `peak_mb` is the largest resident set in 2**20 bytes, None where the system does not tell.
+    """
+
+    first_score_s: float
+    peak_mb: float | None
+
+
+def call_latency(model: Model, seconds: float = 2.0) -> Latency:
+    """Of calls in succession, carrying state, for `seconds` of processor time (at least 20 calls)."""
+    contract = model.contract
+    batch = model.batch(1)
+    wall, cpu = [], []
+    for number, pcm in enumerate(_noise(1, contract.hop)):
+        start, busy = time.perf_counter(), time.thread_time()
+        batch.push(pcm)
+        if number >= contract.window // contract.hop + _WARM_UP:
+            wall.append(time.perf_counter() - start)
+            cpu.append(time.thread_time() - busy)
+            if len(cpu) >= _FEWEST and sum(cpu) >= seconds:
+                break
+    p50, p99 = np.percentile(wall, [50, 99])
+    cpu_s = median(cpu)
+    return Latency(
+        1e3 * float(p50), 1e3 * float(p99), 1e3 * cpu_s, cpu_s * contract.sample_rate / contract.hop, len(cpu)
+    )
+
+
+def stream_rtf(model: Model, seconds: float = 2.0, rate: int = MICROPHONE_RATE) -> float:
+    """Processor time per second of audio of a whole `Stream`: resampling from `rate`, the model, detection.
+
+    It is fed as a microphone feeds it, 20 ms at a time; the median over seconds of audio, for `seconds` of processor
+    time (at least 3 of audio).
+    """
+    stream = model.stream()
+    block = round(rate * MICROPHONE_BLOCK / MICROPHONE_RATE)
+    spent: list[float] = []
+    for number, second in enumerate(_noise(1, rate)):
+        start = time.thread_time()
+        for at in range(0, rate, block):
+            stream.accept(second[0, at : at + block], rate)
+        if number >= math.ceil(model.contract.window / model.contract.sample_rate):
+            spent.append(time.thread_time() - start)
+            if len(spent) >= 3 and sum(spent) >= seconds:
+                break
+    return median(spent)
+
+
+def streams_per_core(model: Model, calls: int = 7) -> int:
+    """How many streams `model.batch` carries in real time on one core: a call must take less processor time than a hop.
+
+    0 when one stream is too much; at most `MOST_STREAMS`. Found to 2 %, each size by the median of `calls`.
+    """
+    contract = model.contract
+    hop_s = contract.hop / contract.sample_rate
+    low, high, guess = 0, MOST_STREAMS + 1, 1
+    while high - low > max(1, low // 50):
+        took = _call_s(model, guess, calls)
+        low, high = (guess, high) if took < hop_s else (low, guess)
+        # time grows nearly in proportion to the streams: look a little beyond where it would fill the hop
+        guess = min(int(guess * hop_s / took * (1.01 if took < hop_s else 0.99)), MOST_STREAMS)
+        if not low < guess < high:
+            guess = (low + high) // 2
+    return low
+
+
+def _call_s(model: Model, streams: int, calls: int) -> float:
+    """Processor time of one call for `streams` streams, the median of `calls`."""
+    batch, spent = model.batch(streams), []
+    before = model.contract.window // model.contract.hop - 1 if not model.contract.streaming else 1
+    for number, pcm in zip(range(before + calls), _noise(streams, model.contract.hop), strict=False):
+        start = time.thread_time()
+        batch.push(pcm)
+        if number >= before:  # a windowed model computes nothing before its window is full
+            spent.append(time.thread_time() - start)
+    return median(spent)
+
+
+def fresh_process(path: Path, seconds: float = 10.0) -> Fresh:
+    """What a new process needs to load the model at `path` and to hear `seconds` of audio at 48 kHz.
+
+    Raises ConfitError with what the process said when it fails.
+    """
+    command = [sys.executable, "-c", _CHILD, str(path), str(seconds)]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.readline()
+        first_score_s = time.perf_counter() - start
+        peak, said = child.stdout.read().strip(), child.stderr.read().strip()
+    if child.returncode:
+        raise ConfitError(f"{path}: a new process could not run it ({said.splitlines()[-1] if said else 'no word'})")
+    return Fresh(first_score_s, None if peak == "None" else float(peak))
+
+
+_CHILD = """
+import sys
+from confit_runtime.bench import hear
+hear(*sys.argv[1:])
+"""
+
+
+def hear(path: str, seconds: str) -> None:
+    """What the new process of `fresh_process` does: a line at the first score, then its peak memory."""
+    model = load(path)
+    batch = model.batch(1)
+    for pcm in _noise(1, model.contract.hop):
+        if batch.push(pcm)[0].size:
+            break
+    print("scored", flush=True)
+    stream = model.stream()
+    for _, block in zip(range(round(float(seconds) * 50)), _noise(1, MICROPHONE_BLOCK), strict=False):
+        stream.accept(block[0], MICROPHONE_RATE)
+    print(peak_mb())
+
+
+def peak_mb() -> float | None:
+    """This process's largest resident set so far in 2**20 bytes, or None where the system does not tell.
+
+    Linux also counts it in `getrusage`, but there a child begins with its parent's peak.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return _peak_by_rusage()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def _peak_by_rusage() -> float | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def lowest_rtf(macs_per_second: Mapping[str, float], rates: Rates) -> float:
+    """Processor time per second of audio if every multiply-add went at this machine's own rate: the roofline.
+
+    `macs_per_second` of audio, by precision, as the contract's `cost` has them. What is not int8 is computed in fp32,
+    whatever it is stored in.
+    """
+    int8 = macs_per_second.get("int8", 0.0)
+    return (sum(macs_per_second.values()) - int8) / rates.fp32 + int8 / rates.int8
+
+
+def _noise(streams: int, samples: int) -> Iterator[Floats]:
+    """Endless calls' worth of the same noise `[streams, samples]`, at -26 dBFS."""
+    rng = np.random.default_rng(0)
+    return repeat(_LEVEL * rng.standard_normal((streams, samples), dtype=np.float32))

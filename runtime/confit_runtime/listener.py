@@ -1,0 +1,162 @@
+"""One loop for every program that listens: the streams that hear a source together, and what taps add on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
+
+if TYPE_CHECKING:
+    from confit_runtime.audio import Pcm
+    from confit_runtime.model import Model
+    from confit_runtime.stream import Detection, Stream
+
+log = logging.getLogger(__name__)
+
+
+class Tap:
+    """Hears what the streams hear, and may name, keep or drop what they detect. Override what you need."""
+
+    def begin(self, name: str, rate: int) -> None:
+        """A source begins: its next sample is sample 0, and nothing was heard before."""
+
+    def hear(self, pcm: Pcm, rate: int) -> None:
+        """A chunk `[samples]` at `rate`, before the streams hear it: it holds the end of each detection they make of it."""
+
+    def skip(self, samples: int) -> None:
+        """The source lost `samples`."""
+
+    def judge(self, detection: Detection) -> Detection | None:
+        """What is to be told instead of `detection`: itself, a changed one, or nothing."""
+        return detection
+
+
+class Listener:
+    """Feeds one source at `rate` Hz to the streams of one or more models, in step.
+
+    `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
+    in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
+    another as one, when sound is back). After `seconds` of the source's own time it is `full`, and hears no more.
+    `samples` and `dropped_samples` count in the source's own samples.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        name: str,
+        rate: int,
+        *,
+        taps: Sequence[Tap] = (),
+        seconds: float | None = None,
+    ) -> None:
+        self.streams, self.name, self.rate, self.taps = streams, name, rate, taps
+        self.samples = self.dropped_samples = 0
+        self._end = None if seconds is None else round(seconds * rate)
+        self._gap: Gap | None = None  # not told yet
+        for stream in streams:
+            stream.reset()
+        for tap in taps:
+            tap.begin(name, rate)
+
+    @property
+    def full(self) -> bool:
+        return self._end is not None and self.samples >= self._end
+
+    def follow(self, source: Source) -> Iterator[Detection | Gap | Notice]:
+        """All that is heard of a source, inside its `with` block."""
+        for item in source:
+            yield from self.take(item)
+            if self.full:
+                break
+        yield from self.finish()
+
+    def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Gap | Notice]:
+        """What is heard when the source has given `item`. Nothing happens until it is iterated over."""
+        if isinstance(item, Notice):
+            yield item
+        elif isinstance(item, Gap):
+            yield from self._skip(item)
+        else:
+            yield from self._told()
+            yield from self._hear(*item)
+
+    def finish(self) -> Iterator[Detection | Gap]:
+        """What was still on its way when the source ended."""
+        yield from self._told()
+        for stream in self.streams:
+            yield from self._judge(stream.finish())
+
+    def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection]:
+        if self._end is not None:
+            pcm = pcm[: self._end - self.samples]
+        self.samples += len(pcm)
+        for tap in self.taps:
+            tap.hear(pcm, rate)
+        for stream in self.streams:
+            yield from self._judge(stream.accept(pcm, rate))
+
+    def _skip(self, gap: Gap) -> Iterator[Gap]:
+        if self._gap is not None and self._gap.reason != gap.reason:
+            yield from self._told()
+        self._gap = Gap(gap.samples + (self._gap.samples if self._gap else 0), gap.reason)
+        self.samples += gap.samples
+        self.dropped_samples += gap.samples
+        for tap in self.taps:
+            tap.skip(gap.samples)
+        for stream in self.streams:
+            stream.skip(gap.samples)
+
+    def _told(self) -> Iterator[Gap]:
+        """The gap that has not been told yet."""
+        if self._gap is not None:
+            gap, self._gap = self._gap, None
+            yield gap
+
+    def _judge(self, detections: list[Detection]) -> Iterator[Detection]:
+        for detection in detections:
+            told: Detection | None = detection
+            for tap in self.taps:
+                told = told and tap.judge(told)
+            if told is not None:
+                yield told
+
+
+def listen(
+    models: Model | Stream | Sequence[Model | Stream],
+    source: str | Source = "mic",
+    *,
+    taps: Sequence[Tap] = (),
+    seconds: float | None = None,
+) -> Iterator[Detection]:
+    """Detections as they complete, of one or more models (or streams made with a gallery) on one source.
+
+    `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Gaps and notices are
+    logged as warnings. Raises what the source raises.
+    """
+    opened = open_source(source) if isinstance(source, str) else source
+    with opened:
+        listener = Listener(streams_of(models), opened.name, opened.rate, taps=taps, seconds=seconds)
+        for event in listener.follow(opened):
+            if (detection := logged(event, listener)) is not None:
+                yield detection
+
+
+def streams_of(models: Model | Stream | Sequence[Model | Stream]) -> list[Stream]:
+    """A stream for each model; streams are taken as they are."""
+    from confit_runtime.stream import Stream
+
+    several = models if isinstance(models, Sequence) else [models]
+    return [one if isinstance(one, Stream) else one.stream() for one in several]
+
+
+def logged(event: Detection | Gap | Notice, listener: Listener) -> Detection | None:
+    """The event where it is a detection; a gap or a notice goes to the log."""
+    if isinstance(event, Notice):
+        log.warning("%s", event.text)
+    elif isinstance(event, Gap):
+        log.warning("%s: %.2f s of sound were lost: %s", listener.name, event.samples / listener.rate, event.reason)
+    else:
+        return event
+    return None

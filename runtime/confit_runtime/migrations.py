@@ -1,0 +1,148 @@
+"""The tables of a gallery file: laid out once, checked at each opening, and brought up from older schemas."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from confit_runtime.contract import Contract
+from confit_runtime.errors import GalleryError
+
+SCHEMA = 2
+APPLICATION_ID = int.from_bytes(b"cfeg", "big")
+
+_TABLES = (
+    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL)",
+    "CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, voiced_s REAL NOT NULL)",
+    # negative prints are of sounds that were taken for the name, and are not it
+    "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
+    " embedding BLOB NOT NULL, source TEXT NOT NULL, negative INTEGER NOT NULL DEFAULT 0)",
+    "CREATE INDEX prints_of_name ON prints (name_id)",
+    "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)",
+)
+
+
+def _to_2(db: sqlite3.Connection) -> None:
+    """Schema 1 knew no negative prints, kept no audio and did not name its model."""
+    db.execute("ALTER TABLE binding ADD COLUMN model TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE prints ADD COLUMN negative INTEGER NOT NULL DEFAULT 0")
+    db.execute(_TABLES[-1])
+
+
+_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2}  # by the schema they lead to
+
+
+def prepare(path: Path, db: sqlite3.Connection, create_for: Contract | None, *, writable: bool) -> sqlite3.Connection:
+    """Check an open gallery, lay it out where it is blank and `create_for` is given, and migrate an older one.
+
+    Where it cannot be written, an older gallery is migrated in memory: what is returned is the connection to use.
+    Raises GalleryError on what is no gallery, is damaged or is newer than this version.
+    """
+    if create_for is not None and is_blank(path, db):
+        lay_out(path, db, create_for.embedding_id, create_for.embedding_dim, create_for.name)
+    version = _check(path, db)
+    if version == SCHEMA:
+        return db
+    if not writable:
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        with closing(db):
+            db.backup(copy)
+        _migrate(path, copy)
+        copy.execute("PRAGMA query_only = ON")
+        return copy
+    _migrate(path, db)
+    return db
+
+
+def is_blank(path: Path, db: sqlite3.Connection) -> bool:
+    """Whether nothing was ever written: reading first rolls back what a crash left half done."""
+    return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0 and path.stat().st_size == 0
+
+
+def lay_out(path: Path, db: sqlite3.Connection, embedding_id: str, dim: int, model: str) -> None:
+    """Make a blank file a gallery of a model's prints; one that is not blank stays as it is."""
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        if not is_blank(path, db):
+            return  # another program was faster
+        for statement in _TABLES:
+            db.execute(statement)
+        bind(db, embedding_id, dim, model)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def bind(db: sqlite3.Connection, embedding_id: str, dim: int, model: str) -> None:
+    """Say which model the prints are of."""
+    db.execute("DELETE FROM binding")
+    db.execute("INSERT INTO binding (embedding_id, dim, model) VALUES (?, ?, ?)", (embedding_id, dim, model))
+
+
+def _check(path: Path, db: sqlite3.Connection) -> int:
+    """The schema of a sound gallery. Raises GalleryError."""
+    if is_blank(path, db):
+        raise GalleryError(f"{path}: is empty: enroll somebody into it first")
+    if _header(db, "application_id") != APPLICATION_ID:
+        raise GalleryError(f"{path}: is an SQLite file, but not a confit-edge gallery: choose another --gallery")
+    if (version := _header(db, "user_version")) > SCHEMA:
+        raise GalleryError(
+            f"{path}: is of a newer confit-edge (schema {version}, this version reads up to {SCHEMA}): update confit-edge"
+        )
+    if version < 1 or _is_cut(path, db) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise damaged(path)
+    return version
+
+
+def _is_cut(path: Path, db: sqlite3.Connection) -> bool:
+    """Whether the file ends within a page, which SQLite forgives where only zeros are lost."""
+    if db.in_transaction:
+        return False  # within a migration, of a file that was whole when it was opened
+    with db:
+        db.execute("BEGIN")
+        size = _header(db, "page_size")
+        db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # from here on nobody writes
+        return path.stat().st_size % size != 0
+
+
+def _migrate(path: Path, db: sqlite3.Connection) -> None:
+    """All steps in one transaction: after a crash the file is as it was, or whole."""
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        # another program may have migrated it since it was checked
+        for version in range(_check(path, db) + 1, SCHEMA + 1):
+            _MIGRATIONS[version](db)
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _header(db: sqlite3.Connection, field: str) -> int:
+    return int(db.execute(f"PRAGMA {field}").fetchone()[0])
+
+
+def damaged(path: Path) -> GalleryError:
+    return GalleryError(f"{path}: the gallery is damaged: restore a copy, or enroll again into another --gallery")
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """SQLite's errors as GalleryError, each naming the file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:  # of a text in the file, or in SQLite's own message about it
+        raise damaged(path) from error
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorname", "")
+        if code.startswith("SQLITE_NOTADB"):
+            raise GalleryError(f"{path}: is not a gallery (not an SQLite file): choose another --gallery") from error
+        if code.startswith("SQLITE_CORRUPT"):
+            raise damaged(path) from error
+        if code.startswith("SQLITE_READONLY"):
+            raise GalleryError(f"{path}: cannot be changed: the file or its folder is read-only") from error
+        if code.startswith("SQLITE_BUSY"):
+            raise GalleryError(f"{path}: is in use by another program: try again when it is done") from error
+        if code.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            raise GalleryError(
+                f"{path}: could not be written ({error}): is the disk full? Nothing was changed"
+            ) from error
+        raise GalleryError(f"{path}: the gallery cannot be used ({error})") from error

@@ -1,0 +1,66 @@
+"""The few lines of protobuf that a model file needs, so that a device needs no onnx package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from confit_runtime.errors import ModelError
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A field that holds a number (not negative)."""
+    return _varint(number << 3) + _varint(value)
+
+
+def bytes_field(number: int, value: bytes) -> bytes:
+    """A field that holds bytes, a text or another message."""
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def text_field(number: int, text: str) -> bytes:
+    return bytes_field(number, text.encode())
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of one message: (number, start, payload start, end). Raises ModelError where they are not whole."""
+    at = 0
+    while at < len(data):
+        start = at
+        key, at = _read_varint(data, at)
+        number, wire = key >> 3, key & 7
+        payload = at
+        if wire == 0:
+            _, at = _read_varint(data, at)
+        elif wire == 1:
+            at += 8
+        elif wire == 2:
+            length, payload = _read_varint(data, at)
+            at = payload + length
+        elif wire == 5:
+            at += 4
+        else:
+            raise ModelError("is not an ONNX model")
+        if at > len(data) or number == 0:
+            raise ModelError("is not a complete ONNX model: the file was cut short or damaged")
+        yield number, start, payload, at
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ModelError("is not a complete ONNX model: the file was cut short or damaged")

@@ -1,0 +1,71 @@
+"""Recording a clip from a microphone, and judging it on the spot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from confit_runtime.audio import Pcm
+from confit_runtime.errors import DeviceError, UsageError
+from confit_runtime.soundcheck import FRAME_S, Soundcheck, fault_of, frame_levels, soundcheck
+from confit_runtime.sources import Gap, Notice, Source
+
+EDGE_S = 0.15  # what `trimmed` leaves before and after the sound
+
+Show = Callable[[float, Pcm], None]  # seconds to go (below 0: of the countdown), and the newest sound
+
+
+@dataclass(frozen=True)
+class Take:
+    """A recorded clip `[samples]` at `rate`, its measures, and why it should be recorded again (None: it is good)."""
+
+    pcm: Pcm
+    rate: int
+    check: Soundcheck
+    fault: str | None
+
+
+def record_clip(source: Source, seconds: float, *, countdown_s: float = 0.0, show: Show | None = None) -> Take:
+    """Record `seconds` from a live source, inside its `with` block, after hearing `countdown_s` that are not kept.
+
+    What was waiting in the source's queue is not kept either: the clip begins when the countdown ends. `show` is called
+    with each chunk. Raises UsageError on a source that is not live, DeviceError when it ends before the clip does.
+    """
+    if not source.live:
+        raise UsageError(f"{source.name}: is a recording already; clips are recorded from a microphone or a stream")
+    begin = time.monotonic() + max(countdown_s, 2 * FRAME_S)
+    wanted, parts, lost = round(seconds * source.rate), [np.zeros(0, np.float32)], 0
+    taken = 0
+    for item in source:
+        if isinstance(item, Notice):
+            continue
+        pcm = np.zeros(item.samples, np.float32) if isinstance(item, Gap) else item[0]
+        left = begin - time.monotonic()
+        if not taken and left > 0.0:
+            if show is not None:
+                show(-left, pcm)
+            continue
+        lost += isinstance(item, Gap)
+        parts.append(pcm)
+        taken += len(pcm)
+        if show is not None:
+            show(max(0.0, (wanted - taken) / source.rate), pcm)
+        if taken >= wanted:
+            clip = np.concatenate(parts)[:wanted]
+            check = soundcheck(clip, source.rate)
+            return Take(clip, source.rate, check, "sound was lost in it" if lost else fault_of(check))
+    raise DeviceError(f"{source.name}: ended before the clip did")
+
+
+def trimmed(pcm: Pcm, rate: int) -> Pcm:
+    """A clip without the quiet before and after its sound, but for 0.15 s; as it is where it is all alike."""
+    levels = frame_levels(pcm, rate)
+    loud, noise = np.percentile(levels, 95), np.percentile(levels, 10)
+    sounding = np.flatnonzero(levels >= max(noise + 10.0, loud - 30.0))
+    if loud - noise < 10.0 or not len(sounding):
+        return pcm
+    frame, edge = round(rate * FRAME_S), round(rate * EDGE_S)
+    return pcm[max(0, sounding[0] * frame - edge) : (sounding[-1] + 1) * frame + edge]

@@ -1,0 +1,180 @@
+"""Score rows of long recordings: what a stream would see of each, kept in a cache so that no hour is scored twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.audio import StreamResampler, decode, open_sound
+from confit_runtime.device_file import write_whole
+from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.model import HOPS_A_CALL, Model
+
+Rows = npt.NDArray[np.float32]
+
+LONG_S = 1800.0  # a recording that is longer counts as several of this length
+SHORT_S = 60.0  # files of a folder that are shorter count as one recording, made in one go
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One unit of resampling: score rows `[hops, classes]` of each piece of sound in it, and how long that is."""
+
+    name: str
+    pieces: list[Rows]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RowCache:
+    """Score rows by model and content of the sound file: `rows/MODEL/FILE.npy` under a folder."""
+
+    folder: Path
+
+    @classmethod
+    def default(cls) -> RowCache:
+        """In $CONFIT_EDGE_CACHE, or ~/.cache/confit-edge."""
+        chosen = os.environ.get("CONFIT_EDGE_CACHE")
+        return cls((Path(chosen) if chosen else Path.home() / ".cache" / "confit-edge") / "rows")
+
+    def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Rows, float]:
+        """`stream_rows` of a file and its seconds, from the cache where it is there. Raises as `stream_rows` does."""
+        kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
+        if kept.is_file():
+            rows: Rows = np.load(kept, allow_pickle=False)
+            if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
+                seconds = sound_seconds(path)
+                tell(seconds)
+                return rows, seconds
+        rows, seconds = stream_rows(model, path, tell)
+        data = io.BytesIO()
+        np.save(data, rows, allow_pickle=False)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, data.getvalue())
+        return rows, seconds
+
+
+def score_recordings(
+    model: Model, paths: Sequence[Path], cache: RowCache, tell: Callable[[str, float, float], None]
+) -> list[Recording]:
+    """The recordings in sound files. `tell(name, seconds done, seconds in all)` is called as it goes on.
+
+    Short files of one folder are one recording, for they were likely made together; a long one counts as several. What
+    was scored is in the cache at once, so that an hour is not lost with a process. Raises UsageError, AudioError.
+    """
+    if len(set(paths)) < len(paths):
+        raise UsageError(f"{max(paths, key=paths.count)} is named twice: each recording counts once")
+    lengths = {path: sound_seconds(path) for path in paths}
+    whole, done = sum(lengths.values()), 0.0
+    together: dict[str, list[tuple[Rows, float]]] = {}
+    found: list[Recording] = []
+    for path, length in lengths.items():
+        rows, seconds = cache.rows(model, path, partial(_tell_sum, tell, path.name, done, whole))
+        done += length
+        if seconds < SHORT_S:
+            together.setdefault(str(path.parent), []).append((rows, seconds))
+        else:
+            found += _split(str(path), rows, seconds)
+    for folder, parts in together.items():
+        seconds = sum(length for _, length in parts)
+        found.append(Recording(f"{folder} ({len(parts)} short files)", [rows for rows, _ in parts], seconds))
+    return found
+
+
+def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda seconds: None) -> tuple[Rows, float]:
+    """Score rows `[hops, classes]` of a sound file of any length as a stream sees them, and its seconds.
+
+    The first row stands at the window's last sample. `tell(seconds)` is called as it goes on. Raises UsageError,
+    AudioError.
+    """
+    with open_sound(path) as sound:
+        rate = int(sound.samplerate)
+        resampler = StreamResampler(rate, model.contract.sample_rate)
+        scorer, samples = _Scorer(model), 0
+        parts: list[Rows] = []
+        for block in decode(sound):
+            if not np.isfinite(block).all():
+                raise AudioError(f"{path}: holds NaN or infinite samples")
+            samples += len(block)
+            parts += scorer.push(resampler.push(block))
+            tell(samples / rate)
+        parts += scorer.push(resampler.finish(), last=True)
+    if samples == 0:
+        raise AudioError(f"{path}: holds no samples")
+    return np.concatenate([np.zeros((0, len(model.labels)), np.float32), *parts]), samples / rate
+
+
+def clip_rows(model: Model, pcm: npt.NDArray[np.float32]) -> Rows:
+    """Score rows of a clip at the model's rate as a stream hears it between two silences, one row a hop of it all."""
+    contract = model.contract
+    tail = contract.latency_samples + (contract.smoothing_hops + contract.min_hops) * contract.hop
+    scorer = _Scorer(model)
+    sound = np.concatenate([np.zeros(contract.window, np.float32), pcm, np.zeros(tail + contract.hop, np.float32)])
+    return np.concatenate(list(scorer.push(sound, last=True)))
+
+
+class _Scorer:
+    """Pushes sound through a model in as many hops a call as come, and gives the rows after the warm-up."""
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._state = model, model.initial_state(1)
+        self._held = np.zeros(0, np.float32)
+        self._discard = model.contract.warmup_hops
+
+    def push(self, pcm: npt.NDArray[np.float32], *, last: bool = False) -> Iterator[Rows]:
+        contract = self._model.contract
+        self._held = np.concatenate([self._held, pcm])
+        step = HOPS_A_CALL * contract.hop if contract.streaming else contract.window + 15 * contract.hop
+        while len(self._held) >= step:
+            yield self._run(step)
+        whole = len(self._held) // contract.hop * contract.hop
+        if last and whole >= (contract.hop if contract.streaming else contract.window):
+            yield self._run(whole)
+
+    def _run(self, samples: int) -> Rows:
+        contract, pcm = self._model.contract, self._held[:samples]
+        if contract.streaming:
+            self._held = self._held[samples:]
+            scores, _, self._state = self._model.run(pcm[None], self._state)
+            rows = scores[0][self._discard :]
+            self._discard = max(0, self._discard - len(scores[0]))
+            return rows
+        windows = np.lib.stride_tricks.sliding_window_view(pcm, contract.window)[:: contract.hop]
+        self._held = self._held[len(windows) * contract.hop :]
+        return self._model.run(np.ascontiguousarray(windows), {})[0][:, 0]
+
+
+def _tell_sum(
+    tell: Callable[[str, float, float], None], name: str, before: float, whole: float, seconds: float
+) -> None:
+    tell(name, before + seconds, whole)
+
+
+def _split(name: str, rows: Rows, seconds: float) -> list[Recording]:
+    """A recording as one, or, where it is long, as several of equal length."""
+    count = max(1, round(seconds / LONG_S))
+    parts = np.array_split(rows, count)
+    names = [name] if count == 1 else [f"{name} ({part + 1} of {count})" for part in range(count)]
+    return [Recording(part, [piece], seconds / count) for part, piece in zip(names, parts, strict=True)]
+
+
+def sound_seconds(path: Path) -> float:
+    with open_sound(path) as sound:
+        return float(sound.frames / sound.samplerate)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

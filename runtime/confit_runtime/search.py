@@ -1,0 +1,109 @@
+"""Which prints are nearest to an embedding: exactly, in numpy, or by an index where there are very many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.errors import GalleryError, UsageError
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+EXACT_UP_TO = 100_000  # prints; beyond, an index is worth its file
+CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 256  # of the index's graph: recall against time
+CHECKED = 16  # vectors of an index held against the gallery's
+
+
+class Search(Protocol):
+    """Finds rows of `prints [n, dim]`."""
+
+    def nearest(self, unit: Floats, count: int) -> Rows:
+        """The rows nearest to `unit [dim]`, in no order: `count`, or all there are."""
+
+
+class ExactSearch:
+    """Compares with every print."""
+
+    def __init__(self, prints: Floats) -> None:
+        self._prints = prints
+
+    def nearest(self, unit: Floats, count: int) -> Rows:
+        if count >= len(self._prints):
+            return np.arange(len(self._prints))
+        return np.argpartition(self._prints @ unit, -count)[-count:]
+
+
+class IndexSearch:
+    """Asks an index made by `build_index`, and compares with every print that was enrolled after it was made.
+
+    What is found are nearly always the nearest prints, not always (`benchmarks/results/gallery.json` says how often).
+    """
+
+    def __init__(self, path: Path, ids: Rows, prints: Floats) -> None:
+        """`ids [n]` are those of `prints [n, dim]` in the gallery. Raises GalleryError on an index of other prints."""
+        self._index = _open(path)
+        self._order = np.argsort(ids)
+        self._ids = ids[self._order]
+        inside = self._index.contains(ids.astype(np.uint64)) if len(ids) else np.zeros(0, bool)
+        self._later = np.flatnonzero(~inside)
+        self._prints = prints
+        some = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // CHECKED)][:CHECKED]
+        if len(self._index) != inside.sum() or not all(self._same(ids[row], prints[row]) for row in some):
+            raise GalleryError(f"{path}: is an index of other prints: make it again with `confit-edge gallery index`")
+
+    def nearest(self, unit: Floats, count: int) -> Rows:
+        found = self._index.search(unit, count).keys.astype(np.int64)
+        return np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
+
+    def _same(self, key: int, print_: Floats) -> bool:
+        kept = np.asarray(self._index.get(int(key)), np.float32).reshape(-1)
+        return kept.shape == print_.shape and float(kept @ print_) > 0.98 * float(np.linalg.norm(kept))
+
+
+def build_index(path: Path, ids: Rows, prints: Floats) -> None:
+    """Write an index of `prints [n, dim]`, whole or not at all. Raises UsageError where usearch is not installed."""
+    usearch = _usearch()
+    index = usearch.Index(
+        ndim=prints.shape[1],
+        metric="cos",
+        dtype="i8",
+        connectivity=CONNECTIVITY,
+        expansion_add=BUILD_EFFORT,
+        expansion_search=SEARCH_EFFORT,
+    )
+    index.add(ids.astype(np.uint64), prints, threads=1)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        index.save(str(temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def erase_index(path: Path) -> None:
+    """Remove an index, overwritten first: it holds prints, and somebody asked to be forgotten."""
+    if path.exists():
+        with path.open("r+b") as file:
+            for _ in range(0, path.stat().st_size, 1 << 20):
+                file.write(bytes(1 << 20))
+        path.unlink()
+
+
+def _open(path: Path) -> Any:
+    index = _usearch().Index.restore(str(path), view=True)
+    if index is None:
+        raise GalleryError(f"{path}: is not an index: make it again with `confit-edge gallery index`")
+    index.expansion_search = SEARCH_EFFORT
+    return index
+
+
+def _usearch() -> Any:
+    try:
+        import usearch.index
+    except ImportError as error:
+        raise UsageError("an index needs usearch: pip install 'confit-edge[index]'") from error
+    return usearch.index

@@ -1,0 +1,183 @@
+"""What can be told of a microphone from a few seconds of its sound: level, noise, clipping, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.audio import Pcm
+from confit_runtime.errors import AudioError
+
+QUIETEST_DB = -120.0  # what digital silence is reported as
+FRAME_S = 0.02
+
+_FULL = 0.99  # a sample at or above this, with as loud neighbours, is clipped
+_SPEECH_HZ = 8_000.0  # what a device should hear of speech
+_SPECTRUM = 1024
+
+
+@dataclass(frozen=True)
+class Soundcheck:
+    """Measures of some sound. Levels are in dB of full scale, of 20 ms frames and without the DC offset.
+
+    `loud_db` is exceeded by a twentieth of the frames and `noise_db` by nine tenths. `clipped` is the share of samples
+    in runs at full scale, `dc_offset` the mean sample, `holes` how often a live sound broke off in digital silence.
+    `bandwidth_hz` is the highest frequency at which there is more than 75 dB below the strongest one.
+    """
+
+    seconds: float
+    rate: int
+    peak_db: float
+    loud_db: float
+    noise_db: float
+    clipped: float
+    dc_offset: float
+    holes: int
+    bandwidth_hz: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about a microphone: that it is `good`, a `warning`, or `bad` (nothing will be heard well)."""
+
+    level: Literal["good", "warning", "bad"]
+    text: str
+
+
+def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
+    """Measure `[samples]` of sound. Raises AudioError on less than a tenth of a second."""
+    if len(pcm) < rate // 10:
+        raise AudioError(f"{len(pcm) / rate:.2f} s of sound are too little to judge it")
+    offset = float(pcm.mean(dtype=np.float64))
+    levels = frame_levels(pcm - np.float32(offset), rate)
+    return Soundcheck(
+        seconds=len(pcm) / rate,
+        rate=rate,
+        peak_db=decibel(float(np.abs(pcm).max())),
+        loud_db=float(np.percentile(levels, 95)),
+        noise_db=float(np.percentile(levels, 10)),
+        clipped=_share_in_runs(np.abs(pcm) >= _FULL, at_least=3),
+        dc_offset=offset,
+        holes=_holes(pcm, rate),
+        bandwidth_hz=_bandwidth(pcm, rate),
+    )
+
+
+def fault_of(check: Soundcheck) -> str | None:
+    """Why a clip is of no use, if it is: clipped, silent, or torn."""
+    if check.loud_db < -65.0:
+        return "it is silent; speak louder or come closer"
+    if check.clipped > 1e-4:
+        return f"it is clipped ({check.clipped:.1%} of it at full scale); turn the microphone down or step back"
+    if check.holes:
+        return "sound was lost in it"
+    return None
+
+
+def findings(check: Soundcheck, *, dropped_s: float = 0.0) -> list[Finding]:
+    """What the measures mean, the worst first; a single good finding where there is nothing to do."""
+    found = [*_level_findings(check), *_flaw_findings(check, dropped_s)]
+    order = ("bad", "warning")
+    return sorted(found, key=lambda one: order.index(one.level)) or [Finding("good", "nothing to do: it sounds right")]
+
+
+def _level_findings(check: Soundcheck) -> list[Finding]:
+    if check.peak_db <= QUIETEST_DB:
+        return [
+            Finding("bad", "digital silence: the microphone is muted, or another one is meant (`confit-edge devices`)")
+        ]
+    found = []
+    if check.clipped > 1e-4:
+        found.append(
+            Finding(
+                "bad", f"{check.clipped:.2%} of the samples are clipped: turn its gain down (alsamixer, F4) by 6 dB"
+            )
+        )
+    if check.loud_db < -50.0:
+        found.append(
+            Finding("bad", f"very quiet ({check.loud_db:.0f} dB): turn its gain up, or speak while it measures")
+        )
+    elif check.loud_db < -38.0:
+        found.append(Finding("warning", f"quiet ({check.loud_db:.0f} dB when loud): turn its gain up or come closer"))
+    if check.noise_db > -40.0:
+        found.append(
+            Finding("warning", f"noisy ({check.noise_db:.0f} dB when quiet): a fan nearby, a cable, or too much gain")
+        )
+    if check.loud_db - check.noise_db < 10.0 and check.loud_db >= -50.0:
+        found.append(
+            Finding(
+                "warning",
+                f"speech stands only {check.loud_db - check.noise_db:.0f} dB above the noise (or nobody spoke): come closer",
+            )
+        )
+    return found
+
+
+def _flaw_findings(check: Soundcheck, dropped_s: float) -> list[Finding]:
+    found = []
+    if abs(check.dc_offset) > 0.01:
+        found.append(
+            Finding(
+                "warning", f"a DC offset of {check.dc_offset:+.3f}: cheap hardware; it costs headroom, not accuracy"
+            )
+        )
+    if dropped_s > 0.0:
+        found.append(Finding("bad", f"{dropped_s:.2f} s were lost on the way: something else keeps this machine busy"))
+    if check.holes:
+        found.append(
+            Finding(
+                "bad", f"the sound broke off {check.holes} times: a loose cable, a weak power supply, a busy USB bus"
+            )
+        )
+    if check.peak_db > QUIETEST_DB and check.bandwidth_hz < 0.6 * min(_SPEECH_HZ, check.rate / 2):
+        found.append(
+            Finding(
+                "warning",
+                f"hears nothing above {check.bandwidth_hz / 1000:.1f} kHz: a headset in telephone mode, or a low rate"
+                " resampled on the way",
+            )
+        )
+    return found
+
+
+def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
+    """The level of each 20 ms frame, `[frames]` in dB of full scale."""
+    size = max(1, round(rate * FRAME_S))
+    frames = pcm[: max(1, len(pcm) // size) * size].astype(np.float64).reshape(-1, min(size, len(pcm)))
+    return np.maximum(10 * np.log10(np.square(frames).mean(axis=1) + 1e-30), QUIETEST_DB)
+
+
+def decibel(level: float) -> float:
+    """An amplitude 0..1 in dB of full scale."""
+    return max(QUIETEST_DB, float(20 * np.log10(level + 1e-30)))
+
+
+def _share_in_runs(mask: npt.NDArray[np.bool_], *, at_least: int) -> float:
+    lengths = _run_lengths(mask)
+    return float(lengths[lengths >= at_least].sum() / len(mask))
+
+
+def _holes(pcm: Pcm, rate: int) -> int:
+    """How many runs of digital silence, 3 ms or more, stand between sounds. A gated microphone's pauses are longer."""
+    silent = pcm == 0.0
+    heard = np.flatnonzero(~silent)
+    if not len(heard):
+        return 0
+    lengths = _run_lengths(silent[heard[0] : heard[-1] + 1])
+    return int(((lengths >= 0.003 * rate) & (lengths <= 0.1 * rate)).sum())
+
+
+def _run_lengths(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return edges[1::2] - edges[::2]
+
+
+def _bandwidth(pcm: Pcm, rate: int) -> float:
+    frames = np.lib.stride_tricks.sliding_window_view(pcm, min(_SPECTRUM, len(pcm)))[:: _SPECTRUM // 2]
+    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(frames.shape[1]), axis=1))).mean(axis=0)
+    power = np.convolve(power[1:], np.ones(5) / 5, mode="same")
+    above = np.flatnonzero(power > power.max() * 10**-7.5)
+    return float((above[-1] + 1) * rate / frames.shape[1]) if power.max() > 0 else 0.0

@@ -1,0 +1,53 @@
+"""Where sound comes from: files, raw PCM on a pipe, microphones, network streams; and how a user names them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import cast
+
+from confit_runtime.errors import UsageError
+from confit_runtime.sources.base import Chunk, Gap, Notice, Source
+from confit_runtime.sources.files import FileSource, find_clips
+from confit_runtime.sources.microphone import Microphone
+from confit_runtime.sources.network import NetworkSource, is_url
+from confit_runtime.sources.pcm import PCM_FORMATS, PcmSource
+from confit_runtime.sources.portaudio import InputDevice, import_portaudio, input_devices
+
+__all__ = [
+    "PCM_FORMATS",
+    "Chunk",
+    "FileSource",
+    "Gap",
+    "InputDevice",
+    "Microphone",
+    "NetworkSource",
+    "Notice",
+    "PcmSource",
+    "Source",
+    "find_clips",
+    "import_portaudio",
+    "input_devices",
+    "open_source",
+]
+
+
+def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
+    """A source from how a user names it: `mic`, `mic:ID`, `mic:NAME`, a file's path, a URL, or `-` for PCM on stdin.
+
+    `rate`, `channels` and `format` describe the PCM on stdin. Raises UsageError, AudioError, DeviceError.
+    """
+    if spec == "-":
+        if rate is None:
+            raise UsageError("raw PCM on stdin does not say its rate: give --rate HZ")
+        if sys.stdin.isatty():
+            raise UsageError("source '-' reads raw PCM from a pipe, but stdin is a terminal")
+        return PcmSource(cast(io.BufferedIOBase, sys.stdin.buffer), rate, channels, format)
+    if rate is not None:
+        raise UsageError(f"--rate is for source '-'; {spec} knows its own")
+    kind, _, device = spec.partition(":")
+    if kind == "mic":
+        return Microphone(int(device) if device.isdecimal() else device or None)
+    if is_url(spec):
+        return NetworkSource(spec)
+    return FileSource(spec)

@@ -1,0 +1,59 @@
+"""What every source gives: chunks of sound, what was lost between them, and what happened to the source itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol
+
+import numpy as np
+
+from confit_runtime.audio import Pcm
+
+Chunk = tuple[Pcm, int]  # mono [samples] in -1..1, and its rate in Hz
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The source lost `samples` (per channel, at its own rate) between the chunk before and the chunk after."""
+
+    samples: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """The source went away and is waited for, or is back. Meanwhile its clock runs on: gaps say how far."""
+
+    state: Literal["away", "back"]
+    text: str
+
+
+class Source(Protocol):
+    """A context manager to iterate over once. Its chunks all have the rate `rate`, whatever the device does.
+
+    `live` is true of sound that comes as it happens, and false of recordings, which are read as fast as can be.
+    """
+
+    name: str
+    rate: int
+    live: bool
+
+    def __enter__(self) -> Source: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice]: ...
+
+    def stop(self) -> None:
+        """End the iteration, within a second at most. May be called from any thread."""
+
+
+def finite(pcm: Pcm, rate: int, what: str) -> Chunk | Gap:
+    """A chunk; where it holds NaN or infinity, a gap of its length, for a live source goes on after a faulty block."""
+    if np.isfinite(pcm).all():
+        return pcm, rate
+    return Gap(len(pcm), f"{what} delivered values that are not numbers")

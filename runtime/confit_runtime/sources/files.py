@@ -1,0 +1,69 @@
+"""Recordings: sound files, read block by block, and the clips a user names."""
+
+from __future__ import annotations
+
+import glob
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from confit_runtime.audio import decode, open_sound
+from confit_runtime.errors import UsageError
+from confit_runtime.sources.base import Chunk
+
+
+class FileSource:
+    """A sound file of any libsndfile format, rate and channel count, read block by block.
+
+    Raises UsageError when there is no such file; AudioError when it is not sound, or, on the way, when it is damaged.
+    """
+
+    live = False
+
+    def __init__(self, path: str | Path) -> None:
+        self.name = str(path)
+        self._sound = open_sound(path)
+        self.rate = int(self._sound.samplerate)
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> FileSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sound.close()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for block in decode(self._sound, block=max(1, self.rate // 2)):
+            if self._stopped.is_set():
+                return
+            yield block, self.rate
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
+def find_clips(specs: Sequence[str | Path]) -> list[Path]:
+    """Clips from how a user names them: files, folders (the sound files in them) and glob patterns, in order.
+
+    A path that names nothing is passed on, for whoever reads it to refuse. Raises UsageError on a folder or a pattern
+    without sound.
+    """
+    import soundfile
+
+    suffixes = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus", ".oga"}
+    clips: list[Path] = []
+    for spec in specs:
+        path = Path(spec)
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
+        elif not path.exists() and glob.has_magic(str(spec)):
+            found = sorted(Path(file) for file in glob.glob(str(spec), recursive=True))
+        else:
+            found = [path]
+        if not found:
+            raise UsageError(f"{spec}: no sound files there")
+        clips += found
+    return clips

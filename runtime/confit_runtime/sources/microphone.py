@@ -1,0 +1,253 @@
+"""Microphones through PortAudio: at the device's own rate, waited for when they go away, nothing lost in silence."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from confit_runtime.audio import Pcm, StreamResampler, to_mono
+from confit_runtime.errors import DeviceError, UsageError
+from confit_runtime.sources.base import Chunk, Gap, Notice, finite
+from confit_runtime.sources.portaudio import import_portaudio, working_settings
+
+OVERRUN = "this machine could not keep up"
+AWAY = "the microphone was away"
+
+_BLOCK_S = 0.02  # what PortAudio is asked to deliver at a time
+_POLL_S = 0.2  # how often a silent microphone is asked whether it is still there
+_RETRY_S = 1.0  # how often a lost one is looked for
+
+
+class Microphone:
+    """A microphone through PortAudio, at the device's own default rate; several channels are averaged.
+
+    `device` is an index, a part of a name, or None for the default. A bounded queue of `queue_s` stands between
+    PortAudio's thread and the reader: what does not fit, what PortAudio itself lost, and blocks that hold NaN come back
+    as a `Gap`. One that is unplugged, or delivers nothing for `stall_s`, is waited for and opened again by its name, for
+    `wait_s` at most (None: as long as it takes); should it come back with another rate, its sound is resampled to `rate`.
+
+    `portaudio` is the sounddevice module, imported here when not given. Raises DeviceError when there is no PortAudio,
+    no such device, or none that can be opened, and, on the way, when it has been away for more than `wait_s`.
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        device: int | str | None = None,
+        *,
+        queue_s: float = 5.0,
+        stall_s: float = 3.0,
+        wait_s: float | None = None,
+        portaudio: Any = None,
+    ) -> None:
+        self._portaudio = portaudio or import_portaudio()
+        self._queue_s, self._stall_s, self._wait_s = queue_s, stall_s, wait_s
+        self.name = "mic" if device is None else f"mic:{device}"
+        try:
+            info = self._portaudio.query_devices(device, "input")
+        except (ValueError, self._portaudio.PortAudioError) as error:
+            what = "no default microphone" if device is None else f"no microphone {device!r}"
+            raise DeviceError(f"{what} ({_line(error)}); `confit-edge devices` lists what there is") from error
+        self._info = info
+        self.device_name = str(info["name"])
+        self._alone = len(self._namesakes(_stem)) == 1
+        self._settings = working_settings(self._portaudio, info)
+        self.rate = int(self._settings["samplerate"])
+        self._stopped = threading.Event()
+        self._capture: _Capture | None = None
+
+    def __enter__(self) -> Microphone:
+        try:
+            self._capture = _Capture(self._portaudio, self._settings, self._queue_s)
+        except self._portaudio.PortAudioError as error:
+            raise DeviceError(
+                f"{self.name}: cannot be opened at {self.rate} Hz ({_line(error)}); is it in use?"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+        while not self._stopped.is_set():
+            heard = yield from self._hear()
+            if not self._stopped.is_set():
+                self._close()
+                yield from self._wait(heard)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _hear(self) -> Generator[Chunk | Gap, None, float]:
+        """What the open device delivers until it goes away; returns when it was last heard."""
+        capture = self._capture
+        assert capture is not None, "a microphone is iterated over inside its `with` block"
+        heard = time.monotonic()
+        convert = _Converter(capture.rate, self.rate)
+        while not self._stopped.is_set():
+            try:
+                lost, block = capture.blocks.get(timeout=min(_POLL_S, self._stall_s))
+            except queue.Empty:
+                if not capture.active or time.monotonic() - heard > self._stall_s:
+                    break
+                continue
+            heard = time.monotonic()
+            if lost:
+                yield Gap(convert.skip(lost), OVERRUN)
+            item = finite(to_mono(block), capture.rate, "the microphone")
+            if isinstance(item, Gap):
+                yield Gap(convert.skip(item.samples), item.reason)
+            else:
+                yield convert.push(item[0]), self.rate
+        return heard
+
+    def _wait(self, heard: float) -> Iterator[Gap | Notice]:
+        """Gaps that keep the clock running, until the device was found and opened again."""
+        if self._wait_s == 0.0:
+            raise DeviceError(f"{self.name}: the microphone went away (unplugged?)")
+        yield Notice("away", f"{self.device_name} went away (unplugged?); waiting for it to come back")
+        told = 0
+        while not self._stopped.is_set():
+            back = self._reopen()
+            due = int((time.monotonic() - heard) * self.rate) - told
+            if due > 0:
+                yield Gap(due, AWAY)
+                told += due
+            if back:
+                yield Notice("back", f"{self.device_name} is back")
+                return
+            if self._wait_s is not None and time.monotonic() - heard > self._wait_s:
+                raise DeviceError(f"{self.name}: the microphone went away and did not come back in {self._wait_s:g} s")
+            self._stopped.wait(_RETRY_S if self._wait_s is None else min(_RETRY_S, self._wait_s / 4))
+
+    def _reopen(self) -> bool:
+        """Whether the device is there again, and open."""
+        try:
+            _look_for_devices(self._portaudio)
+            found = self._find_again()
+            if found is None:
+                return False
+            settings = working_settings(self._portaudio, found)
+            self._capture = _Capture(self._portaudio, settings, self._queue_s)
+        except (UsageError, ValueError, self._portaudio.PortAudioError):
+            return False  # half there: udev and the sound server take a while to settle
+        self._info = found
+        return True
+
+    def _find_again(self) -> dict[str, Any] | None:
+        """The device by its name; by its name without the card's number where that cannot be another device."""
+        if same := self._namesakes(str):
+            return same[0]
+        alike = self._namesakes(_stem)
+        return alike[0] if self._alone and len(alike) == 1 else None
+
+    def _namesakes(self, of: Callable[[str], str]) -> list[dict[str, Any]]:
+        return [
+            device
+            for device in self._portaudio.query_devices()
+            if device["max_input_channels"] > 0
+            and device["hostapi"] == self._info["hostapi"]
+            and of(device["name"]) == of(self._info["name"])
+        ]
+
+    def _close(self) -> None:
+        if self._capture is not None:
+            self._capture.close()
+            self._capture = None
+
+
+class _Capture:
+    """One opening of a device: PortAudio's thread fills a bounded queue with `(samples lost before it, block)`."""
+
+    def __init__(self, portaudio: Any, settings: dict[str, Any], queue_s: float) -> None:
+        self.rate = int(settings["samplerate"])
+        self.blocks: queue.Queue[tuple[int, Pcm]] = queue.Queue(maxsize=max(1, round(queue_s / _BLOCK_S)))
+        self._lost = 0  # samples lost since the last block that was queued; only PortAudio's thread touches these two
+        self._expected_s = 0.0  # when the next block's first sample should be recorded, on PortAudio's clock
+        with _captures_lock:
+            self._stream = portaudio.InputStream(
+                blocksize=int(self.rate * _BLOCK_S), callback=self._callback, dtype="float32", **settings
+            )
+            try:
+                self._stream.start()
+            except portaudio.PortAudioError:
+                self._stream.close()
+                raise
+            _captures.add(self)
+
+    @property
+    def active(self) -> bool:
+        return bool(self._stream.active)
+
+    def close(self) -> None:
+        with _captures_lock:
+            self._stream.close()
+            _captures.discard(self)
+
+    def _callback(self, block: Pcm, frames: int, times: Any, status: Any) -> None:
+        """PortAudio's thread: `block [frames, channels]` is only lent."""
+        if status.input_overflow:
+            missing = round((times.inputBufferAdcTime - self._expected_s) * self.rate)
+            # drivers that keep no clock give no duration: then at least one block is gone
+            self._lost += missing if 0 < missing < 60 * self.rate else frames
+        self._expected_s = times.inputBufferAdcTime + frames / self.rate
+        try:
+            self.blocks.put_nowait((self._lost, block.copy()))
+        except queue.Full:
+            self._lost += frames
+        else:
+            self._lost = 0
+
+
+class _Converter:
+    """Brings a device that came back with another rate to the rate it had, without letting the clock slip."""
+
+    def __init__(self, rate: int, to: int) -> None:
+        self._rate, self._to = rate, to
+        self._taken = self._given = 0  # samples, at `rate` and at `to`
+        self._resampler = StreamResampler(rate, to)
+
+    def push(self, pcm: Pcm) -> Pcm:
+        converted = self._resampler.push(pcm)
+        self._taken += len(pcm)
+        self._given += len(converted)
+        return converted
+
+    def skip(self, samples: int) -> int:
+        """How many samples at `to` are lost with `samples` at `rate`."""
+        self._taken += samples
+        lost = round(self._taken * self._to / self._rate) - self._given
+        self._given += lost
+        self._resampler = StreamResampler(self._rate, self._to)
+        return lost
+
+
+def _look_for_devices(portaudio: Any) -> None:
+    """Have PortAudio list the devices anew, which it does only when it starts, and can only while it has none open."""
+    with _captures_lock:
+        if not _captures:
+            with suppress(portaudio.PortAudioError):  # it does not run where it could not be started the last time
+                portaudio._terminate()
+            portaudio._initialize()
+
+
+def _stem(name: str) -> str:
+    """A device's name without the card's number, which may differ when it is plugged in again."""
+    return re.sub(r"\(hw:\d+,\d+\)", "", name).strip()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+_captures: set[_Capture] = set()  # those open in this process
+_captures_lock = threading.Lock()

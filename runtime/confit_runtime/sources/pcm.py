@@ -1,0 +1,75 @@
+"""Raw PCM from a pipe."""
+
+from __future__ import annotations
+
+import io
+import select
+import sys
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from confit_runtime.audio import check_rate, to_mono
+from confit_runtime.errors import UsageError
+from confit_runtime.sources.base import Chunk, Gap, finite
+
+PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
+MAX_CHANNELS = 64
+
+_POLL_S = 0.2  # how often a silent pipe looks whether it was stopped
+
+
+class PcmSource:
+    """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped.
+
+    Raises UsageError on a rate, channel count or format that cannot be.
+    """
+
+    live = True
+
+    def __init__(
+        self, stream: io.BufferedIOBase, rate: int, channels: int = 1, format: str = "s16le", name: str = "-"
+    ) -> None:
+        if format not in PCM_FORMATS:
+            raise UsageError(f"PCM format {format!r} is not known (known: {', '.join(PCM_FORMATS)})")
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise UsageError(f"{channels} channels: expected 1 to {MAX_CHANNELS}")
+        self.name, self.rate = name, check_rate(rate)
+        self._stream, self._channels, self._dtype = stream, channels, PCM_FORMATS[format]
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> PcmSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The stream belongs to the caller and stays open."""
+
+    def __iter__(self) -> Iterator[Chunk | Gap]:
+        frame = self._dtype.itemsize * self._channels
+        held = b""
+        while self._wait_for_data() and (data := self._stream.read1(65_536)):
+            held += data
+            whole = len(held) // frame * frame
+            frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
+            if len(frames):
+                yield finite(to_mono(frames.reshape(-1, self._channels)), self.rate, "the pipe")
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _wait_for_data(self) -> bool:
+        """Whether there is something to read (or the end), rather than a wish to stop."""
+        try:
+            descriptor = self._stream.fileno()
+        except io.UnsupportedOperation:
+            return not self._stopped.is_set()
+        while not self._stopped.is_set():
+            # Windows cannot wait for a pipe: there a read blocks, and stops with the next data
+            if sys.platform == "win32" or select.select([descriptor], [], [], _POLL_S)[0]:
+                return True
+        return False

@@ -1,0 +1,80 @@
+"""PortAudio: the library, the microphones it lists, and how each can be opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from confit_runtime.audio import check_rate
+from confit_runtime.errors import DeviceError
+
+_RATES = (48_000, 44_100, 32_000, 22_050, 16_000, 8_000)
+
+
+@dataclass(frozen=True)
+class InputDevice:
+    """A microphone that PortAudio offers: `mic:{index}`, or `mic:` and a part of its name.
+
+    `rates` are those of the usual sample rates, in Hz, at which it can be opened now; none where it is in use.
+    """
+
+    index: int
+    name: str
+    channels: int
+    default_rate: int
+    default: bool
+    rates: tuple[int, ...]
+
+
+def input_devices(portaudio: Any = None) -> list[InputDevice]:
+    """The microphones there are. `portaudio` as for `Microphone`. Raises DeviceError without PortAudio."""
+    portaudio = portaudio or import_portaudio()
+    try:
+        default = portaudio.query_devices(None, "input")["index"]
+    except (ValueError, portaudio.PortAudioError):
+        default = None  # PortAudio's way to say that there is none
+    return [
+        InputDevice(
+            info["index"],
+            info["name"],
+            int(info["max_input_channels"]),
+            round(info["default_samplerate"]),
+            info["index"] == default,
+            tuple(rate for rate in sorted(_RATES) if _channels_at(portaudio, info, rate)),
+        )
+        for info in portaudio.query_devices()
+        if info["max_input_channels"] > 0
+    ]
+
+
+def import_portaudio() -> Any:
+    """The sounddevice module. Raises DeviceError, saying what to install, where there is no PortAudio library."""
+    try:
+        import sounddevice
+    except OSError as error:
+        raise DeviceError(
+            f"no microphone support: {error}. On Debian, Ubuntu and Raspberry Pi OS: apt-get install libportaudio2"
+            " (sound files and PCM on stdin work without it)"
+        ) from error
+    return sounddevice
+
+
+def working_settings(portaudio: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """How to open a device: at its default rate, or, where a driver refuses its own default, at the best usual one."""
+    default = check_rate(round(info["default_samplerate"]))
+    for rate in (default, *_RATES):
+        if channels := _channels_at(portaudio, info, rate):
+            return {"device": info["index"], "channels": channels, "samplerate": rate}
+    # opening it says why it cannot be opened
+    return {"device": info["index"], "channels": 1, "samplerate": default}
+
+
+def _channels_at(portaudio: Any, info: dict[str, Any], rate: int) -> int:
+    """With how many channels the device opens at `rate`: one where that can be, else all it has; 0 where it does not."""
+    for channels in dict.fromkeys((1, int(info["max_input_channels"]))):
+        try:
+            portaudio.check_input_settings(device=info["index"], channels=channels, dtype="float32", samplerate=rate)
+        except portaudio.PortAudioError:
+            continue
+        return channels
+    return 0

@@ -1,0 +1,122 @@
+"""Taps on what is detected: who spoke, what was a false alarm before, and keeping what fired."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from confit_runtime.audio import Pcm
+from confit_runtime.gallery import Gallery
+from confit_runtime.listener import Tap
+from confit_runtime.model import Model
+from confit_runtime.stream import Detection
+from confit_runtime.voiced import cut_to_voice, voiced_seconds
+
+RECENT_S = 6.0
+SHORTEST_WORD_S = 0.2
+VOICE_BEFORE_S = 3.0  # how far back before the end of a detection a voice is looked for
+
+
+class RecentAudio(Tap):
+    """The last seconds of a source, in its own rate. What was lost stands in it as silence."""
+
+    def __init__(self, seconds: float = RECENT_S) -> None:
+        self._seconds = seconds
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held = np.zeros(0, np.float32)
+        self._end = 0  # the source's sample after the last one held
+        self.rate = 0
+
+    def begin(self, name: str, rate: int) -> None:
+        self._forget()
+        self.rate = rate
+
+    def hear(self, pcm: Pcm, rate: int) -> None:
+        self._append(pcm)
+
+    def skip(self, samples: int) -> None:
+        self._append(np.zeros(min(samples, round(self._seconds * self.rate)), np.float32), samples)
+
+    def _append(self, pcm: Pcm, samples: int | None = None) -> None:
+        self._held = np.concatenate([self._held, pcm])[-round(self._seconds * self.rate) :]
+        self._end += len(pcm) if samples is None else samples
+
+    def between(self, start: int, end: int) -> Pcm:
+        """Samples `start..end` of the source, as far as they are held."""
+        first = self._end - len(self._held)
+        return self._held[max(0, start - first) : max(0, end - first)]
+
+
+class SpeakerTap(RecentAudio):
+    """Names who spoke at each detection, by a speaker model and its gallery; `only` drops what others said.
+
+    What is judged is the voice in the three seconds up to the detection's end. Where there is too little of it, or
+    nobody enrolled is near enough, the speaker is None. The gallery is read anew when another program has changed it.
+    """
+
+    def __init__(self, model: Model, gallery: Gallery, only: Collection[str] = ()) -> None:
+        super().__init__()
+        self._model, self._gallery, self._only = model, gallery, set(only)
+
+    def judge(self, detection: Detection) -> Detection | None:
+        speaker = self._speaker(detection)
+        if self._only and speaker not in self._only:
+            return None
+        return dataclasses.replace(detection, speaker=speaker)
+
+    def _speaker(self, detection: Detection) -> str | None:
+        before = round(VOICE_BEFORE_S * self.rate)
+        heard = self.between(min(detection.start_sample, detection.end_sample - before), detection.end_sample)
+        if voiced_seconds(heard, self.rate) < SHORTEST_WORD_S:
+            return None
+        return self._gallery.match(self._model.embed(cut_to_voice(heard, self.rate), self.rate)).name
+
+
+class VetoTap(RecentAudio):
+    """Drops detections whose sound is one that was enrolled as negative of their label (`enroll --negative`)."""
+
+    def __init__(self, model: Model, gallery: Gallery) -> None:
+        super().__init__()
+        self._model, self._gallery = model, gallery
+
+    def judge(self, detection: Detection) -> Detection | None:
+        if detection.model != self._model.name:
+            return detection
+        sound = trigger(self, detection, self._model)
+        if len(sound) and self._gallery.matcher.vetoes(detection.label, self._model.embed(sound, self.rate)):
+            return None
+        return detection
+
+
+class SaveTap(RecentAudio):
+    """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative."""
+
+    def __init__(self, folder: Path, models: Collection[Model]) -> None:
+        super().__init__()
+        self._folder, self._models = folder, {model.name: model for model in models}
+        self._began = time.strftime("%Y%m%d-%H%M%S")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def judge(self, detection: Detection) -> Detection:
+        import soundfile
+
+        sound = trigger(self, detection, self._models[detection.model])
+        label = re.sub(r"[^\w.-]+", "_", detection.label)
+        path = self._folder / f"{label}-{self._began}-{detection.end_sample}.flac"
+        partial = path.with_name(f".{path.name}.partial")
+        soundfile.write(partial, sound, self.rate, format="FLAC", subtype="PCM_16")
+        partial.replace(path)
+        return detection
+
+
+def trigger(recent: RecentAudio, detection: Detection, model: Model) -> Pcm:
+    """The sound of a detection: from its start to its end, and as much before as fills the model's window."""
+    window = round(model.contract.window * recent.rate / model.contract.sample_rate)
+    return recent.between(min(detection.start_sample, detection.end_sample - window), detection.end_sample)

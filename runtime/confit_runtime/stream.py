@@ -1,0 +1,229 @@
+"""A stream: one microphone or file that a model listens to, and the detections it gives."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.audio import Pcm, StreamResampler, check_rate, to_mono
+from confit_runtime.detect import Detector, Hit, NameDetector
+from confit_runtime.errors import AudioError, UsageError
+
+if TYPE_CHECKING:
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.gates import Gate
+    from confit_runtime.model import Model
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A sound that was heard, placed where it was (not where it was noticed).
+
+    Samples count from the start of the stream, in the source's own rate; `score` is the smoothed score at the moment
+    it fired, 0..1. `speaker` is set where a speaker model and a gallery named one.
+    """
+
+    model: str
+    label: str
+    score: float
+    start_s: float
+    end_s: float
+    start_sample: int
+    end_sample: int
+    speaker: str | None = None
+
+
+class Stream:
+    """One microphone or file: push audio of any rate in chunks of any length, get detections.
+
+    The model always sees one hop a call, so events do not depend on how the audio was chopped. With a gallery its names
+    are further classes: one fires when it is matched on `min_hops` rows in succession (at least two), and its score is
+    the similarity. The names are those enrolled when the stream was made. Raises GalleryError when the gallery was
+    enrolled with another model.
+
+    With a gate the model sleeps through windows in which no hop is heard. When one is, the sound of the last window is
+    played to the model again, so that its rows are what they would have been without the gate and a word's start is not
+    clipped. Where a row would have looked at gated hops only there is none, and every class is armed again.
+    """
+
+    def __init__(
+        self, model: Model, gallery: Gallery | None = None, *, lead_in: bool = False, gate: Gate | None = None
+    ) -> None:
+        self.model, self.lead_in = model, lead_in
+        self._batch = model.batch(1)
+        self._detector = Detector.from_contract(model.contract)
+        self._names: NameDetector | None = None
+        if gallery is not None:
+            gallery.check(model)
+            self._names = NameDetector(model.contract, gallery.matcher)
+        self._gate = gate
+        # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
+        memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
+        self._reach = model.contract.window // model.contract.hop - 1 + memory
+        self._muted = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: the next sample pushed is sample 0 of silence, whatever was heard before."""
+        self._rate: int | None = None
+        self._origin = 0  # the source sample at which the audio since the last gap begins
+        self._taken = 0  # source samples taken since then
+        self._forget()
+
+    def skip(self, samples: int) -> None:
+        """Tell that the source dropped `samples` of its own samples: forget what was heard, and move the clock on.
+
+        Without it, what was said before and after the gap would be heard as one, and times would be early from here on.
+        """
+        if samples < 0:
+            raise UsageError(f"cannot skip {samples} samples")
+        self._origin += self._taken + samples
+        self._taken = 0
+        self._forget()
+
+    def mute(self) -> None:
+        """From the next `accept` on, until `unmute`, let sound pass unheard: the clock moves, nothing is scored.
+
+        For a device that speaks itself. What was heard before is forgotten then, as after a gap. May be called from another
+        thread than the one that pushes sound.
+        """
+        self._muted = True
+
+    def unmute(self) -> None:
+        """Hear again, as a stream that begins now, at the time it is."""
+        self._muted = False
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """`with stream.muted(): ...`: mute, and unmute at the end."""
+        self.mute()
+        try:
+            yield
+        finally:
+            self.unmute()
+
+    def _forget(self) -> None:
+        self._batch.reset()
+        self._detector.reset()
+        if self._names is not None:
+            self._names.reset()
+        self._resampler: StreamResampler | None = None
+        self._held = np.zeros(0, np.float32)
+        self._hops = 0  # hops consumed since the start or the last gap
+        self._awake = 0  # hops to be scored before the gate may close
+        self._asleep: deque[Pcm] = deque(maxlen=self._reach)  # the newest hops that were gated, `_slept` in all
+        self._slept = 0
+        if self._gate is not None:
+            self._gate.reset()
+        self.scores: Floats | None = None  # the newest row [classes], for whoever wants to show it
+
+    def accept(self, pcm: npt.ArrayLike, sample_rate: int) -> list[Detection]:
+        """Take `[samples]` or `[samples, channels]` at `sample_rate`; give the detections they complete.
+
+        Raises AudioError on NaN or infinite samples, UsageError when the rate changes without `reset()`.
+        """
+        chunk = to_mono(pcm)
+        if not np.isfinite(chunk).all():
+            raise AudioError("the stream delivered NaN or infinite samples")
+        if self._rate not in (None, sample_rate):
+            raise UsageError(
+                f"the stream began at {self._rate} Hz and now delivers {sample_rate} Hz: call reset() first"
+            )
+        if self.lead_in and self._rate is None:
+            silence = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
+            chunk = np.concatenate([np.zeros(silence, np.float32), chunk])
+            self._origin = -silence
+        if self._muted:
+            self._rate = check_rate(sample_rate)
+            self.skip(len(chunk))
+            return []
+        if self._resampler is None:
+            self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
+            self._rate = self._resampler.rate
+        self._taken += len(chunk)
+        return self._advance(self._resampler.push(chunk))
+
+    def finish(self) -> list[Detection]:
+        """Give the detections still on their way by following the audio with silence, then reset."""
+        if self._resampler is None:
+            self.reset()
+            return []
+        contract = self.model.contract
+        tail = self._resampler.finish()
+        silence = contract.latency_samples + contract.smoothing_hops * contract.hop
+        silence += -(len(self._held) + len(tail) + silence) % contract.hop
+        found = self._advance(np.concatenate([tail, np.zeros(silence, np.float32)]))
+        self.reset()
+        return found
+
+    def _advance(self, pcm: Pcm) -> list[Detection]:
+        hop = self.model.contract.hop
+        self._held = np.concatenate([self._held, pcm])
+        found: list[Detection] = []
+        while len(self._held) >= hop:
+            chunk, self._held = self._held[:hop], self._held[hop:]
+            found += self._score(chunk) if self._gate is None else self._gated(chunk, self._gate)
+        return found
+
+    def _gated(self, chunk: Pcm, gate: Gate) -> list[Detection]:
+        """Score a hop, or let it pass while the gate has heard nothing for as long as an event may reach."""
+        if gate.hears(chunk):
+            found = self._wake()
+            self._awake = self._reach
+            return found + self._score(chunk)
+        if self._awake > 0:
+            self._awake -= 1
+            return self._score(chunk)
+        self._asleep.append(chunk)
+        self._slept += 1
+        self.scores = None
+        return []
+
+    def _wake(self) -> list[Detection]:
+        """Play the newest gated hops to the model; where others were gated before them, as to one that heard nothing."""
+        if self._slept > len(self._asleep):
+            self._hops += self._slept - len(self._asleep)
+            self._batch.reset()
+            self._detector.skip_to(self._hops)
+            if self._names is not None:
+                self._names.skip_to(self._hops)
+        found = [detection for chunk in self._asleep for detection in self._score(chunk)]
+        self._asleep.clear()
+        self._slept = 0
+        return found
+
+    def _score(self, chunk: Pcm) -> list[Detection]:
+        """The detections that the next hop completes."""
+        scores, embedding = self._batch.push(chunk[None])
+        self._hops += 1
+        self.scores = scores[0, -1] if scores.shape[1] else None
+        found = [self._detection(hit, self.model.labels) for hit in self._detector.push(scores[0])]
+        if self._names is not None:
+            found += [self._detection(hit, self._names.labels) for hit in self._names.push(embedding[0])]
+        return found
+
+    def _detection(self, hit: Hit, labels: Sequence[str]) -> Detection:
+        """Where in the source a hit of the newest row was."""
+        contract, rate = self.model.contract, self._rate
+        assert rate is not None
+        start = self._centre(self._hops - (hit.row - hit.start_row)) - contract.hop // 2
+        # no later than what has been consumed: how far ahead the source is depends on the chopping
+        end = min(self._centre(self._hops) + contract.hop // 2, self._hops * contract.hop)
+        first, last = (
+            max(0, self._origin + min(max(0, round(at * rate / contract.sample_rate)), self._taken))
+            for at in (start, end)
+        )
+        return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last)
+
+    def _centre(self, hops: int) -> int:
+        """The sample at the middle of the sound that the row after `hops` hops speaks of."""
+        return hops * self.model.contract.hop - self.model.contract.latency_samples

@@ -1,0 +1,98 @@
+"""Moving prints: to another gallery file, back again, and to another model from the audio that was kept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from confit_runtime.audio import Pcm, resample
+from confit_runtime.errors import GalleryError, UsageError
+from confit_runtime.gallery import Gallery, Print, clean_name
+from confit_runtime.model import Model
+
+
+def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, int]:
+    """Write a new gallery file with some names' prints (all, when none is named). Returns how many of each.
+
+    Raises UsageError when `out` is there already, or on an unknown name.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: is there already: choose another file, or import into it")
+    wanted = [clean_name(name) for name in names] or list({**source.names(), **source.negatives()})
+    found = {name: source.prints(name) for name in wanted}
+    partial = out.with_name(f".{out.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with source.copy_layout(partial) as target:
+            for name, prints in found.items():
+                _add(target, name, prints, source.voiced_s(name))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {name: len(prints) for name, prints in found.items()}
+
+
+def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
+    """Add another gallery's prints to this one; prints it has already are left out. Returns how many came, by name.
+
+    Raises GalleryError when the two were enrolled with different models.
+    """
+    if (source.embedding_id, source.dim) != (target.embedding_id, target.dim):
+        raise GalleryError(
+            f"{source.path}: was enrolled with another model than {target.path}, and prints of two models do not compare"
+        )
+    added = {}
+    have = {**target.names(), **target.negatives()}
+    for name in {**source.names(), **source.negatives()}:
+        known = {one.embedding.tobytes() for one in target.prints(name)} if name in have else set()
+        prints = [one for one in source.prints(name) if one.embedding.tobytes() not in known]
+        share = len(prints) / max(1, len(source.prints(name)))
+        _add(target, name, prints, source.voiced_s(name) * share)
+        added[name] = len(prints)
+    return added
+
+
+def enroll_again(gallery: Gallery, model: Model) -> dict[str, int]:
+    """Make every print anew with another model, from the audio that was kept. Returns how many of each name.
+
+    Raises GalleryError, changing nothing, when the audio of any print was not kept.
+    """
+    made = {}
+    for name in {**gallery.names(), **gallery.negatives()}:
+        prints = gallery.prints(name)
+        if absent := sum(one.audio is None for one in prints):
+            raise GalleryError(
+                f"{gallery.path}: the audio of {absent} of {name}'s {len(prints)} prints was not kept (enroll --keep-audio):"
+                " enroll from clips again, into another --gallery"
+            )
+        made[name] = np.stack([model.embed(*_decoded(gallery, one.audio, model)) for one in prints])
+    gallery.replace_prints(model, made)
+    return {name: len(embeddings) for name, embeddings in made.items()}
+
+
+def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> None:
+    for negative in (False, True):
+        for kept in (False, True):
+            some = [one for one in prints if one.negative == negative and (one.audio is not None) == kept]
+            if some:
+                target.enroll(
+                    name,
+                    np.stack([one.embedding for one in some]),
+                    sources=[one.source for one in some],
+                    voiced_s=0.0 if negative else voiced_s * len(some) / sum(not one.negative for one in prints),
+                    negative=negative,
+                    audio=[one.audio for one in some if one.audio is not None] if kept else None,
+                )
+
+
+def _decoded(gallery: Gallery, flac: bytes | None, model: Model) -> tuple[Pcm, int]:
+    import soundfile
+
+    try:
+        pcm, rate = soundfile.read(io.BytesIO(flac or b""), dtype="float32")
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise GalleryError(f"{gallery.path}: audio that was kept in it is damaged") from error
+    return resample(pcm, rate, model.contract.sample_rate), model.contract.sample_rate

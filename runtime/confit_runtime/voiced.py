@@ -1,0 +1,102 @@
+"""Where a clip holds a voice, and where it holds any sound at all: by energy and spectral flatness, in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.audio import Pcm
+
+FRAME_S, STEP_S = 0.032, 0.010
+LOW_HZ, HIGH_HZ = 100.0, 4000.0  # where voices have their energy
+BELOW_PEAK_DB = 35.0  # quieter than this under the clip's loud parts is no voice
+ABOVE_FLOOR_DB, LEAST_RANGE_DB = 8.0, 15.0
+QUIETEST_DB = -65.0  # of full scale, in that band
+FLATTEST = 0.42  # the flatness of white noise is 0.56, of vowels below 0.1
+LONGEST_GAP_S, SHORTEST_S, EDGE_S = 0.15, 0.06, 0.03
+PAUSE_S = 0.6  # as long a one is kept whole
+SILENCE_DB = -70.0
+FRAMES_A_PART = 4096  # a long recording must not need its spectra all at once
+
+Bools = npt.NDArray[np.bool_]
+
+
+def voiced_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
+    """The stretches `(first, last + 1)` in samples of a clip `[samples]` that hold a voice, in order, apart.
+
+    A frame is voiced when its energy between 100 and 4000 Hz is near that of the clip's loud parts and above its quiet
+    ones, and its spectrum is not flat. Pauses inside words are kept; clicks are not.
+    """
+    frame, step = round(FRAME_S * sample_rate), round(STEP_S * sample_rate)
+    if len(pcm) < frame:
+        return []
+    decibel, flatness = _spectra(pcm, sample_rate, frame, step)
+    loud, floor = np.percentile(decibel, 95), np.percentile(decibel, 10)
+    # a clip cut without pauses has no floor: its quiet parts are voice, too
+    level = max(loud - BELOW_PEAK_DB, min(floor + ABOVE_FLOOR_DB, loud - LEAST_RANGE_DB), QUIETEST_DB)
+    mask = _without_short_runs((decibel >= level) & (flatness <= FLATTEST), False, LONGEST_GAP_S)
+    mask = _without_short_runs(mask, True, SHORTEST_S)
+    edge = round(EDGE_S * sample_rate)
+    found: list[tuple[int, int]] = []
+    for first, last in _runs(mask):
+        start, end = max(0, first * step - edge), min(len(pcm), (last - 1) * step + frame + edge)
+        if found and start <= found[-1][1]:
+            start = found.pop()[0]
+        found.append((start, end))
+    return found
+
+
+def voiced_seconds(pcm: Pcm, sample_rate: int) -> float:
+    """Seconds of voice in a clip `[samples]`."""
+    return sum(end - start for start, end in voiced_segments(pcm, sample_rate)) / sample_rate
+
+
+def cut_to_voice(pcm: Pcm, sample_rate: int) -> Pcm:
+    """A clip without its long pauses: `[samples]`, possibly none.
+
+    Short ones stay. Cut tightly, speech has a seam at every word, and speaker models hear those: closed accuracy on the
+    development voices was 97.5 % with tight cuts and 99.0 % without any.
+    """
+    around, kept = round(PAUSE_S / 2 * sample_rate), np.zeros(len(pcm), bool)
+    for start, end in voiced_segments(pcm, sample_rate):
+        kept[max(0, start - around) : end + around] = True
+    return pcm[kept]
+
+
+def sounding_seconds(pcm: Pcm, sample_rate: int) -> float:
+    """Seconds of a clip `[samples]` that hold sound: 20 ms frames within 40 dB of the loudest and above -70 dBFS."""
+    frame = max(1, sample_rate // 50)
+    frames = np.pad(pcm, (0, -len(pcm) % frame)).reshape(-1, frame).astype(np.float64)
+    power = np.square(frames).mean(axis=1)
+    return float((power > max(power.max(initial=0.0) * 1e-4, 10 ** (SILENCE_DB / 10))).sum() * frame / sample_rate)
+
+
+def _spectra(pcm: Pcm, rate: int, frame: int, step: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of each frame: the energy in the band in decibel of full scale, and the flatness of its spectrum (0..1)."""
+    window = np.hanning(frame)
+    bins = np.fft.rfftfreq(frame, 1 / rate)
+    band = (bins >= LOW_HZ) & (bins <= HIGH_HZ)
+    frames = np.lib.stride_tricks.sliding_window_view(pcm, frame)[::step]
+    decibel, flatness = np.empty(len(frames)), np.empty(len(frames))
+    for at in range(0, len(frames), FRAMES_A_PART):
+        part = slice(at, at + FRAMES_A_PART)
+        power = np.square(np.abs(np.fft.rfft(frames[part] * window, axis=1)[:, band])) + 1e-12
+        mean = power.mean(axis=1)
+        decibel[part] = 10 * np.log10(2 * mean * band.sum() / np.square(window).sum() / frame)
+        flatness[part] = np.exp(np.log(power).mean(axis=1)) / mean
+    return decibel, flatness
+
+
+def _runs(mask: Bools) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+
+
+def _without_short_runs(mask: Bools, value: bool, shortest_s: float) -> Bools:
+    """The mask with runs of `value` that are shorter than this turned over, but for those at its ends."""
+    turned = mask.copy()
+    for first, last in _runs(mask == value):
+        inside = value or (first > 0 and last < len(mask))
+        if inside and (last - first) * STEP_S < shortest_s:
+            turned[first:last] = not value
+    return turned

@@ -1,0 +1,43 @@
+"""Cutting a streaming model behind its front end: the two parts give what the whole gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks.cut import mel_frames, without_front_end
+from benchmarks.step_time import check_cut
+from confit_export.export import Exported
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_parts_make_the_whole(exports: dict[str, Exported], precision: str) -> None:
+    path: Path = exports[precision].path
+    graph = onnx.load(path)
+    check_cut(graph, path)
+    rest, frames = without_front_end(graph)
+    taken = {entry.name for entry in rest.graph.input}
+    assert frames in taken
+    assert "pcm" not in taken
+    assert len(rest.graph.node) < len(graph.graph.node)
+
+
+def test_a_model_that_looks_at_its_samples_again_is_refused(exports: dict[str, Exported]) -> None:
+    graph = onnx.load(exports["fp32"].path)
+    frames = mel_frames(graph.graph)
+    user = next(node for node in graph.graph.node if frames in node.input)
+    size = onnx.numpy_helper.from_array(np.array([0.0], np.float32), "nothing")
+    graph.graph.initializer.append(size)
+    graph.graph.node.append(onnx.helper.make_node("ReduceMean", ["pcm"], ["level"], keepdims=0))
+    graph.graph.node.append(onnx.helper.make_node("Mul", ["level", "nothing"], ["offset"]))
+    graph.graph.node.append(onnx.helper.make_node("Add", [user.output[0], "offset"], ["moved"]))
+    for node in graph.graph.node:
+        if node is not user and node.output[0] != "moved":
+            for at, name in enumerate(node.input):
+                if name == user.output[0]:
+                    node.input[at] = "moved"
+    with pytest.raises(ValueError, match="samples"):
+        without_front_end(graph)

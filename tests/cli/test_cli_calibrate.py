@@ -1,0 +1,193 @@
+"""`calibrate` and `evaluate` as a user runs them, with the tiny model and sound of which everything is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_runtime import load
+from tests import tiny_model
+from tests.tiny_model import RATE, Floats, silence, tone
+
+Confit = Callable[..., tuple[int, str, str]]
+
+
+def hiss(seconds: float, seed: int) -> Floats:
+    noise: Floats = (1e-3 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+    return noise
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six recordings without tones, clips of two tones, and two labelled recordings."""
+    home = tmp_path_factory.mktemp("sounds")
+    for name in ("negatives", "clips/low", "clips/mid", "clips/parrot", "labelled"):
+        (home / name).mkdir(parents=True)
+    for at in range(6):
+        soundfile.write(home / "negatives" / f"radio-{at}.flac", hiss(70, at), 8_000)
+    for at in range(4):
+        for name, pitch in (("low", 500.0), ("mid", 1200.0), ("parrot", 2600.0)):
+            level = 0.3 if at else 1e-5  # the first take of each is too soft to be heard
+            soundfile.write(home / "clips" / name / f"{at}.wav", tone(pitch, 0.3, level=level), RATE, subtype="FLOAT")
+    kitchen = np.concatenate([silence(2), tone(500, 0.3), silence(3), tone(1200, 0.3), silence(2.4), tone(3600, 0.3)])
+    soundfile.write(home / "labelled" / "kitchen.wav", kitchen + hiss(len(kitchen) / RATE, 9)[: len(kitchen)], RATE)
+    (home / "labelled" / "kitchen.txt").write_text(
+        "2.0\t2.3\tlow\n\\\t500\t600\n5.3\t5.6\tmid\n6.5\t6.8\tlow\n8.0\t8.3\tparrot\n", encoding="utf-8"
+    )
+    soundfile.write(home / "labelled" / "hall.wav", hiss(20, 10), RATE)
+    (home / "labels.csv").write_text(
+        "path,start_s,end_s,label\n"
+        "labelled/kitchen.wav,2.0,2.3,low\nlabelled/kitchen.wav,5.3,5.6,mid\nlabelled/kitchen.wav,6.5,6.8,low\n"
+        "labelled/kitchen.wav,8.0,8.3,parrot\nlabelled/hall.wav,,,\n",
+        encoding="utf-8",
+    )
+    return home
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_model.build(tmp_path / "tiny.onnx")
+
+
+def test_a_device_file_is_written_and_read(confit: Confit, sounds: Path, model: Path) -> None:
+    code, out, err = confit(
+        "calibrate", model, "--negatives", sounds / "negatives", "--positives", sounds / "clips",
+        "--target-fa-per-hour", 20, "--plot", model.parent / "det.png", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "parrot" in err  # left out: the model has no such label
+    summary = json.loads(out)
+    assert summary["met"]
+    assert summary["recordings"] == 6
+    assert summary["hours"] == pytest.approx(420 * 2 / 3600, rel=1e-3)  # at 8 kHz they last twice as long
+    assert summary["fa_per_hour_bound"] == pytest.approx(2.9957 / summary["hours"], rel=1e-3)
+    assert summary["clips"] == 8
+    assert summary["labels"]["low"]["frr"] == summary["labels"]["mid"]["frr"] == 0.25
+    assert (model.parent / "det.png").stat().st_size > 5_000
+    assert (model.parent / "det.csv").read_text().startswith("margin,fa_per_hour,fa_low,fa_high,frr\n")
+    device = json.loads((model.parent / "tiny.device.json").read_bytes())
+    assert device["thresholds"] == summary["thresholds"]
+    loaded = load(model)
+    assert loaded.contract.thresholds == summary["thresholds"] != load(model, calibrated=False).contract.thresholds
+    assert loaded.contract.calibration["device"]["hours"] == summary["hours"]
+
+
+def test_calibrated_again_it_scores_nothing_twice(
+    confit: Confit, sounds: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--json")
+    first = confit(*arguments)
+    from confit_runtime import recordings
+
+    monkeypatch.delattr(recordings, "stream_rows")
+    assert confit(*arguments)[:2] == first[:2]
+
+
+def test_too_few_hours_are_said_and_nothing_is_written(confit: Confit, sounds: Path, model: Path) -> None:
+    code, out, err = confit("calibrate", model, "--negatives", sounds / "negatives", "--json")
+    assert code == 1
+    assert "5.76 more" in err
+    assert "--target-fa-per-hour 13" in err
+    summary = json.loads(out)
+    assert not summary["met"]
+    assert not (model.parent / "tiny.device.json").exists()
+    code, _, err = confit("calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 13)
+    assert code == 0, err  # what it says can be promised, can
+
+
+def test_a_copy_is_baked_and_means_the_same(confit: Confit, sounds: Path, model: Path) -> None:
+    out = model.parent / "kitchen.onnx"
+    code, _, err = confit(
+        "calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--bake", out
+    )
+    assert code == 0, err
+    assert not (model.parent / "tiny.device.json").exists()
+    baked, plain = load(out), load(model)
+    assert baked.digest == plain.digest
+    assert baked.contract.embedding_id == plain.contract.embedding_id
+    assert baked.contract.thresholds["low"]["on"] != plain.contract.thresholds["low"]["on"]
+    np.testing.assert_array_equal(baked.rows(tone(500, 1.0), RATE)[0], plain.rows(tone(500, 1.0), RATE)[0])
+
+
+def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> None:
+    target = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
+    code, out, err = confit("calibrate", model, *target, "--positives", sounds / "clips", "--only", "mid", "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert list(summary["labels"]) == ["mid"]
+    assert summary["clips"] == 4
+    code, out, err = confit("listen", model, "--source", sounds / "labelled" / "kitchen.wav", "--json", "--gate", "-45")
+    assert code == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["label"] for event in events if event["type"] == "detection"] == ["mid"]
+    code, _, err = confit("calibrate", model, *target, "--only", "parrot")
+    assert code == 2
+    assert "--only parrot" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("--negatives", "nowhere"), "nowhere"),
+        (("--negatives", "negatives", "--target-fa-per-hour", "0"), "--target-fa-per-hour"),
+        (("--negatives", "negatives", "--confidence", "95"), "--confidence"),
+        (("--negatives", "negatives", "--bake", "model.json"), ".onnx"),
+        (("--negatives", "negatives", "--positives", "labelled"), "labelled"),
+        (("--negatives", "negatives", "--negatives", "negatives/radio-0.flac"), "twice"),
+    ],
+)
+def test_wrong_usage(
+    confit: Confit, sounds: Path, model: Path, arguments: tuple[str, ...], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sounds)
+    code, _, err = confit("calibrate", model, *arguments)
+    assert code in (1, 2)
+    assert fault in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_shipped_model_is_calibrated_into_a_copy(confit: Confit, sounds: Path) -> None:
+    code, _, err = confit("calibrate", "digits", "--negatives", sounds / "negatives")
+    assert code == 2
+    assert "--bake" in err
+
+
+@pytest.mark.parametrize("labelled", ["labels.csv", "labelled"])
+def test_labelled_recordings_are_scored(confit: Confit, sounds: Path, model: Path, labelled: str) -> None:
+    code, out, err = confit("evaluate", model, sounds / labelled, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["recordings"] == 2
+    assert report["hours"] == pytest.approx((8.3 + 20) / 3600, abs=1e-4)
+    assert report["false_accepts"] == 1
+    assert report["fired_for"] == [{"heard": "high", "was": "parrot", "times": 1}]
+    low, high = report["fa_per_hour_interval"]
+    assert low < report["fa_per_hour"] < high
+    assert report["labels"]["low"] == {**report["labels"]["low"], "sounds": 2, "missed": 1, "frr": 0.5}
+    assert report["labels"]["mid"]["missed"] == 0
+    assert report["snr"]["20 dB and more"]["missed"] == 0
+    assert sum(row["sounds"] for row in report["snr"].values()) == 3
+    assert -0.3 < report["latency_s"]["median"] < 0.3
+
+
+def test_labels_that_cannot_be_read(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    for text, fault in (
+        ("path,start,end,label\n", "start_s"),
+        ("path,start_s,end_s,label\nx.wav,one,2,low\n", "line 2"),
+        ("path,start_s,end_s,label\nx.wav,3,2,low\n", "line 2"),
+        ("path,start_s,end_s,label\nx.wav,1,2,\n", "label is empty"),
+        ("path,start_s,end_s,label\nx.wav,1,2,low\n", "x.wav: no such file"),
+    ):
+        table.write_text(text, encoding="utf-8")
+        code, _, err = confit("evaluate", model, table)
+        assert code in (1, 2)
+        assert fault in err
+    code, _, err = confit("evaluate", model, sounds / "negatives")
+    assert code == 2
+    assert "no labels" in err

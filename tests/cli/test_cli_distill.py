@@ -1,0 +1,172 @@
+"""`confit-edge distill` as a user runs it: from a teacher's run to a model, killed and resumed, and with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confit_edge.runs import read_run, weights_sha256
+from confit_runtime import load
+from confit_runtime.audio import load_clip
+
+COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+QUICK = ["--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline"]
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def small(cut: Callable[..., Path]) -> Path:
+    """Three words of four voices to train on, one for validation and one for test."""
+    return cut(words=("yes", "stop", "seven"), voices={"train": 4, "val": 1, "test": 1})
+
+
+@pytest.fixture(scope="module")
+def teacher(small: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a tiny Whisper. Not to be changed."""
+    run = tmp_path_factory.mktemp("teacher") / "whisper"
+    arguments = ["train", small, "-o", run, "--encoder", checkpoints["whisper"], "--epochs", "1", *QUICK]
+    done = subprocess.run([*COMMAND, *map(str, arguments)], env={**os.environ, **ENVIRONMENT}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Quick to train by; keys of training and of the lesson in one file."""
+    path = tmp_path_factory.mktemp("recipe") / "quick.yaml"
+    path.write_text("clips_per_class: 2\nprobe_views: 1\nunlabelled_per_batch: 4\nlr: 5e-4\n")
+    return path
+
+
+def test_a_student_is_a_run_like_any_other(
+    teacher: Path, recipe: Path, small: Path, background: Path, tmp_path: Path, confit: Here
+) -> None:
+    student, model = tmp_path / "student", tmp_path / "student.onnx"
+    code, out, err = confit(
+        *("distill", teacher, "-o", student, "--unlabelled", background, "--epochs", "1", "--recipe", recipe),
+        *("--similarity-weight", "2.5"),
+    )
+    assert code == 0, err
+    assert "epoch 1/1: loss" in err
+    shown = [line.split("  ")[0] for line in out.splitlines()]
+    assert shown == [
+        f"{who}, {probe} probe" for who in ("frozen encoder", "teacher", "trained") for probe in ("linear", "kNN")
+    ]
+    info = json.loads((student / "run.json").read_text())
+    assert info["encoder"]["family"] == "speech_embedding"
+    assert (info["recipe"]["clips_per_class"], info["recipe"]["epochs"]) == (2, 1)
+    about = info["distilled"]
+    assert about["teacher_weights_sha256"] == weights_sha256(read_run(teacher).encoder)
+    assert (about["similarity_weight"], about["unlabelled_per_batch"]) == (2.5, 4)
+    assert (about["unlabelled"]["recordings"], about["unlabelled"]["seconds"]) == (2, 24.0)
+    header = (student / "history.csv").read_text().splitlines()[0].split(",")
+    assert {"teacher_cosine", "similarity_loss", "supervised_loss"} <= set(header)
+    assert about["teacher_weights_sha256"][:12] in (student / "README.md").read_text()
+    # what is done with a run is done with this one
+    code, out, err = confit("probe", student, "--baseline", teacher, "--json")
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert {row["objective"] for row in rows if row["type"] == "probe"} == {"frozen", "pairtune", "distill"}
+    code, out, err = confit("analyze", student, "--json")
+    assert code == 0, err
+    code, _, err = confit("export", student, "-o", model, "--no-quantize")
+    assert code == 0, err
+    loaded = load(model)
+    clip = load_clip(sorted(small.parent.glob("yes-*.ogg"))[0], 16_000)
+    assert loaded.contract.labels == ["seven", "stop", "yes"]
+    assert np.isfinite(loaded.embed(clip, 16_000)).all()
+    assert confit("distill", teacher, "-o", student, "--resume")[0] == 0
+
+
+def test_without_unlabelled_sound_it_says_so_and_speaks_json(
+    teacher: Path, recipe: Path, tmp_path: Path, confit: Here
+) -> None:
+    code, out, err = confit(
+        "distill", teacher, "-o", tmp_path / "student", "--epochs", "1", "--recipe", recipe, "--json"
+    )
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert any(line["type"] == "note" and "training clips alone" in line["text"] for line in lines)
+    (epoch,) = [line for line in lines if line["type"] == "epoch"]
+    assert -1 <= epoch["teacher_cosine"] <= 1
+    assert lines[-1]["type"] == "summary"
+    assert lines[-1]["teacher_run"] == str(teacher)
+    assert lines[-1]["teacher"]["linear"]["test"]["n"] == 3
+    assert lines[-1]["probes"]["linear"]["test"]["n"] == 3
+
+
+def test_killed_and_resumed_the_student_is_the_undisturbed_one(
+    teacher: Path, recipe: Path, background: Path, tmp_path: Path
+) -> None:
+    arguments = ["distill", teacher, "--unlabelled", background, "--epochs", "4", "--recipe", recipe, "--json"]
+
+    def start(out: Path, *more: str) -> subprocess.Popen[str]:
+        command = [*COMMAND, *map(str, [*arguments, "-o", out]), *more]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, **pipes)
+
+    undisturbed, last = start(tmp_path / "undisturbed"), random.randint(1, 3)
+    process = start(tmp_path / "killed")
+    assert process.stdout is not None
+    assert any(line["type"] == "epoch" and line["epoch"] == last for line in map(json.loads, process.stdout))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "run.json").exists()
+    resumed = start(tmp_path / "killed", "--resume")
+    out, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert next(line["epoch"] for line in map(json.loads, out.splitlines()) if line["type"] == "epoch") > 1
+    _, err = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, err
+    for name in ("encoder.safetensors", "projection.safetensors", "probe.safetensors", "history.csv", "metrics.json"):
+        one, other = (tmp_path / folder / name for folder in ("undisturbed", "killed"))
+        assert one.read_bytes() == other.read_bytes(), (name, last)
+
+
+def test_bad_input_is_refused_on_one_line(
+    teacher: Path, small: Path, cut: Callable[..., Path], checkpoints: dict[str, Path], tmp_path: Path, confit: Here
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "keys.yaml").write_text("similarity: 1\n")
+    judged = tmp_path / "judged"
+    judged.mkdir()
+    rows = [line.split(",") for line in small.read_text().splitlines()]
+    clip = next(path for path, _, _, split in rows if split == "test")
+    shutil.copy(small.parent / clip, judged / "somewhere-else.ogg")
+    other_classes = cut(words=("yes", "stop", "happy"), voices={"train": 4, "val": 1, "test": 1})
+    other_clips = cut(words=("yes", "stop", "seven"), voices={"train": 3, "val": 1, "test": 1})
+    cases: list[tuple[list[str | Path], int, list[str]]] = [
+        ([tmp_path / "nowhere"], 2, ["nowhere: not a run"]),
+        ([teacher, "--student", checkpoints["whisper"]], 2, ["--student", "that encoder itself"]),
+        ([teacher, "--student", "nothing-of-the-kind"], 2, ["nothing-of-the-kind"]),
+        ([teacher, "--unlabelled", tmp_path / "empty"], 2, ["empty", "--unlabelled"]),
+        ([teacher, "--unlabelled", tmp_path / "keys.yaml"], 1, ["keys.yaml"]),
+        ([teacher, "--unlabelled", judged], 2, ["somewhere-else.ogg", "test clip"]),
+        ([teacher, "--manifest", other_classes], 2, ["other classes", "happy", "seven"]),
+        ([teacher, "--manifest", other_clips], 2, [str(other_clips), "is not the data"]),
+        ([teacher, "--manifest", tmp_path / "gone.csv"], 2, ["gone.csv", "--manifest"]),
+        ([teacher, "--recipe", tmp_path / "keys.yaml"], 2, ["keys.yaml", "unknown keys: similarity"]),
+        ([teacher, "--similarity-temperature", "0"], 2, ["'similarity_temperature'"]),
+        ([teacher, "--lr", "fast"], 2, ["--lr fast"]),
+        ([teacher, "-o", teacher], 2, ["holds a finished run"]),
+    ]
+    for arguments, code, named in cases:
+        out = [] if "-o" in arguments else ["-o", tmp_path / "student"]
+        found, printed, err = confit("distill", *arguments, *out)
+        assert (found, printed) == (code, ""), (arguments, err)
+        *notes, line = err.splitlines()
+        assert all("--unlabelled sound" in note for note in notes)
+        assert line.startswith("confit-edge: ")
+        assert all(name in line for name in named), (arguments, err)
+    assert not (tmp_path / "student").exists()

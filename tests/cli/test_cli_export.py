@@ -1,0 +1,91 @@
+"""`confit-edge export` and `inspect` as a user runs them: the options, the card, and a device that has numpy alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from confit_export.export import Exported
+from confit_runtime import load
+
+Confit = Callable[..., tuple[int, str, str]]
+
+
+def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
+    run_path: Path, tmp_path: Path, confit: Confit
+) -> None:
+    out = tmp_path / "words.onnx"
+    keep = ("--keep-fp32", "/stack/layers.4/", "--calibration", "percentile", "--license", "cc0-1.0")
+    code, _, err = confit("export", run_path, "-o", out, "--target", "avx512-vnni", *keep)
+    assert code == 0, err
+    contract = load(out).contract
+
+    _, head, body = out.with_suffix(".md").read_text(encoding="utf-8").split("---\n", 2)
+    fields = yaml.safe_load(head)
+    assert (fields["license"], fields["pipeline_tag"]) == ("cc0-1.0", "audio-classification")
+    (result,) = fields["model-index"][0]["results"]
+    measured = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert measured["test accuracy"] == pytest.approx(contract.metrics["test"]["accuracy"], abs=1e-4)
+    for part in ("static for avx512-vnni, ranges by percentile", "/stack/layers.4/Conv", "p50 / p99", "peak memory"):
+        assert part in body
+    assert "2 fp32, 19 int8" in body
+
+    code, told, err = confit("inspect", out, "--no-measure")
+    assert code == 0, err
+    lines = dict(line.split("  ", 1) for line in told.splitlines())
+    assert lines["size"].strip() == f"{out.stat().st_size / 1e6:.2f} MB"
+    assert lines["layers kept in fp32"].strip() == "/stack/layers.4/Conv"
+    assert lines["gate"].strip() == "passed"
+
+    code, told, _ = confit("inspect", out, "--json")
+    assert code == 0
+    (line,) = map(json.loads, told.splitlines())
+    assert line["contract"] == json.loads(contract.to_json())
+    assert line["measured"]["p50_ms"] > 0
+    assert line["measured"]["first_score_s"] > 0
+
+
+def test_inspect_needs_no_onnx_and_no_torch(exports: dict[str, Exported]) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'sklearn', 'scipy', 'yaml', 'optimum'): sys.modules[name] = None\n"
+        "from confit_edge.cli import main\n"
+        f"sys.argv = ['confit-edge', 'inspect', {str(exports['int8'].path)!r}, '--no-measure', '--json']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["contract"]["precision"] == "int8"
+
+
+def test_inspect_of_what_is_no_model(tmp_path: Path, confit: Confit) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"not a model")
+    for given, code in ((tmp_path / "no.onnx", 1), (tmp_path / "absent.onnx", 2)):
+        found, out, err = confit("inspect", given)
+        assert (found, out) == (code, "")
+        assert given.name in err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--scheme", "int4"], "--scheme int4: choose one of static, dynamic, weight-only, fp16"),
+        (["--target", "arm"], "--target arm: choose one of portable, avx2, avx512-vnni, arm64"),
+        (["--calibration", "mean"], "--calibration mean: choose one of minmax, entropy, percentile"),
+        (["--scheme", "dynamic"], "--scheme dynamic: not for a streaming model"),
+        (["--keep-fp32", "/nothing"], "--keep-fp32 /nothing: no layer's name begins so"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_named(
+    run_path: Path, tmp_path: Path, confit: Confit, options: list[str], told: str
+) -> None:
+    code, out, err = confit("export", run_path, "-o", tmp_path / "words.onnx", *options)
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,57 @@
+"""The gate's arithmetic, against sums made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from confit_export.gate import Heard, Verdict
+
+
+def heard(right: list[int], turned: float = 0.0) -> Heard:
+    """Clips of two groups in turn, with embeddings turned by an angle."""
+    embeddings = np.tile(np.array([[np.cos(turned), np.sin(turned)]], np.float32), (len(right), 1))
+    return Heard(np.array(right, bool), embeddings, ["ab"[index % 2] for index in range(len(right))])
+
+
+def test_the_loss_is_in_points_and_clips_and_paired() -> None:
+    verdict = Verdict.of(heard([1, 1, 1, 0] * 100), heard([1, 1, 0, 1] * 99 + [1, 1, 0, 0]), seed=0)
+    assert verdict.clips_lost == 1
+    assert verdict.clips == 400
+    assert verdict.lost.difference == pytest.approx(1 / 400)
+    assert verdict.lost.low <= 1 / 400 <= verdict.lost.high
+    assert verdict.failures == []
+    assert "0.25 points" in verdict.loss
+    assert "1 of 400 clips" in verdict.loss
+
+
+def test_half_a_point_passes_and_more_does_not() -> None:
+    fp32 = heard([1] * 400)
+    assert Verdict.of(fp32, heard([1] * 398 + [0] * 2), seed=0).failures == []
+    (failure,) = Verdict.of(fp32, heard([1] * 397 + [0] * 3), seed=0).failures
+    assert "0.75 points" in failure
+    assert "allowed 0.5" in failure
+
+
+def test_one_clip_of_few_is_a_failure_and_is_told_in_clips() -> None:
+    (failure,) = Verdict.of(heard([1] * 20), heard([1] * 19 + [0]), seed=0).failures
+    assert "5.00 points" in failure
+    assert "1 of 20 clips" in failure
+
+
+def test_a_gain_is_no_failure_and_is_called_a_gain() -> None:
+    verdict = Verdict.of(heard([0] * 20), heard([1] * 20), seed=0)
+    assert verdict.failures == []
+    assert "gains 100.00 points" in verdict.loss
+
+
+@pytest.mark.parametrize(("angle", "passes"), [(0.0, True), (np.arccos(0.991), True), (np.arccos(0.989), False)])
+def test_embeddings_may_turn_by_a_cosine_of_099(angle: float, passes: bool) -> None:
+    verdict = Verdict.of(heard([1] * 20), heard([1] * 20, angle), seed=0)
+    assert verdict.cosine == pytest.approx(np.cos(angle), abs=1e-6)
+    assert (verdict.failures == []) == passes
+
+
+def test_embeddings_that_are_not_numbers_fail() -> None:
+    broken = Heard(np.ones(2, bool), np.full((2, 2), np.nan, np.float32), ["a", "b"])
+    assert Verdict.of(heard([1, 1]), broken, seed=0).failures

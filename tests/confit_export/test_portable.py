@@ -1,0 +1,107 @@
+"""One file, everywhere: an x86 processor without VNNI by emulation, and a browser's runtime under Node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from confit_edge.data.corpus import Corpus
+from confit_export.export import Exported
+from confit_runtime import Model, load
+
+Floats = npt.NDArray[np.float32]
+
+RUN = """
+import sys
+import numpy as np
+from confit_runtime import load
+model = load(sys.argv[1])
+pcm = np.fromfile(sys.argv[2], np.float32)
+scores, embedding, _ = model.run(pcm[None], model.initial_state(1))
+np.savez(sys.argv[3], scores=scores[0], embedding=embedding[0])
+"""
+
+
+@pytest.fixture
+def sound(corpus: Corpus, exports: dict[str, Exported], tmp_path: Path) -> Path:
+    """Words in a row: whole hops of raw float32."""
+    joined = np.concatenate(corpus.val.pcm)
+    path = tmp_path / "sound.raw"
+    joined[: 40 * exports["int8"].contract.hop].tofile(path)
+    return path
+
+
+def rows(model: Model, sound: Path) -> tuple[Floats, Floats]:
+    """Scores and embeddings here, one hop a call."""
+    hop, state, found = model.contract.hop, model.initial_state(1), []
+    pcm = np.fromfile(sound, np.float32)
+    for at in range(0, len(pcm), hop):
+        scores, embedding, state = model.run(pcm[None, at : at + hop], state)
+        found.append((scores[0, 0], embedding[0, 0]))
+    scores, embeddings = zip(*found, strict=True)
+    return np.stack(scores), np.stack(embeddings)
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="qemu-user is not installed (apt install qemu-user)")
+@pytest.mark.skipif(sys.platform != "linux", reason="qemu-user runs on Linux")
+def test_portable_int8_is_the_same_on_a_processor_without_vnni(
+    exports: dict[str, Exported], sound: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "haswell.npz"
+    command = [
+        "qemu-x86_64",
+        "-cpu",
+        "Haswell",
+        sys.executable,
+        "-c",
+        RUN,
+        str(exports["int8"].path),
+        str(sound),
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-500:]
+    scores, embeddings = rows(load(exports["int8"].path), sound)
+    with np.load(out) as found:
+        np.testing.assert_allclose(found["scores"], scores, atol=1e-4)
+        np.testing.assert_allclose(found["embedding"], embeddings, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def web_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with onnxruntime-web from npm."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("npm and node are not installed")
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "package.json").write_text("{}")
+    command = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--fetch-retries=0", "onnxruntime-web@1"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm did not answer in two minutes")
+    if done.returncode:
+        pytest.skip("npm cannot fetch onnxruntime-web (offline?)")
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_same_file_gives_the_same_rows_in_onnxruntime_web(
+    web_runtime: Path, exports: dict[str, Exported], sound: Path, tmp_path: Path, precision: str
+) -> None:
+    model = load(exports[precision].path)
+    script, out = Path(__file__).with_name("onnxruntime_web.mjs"), tmp_path / "web.json"
+    command = ["node", script, web_runtime, exports[precision].path, sound, str(model.contract.hop), out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    scores, embeddings = rows(model, sound)
+    assert len(found["scores"]) == 40
+    np.testing.assert_allclose(found["scores"], scores, atol=1e-4)
+    np.testing.assert_allclose(found["embedding"], embeddings, atol=1e-4)

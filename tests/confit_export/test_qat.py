@@ -1,0 +1,51 @@
+"""Quantisation-aware fine-tuning: it rounds as the target will, leaves the run alone, and repeats."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.runs import Run
+from confit_export.qat import RoundedInput, RoundedWeight, fine_tune
+from confit_export.targets import preset
+
+
+def test_a_rounded_weight_lies_on_the_grid_of_its_channel_and_passes_gradients() -> None:
+    weight = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for reduced, most in ((True, 64), (False, 127)):
+        rounded = RoundedWeight(reduced)(weight)
+        for channel, values in zip(weight.detach(), rounded.detach(), strict=True):
+            scale = channel.abs().max() / most
+            torch.testing.assert_close(values, (channel / scale).round() * scale)
+    weight.grad = None
+    rounded.sum().backward()
+    torch.testing.assert_close(weight.grad, torch.ones_like(weight))
+
+
+def test_a_rounded_input_has_256_levels_and_holds_zero_exactly() -> None:
+    rounding, x = RoundedInput(), torch.linspace(-0.7, 2.1, 5000)
+    found = rounding(x)
+    assert len(found.unique()) <= 256
+    assert float((found - x).abs().max()) <= 2.8 / 255
+    assert rounding(torch.zeros(1)).item() == 0.0
+    rounding.eval()
+    assert rounding(torch.tensor([99.0])).item() < 2.2  # what lies beyond the range is clipped to it
+
+
+def test_fine_tuning_leaves_the_run_as_it_was_and_is_repeatable(run: Run, run_corpus: Corpus) -> None:
+    before = {name: value.clone() for name, value in run.encoder.state_dict().items()}
+    said: list[str] = []
+    made = [fine_tune(run.encoder, run_corpus, run, preset("portable"), 2, said.append) for _ in range(2)]
+    for name, value in run.encoder.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert made[0].state_dict().keys() == before.keys()
+    for one, other in zip(*(encoder.state_dict().values() for encoder in made), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert [line.split(":")[0] for line in said[:2]] == [f"quantisation-aware epoch {epoch}/2" for epoch in (1, 2)]
+    # what it makes is rounded: quantising it again changes no weight
+    layer = next(module for module in made[0].layers if isinstance(module, torch.nn.Conv2d))
+    torch.testing.assert_close(RoundedWeight(True)(layer.weight), layer.weight)
+    pcm = torch.from_numpy(np.pad(run_corpus.val.pcm[0], (0, run.encoder.window))[: run.encoder.window])[None]
+    with torch.no_grad():
+        assert float((made[0](pcm) * run.encoder(pcm)).sum()) > 0.98

@@ -1,0 +1,229 @@
+"""Schemes and targets: what is quantised and how, what stays, and that it can be told from the graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.runs import Run
+from confit_export.calibration import Feed, calibration_feeds, open_session, tensor_ranges
+from confit_export.export import Exported, export_run
+from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
+from confit_export.quantize import PRECISION, SCHEMES, Quantizer, carriers, quantisable
+from confit_export.search import kept_by_name
+from confit_export.sensitivity import embed, sweep, validation_windows
+from confit_export.targets import TARGETS, preset
+from confit_runtime import load
+from confit_runtime.errors import UsageError
+
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def assembled(run: Run) -> StreamingModel | WindowedModel:
+    return assemble(run.encoder, run.linear)
+
+
+@pytest.fixture(scope="module")
+def fp32(run: Run, assembled: StreamingModel) -> onnx.ModelProto:
+    return to_onnx(assembled, run.encoder, np.zeros((1, run.encoder.dim), np.float32))
+
+
+@pytest.fixture(scope="module")
+def feeds(fp32: onnx.ModelProto, run: Run, run_corpus: Corpus) -> list[Feed]:
+    return calibration_feeds(fp32, run.encoder, run_corpus, run)
+
+
+@pytest.fixture(scope="module")
+def windows(run: Run, run_corpus: Corpus) -> Floats:
+    return validation_windows(run.encoder, run_corpus, 0)
+
+
+@pytest.fixture(scope="module")
+def quantizer(fp32: onnx.ModelProto, assembled: StreamingModel, feeds: list[Feed]) -> Quantizer:
+    return Quantizer.of(fp32, "static", "portable", assembled.fp32_scopes, feeds, "minmax")
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, Floats]:
+    """The int8 weights of a QDQ graph's convolutions and matrix products."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm") and source.get(node.input[1]) in tensors:
+            found[node.name] = numpy_helper.to_array(tensors[source[node.input[1]]])
+    return found
+
+
+# targets
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_have_the_bits_a_target_can_add_without_overflow(quantizer: Quantizer, target: Any) -> None:
+    weights = weights_of(Quantizer(**{**vars(quantizer), "target": target})(quantizer.layers))
+    assert set(weights) == set(quantizer.layers)
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights.values())
+    assert all(weight.dtype == np.int8 for weight in weights.values())
+    # 16 bits hold two products of uint8 by 7 bits, not by 8
+    if target in ("portable", "avx2"):
+        assert largest == 64
+        assert 2 * 255 * largest <= 32_767
+    else:
+        assert largest == 127
+    assert preset(target).per_channel
+
+
+# which nodes
+
+
+def test_what_lies_between_quantised_layers_stays_in_int8(quantizer: Quantizer) -> None:
+    made = quantizer(quantizer.layers)
+    giver = {output: node.op_type for node in made.graph.node for output in node.output}
+    takers = {name: node.op_type for node in made.graph.node for name in node.input}
+    between = [node for node in made.graph.node if node.name in carriers(quantizer.fp32, quantizer.layers)]
+    kinds = Counter(node.op_type for node in between)
+    assert (kinds["LeakyRelu"], kinds["MaxPool"], kinds["Concat"]) == (19, 5, 10)
+    for node in between:
+        data = node.input if node.op_type == "Concat" else node.input[:1]
+        assert {giver[name] for name in data} == {"DequantizeLinear"}, node.name
+        assert takers[node.output[0]] == "QuantizeLinear", node.name
+    # int8 clips for nothing: only the clips of the front end and the head are left
+    assert not any(node.op_type == "Clip" and node.name.startswith("/stack/") for node in between)
+
+
+def naive_graph() -> onnx.ModelProto:
+    """conv a -> relu -> (joined with a state) -> conv b -> sigmoid -> conv c, and a slice into the next state."""
+    weights = [numpy_helper.from_array(np.ones((1, depth, 1), np.float32), f"w{depth}") for depth in (1, 2)]
+    places = [numpy_helper.from_array(np.array([value], np.int64), name) for name, value in (("one", 1), ("two", 2))]
+    nodes = [
+        helper.make_node("Conv", ["pcm", "w1"], ["a"], "conv a"),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Concat", ["state", "b"], ["c"], "join", axis=2),
+        helper.make_node("Slice", ["c", "one", "two", "two"], ["state_out"], "keep"),
+        helper.make_node("Conv", ["c", "w2"], ["d"], "conv b"),
+        helper.make_node("Sigmoid", ["d"], ["e"], "sigmoid"),
+        helper.make_node("Conv", ["e", "w2"], ["f"], "conv c"),
+        helper.make_node("Relu", ["f"], ["embedding"], "last relu"),
+    ]
+    entry = helper.make_tensor_value_info("pcm", TensorProto.FLOAT, [1, 1, 4])
+    state = helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, 1, 1])
+    out = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, None)
+    return helper.make_model(helper.make_graph(nodes, "naive", [entry, state], [out], [*weights, *places]))
+
+
+def test_only_what_leads_from_a_layer_to_a_layer_is_carried() -> None:
+    model = naive_graph()
+    assert quantisable(model, "static", ("conv c",)) == ("conv b",)  # "conv a" takes sound
+    assert quantisable(model, "weight-only", ("conv c",)) == ("conv a", "conv b")
+    assert carriers(model, ["conv a", "conv b", "conv c"]) == ["relu", "join", "keep"]
+    assert carriers(model, ["conv a", "conv c"]) == []
+    assert carriers(model, ["conv b", "conv c"]) == []
+
+
+def test_keeping_layers_by_name(quantizer: Quantizer, windows: Floats) -> None:
+    first = quantizer.layers[0]
+    assert kept_by_name(quantizer.layers, (first,)) == [first]
+    assert kept_by_name(quantizer.layers, ()) == []
+    with pytest.raises(UsageError, match=r"--keep-fp32 /nothing.*20"):
+        kept_by_name(quantizer.layers, ("/nothing",))
+    fewer = quantizer([layer for layer in quantizer.layers if layer != first])
+    assert set(weights_of(fewer)) == set(quantizer.layers) - {first}
+
+
+# schemes
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "dynamic"])
+def test_each_scheme_is_smaller_and_embeds_nearly_as_fp32(
+    fp32: onnx.ModelProto, assembled: StreamingModel, feeds: list[Feed], windows: Floats, scheme: Any
+) -> None:
+    quantizer = Quantizer.of(fp32, scheme, "portable", assembled.fp32_scopes, feeds, "percentile")
+    made = quantizer(quantizer.layers)
+    onnx.checker.check_model(made)
+    cosine = (embed(made, windows) * embed(fp32, windows)).sum(axis=1)
+    assert cosine.min() > {"static": 0.97, "weight-only": 0.99, "fp16": 0.9999}[scheme]
+    assert cosine.min() < 1 - 1e-8
+    share = {"static": 0.6, "weight-only": 0.6, "fp16": 0.75}[scheme]
+    assert made.ByteSize() < share * fp32.ByteSize()
+    assert quantizer(()).SerializeToString() == fp32.SerializeToString()
+
+
+def test_dynamic_is_refused_for_a_stream_with_the_reason(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="depend on how the stream is chopped"):
+        export_run(run, run_corpus, tmp_path / "words.onnx", scheme="dynamic", say=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
+    made = export_run(run, run_corpus, tmp_path / "words.onnx", scheme="weight-only", say=lambda line: None)
+    contract = load(made.path).contract
+    assert contract.precision == PRECISION["weight-only"]
+    assert contract.cost["nodes"]["Conv"] == {"fp32": 1, "int8 weights": 20}
+    assert set(contract.cost["macs_per_second"]) == {"fp32"}  # it computes in fp32
+    assert contract.parity["cosine"] > 0.999
+
+
+# calibration and sensitivity
+
+
+def test_a_stream_is_calibrated_with_the_state_that_sound_leaves(feeds: list[Feed], fp32: onnx.ModelProto) -> None:
+    assert len(feeds) == 31  # 30 clips and two of background, of which the first fills the state
+    assert all(np.abs(feed["state_01"]).min() > 0 for feed in feeds)  # log-mel of sound, not the zeros of a start
+    session = open_session(fp32)
+    names = [name for name in feeds[0] if name != "pcm"]
+    after = session.run([f"{name}_out" for name in names], feeds[0])
+    for name, value in zip(names, after, strict=True):
+        np.testing.assert_array_equal(feeds[1][name], value)
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
+def test_ranges_by_histogram_lie_within_the_extremes_whichever_clip_comes_first(
+    fp32: onnx.ModelProto, feeds: list[Feed], method: Any
+) -> None:
+    few = sorted(feeds[:6], key=lambda feed: float(np.abs(feed["pcm"]).max()))
+    extremes = dict(tensor_ranges(fp32, few, "minmax", ["Conv"]).items())
+    found, turned = (dict(tensor_ranges(fp32, order, method, ["Conv"]).items()) for order in (few, few[::-1]))
+    assert found.keys() == extremes.keys()
+    cut = 0
+    for name, data in found.items():
+        low, high = data.range_value
+        least, most = extremes[name].range_value
+        step = (most - least) / 100
+        assert least - step <= low <= high <= most + step
+        assert (low, high) == turned[name].range_value
+        cut += high - low < 0.999 * (most - least)
+    assert cut > 0
+
+
+def test_the_sweep_finds_the_layer_that_was_spoilt_and_resumes(
+    quantizer: Quantizer, windows: Floats, tmp_path: Path
+) -> None:
+    """The range of one layer's input is made a hundred times too wide, so that layer rounds worst."""
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+    spoilt = quantizer.layers[7]
+    taken = next(node.input[0] for node in quantizer.fp32.graph.node if node.name == spoilt)
+    ranges = dict(quantizer.ranges.items())
+    low, high = ranges[taken].range_value
+    ranges[taken] = TensorData(lowest=np.float32(100 * low), highest=np.float32(100 * high))
+    spoiler = Quantizer(**{**vars(quantizer), "ranges": TensorsData(quantizer.ranges.calibration_method, ranges)})
+    stopped = sweep(spoiler, windows, tmp_path, minutes=0)
+    assert (stopped.errors, stopped.unmeasured) == ({}, 20)
+    found = sweep(spoiler, windows, tmp_path, minutes=5)
+    assert next(iter(found.errors)) == spoilt
+    assert found.unmeasured == 0
+    again = sweep(spoiler, windows, tmp_path, minutes=0)  # from what was kept
+    assert again == found
+
+
+def test_exports_of_both_precisions_share_what_they_measure(exports: dict[str, Exported]) -> None:
+    assert exports["int8"].fp32 == exports["fp32"].shipped
+    assert exports["int8"].fp32_bytes == pytest.approx(exports["fp32"].bytes, abs=2_000)

@@ -1,0 +1,130 @@
+"""Measuring: what is measured must be what runs, and the arithmetic around it must hold. No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from confit_runtime import Model
+from confit_runtime.bench import call_latency, fresh_process, lowest_rtf, peak_mb, stream_rtf, streams_per_core
+from confit_runtime.errors import ConfitError
+from confit_runtime.gemm import Rates, measure_rates, product
+from tests.cli.test_cli_device import COMMAND, environment
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("a", "weight"),
+    [
+        (RNG.standard_normal((3, 5)).astype(np.float32), RNG.standard_normal((5, 4)).astype(np.float32)),
+        (RNG.integers(0, 256, (7, 300), np.uint8), RNG.integers(-127, 128, (300, 2), np.int8)),
+    ],
+)
+def test_a_product_is_a_valid_model_of_the_product(a: np.ndarray, weight: np.ndarray) -> None:
+    model = product(len(a), weight)
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {"a": a})
+    wide = np.int64 if weight.dtype == np.int8 else np.float64
+    np.testing.assert_allclose(out, a.astype(wide) @ weight.astype(wide), rtol=1e-5)
+
+
+def test_the_roofline_adds_what_each_precision_takes() -> None:
+    rates = Rates(fp32=10.0, int8=40.0)
+    assert lowest_rtf({"fp32": 5.0, "int8": 20.0}, rates) == pytest.approx(1.0)
+    assert lowest_rtf({"fp16": 5.0}, rates) == pytest.approx(0.5)  # stored small, computed in fp32
+    assert lowest_rtf({"int8": 8.0}, rates) == pytest.approx(0.2)
+
+
+def test_this_machine_has_rates() -> None:
+    rates = measure_rates(0.01)
+    assert rates.fp32 > 0
+    assert rates.int8 > 0
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_figures_of_a_model(kind: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(kind)
+    latency = call_latency(model, 0.01)
+    assert latency.calls >= 20
+    assert 0 < latency.p50_ms <= latency.p99_ms
+    hop_ms = 1e3 * model.contract.hop / model.contract.sample_rate
+    assert latency.cpu_rtf == pytest.approx(latency.cpu_ms / hop_ms)
+    assert stream_rtf(model, 0.01) > 0
+
+
+def test_streams_per_core_is_the_largest_in_real_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def takes(fixed: float, each: float) -> int:
+        asked.clear()
+
+        def call_s(_: Model, streams: int, calls: int) -> float:
+            asked.append(streams)
+            return fixed + each * streams
+
+        monkeypatch.setattr("confit_runtime.bench._call_s", call_s)
+        return streams_per_core(model)
+
+    hop_s = model.contract.hop / model.contract.sample_rate
+    assert takes(0.0, 2 * hop_s) == 0
+    assert takes(0.0, hop_s / 3.5) == 3
+    for fixed, streams in ((0.0, 600), (hop_s / 3, 600), (hop_s / 2, 50), (0.0, 1999)):
+        found = takes(fixed, (hop_s - fixed) / (streams + 0.5))
+        assert 0.98 * streams <= found <= streams
+        assert len(asked) <= 12
+    assert takes(0.0, 1e-9) == 2048
+
+
+def test_streams_are_counted_on_the_real_model(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confit_runtime.bench.MOST_STREAMS", 8)
+    assert 0 < streams_per_core(windowed, calls=2) <= 8
+
+
+def test_a_fresh_process_scores_and_tells_its_memory(tiny: Path, tmp_path: Path) -> None:
+    ballast = np.ones(60 << 20, np.uint8)  # a child's own peak must not begin with ours
+    fresh = fresh_process(tiny, seconds=0.5)
+    assert fresh.first_score_s > 0
+    if fresh.peak_mb is not None:
+        assert 20 < fresh.peak_mb < (peak_mb() or np.inf)
+    assert ballast.sum() > 0
+    with pytest.raises(ConfitError, match="no such model file"):
+        fresh_process(tmp_path / "none.onnx")
+
+
+def test_the_verb_prints_json_lines_and_a_table(tiny: Path) -> None:
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [*COMMAND, "bench", str(tiny), "--seconds", "0.05", *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment(),
+        )
+        return done.stdout
+
+    machine, one = (json.loads(line) for line in run("--json").splitlines())
+    assert machine["type"] == "machine"
+    assert machine["int8_macs_per_s"] > 0
+    assert (one["type"], one["model"], one["streaming"], one["hop_ms"]) == ("bench", "tiny", True, 20.0)
+    assert one["macs_per_second"] is one["of_limit"] is None  # the tiny model does not say what it costs
+    assert one["streams_per_core"] >= 1
+    header, row, *_ = run().splitlines()
+    assert header.split()[0] == "model"
+    assert row.split()[:2] == ["tiny", "fp32"]
+    assert len(header) == len(row)
+
+
+def test_the_verb_refuses_what_is_no_model(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "bench", "none.onnx"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment()
+    )
+    assert done.returncode == 2
+    assert "none.onnx: no such model file" in done.stderr

@@ -1,0 +1,135 @@
+"""Calibration: counts equal to the detector's own, and promises that hold on sound that nobody has seen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_runtime.calibration import (
+    LEVELS,
+    NEVER,
+    Counts,
+    choose,
+    count_false_accepts,
+    count_hits,
+    det_curve,
+    hear_positive,
+    thresholds,
+)
+from confit_runtime.contract import Contract
+from confit_runtime.intervals import poisson_upper
+from confit_runtime.recordings import Recording
+from tests import tiny_model
+
+MULTI = {"multi_label": True, "unknown_label": None}
+
+
+def rows_of(seed: int, hops: int, classes: int = 4) -> npt.NDArray[np.float32]:
+    """Scores that wander slowly between 0 and 1, and sum to one."""
+    walk = np.cumsum(np.random.default_rng(seed).normal(0, 0.8, (hops, classes)), axis=0)
+    walk -= walk.mean(axis=0)
+    scores = np.exp(walk) / np.exp(walk).sum(axis=1, keepdims=True)
+    return scores.astype(np.float32)
+
+
+@settings(deadline=None, max_examples=6)
+@given(st.integers(0, 10_000), st.sampled_from([0, 40, 100]), st.sampled_from([{}, MULTI]))
+def test_counts_are_the_detectors(seed: int, place: int, kind: dict[str, object]) -> None:
+    """A lower level may fire less often, being armed again later: it counts as often as any level above it."""
+    contract = tiny_model.contract(**kind)
+    recording = Recording("one", np.split(rows_of(seed, 80), [50]), 1.6)
+    fired = [hits_at(contract, recording, level) for level in LEVELS[place : place + 60]]
+    above = [hits_at(contract, recording, level) for level in LEVELS[place + 60 :]]
+    counts = count_false_accepts(contract, [recording])
+    assert counts.events[:, 0, place].tolist() == np.max([*fired, *above], axis=0).tolist()
+    assert (counts.events[:, 0, -1] == 0).all()
+
+
+def hits_at(contract: Contract, recording: Recording, level: float) -> list[int]:
+    at = dataclasses.replace(contract, thresholds=thresholds(contract, np.full(len(contract.labels), level)))
+    return list(count_hits(at, [recording]).values())
+
+
+def world(rng: np.random.Generator, recordings: int, rates: npt.NDArray[np.float64]) -> Counts:
+    """Recordings of random length in which each label fires at random times, at levels that fall off exponentially.
+
+    `rates [labels]` are false accepts an hour at the lowest level; some recordings are full of them and some empty.
+    """
+    hours = rng.uniform(0.02, 0.4, recordings)
+    busy = rng.gamma(0.5, 2.0, recordings)
+    events = np.zeros((len(rates), recordings, len(LEVELS)), np.int64)
+    for label, rate in enumerate(rates):
+        for place in range(recordings):
+            for peak in rng.exponential(40.0, rng.poisson(rate * hours[place] * busy[place])):
+                events[label, place, : int(min(peak, len(LEVELS) - 2)) + 1] += 1
+    return Counts(events, hours)
+
+
+def true_rate(levels: npt.NDArray[np.int64], rates: npt.NDArray[np.float64]) -> float:
+    return float((rates * np.where(levels < len(LEVELS) - 1, np.exp(-levels / 40.0), 0.0)).sum())
+
+
+@pytest.mark.parametrize("labels", [1, 10])
+def test_the_promised_bound_holds(labels: int) -> None:
+    """50 worlds whose true rates are known: the bound may fail in 5 % of them, and by chance in a few more."""
+    rng = np.random.default_rng(labels)
+    rates = rng.gamma(0.5, 40.0 / labels, labels)
+    kept, strict = 0, []
+    for _ in range(50):
+        counts = world(rng, 40, rates)
+        chosen = choose(counts, target=1.0)
+        kept += true_rate(chosen.levels, rates) <= chosen.bound
+        strict.append(chosen.bound / max(true_rate(chosen.levels, rates), 1e-9))
+        assert chosen.met == (chosen.bound <= 1.0)
+        assert chosen.bound >= poisson_upper(int(chosen.held_out.sum()), float(counts.hours.sum()))
+    assert kept >= 45
+    assert np.median(strict) < 5  # and is no empty promise
+
+
+def test_too_few_hours_say_how_many_are_missing() -> None:
+    counts = Counts(np.zeros((2, 4, len(LEVELS)), np.int64), np.full(4, 0.5))
+    chosen = choose(counts, target=0.5)
+    assert not chosen.met
+    assert chosen.bound == pytest.approx(2.9957 / 2, abs=1e-3)
+    assert chosen.more_hours == pytest.approx(2.9957 / 0.5 - 2, abs=1e-3)
+    enough = choose(Counts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5)), target=0.5)
+    assert enough.met
+    assert enough.more_hours == 0.0
+    assert set(enough.thresholds) == {LEVELS[0]}  # nothing fires, so nothing need be raised
+
+
+def test_a_label_that_fires_everywhere_is_raised_alone() -> None:
+    """One noisy label does not raise the others, and a label that even the highest level does not hold never fires."""
+    events = np.zeros((3, 30, len(LEVELS)), np.int64)
+    events[0, :, :200] = 3
+    events[1, :, :-1] = 3
+    chosen = choose(Counts(events, np.full(30, 0.5)), target=0.5)
+    assert chosen.met
+    assert chosen.thresholds.tolist() == [LEVELS[200], NEVER, LEVELS[0]]
+
+
+def test_one_surprise_raises_all() -> None:
+    """A level that one recording alone reached is not known from the others: any label may do that."""
+    events = np.zeros((3, 30, len(LEVELS)), np.int64)
+    events[0, 7, :150] = 1
+    chosen = choose(Counts(events, np.full(30, 0.2)), target=0.5)
+    assert chosen.thresholds.tolist() == [LEVELS[150]] * 3
+
+
+def test_positives_and_the_curve() -> None:
+    contract = tiny_model.contract()
+    rows = np.zeros((30, 4), np.float32)
+    rows[10:16, 0] = 0.9
+    rows[20:26, 1] = 0.7
+    heard = hear_positive(contract, "low", "ada", rows)
+    assert heard.level == pytest.approx(0.9)
+    assert heard.others == ("mid",)
+    counts = Counts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
+    curve = det_curve(counts, choose(counts, 0.5), contract, [heard])
+    assert [point["frr"] for point in curve] == [0.0, 1.0]
+    assert 1 / (1 + np.exp(-curve[1]["margin"])) == pytest.approx(0.9, abs=0.01)

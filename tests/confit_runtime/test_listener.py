@@ -1,0 +1,263 @@
+"""Listening as a library does it: one loop, taps, threads that share a model, and asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_runtime import AudioError, Detection, Listener, Model, Tap, listen, listen_async
+from confit_runtime.sources import Chunk, Gap, Microphone, Notice
+from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
+from tests.tiny_model import HOP, RATE, Floats, silence, tone
+
+
+def scene(rate: int = RATE) -> Floats:
+    """low at 0.4 s, mid at 1.1 s."""
+    return np.concatenate(
+        [silence(0.4, rate), tone(500, 0.3, rate), silence(0.4, rate), tone(1200, 0.3, rate), silence(0.5, rate)]
+    )
+
+
+def chunks(pcm: Floats, rate: int = RATE, size: int = 700) -> list[Chunk]:
+    return [(pcm[start : start + size], rate) for start in range(0, len(pcm), size)]
+
+
+class Scripted:
+    """A live source that gives what it is told to, and then waits until it is stopped (or is at its end)."""
+
+    name, rate, live = "scripted", RATE, True
+
+    def __init__(self, items: Sequence[Chunk | Gap | Notice], *, endless: bool = False) -> None:
+        self._items, self._endless = items, endless
+        self.stopped, self.left = threading.Event(), threading.Event()
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.left.set()
+
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+        for item in self._items:
+            if self.stopped.is_set():
+                return
+            yield item
+        if self._endless:
+            self.stopped.wait(30)
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def places(events: Sequence[Detection]) -> list[tuple[str, int, int]]:
+    return [(event.label, event.start_sample, event.end_sample) for event in events]
+
+
+def direct(model: Model) -> list[tuple[str, int, int]]:
+    stream = model.stream()
+    return places([*stream.accept(scene(), RATE), *stream.finish()])
+
+
+# one loop
+
+
+def test_a_listener_hears_what_its_streams_do_and_tells_gaps_once(model: Model) -> None:
+    pcm = scene()
+    first, second = chunks(pcm[:12_000]), chunks(pcm[12_000:])
+    gaps = [Gap(800, "too slow"), Notice("away", "gone"), Gap(900, "gone"), Gap(1100, "gone"), Notice("back", "here")]
+    source = Scripted([*first, *gaps, *second])
+    listener = Listener([model.stream()], source.name, RATE)
+    events = list(listener.follow(source))
+    assert [event for event in events if not isinstance(event, Detection)] == [
+        Notice("away", "gone"),
+        Gap(800, "too slow"),
+        Notice("back", "here"),
+        Gap(2000, "gone"),
+    ]
+    heard = [event for event in events if isinstance(event, Detection)]
+    assert [event.label for event in heard] == ["low", "mid"]
+    # the hops after the gap begin with its end
+    assert heard[1].start_sample - direct(model)[1][1] == pytest.approx(2800, abs=HOP)
+    assert (listener.samples, listener.dropped_samples) == (len(pcm) + 2800, 2800)
+
+
+@pytest.mark.parametrize(("seconds", "labels"), [(0.0, []), (1.0, ["low"]), (60.0, ["low", "mid"])])
+def test_a_listener_ends_after_so_many_seconds(model: Model, seconds: float, labels: list[str]) -> None:
+    listener = Listener([model.stream()], "", RATE, seconds=seconds)
+    events = list(listener.follow(Scripted([*chunks(scene()), Gap(50, "late")])))
+    assert listener.samples == min(round(seconds * RATE), len(scene()) + 50)
+    assert [event.label for event in events if isinstance(event, Detection)] == labels
+
+
+class Recorder(Tap):
+    """Keeps all it hears, renames what is low, and drops what is mid."""
+
+    def begin(self, name: str, rate: int) -> None:
+        self.heard: list[Floats] = []
+
+    def hear(self, pcm: Floats, rate: int) -> None:
+        self.heard.append(pcm)
+
+    def skip(self, samples: int) -> None:
+        self.heard.append(np.full(samples, np.nan, np.float32))
+
+    def judge(self, detection: Detection) -> Detection | None:
+        # all of what was detected has been heard already
+        assert sum(map(len, self.heard)) >= detection.end_sample
+        return None if detection.label == "mid" else dataclasses.replace(detection, speaker="ada")
+
+
+class Counter(Tap):
+    def __init__(self) -> None:
+        self.judged: list[Detection] = []
+
+    def judge(self, detection: Detection) -> Detection:
+        self.judged.append(detection)
+        return detection
+
+
+def test_taps_hear_everything_and_judge_in_turn(model: Model) -> None:
+    recorder, counter = Recorder(), Counter()
+    source = Scripted([*chunks(scene()), Gap(30, "late")])
+    found = list(listen(model, source, taps=[recorder, counter]))
+    assert [(event.label, event.speaker) for event in found] == [("low", "ada")]
+    assert counter.judged == found
+    heard = np.concatenate(recorder.heard)
+    np.testing.assert_array_equal(heard, np.append(scene(), np.full(30, np.nan, np.float32)))
+
+
+def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) -> None:
+    stream = model.stream()
+    torn = Scripted([*chunks(scene(8000), 8000)[:9], (np.full(9, np.nan, np.float32), 8000)])
+    with pytest.raises(AudioError):
+        list(listen(stream, torn))
+    assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
+
+
+def test_losses_are_logged(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "confit_runtime"):
+        list(listen(model, Scripted([Notice("away", "the mic is gone"), Gap(8000, "it was away"), *chunks(scene())])))
+    assert [record.message for record in caplog.records] == [
+        "the mic is gone",
+        "scripted: 0.50 s of sound were lost: it was away",
+    ]
+
+
+def test_a_microphone_that_fails_in_every_way_still_hears(model: Model) -> None:
+    rate = 48_000
+    before, after = scene(rate), scene(44_100)
+    portaudio = FakePortAudio(
+        np.append(before, silence(0.2, rate)),
+        rate,
+        overflows={5: 960},
+        faulty=(10,),
+        then="unplugged",
+        back=Back(after, 44_100),
+    )
+    microphone = Microphone(portaudio=portaudio, stall_s=0.3)
+    stream = model.stream()
+    listener = Listener([stream], microphone.name, microphone.rate, seconds=4.0)
+    with microphone:
+        events = list(listener.follow(microphone))
+    assert [event.label for event in events if isinstance(event, Detection)] == ["low", "mid", "low", "mid"]
+    assert {event.reason for event in events if isinstance(event, Gap)} >= {
+        "this machine could not keep up",
+        "the microphone delivered values that are not numbers",
+        "the microphone was away",
+    }
+    assert listener.samples == 4 * rate
+
+
+# threads
+
+
+def test_threads_share_a_model(model: Model, windowed: Model) -> None:
+    pcm = scene()
+
+    def hear(size: int) -> list[tuple[str, int, int]]:
+        one = windowed if size % 2 else model
+        return places(list(listen(one, Scripted(chunks(pcm, size=size)))))
+
+    alone = [direct(windowed), direct(model)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(hear, [321, 320, 1000, 77, 4000, 901, 160, 55, 6000, 333]))
+    for size, found in zip([321, 320, 1000, 77, 4000, 901, 160, 55, 6000, 333], together, strict=True):
+        assert found == alone[1 - size % 2]
+
+
+# asyncio
+
+
+def test_asyncio_hears_a_source_by_name(model: Model, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "scene.flac", scene(), RATE, subtype="PCM_24")
+
+    async def hear() -> list[Detection]:
+        return [event async for event in listen_async(model, str(tmp_path / "scene.flac"))]
+
+    assert places(asyncio.run(hear())) == direct(model)
+
+
+def test_asyncio_hears_what_a_client_sends(model: Model) -> None:
+    async def client() -> AsyncIterator[Chunk | Gap | Notice]:
+        yield Gap(100, "before anything")
+        for chunk in chunks(scene()):
+            await asyncio.sleep(0)
+            yield chunk
+
+    async def hear() -> list[Detection]:
+        return [event async for event in listen_async([model], client())]
+
+    assert places(asyncio.run(hear())) == direct(model)
+
+
+def test_leaving_an_asyncio_loop_stops_the_source_and_closes_it(model: Model) -> None:
+    source = Scripted(chunks(np.tile(scene(), 200)), endless=True)
+
+    async def hear() -> Detection:
+        async with aclosing(listen_async(model, source)) as events:
+            async for event in events:
+                return event
+        raise AssertionError("nothing was heard")
+
+    assert asyncio.run(hear()).label == "low"
+    assert source.stopped.is_set()
+    assert source.left.is_set()
+
+
+def test_a_cancelled_task_stops_the_source_and_closes_it(model: Model) -> None:
+    source = Scripted(chunks(scene()), endless=True)
+
+    async def hear(found: asyncio.Queue[Detection]) -> None:
+        async for event in listen_async(model, source):
+            found.put_nowait(event)
+
+    async def main() -> Detection:
+        found: asyncio.Queue[Detection] = asyncio.Queue()
+        task = asyncio.create_task(hear(found))
+        first = await found.get()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return first
+
+    assert asyncio.run(main()).label == "low"
+    assert source.left.wait(5)
+
+
+def test_asyncio_raises_what_the_source_raises(model: Model) -> None:
+    async def hear() -> list[Detection]:
+        torn = Scripted([*chunks(scene()), (np.full(9, np.nan, np.float32), RATE)])
+        return [event async for event in listen_async(model, torn)]
+
+    with pytest.raises(AudioError, match="NaN"):
+        asyncio.run(hear())

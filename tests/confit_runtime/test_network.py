@@ -1,0 +1,148 @@
+"""Network streams: a real ffmpeg and a web server of the tests' own, which serves files and radio that breaks off."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_runtime import DeviceError, UsageError
+from confit_runtime.sources import Gap, NetworkSource, Notice, open_source
+from confit_runtime.sources.network import is_url
+from tests.tiny_model import Floats, tone
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+RATE = 16_000
+
+
+class Radio(http.server.ThreadingHTTPServer):
+    """`/file.flac` is a second of a tone; of the six of `/torn.wav` only half are sent.
+
+    `/radio` sends MP3 without an end, and hangs up after a second's worth of it.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        file, mp3 = io.BytesIO(), io.BytesIO()
+        soundfile.write(file, tone(440, 1.0, RATE), RATE, format="flac")
+        soundfile.write(mp3, np.tile(tone(440, 0.5, RATE), 3), RATE, format="mp3")
+        soundfile.write(wav := io.BytesIO(), np.tile(tone(440, 1.0, RATE), 6), RATE, format="wav")
+        self.bodies = {"/torn.wav": wav.getvalue(), "/file.flac": file.getvalue(), "/radio": mp3.getvalue()}
+        self.visits: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://ada:secret@127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Radio
+
+    def do_GET(self) -> None:
+        self.server.visits.append(self.path)
+        body = self.server.bodies.get(self.path)
+        if body is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if self.path == "/radio":
+            self.send_header("Content-Type", "audio/mpeg")
+            self.send_header("icy-name", "tests")
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path == "/torn.wav" else body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def radio() -> Iterator[Radio]:
+    with Radio() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@needs_ffmpeg
+def test_a_file_on_a_web_server_is_heard_to_its_end(radio: Radio) -> None:
+    source = NetworkSource(f"{radio.url}/file.flac", rate=RATE)
+    assert "secret" not in source.name
+    parts: list[Floats] = []
+    with source:
+        for item in source:
+            assert isinstance(item, tuple)
+            assert item[1] == RATE
+            parts.append(item[0])
+    np.testing.assert_allclose(np.concatenate(parts), tone(440, 1.0, RATE), atol=1e-3)
+    assert set(radio.visits) == {"/file.flac"}
+
+
+@needs_ffmpeg
+def test_a_stream_that_breaks_off_is_opened_again_and_its_clock_runs_on(radio: Radio) -> None:
+    source = NetworkSource(f"{radio.url}/radio", rate=RATE)
+    states, away, heard = [], 0, 0
+    began = time.monotonic()
+    with source:
+        for item in source:
+            if isinstance(item, Notice):
+                states.append(item.state)
+                assert "secret" not in item.text
+            elif isinstance(item, Gap):
+                away += item.samples
+            else:
+                heard += len(item[0])
+            if states == ["away", "back"] and heard > 2 * RATE:
+                source.stop()
+    assert states == ["away", "back"]
+    assert RATE // 2 < away < (time.monotonic() - began) * RATE
+
+
+@needs_ffmpeg
+def test_a_file_that_breaks_off_on_the_way_is_an_error(radio: Radio) -> None:
+    with NetworkSource(f"{radio.url}/torn.wav", rate=RATE) as source, pytest.raises(DeviceError, match=r"of 6\.0 s"):
+        list(source)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("path", ["/nothing", "/file.flac"])
+def test_a_stream_that_cannot_be_opened_says_what_ffmpeg_says(radio: Radio, path: str) -> None:
+    radio.bodies["/file.flac"] = b"this is not sound"
+    with NetworkSource(radio.url + path) as source, pytest.raises(DeviceError, match="ffmpeg: ") as caught:
+        list(source)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@needs_ffmpeg
+def test_a_playlist_cannot_make_ffmpeg_read_files_of_this_machine(radio: Radio, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "private.wav", tone(440, 1.0, RATE), RATE)
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:1", "#EXTINF:1,", f"file://{tmp_path}/private.wav", "#EXT-X-ENDLIST", ""]
+    radio.bodies["/list.m3u8"] = "\n".join(lines).encode()
+    with NetworkSource(f"{radio.url}/list.m3u8") as source, pytest.raises(DeviceError):
+        list(source)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "concat://a", "ftp://host/x", "http:///nothing"])
+def test_urls_that_are_not_listened_to(url: str) -> None:
+    assert is_url(url)
+    with pytest.raises(UsageError):
+        open_source(url)
+
+
+def test_without_ffmpeg_it_says_what_to_install() -> None:
+    with pytest.raises(DeviceError, match="apt-get install ffmpeg"):
+        NetworkSource("http://localhost/radio", ffmpeg="no-such-program")

@@ -1,0 +1,93 @@
+"""Rows of recordings: what a stream sees of them, each hour scored once, and what counts as one recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_runtime import AudioError, Model, UsageError, load, recordings
+from confit_runtime.detect import Detector
+from confit_runtime.recordings import RowCache, clip_rows, score_recordings, stream_rows
+from tests import tiny_model
+from tests.tiny_model import HOP, RATE, WINDOW, Floats, silence, tone
+
+RNG = np.random.default_rng(3)
+
+
+def write(path: Path, seconds: float, rate: int = RATE) -> Floats:
+    pcm = np.concatenate([0.01 * RNG.standard_normal(round(seconds * rate)), tone(500, 0.3, rate)]).astype(np.float32)
+    soundfile.write(path, pcm, rate, subtype="FLOAT" if path.suffix == ".wav" else None)
+    return pcm
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_rows_are_what_a_stream_sees(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model: Model = request.getfixturevalue(kind)
+    pcm = write(tmp_path / "one.wav", 20.0)
+    told: list[float] = []
+    rows, seconds = stream_rows(model, tmp_path / "one.wav", told.append)
+    assert seconds == len(pcm) / RATE == told[-1]
+    batch = model.batch(1)
+    seen = [batch.push(hop[None])[0][0] for hop in pcm[: len(pcm) // HOP * HOP].reshape(-1, HOP)]
+    np.testing.assert_allclose(rows, np.concatenate(seen), atol=1e-4)
+    assert len(rows) == len(pcm) // HOP - WINDOW // HOP + 1
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+@pytest.mark.parametrize("seconds", [0.25, 1.0])
+def test_a_clip_is_heard_between_two_silences(kind: str, seconds: float, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(kind)
+    hits = Detector.from_contract(model.contract).push(clip_rows(model, tone(1200, seconds)))
+    assert [model.labels[hit.label] for hit in hits] == ["mid"]
+
+
+def test_nothing_is_scored_twice(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cache = tmp_path / "one.flac", RowCache(tmp_path / "rows")
+    write(path, 2.0)
+    first, seconds = cache.rows(model, path, lambda at: None)
+    other = load(tiny_model.build(tmp_path / "other.onnx", name="other", thresholds=model.contract.thresholds))
+    with monkeypatch.context() as patched:
+        patched.delattr(recordings, "stream_rows")
+        kept, again = cache.rows(other, path, lambda at: None)  # the same graph, whatever it is called
+        path.rename(tmp_path / "two.flac")  # and the same sound
+        cache.rows(model, tmp_path / "two.flac", lambda at: None)
+    np.testing.assert_array_equal(kept, first)
+    assert again == seconds == 2.3
+    write(tmp_path / "two.flac", 3.0)
+    assert len(cache.rows(model, tmp_path / "two.flac", lambda at: None)[0]) > len(first)
+
+
+def test_what_counts_as_one_recording(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "LONG_S", 4.0)
+    monkeypatch.setattr(recordings, "SHORT_S", 1.0)
+    (tmp_path / "shorts").mkdir()
+    paths = [tmp_path / "shorts" / f"{at}.wav" for at in range(3)] + [tmp_path / "long.wav", tmp_path / "one.wav"]
+    lengths = [0.5, 0.5, 0.5, 11.0, 3.0]
+    for path, seconds in zip(paths, lengths, strict=True):
+        write(path, seconds)
+    told: list[float] = []
+    found = score_recordings(
+        model, paths, RowCache(tmp_path / "rows"), lambda name, done, whole: told.append(done / whole)
+    )
+    assert sorted(round(one.seconds, 2) for one in found) == [2.4, 3.3, 3.77, 3.77, 3.77]
+    assert sum(one.seconds for one in found) == pytest.approx(sum(lengths) + 0.3 * 5)
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert {len(one.pieces) for one in found} == {1, 3}
+    with pytest.raises(UsageError, match=r"one\.wav is named twice"):
+        score_recordings(model, [*paths, paths[-1]], RowCache(tmp_path / "rows"), lambda *told: None)
+
+
+def test_sound_that_cannot_be_scored(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "bad.wav"
+    soundfile.write(path, np.float32([0.0, np.nan] * 100), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"bad\.wav.*NaN"):
+        stream_rows(model, path)
+    soundfile.write(path, silence(0), RATE)
+    with pytest.raises(AudioError, match=r"bad\.wav.*no samples"):
+        stream_rows(model, path)
+    soundfile.write(path, silence(0.01), RATE)
+    assert stream_rows(model, path)[0].shape == (0, len(model.labels))

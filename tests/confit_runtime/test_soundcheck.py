@@ -1,0 +1,138 @@
+"""Measures of a microphone against sounds whose measures are known, and what is said of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from confit_edge.demo import DATA
+from confit_runtime import AudioError, DeviceError, UsageError
+from confit_runtime.audio import read_audio, resample
+from confit_runtime.recording import record_clip, trimmed
+from confit_runtime.soundcheck import fault_of, findings, soundcheck
+from confit_runtime.sources import FileSource, Microphone
+from tests.confit_runtime.fake_sounddevice import FakePortAudio
+from tests.tiny_model import Floats, silence, tone
+
+RATE = 16_000
+RNG = np.random.default_rng(5)
+
+
+def noise(seconds: float, level: float, rate: int = RATE) -> Floats:
+    return RNG.normal(0, level, round(seconds * rate)).astype(np.float32)
+
+
+def speech(rate: int = RATE) -> Floats:
+    """A person who says seven after a second of quiet, over a little noise."""
+    pcm, at = read_audio(DATA / "digits-real" / "seven.ogg")
+    word = resample(pcm, at, rate)
+    return (
+        np.concatenate([silence(1.0, rate), word, silence(0.3, rate)])
+        + noise(1.3 + len(word) / rate, 1e-3, rate)[: rate + len(word) + round(0.3 * rate)]
+    )
+
+
+def words(check_of: Floats, rate: int = RATE, dropped_s: float = 0.0) -> str:
+    return " | ".join(f"{one.level}: {one.text}" for one in findings(soundcheck(check_of, rate), dropped_s=dropped_s))
+
+
+def test_levels_are_what_they_are() -> None:
+    check = soundcheck(np.concatenate([noise(1.0, 0.001), tone(1000, 1.0, RATE, 0.5)]), RATE)
+    assert check.peak_db == pytest.approx(20 * np.log10(0.5), abs=0.1)
+    assert check.loud_db == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.2)
+    assert check.noise_db == pytest.approx(-60, abs=1.0)
+    assert (check.clipped, check.holes, check.seconds) == (0.0, 0, 2.0)
+    assert abs(check.dc_offset) < 1e-3
+
+
+def test_a_good_microphone_needs_nothing() -> None:
+    assert words(speech()) == "good: nothing to do: it sounds right"
+    assert fault_of(soundcheck(speech(), RATE)) is None
+
+
+@pytest.mark.parametrize(
+    ("sound", "level", "said", "fault"),
+    [
+        (silence(1.0), "bad", "digital silence", "silent"),
+        (noise(1.0, 1e-4), "bad", "very quiet", "silent"),
+        (np.clip(20 * speech(), -1, 1), "bad", "clipped", "clipped"),
+        (0.05 * speech(), "warning", "quiet", None),
+        (speech() + noise(9.0, 0.05)[: len(speech())], "warning", "noisy", None),
+        (speech() + np.float32(0.1), "warning", "DC offset of +0.100", None),
+    ],
+)
+def test_what_is_wrong_is_said(sound: Floats, level: str, said: str, fault: str | None) -> None:
+    told = words(sound)
+    assert told.startswith(f"{level}: ")
+    assert said in told
+    found = fault_of(soundcheck(sound, RATE))
+    assert (found is None) == (fault is None)
+    assert fault is None or fault in str(found)
+
+
+def test_a_headset_in_telephone_mode_is_told_from_a_wide_one() -> None:
+    wide = speech(48_000)
+    narrow = resample(resample(wide, 48_000, 8_000), 8_000, 48_000)
+    assert soundcheck(narrow, 48_000).bandwidth_hz < 4_300
+    assert soundcheck(wide, 48_000).bandwidth_hz > 15_000
+    assert "hears nothing above" in words(narrow, 48_000)
+
+
+def test_holes_and_losses_are_counted() -> None:
+    torn = speech().copy()
+    for at in (17_000, 20_000, 23_000):
+        torn[at : at + 160] = 0.0
+    check = soundcheck(torn, RATE)
+    assert check.holes == 3
+    assert fault_of(check) == "sound was lost in it"
+    assert "broke off 3 times" in words(torn)
+    assert "0.25 s were lost" in words(speech(), dropped_s=0.25)
+
+
+def test_too_little_sound_is_not_judged() -> None:
+    with pytest.raises(AudioError, match="too little"):
+        soundcheck(silence(0.05), RATE)
+
+
+# recording
+
+
+def test_a_clip_begins_after_the_countdown_and_has_its_length() -> None:
+    sound = np.repeat(np.arange(40, dtype=np.float32) / 50, 2400)  # a staircase: each tenth of a second another value
+    seen: list[float] = []
+    with Microphone(portaudio=FakePortAudio(sound, 24_000, real_time=True)) as microphone:
+        take = record_clip(microphone, 0.5, countdown_s=0.4, show=lambda to_go, pcm: seen.append(to_go))
+    assert len(take.pcm) == 12_000
+    assert take.rate == 24_000
+    assert take.pcm[0] >= 0.05  # what was said in the countdown is not in it
+    assert np.isin(np.round(np.diff(take.pcm) * 50, 3), [0.0, 1.0]).all()
+    assert seen[0] < 0.0
+    assert seen[-1] == 0.0
+
+
+def test_a_take_that_lost_sound_is_refused() -> None:
+    sound = np.tile(tone(440, 1.0, 24_000), 3)
+    machine = FakePortAudio(sound, 24_000, real_time=True, overflows={20: 500})
+    with Microphone(portaudio=machine) as microphone:
+        assert record_clip(microphone, 0.8).fault == "sound was lost in it"
+
+
+def test_recordings_are_not_recorded_again() -> None:
+    with FileSource(DATA / "digits-real" / "seven.ogg") as source, pytest.raises(UsageError, match="recording already"):
+        record_clip(source, 1.0)
+
+
+def test_a_source_that_ends_before_the_clip_does() -> None:
+    microphone = Microphone(portaudio=FakePortAudio(tone(440, 0.3, 24_000), 24_000), stall_s=0.2, wait_s=0.0)
+    with microphone, pytest.raises(DeviceError):
+        record_clip(microphone, 2.0)
+
+
+def test_the_quiet_around_a_word_is_cut_and_the_word_is_not() -> None:
+    word = tone(500, 0.6, RATE)
+    clip = np.concatenate([silence(0.7), word, silence(0.5)]) + noise(1.8, 1e-4)
+    kept = trimmed(clip, RATE)
+    assert len(kept) == pytest.approx(0.9 * RATE, abs=0.05 * RATE)
+    np.testing.assert_allclose(np.abs(kept).max(), np.abs(clip).max())
+    steady = noise(1.0, 0.1)
+    assert len(trimmed(steady, RATE)) == len(steady)

@@ -1,0 +1,123 @@
+"""What taps add to detections: who spoke, what is dropped, what is kept; with the tiny model as the speaker model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_runtime import AudioError, Detection, Model
+from confit_runtime.audio import load_clip
+from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, voice_parts
+from confit_runtime.gallery import Gallery
+from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap
+from tests.tiny_model import RATE, Floats, chord, silence, tone
+
+ADA, BEN = (300.0, 800.0, 1800.0), (500.0, 1200.0, 2600.0)
+
+
+def detection(start: float, end: float, label: str = "low") -> Detection:
+    return Detection("tiny", label, 0.9, start, end, round(start * RATE), round(end * RATE))
+
+
+@pytest.fixture
+def voices(tmp_path: Path, model: Model) -> Path:
+    path = tmp_path / "voices.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        for name, frequencies in (("ada", ADA), ("ben", BEN)):
+            print_ = model.embed(chord(frequencies, 1.0), RATE)[None]
+            gallery.enroll(name, print_, sources=["x"], voiced_s=6.0)
+    return path
+
+
+def scene() -> Floats:
+    """ada at 1 s, ben at 6 s, a stranger at 11 s; each for a second."""
+    parts = [chord(ADA, 1.0), chord(BEN, 1.0), chord((300.0, 5000.0), 1.0)]
+    return np.concatenate([silence(1.0), *(np.concatenate([part, silence(4.0)]) for part in parts)])
+
+
+def test_recent_audio_is_what_was_heard_whatever_the_chunks() -> None:
+    pcm = np.arange(1000, dtype=np.float32)
+    for step in (1, 7, 100, 1000):
+        recent = RecentAudio(seconds=300 / RATE)
+        recent.begin("source", RATE)
+        for at in range(0, 1000, step):
+            recent.hear(pcm[at : at + step], RATE)
+        np.testing.assert_array_equal(recent.between(800, 900), pcm[800:900])
+        np.testing.assert_array_equal(recent.between(0, 750), pcm[700:750])
+        recent.skip(5000)
+        recent.hear(pcm[:50], RATE)
+        np.testing.assert_array_equal(recent.between(6000, 6050), pcm[:50])
+        assert not recent.between(5900, 6000).any()
+        recent.skip(10**9)
+        assert len(recent.between(0, 2 * 10**9)) == 300
+
+
+def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> None:
+    with Gallery.open(voices, model) as gallery:
+        everybody, only = SpeakerTap(model, gallery), SpeakerTap(model, gallery, ["ben"])
+        heard = []
+        for tap in (everybody, only):
+            tap.begin("scene", RATE)
+        for at, second in enumerate(np.split(scene(), 16)):
+            for tap in (everybody, only):
+                tap.hear(second, RATE)
+            if at in (1, 6, 11):
+                told = [tap.judge(detection(at + 0.3, at + 0.9)) for tap in (everybody, only)]
+                heard.append([None if one is None else one.speaker for one in told])
+        assert heard == [["ada", None], ["ben", "ben"], [None, None]]
+        assert only.judge(detection(15.2, 15.8)) is None  # silence
+
+
+def test_a_false_alarm_that_was_taught_is_dropped(tmp_path: Path, model: Model) -> None:
+    jingle = chord((500.0, 1800.0, 5000.0), 0.5)
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        tap = VetoTap(model, gallery)
+        tap.begin("scene", RATE)
+        tap.hear(np.concatenate([silence(1.0), jingle, silence(1.0), tone(500, 0.5)]), RATE)
+        alarm, truth = detection(1.0, 1.5), detection(2.5, 3.0)
+        assert tap.judge(alarm) == alarm
+        gallery.enroll("low", model.embed(jingle, RATE)[None], sources=["tv"], voiced_s=0.5, negative=True)
+        assert tap.judge(alarm) is None
+        assert tap.judge(truth) == truth
+        assert tap.judge(detection(1.0, 1.5, "mid")) is not None
+
+
+def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Model) -> None:
+    tap, pcm = SaveTap(tmp_path / "triggers", [model]), scene()
+    tap.begin("scene", RATE)
+    tap.hear(pcm[: 2 * RATE], RATE)
+    assert tap.judge(detection(1.2, 1.3, "lów/../x")) == detection(1.2, 1.3, "lów/../x")
+    (kept,) = (tmp_path / "triggers").iterdir()
+    sound, rate = soundfile.read(kept, dtype="float32")
+    assert rate == RATE
+    end = round(1.3 * RATE)
+    np.testing.assert_allclose(sound, pcm[end - max(model.contract.window, RATE // 10) : end], atol=1e-4)
+
+
+# enrolling
+
+
+def test_too_little_voice_is_refused_with_what_is_missing(model: Model) -> None:
+    word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/one.ogg", RATE)[: RATE // 3]
+    with pytest.raises(AudioError, match=r"one\.wav: holds 0\.\d s of voice in .* 0\.\d s more"):
+        take(model, np.concatenate([silence(2.0), word]), "speaker", "one.wav")
+    with pytest.raises(AudioError, match="is silent"):
+        embed_query(model, silence(2.0), "speaker", "none.wav")
+    assert take(model, tone(440, 0.2), "sound", "beep.wav").seconds == pytest.approx(0.2, abs=0.03)
+    assert still_needed(3.5, "speaker") == LEAST_VOICE_S - 3.5
+    assert still_needed(50.0, "speaker") == still_needed(0.0, "sound") == 0.0
+
+
+def test_long_clips_give_several_prints_of_equal_length(model: Model) -> None:
+    word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/seven.ogg", RATE)
+    parts = voice_parts(np.tile(word, 14), RATE)
+    lengths = [len(part) / RATE for part in parts]
+    assert len(parts) >= 2
+    assert max(lengths) - min(lengths) < 0.01
+    assert 1.5 < lengths[0] < 4.5
+    taken = take(model, np.tile(word, 14), "speaker", "sevens")
+    assert taken.embeddings.shape == (len(parts), model.contract.embedding_dim)
+    assert 0.5 * sum(lengths) < taken.seconds <= sum(lengths)

@@ -1,0 +1,72 @@
+"""Where a clip holds a voice: real speech kept, silence, noise and clicks left out, whatever the rate and level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from confit_edge.demo import DATA
+from confit_runtime.audio import load_clip, resample
+from confit_runtime.voiced import cut_to_voice, sounding_seconds, voiced_seconds, voiced_segments
+from tests.tiny_model import Floats, silence, tone
+
+
+def speech(rate: int = 16_000) -> Floats:
+    return load_clip(DATA / "digits-real" / "seven.ogg", rate)
+
+
+def test_words_between_silences_are_found_where_they_are() -> None:
+    word = speech()
+    clip = np.concatenate([silence(1.0), word, silence(1.5), word, silence(0.5)])
+    first, second = voiced_segments(clip, 16_000)
+    for (start, end), at in ((first, 16_000), (second, 40_000 + len(word))):
+        assert at - 1600 <= start < end <= at + len(word) + 1600
+        assert end - start > 0.4 * len(word)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+@pytest.mark.parametrize("gain", [0.1, 0.9])
+def test_neither_rate_nor_level_matter_much(rate: int, gain: float) -> None:
+    clip = np.concatenate([silence(0.5), speech(), silence(0.5)])
+    seconds = voiced_seconds(clip, 16_000)
+    other = resample(clip, 16_000, rate) * np.float32(gain)
+    assert voiced_seconds(other, rate) == pytest.approx(seconds, abs=0.1)
+
+
+def test_noise_silence_and_clicks_are_no_voice() -> None:
+    rng = np.random.default_rng(0)
+    assert voiced_seconds(rng.normal(0, 0.1, 32_000).astype(np.float32), 16_000) < 0.1
+    clicks = silence(2.0)
+    clicks[::8000] = 0.9
+    for clip in (silence(2.0), silence(0.0), clicks, tone(500, 0.01)):
+        assert voiced_segments(clip, 16_000) == []
+
+
+def test_segments_are_apart_and_in_order_in_noisy_speech() -> None:
+    rng = np.random.default_rng(1)
+    clip = np.concatenate([part for _ in range(4) for part in (speech(), silence(0.7))])
+    clip = clip + rng.normal(0, 0.002, len(clip)).astype(np.float32)
+    segments = voiced_segments(clip, 16_000)
+    flat = [edge for segment in segments for edge in segment]
+    assert len(segments) >= 4
+    assert flat == sorted(set(flat))
+    assert 0 <= flat[0] < flat[-1] <= len(clip)
+
+
+def test_long_pauses_are_cut_and_short_ones_kept() -> None:
+    word = speech()
+    clip = np.concatenate([silence(2.0), word, silence(0.3), word, silence(3.0), word, silence(2.0)])
+    cut = cut_to_voice(clip, 16_000)
+    assert voiced_seconds(clip, 16_000) <= len(cut) / 16_000 <= 3 * len(word) / 16_000 + 0.3 + 4 * 0.35
+    assert len(cut_to_voice(np.concatenate([word, silence(0.3), word]), 16_000)) >= 2 * len(word) + 0.25 * 16_000
+    assert len(cut_to_voice(silence(3.0), 16_000)) == 0
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_sounding_seconds(rate: int) -> None:
+    clip = np.concatenate(
+        [silence(1.0, rate), tone(440, 0.5, rate), silence(1.0, rate), tone(440, 0.3, rate, level=0.1)]
+    )
+    assert sounding_seconds(clip, rate) == pytest.approx(0.8, abs=0.04)
+    assert sounding_seconds(clip * np.float32(1e-5), rate) == 0.0
+    assert sounding_seconds(silence(1.0, rate), rate) == sounding_seconds(silence(0.0, rate), rate) == 0.0
