@@ -105,5 +105,6 @@ def test_galleries_travel_and_are_made_anew_for_another_model(clips: Path, tmp_p
     assert refused.returncode == 1
     assert "gallery re-enroll" in refused.stderr
     assert run(tmp_path, "gallery", "re-enroll", "digits", "--gallery", "new.db").returncode == 0
-    match = lines(run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db", "--kind", "speaker", "--json"))[0]
+    answer = run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db", "--kind", "speaker", "--json")
+    match = lines(answer)[0]
     assert match["score"] > 0.8
