@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 from confit_edge.runs import versions, write_text
+from confit_runtime.gemm import processor, saturates
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +22,8 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 def machine() -> dict[str, Any]:
     return {
         "versions": versions(),
-        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
+        "vnni": not saturates(),
     }
 
 

@@ -18,7 +18,7 @@ import onnxruntime
 
 from benchmarks.cut import front_end, without_front_end
 from confit_runtime.contract import unseal
-from confit_runtime.model import bind, open_session
+from confit_runtime.session import bind, open_session
 
 FRAMES, BANDS, FRAMES_PER_HOP = 76, 32, 8
 CALLS, TURN, WARM_UP = 600, 25, 5

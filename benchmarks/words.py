@@ -1,23 +1,19 @@
 """How accurate is the demo over several seeds? Runs `confit-edge demo` for each and gathers the summaries.
 
-    python benchmarks/words.py --seeds 0 1 2
+    python -m benchmarks.words --seeds 0 1 2
 
 writes benchmarks/results/words.json: a row a seed, and mean, least and most of the figures that are shares.
 """
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
 
-from confit_edge.runs import versions
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.report import RESULTS, machine, write_json
 
 
 def figures(summary: dict) -> dict[str, float]:
@@ -66,21 +62,19 @@ def main() -> None:
 def write(rows: list[dict], summary: dict) -> None:
     shares = [key for key in rows[0] if key not in ("seed", "intervals")]
     result = {
-        "command": f"python benchmarks/words.py --seeds {' '.join(str(row['seed']) for row in rows)}",
+        "command": f"python -m benchmarks.words --seeds {' '.join(str(row['seed']) for row in rows)}",
         "n": {
             "clips": summary["accuracy"]["n"],
             "voices": summary["accuracy"]["voices"],
             "stream_words": "about 140 a seed",
         },
-        "versions": versions(),
-        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        **machine(),
         "mean": {key: round(mean(row[key] for row in rows), 4) for key in shares},
         "least": {key: min(row[key] for row in rows) for key in shares},
         "most": {key: max(row[key] for row in rows) for key in shares},
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "words.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(RESULTS / "words.json", result)
 
 
 def intervals(summary: dict) -> dict:

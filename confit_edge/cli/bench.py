@@ -86,11 +86,11 @@ def measure(model: Model, rates: Rates, seconds: float) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, str]:
-    import platform
-
     import onnxruntime
 
-    return {"processor": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
+    from confit_runtime.gemm import processor
+
+    return {"processor": processor(), "onnxruntime": onnxruntime.__version__}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

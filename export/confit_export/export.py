@@ -33,6 +33,7 @@ from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_runtime.contract import Contract
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
 
 SWEEP_MINUTES = 20.0
@@ -113,6 +114,11 @@ def export_run(
 
     graph = fp32
     if quantize:
+        if scheme in ("static", "dynamic") and preset(target).weight_bits == 8 and saturates():
+            say(
+                f"--target {target}: this processor gets products of 8-bit weights wrong (x86 without VNNI), so the gate sees"
+                " worse than the target will; export there, or take --target portable"
+            )
         if qat_epochs:
             encoder = fine_tune(encoder, corpus, run, preset(target), qat_epochs, say)
             model = assemble(encoder, run.linear)
@@ -199,7 +205,7 @@ def _parity(found: Found, scheme: Scheme, target: Target, calibration: Calibrati
     """How the quantised graph was made, and how it stands against fp32."""
     made: dict[str, Any] = {"scheme": scheme, "target": target, "kept_fp32": found.kept, **found.verdict.to_dict()}
     if scheme in ("static", "dynamic"):
-        made["calibration"] = calibration
+        made |= {"calibration": calibration, "weight_bits": preset(target).weight_bits}
     if found.sweep:
         made["sweep"] = {"errors": found.sweep.errors, "unmeasured": found.sweep.unmeasured}
     return made

@@ -22,6 +22,10 @@ class Preset:
     per_channel: bool
     reduce_range: bool
 
+    @property
+    def weight_bits(self) -> int:
+        return 7 if self.reduce_range else 8
+
 
 def preset(target: Target) -> Preset:
     """The types for a target.

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from confit_runtime.model import Model, State
+    from confit_runtime.model import Model
+    from confit_runtime.session import State
 
 Floats = npt.NDArray[np.float32]
 

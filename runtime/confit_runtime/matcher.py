@@ -20,6 +20,7 @@ NEIGHBOURS = 64  # nearest prints of all: the names they belong to are scored
 DEFAULT_THRESHOLD, DEFAULT_MARGIN = 0.6, 0.03
 PRIOR_PRINTS = 4.5  # prints of a name that weigh as much as what the model says of names in general
 LOWEST_SHIFT, HIGHEST_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
+UNIT_WITHIN = 1e-6  # of 1: a length that rounding alone keeps from it
 OWN_PRINTS = 64  # of a name, the newest, that tell how alike its prints are
 
 
@@ -194,8 +195,10 @@ class Matcher:
 
 
 def unit(rows: Floats) -> Floats:
-    """Rows `[..., dim]` scaled to length 1."""
-    return (rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
+    """Rows `[..., dim]` scaled to length 1. What has that length already stays bit for bit, or copies of it would differ."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    lengths = np.where(np.abs(lengths - 1.0) < UNIT_WITHIN, 1.0, np.maximum(lengths, 1e-12))
+    return (rows / lengths).astype(np.float32)
 
 
 def print_score(prints: Floats, query: Floats) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from confit_runtime.batch import Batch
 from confit_runtime.contract import Contract, graph_of, unseal
 from confit_runtime.device_file import device_path, read_device_file
 from confit_runtime.errors import AudioError, ModelError, UsageError
+from confit_runtime.gemm import saturates
+from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import shipped_model
 
 if TYPE_CHECKING:
@@ -26,10 +29,11 @@ if TYPE_CHECKING:
     from confit_runtime.stream import Stream
 
 Floats = npt.NDArray[np.float32]
-State = dict[str, npt.NDArray[Any]]  # float32, or uint8 in a quantised model: zeros are a valid start of either
 
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 HOPS_A_CALL = 256  # of a whole clip
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,37 +67,14 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+    if contract.parity.get("weight_bits") == 8 and saturates():
+        log.warning(
+            "%s: its 8-bit weights are wrong on this processor (x86 without VNNI); export it with --target portable",
+            path,
+        )
     if calibrated and (device_file := device_path(path)).exists():
         contract = read_device_file(device_file).apply(contract, digest, device_file)
     return Model(path, contract, session, digest)
-
-
-def open_session(data: bytes, threads: int) -> Any:
-    """An onnxruntime session of a serialised model, on the CPU. Raises ModelError when it cannot run it."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    # spinning threads would eat a core between two hops of a microphone
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own, which share no public base
-        reason = " ".join(str(error).split())
-        raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot run this model ({reason})") from error
-
-
-def bind(session: Any, inputs: State, outputs: State) -> Callable[[], None]:
-    """A call of a session that reads and writes these very arrays, each time it is called."""
-    from onnxruntime import OrtValue
-
-    binding = session.io_binding()
-    for name, array in inputs.items():
-        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
-    for name, array in outputs.items():
-        binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
-    return partial(session.run_with_iobinding, binding)
 
 
 def _check_signature(contract: Contract, session: Any) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from confit_export.export import Exported
 from confit_runtime import load
+from confit_runtime.gemm import saturates
 
 Confit = Callable[..., tuple[int, str, str]]
 
@@ -22,7 +23,7 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
 ) -> None:
     out = tmp_path / "words.onnx"
     keep = ("--keep-fp32", "/stack/layers.4/", "--calibration", "percentile", "--license", "cc0-1.0")
-    code, _, err = confit("export", run_path, "-o", out, "--target", "avx512-vnni", *keep)
+    code, _, err = confit("export", run_path, "-o", out, "--target", "avx2", *keep)
     assert code == 0, err
     contract = load(out).contract
 
@@ -32,7 +33,7 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     (result,) = fields["model-index"][0]["results"]
     measured = {metric["name"]: metric["value"] for metric in result["metrics"]}
     assert measured["test accuracy"] == pytest.approx(contract.metrics["test"]["accuracy"], abs=1e-4)
-    for part in ("static for avx512-vnni, ranges by percentile", "/stack/layers.4/Conv", "p50 / p99", "peak memory"):
+    for part in ("static for avx2, ranges by percentile", "/stack/layers.4/Conv", "p50 / p99", "peak memory"):
         assert part in body
     assert "2 fp32, 19 int8" in body
 
@@ -89,3 +90,16 @@ def test_what_cannot_be_asked_for_is_named(
     assert (code, out) == (2, "")
     assert told in " ".join(err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("target", "bits"), [("avx2", 7), ("avx512-vnni", 8)])
+def test_eight_bit_weights_where_they_are_wrong_are_told_of(
+    run_path: Path, tmp_path: Path, confit: Confit, caplog: pytest.LogCaptureFixture, target: str, bits: int
+) -> None:
+    wrong = bits == 8 and saturates()
+    out = tmp_path / "words.onnx"
+    code, _, err = confit("export", run_path, "-o", out, "--target", target, "--force")
+    assert code == 0, err
+    assert ("export there, or take --target portable" in " ".join(err.split())) == wrong
+    assert load(out).contract.parity["weight_bits"] == bits
+    assert ("its 8-bit weights are wrong on this processor" in caplog.text) == wrong

@@ -14,7 +14,7 @@ import pytest
 from confit_runtime import Model
 from confit_runtime.bench import call_latency, fresh_process, lowest_rtf, peak_mb, stream_rtf, streams_per_core
 from confit_runtime.errors import ConfitError
-from confit_runtime.gemm import Rates, measure_rates, product
+from confit_runtime.gemm import Rates, measure_rates, product, saturates
 from tests.cli.test_cli_device import COMMAND, environment
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
     ("a", "weight"),
     [
         (RNG.standard_normal((3, 5)).astype(np.float32), RNG.standard_normal((5, 4)).astype(np.float32)),
-        (RNG.integers(0, 256, (7, 300), np.uint8), RNG.integers(-127, 128, (300, 2), np.int8)),
+        (RNG.integers(0, 256, (7, 300), np.uint8), RNG.integers(-64, 65, (300, 2), np.int8)),
     ],
 )
 def test_a_product_is_a_valid_model_of_the_product(a: np.ndarray, weight: np.ndarray) -> None:
@@ -34,6 +34,13 @@ def test_a_product_is_a_valid_model_of_the_product(a: np.ndarray, weight: np.nda
     (out,) = session.run(None, {"a": a})
     wide = np.int64 if weight.dtype == np.int8 else np.float64
     np.testing.assert_allclose(out, a.astype(wide) @ weight.astype(wide), rtol=1e-5)
+
+
+def test_a_processor_without_vnni_is_found_out() -> None:
+    a = RNG.integers(0, 256, (64, 300), np.uint8)
+    weight = RNG.integers(-127, 128, (300, 64), np.int8)
+    (out,) = onnxruntime.InferenceSession(product(64, weight), providers=["CPUExecutionProvider"]).run(None, {"a": a})
+    assert saturates() == bool((out != a.astype(np.int64) @ weight.astype(np.int64)).any())
 
 
 def test_the_roofline_adds_what_each_precision_takes() -> None:

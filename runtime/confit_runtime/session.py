@@ -1,0 +1,41 @@
+"""onnxruntime sessions, as everything here opens and calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy.typing as npt
+
+from confit_runtime.errors import ModelError
+
+State = dict[str, npt.NDArray[Any]]  # float32, or uint8 in a quantised model: zeros are a valid start of either
+
+
+def open_session(data: bytes, threads: int) -> Any:
+    """An onnxruntime session of a serialised model, on the CPU. Raises ModelError when it cannot run it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # spinning threads would eat a core between two hops of a microphone
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own, which share no public base
+        reason = " ".join(str(error).split())
+        raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot run this model ({reason})") from error
+
+
+def bind(session: Any, inputs: State, outputs: State) -> Callable[[], None]:
+    """A call of a session that reads and writes these very arrays, each time it is called."""
+    from onnxruntime import OrtValue
+
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+    for name, array in outputs.items():
+        binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
+    return partial(session.run_with_iobinding, binding)
