@@ -26,7 +26,7 @@ from confit_edge.pairtune.distill import Distil, Teaching
 from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
 from confit_edge.pairtune.items import ahead, epoch_batches, make_augmenter, training_items
-from confit_edge.pairtune.machine import mixed_precision
+from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality
@@ -104,6 +104,7 @@ def fit(
     several processes every one of them calls this, with the same arguments; all end with the same weights.
     """
     ranks = join(recipe.device)
+    keep_freed_memory()
     torch.manual_seed(recipe.seed)
     make = teaching.objective if teaching else make_objective
     objective = make(recipe, encoder.dim, len(corpus.classes), corpus.multi_label)
