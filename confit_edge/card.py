@@ -20,7 +20,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "",
         f"`{recipe['encoder']}` {_taught(info)} on {data['clips']['train']} clips"
         f" of {len(info.classes)} classes"
-        f" ({data['groups']['train']} groups), best at epoch {info.best_epoch} of {recipe['epochs']}, seed {recipe['seed']}.",
+        f" ({data['groups']['train']} groups), {_kept(info)}, seed {recipe['seed']}.",
         "",
         "Classes: " + ", ".join(info.classes),
         "",
@@ -37,6 +37,13 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _kept(info: RunInfo) -> str:
+    recipe = info.recipe
+    if recipe["soup"] > 1:
+        return f"the mean of {recipe['soup']} trainings of {recipe['epochs']} epochs"
+    return f"best at epoch {info.best_epoch} of {recipe['epochs']}"
 
 
 def _taught(info: RunInfo) -> str:

@@ -130,6 +130,10 @@ def train(
         float | None,
         _option("Average the weights over so much of the training, at its end: 0.5 is the last half [0].", _METHOD),
     ] = None,
+    soup: Annotated[
+        int | None,
+        _option("Trainings from the same start, one after another, whose weights are averaged [1].", _METHOD),
+    ] = None,
     search_epochs: Annotated[int | None, _option("Epochs of each trial when --lr names several [3].", _METHOD)] = None,
     lr_decay: Annotated[
         float | None, _option("Each layer learns at this share of the rate of the one above it [1].", _METHOD)

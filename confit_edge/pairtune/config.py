@@ -72,8 +72,9 @@ class Recipe:
     head_lr: float = 2e-3
     weight_decay: float = 0.01
     averaging: float = (
-        0.0  # the weights of the last so much of the training are averaged (0: those of one epoch are kept)
+        0.0  # the weights of the last so much of a training are averaged (0: those of one epoch are kept)
     )
+    soup: int = 1  # so many trainings from the same start, whose weights are averaged
     search_epochs: int = 3
     lr_decay: float = 1.0  # each layer of the encoder learns at this share of the rate of the layer above it
     freeze: str = "none"  # of the encoder: none, features, a number of layers, or all
@@ -102,7 +103,7 @@ class Recipe:
         at_least = {
             "seed": 0, "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1,
             "search_epochs": 1, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
-            "lora_rank": 0,
+            "lora_rank": 0, "soup": 1,
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:
@@ -123,6 +124,10 @@ class Recipe:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
         if not 0 <= self.averaging < 1:
             raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1, is {self.averaging}")
+        if self.soup > 1 and self.patience:
+            raise UsageError(
+                "recipe keys 'soup' and 'patience': the trainings of a soup are of one length, so none ends early"
+            )
         if not 0 < self.lr_decay <= 1:
             raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1, is {self.lr_decay}")
         if self.freeze not in ("none", "features", "all") and not re.fullmatch(r"[1-9][0-9]*", self.freeze):

@@ -12,7 +12,6 @@ import torch
 from confit_edge.pairtune.config import Precision
 from confit_runtime.errors import UsageError
 
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 KEPT_BYTES = 2**31 - 1  # the largest an int holds
 

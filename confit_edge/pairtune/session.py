@@ -148,10 +148,10 @@ def train_corpus(
     if watch:
         watch({"stage": "probe"})
     probes = dual_probe(encoder, corpus, recipe, device)
-    epochs = len(fitted.history)
+    epochs, planned = len(fitted.history), recipe.epochs * recipe.soup
     metrics: dict[str, Any] = {
         "probes": probes.metrics,
-        "training": {"epochs": epochs, "planned": recipe.epochs, "ended_early": epochs < recipe.epochs},
+        "training": {"epochs": epochs, "planned": planned, "ended_early": epochs < planned},
     }
     if baseline:
         metrics["frozen"] = baseline.metrics
@@ -190,9 +190,10 @@ def choose_lr(
     if len(recipe.lr) == 1:
         return recipe.lr[0]
     results: dict[float, float] = {}
+    one = replace(recipe, soup=1)
     for lr in recipe.lr:
         try:
-            fitted = fit(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=recipe.search_epochs, teaching=teaching)
+            fitted = fit(copy.deepcopy(encoder), corpus, one, lr=lr, epochs=recipe.search_epochs, teaching=teaching)
         except DivergedError:
             if not results and lr == recipe.lr[-1]:
                 raise

@@ -29,6 +29,7 @@ from confit_edge.pairtune.items import ahead, epoch_batches, make_augmenter, tra
 from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
+from confit_edge.pairtune.soup import Soup
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -55,11 +56,15 @@ class Fitted:
 
 @dataclass
 class Progress:
-    """The epochs so far: a row of history for each, and the weights of the one that was best on validation."""
+    """The epochs so far: a row of history for each, and the weights of the one that was best on validation.
+
+    Of a soup's trainings that is the best of the present one, which began at epoch `since`.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
+    since: int = 0
 
     def add(self, row: dict[str, float], modules: dict[str, nn.Module], averaged: bool) -> None:
         """Of equally good epochs the last is kept: it has learnt more of what validation does not show.
@@ -67,13 +72,21 @@ class Progress:
         Of `averaged` weights always the last: they stand on the most, and validation seldom tells averages apart.
         """
         self.history.append(row)
-        if averaged or quality(row) >= max(map(quality, self.history)):
+        if averaged or quality(row) >= max(map(quality, self.history[self.since :])):
             self.best_epoch = len(self.history) - 1
             self.best = {
                 f"{name}.{key}": value.detach().cpu().clone()
                 for name, module in modules.items()
                 for key, value in module.state_dict().items()
             }
+
+    def keep_best(self, modules: dict[str, nn.Module]) -> None:
+        """Give `modules` the weights that were best."""
+        for name, module in modules.items():
+            prefix = f"{name}."
+            module.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in self.best.items() if key.startswith(prefix)}
+            )
 
     def since_gain(self) -> int:
         """Epochs since validation last reached a new height."""
@@ -95,7 +108,9 @@ def fit(
     """Train `encoder` in place; it ends with the weights of the epoch that was best on validation, or with their average.
 
     With the recipe's `averaging` that is the mean over the steps of the last so much of the training, at half the peak
-    rate (Izmailov et al. 2018, arXiv 1803.05407): a flatter place, which other speakers and rooms move less.
+    rate (Izmailov et al. 2018, arXiv 1803.05407): a flatter place, which other speakers and rooms move less. With its
+    `soup` so many trainings of `epochs` each are done from the same start, one after another, and the mean of the
+    weights that they end with is kept.
 
     A row of history per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
     fine-tuning, and the miner's statistics for PairTune. After `patience` epochs without a gain on validation the
@@ -147,6 +162,7 @@ class Training:
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
         self.together = nn.ModuleDict(self.modules)
         self.average = AveragedModel(self.together, use_buffers=True) if recipe.averaging else None
+        self.soup = Soup(self.together) if recipe.soup > 1 else None
         self.optimiser = make_optimiser(encoder, objective, recipe, lr)
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
@@ -170,9 +186,12 @@ class Training:
             refuse_batch_statistics(self.encoder, "chunk_size" if self.recipe.chunk_size else "several processes")
 
     def run(self, checkpoint_path: Path | None) -> Fitted:
-        """All epochs, from the checkpoint where there is one."""
+        """All epochs of all trainings, from the checkpoint where there is one."""
         so_far = self._start(checkpoint_path)
-        for epoch in range(len(so_far.history), self.epochs):
+        for epoch in range(len(so_far.history), self.epochs * self.recipe.soup):
+            if self.soup and epoch % self.epochs == 0:
+                so_far.since = epoch
+                self._begin_again(self.soup)
             if self.recipe.patience and so_far.since_gain() >= self.recipe.patience:
                 text = f"no gain on validation in {self.recipe.patience} epochs: the training ends here"
                 self.tell({"stage": "note", "text": text})
@@ -183,14 +202,25 @@ class Training:
             if checked is None:
                 raise DivergedError("the embeddings are no longer finite", epoch + 1, self.lr)
             so_far.add(row | checked, judged, averaged)
+            if self.soup and (epoch + 1) % self.epochs == 0:
+                so_far.keep_best(self.modules)
+                self.soup.add(self.together)
             if checkpoint_path and self.ranks.main:
                 plain = {"history": so_far.history, "best_epoch": so_far.best_epoch}
                 checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.best)
-            self.tell({"stage": "epoch", "epochs": self.epochs, **so_far.history[-1]})
-        for name, module in self.modules.items():
-            prefix = f"{name}."
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in so_far.best.items() if k.startswith(prefix)})
+            self.tell({"stage": "epoch", "epochs": self.epochs * self.recipe.soup, **so_far.history[-1]})
+        if self.soup:
+            self.soup.pour(self.together)
+        else:
+            so_far.keep_best(self.modules)
         return Fitted(self.objective, so_far.history, so_far.best_epoch)
+
+    def _begin_again(self, soup: Soup) -> None:
+        """Another training from the same start, with batches of its own: they are drawn by the number of the epoch."""
+        soup.begin_again(self.together)
+        self.optimiser.state.clear()
+        if self.average:
+            self.average.n_averaged.zero_()
 
     def _judged(self) -> tuple[dict[str, Any], bool]:
         """Encoder and objective as they would be kept now, and whether those are averages."""
@@ -200,18 +230,23 @@ class Training:
 
     def _kept(self) -> dict[str, nn.Module]:
         """What a checkpoint holds beside the optimiser."""
-        return self.modules | ({"average": self.average} if self.average else {})
+        beside = {"average": self.average, "soup": self.soup}
+        return self.modules | {name: module for name, module in beside.items() if module is not None}
 
     def _start(self, checkpoint_path: Path | None) -> Progress:
         if checkpoint_path and checkpoint_path.is_file():
             plain, best = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser)
             self.ranks.wait()  # all have read it before the first replaces or removes it
-            return Progress(plain["history"], plain["best_epoch"], best)
+            done = len(plain["history"])
+            since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch
+            return Progress(plain["history"], plain["best_epoch"], best, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
         if isinstance(self.objective, Distil):
             self._start_map(self.objective)
         self.ranks.start_alike(self.modules.values())
+        if self.soup:
+            self.soup.begin(self.together)
         return Progress()
 
     def _start_map(self, objective: Distil) -> None:
@@ -241,10 +276,15 @@ class Training:
                 if not math.isfinite(numbers["loss"]):
                     raise DivergedError(f"the loss became {numbers['loss']} in step {number + 1}", epoch + 1, self.lr)
                 if number + 1 == first + together:
-                    self._step(epoch * self.steps + number // self.recipe.accumulate)
+                    self._step(epoch % self.epochs * self.steps + number // self.recipe.accumulate)
                 for key, value in numbers.items():
                     sums[key] = sums.get(key, 0.0) + value
-                at = {"epoch": epoch, "epochs": self.epochs, "step": number + 1, "steps": self.batches}
+                at = {
+                    "epoch": epoch,
+                    "epochs": self.epochs * self.recipe.soup,
+                    "step": number + 1,
+                    "steps": self.batches,
+                }
                 self.tell({"stage": "step", **at, "loss": numbers["loss"]})
         return {"epoch": epoch + 1, "lr": self.lr, **{key: value / self.batches for key, value in sums.items()}}
 

@@ -103,6 +103,7 @@ def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(speech_embe
         ("speech_embedding", {"objective": "finetune", "averaging": 0.5}),
         ("attention", {"objective": "pairtune", "averaging": 0.4, "lora_rank": 2, "chunk_size": 3, "accumulate": 2}),
         ("attention", {"objective": "finetune", "precision": "bf16"}),
+        ("speech_embedding", {"objective": "pairtune", "epochs": 2, "soup": 2, "averaging": 0.5}),
     ],
 )
 def test_stopped_anywhere_and_resumed_the_result_is_the_same_bit_for_bit(
@@ -117,7 +118,7 @@ def test_stopped_anywhere_and_resumed_the_result_is_the_same_bit_for_bit(
         steps += event["stage"] == "step"
 
     undisturbed, expected = trained(encoder, few, recipe, watch=count)
-    per_epoch = steps // recipe.epochs
+    per_epoch = steps // (recipe.epochs * recipe.soup)
     assert per_epoch >= 2
 
     def stop_at(moment: int) -> Callable[[dict[str, Any]], None]:
@@ -181,6 +182,32 @@ def test_the_weights_are_the_mean_over_the_last_steps_where_they_are_averaged(
     moved = [name for name, _ in encoder.named_parameters()]
     assert not any(torch.equal(encoder.state_dict()[name].double(), averaged[-1][name]) for name in moved)
     assert fitted.best_epoch == 2  # the last average, whatever validation says of the epochs
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
+def test_a_soup_is_the_mean_of_trainings_from_the_same_start(
+    speech_embedding: Encoder, few: Corpus, averaging: float
+) -> None:
+    recipe = replace(RECIPE, epochs=2, averaging=averaging)
+    encoder, ends = copy.deepcopy(speech_embedding), []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["stage"] == "epoch" and event["epoch"] % 2 == 0:
+            ends.append({name: weight.double().clone() for name, weight in encoder.state_dict().items()})
+
+    fitted = fit(encoder, few, replace(recipe, soup=3), lr=5e-4, epochs=2, watch=watch)
+    alone = copy.deepcopy(speech_embedding)
+    fit(alone, few, recipe, lr=5e-4, epochs=2)
+    assert same({name: weight.double() for name, weight in alone.state_dict().items()}, ends[0])
+    assert (len(fitted.history), len(ends)) == (6, 3)
+    start = {name: weight.detach() for name, weight in speech_embedding.named_parameters()}
+    for name, weight in encoder.named_parameters():
+        mean = torch.stack([end[name] for end in ends]).mean(dim=0)
+        torch.testing.assert_close(weight.detach().double(), mean, rtol=0, atol=1e-6)
+        assert not torch.equal(ends[0][name], ends[1][name])
+    # each began at the start again: it is no further from there than the first went, give or take
+    gone = [sum(float((end[name] - start[name]).square().sum()) for name in start) for end in ends]
+    assert max(gone) < 2 * min(gone)
 
 
 def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_embedding: Encoder, few: Corpus) -> None:
