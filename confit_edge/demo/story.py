@@ -125,9 +125,11 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained]:
     background = str(DATA / "background" / "train")
     demo.tell(
         "2. PairTune",
-        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined for {EPOCHS * SOUP} epochs so that clips of one word"
-        " come to lie together and others apart (supervised contrastive learning, hard negatives weighing more). Then it is"
-        " frozen and judged by two probes. The same command: confit-edge train words.csv -o runs/pairtune --background ...",
+        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined in {SOUP} trainings of {EPOCHS} epochs, so that"
+        " clips of one word come to lie together and others apart (supervised contrastive learning, hard negatives weighing"
+        " more). The weights of both are averaged, the encoder is frozen and judged by two probes. The same command:"
+        f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
+        " --lr 1e-3 --speed 0.15 --projection-dim 128",
     )
     pairtune = train(words, demo.out / "runs" / "pairtune", recipe(demo, background=background), watch=demo.watch)
     demo.tell(

@@ -113,10 +113,11 @@ def fit(
     weights that they end with is kept.
 
     A row of history per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
-    fine-tuning, the miner's statistics for PairTune, and of a soup the number of the `training`. After `patience` epochs without a gain on validation the
-    training ends early. With `checkpoint_path`, each epoch is saved there and a training found there goes on. `watch`
-    is told of every batch. With `teaching` the encoder is a student, and the loss is the teaching's. Under a launcher of
-    several processes every one of them calls this, with the same arguments; all end with the same weights.
+    fine-tuning, the miner's statistics for PairTune, and of a soup the number of the `training`. After `patience` epochs
+    without a gain on validation the training ends early. With `checkpoint_path`, each epoch is saved there and a training
+    found there goes on. `watch` is told of every batch. With `teaching` the encoder is a student, and the loss is the
+    teaching's. Under a launcher of several processes every one of them calls this, with the same arguments; all end with
+    the same weights.
     """
     ranks = join(recipe.device)
     keep_freed_memory()
