@@ -77,8 +77,9 @@ def identify(
 
 def why_not(match: Match, name: str) -> str:
     """Which rule refused `name`, whose score the match gives."""
+    score, needed = f"{match.score:.2f}", f"{match.threshold:.2f}"
     return {
-        "too low": f"needs {match.threshold:.2f}",
+        "too low": f"needs {needed}" if score != needed else f"just below the {needed} needed",
         "negative": f"but a negative print of {name} is nearer",
         "stranger": "but strangers in the model's cohort are nearer",
         "other": f"but {match.runner_up} is nearer, {match.runner_up_score or 0.0:.2f}",

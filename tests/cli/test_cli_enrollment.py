@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.cli.identify import why_not
 from confit_edge.demo import DATA
+from confit_runtime import Match
 from confit_runtime.audio import load_clip
 from tests.cli.test_cli_device import run
 
@@ -143,6 +145,11 @@ def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
     _, told, _ = confit("identify", "digits", asked, *house, "--json")
     match = json.loads(told.splitlines()[0])
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
+
+
+def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None:
+    match = Match(None, "too low", "ada", 0.7196, None, None, None, 0.7204)
+    assert why_not(match, "ada") == "just below the 0.72 needed"
 
 
 def test_the_same_clip_counts_once(clips: Path, words: Path, confit: Confit) -> None:
