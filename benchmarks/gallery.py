@@ -74,7 +74,7 @@ def timed(matcher: Matcher, asked: Floats) -> tuple[dict[str, float], list[str |
         for kind, values in took.items()
         for share in (50, 99)
     }
-    return found, [matcher.nearest(query) for query in asked]
+    return found, [matcher.match(query).nearest for query in asked]
 
 
 def main() -> None:

@@ -139,7 +139,7 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
     from confit_runtime.calibration import only
 
     for label in labels:
-        if label not in contract.labels or label == contract.unknown_label:
+        if label not in contract.firing_labels:
             raise UsageError(f"--only {label}: {contract.name} has no such label ({', '.join(contract.labels)})")
     return only(contract, labels)
 

@@ -53,7 +53,11 @@ def listen(
     ] = None,
     threshold: Annotated[
         list[str] | None,
-        typer.Option(metavar="[LABEL=]VALUE", help="Fire at this score, for one label or for all; may be repeated."),
+        typer.Option(
+            metavar="[LABEL=]VALUE",
+            help="Fire at this score, for all labels or for one, in whatever order they are given; for an enrolled NAME=VALUE"
+            " the similarity. May be repeated.",
+        ),
     ] = None,
     gate: Annotated[
         str | None,
@@ -93,12 +97,16 @@ def listen(
     from confit_runtime.listener import Listener
     from confit_runtime.sources import find_clips, open_source
 
-    tuned = _with_thresholds([load(model) for model in models], threshold or [])
+    general, own = _levels(threshold or [])
+    loaded = [load(model) for model in models]
+    tuned = [_with_thresholds(model, general, own) for model in loaded]
     clips = [str(path) for path in find_clips([source])] if Path(source).is_dir() else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
     with (
-        galleries_opened(gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers) as placed,
+        galleries_opened(
+            gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers, thresholds=own
+        ) as placed,
         _quiet_when_unread(),
         Heard(
             source,
@@ -108,6 +116,7 @@ def listen(
         ) as heard,
         _until_stopped(),
     ):
+        _check_fire(own, tuned, placed.names)
         for name in clips or [source]:
             try:
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened:
@@ -137,8 +146,9 @@ def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: boo
     ]
 
 
-def _with_thresholds(models: list[Model], options: list[str]) -> list[Model]:
-    """The models with `--threshold` applied: `LABEL=VALUE` to those that have the label, a bare value to all labels."""
+def _levels(options: list[str]) -> tuple[float | None, dict[str, float]]:
+    """`--threshold` as it was given: what a bare VALUE says for all labels, and what `LABEL=VALUE` says for one."""
+    general, own = None, {}
     for option in options:
         label, equals, value = option.rpartition("=")
         try:
@@ -148,13 +158,26 @@ def _with_thresholds(models: list[Model], options: list[str]) -> list[Model]:
                 f"--threshold {option}: expected LABEL=VALUE or VALUE, a number between 0 and 1"
             ) from error
         if equals:
-            own = [model for model in models if label in model.labels] or models[
-                :1
-            ]  # the first refuses a label of none
-            models = [model.with_thresholds({label: level}) if model in own else model for model in models]
+            own[label] = level
         else:
-            models = [model.with_thresholds(dict.fromkeys(model.labels, level)) for model in models]
-    return models
+            general = level
+    return general, own
+
+
+def _with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
+    levels = {} if general is None else dict.fromkeys(model.labels, general)
+    return model.with_thresholds(levels | {label: own[label] for label in model.contract.firing_labels if label in own})
+
+
+def _check_fire(own: dict[str, float], models: list[Model], names: list[str]) -> None:
+    """Raise UsageError on a threshold for what never fires: no label, or the one for everything else, and no name."""
+    labels = list(dict.fromkeys(label for model in models for label in model.contract.firing_labels))
+    for label, level in own.items():
+        if label not in [*labels, *names]:
+            enrolled = f"; enrolled: {', '.join(names)}" if names else ""
+            raise UsageError(
+                f"--threshold {label}={level:g}: {label!r} never fires (what does: {', '.join(labels) or 'no label'}{enrolled})"
+            )
 
 
 @contextmanager

@@ -102,6 +102,11 @@ class Contract:
         """Whether the model carries state from call to call (else it takes whole windows)."""
         return bool(self.state)
 
+    @property
+    def firing_labels(self) -> list[str]:
+        """The labels that are detected: all but the one that stands for everything else."""
+        return [label for label in self.labels if label != self.unknown_label]
+
     def to_json(self) -> str:
         """The contract as JSON: the same contract gives the same bytes."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True, allow_nan=False)

@@ -382,7 +382,10 @@ def test_enroll_identify_and_keep_house(home: Path, tmp_path: Path) -> None:
         ("buzz", "Büzz", "bell"),
         ("stranger", None, "Büzz"),
     ]
-    assert matches[0].keys() == {"type", "clip", "name", "score", "runner_up", "runner_up_score", "margin", "threshold"}
+    assert matches[0].keys() == {
+        *("type", "clip", "name", "reason", "nearest", "score", "runner_up", "runner_up_score", "margin", "threshold")
+    }
+    assert [(one["reason"], one["nearest"]) for one in matches[-2:]] == [(None, "Büzz"), ("too low", "bell")]
     assert summary == {"type": "summary", "clips": 5, "known": 4, "unknown": 1, "failed": 0}
 
     assert run(tmp_path, "gallery", "list").stdout == "Büzz  1 print  0.5 s\nbell  3 prints  1.5 s\n"
@@ -437,7 +440,11 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen tiny.onnx --source -", 2, "--rate"),
         ("listen tiny.onnx --source scene.flac --rate 8000", 2, "--rate is for source '-'"),
         ("listen tiny.onnx --source - --rate 16000 --format u8", 2, "u8"),
-        ("listen tiny.onnx --source scene.flac --threshold yes=0.5", 2, "low, mid, high, other"),
+        (
+            "listen tiny.onnx --source scene.flac --threshold yes=0.5",
+            2,
+            "'yes' never fires (what does: low, mid, high)",
+        ),
         ("listen tiny.onnx --source scene.flac --threshold low=high", 2, "--threshold low=high"),
         ("listen tiny.onnx --source scene.flac --threshold 60", 2, "between 0 and 1"),
         ("listen tiny.onnx --source scene.flac --gallery text.wav", 1, "text.wav: is not a gallery"),
