@@ -125,9 +125,9 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained]:
     background = str(DATA / "background" / "train")
     demo.tell(
         "2. PairTune",
-        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined for {EPOCHS * SOUP} epochs so that clips of one word"
-        " come to lie together and others apart (supervised contrastive learning, hard negatives weighing more). Then it is"
-        " frozen and judged by two probes. The same command: confit-edge train words.csv -o runs/pairtune --background ...",
+        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined for {EPOCHS * SOUP} epochs so that clips of"
+        " one word come to lie together and others apart (supervised contrastive learning, hard negatives weighing more). Then"
+        " it is frozen and judged by two probes. The same command: confit-edge train words.csv -o runs/pairtune --background ...",
     )
     pairtune = train(words, demo.out / "runs" / "pairtune", recipe(demo, background=background), watch=demo.watch)
     demo.tell(
