@@ -102,6 +102,11 @@ class Contract:
         """Whether the model carries state from call to call (else it takes whole windows)."""
         return bool(self.state)
 
+    @property
+    def firing(self) -> list[str]:
+        """The labels that can fire: not `unknown_label`, and none whose threshold no score reaches."""
+        return [label for label in self.labels if label != self.unknown_label and self.thresholds[label]["on"] <= 1]
+
     def to_json(self) -> str:
         """The contract as JSON: the same contract gives the same bytes."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True, allow_nan=False)
