@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -46,10 +47,10 @@ class FileSource:
 
 
 def find_clips(specs: Sequence[str | Path]) -> list[Path]:
-    """Clips from how a user names them: files, folders (the sound files in them) and glob patterns, in order.
+    """Clips from how a user names them: files, folders (the sound files in them and below) and glob patterns, in order.
 
-    A path that names nothing is passed on, for whoever reads it to refuse. Raises UsageError on a folder or a pattern
-    without sound.
+    A path that names nothing is passed on, for whoever reads it to refuse. Raises UsageError on an empty name, on a
+    folder or a pattern without sound, and on a folder that cannot be read.
     """
     import soundfile
 
@@ -57,8 +58,10 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
     clips: list[Path] = []
     for spec in specs:
         path = Path(spec)
+        if not str(spec).strip():
+            raise UsageError("a clip's name is empty: name a sound file or a folder (. is the one you are in)")
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
+            found = sorted(_files_below(path, suffixes))
         elif not path.exists() and glob.has_magic(str(spec)):
             found = sorted(Path(file) for file in glob.glob(str(spec), recursive=True))
         else:
@@ -67,3 +70,16 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
             raise UsageError(f"{spec}: no sound files there")
         clips += found
     return clips
+
+
+def _files_below(folder: Path, suffixes: Container[str]) -> Iterator[Path]:
+    """Files with one of these suffixes in a folder and those below it, hidden ones left out."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
+                yield Path(place, name)
