@@ -376,11 +376,21 @@ def test_sources_by_name(tmp_path: Path) -> None:
 def test_clips_by_name(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
-    for name in ("b.wav", "a.FLAC", "c.opus", "notes.txt", "._a.wav", "labels.csv", "deep/er/d.wav", ".hidden/e.wav"):
+    for name in (
+        "b.wav",
+        "a.FLAC",
+        "c.opus",
+        "notes.txt",
+        "._a.wav",
+        "labels.csv",
+        "deep/er/d.wav",
+        "f.m4a",
+        ".hidden/e.wav",
+    ):
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
     names = [path.name for path in find_clips([tmp_path, tmp_path / "notes.txt", f"{tmp_path}/*.wav", "not-there.wav"])]
-    assert names == ["a.FLAC", "b.wav", "c.opus", "d.wav", "notes.txt", "b.wav", "not-there.wav"]
+    assert names == ["a.FLAC", "b.wav", "c.opus", "d.wav", "f.m4a", "notes.txt", "b.wav", "not-there.wav"]
     for nothing in (tmp_path / "empty", tmp_path / "*.mp3"):
         with pytest.raises(UsageError, match="no sound files"):
             find_clips([nothing])
