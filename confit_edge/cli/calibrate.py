@@ -83,7 +83,7 @@ def calibrate(
 
     _check(target_fa_per_hour, confidence, bake, plot)
     loaded = load(model, calibrated=False)
-    if not loaded.contract.firing:
+    if not loaded.contract.can_fire:
         raise UsageError(f"{model}: has no label that fires, so no thresholds to set: it is for `enroll`, `identify`")
     if bake is None and not Path(model).is_file():
         raise UsageError(f"{model}: is shipped with the program; calibrate a copy of it with --bake OUT.onnx")

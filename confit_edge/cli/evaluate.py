@@ -52,7 +52,7 @@ def evaluate(
     if not 0.5 <= confidence < 1:
         raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
     loaded = load(model)
-    if not loaded.contract.firing:
+    if not loaded.contract.can_fire:
         raise UsageError(f"{model}: has no label that fires, so nothing to evaluate: it is for `enroll` and `identify`")
     recordings = read_labelled(labelled)
     _check_labels(labelled, recordings, loaded.contract)

@@ -94,10 +94,10 @@ def listen(
     from confit_runtime.sources import find_clips, open_source
 
     tuned = _with_thresholds([load(model) for model in models], threshold or [])
-    _check_names(tuned)
-    clips = [str(path) for path in find_clips([source])] if source and Path(source).is_dir() else None
+    clips = [str(path) for path in find_clips([source])] if Path(source).is_dir() else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
+    _check_names(tuned)
     with (
         galleries_opened(gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers) as placed,
         _quiet_when_unread(),
@@ -136,7 +136,7 @@ def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: boo
     from confit_runtime.gates import make_gate
 
     for at, model in enumerate(models):
-        if not model.contract.firing and at not in galleries:
+        if not model.contract.can_fire and at not in galleries:
             raise UsageError(f"{model.name} has nothing that fires: give --gallery, with the names enrolled for it")
     return [
         model.stream(

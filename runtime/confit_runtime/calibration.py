@@ -189,7 +189,7 @@ def det_curve(
 
 def may_fire(contract: Contract) -> list[int]:
     """The places of the labels that can fire."""
-    return [contract.labels.index(label) for label in contract.firing]
+    return [contract.labels.index(label) for label in contract.can_fire]
 
 
 def only(contract: Contract, labels: Collection[str]) -> Contract:

@@ -58,18 +58,18 @@ def share(measured: dict[str, Any]) -> str:
 
 def _thresholds(contract: Contract) -> str:
     """One level for all labels, or the lowest and the highest; then what never fires."""
-    by_level = sorted((contract.thresholds[label]["on"], label) for label in contract.firing)
+    by_level = sorted((contract.thresholds[label]["on"], label) for label in contract.can_fire)
     if not by_level:
         return "nothing fires: it is for enrolled names"
     (low, lowest), (high, highest) = by_level[0], by_level[-1]
     shown = f"{low:.4g} for all labels" if low == high else f"{low:.4g} ({lowest}) to {high:.4g} ({highest})"
-    silent = [label for label in contract.labels if label not in (*contract.firing, contract.unknown_label)]
+    silent = [label for label in contract.labels if label not in (*contract.can_fire, contract.unknown_label)]
     return shown + (f"; never: {_some(silent)}" if silent else "")
 
 
 def _calibrated(contract: Contract) -> str:
     if not (report := contract.calibration.get("device")):
-        return "export, not calibrated since" if contract.firing else "-"
+        return "export, not calibrated since" if contract.can_fire else "-"
     return (
         f"calibration on {report['hours']:.2f} hours: at most {report['fa_per_hour_bound']:.2g} false accepts an hour"
         f" ({100 * report['confidence']:g} % sure), target {report['target_fa_per_hour']:g}"

@@ -496,7 +496,7 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen text.onnx --source scene.flac", 1, "text.onnx: is not"),
         ("listen tiny.onnx tiny.onnx --source scene.flac", 2, "2 of the models are named tiny"),
         ("listen mute.onnx --source scene.flac", 2, "mute has nothing that fires: give --gallery"),
-        ("listen tiny.onnx --source=", 2, "--source is empty"),
+        ("listen tiny.onnx --source=", 2, "a source or clip without a name"),
         ("record low -o clips --source scene.flac", 2, "scene.flac: is a recording already"),
         ("record low -o clips --source -", 2, "not from a pipe"),
         ("listen tiny.onnx --source text.wav", 1, "text.wav: cannot be read as sound"),

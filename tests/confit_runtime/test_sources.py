@@ -394,7 +394,7 @@ def test_clips_by_name(tmp_path: Path) -> None:
     for nothing in (tmp_path / "empty", tmp_path / "*.mp3"):
         with pytest.raises(UsageError, match="no sound files"):
             find_clips([nothing])
-    with pytest.raises(UsageError, match="name is empty"):
+    with pytest.raises(UsageError, match="without a name"):
         find_clips([""])
 
 

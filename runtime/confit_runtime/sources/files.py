@@ -63,7 +63,7 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
     for spec in specs:
         path = Path(spec)
         if not str(spec).strip():
-            raise UsageError("a clip's name is empty: name a sound file or a folder (. is the one you are in)")
+            raise UsageError("a source or clip without a name: give a sound file or a folder (. is the one you are in)")
         if path.is_dir():
             found = sounds_below(path)
         elif not path.exists() and glob.has_magic(str(spec)):
