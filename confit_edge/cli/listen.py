@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from confit_edge.cli._console import Json, say
+from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def listen(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Model files, or names of shipped models.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model files, or names of shipped models.")],
     source: Annotated[
         str,
         typer.Option(
@@ -31,11 +33,9 @@ def listen(
             " on stdin.",
         ),
     ] = "mic",
-    rate: Annotated[int | None, typer.Option(metavar="HZ", help="Sample rate of the PCM on stdin.")] = None,
-    channels: Annotated[int, typer.Option(metavar="N", help="Channels of the PCM on stdin.")] = 1,
-    pcm_format: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="Samples of the PCM on stdin: s16le or f32le.")
-    ] = "s16le",
+    rate: Rate = None,
+    channels: Channels = 1,
+    pcm_format: Format = "s16le",
     gallery: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Also tell when a name enrolled in this gallery is heard; may be repeated."),
@@ -103,6 +103,7 @@ def listen(
     clips = [str(path) for path in find_clips([source])] if Path(source).is_dir() else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
+    _check_names(tuned)
     with (
         galleries_opened(
             gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers, thresholds=own
@@ -132,10 +133,20 @@ def listen(
         raise typer.Exit(1)
 
 
+def _check_names(models: list[Model]) -> None:
+    """Raises UsageError where two models have one name, by which detections and summaries tell them apart."""
+    name, times = Counter(model.name for model in models).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
+
+
 def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: bool, gate: str | None) -> list[Stream]:
-    """A stream for each model, with its gallery where it has one."""
+    """A stream for each model, with its gallery where it has one. Raises UsageError on a model that would hear nothing."""
     from confit_runtime.gates import make_gate
 
+    for at, model in enumerate(models):
+        if not model.contract.can_fire and at not in galleries:
+            raise UsageError(f"{model.name} has nothing that fires: give --gallery, with the names enrolled for it")
     return [
         model.stream(
             galleries.get(at),

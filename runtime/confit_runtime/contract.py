@@ -98,6 +98,11 @@ class Contract:
             raise ModelError("contract keys disagree: a streaming model's window is (warmup_hops + 1) * hop")
 
     @property
+    def can_fire(self) -> list[str]:
+        """The labels that can fire: not `unknown_label`, and none whose threshold no score reaches."""
+        return [label for label in self.labels if label != self.unknown_label and self.thresholds[label]["on"] <= 1]
+
+    @property
     def streaming(self) -> bool:
         """Whether the model carries state from call to call (else it takes whole windows)."""
         return bool(self.state)
