@@ -287,9 +287,9 @@ class Training:
                     "steps": self.batches,
                 }
                 self.tell({"stage": "step", **at, "loss": numbers["loss"]})
-        number = {"training": epoch // self.epochs + 1} if self.soup else {}
+        training = {"training": epoch // self.epochs + 1} if self.soup else {}
         means = {key: value / self.batches for key, value in sums.items()}
-        return {"epoch": epoch + 1, **number, "lr": self.lr, **means}
+        return {"epoch": epoch + 1, **training, "lr": self.lr, **means}
 
     def _train_mode(self) -> None:
         self.encoder.train()
