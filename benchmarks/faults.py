@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.report import machine, write_json
 from confit_edge.demo import DATA
-from confit_edge.runs import versions, write_text
 from confit_runtime import ConfitError, Model, load
 from confit_runtime.gallery import Gallery
 
@@ -305,8 +305,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="confit-faults-") as folder:
             row = PARTS[part](Path(folder), model)
         found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-        found |= {"command": "python -m benchmarks.faults", part: row, "versions": versions()}
-        write_text(given.out, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        found |= {"command": "python -m benchmarks.faults", part: row, **machine()}
+        write_json(given.out, found)
         print(part, row, flush=True)
 
 

@@ -10,7 +10,6 @@ by the clock, and of the thread itself, which leaves out what other programs too
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.runs import versions, write_text
+from benchmarks.report import machine, write_json
 from confit_runtime import load
 from confit_runtime.matcher import NEIGHBOURS, Levels, Matcher, unit
 from confit_runtime.search import ExactSearch, IndexSearch, build_index
@@ -74,7 +73,7 @@ def timed(matcher: Matcher, asked: Floats) -> tuple[dict[str, float], list[str |
         for kind, values in took.items()
         for share in (50, 99)
     }
-    return found, [matcher.nearest(query) for query in asked]
+    return found, [matcher.match(query).nearest for query in asked]
 
 
 def main() -> None:
@@ -92,7 +91,7 @@ def main() -> None:
         "questions": QUESTIONS,
         "dim": model.contract.embedding_dim,
         "prints_a_name": PRINTS_A_NAME,
-        "versions": versions(),
+        **machine(),
     }
     for label, size in (("exact", 100_000), ("index", given.prints)):
         names = size // PRINTS_A_NAME
@@ -120,7 +119,7 @@ def main() -> None:
             path.unlink()
         result[label] = row
         print(label, row, flush=True)
-        write_text(given.out, json.dumps({**result, "load_average": round(os.getloadavg()[0], 1)}, indent=2) + "\n")
+        write_json(given.out, {**result, "load_average": round(os.getloadavg()[0], 1)})
 
 
 def _recall(whole: ExactSearch, search: IndexSearch, query: Floats, count: int) -> float:

@@ -10,7 +10,6 @@ shipped model are used as they are: nothing is chosen on these voices.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.fetch import CACHE
+from benchmarks.report import machine, write_json
 from benchmarks.voices import Draw, draw, voices
-from confit_edge.runs import versions, write_text
 from confit_runtime import load
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import AudioError
@@ -246,9 +245,9 @@ def main() -> None:
             for name, asked in sides.items()
         },
         **({"resemblyzer_best_threshold": round(float(best), 2)} if given.peer else {}),
-        "versions": versions(),
+        **machine(),
     }
-    write_text(given.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_json(given.out, result)
     for name in sides:
         print(
             name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from typing import Annotated
 
 import typer
 
@@ -28,7 +30,9 @@ from confit_edge.cli import (
     train,
     verify,
 )
-from confit_runtime.errors import ConfitError
+from confit_edge.cli._console import Verb
+from confit_runtime import __version__
+from confit_runtime.errors import ConfitError, UsageError
 
 app = typer.Typer(
     name="confit-edge",
@@ -59,42 +63,64 @@ for verb in (
     devices.devices,
     doctor.doctor,
 ):
-    app.command()(verb)
+    app.command(cls=Verb)(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(gallery.app, name="gallery")
 
-_EXTRA_OF = {
-    **dict.fromkeys(
-        ("torch", "transformers", "accelerate", "sklearn", "safetensors", "yaml", "pyarrow", "matplotlib"), "train"
-    ),
-    **dict.fromkeys(("onnx", "optimum"), "export"),
-}
+_OURS = ("confit_edge", "confit_export", "confit_runtime")
+_BROUGHT_BY_EXPORT = ("onnx", "optimum")  # every other module that can be missing comes with what training needs
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import platform
+
+        import onnxruntime
+
+        print(f"confit-edge {__version__} (onnxruntime {onnxruntime.__version__}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Tell the version, and what it runs on."
+        ),
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
     """The `confit-edge` command."""
-    debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
     except ConfitError as error:
-        if debug:
-            raise
-        print(f"confit-edge: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(error, error.exit_code)
     except ModuleNotFoundError as error:
-        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
-        if debug or extra is None:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OURS:
             raise
-        if arguments[:1] in (["demo"], ["export"]):
-            extra = "export"  # which brings what training needs, too
-        print(f"confit-edge: this verb needs {error.name}: pip install 'confit-edge[{extra}]'", file=sys.stderr)
-        sys.exit(2)
+        _fail(_without(missing, arguments[:1]), UsageError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
-        if debug:
-            raise
-        print(f"confit-edge: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error, ConfitError.exit_code)
     except KeyboardInterrupt:
         print("confit-edge: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _without(module: str, verb: list[str]) -> UsageError:
+    """What to say where `module`, which no device needs, is not installed."""
+    # the export extra brings what training needs, too
+    extra = "export" if module in _BROUGHT_BY_EXPORT or verb in (["demo"], ["export"]) else "train"
+    return UsageError(f"this verb needs {module}: pip install 'confit-edge[{extra}]'")
+
+
+def _fail(error: Exception, status: int) -> None:
+    """End with one line; with --debug, with where the error came from before it."""
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    print(f"confit-edge: {error}", file=sys.stderr)
+    sys.exit(status)

@@ -7,8 +7,24 @@ import sys
 from typing import Annotated, Any, Self
 
 import typer
+from typer.core import TyperCommand
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
+
+
+LARGEST = 1e12  # of anything that an option measures: seconds, shares, decibels
+
+
+class Verb(TyperCommand):
+    """A command whose options are numbers that can be meant: of floats typer lets `nan`, `inf` and `1e308` through."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for param in self.get_params(ctx):
+            value = ctx.params.get(param.name or "")
+            if isinstance(value, float) and not abs(value) <= LARGEST:
+                raise typer.BadParameter(f"{value:g} is not a number that can be meant.", ctx, param)
+        return rest
 
 
 def emit(kind: str, /, **fields: Any) -> None:

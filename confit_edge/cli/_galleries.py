@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
     from confit_runtime.listener import Tap
     from confit_runtime.model import Model
+    from confit_runtime.speaker import SaveTap
 
 
 @dataclass
@@ -21,14 +22,27 @@ class Placed:
     """Galleries by the models they were enrolled with, and the taps that use them."""
 
     of_model: dict[int, Gallery] = field(default_factory=dict)  # by place among the models
+    voices: Gallery | None = None  # of the speaker model
     taps: list[Tap] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """All that are enrolled."""
+        galleries = [*self.of_model.values(), *([self.voices] if self.voices is not None else [])]
+        return list(dict.fromkeys(name for gallery in galleries for name in gallery.names()))
 
 
 @contextmanager
 def opened(
-    paths: list[Path], models: list[Model], *, speaker_model: Model | None, only: list[str], save: Path | None
+    paths: list[Path],
+    models: list[Model],
+    *,
+    speaker_model: Model | None,
+    only: list[str],
+    save: Path | None,
+    thresholds: dict[str, float],
 ) -> Iterator[Placed]:
-    """The galleries, open for as long as somebody listens.
+    """The galleries, open for as long as somebody listens; `thresholds` are for names in them, by hand.
 
     Raises UsageError when the options do not fit together, GalleryError on a gallery of none of the models.
     """
@@ -36,36 +50,63 @@ def opened(
         yield Placed()  # who only listens is spared SQLite and what stands on it: 2 MB
         return
     from confit_runtime.gallery import Gallery, clean_name
-    from confit_runtime.speaker import SaveTap, SpeakerTap, VetoTap
+    from confit_runtime.speaker import SpeakerTap, VetoTap
 
     if speaker_model is None and only:
         raise UsageError(
             "--only names who may speak: give --speaker-model (speakers, or a file) and its --gallery, too"
         )
     with ExitStack() as stack:
-        placed, voices = Placed(), None
+        placed = Placed()
         for path in paths:
             with Gallery.open(path) as unread:
                 owners = [at for at, model in enumerate(models) if model.contract.embedding_id == unread.embedding_id]
             if speaker_model is not None and (speaker_model.contract.embedding_id == unread.embedding_id or not owners):
                 # one of none of the models is refused here, or below
-                voices = stack.enter_context(Gallery.open(path, speaker_model))
+                placed.voices = stack.enter_context(Gallery.open(path, speaker_model, thresholds=thresholds))
                 continue
             for at in owners or [0]:
-                gallery = stack.enter_context(Gallery.open(path, models[at]))
+                gallery = stack.enter_context(Gallery.open(path, models[at], thresholds=thresholds))
                 placed.of_model[at] = gallery
                 if gallery.negatives():
                     placed.taps.append(VetoTap(models[at], gallery))
         if speaker_model is not None:
-            if voices is None:
-                raise UsageError(
-                    "--speaker-model needs the --gallery of those who may be named: see `confit-edge enroll`"
-                )
+            voices = _of_speakers(placed, speaker_model)
             wanted = [clean_name(name) for name in only]
             if unknown := [name for name in wanted if name not in voices.names()]:
                 enrolled = ", ".join(voices.names()) or "nobody"
                 raise UsageError(f"--only {unknown[0]}: is not enrolled in {voices.path} (enrolled: {enrolled})")
             placed.taps.append(SpeakerTap(speaker_model, voices, wanted))
         if save is not None:
-            placed.taps.append(SaveTap(save, models))
+            placed.taps.append(_save_tap(save, models))
         yield placed
+
+
+def _of_speakers(placed: Placed, speaker_model: Model) -> Gallery:
+    """The gallery of the speaker model. Raises UsageError when it was not given, or holds no voices."""
+    from confit_runtime.shipped import as_asked_for
+
+    given = f"--speaker-model {as_asked_for(speaker_model.path)}"
+    how = "`confit-edge enroll` makes one"
+    if placed.voices is None and placed.of_model:
+        others = ", ".join(f"{one.path} is of {one.binding.model or 'another'}" for one in placed.of_model.values())
+        raise UsageError(f"{given}: needs a --gallery that was enrolled with it ({others}): {how}")
+    if placed.voices is None:
+        raise UsageError(f"{given}: needs the --gallery of those who may be named: {how}")
+    if placed.voices.binding.kind == "sound":
+        raise UsageError(
+            f"{given}: {placed.voices.path} holds sounds, and only voices can be named: enroll them with `speakers`, or"
+            " with --kind speaker"
+        )
+    return placed.voices
+
+
+def _save_tap(folder: Path, models: list[Model]) -> SaveTap:
+    from confit_runtime.speaker import SaveTap
+
+    try:
+        return SaveTap(folder, models)
+    except OSError as error:
+        raise UsageError(
+            f"--save-triggers {folder}: is no folder that can be made and written ({error.strerror}): choose another"
+        ) from error

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from confit_edge.cli._console import emit, say
+from confit_runtime.errors import AudioError
 from confit_runtime.sources import Gap, Notice
 from confit_runtime.stream import Detection
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class Heard:
     """Prints what listeners hear as they hear it, and a summary for each model when it is left, however it is left.
 
-    Where the source is a folder, `name` is its, `clips` says so, and each line names its clip.
+    Where the source is a folder, `name` is its, `clips` says so, each line names its clip, and each clip has a summary
+    (or the line that nothing was heard in it) of its own.
     """
 
     def __init__(self, name: str, streams: Sequence[Stream], *, json: bool, clips: bool = False) -> None:
@@ -42,7 +44,8 @@ class Heard:
     ) -> None:
         if self._view is not None:
             self._view.stop()
-        if self._began and not isinstance(error, BrokenPipeError):
+        # of a source that failed before any sound came its error says all, to a person
+        if self._began and not isinstance(error, BrokenPipeError) and (self._json or self._seconds or error is None):
             self._summary()
 
     def taps(self, source: Source) -> list[Tap]:
@@ -55,8 +58,8 @@ class Heard:
         return [self._view]
 
     def tell_all(self, listener: Listener, source: Source) -> None:
-        """All that the listener hears of the source, until it ends."""
-        self._began = True
+        """All that the listener hears of the source, until it ends. Raises AudioError where that gave no sound at all."""
+        self._began, before = True, self._counts.copy()
         if not self._clips:
             self._name = source.name  # of a URL, without user and password
         try:
@@ -66,6 +69,10 @@ class Heard:
         finally:
             self._seconds += listener.samples / source.rate
             self._dropped += listener.dropped_samples
+        if not (listener.samples or listener.full):
+            raise AudioError(f"{source.name}: ended without any sound; look at what should have made it")
+        if self._clips:
+            self._tell_clip(source.name, self._counts - before, listener)
 
     def _room(self) -> AbstractContextManager[None]:
         return self._view.paused() if self._view is not None else nullcontext()
@@ -96,19 +103,34 @@ class Heard:
             f"{clip_}{detection.start_s:8.2f} s  {detection.label}  {detection.score:.2f}{speaker}{model}", flush=True
         )
 
+    def _tell_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
+        if self._json:
+            self._emit_summaries(counts, listener.samples / listener.rate, listener.dropped_samples, clip=clip)
+        elif not counts:
+            print(f"{clip}: nothing", flush=True)
+
     def _summary(self) -> None:
         """One for each model: how often it heard what."""
+        if self._json:
+            self._emit_summaries(self._counts, self._seconds, self._dropped)
+            return
         for name in [stream.model.name for stream in self._streams]:
-            counts = Counter({label: count for (model, label), count in self._counts.items() if model == name})
-            if self._json:
-                emit(
-                    "summary",
-                    model=name,
-                    source=self._name,
-                    seconds=round(self._seconds, 3),
-                    detections=dict(counts),
-                    dropped_samples=self._dropped,
-                )
-            else:
-                heard = ", ".join(f"{label} {count}" for label, count in counts.most_common()) or "nothing"
-                say(f"{name}: {heard} in {self._seconds:.1f} s")
+            heard = ", ".join(f"{label} {count}" for label, count in _of(name, self._counts).most_common()) or "nothing"
+            say(f"{name}: {heard} in {self._seconds:.1f} s")
+
+    def _emit_summaries(self, counts: Counter[tuple[str, str]], seconds: float, dropped: int, **clip: str) -> None:
+        for name in [stream.model.name for stream in self._streams]:
+            emit(
+                "summary",
+                model=name,
+                source=self._name,
+                **clip,
+                seconds=round(seconds, 3),
+                detections=dict(_of(name, counts)),
+                dropped_samples=dropped,
+            )
+
+
+def _of(name: str, counts: Counter[tuple[str, str]]) -> Counter[str]:
+    """What the model of that name heard."""
+    return Counter({label: count for (model, label), count in counts.items() if model == name})

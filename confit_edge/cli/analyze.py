@@ -11,7 +11,7 @@ from confit_edge.cli._console import Json, emit, say
 
 
 def analyze(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders that `confit-edge train` wrote.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders that `confit-edge train` wrote.")],
     split: Annotated[Literal["test", "val"], typer.Option(help="Whose clips to look at.")] = "test",
     manifest: Annotated[
         Path | None, typer.Option(help="Other clips to look at, or the runs' own where they have moved.")

@@ -17,7 +17,7 @@ HEADS = ("model", "precision", "p50 ms", "p99 ms", "graph", "stream", "of limit"
 
 
 def bench(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Model files, or names of shipped models.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model files, or names of shipped models.")],
     seconds: Annotated[
         float, typer.Option(metavar="N", min=0.05, help="Processor time that each figure is measured for.")
     ] = 2.0,

@@ -46,7 +46,10 @@ def calibrate(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="DET.png", help="Draw false rejects against false accepts; DET.csv beside it."),
+        typer.Option(
+            metavar="DET.png",
+            help="Draw false rejects against false accepts; DET.csv beside it. Needs the train extra.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -72,21 +75,25 @@ def calibrate(
     """
     import dataclasses
 
-    from confit_edge.data.manifest import sound_files
     from confit_runtime import load
     from confit_runtime.calibration import choose, count_false_accepts, det_curve, may_fire, thresholds
+    from confit_runtime.device_file import device_path
     from confit_runtime.recordings import RowCache, score_recordings
     from confit_runtime.sources import find_clips
 
     _check(target_fa_per_hour, confidence, bake, plot)
     loaded = load(model, calibrated=False)
+    if not loaded.contract.can_fire:
+        raise UsageError(f"{model}: has no label that fires, so no thresholds to set: it is for `enroll`, `identify`")
     if bake is None and not Path(model).is_file():
         raise UsageError(f"{model}: is shipped with the program; calibrate a copy of it with --bake OUT.onnx")
-    paths = [
-        path
-        for spec in negatives
-        for path in (sound_files(Path(spec), "--negatives") if Path(spec).is_dir() else find_clips([spec]))
-    ]
+    if bake is None:
+        _check_place(device_path(loaded.path), "give --bake OUT.onnx in another")
+    else:
+        _check_place(bake, "name a --bake OUT.onnx in another")
+    if bake is not None and bake.exists() and bake.samefile(loaded.path):
+        raise UsageError(f"--bake {bake}: is the model that is read; name another file, or leave --bake out")
+    paths = find_clips(negatives)
     contract = _only(loaded.contract, only) if only else loaded.contract
     clips = _positives(positives, contract) if positives else []
     with Bar(json, before="hours") as bar:
@@ -133,13 +140,27 @@ def _check(target: float, confidence: float, bake: Path | None, plot: Path | Non
         raise UsageError(f"--bake {bake}: a model file's name ends with .onnx")
     if plot is not None and plot.suffix != ".png":
         raise UsageError(f"--plot {plot}: the plot's name ends with .png")
+    if plot is not None:
+        _check_place(plot, "name a --plot DET.png in another")
+        from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours
+
+
+def _check_place(path: Path, advice: str) -> None:
+    """Raises UsageError, before anything takes hours, where nothing can be written into the folder of `path`."""
+    import tempfile
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written to its folder ({error.strerror}); {advice}") from error
 
 
 def _only(contract: Contract, labels: Sequence[str]) -> Contract:
     from confit_runtime.calibration import only
 
     for label in labels:
-        if label not in contract.labels or label == contract.unknown_label:
+        if label not in contract.firing_labels:
             raise UsageError(f"--only {label}: {contract.name} has no such label ({', '.join(contract.labels)})")
     return only(contract, labels)
 
@@ -292,20 +313,15 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def _write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
-    """DET.csv always, and DET.png, which needs the train extra."""
+    """DET.png, and DET.csv beside it."""
+    from confit_edge.geometry.plots import det
     from confit_runtime.device_file import write_whole
 
     text = io.StringIO()
     table = csv.DictWriter(text, list(curve[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(curve)
-    plot.parent.mkdir(parents=True, exist_ok=True)
     write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
-    try:
-        from confit_edge.geometry.plots import det
-    except ModuleNotFoundError:
-        say(f"{plot} was not drawn: that needs matplotlib (pip install 'confit-edge[train]')")
-        return
     det(curve, report, plot)
 
 

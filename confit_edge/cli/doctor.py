@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -23,8 +24,14 @@ _LEAST_TO_TIME_S = 4.0
 
 def doctor(
     source: Annotated[
-        str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME, a sound file or a URL.")
+        str,
+        typer.Option(
+            metavar="SOURCE", help="mic, mic:INDEX, mic:NAME, a sound file, a URL, or - for raw PCM on stdin."
+        ),
     ] = "mic",
+    rate: Rate = None,
+    channels: Channels = 1,
+    pcm_format: Format = "s16le",
     seconds: Annotated[float, typer.Option(metavar="N", min=1.0, max=600.0, help="How long to measure.")] = 8.0,
     json: Json = False,
 ) -> None:
@@ -40,18 +47,20 @@ def doctor(
         confit-edge doctor --source mic:USB --seconds 20
 
         confit-edge doctor --source recording.wav --json
+
+        arecord -q -t raw -f S16_LE -r 16000 | confit-edge doctor --source - --rate 16000
     """
     from confit_runtime.soundcheck import findings, soundcheck
     from confit_runtime.sources import Microphone, open_source
 
-    with open_source(source) as opened:
+    with open_source(source, rate=rate, channels=channels, format=pcm_format) as opened:
         if opened.live:
             say(f"measuring {opened.name} for {seconds:g} s: be quiet for {seconds / 2:g} s, then speak")
         pcm, dropped, arrivals = _hear(opened, seconds)
-        name, rate, clocked = opened.name, opened.rate, isinstance(opened, Microphone)
-    check = soundcheck(pcm, rate)
-    found = findings(check, dropped_s=dropped / rate)
-    if clocked and (slip := _slip(arrivals, rate)) is not None:
+        name, clocked = opened.name, isinstance(opened, Microphone)
+    check = soundcheck(pcm, opened.rate)
+    found = findings(check, dropped_s=dropped / opened.rate)
+    if clocked and (slip := _slip(arrivals, opened.rate)) is not None:
         found = [slip, *(one for one in found if one.level != "good")]
     if json:
         for one in found:

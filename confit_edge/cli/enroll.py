@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.errors import AudioError, ConfitError, UsageError
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
-    from confit_runtime.enrollment import Kind
+    from confit_runtime.contract import Contract
+    from confit_runtime.enrollment import Kind, Taken
+    from confit_runtime.gallery import Gallery
     from confit_runtime.model import Model
 
 COUNTDOWN_S = 1.5
@@ -22,7 +26,8 @@ KindOption = Annotated[
     Literal["speaker", "sound"] | None,
     typer.Option(
         "--kind",
-        help="What a name is: a speaker (long pauses cut, 4 s at least) or a sound. The model says which, if not you.",
+        help="What a name is: a speaker (long pauses cut, 4 s at least) or a sound. The gallery says which, if not you, and"
+        " of a new one the model.",
     ),
 ]
 
@@ -48,7 +53,7 @@ def enroll(
     negative: Annotated[
         bool,
         typer.Option(
-            "--negative", help="The clips were taken for NAME (or for this label of the model) and are not it."
+            "--negative", help="The clips were taken for NAME (enrolled, or a label of the model) and are not it."
         ),
     ] = False,
     keep_audio: Annotated[
@@ -58,9 +63,10 @@ def enroll(
 ) -> None:
     """Enroll a name from a few clips: each becomes a print in the gallery, no training needed.
 
-    All clips are enrolled or none is: one that is silent, too short or unreadable is named, and nothing is written. Of a
-    sound one clip is enough. A voice needs 4 s of speech in all, better 10 s, recorded as it will be
-    heard later; run it again to add more. Ask people before you enroll their voice.
+    All clips are enrolled or none is: each that is silent, too short or unreadable is named, and nothing is written then.
+    Of a sound one clip is enough. A voice needs 4 s of speech in all, better 10 s, and 0.5 s in each clip, recorded as it
+    will be heard later; run it again to add more. What the name has already is left out. Ask people before you enroll
+    their voice.
 
     Examples:
 
@@ -75,40 +81,62 @@ def enroll(
     import numpy as np
 
     from confit_runtime import load
-    from confit_runtime.audio import load_clip
-    from confit_runtime.enrollment import kind_of, take, to_flac
-    from confit_runtime.gallery import Gallery, clean_name
+    from confit_runtime.enrollment import kind_of, to_flac
+    from confit_runtime.gallery import Gallery, new_name, to_blobs, unheard
     from confit_runtime.sources import find_clips
 
-    name = clean_name(name)
+    name = new_name(name)
     if bool(clips) == mic:
         raise UsageError("enroll takes clips, or --mic to record them: one of the two")
     loaded = load(model)
     rate = loaded.contract.sample_rate
-    settled = kind or kind_of(loaded.contract)
-    if clips:
-        sounds = [(str(path), load_clip(path, rate)) for path in find_clips(clips)]
-    else:
-        sounds = _recorded(loaded, source, takes, take_seconds, settled)
-    taken = [(clip, take(loaded, pcm, settled, clip)) for clip, pcm in sounds]
-    seconds = sum(one.seconds for _, one in taken)
-    if not negative:
-        _check_enough(gallery, name, seconds, settled)
-    embeddings = np.concatenate([one.embeddings for _, one in taken])
-    with Gallery.open(gallery, loaded, create=True) as opened:
-        total = opened.enroll(
-            name,
-            embeddings,
-            sources=[clip for clip, one in taken for _ in one.sounds],
-            voiced_s=seconds,
-            negative=negative,
-            audio=[to_flac(sound, rate) for _, one in taken for sound in one.sounds] if keep_audio else None,
-        )
+    with ExitStack() as stack:
+        has_any = gallery.is_file() and gallery.stat().st_size > 0
+        there = stack.enter_context(Gallery.open(gallery, loaded)) if has_any else None
+        settled = kind or (kind_of(loaded.contract) if there is None else there.kind)
+        if negative:
+            _check_known(name, loaded.contract, there)
+        sounds: Sequence[tuple[str, Path | Pcm]]
+        if clips:
+            sounds = [(str(path), path) for path in find_clips(clips)]
+        else:
+            sounds = _recorded(loaded, source, takes, take_seconds, settled)
+        taken = _taken(loaded, sounds, settled)
+        embeddings = np.concatenate([one.embeddings for _, one in taken])
+        # a clip's prints are of equal length
+        prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
+        places = unheard(to_blobs(embeddings), there.blobs(name, negative=negative) if there else ())
+        prints, left_out = [prints[at] for at in places], len(prints) - len(places)
+        seconds = sum(of_print for _, _, of_print in prints)
+        if not negative:
+            had_s = there.voiced_s(name) if there and name in there.names() else 0.0
+            _check_enough(name, had_s, seconds, settled)
+        if prints:
+            opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
+            opened.enroll(
+                name,
+                embeddings[places],
+                sources=[clip for clip, _, _ in prints],
+                voiced_s=seconds,
+                negative=negative,
+                audio=[to_flac(sound, rate) for _, sound, _ in prints] if keep_audio else None,
+            )
+            there = opened
+        assert there is not None  # prints are left out for being there
+        total = (there.negatives() if negative else there.names())[name]
     if json:
-        emit("enrolled", name=name, prints=len(embeddings), voiced_s=round(seconds, 3), negative=negative)
+        emit(
+            "enrolled",
+            name=name,
+            prints=len(prints),
+            left_out=left_out,
+            voiced_s=round(seconds, 3),
+            negative=negative,
+        )
     else:
-        what = f"{prints_text(len(embeddings), negative)} from {seconds:.1f} s of sound"
-        print(f"{name}: {what}")
+        print(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
+    if left_out:
+        say(f"{prints_text(left_out, negative)} left out: {name} has the same already, or they were given twice")
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
 
 
@@ -116,19 +144,48 @@ def prints_text(count: int, negative: bool = False) -> str:
     return f"{count} {'negative ' if negative else ''}print{'s' if count != 1 else ''}"
 
 
-def _check_enough(gallery: Path, name: str, seconds: float, kind: Kind) -> None:
-    """Raise AudioError, saying how much is missing, unless a name has enough voice with these seconds and what it had."""
-    from confit_runtime.enrollment import LEAST_VOICE_S, still_needed
-    from confit_runtime.gallery import Gallery
+def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None:
+    """Raise UsageError unless something may be taken for `name`: it is enrolled, or a label that fires."""
+    labels = contract.firing_labels
+    enrolled = list(gallery.names()) if gallery is not None else []
+    if name not in [*labels, *enrolled]:
+        raise UsageError(
+            f"--negative {name}: nothing is taken for it: it is neither enrolled ({', '.join(enrolled) or 'nobody'})"
+            f" nor a label of {contract.name} that fires ({', '.join(labels) or 'it has none'})"
+        )
 
-    had = 0.0
-    if gallery.is_file() and gallery.stat().st_size:
-        with Gallery.open(gallery) as opened:
-            had = opened.voiced_s(name) if name in opened.names() else 0.0
-    if missing := still_needed(had + seconds, kind):
+
+def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -> list[tuple[str, Taken]]:
+    """What each clip gives. Raises AudioError when one cannot be used, having named all that cannot where several."""
+    from confit_runtime.audio import load_clip
+    from confit_runtime.enrollment import take
+
+    taken: list[tuple[str, Taken]] = []
+    errors: list[ConfitError] = []
+    for clip, sound in sounds:
+        try:
+            pcm = load_clip(sound, model.contract.sample_rate) if isinstance(sound, Path) else sound
+            taken.append((clip, take(model, pcm, kind, clip)))
+        except ConfitError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        for unusable in errors:
+            say(f"confit-edge: {unusable}")
+        raise AudioError(f"{len(errors)} of {len(sounds)} clips cannot be used; nothing was written")
+    return taken
+
+
+def _check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
+    """Raise AudioError, saying how much is missing, unless a name has enough voice with these seconds and what it had."""
+    from confit_runtime.enrollment import LEAST_VOICE_S, still_needed, tenths
+
+    if still_needed(had_s + seconds, kind):
+        had = f", with the {tenths(had_s):.1f} s there," if had_s else ""
         raise AudioError(
-            f"{name}: these clips hold {seconds:.1f} s of voice, and {LEAST_VOICE_S:g} s are needed:"
-            f" {missing:.1f} s more, a sentence or two; nothing was written"
+            f"{name}: these clips hold {tenths(seconds):.1f} s of voice{had} and {LEAST_VOICE_S:g} s are needed:"
+            f" {LEAST_VOICE_S - tenths(had_s + seconds):.1f} s more, a sentence or two; nothing was written"
         )
 
 

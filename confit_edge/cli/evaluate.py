@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit
+from confit_edge.cli._console import Bar, Json, emit, say
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from confit_runtime.contract import Contract
     from confit_runtime.evaluation import Judged
+    from confit_runtime.labels import Labelled
 
 
 def evaluate(
@@ -46,12 +48,15 @@ def evaluate(
     from confit_runtime import load
     from confit_runtime.evaluation import judge
     from confit_runtime.labels import read_labelled
-    from confit_runtime.recordings import sound_seconds
 
     if not 0.5 <= confidence < 1:
         raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
-    loaded, recordings = load(model), read_labelled(labelled)
-    whole, done = sum(sound_seconds(recording.path) for recording in recordings), 0.0
+    loaded = load(model)
+    if not loaded.contract.can_fire:
+        raise UsageError(f"{model}: has no label that fires, so nothing to evaluate: it is for `enroll` and `identify`")
+    recordings = read_labelled(labelled)
+    _check_labels(labelled, recordings, loaded.contract)
+    whole, done = sum(recording.seconds for recording in recordings), 0.0
     judged = []
     with Bar(json, before="hours") as bar:
         for recording in recordings:
@@ -67,6 +72,23 @@ def evaluate(
         emit("summary", **report)
     else:
         _print(report)
+
+
+def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contract) -> None:
+    """Warn of labels that the model does not have. Raises UsageError where it has none of them."""
+    from difflib import get_close_matches
+
+    own = {label.lower(): label for label in contract.labels if label != contract.unknown_label}
+    found = {sound.label for recording in recordings for sound in recording.sounds}
+    if not (strange := sorted(found - set(own.values()))):
+        return
+    near = {label: get_close_matches(label.lower(), own, 1) for label in strange}
+    listed = ", ".join(f"{label} ({own[near[label][0]]}?)" if near[label] else label for label in strange)
+    if len(strange) == len(found):
+        raise UsageError(
+            f"{source}: holds none of the labels that {contract.name} can tell ({', '.join(own.values())}), but {listed}"
+        )
+    say(f"{source}: labels that {contract.name} does not have: {listed}; they count as other sounds")
 
 
 def summarise(judged: Sequence[Judged], confidence: float) -> dict[str, Any]:
@@ -134,9 +156,12 @@ def _quantiles(latencies: Sequence[float]) -> dict[str, float]:
 
 
 def _print(report: dict[str, Any]) -> None:
+    from confit_runtime.intervals import FEWEST_GROUPS
+
     low, high = report["fa_per_hour_interval"]
+    recordings = _number(report["recordings"], "recording")
     print(
-        f"{report['false_accepts']} false accepts in {report['hours']:.2f} hours of {report['recordings']} recordings:"
+        f"{_number(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
     )
     print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
@@ -145,6 +170,11 @@ def _print(report: dict[str, Any]) -> None:
             low, high = row["frr_interval"]
             share = f"{100 * row['frr']:>6.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
             print(f"{name:<20}{row['sounds']:>8}{row['missed']:>8}{share}")
+    if report["recordings"] < FEWEST_GROUPS and report["false_rejects"]["sounds"]:
+        print(
+            f"\nthese intervals are of {recordings}, not of sounds, for sounds of one recording are missed together:"
+            f" {FEWEST_GROUPS} or more narrow them"
+        )
     if report["latency_s"]:
         print(
             f"\ntold {report['latency_s']['median']:+.2f} s from a sound's end (median),"
@@ -152,3 +182,7 @@ def _print(report: dict[str, Any]) -> None:
         )
     for row in report["fired_for"]:
         print(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli.enroll import prints_text
+from confit_runtime.errors import UsageError
 
 app = typer.Typer(
     help="Look at and change who is enrolled. `confit-edge enroll` adds to it.",
@@ -149,13 +150,16 @@ def import_(
     Example: confit-edge gallery import ada.db
     """
     from confit_runtime.gallery import Gallery
-    from confit_runtime.transfer import import_names
+    from confit_runtime.transfer import export_names, import_names
 
-    with (
-        Gallery.open(source) as given,
-        Gallery.open(gallery) if gallery.exists() else given.copy_layout(gallery) as opened,
-    ):
-        added = import_names(opened, given)
+    if not source.exists():
+        raise UsageError(f"{source}: no such file")
+    with Gallery.open(source) as given:
+        if gallery.exists():
+            with Gallery.open(gallery) as opened:
+                added = import_names(opened, given)
+        else:
+            added = export_names(given, [], gallery)
     _tell("imported", added, str(gallery), f"added to {gallery}", json)
 
 
@@ -163,9 +167,17 @@ def import_(
 def re_enroll(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that the gallery is to be for.")],
     gallery: File = DEFAULT,
+    kind: Annotated[
+        Literal["speaker", "sound"] | None,
+        typer.Option(
+            "--kind", help="What the names are, where the gallery does not tell or the model is of the other kind."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make every print anew with another model, from the audio that `enroll --keep-audio` kept.
+
+    A gallery of voices stays one: a model for sounds is refused, unless --kind says what it is to be.
 
     Example: confit-edge gallery re-enroll newmodel.onnx
     """
@@ -175,7 +187,7 @@ def re_enroll(
 
     loaded = load(model)
     with Gallery.open(gallery) as opened:
-        made = enroll_again(opened, loaded)
+        made = enroll_again(opened, loaded, kind)
     _tell("re-enrolled", made, str(gallery), f"made anew with {loaded.name}", json)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,21 +13,28 @@ from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli.enroll import KindOption
 from confit_runtime.errors import ConfitError, UsageError
 
+if TYPE_CHECKING:
+    from confit_runtime.matcher import Match
+
+Threshold = Annotated[
+    float | None,
+    typer.Option(metavar="SIMILARITY", help="Needed for a name, -1 to 1, instead of what is calibrated."),
+]
+
 
 def identify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
     clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="Sound files, folders or glob patterns.")],
     gallery: Annotated[Path, typer.Option(metavar="FILE", help="Where enrolled names are kept.")] = Path("gallery.db"),
     kind: KindOption = None,
-    threshold: Annotated[
-        float | None, typer.Option(metavar="SIMILARITY", help="Needed for a name, instead of what is calibrated.")
-    ] = None,
+    threshold: Threshold = None,
     json: Json = False,
 ) -> None:
     """Say for each clip which enrolled name it is, with its score and the runner-up; or that it is unknown.
 
     A clip is unknown when its best score is too low, when two names are too close to tell, or when it is nearer to a
-    stranger or to a negative print. One that cannot be read is reported and the others go on; the exit status is then 1.
+    stranger or to a negative print; which of these it was is said. A clip that cannot be read is reported and the others
+    go on; the exit status is then 1.
 
     Examples:
 
@@ -37,15 +44,16 @@ def identify(
     """
     from confit_runtime import load
     from confit_runtime.audio import load_clip
-    from confit_runtime.enrollment import embed_query, kind_of
+    from confit_runtime.enrollment import embed_query
     from confit_runtime.gallery import Gallery
     from confit_runtime.sources import find_clips
 
     paths = find_clips(clips)
     loaded = load(model)
-    rate, settled = loaded.contract.sample_rate, kind or kind_of(loaded.contract)
+    rate = loaded.contract.sample_rate
     known = failed = 0
     with Gallery.open(gallery, loaded, threshold=threshold) as opened:
+        settled = kind or opened.kind
         if not opened.names():
             raise UsageError(f"{gallery}: nobody is enrolled; begin with `confit-edge enroll {model} NAME CLIP...`")
         for path in paths:
@@ -60,10 +68,30 @@ def identify(
             if json:
                 emit("match", clip=clip, **dataclasses.asdict(match))
             else:
-                other = f"  (then {match.runner_up} {match.runner_up_score:.2f})" if match.runner_up else ""
-                needed = "" if match.name else f"  (a name needs {match.threshold:.2f})"
-                print(f"{clip}  {match.name or 'unknown'}  {match.score:.2f}{needed}{other}", flush=True)
+                print(f"{clip}  {_told(match)}", flush=True)
     if json:
         emit("summary", clips=len(paths), known=known, unknown=len(paths) - known - failed, failed=failed)
     if failed:
         raise typer.Exit(1)
+
+
+def why_not(match: Match, name: str) -> str:
+    """Which rule refused `name`, whose score the match gives."""
+    score, needed = f"{match.score:.2f}", f"{match.threshold:.2f}"
+    return {
+        "too low": f"needs {needed}" if score != needed else f"just below the {needed} needed",
+        "negative": f"but a negative print of {name} is nearer",
+        "stranger": "but strangers in the model's cohort are nearer",
+        "other": f"but {match.runner_up} is nearer, {match.runner_up_score or 0.0:.2f}",
+        "too close": "too close to the next to tell",
+        "nobody": "nobody is enrolled",
+    }[match.reason or "nobody"]
+
+
+def _told(match: Match) -> str:
+    """An answer with its score, and what else there was."""
+    then = f"then {match.runner_up} {match.runner_up_score:.2f}" if match.runner_up else ""
+    if match.name is not None:
+        return f"{match.name}  {match.score:.2f}" + (f"  ({then})" if then else "")
+    why = why_not(match, match.nearest or "")
+    return f"unknown  (nearest {match.nearest} {match.score:.2f}, {why}{f'; {then}' if then else ''})"

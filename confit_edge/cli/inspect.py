@@ -17,10 +17,11 @@ def inspect(
     ] = True,
     json_lines: Json = False,
 ) -> None:
-    """Tell what a model file holds: size, parameters, multiply-adds, layers by precision, accuracy before and after.
+    """Tell what a model file holds: size, parameters, multiply-adds, layers by precision, accuracy, thresholds.
 
     Works where only the device install is: everything comes from the contract inside the file. Latency, processor time
-    per second of audio and peak memory are measured here and now, on one thread.
+    per second of audio and peak memory are measured here and now, on one thread. The thresholds are those that `listen`
+    uses: of MODEL.device.json, where `calibrate` left one beside the model.
 
     Examples:
 
@@ -32,11 +33,15 @@ def inspect(
 
     from confit_runtime.bench import call_latency, fresh_process
     from confit_runtime.describe import facts
+    from confit_runtime.device_file import device_path
     from confit_runtime.model import load
 
     loaded = load(model)
     size, contract = Path(loaded.path).stat().st_size, loaded.contract
+    device_file = path if (path := device_path(loaded.path)).exists() else None
     rows = facts(contract, size)
+    if device_file is not None:
+        rows.append(("device file", f"{device_file} sets the thresholds"))
     measured = {}
     if measure:
         latency, fresh = call_latency(loaded), fresh_process(loaded.path)
@@ -48,7 +53,14 @@ def inspect(
             ("start to first score", f"{fresh.first_score_s:.2f} s"),
         ]
     if json_lines:
-        emit("model", model=str(loaded.path), bytes=size, contract=asdict(contract), measured=measured)
+        emit(
+            "model",
+            model=str(loaded.path),
+            bytes=size,
+            contract=asdict(contract),
+            device_file=device_file and str(device_file),
+            measured=measured,
+        )
         return
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from confit_edge.cli._console import Json, say
+from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def listen(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Model files, or names of shipped models.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model files, or names of shipped models.")],
     source: Annotated[
         str,
         typer.Option(
@@ -31,11 +33,9 @@ def listen(
             " on stdin.",
         ),
     ] = "mic",
-    rate: Annotated[int | None, typer.Option(metavar="HZ", help="Sample rate of the PCM on stdin.")] = None,
-    channels: Annotated[int, typer.Option(metavar="N", help="Channels of the PCM on stdin.")] = 1,
-    pcm_format: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="Samples of the PCM on stdin: s16le or f32le.")
-    ] = "s16le",
+    rate: Rate = None,
+    channels: Channels = 1,
+    pcm_format: Format = "s16le",
     gallery: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Also tell when a name enrolled in this gallery is heard; may be repeated."),
@@ -53,7 +53,11 @@ def listen(
     ] = None,
     threshold: Annotated[
         list[str] | None,
-        typer.Option(metavar="[LABEL=]VALUE", help="Fire at this score, for one label or for all; may be repeated."),
+        typer.Option(
+            metavar="[LABEL=]VALUE",
+            help="Fire at this score, for all labels or for one, in whatever order they are given; for an enrolled NAME=VALUE"
+            " the similarity. May be repeated.",
+        ),
     ] = None,
     gate: Annotated[
         str | None,
@@ -93,12 +97,17 @@ def listen(
     from confit_runtime.listener import Listener
     from confit_runtime.sources import find_clips, open_source
 
-    tuned = _with_thresholds([load(model) for model in models], threshold or [])
+    general, own = _levels(threshold or [])
+    loaded = [load(model) for model in models]
+    tuned = [_with_thresholds(model, general, own) for model in loaded]
     clips = [str(path) for path in find_clips([source])] if Path(source).is_dir() else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
+    _check_names(tuned)
     with (
-        galleries_opened(gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers) as placed,
+        galleries_opened(
+            gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers, thresholds=own
+        ) as placed,
         _quiet_when_unread(),
         Heard(
             source,
@@ -108,6 +117,7 @@ def listen(
         ) as heard,
         _until_stopped(),
     ):
+        _check_fire(own, tuned, placed.names)
         for name in clips or [source]:
             try:
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened:
@@ -123,10 +133,20 @@ def listen(
         raise typer.Exit(1)
 
 
+def _check_names(models: list[Model]) -> None:
+    """Raises UsageError where two models have one name, by which detections and summaries tell them apart."""
+    name, times = Counter(model.name for model in models).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
+
+
 def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: bool, gate: str | None) -> list[Stream]:
-    """A stream for each model, with its gallery where it has one."""
+    """A stream for each model, with its gallery where it has one. Raises UsageError on a model that would hear nothing."""
     from confit_runtime.gates import make_gate
 
+    for at, model in enumerate(models):
+        if not model.contract.can_fire and at not in galleries:
+            raise UsageError(f"{model.name} has nothing that fires: give --gallery, with the names enrolled for it")
     return [
         model.stream(
             galleries.get(at),
@@ -137,8 +157,9 @@ def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: boo
     ]
 
 
-def _with_thresholds(models: list[Model], options: list[str]) -> list[Model]:
-    """The models with `--threshold` applied: `LABEL=VALUE` to those that have the label, a bare value to all labels."""
+def _levels(options: list[str]) -> tuple[float | None, dict[str, float]]:
+    """`--threshold` as it was given: what a bare VALUE says for all labels, and what `LABEL=VALUE` says for one."""
+    general, own = None, {}
     for option in options:
         label, equals, value = option.rpartition("=")
         try:
@@ -148,13 +169,26 @@ def _with_thresholds(models: list[Model], options: list[str]) -> list[Model]:
                 f"--threshold {option}: expected LABEL=VALUE or VALUE, a number between 0 and 1"
             ) from error
         if equals:
-            own = [model for model in models if label in model.labels] or models[
-                :1
-            ]  # the first refuses a label of none
-            models = [model.with_thresholds({label: level}) if model in own else model for model in models]
+            own[label] = level
         else:
-            models = [model.with_thresholds(dict.fromkeys(model.labels, level)) for model in models]
-    return models
+            general = level
+    return general, own
+
+
+def _with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
+    levels = {} if general is None else dict.fromkeys(model.labels, general)
+    return model.with_thresholds(levels | {label: own[label] for label in model.contract.firing_labels if label in own})
+
+
+def _check_fire(own: dict[str, float], models: list[Model], names: list[str]) -> None:
+    """Raise UsageError on a threshold for what never fires: no label, or the one for everything else, and no name."""
+    labels = list(dict.fromkeys(label for model in models for label in model.contract.firing_labels))
+    for label, level in own.items():
+        if label not in [*labels, *names]:
+            enrolled = f"; enrolled: {', '.join(names)}" if names else ""
+            raise UsageError(
+                f"--threshold {label}={level:g}: {label!r} never fires (what does: {', '.join(labels) or 'no label'}{enrolled})"
+            )
 
 
 @contextmanager

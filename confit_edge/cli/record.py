@@ -56,14 +56,18 @@ def record(
 
         confit-edge train clips -o run
     """
+    from confit_runtime.recording import check_live
     from confit_runtime.sources import open_source
 
+    if source == "-":
+        raise UsageError("--source -: clips are recorded from a microphone or a stream, not from a pipe")
     group = _folder_name("--group", group or time.strftime("%Y%m%d-%H%M%S"))
     label = _folder_name("LABEL", label)
     folder = out / label / group
     kept = refused = 0
     try:
         with open_source(source) as opened:
+            check_live(opened)
             say(f"{label}: {clips_text(count)} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
             in_succession = 0
             while kept < count:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge.data.corpora.base import Fetched
-from confit_edge.data.manifest import SOUND_SUFFIXES, Clip, Manifest, labels_of, read_table, relative, sound_files
+from confit_edge.data.manifest import Clip, Manifest, labels_of, read_table, relative, sound_files
 from confit_edge.data.splits import keep_apart
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.sources.files import SOUND_SUFFIXES
 
 _SPLIT_OF = {
     "train": "train",

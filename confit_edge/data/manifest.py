@@ -23,15 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
 
 SPLITS = ("train", "val", "test")
-
-SOUND_SUFFIXES = (
-    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
-    *(".w64", ".rf64", ".voc", ".sph", ".nist"),
-    # libsndfile cannot read these: listed, they are reported and not overlooked
-    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"),
-)
 
 Row = tuple[str, dict[str, object]]  # where it stands ("line 4"), and its cells by column
 Table = tuple[list[str], list[Row]]  # the columns, and the rows
@@ -178,7 +172,7 @@ def sound_files(place: Path, option: str) -> list[Path]:
     """The sound files of a folder and of those below it, or the one file. Raises UsageError when there are none."""
     if place.is_file():
         return [place]
-    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES and path.is_file())
+    files = sounds_below(place) if place.is_dir() else []
     if not files:
         raise UsageError(f"{place}: no sound files for {option} there")
     return files

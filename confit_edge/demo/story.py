@@ -32,7 +32,6 @@ from confit_export.export import Exported, export_run
 from confit_runtime.audio import load_clip
 from confit_runtime.errors import UsageError
 from confit_runtime.gallery import Gallery
-from confit_runtime.matcher import Match
 from confit_runtime.model import load
 from confit_runtime.scoring import Heard, Score, score_detections
 
@@ -125,9 +124,11 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained]:
     background = str(DATA / "background" / "train")
     demo.tell(
         "2. PairTune",
-        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined for {EPOCHS * SOUP} epochs so that clips of one word"
-        " come to lie together and others apart (supervised contrastive learning, hard negatives weighing more). Then it is"
-        " frozen and judged by two probes. The same command: confit-edge train words.csv -o runs/pairtune --background ...",
+        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined in {SOUP} trainings of {EPOCHS} epochs, so that"
+        " clips of one word come to lie together and others apart (supervised contrastive learning, hard negatives weighing"
+        " more). The weights of both are averaged, the encoder is frozen and judged by two probes. The same command:"
+        f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
+        " --lr 1e-3 --speed 0.15 --projection-dim 128",
     )
     pairtune = train(words, demo.out / "runs" / "pairtune", recipe(demo, background=background), watch=demo.watch)
     demo.tell(
@@ -362,7 +363,7 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     named = sum(matches[clip].name == clip.group for clip in own)
     mistaken = sum(matches[clip].name not in (None, clip.group) for clip in own)
     refused = sum(matches[clip].name is None for clip in strangers)
-    nearer = np.array([_nearer(matches[clip], pair) == clip.group for clip in own])
+    nearer = np.array([matches[clip].nearest == clip.group for clip in own])
     forced = accuracy(nearer, [clip.label for clip in own], demo.seed)
     accepted, let_in = named / len(own), 1 - refused / len(strangers)
     verdict = "better than chance" if forced.low > 0.5 else "no better than chance"
@@ -389,11 +390,6 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
         "unknown_correct": refused,
         "unknown_n": len(strangers),
     }
-
-
-def _nearer(match: Match, pair: list[str]) -> str:
-    """Which of the two voices is nearer, whatever the thresholds say."""
-    return match.name or next(voice for voice in pair if voice != match.runner_up)
 
 
 def draw(demo: Demo, pairtune: Trained, finetune: Trained) -> None:

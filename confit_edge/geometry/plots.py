@@ -21,29 +21,33 @@ INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen
 
 
 def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Validation accuracy by epoch of each objective: a linear probe, and vanilla fine-tuning's own head (dashed)."""
+    """Validation accuracy by epoch of each objective: a linear probe, and vanilla fine-tuning's own head (dashed).
+
+    The trainings of a soup are drawn apart: each begins at the start again.
+    """
     figure, axes = plt.subplots(figsize=(7, 4))
+    styles = {"val_linear": ("linear probe", "-", "o"), "val_head": ("own head", "--", "s")}
+    restarts: set[float] = set()
     for name, history in histories.items():
-        colour = COLOURS.get(name, INK)
-        epochs = [row["epoch"] for row in history]
-        axes.plot(
-            epochs,
-            [100 * row["val_linear"] for row in history],
-            color=colour,
-            marker="o",
-            ms=4,
-            label=f"{name}, linear probe",
-        )
-        if "val_head" in history[0]:
-            axes.plot(
-                epochs,
-                [100 * row["val_head"] for row in history],
-                color=colour,
-                ls="--",
-                marker="s",
-                ms=4,
-                label=f"{name}, own head",
-            )
+        trainings: dict[float, list[dict[str, float]]] = {}
+        for row in history:
+            trainings.setdefault(row.get("training", 1), []).append(row)
+        for number, rows in trainings.items():
+            for key, (probe, line, marker) in styles.items():
+                if key in rows[0]:
+                    axes.plot(
+                        [row["epoch"] for row in rows],
+                        [100 * row[key] for row in rows],
+                        color=COLOURS.get(name, INK),
+                        ls=line,
+                        marker=marker,
+                        ms=4,
+                        label=f"{name}, {probe}" if number == 1 else None,
+                    )
+        restarts |= {rows[0]["epoch"] - 0.5 for number, rows in trainings.items() if number > 1}
+    for at in restarts:
+        axes.axvline(at, color=INK, lw=0.8, ls=":")
+        axes.annotate("again from the start", (at, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7)
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)", title="Learning curves")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)

@@ -113,10 +113,11 @@ def fit(
     weights that they end with is kept.
 
     A row of history per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
-    fine-tuning, and the miner's statistics for PairTune. After `patience` epochs without a gain on validation the
-    training ends early. With `checkpoint_path`, each epoch is saved there and a training found there goes on. `watch`
-    is told of every batch. With `teaching` the encoder is a student, and the loss is the teaching's. Under a launcher of
-    several processes every one of them calls this, with the same arguments; all end with the same weights.
+    fine-tuning, the miner's statistics for PairTune, and of a soup the number of the `training`. After `patience` epochs
+    without a gain on validation the training ends early. With `checkpoint_path`, each epoch is saved there and a training
+    found there goes on. `watch` is told of every batch. With `teaching` the encoder is a student, and the loss is the
+    teaching's. Under a launcher of several processes every one of them calls this, with the same arguments; all end with
+    the same weights.
     """
     ranks = join(recipe.device)
     keep_freed_memory()
@@ -286,7 +287,9 @@ class Training:
                     "steps": self.batches,
                 }
                 self.tell({"stage": "step", **at, "loss": numbers["loss"]})
-        return {"epoch": epoch + 1, "lr": self.lr, **{key: value / self.batches for key, value in sums.items()}}
+        training = {"training": epoch // self.epochs + 1} if self.soup else {}
+        means = {key: value / self.batches for key, value in sums.items()}
+        return {"epoch": epoch + 1, **training, "lr": self.lr, **means}
 
     def _train_mode(self) -> None:
         self.encoder.train()

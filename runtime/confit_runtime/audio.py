@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,11 @@ from confit_runtime.errors import AudioError, UsageError
 Pcm = npt.NDArray[np.float32]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
+MAX_CHANNELS = 64
+
+_UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
+
+log = logging.getLogger(__name__)
 
 
 def read_audio(path: str | Path) -> tuple[Pcm, int]:
@@ -36,12 +44,22 @@ def open_sound(path: str | Path) -> Any:
             f"{path}: no such file" if not path.is_dir() else f"{path}: is a folder, expected a sound file"
         )
     try:
+        with path.open("rb"):  # for libsndfile says of no file why the system refuses it
+            pass
         sound = soundfile.SoundFile(str(path))
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror}); may you read it?") from error
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
         raise _unreadable(path, error) from error
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise AudioError(f"{path}: its sample rate of {sound.samplerate} Hz is outside {MIN_RATE}..{MAX_RATE} Hz")
     return sound
+
+
+def sound_seconds(path: str | Path) -> float:
+    """How long a sound file is, as its header says. Raises UsageError, AudioError."""
+    with open_sound(path) as sound:
+        return float(sound.frames / sound.samplerate)
 
 
 def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
@@ -59,6 +77,17 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
         raise _unreadable(sound.name, error) from error
     if missing > sound.samplerate // 10:
         raise _unreadable(sound.name, f"{missing / sound.samplerate:.1f} s of it are missing")
+    if cut := _cut_off(sound):
+        log.warning(
+            "%s: was cut short, its header promises %.1f times as much; read as far as it goes", sound.name, cut
+        )
+
+
+def _cut_off(sound: Any) -> float | None:
+    """How many times as much a WAV header promises as there is in the file, where that is more. libsndfile mends it."""
+    told = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    promised, there = map(int, told.groups()) if told else (0, 0)
+    return promised / there if there < promised < _UNKNOWN_LENGTH and there else None
 
 
 def _unreadable(path: str | Path, why: object) -> AudioError:
@@ -67,10 +96,18 @@ def _unreadable(path: str | Path, why: object) -> AudioError:
 
 
 def to_mono(pcm: npt.ArrayLike) -> Pcm:
-    """Mono float32 in -1..1 from `[samples]` or `[samples, channels]`, integer or float PCM (channels are averaged)."""
+    """Mono float32 in -1..1 from `[samples]` or `[samples, channels]`, integer or float PCM (channels are averaged).
+
+    Raises AudioError on another shape, on more than 64 channels, and on what is no PCM.
+    """
     array = np.asarray(pcm)
     if array.ndim not in (1, 2):
         raise AudioError(f"audio must be [samples] or [samples, channels], got shape {array.shape}")
+    if array.ndim == 2 and array.shape[1] > MAX_CHANNELS:
+        raise AudioError(
+            f"audio of shape {array.shape} has {array.shape[1]} channels, {MAX_CHANNELS} at the most can be:"
+            " samples come first, [samples, channels]"
+        )
     if array.dtype == np.uint8:
         array = (array.astype(np.float32) - 128.0) / 128.0
     elif np.issubdtype(array.dtype, np.signedinteger):
@@ -83,6 +120,8 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
 
 def check_rate(rate: float) -> int:
     """The rate as an int, or UsageError when it is no sample rate in Hz."""
+    if not isinstance(rate, Real):
+        raise UsageError(f"a sample rate in Hz is needed, got {rate!r}")
     if not (MIN_RATE <= rate <= MAX_RATE) or int(rate) != rate:
         raise UsageError(f"sample rate {rate} Hz is outside {MIN_RATE}..{MAX_RATE} (whole Hz)")
     return int(rate)

@@ -188,12 +188,8 @@ def det_curve(
 
 
 def may_fire(contract: Contract) -> list[int]:
-    """The places of the labels that can fire: not `unknown`, and none whose threshold no score reaches."""
-    return [
-        place
-        for place, label in enumerate(contract.labels)
-        if label != contract.unknown_label and contract.thresholds[label]["on"] < NEVER
-    ]
+    """The places of the labels that can fire."""
+    return [contract.labels.index(label) for label in contract.can_fire]
 
 
 def only(contract: Contract, labels: Collection[str]) -> Contract:

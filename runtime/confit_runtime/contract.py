@@ -98,9 +98,19 @@ class Contract:
             raise ModelError("contract keys disagree: a streaming model's window is (warmup_hops + 1) * hop")
 
     @property
+    def can_fire(self) -> list[str]:
+        """The labels that can fire: not `unknown_label`, and none whose threshold no score reaches."""
+        return [label for label in self.labels if label != self.unknown_label and self.thresholds[label]["on"] <= 1]
+
+    @property
     def streaming(self) -> bool:
         """Whether the model carries state from call to call (else it takes whole windows)."""
         return bool(self.state)
+
+    @property
+    def firing_labels(self) -> list[str]:
+        """The labels that are detected: all but the one that stands for everything else."""
+        return [label for label in self.labels if label != self.unknown_label]
 
     def to_json(self) -> str:
         """The contract as JSON: the same contract gives the same bytes."""

@@ -26,7 +26,8 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         rows.append(("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"))
         rows.append(("layers kept in fp32", _some(parity["kept_fp32"]) or "none of those that can be quantised"))
         if sweep := parity.get("sweep"):
-            worst = ", ".join(f"{layer} {error:.4f}" for layer, error in list(sweep["errors"].items())[:3])
+            hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
+            worst = ", ".join(f"{layer} {error:.2g}" for layer, error in hurt)
             late = f"; {sweep['unmeasured']} layers not measured in time" if sweep["unmeasured"] else ""
             rows.append(("layers that hurt most", f"{worst} (1 - cosine, quantised alone){late}"))
     before = parity.get("fp32", {})
@@ -44,6 +45,7 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if "gate" in metrics:
         failed = "; ".join(metrics["gate"]["failures"])
         rows.append(("gate", "passed" if metrics["gate"]["passed"] else f"FAILED, written with --force: {failed}"))
+    rows += [("thresholds", _thresholds(contract)), ("thresholds from", _calibrated(contract))]
     rows.append(("licence", contract.license))
     rows.append(("embedding id", contract.embedding_id))
     return rows
@@ -52,6 +54,26 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
 def share(measured: dict[str, Any]) -> str:
     """An accuracy with its interval, in per cent."""
     return f"{100 * measured['accuracy']:.1f} % [{100 * measured['low']:.1f}, {100 * measured['high']:.1f}]"
+
+
+def _thresholds(contract: Contract) -> str:
+    """One level for all labels, or the lowest and the highest; then what never fires."""
+    by_level = sorted((contract.thresholds[label]["on"], label) for label in contract.can_fire)
+    if not by_level:
+        return "nothing fires: it is for enrolled names"
+    (low, lowest), (high, highest) = by_level[0], by_level[-1]
+    shown = f"{low:.4g} for all labels" if low == high else f"{low:.4g} ({lowest}) to {high:.4g} ({highest})"
+    silent = [label for label in contract.labels if label not in (*contract.can_fire, contract.unknown_label)]
+    return shown + (f"; never: {_some(silent)}" if silent else "")
+
+
+def _calibrated(contract: Contract) -> str:
+    if not (report := contract.calibration.get("device")):
+        return "export, not calibrated since" if contract.can_fire else "-"
+    return (
+        f"calibration on {report['hours']:.2f} hours: at most {report['fa_per_hour_bound']:.2g} false accepts an hour"
+        f" ({100 * report['confidence']:g} % sure), target {report['target_fa_per_hour']:g}"
+    )
 
 
 def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:

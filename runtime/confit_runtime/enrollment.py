@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,11 @@ def still_needed(voiced_s: float, kind: Kind) -> float:
     return max(0.0, LEAST_VOICE_S - voiced_s) if kind == "speaker" else 0.0
 
 
+def tenths(seconds: float) -> float:
+    """Seconds as they are told where there are too few: rounded down, so that they do not look like enough."""
+    return math.floor(10 * seconds) / 10
+
+
 def voice_parts(pcm: Pcm, rate: int) -> list[Pcm]:
     """The voice in a clip `[samples]` in parts of about `PRINT_S`, of equal length."""
     voice = cut_to_voice(pcm, rate)
@@ -90,7 +96,7 @@ def _seconds(model: Model, pcm: Pcm, kind: Kind, source: str) -> float:
     voiced = voiced_seconds(pcm, rate)
     if voiced < SHORTEST_VOICE_S:
         raise AudioError(
-            f"{source}: holds {voiced:.1f} s of voice in {len(pcm) / rate:.1f} s, and {SHORTEST_VOICE_S} s are needed:"
-            f" {SHORTEST_VOICE_S - voiced:.1f} s more; speak a whole sentence"
+            f"{source}: holds {tenths(voiced):.1f} s of voice in {len(pcm) / rate:.1f} s, and each clip needs"
+            f" {SHORTEST_VOICE_S} s: {SHORTEST_VOICE_S - tenths(voiced):.1f} s more; speak a whole sentence"
         )
     return voiced

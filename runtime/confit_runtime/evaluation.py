@@ -40,7 +40,7 @@ class Judged:
 
 def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lambda seconds: None) -> Judged:
     """Stream a labelled recording through the model, hop by hop. Raises UsageError, AudioError."""
-    named = [label for label in model.labels if label != model.contract.unknown_label]
+    named = model.contract.firing_labels
     sounds = [heard for heard in recording.sounds if heard.label in named]
     others = [heard for heard in recording.sounds if heard.label not in named]
     stream, taken, found, pcm = model.stream(lead_in=True), 0, [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,20 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.enrollment import Kind, kind_of
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.matcher import Levels, Match, Matcher, unit
-from confit_runtime.migrations import bind, damaged, lay_out, prepare, reported
+from confit_runtime.migrations import Binding, bind, bound, damaged, lay_out, prepare, reported
 from confit_runtime.model import Model
 from confit_runtime.search import IndexSearch, build_index, erase_index
+from confit_runtime.shipped import as_asked_for
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 LONGEST_NAME = 100
+NOBODY = "unknown"  # how an answer that is nobody is told
+OF_KIND = {"speaker": "voices", "sound": "sounds"}
 ROWS_AT_ONCE = 20_000
 
 
@@ -48,16 +52,10 @@ class Gallery:
     another program changes meanwhile is seen by the next call.
     """
 
-    def __init__(
-        self, path: Path, db: sqlite3.Connection, model: Model | None, threshold: float | None, margin: float | None
-    ) -> None:
+    def __init__(self, path: Path, db: sqlite3.Connection, model: Model | None, levels: Levels | None) -> None:
         """Use `Gallery.open`."""
-        self.path, self._db, self._model = path, db, model
-        self._levels = Levels.of(model.contract, threshold, margin) if model is not None else None
-        row = db.execute("SELECT embedding_id, dim, model FROM binding").fetchone()
-        if row is None or [type(value) for value in row] != [str, int, str]:
-            raise damaged(path)
-        self.embedding_id, self.dim, self.model_name = row
+        self.path, self._db, self._model, self._levels = path, db, model, levels
+        self.binding = bound(path, db)
         if model is not None:
             self.check(model)
         self._seen = self._version()
@@ -70,15 +68,17 @@ class Gallery:
         model: Model | None = None,
         *,
         create: bool = False,
+        kind: Kind | None = None,
         threshold: float | None = None,
         margin: float | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> Gallery:
-        """Open a gallery, or make an empty one for `model` with `create`.
+        """Open a gallery, or make an empty one for `model` with `create`, for names of `kind` (if not given, the model's).
 
         Without a model it can be listed and changed, but not matched against. `threshold` is a similarity that stands
-        instead of those the model and the prints themselves give, `margin` one instead of the model's. In a folder that
-        cannot be written the file is opened as it is, for reading only. Raises UsageError when there is no such file, and
-        GalleryError when it is damaged, of a newer version, of another model, or not a gallery.
+        instead of those the model and the prints themselves give, `thresholds` one for some names, `margin` one instead of
+        the model's. In a folder that cannot be written the file is opened as it is, for reading only. Raises UsageError when
+        there is no such file, and GalleryError when it is damaged, of a newer version, of another model, or not a gallery.
         """
         path = Path(path)
         if path.exists() and not path.is_file():
@@ -89,28 +89,30 @@ class Gallery:
             raise UsageError(
                 f"{path}: no such gallery: `confit-edge enroll MODEL NAME CLIP... --gallery {path}` makes it"
             )
-        if not path.parent.is_dir():
-            raise UsageError(f"{path.parent}: no such folder for a gallery")
-        if model is not None:
-            Levels.of(model.contract, threshold, margin)  # what is wrong with the model is said before a file is made
+        levels = binding = None
+        if model is not None:  # what is wrong with it is said before a file is made
+            levels = Levels.of(model.contract, threshold, margin, thresholds)
+            binding = _binding(model, kind) if create else None
+        if not path.exists():
+            _check_folder(path.parent)
         writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         with reported(path):
             db = _connect(path, create, writable)
             try:
                 for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"):
                     db.execute(f"PRAGMA {pragma}")
-                contract = model.contract if create and model is not None else None
-                db = prepare(path, db, contract, writable=writable)
-                return cls(path, db, model, threshold, margin)
+                db = prepare(path, db, binding, writable=writable)
+                return cls(path, db, model, levels)
             except BaseException:
                 db.close()
                 raise
 
     def copy_layout(self, path: Path) -> Gallery:
-        """An empty gallery in a new file, bound to the same model."""
-        with reported(path):
+        """An empty gallery in a new file, bound to the same model. Raises UsageError and GalleryError."""
+        _check_folder(path.parent)
+        with reported(path.parent):  # the file may have a name for the time being
             db = _connect(path, create=True, writable=True)
-            lay_out(path, db, self.embedding_id, self.dim, self.model_name)
+            lay_out(path, db, self.binding)
             db.close()
         return Gallery.open(path)
 
@@ -126,6 +128,28 @@ class Gallery:
         """Close the file. A matcher that was taken from it can still be used."""
         self._db.close()
 
+    @property
+    def embedding_id(self) -> str:
+        return self.binding.embedding_id
+
+    @property
+    def dim(self) -> int:
+        return self.binding.dim
+
+    @property
+    def kind(self) -> Kind:
+        """What the names are; where a file of an older version does not tell, what its model says.
+
+        Raises UsageError where neither tells.
+        """
+        if self.binding.kind:
+            return "speaker" if self.binding.kind == "speaker" else "sound"
+        if self._model is None:
+            raise UsageError(
+                f"{self.path}: is of a version that did not tell voices from sounds: say with --kind which it holds"
+            )
+        return kind_of(self._model.contract)
+
     def check(self, model: Model) -> None:
         """Raise GalleryError unless this gallery was enrolled with `model`'s embedding."""
         contract = model.contract
@@ -134,10 +158,11 @@ class Gallery:
                 prints, kept = self._db.execute(
                     "SELECT (SELECT COUNT(*) FROM prints), (SELECT COUNT(*) FROM audio)"
                 ).fetchone()
-            named = f"{self.model_name}, " if self.model_name else ""
-            advice = "use that model, or enroll again into another --gallery"
-            if kept and kept == prints:
-                advice = f"its audio was kept: `confit-edge gallery re-enroll {model.path} --gallery {self.path}`"
+            named = f"{self.binding.model}, " if self.binding.model else ""
+            advice = "use that model, or another --gallery"
+            if kept and kept == prints and self.binding.kind in ("", kind_of(contract)):
+                again = f"`confit-edge gallery re-enroll {as_asked_for(model.path)} --gallery {self.path}`"
+                advice += f"; or make its prints anew, from the audio that was kept: {again}"
             raise GalleryError(
                 f"{self.path}: was enrolled with another model ({named}embedding {self.embedding_id[:12]} of {self.dim};"
                 f" {model.name} has {contract.embedding_id[:12]} of {contract.embedding_dim}): {advice}"
@@ -171,9 +196,10 @@ class Gallery:
         """Add `embeddings [n, dim]` (n >= 1), one source each, to a name; all of them or, after a crash, none.
 
         `audio` is the sound of each as FLAC, if it is to be kept. `negative` ones are of sounds that were taken for the
-        name and are not it. Returns how many prints of that kind the name has now. Raises UsageError and GalleryError.
+        name and are not it. Those that the name has already are left out, with their share of the `voiced_s` seconds.
+        Returns how many prints of that kind the name has now. Raises UsageError and GalleryError.
         """
-        name = clean_name(name)
+        name = new_name(name)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or len(embeddings) == 0:
             raise UsageError(f"embeddings to enroll are [n, {self.dim}], got {list(embeddings.shape)}")
         if len(sources) != len(embeddings) or len(audio or sources) != len(embeddings):
@@ -183,13 +209,15 @@ class Gallery:
             raise UsageError(f"an embedding of {name!r} is zero, NaN or infinite")
         with self.change() as db:
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
+            name_id, blobs = self._id_of(name), to_blobs(embeddings)
+            places = unheard(blobs, self.blobs(name, negative=negative))
             if not negative:
-                db.execute("UPDATE names SET voiced_s = voiced_s + ? WHERE name = ?", (voiced_s, name))
-            name_id = self._id_of(name)
-            for at, (row, source) in enumerate(zip(unit(embeddings), sources, strict=True)):
+                heard_s = voiced_s * len(places) / len(blobs)
+                db.execute("UPDATE names SET voiced_s = voiced_s + ? WHERE id = ?", (heard_s, name_id))
+            for at in places:
                 place = db.execute(
                     "INSERT INTO prints (name_id, embedding, source, negative) VALUES (?, ?, ?, ?)",
-                    (name_id, to_blob(row), source.encode(errors="replace").decode(), int(negative)),
+                    (name_id, blobs[at], sources[at].encode(errors="replace").decode(), int(negative)),
                 ).lastrowid
                 if audio is not None:
                     db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
@@ -213,6 +241,15 @@ class Gallery:
         if any(not isinstance(name, str) for name, _ in rows):
             raise damaged(self.path)
         return dict(rows)
+
+    def blobs(self, name: str, *, negative: bool) -> set[bytes]:
+        """A name's prints of a kind, as they stand in the file; none of a name that is not enrolled."""
+        with reported(self.path):
+            rows = self._db.execute(
+                "SELECT embedding FROM prints JOIN names ON name_id = names.id WHERE name = ? AND negative = ?",
+                (name, int(negative)),
+            ).fetchall()
+        return {blob for (blob,) in rows}
 
     def voiced_s(self, name: str) -> float:
         """How many seconds of sound a name was enrolled from. Raises UsageError on an unknown name."""
@@ -269,26 +306,25 @@ class Gallery:
         return int(removed)
 
     def rename(self, old: str, new: str) -> None:
-        """Give a name's prints another name. Raises UsageError when `old` is unknown or `new` is taken."""
-        old, new = clean_name(old), clean_name(new)
+        """Give a name's prints another name. Raises UsageError when `old` is unknown, or `new` is taken or no name."""
+        old, new = clean_name(old), new_name(new)
         with self.change() as db:
             name_id = self._id_of(old)
             if old != new and new in {**self.names(), **self.negatives()}:
                 raise UsageError(f"{self.path}: {new!r} is enrolled already: remove it first, or choose another name")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, name_id))
 
-    def replace_prints(self, model: Model, names: dict[str, Floats]) -> None:
+    def replace_prints(self, model: Model, kind: Kind, names: dict[str, Floats]) -> None:
         """Bind the gallery to another model: `names` gives the new embeddings `[n, dim]` of each name's prints, in order."""
+        binding = _binding(model, kind)
         with self.change() as db:
             erase_index(self.index_path)
             for name, embeddings in names.items():
                 places = db.execute("SELECT id FROM prints WHERE name_id = ? ORDER BY id", (self._id_of(name),))
-                rows = zip(map(to_blob, unit(embeddings)), (place for (place,) in places.fetchall()), strict=True)
+                rows = zip(to_blobs(embeddings), (place for (place,) in places.fetchall()), strict=True)
                 db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", list(rows))
-            bind(db, model.contract.embedding_id, model.contract.embedding_dim, model.name)
-        self._model, self._levels = model, Levels.of(model.contract, None, None)
-        self.embedding_id, self.dim = model.contract.embedding_id, model.contract.embedding_dim
-        self.model_name = model.name
+            bind(db, binding)
+        self._model, self._levels, self.binding = model, Levels.of(model.contract, None, None), binding
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
@@ -370,9 +406,42 @@ def clean_name(name: str) -> str:
     return clean
 
 
-def to_blob(embedding: Floats) -> bytes:
-    """An embedding as it stands in the file: little-endian float32."""
-    return embedding.astype("<f4").tobytes()
+def new_name(name: str) -> str:
+    """A name to be enrolled, as it is kept. Raises UsageError on what `clean_name` refuses, and on "unknown"."""
+    clean = clean_name(name)
+    if clean.casefold() == NOBODY:
+        raise UsageError(
+            f"nobody can be called {clean!r}: it is the answer where nobody is near enough; choose another name"
+        )
+    return clean
+
+
+def to_blobs(embeddings: Floats) -> list[bytes]:
+    """Embeddings `[n, dim]` as they stand in the file: of length 1, little-endian float32."""
+    return [row.tobytes() for row in unit(embeddings).astype("<f4")]
+
+
+def unheard(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
+    """The places of the prints that are neither among `known` nor a copy of one before them."""
+    seen, places = set(known), []
+    for at, blob in enumerate(blobs):
+        if blob not in seen:
+            seen.add(blob)
+            places.append(at)
+    return places
+
+
+def _binding(model: Model, kind: Kind | None) -> Binding:
+    contract = model.contract
+    return Binding(contract.embedding_id, contract.embedding_dim, contract.name, kind or kind_of(contract))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UsageError or GalleryError unless a gallery can be made in a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder for a gallery")
+    if not os.access(folder, os.W_OK):
+        raise GalleryError(f"{folder}: the folder cannot be written: choose another one for the gallery")
 
 
 def _connect(path: Path, create: bool, writable: bool) -> sqlite3.Connection:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 DRAWS = 2000
+FEWEST_GROUPS = 5  # that can be resampled: of fewer the draws say next to nothing
 
 
 def poisson_upper(count: int, exposure: float, confidence: float = 0.95) -> float:
@@ -75,7 +76,7 @@ def grouped_share_interval(
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) == len(hits):
         return share_interval(sum(hits), len(hits), confidence)
-    if len(names) < 5 or len(set(hits)) == 1:
+    if len(names) < FEWEST_GROUPS or len(set(hits)) == 1:
         share = sum(hits) / len(hits)
         return share_interval(round(share * len(names)), len(names), confidence)
     by_group = np.bincount(member, weights=np.asarray(hits, np.float64))

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from confit_runtime.audio import sound_seconds
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.scoring import Heard
 from confit_runtime.sources import find_clips
 
 COLUMNS = ("path", "start_s", "end_s", "label")
+
+_SLACK_S = 0.1  # that a label may end after the sound does: lengths may be estimates
+
+log = logging.getLogger(__name__)
 
 
 class LabelError(ConfitError):
@@ -21,9 +27,10 @@ class LabelError(ConfitError):
 
 @dataclass
 class Labelled:
-    """A sound file, and the sounds in it in order of time."""
+    """A sound file, how long it is, and the sounds in it in order of time."""
 
     path: Path
+    seconds: float
     sounds: list[Heard] = field(default_factory=list)
 
 
@@ -32,8 +39,9 @@ def read_labelled(source: Path) -> list[Labelled]:
 
     A CSV has the columns path (relative to it), start_s, end_s and label; a recording without any of the sounds is a row
     with the last three empty. In a folder, and for a single file, the labels of `name.wav` stand in `name.txt` as Audacity
-    exports them (start, end and label, parted by tabs, in seconds); without such a file nothing is heard in the recording.
-    Raises UsageError when there is nothing, LabelError naming the line that cannot be read.
+    exports them (start, end and label, parted by tabs, in seconds); without such a file nothing is heard in the recording,
+    and how many are so is logged. Raises UsageError when there is nothing, AudioError on what is no sound, LabelError
+    naming the line that cannot be read, or that lies past the end of its recording.
     """
     if not source.exists():
         raise UsageError(f"{source}: no such table of labels, folder or sound file")
@@ -43,6 +51,11 @@ def read_labelled(source: Path) -> list[Labelled]:
         found = [_read_audacity(path) for path in find_clips([source])]
         if not any(recording.sounds for recording in found):
             raise UsageError(f"{source}: no labels there (name.txt beside name.wav, as Audacity exports them)")
+        if bare := [recording.path for recording in found if not _audacity_labels(recording.path).is_file()]:
+            log.warning(
+                "%s: %d of %d recordings have no labels (%s first): taken to hold none of the sounds",
+                *(source, len(bare), len(found), bare[0].with_suffix(".txt").name),
+            )
     for recording in found:
         recording.sounds.sort(key=lambda heard: (heard.start_s, heard.end_s))
     return found
@@ -65,16 +78,18 @@ def _read_csv(source: Path) -> list[Labelled]:
         if not name:
             raise LabelError(f"{where}: path is empty")
         path = source.parent / name
-        recording = found.setdefault(path, Labelled(path))
-        if start or end or label:
-            recording.sounds.append(_heard(start, end, label, where))
+        heard = _heard(start, end, label, where) if start or end or label else None
+        if path not in found:
+            found[path] = Labelled(path, sound_seconds(path))
+        if heard is not None:
+            _add(found[path], heard, where)
     if not found:
         raise LabelError(f"{source}: lists no recordings")
     return list(found.values())
 
 
 def _read_audacity(sound: Path) -> Labelled:
-    recording, labels = Labelled(sound), sound.with_suffix(".txt")
+    recording, labels = Labelled(sound, sound_seconds(sound)), _audacity_labels(sound)
     if labels.is_file():
         for number, line in enumerate(_text(labels).splitlines(), start=1):
             if not line.strip() or line.startswith("\\"):  # a frequency range, on a line of its own
@@ -83,8 +98,13 @@ def _read_audacity(sound: Path) -> Labelled:
             if len(cells) < 3:
                 raise LabelError(f"{labels}, line {number}: expected start, end and label with tabs between")
             start, end, label = (cell.strip() for cell in cells)
-            recording.sounds.append(_heard(start, end, label, f"{labels}, line {number}"))
+            where = f"{labels}, line {number}"
+            _add(recording, _heard(start, end, label, where), where)
     return recording
+
+
+def _audacity_labels(sound: Path) -> Path:
+    return sound.with_suffix(".txt")
 
 
 def _heard(start: str, end: str, label: str, where: str) -> Heard:
@@ -97,6 +117,14 @@ def _heard(start: str, end: str, label: str, where: str) -> Heard:
     if not label:
         raise LabelError(f"{where}: label is empty")
     return Heard(label, start_s, end_s)
+
+
+def _add(recording: Labelled, heard: Heard, where: str) -> None:
+    if heard.end_s > recording.seconds + _SLACK_S:
+        raise LabelError(
+            f"{where}: ends at {heard.end_s:g} s, past the end of {recording.path}, which lasts {recording.seconds:.2f} s"
+        )
+    recording.sounds.append(heard)
 
 
 def _text(source: Path) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +24,25 @@ LOWEST_SHIFT, HIGHEST_SHIFT = -0.25, 0.05  # of the threshold, by a name's own p
 UNIT_WITHIN = 1e-6  # of 1: a length that rounding alone keeps from it
 OWN_PRINTS = 64  # of a name, the newest, that tell how alike its prints are
 
+Reason = Literal["nobody", "too low", "negative", "stranger", "other", "too close"]
+
 
 @dataclass(frozen=True)
 class Match:
     """The answer to "who is this?". `name` is None when nobody enrolled is near enough, or two are equally near.
 
-    `score` is the similarity of the nearest name, -1..1 (0 in an empty gallery), and `threshold` the one it needed;
-    `runner_up` is the next name. All are given even when the answer is unknown. `margin` is what lies between the two
-    scores, None without a runner-up.
+    `reason` tells which rule said so, the first of these: "nobody" is enrolled, the score is "too low", a "negative" print
+    of the name is nearer, a "stranger" of the cohort is, an "other" name is (when one name was asked for), or two names are
+    "too close". It is None where `name` is not.
+
+    `nearest` is the name that scores best, whatever the answer. `score` is its similarity, -1..1 (0 in an empty gallery),
+    or that of the name that was asked for, and `threshold` the one it needed; `runner_up` is the next name. All are given
+    even when the answer is unknown. `margin` is what lies between the two scores, None without a runner-up.
     """
 
     name: str | None
+    reason: Reason | None
+    nearest: str | None
     score: float
     runner_up: str | None
     runner_up_score: float | None
@@ -46,16 +55,26 @@ class Levels:
     """When a match is one, from a model's calibration.
 
     `threshold` is the similarity that one stranger in a hundred reaches, `genuine` how alike the prints of one name
-    were where that was measured (each against the others); None where `threshold` was given by hand.
+    were where that was measured (each against the others); None where `threshold` was given by hand. `own` are thresholds
+    given by hand for single names.
     """
 
     threshold: float = DEFAULT_THRESHOLD
     margin: float = DEFAULT_MARGIN
     genuine: float | None = None
+    own: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, contract: Contract, threshold: float | None, margin: float | None) -> Levels:
-        """The model's levels, with what was given by hand instead. Raises ModelError on what is no number."""
+    def of(
+        cls, contract: Contract, threshold: float | None, margin: float | None, own: Mapping[str, float] | None = None
+    ) -> Levels:
+        """The model's levels, with what was given by hand instead.
+
+        Raises UsageError on a threshold that is no similarity, ModelError on what is no number in the contract.
+        """
+        for given in [*([] if threshold is None else [threshold]), *(own or {}).values()]:
+            if not -1.0 <= given <= 1.0:
+                raise UsageError(f"the threshold of a name is a similarity between -1 and 1, not {given}")
         found = contract.calibration.get("enroll", {})
         if not isinstance(found, dict):
             raise ModelError(f"contract key 'calibration' of {contract.name} must hold an object under 'enroll'")
@@ -64,7 +83,7 @@ class Levels:
             raise ModelError(f"contract key 'calibration' of {contract.name} must hold numbers under 'enroll'")
         if threshold is not None:
             levels = {**levels, "threshold": threshold, "genuine": None}
-        return cls(**{**levels, **({} if margin is None else {"margin": margin})})
+        return cls(**{**levels, **({} if margin is None else {"margin": margin})}, own=own or {})
 
 
 class Matcher:
@@ -116,13 +135,8 @@ class Matcher:
         query = self._query(embedding)
         ranking = self._ranking(query)
         if not ranking:
-            return Match(None, 0.0, None, None, None, self.levels.threshold)
+            return Match(None, "nobody", None, 0.0, None, None, None, self.levels.threshold)
         return self._answer(query, ranking[0], ranking[1] if len(ranking) > 1 else None, self.levels.margin)
-
-    def nearest(self, embedding: Floats) -> str | None:
-        """The name that scores best for an embedding `[dim]`, however little; None when nobody is enrolled."""
-        ranking = self._ranking(self._query(embedding))
-        return self.names[ranking[0][1]] if ranking else None
 
     def verify(self, name: str, embedding: Floats) -> Match:
         """Whether an embedding `[dim]` is `name`: the answer's `name` is that or None, `score` is of that name.
@@ -156,14 +170,31 @@ class Matcher:
         self, query: Floats, best: tuple[float, int], second: tuple[float, int] | None, least_margin: float
     ) -> Match:
         score, place = best
-        threshold = self._threshold(place)
-        known = score >= threshold and self._nearest_cohort(query) < score and self._nearest_veto(place, query) < score
+        name, threshold = self.names[place], self._threshold(place)
         runner_up = runner_up_score = margin = None
         if second is not None:
             runner_up, runner_up_score = self.names[second[1]], second[0]
             margin = score - runner_up_score
-            known = known and margin >= least_margin
-        return Match(self.names[place] if known else None, score, runner_up, runner_up_score, margin, threshold)
+        reason = self._reason(query, best, threshold, margin, least_margin)
+        nearest = name if margin is None or margin >= 0.0 else runner_up
+        return Match(
+            name if reason is None else None, reason, nearest, score, runner_up, runner_up_score, margin, threshold
+        )
+
+    def _reason(
+        self, query: Floats, best: tuple[float, int], threshold: float, margin: float | None, least_margin: float
+    ) -> Reason | None:
+        """Which rule says that the answer is unknown, if one does."""
+        score, place = best
+        if score < threshold:
+            return "too low"
+        if self._nearest_veto(place, query) >= score:
+            return "negative"
+        if self._nearest_cohort(query) >= score:
+            return "stranger"
+        if margin is not None and margin < 0.0:
+            return "other"
+        return "too close" if margin is not None and margin < least_margin else None
 
     def _ranking(self, query: Floats) -> list[tuple[float, int]]:
         """The two best scores, with the places of their names."""
@@ -175,6 +206,8 @@ class Matcher:
         return print_score(self._prints[self._starts[place] : self._starts[place + 1]], query)
 
     def _threshold(self, place: int) -> float:
+        if self.names[place] in self.levels.own:
+            return self.levels.own[self.names[place]]
         if place not in self._shifts:
             self._shifts[place] = self._shift(self._prints[self._starts[place] : self._starts[place + 1]][-OWN_PRINTS:])
         return self.levels.threshold + self._shifts[place]

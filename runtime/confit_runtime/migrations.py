@@ -5,16 +5,17 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from confit_runtime.contract import Contract
 from confit_runtime.errors import GalleryError
 
-SCHEMA = 2
+SCHEMA = 3
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
 
 _TABLES = (
-    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL)",
+    # kind: what the names are, speaker or sound; empty in a file of an older schema, which did not tell
+    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL, kind TEXT NOT NULL)",
     "CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, voiced_s REAL NOT NULL)",
     # negative prints are of sounds that were taken for the name, and are not it
     "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
@@ -31,17 +32,32 @@ def _to_2(db: sqlite3.Connection) -> None:
     db.execute(_TABLES[-1])
 
 
-_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2}  # by the schema they lead to
+def _to_3(db: sqlite3.Connection) -> None:
+    """Schema 2 did not tell voices from sounds."""
+    db.execute("ALTER TABLE binding ADD COLUMN kind TEXT NOT NULL DEFAULT ''")
 
 
-def prepare(path: Path, db: sqlite3.Connection, create_for: Contract | None, *, writable: bool) -> sqlite3.Connection:
+_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3}  # by the schema they lead to
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What the prints of a gallery are of: a model's embedding, and names that are a speaker or a sound ("": not told)."""
+
+    embedding_id: str
+    dim: int
+    model: str
+    kind: str
+
+
+def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None, *, writable: bool) -> sqlite3.Connection:
     """Check an open gallery, lay it out where it is blank and `create_for` is given, and migrate an older one.
 
     Where it cannot be written, an older gallery is migrated in memory: what is returned is the connection to use.
     Raises GalleryError on what is no gallery, is damaged or is newer than this version.
     """
     if create_for is not None and is_blank(path, db):
-        lay_out(path, db, create_for.embedding_id, create_for.embedding_dim, create_for.name)
+        lay_out(path, db, create_for)
     version = _check(path, db)
     if version == SCHEMA:
         return db
@@ -61,7 +77,7 @@ def is_blank(path: Path, db: sqlite3.Connection) -> bool:
     return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0 and path.stat().st_size == 0
 
 
-def lay_out(path: Path, db: sqlite3.Connection, embedding_id: str, dim: int, model: str) -> None:
+def lay_out(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
     """Make a blank file a gallery of a model's prints; one that is not blank stays as it is."""
     with db:
         db.execute("BEGIN IMMEDIATE")
@@ -69,15 +85,23 @@ def lay_out(path: Path, db: sqlite3.Connection, embedding_id: str, dim: int, mod
             return  # another program was faster
         for statement in _TABLES:
             db.execute(statement)
-        bind(db, embedding_id, dim, model)
+        bind(db, binding)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
-def bind(db: sqlite3.Connection, embedding_id: str, dim: int, model: str) -> None:
-    """Say which model the prints are of."""
+def bind(db: sqlite3.Connection, binding: Binding) -> None:
+    """Say what the prints are of."""
     db.execute("DELETE FROM binding")
-    db.execute("INSERT INTO binding (embedding_id, dim, model) VALUES (?, ?, ?)", (embedding_id, dim, model))
+    db.execute("INSERT INTO binding (embedding_id, dim, model, kind) VALUES (?, ?, ?, ?)", astuple(binding))
+
+
+def bound(path: Path, db: sqlite3.Connection) -> Binding:
+    """What the prints are of. Raises GalleryError where the file says nothing that makes sense."""
+    row = db.execute("SELECT embedding_id, dim, model, kind FROM binding").fetchone()
+    if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound", ""):
+        raise damaged(path)
+    return Binding(*row)
 
 
 def _check(path: Path, db: sqlite3.Connection) -> int:
@@ -144,5 +168,9 @@ def reported(path: Path) -> Iterator[None]:
         if code.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise GalleryError(
                 f"{path}: could not be written ({error}): is the disk full? Nothing was changed"
+            ) from error
+        if code.startswith("SQLITE_CANTOPEN"):
+            raise GalleryError(
+                f"{path}: cannot be opened or written: look at its permissions, and its folder's"
             ) from error
         raise GalleryError(f"{path}: the gallery cannot be used ({error})") from error

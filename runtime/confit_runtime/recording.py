@@ -34,8 +34,7 @@ def record_clip(source: Source, seconds: float, *, countdown_s: float = 0.0, sho
     What was waiting in the source's queue is not kept either: the clip begins when the countdown ends. `show` is called
     with each chunk. Raises UsageError on a source that is not live, DeviceError when it ends before the clip does.
     """
-    if not source.live:
-        raise UsageError(f"{source.name}: is a recording already; clips are recorded from a microphone or a stream")
+    check_live(source)
     begin = time.monotonic() + max(countdown_s, 2 * FRAME_S)
     wanted, parts, lost = round(seconds * source.rate), [np.zeros(0, np.float32)], 0
     taken = 0
@@ -58,6 +57,12 @@ def record_clip(source: Source, seconds: float, *, countdown_s: float = 0.0, sho
             check = soundcheck(clip, source.rate)
             return Take(clip, source.rate, check, "sound was lost in it" if lost else fault_of(check))
     raise DeviceError(f"{source.name}: ended before the clip did")
+
+
+def check_live(source: Source) -> None:
+    """Raises UsageError on a source that clips cannot be recorded from."""
+    if not source.live:
+        raise UsageError(f"{source.name}: is a recording already; clips are recorded from a microphone or a stream")
 
 
 def trimmed(pcm: Pcm, rate: int) -> Pcm:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.audio import StreamResampler, decode, open_sound
+from confit_runtime.audio import StreamResampler, decode, open_sound, sound_seconds
 from confit_runtime.device_file import write_whole
-from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.model import HOPS_A_CALL, Model
 
 Rows = npt.NDArray[np.float32]
@@ -55,12 +56,23 @@ class RowCache:
                 seconds = sound_seconds(path)
                 tell(seconds)
                 return rows, seconds
+        self._check(kept.parent)
         rows, seconds = stream_rows(model, path, tell)
         data = io.BytesIO()
         np.save(data, rows, allow_pickle=False)
-        kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, data.getvalue())
         return rows, seconds
+
+    def _check(self, folder: Path) -> None:
+        """Make `folder`, where it is not there. Raises ConfitError where nothing can be kept: before an hour is scored."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ConfitError(
+                f"{self.folder}: cannot be written ({error.strerror}); name another folder for the cache with"
+                " CONFIT_EDGE_CACHE=FOLDER"
+            ) from error
 
 
 def score_recordings(
@@ -165,11 +177,6 @@ def _split(name: str, rows: Rows, seconds: float) -> list[Recording]:
     parts = np.array_split(rows, count)
     names = [name] if count == 1 else [f"{name} ({part + 1} of {count})" for part in range(count)]
     return [Recording(part, [piece], seconds / count) for part, piece in zip(names, parts, strict=True)]
-
-
-def sound_seconds(path: Path) -> float:
-    with open_sound(path) as sound:
-        return float(sound.frames / sound.samplerate)
 
 
 def _digest(path: Path) -> str:

@@ -11,6 +11,11 @@ _HERE = Path(__file__).resolve().parent
 MODELS = _HERE / "models" if (_HERE / "models").is_dir() else _HERE.parents[1] / "models"
 
 
+def as_asked_for(path: Path) -> str:
+    """A model file as a user names it: one that ships by its name, another by its path."""
+    return path.stem if path.parent == MODELS else str(path)
+
+
 def shipped_model(name: str) -> Path:
     """The path of a model that ships with confit-edge, by its name. Raises UsageError listing what there is."""
     path = MODELS / f"{name}.onnx"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import re
 import time
 from collections.abc import Collection
@@ -99,24 +101,45 @@ class SaveTap(RecentAudio):
     """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative."""
 
     def __init__(self, folder: Path, models: Collection[Model]) -> None:
+        """Makes the folder where it is not there. Raises OSError when it cannot be made or written."""
         super().__init__()
         self._folder, self._models = folder, {model.name: model for model in models}
-        self._began = time.strftime("%Y%m%d-%H%M%S")
+        self._source, self._began, self._count = "", time.strftime("%Y%m%d-%H%M%S"), 0
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    def begin(self, name: str, rate: int) -> None:
+        super().begin(name, rate)
+        self._source = Path(name).stem
 
     def judge(self, detection: Detection) -> Detection:
         import soundfile
 
         sound = trigger(self, detection, self._models[detection.model])
-        label = re.sub(r"[^\w.-]+", "_", detection.label)
-        path = self._folder / f"{label}-{self._began}-{detection.end_sample}.flac"
+        path = self._next(detection.label)
         partial = path.with_name(f".{path.name}.partial")
         soundfile.write(partial, sound, self.rate, format="FLAC", subtype="PCM_16")
         partial.replace(path)
         return detection
 
+    def _next(self, label: str) -> Path:
+        """A file that is not there yet: what fired, when the program began, the source, and a number."""
+        label, source = (
+            re.sub(r"[^\w.-]+", "_", text)[:longest] for text, longest in ((label, 30), (self._source, 20))
+        )
+        while True:
+            self._count += 1
+            path = self._folder / f"{label}-{self._began}-{source}-{self._count:04}.flac"
+            if not path.exists():
+                return path
+
 
 def trigger(recent: RecentAudio, detection: Detection, model: Model) -> Pcm:
-    """The sound of a detection: from its start to its end, and as much before as fills the model's window."""
-    window = round(model.contract.window * recent.rate / model.contract.sample_rate)
-    return recent.between(min(detection.start_sample, detection.end_sample - window), detection.end_sample)
+    """The sound of a detection: the window that it was made of, whose middle its end is, and all since its start."""
+    contract = model.contract
+    window, ahead = (
+        round(samples * recent.rate / contract.sample_rate) for samples in (contract.window, contract.latency_samples)
+    )
+    last = detection.end_sample + ahead
+    return recent.between(min(detection.start_sample, last - window), last)

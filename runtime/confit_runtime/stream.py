@@ -129,9 +129,10 @@ class Stream:
     def accept(self, pcm: npt.ArrayLike, sample_rate: int) -> list[Detection]:
         """Take `[samples]` or `[samples, channels]` at `sample_rate`; give the detections they complete.
 
-        Raises AudioError on NaN or infinite samples, UsageError when the rate changes without `reset()`.
+        Raises AudioError on NaN or infinite samples, or on more than 64 channels; UsageError when the rate is none or
+        changes without `reset()`.
         """
-        chunk = to_mono(pcm)
+        chunk, sample_rate = to_mono(pcm), check_rate(sample_rate)
         if not np.isfinite(chunk).all():
             raise AudioError("the stream delivered NaN or infinite samples")
         if self._rate not in (None, sample_rate):
@@ -143,7 +144,7 @@ class Stream:
             chunk = np.concatenate([np.zeros(silence, np.float32), chunk])
             self._origin = -silence
         if self._muted:
-            self._rate = check_rate(sample_rate)
+            self._rate = sample_rate
             self.skip(len(chunk))
             return []
         if self._resampler is None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from confit_runtime.audio import Pcm, resample
+from confit_runtime.enrollment import Kind, kind_of
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.gallery import Gallery, Print, clean_name
+from confit_runtime.gallery import OF_KIND, Gallery, Print, clean_name, new_name
 from confit_runtime.model import Model
 
 
@@ -38,28 +40,34 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
 def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
     """Add another gallery's prints to this one; prints it has already are left out. Returns how many came, by name.
 
-    Raises GalleryError when the two were enrolled with different models.
+    Raises GalleryError when the two were enrolled with different models, UsageError when one of the names cannot be
+    enrolled; nothing is written then.
     """
     if (source.embedding_id, source.dim) != (target.embedding_id, target.dim):
         raise GalleryError(
             f"{source.path}: was enrolled with another model than {target.path}, and prints of two models do not compare"
         )
-    added = {}
-    have = {**target.names(), **target.negatives()}
-    for name in {**source.names(), **source.negatives()}:
-        known = {one.embedding.tobytes() for one in target.prints(name)} if name in have else set()
-        prints = [one for one in source.prints(name) if one.embedding.tobytes() not in known]
-        share = len(prints) / max(1, len(source.prints(name)))
-        _add(target, name, prints, source.voiced_s(name) * share)
-        added[name] = len(prints)
-    return added
+    names = [new_name(name) for name in {**source.names(), **source.negatives()}]
+    before = _counts(target)
+    for name in names:
+        _add(target, name, source.prints(name), source.voiced_s(name))
+    after = _counts(target)
+    return {name: after[name] - before[name] for name in names}
 
 
-def enroll_again(gallery: Gallery, model: Model) -> dict[str, int]:
+def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> dict[str, int]:
     """Make every print anew with another model, from the audio that was kept. Returns how many of each name.
 
-    Raises GalleryError, changing nothing, when the audio of any print was not kept.
+    `kind` says what the names are, where the gallery does not or the model is of the other kind. Raises, changing nothing,
+    UsageError when it is needed and not given, GalleryError when the audio of any print was not kept.
     """
+    of_model = kind_of(model.contract)
+    if kind is None and gallery.kind != of_model:
+        holds = OF_KIND[gallery.kind]
+        raise UsageError(
+            f"{gallery.path}: holds {holds}, and {model.name} is for {OF_KIND[of_model]}: use a model for {holds}, or"
+            f" another --gallery (--kind {gallery.kind}, if {model.name} is for {holds} all the same)"
+        )
     made = {}
     for name in {**gallery.names(), **gallery.negatives()}:
         prints = gallery.prints(name)
@@ -69,8 +77,13 @@ def enroll_again(gallery: Gallery, model: Model) -> dict[str, int]:
                 " enroll from clips again, into another --gallery"
             )
         made[name] = np.stack([model.embed(*_decoded(gallery, one.audio, model)) for one in prints])
-    gallery.replace_prints(model, made)
+    gallery.replace_prints(model, kind or of_model, made)
     return {name: len(embeddings) for name, embeddings in made.items()}
+
+
+def _counts(gallery: Gallery) -> Counter[str]:
+    """How many prints each name has, negative ones too."""
+    return Counter(gallery.names()) + Counter(gallery.negatives())
 
 
 def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,6 +174,86 @@ def test_labelled_recordings_are_scored(confit: Confit, sounds: Path, model: Pat
     assert report["snr"]["20 dB and more"]["missed"] == 0
     assert sum(row["sounds"] for row in report["snr"].values()) == 3
     assert -0.3 < report["latency_s"]["median"] < 0.3
+
+
+def test_what_cannot_be_written_is_said_before_hours_pass(
+    confit: Confit, sounds: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from confit_runtime import recordings
+
+    monkeypatch.delattr(recordings, "stream_rows")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    before, taken = model.read_bytes(), model.parent / "a-file"
+    taken.touch()
+    for option, value, fault in (
+        ("--bake", model, "is the model that is read"),
+        ("--bake", taken / "x.onnx", "cannot be written to its folder"),
+        ("--plot", taken / "x.png", "cannot be written to its folder"),
+        ("--plot", "x.png", "needs matplotlib"),
+    ):
+        monkeypatch.delitem(sys.modules, "confit_edge.geometry.plots", raising=False)
+        code, out, err = confit("calibrate", model, "--negatives", sounds / "negatives", option, value)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert fault in err
+    assert model.read_bytes() == before
+    monkeypatch.setenv("CONFIT_EDGE_CACHE", str(taken))
+    code, _, err = confit("calibrate", model, "--negatives", sounds / "negatives")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "CONFIT_EDGE_CACHE" in err
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "evaluate"])
+def test_a_model_without_a_label_that_fires_is_refused(confit: Confit, sounds: Path, tmp_path: Path, verb: str) -> None:
+    levels = {label: {"on": 1.01, "off": 0.5} for label in tiny_model.LABELS}
+    mute = tiny_model.build(tmp_path / "mute.onnx", thresholds=levels)
+    rest = ("--negatives", sounds / "negatives") if verb == "calibrate" else (sounds / "labels.csv",)
+    code, out, err = confit(verb, mute, *rest)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "has no label that fires" in err
+
+
+def test_labels_are_held_against_the_recordings_and_the_model(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    table, kitchen = tmp_path / "labels.csv", sounds / "labelled" / "kitchen.wav"
+    head = "path,start_s,end_s,label\n"
+    table.write_text(f"{head}{kitchen},2.0,2.3,low\n{kitchen},3,400,mid\n", encoding="utf-8")
+    code, _, err = confit("evaluate", model, table)
+    assert code == 1
+    assert "labels.csv, line 3: ends at 400 s, past the end of" in err
+    table.write_text(f"{head}{kitchen},2.0,2.3,Low\n{kitchen},5.3,5.6,parrot\n", encoding="utf-8")
+    code, _, err = confit("evaluate", model, table)
+    assert code == 2
+    assert "holds none of the labels that tiny can tell (low, mid, high), but Low (low?), parrot" in err
+    table.write_text(f"{head}{kitchen},2.0,2.3,Low\n{kitchen},5.3,5.6,mid\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, table)
+    assert code == 0
+    assert "labels that tiny does not have: Low (low?); they count as other sounds" in err
+    assert "hours of 1 recording:" in out
+    assert "these intervals are of 1 recording, not of sounds" in out
+
+
+def test_recordings_without_labels_are_counted(
+    confit: Confit, sounds: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert confit("evaluate", model, sounds / "labelled")[0] == 0
+    assert "1 of 2 recordings have no labels (hall.txt first): taken to hold none of the sounds" in caplog.text
+
+
+def test_inspect_tells_the_thresholds_that_are_used(confit: Confit, sounds: Path, model: Path) -> None:
+    assert "thresholds       0.6 for all labels\nthresholds from  export, not calibrated since\n" in confit(
+        *("inspect", model, "--no-measure")
+    )[1].replace("  " * 9, "")
+    confit("calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--only", "mid")
+    code, out, _ = confit("inspect", model, "--no-measure")
+    assert code == 0
+    assert "(mid)" not in out  # all that fire have one level
+    assert "never: low, high" in out
+    assert "calibration on 0.23 hours: at most 13 false accepts an hour (95 % sure), target 20" in out
+    assert "tiny.device.json" in out
+    told = json.loads(confit("inspect", model, "--no-measure", "--json")[1])
+    assert told["device_file"] == str(model.with_suffix(".device.json"))
+    assert told["contract"]["thresholds"]["mid"]["on"] < 1
 
 
 def test_labels_that_cannot_be_read(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:

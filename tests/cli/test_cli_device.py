@@ -32,6 +32,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     tiny_model.build(home / "tiny.onnx")
     tiny_model.build(home / "other.onnx", name="other", embedding_id="another-embedding")
+    tiny_model.build(
+        home / "mute.onnx", name="mute", thresholds={label: {"on": 1.01, "off": 0.5} for label in tiny_model.LABELS}
+    )
     soundfile.write(home / "scene.flac", scene(RATE), RATE)
     (home / "bells").mkdir()
     for at in range(3):
@@ -283,12 +286,71 @@ def test_listen_to_a_folder_of_clips(home: Path, tmp_path: Path) -> None:
     (tmp_path / "b.flac").write_bytes((home / "damaged.flac").read_bytes())
     done = run(home, "listen", "tiny.onnx", "--source", str(tmp_path), "--json")
     assert done.returncode == 1
-    *detections, summary = lines(done)
+    *told, summary = lines(done)
+    detections = [one for one in told if one["type"] == "detection"]
     heard = [(Path(one["clip"]).name, one["label"]) for one in detections if not one["clip"].endswith("b.flac")]
     assert heard == [("a.wav", "low"), ("a.wav", "mid"), ("c.flac", "low"), ("c.flac", "mid")]
     assert detections[-1]["start_s"] == pytest.approx(1.8, abs=0.1)
     assert summary["source"] == str(tmp_path)
+    assert "clip" not in summary
     assert "b.flac: cannot be read as sound" in done.stderr
+
+
+def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
+    """Those below it, too, and those in which nothing was heard."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    soundfile.write(tmp_path / "a.wav", scene(16_000), 16_000)
+    soundfile.write(tmp_path / "deep" / "er" / "b.wav", silence(1.0), 16_000)
+    done = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", ".")
+    assert done.returncode == 0
+    low, mid, nothing = done.stdout.splitlines()
+    assert (low.split()[-2], mid.split()[-2], nothing) == ("low", "mid", "deep/er/b.wav: nothing")
+    *_, first, second, whole = lines(run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", ".", "--json"))
+    assert first == {
+        "type": "summary",
+        "model": "tiny",
+        "source": ".",
+        "clip": "a.wav",
+        "seconds": 2.5,
+        "detections": {"low": 1, "mid": 1},
+        "dropped_samples": 0,
+    }
+    assert (second["clip"], second["seconds"], second["detections"]) == ("deep/er/b.wav", 1.0, {})
+    assert (whole["seconds"], whole["detections"]) == (3.5, {"low": 1, "mid": 1})
+
+
+def test_a_source_without_any_sound_is_no_success(home: Path, tmp_path: Path) -> None:
+    """Of `arecord | confit-edge` the first may have failed."""
+    soundfile.write(tmp_path / "whole.wav", scene(16_000), 16_000)
+    (tmp_path / "header.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:44])
+    for source in (("-", "--rate", "16000"), (str(tmp_path / "header.wav"),)):
+        done = run(home, "listen", "tiny.onnx", "--source", *source)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert "ended without any sound" in done.stderr
+    done = run(home, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json")
+    assert (done.returncode, lines(done)[-1]["type"]) == (1, "summary")
+
+
+def test_sound_that_was_cut_off_is_told(home: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "whole.wav", scene(16_000), 16_000)
+    data = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
+    done = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "cut.wav")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[0].startswith("cut.wav: was cut short, its header promises 2.0 times as much")
+    # what was written to a pipe does not know its length
+    (tmp_path / "cut.wav").write_bytes(data[:40] + b"\xff\xff\xff\xff" + data[44:])
+    assert len(run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "cut.wav").stderr.splitlines()) == 1
+    pcm = (scene(16_000) * 32767).astype("<i2").tobytes() + b"\x01"
+    done = run(home, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", stdin=pcm)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[0] == "-: ended within a sample (1 of 2 bytes): are format and channels right?"
+
+
+def test_doctor_takes_a_pipe(home: Path) -> None:
+    pcm = (scene(16_000) * 32767).astype("<i2").tobytes()
+    done = run(home, "doctor", "--source", "-", "--rate", "16000", "--json", stdin=pcm)
+    assert (lines(done)[-1]["source"], lines(done)[-1]["seconds"]) == ("-", 2.5)
 
 
 def test_doctor_and_record_with_a_microphone(
@@ -382,7 +444,10 @@ def test_enroll_identify_and_keep_house(home: Path, tmp_path: Path) -> None:
         ("buzz", "Büzz", "bell"),
         ("stranger", None, "Büzz"),
     ]
-    assert matches[0].keys() == {"type", "clip", "name", "score", "runner_up", "runner_up_score", "margin", "threshold"}
+    assert matches[0].keys() == {
+        *("type", "clip", "name", "reason", "nearest", "score", "runner_up", "runner_up_score", "margin", "threshold")
+    }
+    assert [(one["reason"], one["nearest"]) for one in matches[-2:]] == [(None, "Büzz"), ("too low", "bell")]
     assert summary == {"type": "summary", "clips": 5, "known": 4, "unknown": 1, "failed": 0}
 
     assert run(tmp_path, "gallery", "list").stdout == "Büzz  1 print  0.5 s\nbell  3 prints  1.5 s\n"
@@ -432,12 +497,21 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
     [
         ("listen nothing.onnx --source scene.flac", 2, "nothing.onnx: no such model file"),
         ("listen text.onnx --source scene.flac", 1, "text.onnx: is not"),
+        ("listen tiny.onnx tiny.onnx --source scene.flac", 2, "2 of the models are named tiny"),
+        ("listen mute.onnx --source scene.flac", 2, "mute has nothing that fires: give --gallery"),
+        ("listen tiny.onnx --source=", 2, "a source or clip without a name"),
+        ("record low -o clips --source scene.flac", 2, "scene.flac: is a recording already"),
+        ("record low -o clips --source -", 2, "not from a pipe"),
         ("listen tiny.onnx --source text.wav", 1, "text.wav: cannot be read as sound"),
         ("listen tiny.onnx --source nothing.wav", 2, "nothing.wav: no such file"),
         ("listen tiny.onnx --source -", 2, "--rate"),
         ("listen tiny.onnx --source scene.flac --rate 8000", 2, "--rate is for source '-'"),
         ("listen tiny.onnx --source - --rate 16000 --format u8", 2, "u8"),
-        ("listen tiny.onnx --source scene.flac --threshold yes=0.5", 2, "low, mid, high, other"),
+        (
+            "listen tiny.onnx --source scene.flac --threshold yes=0.5",
+            2,
+            "'yes' never fires (what does: low, mid, high)",
+        ),
         ("listen tiny.onnx --source scene.flac --threshold low=high", 2, "--threshold low=high"),
         ("listen tiny.onnx --source scene.flac --threshold 60", 2, "between 0 and 1"),
         ("listen tiny.onnx --source scene.flac --gallery text.wav", 1, "text.wav: is not a gallery"),

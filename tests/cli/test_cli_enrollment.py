@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.cli.identify import why_not
 from confit_edge.demo import DATA
+from confit_runtime import Match
 from confit_runtime.audio import load_clip
 from tests.cli.test_cli_device import run
 
@@ -103,8 +106,139 @@ def test_galleries_travel_and_are_made_anew_for_another_model(clips: Path, tmp_p
     assert imported[0]["name"] == "lily"
     refused = run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db")
     assert refused.returncode == 1
-    assert "gallery re-enroll" in refused.stderr
-    assert run(tmp_path, "gallery", "re-enroll", "digits", "--gallery", "new.db").returncode == 0
-    answer = run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db", "--kind", "speaker", "--json")
+    assert refused.stderr.endswith(": use that model, or another --gallery\n")
+    again = ("gallery", "re-enroll", "digits", "--gallery", "new.db")
+    refused = run(tmp_path, *again)
+    assert refused.returncode == 2
+    assert "holds voices, and digits is for sounds" in refused.stderr
+    assert run(tmp_path, *again, "--kind", "speaker").returncode == 0
+    answer = run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db", "--json")
     match = lines(answer)[0]
     assert match["score"] > 0.8
+
+
+Confit = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def words(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confit: Confit) -> Path:
+    """The folder the tests stand in, with words.db: `marvin`, enrolled with digits from one clip."""
+    monkeypatch.chdir(tmp_path)
+    assert confit("enroll", "digits", "marvin", word("bed", "am_santa"), "--gallery", "words.db")[0] == 0
+    return tmp_path
+
+
+def word(what: str, voice: str) -> Path:
+    return DATA / "words" / what / f"{voice}.ogg"
+
+
+def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
+    asked, house = word("bed", "am_santa"), ("--gallery", "words.db")
+    _, told, _ = confit("identify", "digits", word("cat", "zf_xiaoyi"), *house)
+    assert "unknown  (nearest marvin " in told
+    assert ", needs " in told or ", but strangers" in told
+    assert confit("enroll", "digits", "marvin", asked, "--negative", *house)[0] == 0
+    _, told, _ = confit("identify", "digits", asked, *house)
+    assert told == f"{asked}  unknown  (nearest marvin 1.00, but a negative print of marvin is nearer)\n"
+    status, told, _ = confit("verify", "digits", "marvin", asked, *house)
+    assert (status, told) == (1, f"{asked}  is not marvin  1.00  (but a negative print of marvin is nearer)\n")
+    _, told, _ = confit("identify", "digits", asked, *house, "--json")
+    match = json.loads(told.splitlines()[0])
+    assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
+
+
+def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None:
+    match = Match(None, "too low", "ada", 0.7196, None, None, None, 0.7204)
+    assert why_not(match, "ada") == "just below the 0.72 needed"
+
+
+def test_the_same_clip_counts_once(clips: Path, words: Path, confit: Confit) -> None:
+    short = clips / "am_santa-0.flac"  # too little alone
+    status, _, said = confit("enroll", "speakers", "santa", *[short] * 6)
+    assert status == 1
+    assert "these clips hold" in said
+    given = [clips / f"am_santa-{at}.flac" for at in range(3)]
+    _, told, _ = confit("enroll", "speakers", "santa", *given, "--json")
+    _, listed, _ = confit("gallery", "list")
+    _, again, said = confit("enroll", "speakers", "santa", *given, "--json")
+    prints = json.loads(told)["prints"]
+    assert (json.loads(again)["prints"], json.loads(again)["left_out"], json.loads(again)["voiced_s"]) == (
+        0,
+        prints,
+        0.0,
+    )
+    assert f"{prints} prints left out: santa has the same already" in said
+    assert confit("gallery", "list")[1] == listed
+
+
+def test_all_clips_that_cannot_be_used_are_named(clips: Path, words: Path, confit: Confit) -> None:
+    soundfile.write(words / "silent.wav", np.zeros(RATE), RATE)
+    (words / "text.wav").write_text("no sound")
+    bad = ["silent.wav", "text.wav"]
+    status, told, said = confit("enroll", "speakers", "santa", clips / "am_santa-0.flac", *bad)
+    assert (status, told) == (1, "")
+    assert [line.split(": ")[1] for line in said.splitlines()[:2]] == bad
+    assert said.splitlines()[2] == "confit-edge: 2 of 3 clips cannot be used; nothing was written"
+
+
+def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Path, confit: Confit) -> None:
+    clip, house = word("bed", "am_santa"), ("--gallery", "words.db")
+    given = [clips / f"bf_lily-{at}.flac" for at in range(3)]
+    assert confit("enroll", "speakers", "lily", *given, "--keep-audio", "--gallery", "voices.db")[0] == 0
+    (words / "taken").write_text("a file")
+    listen = ("listen", "digits", "--source", clips / "scene.flac")
+    for arguments, status, message in (
+        (
+            ("enroll", "digits", "nonsense", clip, "--negative", *house),
+            2,
+            "neither enrolled (marvin) nor a label of digits",
+        ),
+        (("enroll", "digits", "unknown", clip, "--negative", *house), 2, "nobody can be called 'unknown'"),
+        (("enroll", "digits", "Unknown", clip, *house), 2, "nobody can be called 'Unknown'"),
+        (("gallery", "rename", "marvin", "unknown", *house), 2, "nobody can be called 'unknown'"),
+        (("enroll", "digits", "x", clip, "--gallery", "voices.db"), 1, ": use that model, or another --gallery"),
+        (("gallery", "import", "missing.db"), 2, "missing.db: no such file"),
+        (("gallery", "export", "-o", "nowhere/x.db", *house), 2, "nowhere: no such folder"),
+        (("identify", "digits", clip, *house, "--threshold", "2"), 2, "between -1 and 1, not 2"),
+        (("verify", "digits", "marvin", clip, *house, "--threshold", "nan"), 2, "nan is not a number that can be meant"),
+        ((*listen, "--speaker-model", "speakers", *house), 2, "enrolled with it (words.db is of digits)"),
+        ((*listen, "--speaker-model", "digits", *house), 2, "--speaker-model digits: words.db holds sounds"),
+        ((*listen, "--speaker-model", "digits"), 2, "--speaker-model digits: needs the --gallery"),
+        ((*listen, "--threshold", "unknown=0.5"), 2, "--threshold unknown=0.5: 'unknown' never fires"),
+        ((*listen, "--threshold", "ada=0.5", *house), 2, "'ada' never fires (what does: eight"),
+        ((*listen, "--save-triggers", "taken"), 2, "--save-triggers taken: is no folder that can be made"),
+        ((*listen, "--save-triggers", "taken/deeper"), 2, "--save-triggers taken/deeper: is no folder"),
+    ):
+        done, told, said = confit(*arguments)
+        assert (done, told) == (status, ""), arguments
+        assert message in said
+        assert len(said.splitlines()) == 1
+    assert not (words / "gallery.db").exists()
+    assert "words.db" in confit("gallery", "list", *house, "--json")[1]
+
+
+def test_thresholds_in_any_order_and_of_enrolled_names(clips: Path, words: Path, confit: Confit) -> None:
+    soundfile.write(words / "bed.wav", load_clip(word("bed", "am_santa"), RATE), RATE)
+
+    def heard(source: str | Path, *options: str) -> list[str]:
+        found = [
+            json.loads(line)
+            for line in confit("listen", "digits", "--source", source, *options, "--json")[1].splitlines()
+        ]
+        return [one["label"] for one in found if one["type"] == "detection"]
+
+    for options in (("1", "one=0.3"), ("one=0.3", "1")):
+        given = [part for option in options for part in ("--threshold", option)]
+        assert heard(clips / "scene.flac", *given) == ["one"]
+    house = ("--gallery", "words.db", "--threshold", "1")
+    assert heard("bed.wav", *house, "--threshold", "marvin=0.3") == ["marvin"]
+    assert heard("bed.wav", *house, "--threshold", "marvin=1") == []
+
+
+def test_a_folder_of_clips_gives_a_trigger_a_detection(clips: Path, words: Path, confit: Confit) -> None:
+    (words / "scenes").mkdir()
+    for at in range(3):
+        (words / "scenes" / f"{at}.flac").write_bytes((clips / "scene.flac").read_bytes())
+    _, told, _ = confit("listen", "digits", "--source", "scenes", "--save-triggers", "kept", "--json")
+    assert sum(json.loads(told.splitlines()[-1])["detections"].values()) == 6
+    assert len(list((words / "kept").iterdir())) == 6

@@ -44,7 +44,7 @@ def test_a_recording_is_judged(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     soundfile.write(path, np.concatenate([tone(500, 0.3), silence(1), tone(3600, 0.3), silence(2)]), RATE)
     sounds = [Heard("low", 0.0, 0.3), Heard("parrot", 1.3, 1.6), Heard("mid", 2.8, 3.1)]
-    judged = judge(model, Labelled(path, sounds))
+    judged = judge(model, Labelled(path, 3.6, sounds))
     assert judged.seconds == 3.6
     assert judged.score.found == [True, False]
     assert [one.label for one in judged.others] == ["parrot"]

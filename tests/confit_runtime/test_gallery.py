@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from confit_runtime import GalleryError, Model, ModelError, UsageError, load
 from confit_runtime.gallery import Gallery, clean_name
 from confit_runtime.matcher import Levels, Matcher
+from confit_runtime.migrations import SCHEMA
+from confit_runtime.transfer import export_names, import_names
 from tests import tiny_model
 from tests.tiny_model import Floats
 
@@ -135,6 +137,35 @@ def test_names_are_kept_in_one_form(name: str) -> None:
     assert clean == clean_name(clean) == unicodedata.normalize("NFC", name)
 
 
+def test_what_a_name_has_already_is_left_out_with_its_seconds(path: Path, model: Model) -> None:
+    prints = random_prints(3)
+    with Gallery.open(path, model) as gallery:
+        assert gallery.enroll("eve", prints[[0, 1, 0, 0]], sources=list("abcd"), voiced_s=4.0) == 2
+        assert gallery.voiced_s("eve") == 2.0
+        assert gallery.enroll("eve", prints, sources=list("efg"), voiced_s=3.0) == 3
+        assert (gallery.voiced_s("eve"), [one.source for one in gallery.prints("eve")]) == (3.0, ["a", "b", "g"])
+        assert gallery.enroll("eve", prints[:1], sources=["tv"], voiced_s=1.0, negative=True) == 1  # of another kind
+        assert gallery.enroll("fay", prints[:1], sources=["h"], voiced_s=1.0) == 1
+
+
+@pytest.mark.parametrize("name", ["unknown", "Unknown", " UNKNOWN "])
+def test_nobody_is_called_unknown(path: Path, tmp_path: Path, model: Model, name: str) -> None:
+    with Gallery.open(path, model) as gallery:
+        with pytest.raises(UsageError, match="nobody can be called"):
+            gallery.enroll(name, random_prints(1), sources=["one"], voiced_s=1.0)
+        with pytest.raises(UsageError, match="nobody can be called"):
+            gallery.rename("ada", name)
+    with sqlite3.connect(path) as db:  # as an older version let it be
+        db.execute("UPDATE names SET name = ? WHERE name = 'bob'", (name.strip(),))
+    db.close()
+    with Gallery.open(path) as old, Gallery.open(tmp_path / "new.db", model, create=True) as new:
+        with pytest.raises(UsageError, match="nobody can be called"):
+            import_names(new, old)
+        assert new.names() == {}
+        old.rename(name, "ben")
+        assert import_names(new, old) == {"ada": 3, "ben": 2}
+
+
 def test_file_names_that_are_not_text_are_kept_readably(path: Path, model: Model) -> None:
     with Gallery.open(path, model) as gallery:
         gallery.enroll("eve", random_prints(1), sources=[os.fsdecode(b"caf\xe9.wav")], voiced_s=1.0)
@@ -147,6 +178,8 @@ def test_file_names_that_are_not_text_are_kept_readably(path: Path, model: Model
 def naive_match(
     prints: dict[str, Floats], cohort: Floats, query: Floats, threshold: float, margin: float
 ) -> tuple[str | None, list[tuple[float, str]]]:
+    """Why the answer is unknown, if it is, and the names by score."""
+
     def cosine(u: Floats, v: Floats) -> float:
         return float(u @ v / np.linalg.norm(u) / np.linalg.norm(v))
 
@@ -159,11 +192,14 @@ def naive_match(
         parts = [weight * row / np.linalg.norm(row) for weight, row in zip(weights, nearest, strict=True)]
         ranking.append((cosine(np.sum(parts, axis=0), query), name))
     ranking.sort(reverse=True)
-    unknown = ranking[0][0] < threshold or (len(ranking) > 1 and ranking[0][0] - ranking[1][0] < margin)
-    if len(cohort):
-        strangers = sorted((cosine(row, query) for row in cohort), reverse=True)[:3]
-        unknown = unknown or sum(strangers) / len(strangers) >= ranking[0][0]
-    return None if unknown else ranking[0][1], ranking
+    if ranking[0][0] < threshold:
+        return "too low", ranking
+    strangers = sorted((cosine(row, query) for row in cohort), reverse=True)[:3]
+    if strangers and sum(strangers) / len(strangers) >= ranking[0][0]:
+        return "stranger", ranking
+    if len(ranking) > 1 and ranking[0][0] - ranking[1][0] < margin:
+        return "too close", ranking
+    return None, ranking
 
 
 @settings(deadline=None)
@@ -184,8 +220,9 @@ def test_matching_is_the_naive_loops(
     rows = np.concatenate([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in prints.values()])
     owners = np.repeat(np.arange(len(counts)), counts)
     match = Matcher(list(prints), owners, rows, cohort, levels=Levels(threshold, margin)).match(query)
-    name, ranking = naive_match(prints, cohort, query, threshold, margin)
-    assert match.name == name
+    reason, ranking = naive_match(prints, cohort, query, threshold, margin)
+    assert (match.reason, match.nearest) == (reason, ranking[0][1])
+    assert match.name == (ranking[0][1] if reason is None else None)
     assert match.score == pytest.approx(ranking[0][0], abs=1e-5)
     if len(ranking) > 1:
         assert match.runner_up == ranking[1][1]
@@ -232,7 +269,8 @@ def test_the_cohort_competes_as_the_unknown(tmp_path: Path) -> None:
 def test_an_empty_gallery_knows_nobody(tmp_path: Path, model: Model) -> None:
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
         match = gallery.match(random_prints(1)[0])
-        assert (match.name, match.score, match.runner_up) == (None, 0.0, None)
+        assert (match.name, match.reason, match.nearest) == (None, "nobody", None)
+        assert (match.score, match.runner_up) == (0.0, None)
         with pytest.raises(UsageError):
             gallery.match(random_prints(1))
 
@@ -310,10 +348,10 @@ def test_a_gallery_of_another_model(path: Path, tmp_path: Path) -> None:
 
 def test_a_gallery_from_the_future(path: Path, model: Model) -> None:
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     db.close()
     for opener in (model, None):
-        with pytest.raises(GalleryError, match=r"newer confit-edge \(schema 3"):
+        with pytest.raises(GalleryError, match=rf"newer confit-edge \(schema {SCHEMA + 1}"):
             Gallery.open(path, opener)
 
 
@@ -452,6 +490,20 @@ def test_a_read_only_folder_is_opened_for_reading(path: Path, tiny: Path, public
         f"{gallery}: cannot be changed: the file or its folder is read-only",
     ]
     assert sorted(public_folder.iterdir()) == [gallery, model]
+
+
+def test_a_gallery_is_not_made_where_nothing_can_be_written(
+    path: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ro").mkdir()
+    monkeypatch.setattr("os.access", lambda *_: False)  # permissions do not bind root
+    with pytest.raises(GalleryError) as refused:
+        Gallery.open(tmp_path / "ro" / "new.db", model, create=True)
+    assert str(refused.value).startswith(f"{tmp_path / 'ro'}: the folder cannot be written")
+    with Gallery.open(path) as gallery, pytest.raises(GalleryError) as refused:
+        export_names(gallery, [], tmp_path / "ro" / "x.db")
+    assert str(refused.value).startswith(f"{tmp_path / 'ro'}: the folder cannot be written")
+    assert list((tmp_path / "ro").iterdir()) == []
 
 
 def test_a_read_only_folder_with_a_change_cut_short_is_refused(path: Path, tiny: Path, public_folder: Path) -> None:

@@ -22,6 +22,7 @@ from tests.tiny_model import Floats, chord
 
 DIM = len(tiny_model.BANDS)
 OLD = Path(__file__).parents[1] / "data" / "gallery_schema1.db"  # made by the first version; zoë and Ada Lovelace
+OLD_2 = OLD.with_name("gallery_schema2.db")  # the same names; one negative print of "low", and zoë's audio
 RNG = np.random.default_rng(5)
 
 
@@ -30,7 +31,7 @@ def random_prints(count: int) -> Floats:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-# schema 1
+# older schemas
 
 
 def test_a_gallery_of_the_first_schema_is_migrated_and_keeps_everything(tmp_path: Path, model: Model) -> None:
@@ -44,6 +45,24 @@ def test_a_gallery_of_the_first_schema_is_migrated_and_keeps_everything(tmp_path
     with Gallery.open(path, model) as gallery:
         gallery.enroll("zoë", random_prints(1), sources=["not"], voiced_s=0.0, negative=True)
         assert gallery.negatives() == {"zoë": 1}
+
+
+def test_a_gallery_of_the_second_schema_keeps_everything_and_learns_its_kind(tmp_path: Path, model: Model) -> None:
+    path = shutil.copy(OLD_2, tmp_path / "gallery.db")
+    with (
+        Gallery.open(path) as gallery,
+        pytest.raises(UsageError, match="did not tell voices from sounds: say with --kind"),
+    ):
+        enroll_again(gallery, model)
+    with Gallery.open(path, model) as gallery:
+        assert (gallery.names(), gallery.negatives()) == ({"Ada Lovelace": 3, "zoë": 2}, {"low": 1})
+        assert [one.audio is not None for one in gallery.prints("zoë")] == [True, True]
+        assert gallery.kind == "sound"  # as its model says
+        for name in ("Ada Lovelace", "low"):
+            gallery.remove(name)
+        assert enroll_again(gallery, model, "speaker") == {"zoë": 2}
+    with Gallery.open(path) as gallery:
+        assert gallery.kind == "speaker"
 
 
 def test_an_old_gallery_that_cannot_be_written_is_read_and_not_changed(
@@ -70,9 +89,10 @@ def test_a_negative_print_vetoes_what_it_is_nearer_to(tmp_path: Path, model: Mod
         assert gallery.match(jingle).name == "east"
         assert gallery.enroll("east", jingle[None], sources=["tv"], voiced_s=1.0, negative=True) == 1
         answer = gallery.match(jingle)
-        assert (answer.name, answer.score) == (None, pytest.approx(0.8))
+        assert (answer.name, answer.reason, answer.nearest) == (None, "negative", "east")
+        assert answer.score == pytest.approx(0.8)
         assert gallery.match(east).name == "east"
-        assert gallery.matcher.verify("east", jingle).name is None
+        assert gallery.matcher.verify("east", jingle).reason == "negative"
         assert (gallery.names(), gallery.voiced_s("east")) == ({"east": 1, "north": 1}, 1.0)
         gallery.enroll("low", jingle[None], sources=["tv"], voiced_s=1.0, negative=True)  # a label of the model
         assert gallery.matcher.enrolled == ["east", "north"]
@@ -116,9 +136,29 @@ def test_verification_asks_for_the_name_and_for_nobody_nearer() -> None:
     query = (0.6 * east + 0.8 * north).astype(np.float32)
     claimed = matcher.verify("east", query)
     assert (claimed.name, claimed.score, claimed.runner_up) == (None, pytest.approx(0.6), "north")
-    assert matcher.verify("north", query).name == "north"
+    assert (claimed.reason, claimed.nearest) == ("other", "north")
+    confirmed = matcher.verify("north", query)
+    assert (confirmed.name, confirmed.reason, confirmed.nearest) == ("north", None, "north")
     with pytest.raises(UsageError, match=r"nobody is enrolled as 'west' .*east, north"):
         matcher.verify("west", query)
+
+
+@pytest.mark.parametrize("level", [2.0, -1.5, float("nan")])
+def test_a_threshold_is_a_similarity(tmp_path: Path, model: Model, level: float) -> None:
+    for given in ({"threshold": level}, {"thresholds": {"ada": level}}):
+        with pytest.raises(UsageError, match="between -1 and 1"):
+            Gallery.open(tmp_path / "gallery.db", model, create=True, **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "gallery.db").exists()
+
+
+def test_one_names_threshold_is_set_by_hand(tmp_path: Path, model: Model) -> None:
+    east, north = np.eye(DIM, dtype=np.float32)[:2]
+    with Gallery.open(tmp_path / "gallery.db", model, create=True, thresholds={"east": 0.9}) as gallery:
+        for name, row in (("east", east), ("north", north)):
+            gallery.enroll(name, row[None], sources=["x"], voiced_s=1.0)
+        for row, other, name in ((east, north, None), (north, east, "north")):
+            match = gallery.match((0.8 * row + 0.6 * other).astype(np.float32))
+            assert (match.name, match.threshold) == (name, 0.9 if name is None else pytest.approx(0.6))
 
 
 # other devices, other models
@@ -165,6 +205,26 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
         gallery.enroll("bell", random_prints(1), sources=["no audio"], voiced_s=0.1)
     with Gallery.open(path) as gallery, pytest.raises(GalleryError, match="audio of 1 of bell's 2 prints was not kept"):
         enroll_again(gallery, model)
+
+
+def test_voices_do_not_become_sounds_unasked(tmp_path: Path, model: Model) -> None:
+    path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
+    voices = {"embedding_id": "voices", "name": "voices", "calibration": {"enroll": {"kind": "speaker"}}}
+    other = load(tiny_model.build(tmp_path / "voices.onnx", **voices))
+    with Gallery.open(path, other, create=True) as gallery:
+        gallery.enroll(
+            "ada", other.embed(sound, 16_000)[None], sources=["a"], voiced_s=5.0, audio=[to_flac(sound, 16_000)]
+        )
+    with pytest.raises(GalleryError) as refused:
+        Gallery.open(path, model)
+    assert str(refused.value).endswith("use that model, or another --gallery")  # and not: make it one of sounds
+    with Gallery.open(path) as gallery:
+        with pytest.raises(UsageError, match="holds voices, and tiny is for sounds: use a model for voices"):
+            enroll_again(gallery, model)
+        assert gallery.embedding_id == "voices"
+        assert enroll_again(gallery, model, "speaker") == {"ada": 1}
+    with Gallery.open(path, model) as gallery:
+        assert gallery.kind == "speaker"
 
 
 def test_nothing_is_left_of_kept_audio(tmp_path: Path, model: Model) -> None:
@@ -241,9 +301,9 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         later = random_prints(1)
         gallery.enroll("late", later, sources=["x"], voiced_s=1.0)
         queries = random_prints(50)
-        agreed = [gallery.matcher.nearest(query) == exact.nearest(query) for query in queries]
+        agreed = [gallery.match(query).nearest == exact.match(query).nearest for query in queries]
         assert np.mean(agreed) > 0.9
-        assert gallery.matcher.nearest(later[0]) == "late"  # enrolled after the index was made
+        assert gallery.match(later[0]).nearest == "late"  # enrolled after the index was made
         gallery.remove("name7")
         assert not gallery.index_path.exists()
     with Gallery.open(path, model) as gallery, Gallery.open(tmp_path / "other.db", model, create=True) as other:

@@ -236,6 +236,15 @@ def test_a_sound_is_not_pieced_together_across_a_gap(model: Model) -> None:
         stream.skip(-1)
 
 
+def test_channels_do_not_come_first_and_a_rate_is_needed(model: Model) -> None:
+    stream = model.stream()
+    with pytest.raises(AudioError, match="has 16000 channels, 64 at the most can be: samples come first"):
+        stream.accept(np.zeros((2, 16_000)), 16_000)
+    for rate in (None, "16000"):
+        with pytest.raises(UsageError, match="a sample rate in Hz is needed, got"):
+            stream.accept(np.zeros(100), rate)  # type: ignore[arg-type]
+
+
 def test_the_rate_may_not_change_without_reset(model: Model) -> None:
     stream = model.stream()
     stream.accept(silence(0.1), RATE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -372,11 +374,48 @@ def test_sources_by_name(tmp_path: Path) -> None:
 
 
 def test_clips_by_name(tmp_path: Path) -> None:
-    for name in ("b.wav", "a.FLAC", "c.opus", "notes.txt", "._a.wav", "labels.csv"):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    for name in (
+        "b.wav",
+        "a.FLAC",
+        "c.opus",
+        "notes.txt",
+        "._a.wav",
+        "labels.csv",
+        "deep/er/d.wav",
+        "f.m4a",
+        ".hidden/e.wav",
+    ):
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
     names = [path.name for path in find_clips([tmp_path, tmp_path / "notes.txt", f"{tmp_path}/*.wav", "not-there.wav"])]
-    assert names == ["a.FLAC", "b.wav", "c.opus", "notes.txt", "b.wav", "not-there.wav"]
+    assert names == ["a.FLAC", "b.wav", "c.opus", "d.wav", "f.m4a", "notes.txt", "b.wav", "not-there.wav"]
     for nothing in (tmp_path / "empty", tmp_path / "*.mp3"):
         with pytest.raises(UsageError, match="no sound files"):
             find_clips([nothing])
+    with pytest.raises(UsageError, match="without a name"):
+        find_clips([""])
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder for who may not read everything, as root may."""
+    folder, user = Path(tempfile.mkdtemp()), os.geteuid()
+    folder.chmod(0o777)
+    if user == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(user)
+    shutil.rmtree(folder)
+
+
+def test_what_may_not_be_read_is_said_so(unprivileged: Path) -> None:
+    (unprivileged / "closed").mkdir(mode=0)
+    clip = unprivileged / "clip.wav"
+    soundfile.write(clip, np.zeros(100), 16_000)
+    clip.chmod(0)
+    with pytest.raises(UsageError, match=r"closed: the folder cannot be read \(Permission denied\)"):
+        find_clips([unprivileged])
+    with pytest.raises(AudioError, match=r"clip.wav: cannot be read \(Permission denied\)"):
+        FileSource(clip)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_runtime import AudioError, Detection, Model
+from confit_runtime import AudioError, Detection, Model, listen
 from confit_runtime.audio import load_clip
-from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, voice_parts
+from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, tenths, voice_parts
 from confit_runtime.gallery import Gallery
 from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap
 from tests.tiny_model import RATE, Floats, chord, silence, tone
@@ -93,8 +93,36 @@ def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Mod
     (kept,) = (tmp_path / "triggers").iterdir()
     sound, rate = soundfile.read(kept, dtype="float32")
     assert rate == RATE
-    end = round(1.3 * RATE)
-    np.testing.assert_allclose(sound, pcm[end - max(model.contract.window, RATE // 10) : end], atol=1e-4)
+    end, half = round(1.3 * RATE), model.contract.window // 2
+    first = min(round(1.2 * RATE), end - half)
+    np.testing.assert_allclose(sound, pcm[first : end + half], atol=1e-4)
+
+
+def test_a_trigger_at_the_very_start_holds_what_was_heard_of_it(tmp_path: Path, model: Model) -> None:
+    """A name fires before its sound is over: what the model heard by then is kept, not what it fired on alone."""
+    path, bell = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.6)
+    soundfile.write(tmp_path / "bell.wav", np.concatenate([bell, silence(0.5)]), RATE)
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("bell", model.embed(bell, RATE)[None], sources=["x"], voiced_s=0.6)
+        tap = SaveTap(tmp_path / "triggers", [model])
+        (found,) = listen(model.stream(gallery, lead_in=True), str(tmp_path / "bell.wav"), taps=[tap])
+    (kept,) = (tmp_path / "triggers").iterdir()
+    ahead = model.contract.latency_samples
+    assert soundfile.info(kept).frames == found.end_sample + ahead - max(
+        0, found.end_sample + ahead - model.contract.window
+    )
+
+
+def test_every_trigger_has_a_file_of_its_own(tmp_path: Path, model: Model) -> None:
+    taps = [SaveTap(tmp_path / "triggers", [model]) for _ in range(2)]  # as two programs begun in the same second
+    for tap in taps:
+        for clip in ("clips/a.wav", "clips/b.wav"):
+            tap.begin(clip, RATE)
+            tap.hear(scene()[: 2 * RATE], RATE)
+            tap.judge(detection(1.2, 1.3))
+    kept = [file.name for file in sorted((tmp_path / "triggers").iterdir())]
+    assert len(kept) == 4
+    assert sum("-a-" in name for name in kept) == sum("-b-" in name for name in kept) == 2
 
 
 # enrolling
@@ -107,6 +135,7 @@ def test_too_little_voice_is_refused_with_what_is_missing(model: Model) -> None:
     with pytest.raises(AudioError, match="is silent"):
         embed_query(model, silence(2.0), "speaker", "none.wav")
     assert take(model, tone(440, 0.2), "sound", "beep.wav").seconds == pytest.approx(0.2, abs=0.03)
+    assert (tenths(0.499), tenths(3.96)) == (0.4, 3.9)  # as little as it is, not as what is needed
     assert still_needed(3.5, "speaker") == LEAST_VOICE_S - 3.5
     assert still_needed(50.0, "speaker") == still_needed(0.0, "sound") == 0.0
 

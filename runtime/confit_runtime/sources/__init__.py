@@ -37,6 +37,8 @@ def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format
 
     `rate`, `channels` and `format` describe the PCM on stdin. Raises UsageError, AudioError, DeviceError.
     """
+    if not spec.strip():
+        raise UsageError("--source is empty: give mic, a sound file, a folder, a URL or -")
     if spec == "-":
         if rate is None:
             raise UsageError("raw PCM on stdin does not say its rate: give --rate HZ")

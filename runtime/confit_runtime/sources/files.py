@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,13 @@ from types import TracebackType
 from confit_runtime.audio import decode, open_sound
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk
+
+SOUND_SUFFIXES = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
+    *(".w64", ".rf64", ".voc", ".sph", ".nist"),
+    # libsndfile cannot read these: listed, they are reported and not overlooked
+    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"),
+)
 
 
 class FileSource:
@@ -46,19 +54,18 @@ class FileSource:
 
 
 def find_clips(specs: Sequence[str | Path]) -> list[Path]:
-    """Clips from how a user names them: files, folders (the sound files in them) and glob patterns, in order.
+    """Clips from how a user names them: files, folders (the sound files in them and below) and glob patterns, in order.
 
-    A path that names nothing is passed on, for whoever reads it to refuse. Raises UsageError on a folder or a pattern
-    without sound.
+    A path that names nothing is passed on, for whoever reads it to refuse. Raises UsageError on an empty name, on a
+    folder or a pattern without sound, and on a folder that cannot be read.
     """
-    import soundfile
-
-    suffixes = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus", ".oga"}
     clips: list[Path] = []
     for spec in specs:
         path = Path(spec)
+        if not str(spec).strip():
+            raise UsageError("a source or clip without a name: give a sound file or a folder (. is the one you are in)")
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
+            found = sounds_below(path)
         elif not path.exists() and glob.has_magic(str(spec)):
             found = sorted(Path(file) for file in glob.glob(str(spec), recursive=True))
         else:
@@ -67,3 +74,19 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
             raise UsageError(f"{spec}: no sound files there")
         clips += found
     return clips
+
+
+def sounds_below(folder: Path) -> list[Path]:
+    """The sound files in a folder and those below it, sorted, hidden ones left out.
+
+    Raises UsageError on a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SOUND_SUFFIXES)

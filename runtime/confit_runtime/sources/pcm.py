@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import select
 import sys
 import threading
@@ -12,18 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from confit_runtime.audio import check_rate, to_mono
+from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, Gap, finite
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
-MAX_CHANNELS = 64
 
 _POLL_S = 0.2  # how often a silent pipe looks whether it was stopped
 
+log = logging.getLogger(__name__)
+
 
 class PcmSource:
-    """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped.
+    """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped, and logged.
 
     Raises UsageError on a rate, channel count or format that cannot be.
     """
@@ -58,6 +60,13 @@ class PcmSource:
             frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
             if len(frames):
                 yield finite(to_mono(frames.reshape(-1, self._channels)), self.rate, "the pipe")
+        if held and not self._stopped.is_set():
+            log.warning(
+                "%s: ended within a sample (%d of %d bytes): are format and channels right?",
+                self.name,
+                len(held),
+                frame,
+            )
 
     def stop(self) -> None:
         self._stopped.set()

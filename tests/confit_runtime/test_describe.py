@@ -1,0 +1,31 @@
+"""A model in words."""
+
+from __future__ import annotations
+
+from confit_runtime.describe import facts
+from tests import tiny_model
+
+LEVELS = {
+    "low": {"on": 0.95, "off": 0.3},
+    "mid": {"on": 0.5, "off": 0.3},
+    "high": {"on": 1.01, "off": 0.3},
+    "other": {"on": 0.2, "off": 0.1},
+}
+
+
+def test_thresholds_are_a_range_and_what_never_fires() -> None:
+    told = dict(facts(tiny_model.contract(thresholds=LEVELS), 1000))
+    assert told["thresholds"] == "0.5 (mid) to 0.95 (low); never: high"
+    assert told["thresholds from"] == "export, not calibrated since"
+    report = {"hours": 7.7, "fa_per_hour_bound": 0.3894, "confidence": 0.95, "target_fa_per_hour": 0.5}
+    told = dict(facts(tiny_model.contract(thresholds=LEVELS, calibration={"device": report}), 1000))
+    assert told["thresholds from"] == (
+        "calibration on 7.70 hours: at most 0.39 false accepts an hour (95 % sure), target 0.5"
+    )
+
+
+def test_the_layers_that_hurt_most_come_first() -> None:
+    sweep = {"errors": {"a": 4.4e-05, "b": 2.8e-05, "c": 0.001739, "d": 0.0213}, "unmeasured": 0}
+    parity = {"scheme": "static", "target": "portable", "kept_fp32": [], "sweep": sweep}
+    told = dict(facts(tiny_model.contract(parity=parity), 1000))
+    assert told["layers that hurt most"] == "d 0.021, c 0.0017, a 4.4e-05 (1 - cosine, quantised alone)"

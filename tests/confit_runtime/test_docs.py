@@ -1,0 +1,51 @@
+"""The programs in the documentation run as they are pasted, with a recording in place of the microphone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from confit_runtime.audio import load_clip
+from tests.tiny_model import RATE, silence
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "confit_edge" / "demo" / "data"
+
+
+def programs(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(program: str) -> None:
+    exec(compile(program, "program", "exec"), {"__name__": "program"})
+
+
+def test_enrolling_in_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = {"marvin-1": "bm_george", "marvin-2": "bm_lewis", "visitor": "bm_george"}
+    for name, voice in said.items():
+        word = load_clip(DATA / "words" / "marvin" / f"{voice}.ogg", RATE)
+        soundfile.write(f"{name}.wav", word, RATE)
+    (program,) = programs("enrollment.md")
+    run(program)
+    names, answer, *heard = capsys.readouterr().out.splitlines()
+    assert names == "{'marvin': 2}"
+    assert answer.startswith("marvin marvin ")
+    assert [line.split()[0] for line in heard] == ["marvin"]
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_listening_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
+    words = [load_clip(DATA / "digits-real" / f"{word}.ogg", RATE) for word in ("one", "seven")]
+    pause = silence(1.5)
+    soundfile.write(tmp_path / "scene.wav", np.concatenate([pause, words[0], pause, words[1], pause]), RATE)
+    program = programs("microphone.md")[at]
+    assert program.count('"mic"') == 1
+    run(program.replace('"mic"', repr(str(tmp_path / "scene.wav"))))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["one", "seven"]
