@@ -200,7 +200,11 @@ def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Pa
         (("gallery", "import", "missing.db"), 2, "missing.db: no such file"),
         (("gallery", "export", "-o", "nowhere/x.db", *house), 2, "nowhere: no such folder"),
         (("identify", "digits", clip, *house, "--threshold", "2"), 2, "between -1 and 1, not 2"),
-        (("verify", "digits", "marvin", clip, *house, "--threshold", "nan"), 2, "nan is not a number that can be meant"),
+        (
+            ("verify", "digits", "marvin", clip, *house, "--threshold", "nan"),
+            2,
+            "nan is not a number that can be meant",
+        ),
         ((*listen, "--speaker-model", "speakers", *house), 2, "enrolled with it (words.db is of digits)"),
         ((*listen, "--speaker-model", "digits", *house), 2, "--speaker-model digits: words.db holds sounds"),
         ((*listen, "--speaker-model", "digits"), 2, "--speaker-model digits: needs the --gallery"),
