@@ -323,20 +323,15 @@ def train_model(out: Path, seed: int, say: Say, *, frozen: bool) -> Path:
     """A model file of the words with the demo's background: PairTuned as the demo does, or a head on the frozen encoder."""
     if out.is_file():
         return out
-    from confit_edge.demo.story import EPOCHS
+    from confit_edge.demo.story import WORDS
     from confit_edge.pairtune.config import Recipe
     from confit_edge.pairtune.session import train
     from confit_edge.runs import read_run, run_corpus
     from confit_export.export import export_run
 
-    keys: dict[str, Any] = {
-        "probe_views": 2,
-        "speed": 0.15,
-        "precision": "auto",
-        "frozen_baseline": False,
-        "seed": seed,
-    }
-    keys |= {"objective": "finetune", "freeze": "all", "epochs": 1} if frozen else {"epochs": EPOCHS}
+    keys: dict[str, Any] = {**WORDS, "frozen_baseline": False, "seed": seed}
+    if frozen:
+        keys |= {"objective": "finetune", "freeze": "all", "epochs": 1, "soup": 1, "averaging": 0.0}
     recipe = Recipe.from_dict({**keys, "background": str(DATA / "background" / "train")}, "the benchmark")
     run = out.with_suffix("")
     if not (run / "run.json").is_file():

@@ -38,6 +38,12 @@ from confit_runtime.scoring import Heard, Score, score_detections
 KEPT_BACK = "marvin"  # no model sees this word before it is enrolled
 STREAM_SECONDS, STREAM_SNR = 300, 10.0
 EPOCHS, SOUP = 7, 2
+# What `train` does by default, clips at other speeds, which stand for more voices, and weights averaged over the last half
+# of a training and over two trainings, which voices never heard move less.
+WORDS: dict[str, Any] = {
+    "epochs": EPOCHS, "soup": SOUP, "lr": 1e-3, "averaging": 0.5, "speed": 0.15, "projection_dim": 128, "probe_views": 2,
+    "precision": "auto",
+}  # fmt: skip
 LEARNING_RATES = (5e-4, 2e-3)  # offered to the baseline, which takes the best on validation
 Say = Callable[[str], None]
 
@@ -112,11 +118,8 @@ def word_manifest(demo: Demo) -> Path:
 
 
 def recipe(demo: Demo, **keys: Any) -> Recipe:
-    """The demo's recipe: what `train` does by default, clips at other speeds, which stand for more voices, and weights
-    averaged over the last half of a training and over two trainings, which voices never heard move less.
-    """
-    own = {"epochs": EPOCHS, "soup": SOUP, "lr": 1e-3, "averaging": 0.5, "speed": 0.15, "projection_dim": 128}
-    return Recipe.from_dict({**own, "seed": demo.seed, "probe_views": 2, "precision": "auto", **keys}, "the demo")
+    """The demo's recipe, with other keys where a step needs them."""
+    return Recipe.from_dict({**WORDS, "seed": demo.seed, **keys}, "the demo")
 
 
 def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained]:
