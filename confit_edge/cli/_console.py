@@ -9,6 +9,8 @@ from typing import Annotated, Any, Self
 import typer
 from typer.core import TyperCommand
 
+from confit_runtime.errors import UsageError
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
 
 
@@ -23,7 +25,7 @@ class Verb(TyperCommand):
         for param in self.get_params(ctx):
             value = ctx.params.get(param.name or "")
             if isinstance(value, float) and not abs(value) <= LARGEST:
-                raise typer.BadParameter(f"{value:g} is not a number that can be meant.", ctx, param)
+                raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a number that can be meant")
         return rest
 
 

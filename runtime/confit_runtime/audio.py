@@ -51,6 +51,8 @@ def open_sound(path: str | Path) -> Any:
         raise AudioError(f"{path}: cannot be read ({error.strerror}); may you read it?") from error
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
         raise _unreadable(path, error) from error
+    if sound.channels > MAX_CHANNELS:
+        raise AudioError(f"{path}: has {sound.channels} channels, {MAX_CHANNELS} at the most can be")
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise AudioError(f"{path}: its sample rate of {sound.samplerate} Hz is outside {MIN_RATE}..{MAX_RATE} Hz")
     return sound

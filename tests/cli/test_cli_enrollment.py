@@ -203,7 +203,7 @@ def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Pa
         (
             ("verify", "digits", "marvin", clip, *house, "--threshold", "nan"),
             2,
-            "nan is not a number that can be meant",
+            "--threshold nan: is not a number that can be meant",
         ),
         ((*listen, "--speaker-model", "speakers", *house), 2, "enrolled with it (words.db is of digits)"),
         ((*listen, "--speaker-model", "digits", *house), 2, "--speaker-model digits: words.db holds sounds"),

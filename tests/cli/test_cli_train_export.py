@@ -225,7 +225,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--epochs", "0"], 2, ["'epochs'"]),
         (["good.csv", "--seed", "-1"], 2, ["'seed'"]),
         (["good.csv", "--objective", "guess"], 2, ["'objective'", "pairtune"]),
-        (["good.csv", "--window", "inf"], 2, ["'window'"]),
+        (["good.csv", "--window", "inf"], 2, ["--window inf"]),
         (["good.csv", "--device", "abacus"], 2, ["--device abacus"]),
         (["good.csv", "--encoder", "empty"], 2, ["--encoder empty"]),
         (["good.csv", "--lr", "1e6", "--epochs", "1"], 1, ["lr"]),
