@@ -2,7 +2,8 @@
 
     python -m benchmarks.words --seeds 0 1 2
 
-writes benchmarks/results/words.json: a row a seed, and mean, least and most of the figures that are shares.
+writes benchmarks/results/words.json: a row a seed, and mean, least and most of the figures that are shares. Rows that are
+there already are left.
 """
 
 import argparse
@@ -47,20 +48,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    rows = []
+    there = RESULTS / "words.json"
+    rows = json.loads(there.read_text(encoding="utf-8"))["rows"] if there.is_file() else []
+    seeds = [seed for seed in seeds if seed not in [row["seed"] for row in rows]]
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             out = Path(folder) / f"seed{seed}"
             command = [str(Path(sys.executable).parent / "confit-edge"), "demo", "--out", str(out), "--seed", str(seed)]
             subprocess.run(command, check=True)
             summary = json.loads((out / "summary.json").read_text())
-            rows.append({"seed": seed, **figures(summary), "intervals": intervals(summary)})
+            load = round(os.getloadavg()[0], 1)  # seconds mean little on a busy machine
+            rows.append({"seed": seed, **figures(summary), "load_average": load, "intervals": intervals(summary)})
             write(rows, summary)  # after each seed: a benchmark that is stopped has not run for nothing
     print(json.dumps(json.loads((RESULTS / "words.json").read_text())["mean"], indent=2))
 
 
 def write(rows: list[dict], summary: dict) -> None:
-    shares = [key for key in rows[0] if key not in ("seed", "intervals")]
+    shares = [key for key in rows[0] if key not in ("seed", "intervals", "load_average")]
     result = {
         "command": f"python -m benchmarks.words --seeds {' '.join(str(row['seed']) for row in rows)}",
         "n": {

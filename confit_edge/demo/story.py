@@ -144,7 +144,7 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained]:
         background=background,
         objective="finetune",
         lr=list(LEARNING_RATES),
-        search_epochs=2,
+        search_epochs=1,
         frozen_baseline=False,
     )
     finetune = train(words, demo.out / "runs" / "finetune", rival, watch=demo.watch)
@@ -327,7 +327,7 @@ def tell_voices(demo: Demo) -> dict[str, Any]:
     write_manifest(replace(every, clips=kept, source=path), path)
     settings = recipe(
         demo,
-        epochs=4,
+        epochs=3,
         soup=1,
         speed=0.0,  # another speed would be another voice
         label_column="group",

@@ -23,7 +23,7 @@ from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import Teaching, TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.machine import pick_precision
+from confit_edge.pairtune.machine import keep_freed_memory, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.trainer import DivergedError, Fitted, Watcher, fit
 from confit_edge.pairtune.validation import head_probe
@@ -132,6 +132,7 @@ def train_corpus(
     teaching: TeachingRun | None = None,
 ) -> Trained:
     """The same on a corpus in memory, writing nothing but the checkpoint."""
+    keep_freed_memory()  # before the frozen encoder is probed, which gains by it too
     encoder.to(device)
     baseline = dual_probe(encoder, corpus, recipe, device) if recipe.frozen_baseline else None
     lr = choose_lr(encoder, corpus, recipe, watch, teaching)

@@ -13,7 +13,7 @@ from confit_edge.pairtune.objectives import FineTune, Objective
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct
 
-QUICK_CLIPS = 10  # of each class, for the probe after each epoch
+QUICK_CLIPS, QUICK_TOTAL = 10, 150  # of each class, and of all, for the probe after each epoch
 
 
 class Validation:
@@ -51,8 +51,12 @@ def quality(row: dict[str, float]) -> float:
 
 
 def quick_sample(targets: npt.NDArray[np.int8]) -> list[int]:
-    """The first `QUICK_CLIPS` clips of each class: enough for the probe that watches a training, at a third of its cost."""
-    rows = [row for column in targets.T for row in np.flatnonzero(column)[:QUICK_CLIPS]]
+    """The first clips of each class, at most `QUICK_CLIPS`, fewer where there are many classes (but three).
+
+    It is enough for the probe that watches a training, at a fraction of its cost.
+    """
+    each = min(QUICK_CLIPS, max(3, QUICK_TOTAL // targets.shape[1]))
+    rows = [row for column in targets.T for row in np.flatnonzero(column)[:each]]
     return sorted({int(row) for row in rows})
 
 
