@@ -8,6 +8,7 @@ there already are left.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
