@@ -454,6 +454,7 @@ def test_killing_it_loses_nothing_that_was_enrolled(path: Path, model: Model) ->
 READER = """
 import os, sys
 import numpy as np
+import numpy.ma  # numpy loads it late, when a user of no rights may not be able to
 from confit_runtime import GalleryError, load
 from confit_runtime.gallery import Gallery
 
