@@ -24,7 +24,7 @@ from confit_export.cost import count_cost
 from confit_export.enrollment import cohort_rows, enrollment_prior
 from confit_export.gate import Heard, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
-from confit_export.model_file import draft, provisional, replace_cohort, sealed, write_bytes
+from confit_export.model_file import draft, provisional, replace_cohort, sealed
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_export.rewrite import int8_states
@@ -32,6 +32,7 @@ from confit_export.search import Found, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_runtime.contract import Contract
+from confit_runtime.device_file import write_whole
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
@@ -163,7 +164,7 @@ def export_run(
         parity={**parity, "fp32": measured["fp32"]},
     )
     data = sealed(graph, finished)
-    write_bytes(out, data)
+    write_whole(out, data)
     fp32_bytes = len(sealed(fp32, replace(finished, precision="fp32")))
     return Exported(out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], difference, fp32_model)
 

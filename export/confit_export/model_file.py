@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +91,3 @@ def replace_cohort(graph: onnx.ModelProto, cohort: npt.NDArray[np.float32]) -> N
     """Put `cohort [n, dim]` in the place of the graph's own."""
     place = next(tensor for tensor in graph.graph.initializer if tensor.name == "cohort_prints")
     place.CopyFrom(onnx.numpy_helper.from_array(cohort.astype(np.float32), "cohort_prints"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
