@@ -61,7 +61,7 @@ class Bar:
             transient=True,
             disable=json_lines or not self.console.is_terminal,
         )
-        self.task: Any = None
+        self.rows: dict[str, Any] = {}  # the bar's task of each
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -70,10 +70,11 @@ class Bar:
     def __exit__(self, *details: object) -> None:
         self.bar.stop()
 
-    def show(self, what: str, total: float | None, done: float, **fields: Any) -> None:
-        """`done` of `total` (None: there is no telling) of `what`, which replaces what was shown before."""
-        if self.task is None or self.bar.tasks[-1].description != what:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(what, total=total, **fields)
-        self.bar.update(self.task, completed=done, **fields)
+    def show(self, what: str, total: float | None, done: float, *, row: str = "", **fields: Any) -> None:
+        """`done` of `total` (None: there is no telling) of `what`, which replaces what was shown before in this `row`."""
+        what = f"{row}: {what}" if row else what
+        if row in self.rows and self.bar.tasks[self.bar.task_ids.index(self.rows[row])].description != what:
+            self.bar.remove_task(self.rows.pop(row))
+        if row not in self.rows:
+            self.rows[row] = self.bar.add_task(what, total=total, **fields)
+        self.bar.update(self.rows[row], completed=done, **fields)

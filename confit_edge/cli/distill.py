@@ -18,7 +18,9 @@ def _option(help_text: str, panel: str, *names: str) -> Any:
 
 
 def distill(
-    run: Annotated[Path, typer.Argument(help="The teacher: a run folder that `confit-edge train` wrote.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The teacher: a run folder that `confit-edge train` wrote.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The student's run folder to write.")],
     student: Annotated[
         str, typer.Option(help="The encoder to teach, as --encoder of `confit-edge train`.")

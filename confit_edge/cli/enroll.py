@@ -36,7 +36,7 @@ def enroll(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what the clips are.")],
     clips: Annotated[
-        list[str] | None, typer.Argument(metavar="CLIP", help="Sound files, folders or glob patterns.")
+        list[str] | None, typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")
     ] = None,
     gallery: Annotated[
         Path, typer.Option(metavar="FILE", help="Where enrolled names are kept; made when it is not there.")

@@ -13,7 +13,7 @@ Choice = TypeVar("Choice", bound=str)
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder that `confit-edge train` wrote.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The model file to write (.onnx).")],
     quantize: Annotated[bool, typer.Option("--quantize/--no-quantize", help="By a scheme, or fp32.")] = True,
     scheme: Annotated[

@@ -122,7 +122,7 @@ def remove(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The gallery file to write; a new one.")],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]", help="Which names; all, when none is given.")
+        list[str] | None, typer.Argument(metavar="NAME...", help="Which names; all, when none is given.")
     ] = None,
     gallery: File = DEFAULT,
     json: Json = False,

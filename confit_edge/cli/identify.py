@@ -24,7 +24,7 @@ Threshold = Annotated[
 
 def identify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="Sound files, folders or glob patterns.")],
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")],
     gallery: Annotated[Path, typer.Option(metavar="FILE", help="Where enrolled names are kept.")] = Path("gallery.db"),
     kind: KindOption = None,
     threshold: Threshold = None,

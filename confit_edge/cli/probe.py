@@ -11,7 +11,7 @@ from confit_edge.cli._console import Json, emit, say
 
 
 def probe(
-    run: Annotated[Path, typer.Argument(help="A run folder that `confit-edge train` wrote.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")],
     baseline: Annotated[
         list[Path] | None,
         typer.Option(help="Another run to set beside it, such as vanilla fine-tuning; may be repeated."),

@@ -140,7 +140,7 @@ class Progress(Bar):
             assert self.planned is not None
             outcome = event["outcome"]
             self.bar.update(
-                self.task, advance=self.planned.cost[outcome.key], note=f"{event['done']}/{event['total']} trials"
+                self.rows[""], advance=self.planned.cost[outcome.key], note=f"{event['done']}/{event['total']} trials"
             )
             if self.json_lines:
                 diverged = {"diverged": outcome.diverged} if outcome.diverged else {}

@@ -258,7 +258,8 @@ class Progress(Bar):
         super().__init__(json_lines, before="count", after=("note",))
 
     def __call__(self, event: dict[str, Any]) -> None:
-        stage = event["stage"]
+        stage, run = event["stage"], event.get("run", "")  # the name of one of several trainings at once
+        of = f"{run}: " if run else ""
         if self.json_lines:
             if stage not in ("step", "decode"):
                 known = {key: None if value != value else value for key, value in event.items()}  # JSON has no NaN
@@ -266,35 +267,38 @@ class Progress(Bar):
             return
         if stage == "step":
             self._show(
+                run,
                 "training",
                 event["epochs"] * event["steps"],
                 event["epoch"] * event["steps"] + event["step"],
                 f"loss {event['loss']:.3f}",
             )
         elif stage == "decode":
-            self._show("decoding", event["total"], event["done"], "")
+            self._show(run, "decoding", event["total"], event["done"], "")
         elif stage == "epoch":
             head = f", own head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
             self.console.print(
-                f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
+                f"{of}epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
                 f" validation probe {100 * event['val_linear']:.1f} %{head}",
                 highlight=False,
                 soft_wrap=True,
             )
         elif stage == "problem":
             self.console.print(
-                f"left out {event['path']}: {event['kind']} ({event['detail']})",
+                f"{of}left out {event['path']}: {event['kind']} ({event['detail']})",
                 style="yellow",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
         elif stage == "note":
-            self.console.print(event["text"], highlight=False, soft_wrap=True)
+            self.console.print(f"{of}{event['text']}", highlight=False, soft_wrap=True)
         elif stage == "search":
-            self.console.print(f"lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation", highlight=False)
+            self.console.print(
+                f"{of}lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation", highlight=False
+            )
         elif stage == "probe":
-            self._show("probing", None, 0, "")
+            self._show(run, "probing", None, 0, "")
 
-    def _show(self, what: str, total: int | None, done: int, note: str) -> None:
-        self.show(what, total, done, note=note, count=f"{done}/{total}" if total else "")
+    def _show(self, run: str, what: str, total: int | None, done: int, note: str) -> None:
+        self.show(what, total, done, row=run, note=note, count=f"{done}/{total}" if total else "")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from confit_edge.data.compose import compose
 from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from confit_edge.demo import DATA
 from confit_edge.demo.report import write_report
+from confit_edge.demo.side_by_side import peak_rss_mb, train_all
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
@@ -71,7 +70,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     started = time.monotonic()
     demo = Demo(out, seed, say, watch)
     words = word_manifest(demo)
-    pairtune, finetune = train_words(demo, words)
+    pairtune, finetune, memory = train_words(demo, words)
     summary: dict[str, Any] = {"seed": seed, "accuracy": accuracy_table(demo, pairtune, finetune)}
     exported = export_words(demo)
     summary["model"] = {
@@ -88,7 +87,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     summary["identify"] = tell_voices(demo)
     draw(demo, pairtune, finetune)
     summary["seconds"] = round(time.monotonic() - started, 1)
-    summary["peak_rss_mb"] = round(peak_rss_mb())
+    summary["peak_rss_mb"] = round(max(memory, peak_rss_mb()))
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(out, summary)
     demo.tell(
@@ -122,35 +121,29 @@ def recipe(demo: Demo, **keys: Any) -> Recipe:
     return Recipe.from_dict({**WORDS, "seed": demo.seed, **keys}, "the demo")
 
 
-def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained]:
-    """PairTune and the baseline it is judged against, with the same batches, epochs and augmentation."""
+def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, float]:
+    """PairTune and the baseline it is judged against, with the same batches, epochs and augmentation; and the memory."""
     background = str(DATA / "background" / "train")
     demo.tell(
         "2. PairTune",
         f"The encoder, Google's speech_embedding (0.33 M parameters), is refined in {SOUP} trainings of {EPOCHS} epochs, so that"
         " clips of one word come to lie together and others apart (supervised contrastive learning, hard negatives weighing"
-        " more). The weights of both are averaged, the encoder is frozen and judged by two probes. The same command:"
+        " more). The weights of all are averaged, the encoder is frozen and judged by two probes. The same command:"
         f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
         " --lr 1e-3 --speed 0.15 --projection-dim 128",
     )
-    pairtune = train(words, demo.out / "runs" / "pairtune", recipe(demo, background=background), watch=demo.watch)
     demo.tell(
         "3. The rival",
         "Vanilla fine-tuning: the same encoder, batches, epochs and augmentation, with a linear head and cross-entropy."
-        f" Its learning rate is the best of {', '.join(f'{lr:g}' for lr in LEARNING_RATES)} on validation.",
+        f" Its learning rate is the best of {', '.join(f'{lr:g}' for lr in LEARNING_RATES)} on validation. Both train at once.",
     )
-    rival = recipe(
-        demo,
-        background=background,
-        objective="finetune",
-        lr=list(LEARNING_RATES),
-        search_epochs=1,
-        frozen_baseline=False,
-    )
-    finetune = train(words, demo.out / "runs" / "finetune", rival, watch=demo.watch)
-    assert pairtune is not None
-    assert finetune is not None
-    return pairtune, finetune
+    rates: dict[str, Any] = {"lr": list(LEARNING_RATES), "search_epochs": 1}
+    recipes = {
+        "pairtune": recipe(demo, background=background),
+        "finetune": recipe(demo, background=background, objective="finetune", frozen_baseline=False, **rates),
+    }
+    trained, memory = train_all(words, demo.out / "runs", recipes, demo.watch)
+    return trained["pairtune"], trained["finetune"], memory
 
 
 def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str, Any]:
@@ -410,12 +403,6 @@ def draw(demo: Demo, pairtune: Trained, finetune: Trained) -> None:
         "after PairTune": pairtune.probes.test_embeddings,
     }
     plots.embedding_maps(maps, test.labels, pairtune.info.classes, folder / "map.png", demo.seed)
-
-
-def peak_rss_mb() -> float:
-    """The most memory this process has held, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _seconds(clips: list[Clip]) -> float:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from confit_edge.pairtune.trainer import DivergedError
 from confit_edge.studies import find
@@ -26,7 +19,8 @@ from confit_edge.studies.results import Results
 from confit_edge.studies.study import Study
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Outcome, Subset, Trial
-from confit_runtime.errors import ConfitError, UsageError
+from confit_edge.workers import one_thread, workers
+from confit_runtime.errors import UsageError
 
 Watcher = Callable[[dict[str, Any]], None]
 
@@ -131,25 +125,16 @@ def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
             for key in planned.left:
                 yield attempt(planned.study, bench, key, planned.trials[key])
         return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
+    with workers(
         min(jobs, max(1, len(planned.left))),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin_worker,
-        initargs=(planned.source,),
-    )
-    try:
+        threads=1,
+        begin=_open_bench,
+        args=(planned.source,),
+        advice="the same command goes on from here, with fewer --jobs",
+    ) as pool:
         running = [pool.submit(_work, planned.study.name, key, planned.trials[key]) for key in planned.left]
         for future in as_completed(running):
             yield future.result()
-    except BrokenProcessPool as error:
-        raise ConfitError(
-            "a worker process died (out of memory?); the same command goes on from here, with fewer --jobs"
-        ) from error
-    finally:
-        for worker in set(multiprocessing.active_children()) - others:  # nobody waits for the trials it was in
-            worker.terminate()
-        pool.shutdown(cancel_futures=True)
 
 
 def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
@@ -165,40 +150,12 @@ def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
     )
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread, so that a trial gives the same numbers alone as beside others."""
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 _bench: Bench  # of this worker process
 
 
-def _begin_worker(source: Source) -> None:
+def _open_bench(source: Source) -> None:
     global _bench
-    from threadpoolctl import threadpool_limits
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the study, which ends its workers
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)
-    threadpool_limits(1)
     _bench = Bench(source)
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """A study that is killed leaves no workers behind."""
-    parent.join()
-    os._exit(1)
 
 
 def _work(study: str, key: str, trial: Trial) -> Outcome:

@@ -1,0 +1,68 @@
+"""The demo's trainings, each in a process of its own, at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import Trained, train
+from confit_edge.pairtune.trainer import Watcher
+from confit_edge.workers import workers
+
+Events = SimpleQueue[dict[str, Any] | None]
+
+
+def train_all(
+    manifest: Path, runs: Path, recipes: dict[str, Recipe], watch: Watcher | None
+) -> tuple[dict[str, Trained], float]:
+    """Train each recipe into the folder of its name in `runs`; also gives the most memory all held together, in MB.
+
+    The processor's cores are shared out. Events that `watch` gets carry the name as `run`.
+    """
+    events: Events = multiprocessing.get_context("spawn").SimpleQueue()
+    teller = threading.Thread(target=_tell, args=(events, watch), daemon=True)
+    teller.start()
+    threads = max(1, (os.cpu_count() or 1) // len(recipes))
+    try:
+        with workers(len(recipes), threads=threads, begin=_begin, args=(events,), advice="the demo needs 3 GB") as pool:
+            begun = {name: pool.submit(_train, manifest, runs / name, recipe) for name, recipe in recipes.items()}
+            done = {name: future.result() for name, future in begun.items()}
+    finally:
+        events.put(None)
+        teller.join()
+    return {name: trained for name, (trained, _) in done.items()}, peak_rss_mb() + sum(
+        peak for _, peak in done.values()
+    )
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+_events: Events  # of this worker process
+
+
+def _begin(events: Events) -> None:
+    global _events
+    _events = events
+
+
+def _train(manifest: Path, out: Path, recipe: Recipe) -> tuple[Trained, float]:
+    trained = train(manifest, out, recipe, watch=lambda event: _events.put({"run": out.name, **event}))
+    assert trained is not None
+    return trained, peak_rss_mb()
+
+
+def _tell(events: Events, watch: Watcher | None) -> None:
+    while (event := events.get()) is not None:
+        if watch:
+            watch(event)

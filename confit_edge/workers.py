@@ -1,0 +1,74 @@
+"""Work in several processes at once: small encoders train far better side by side than each on all cores in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+
+from confit_runtime.errors import ConfitError
+
+
+@contextlib.contextmanager
+def workers(
+    count: int, *, threads: int, begin: Callable[..., None], args: tuple[Any, ...], advice: str
+) -> Generator[ProcessPoolExecutor]:
+    """A pool of `count` processes that compute in so many `threads` each, every one of which calls `begin(*args)` first.
+
+    Leaving it does not wait for what is being worked on: after an error, or Ctrl-C, its processes are ended. They end with
+    this one, too, however it dies. Raises ConfitError with the `advice` where one of them died.
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(threads, begin, args),
+    )
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise ConfitError(f"a worker process died (out of memory?); {advice}") from error
+    finally:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, so that the same work gives the same numbers alone as beside others."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _begin(threads: int, begin: Callable[..., None], args: tuple[Any, ...]) -> None:
+    from threadpoolctl import threadpool_limits
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one, which ends it
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+    begin(*args)
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,66 @@
+"""Work in several processes: the trainings of the demo are those of `train`, and a process that dies is told of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from confit_edge.demo.side_by_side import train_all
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
+from confit_edge.workers import one_thread, workers
+from confit_runtime.errors import ConfitError, UsageError
+
+ADVICE = "buy more memory"
+
+
+def test_trained_at_once_is_as_trained_alone(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # one thread each, as the lone trainings below
+    small: dict[str, Any] = {"epochs": 2, "classes_per_batch": 3, "clips_per_class": 2, "probe_views": 1}
+    recipes = {
+        "pairtune": Recipe(**small),
+        "finetune": Recipe(**small, objective="finetune", lr=(5e-4, 2e-3), search_epochs=1, frozen_baseline=False),
+    }
+    events: list[dict[str, Any]] = []
+    trained, memory = train_all(manifest, tmp_path / "runs", recipes, events.append)
+    assert 200 < memory < 20_000
+    for name, recipe in recipes.items():
+        with one_thread():
+            alone = train(manifest, tmp_path / "alone" / name, recipe)
+        assert alone is not None
+        assert trained[name].metrics == alone.metrics
+        assert trained[name].fitted.history == alone.fitted.history
+        for kept in ("encoder.safetensors", "projection.safetensors"):
+            assert (tmp_path / "runs" / name / kept).read_bytes() == (tmp_path / "alone" / name / kept).read_bytes()
+        of_it = [event for event in events if event["run"] == name]
+        assert [event["epoch"] for event in of_it if event["stage"] == "epoch"] == [1, 2]
+        assert [event["stage"] for event in of_it][-1] == "probe"
+    assert [event["lr"] for event in events if event["stage"] == "search"] == [5e-4, 2e-3]
+
+
+def test_an_error_of_one_training_ends_the_other(manifest: Path, tmp_path: Path) -> None:
+    missing = Recipe(epochs=1, background=str(tmp_path / "nowhere"))
+    begun = time.monotonic()
+    with pytest.raises(UsageError, match="nowhere"):
+        train_all(manifest, tmp_path / "runs", {"bad": missing, "long": Recipe(epochs=10_000)}, None)
+    assert time.monotonic() - begun < 60
+
+
+def test_a_worker_has_its_threads_and_was_begun(tmp_path: Path) -> None:
+    with workers(1, threads=1, begin=os.chdir, args=(tmp_path,), advice=ADVICE) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 1
+        assert pool.submit(os.getcwd).result() == str(tmp_path.resolve())
+
+
+def test_a_worker_that_dies_is_told_of_with_the_advice() -> None:
+    with (
+        pytest.raises(ConfitError, match=ADVICE),
+        workers(1, threads=1, begin=print, args=(), advice=ADVICE) as pool,
+    ):
+        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
