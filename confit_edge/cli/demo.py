@@ -22,7 +22,7 @@ def demo(
     Trains PairTune and vanilla fine-tuning on 29 spoken words, compares them on unseen voices, exports one int8 file,
     listens to five noisy minutes, enrolls a word and two voices. Nothing is precomputed. Needs the export extra.
     """
-    from confit_edge.cli.train import Progress
+    from confit_edge.cli._training import Progress
     from confit_edge.demo.story import run_demo
 
     def tell(text: str) -> None:

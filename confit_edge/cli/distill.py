@@ -8,13 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli.train import Progress, print_probes
+from confit_edge.cli._training import (
+    Device,
+    Epochs,
+    Precision,
+    Progress,
+    Rates,
+    RecipeFile,
+    Resume,
+    learning_rates,
+    option,
+    print_probes,
+)
 
-_LESSON, _METHOD, _MACHINE = "Lesson", "Method", "Machine"
-
-
-def _option(help_text: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
+_LESSON = "Lesson"
 
 
 def distill(
@@ -32,35 +39,28 @@ def distill(
         ),
     ] = None,
     manifest: Annotated[Path | None, typer.Option(help="The teacher's own clips, where they have moved.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; flags given here win over it.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with a training that was stopped; the result is the same, bit for bit."),
-    ] = False,
+    recipe: RecipeFile = None,
+    resume: Resume = False,
     json_lines: Json = False,
-    epochs: Annotated[int | None, _option("Passes over the training clips [12].", _METHOD)] = None,
-    lr: Annotated[
-        str | None, _option("Student learning rate [0.0005]; several with commas are tried on validation.", _METHOD)
-    ] = None,
+    epochs: Epochs = None,
+    lr: Rates = None,
     unlabelled_per_batch: Annotated[
-        int | None, _option("Windows of unlabelled sound beside the clips of a batch [64].", _LESSON)
+        int | None, option("Windows of unlabelled sound beside the clips of a batch [64].", _LESSON)
     ] = None,
     embedding_weight: Annotated[
-        float | None, _option("Of the distance to the teacher's embedding, through a linear map [1].", _LESSON)
+        float | None, option("Of the distance to the teacher's embedding, through a linear map [1].", _LESSON)
     ] = None,
     similarity_weight: Annotated[
-        float | None, _option("Of the distance to the teacher's similarities within a batch [1].", _LESSON)
+        float | None, option("Of the distance to the teacher's similarities within a batch [1].", _LESSON)
     ] = None,
     similarity_temperature: Annotated[
-        float | None, _option("The lower, the more the nearest neighbours count [0.1].", _LESSON)
+        float | None, option("The lower, the more the nearest neighbours count [0.1].", _LESSON)
     ] = None,
     supervised_weight: Annotated[
-        float | None, _option("Of the contrastive loss on labelled clips; 0: the teacher alone [1].", _LESSON)
+        float | None, option("Of the contrastive loss on labelled clips; 0: the teacher alone [1].", _LESSON)
     ] = None,
-    device: Annotated[str | None, _option("auto (default), cpu, cuda, cuda:1, ...", _MACHINE)] = None,
-    precision: Annotated[
-        str | None, _option("fp32 (default), bf16, or auto: bf16 where it is faster.", _MACHINE)
-    ] = None,
+    device: Device = None,
+    precision: Precision = None,
 ) -> None:
     """Teach a small encoder what a trained one knows, and write its run.
 
@@ -87,7 +87,6 @@ def distill(
         "precision": precision,
     }
     flags = {key: value for key, value in given.items() if value is not None}
-    from confit_edge.cli.train import learning_rates
     from confit_edge.pairtune.config import read_yaml
     from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.student import distill as run_distillation

@@ -13,7 +13,8 @@ import pytest
 import typer
 from typer.main import get_command
 
-from confit_edge.cli.train import learning_rates, train
+from confit_edge.cli._training import learning_rates
+from confit_edge.cli.train import train
 from confit_edge.pairtune.config import Recipe
 from confit_runtime.errors import UsageError
 
