@@ -44,14 +44,14 @@ def workers(
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread, so that the same work gives the same numbers alone as beside others."""
+def limited_to(threads: int) -> Iterator[None]:
+    """Compute in so many threads: in one, the same work gives the same numbers alone as beside others."""
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     try:
-        with threadpool_limits(1):
+        with threadpool_limits(threads):
             yield
     finally:
         torch.set_num_threads(before)

@@ -39,10 +39,13 @@ def compose(
     overlap.
     """
     length = min(PART_S * rate, samples)
-    parts = [crop(background[number % len(background)], length, rng) for number in range(-(-samples // length))]
-    levels = [max(rms(part), 1e-4) for part in parts]
-    under = np.concatenate(parts)[:samples]
-    stream, spoken = under.copy(), []
+    stream = np.empty(samples, np.float32)  # filled and changed in place: that of a training is large
+    levels: list[float] = []
+    spoken: list[Spoken] = []
+    for start in range(0, samples, length):
+        part = crop(background[len(levels) % len(background)], length, rng)
+        levels.append(max(rms(part), 1e-4))
+        stream[start : start + length] = part[: samples - start]
     at = int(rng.uniform(*gap_s) * rate)
     for index in rng.permutation(len(clips)):
         clip = clips[index]
@@ -52,7 +55,8 @@ def compose(
         stream[at : at + len(clip)] += clip * np.float32(gain)
         spoken.append(Spoken(labels[index], at, at + len(clip)))
         at += len(clip) + int(rng.uniform(*gap_s) * rate)
-    return (stream / max(1.0, float(np.abs(stream).max()))).astype(np.float32), spoken
+    stream /= np.float32(max(1.0, stream.max(), -stream.min()))
+    return stream, spoken
 
 
 def fragments(stream: Pcm, spoken: list[Spoken], *, window: int, off: int) -> list[Pcm]:

@@ -19,7 +19,7 @@ from confit_edge.studies.results import Results
 from confit_edge.studies.study import Study
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Outcome, Subset, Trial
-from confit_edge.workers import one_thread, workers
+from confit_edge.workers import limited_to, workers
 from confit_runtime.errors import UsageError
 
 Watcher = Callable[[dict[str, Any]], None]
@@ -63,7 +63,7 @@ def prepare(
     made of runs and studies done before. Raises UsageError where the study has nothing to do on such data, or where
     `out` holds something else.
     """
-    with one_thread():
+    with limited_to(1):
         bench = Bench(
             source, (lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None
         )
@@ -121,7 +121,7 @@ def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
     """The outcomes of the trials left, as they come."""
     if jobs == 1:
         bench = Bench(planned.source)
-        with one_thread():
+        with limited_to(1):
             for key in planned.left:
                 yield attempt(planned.study, bench, key, planned.trials[key])
         return

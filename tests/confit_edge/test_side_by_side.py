@@ -14,7 +14,7 @@ import torch
 from confit_edge.demo.side_by_side import train_all
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
-from confit_edge.workers import one_thread, workers
+from confit_edge.workers import limited_to, workers
 from confit_runtime.errors import ConfitError, UsageError
 
 ADVICE = "buy more memory"
@@ -31,7 +31,7 @@ def test_trained_at_once_is_as_trained_alone(manifest: Path, tmp_path: Path, mon
     trained, memory = train_all(manifest, tmp_path / "runs", recipes, events.append)
     assert 200 < memory < 20_000
     for name, recipe in recipes.items():
-        with one_thread():
+        with limited_to(1):
             alone = train(manifest, tmp_path / "alone" / name, recipe)
         assert alone is not None
         assert trained[name].metrics == alone.metrics
