@@ -17,7 +17,7 @@ from confit_edge.pairtune.items import GAP_S, OFF_S, make_augmenter
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
-ON_S = 0.25  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
+ON_S = 0.10  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
 
 
 def augmented_views(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device) -> tuple[Floats, Targets]:
