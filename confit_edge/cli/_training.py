@@ -1,0 +1,111 @@
+"""What the verbs that train share: options, how a training is shown, and its probes at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from confit_edge.cli._console import Bar, emit
+
+METHOD, MACHINE = "Method", "Machine"  # panels of --help
+
+
+def option(help_text: str, panel: str, *names: str) -> Any:
+    """An option that is a key of the recipe: its default stands in the help, for None means that of the recipe."""
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
+
+
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A YAML recipe; flags given here win over it.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a training that was stopped; the result is the same, bit for bit."),
+]
+Epochs = Annotated[int | None, option("Passes over the training clips [12].", METHOD)]
+Rates = Annotated[
+    str | None, option("Encoder learning rate [0.0005]; several with commas are tried on validation.", METHOD)
+]
+Device = Annotated[str | None, option("auto (default), cpu, cuda, cuda:1, ...", MACHINE)]
+Precision = Annotated[str | None, option("fp32 (default), bf16, or auto: bf16 where it is faster.", MACHINE)]
+
+
+def learning_rates(text: str) -> list[float]:
+    """Learning rates from `0.0005` or `0.0005,0.001`. Raises UsageError."""
+    from confit_runtime.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--lr {text}: give a number, or several with commas between") from error
+
+
+def print_probes(metrics: dict[str, Any]) -> None:
+    """The table of probes, for a person, on stdout."""
+    probes = (("linear", "linear"), ("kNN", "knn"))
+    rows = [(f"frozen encoder, {name} probe", metrics.get("frozen", {}).get(key)) for name, key in probes]
+    rows += [(f"teacher, {name} probe", metrics.get("teacher", {}).get(key)) for name, key in probes]
+    rows += [("its own head", metrics.get("head"))]
+    rows += [(f"trained, {name} probe", metrics["probes"][key]) for name, key in probes]
+    for name, result in rows:
+        if result is None:
+            continue
+        shown = result["test"] or result["val"]
+        where = "test" if result["test"] else "validation"
+        print(
+            f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
+            f"  on {shown['n']} {where} clips of {shown['groups']} groups"
+        )
+
+
+class Progress(Bar):
+    """Shows a training on stderr: a line an epoch and, on a terminal, a bar with the loss; or JSON lines on stdout."""
+
+    def __init__(self, json_lines: bool) -> None:
+        super().__init__(json_lines, before="count", after=("note",))
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        stage, run = event["stage"], event.get("run", "")  # the name of one of several trainings at once
+        of = f"{run}: " if run else ""
+        if self.json_lines:
+            if stage not in ("step", "decode"):
+                known = {key: None if value != value else value for key, value in event.items()}  # JSON has no NaN
+                emit(stage, **{key: value for key, value in known.items() if key != "stage"})
+            return
+        if stage == "step":
+            self._show(
+                run,
+                "training",
+                event["epochs"] * event["steps"],
+                event["epoch"] * event["steps"] + event["step"],
+                f"loss {event['loss']:.3f}",
+            )
+        elif stage == "decode":
+            self._show(run, "decoding", event["total"], event["done"], "")
+        elif stage == "epoch":
+            head = f", own head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
+            self.console.print(
+                f"{of}epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
+                f" validation probe {100 * event['val_linear']:.1f} %{head}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        elif stage == "problem":
+            self.console.print(
+                f"{of}left out {event['path']}: {event['kind']} ({event['detail']})",
+                style="yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        elif stage == "note":
+            self.console.print(f"{of}{event['text']}", highlight=False, soft_wrap=True)
+        elif stage == "search":
+            self.console.print(
+                f"{of}lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation", highlight=False
+            )
+        elif stage == "probe":
+            self._show(run, "probing", None, 0, "")
+
+    def _show(self, run: str, what: str, total: int | None, done: int, note: str) -> None:
+        self.show(what, total, done, row=run, note=note, count=f"{done}/{total}" if total else "")
