@@ -115,9 +115,8 @@ class Results:
         if len(seeds) == len(groups) == 1:
             return Estimate(value, np.nan, np.nan)
         estimate = _stretched(value, counts, weights, (1 - LEVEL) / 2 / comparisons)
-        if len(terms) > 1 or terms[0][0] != 1:
-            return estimate
-        return Estimate(value, max(0.0, estimate.low), min(1.0, estimate.high))
+        least, most = float(weights[weights < 0].sum()), float(weights[weights > 0].sum())  # shares end at 0 and 1
+        return Estimate(value, max(least, estimate.low), min(most, estimate.high))
 
     def number(self, name: str, **arm: Scalar) -> Estimate:
         """The mean of a number over seeds."""

@@ -227,6 +227,18 @@ def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is
     assert ten.low < one.low < one.value < one.high < ten.high
 
 
+def test_no_interval_goes_beyond_what_a_difference_of_shares_can_be() -> None:
+    results = Results(
+        outcome({"o": arm}, seed, {"linear": [share + seed * move, share]})
+        for arm, share, move in (("a", 0.6, 0.4), ("b", 0.5, -0.4))
+        for seed in (0, 1)
+    )
+    sides = Side("linear", {"o": "a"}), Side("linear", {"o": "b"})
+    gap = results.difference(*sides, comparisons=15)  # of two seeds at that level Student's t is past 200
+    assert (gap.low, gap.high) == (-1.0, 1.0)
+    assert results.contrast([(0.5, side) for side in sides], comparisons=15).low == 0.0
+
+
 def test_one_seed_of_one_group_has_no_interval_and_unanimity_a_bound() -> None:
     alone = Results([outcome({"o": "a"}, 0, {"linear": [0.5]})])
     assert math.isnan(alone.share("linear", o="a").low)
