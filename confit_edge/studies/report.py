@@ -13,7 +13,7 @@ from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.trial import Arm, Scalar
 
-SHOWN = ("isoscore", "top1", "anisotropy")  # of the geometry, in the table for people; the other table has all
+SHOWN = ("isoscore", "top1", "anisotropy", "epochs_linear", "epochs_head")  # in the table for people; the other has all
 
 
 def write_report(planned: Planned, results: Results, command: str) -> list[str]:
@@ -104,7 +104,10 @@ def to_csv(table: list[dict[str, Scalar | None]]) -> str:
 
 
 def to_markdown(results: Results) -> str:
-    """The table for people: accuracies on test in per cent with their intervals, and some of the geometry."""
+    """The table for people: accuracies on test in per cent with their intervals, and some of the geometry.
+
+    An arm that was only looked at on validation, as an epoch, has nothing to show here: `table.csv` has it.
+    """
     table = arms(results)
     columns = list(dict.fromkeys(key for arm in table for key in arm))
     metrics = _names(results, "shares")
@@ -119,6 +122,8 @@ def to_markdown(results: Results) -> str:
         of_arm = results.exactly(arm)
         shares = [_shown(of_arm.share(metric), 100, 1) for metric in metrics]
         rest = [_shown(of_arm.number(number), 1, 3) for number in numbers]
+        if not any(shares + rest) and not counts["diverged"]:
+            continue
         lines.append(_line([*(str(arm.get(column, "")) for column in columns), seeds, *shares, *rest]))
     return "\n".join(lines) + "\n"
 
