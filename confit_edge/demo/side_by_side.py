@@ -31,11 +31,12 @@ def train_all(
     teller.start()
     threads = max(1, (os.cpu_count() or 1) // len(recipes))
     (first, recipe), *others = recipes.items()
+    _begin(events)
     try:
         with workers(len(others), threads=threads, begin=_begin, args=(events,), advice="the demo needs 3 GB") as pool:
             begun = {name: pool.submit(_train, manifest, runs / name, other) for name, other in others}
             with limited_to(threads):
-                done = {first: _trained(manifest, runs / first, recipe, events)}
+                done = {first: _train(manifest, runs / first, recipe)}
             done |= {name: future.result() for name, future in begun.items()}
     finally:
         events.put(None)
@@ -49,7 +50,7 @@ def peak_rss_mb() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-_events: Events  # of this worker process
+_events: Events  # where this process tells how its training goes
 
 
 def _begin(events: Events) -> None:
@@ -58,11 +59,7 @@ def _begin(events: Events) -> None:
 
 
 def _train(manifest: Path, out: Path, recipe: Recipe) -> tuple[Trained, float]:
-    return _trained(manifest, out, recipe, _events)
-
-
-def _trained(manifest: Path, out: Path, recipe: Recipe, events: Events) -> tuple[Trained, float]:
-    trained = train(manifest, out, recipe, watch=lambda event: events.put({"run": out.name, **event}))
+    trained = train(manifest, out, recipe, watch=lambda event: _events.put({"run": out.name, **event}))
     assert trained is not None
     return trained, peak_rss_mb()
 
