@@ -21,11 +21,12 @@ import numpy.typing as npt
 from benchmarks.report import machine, write_json
 from confit_runtime import load
 from confit_runtime.matcher import NEIGHBOURS, Levels, Matcher, unit
-from confit_runtime.search import ExactSearch, IndexSearch, build_index
+from confit_runtime.search import SEARCH_EFFORT, ExactSearch, IndexSearch, build_index
 
 OUT = Path(__file__).with_name("results") / "gallery.json"
 PRINTS_A_NAME = 3
 QUESTIONS = 500
+EFFORTS = (256, SEARCH_EFFORT, 768, 1024)  # candidates that a search of the index keeps
 SEED = 0
 
 Floats = npt.NDArray[np.float32]
@@ -107,25 +108,27 @@ def main() -> None:
             build_index(path, ids, prints)
             row["build_s"] = round(time.perf_counter() - start, 1)
             row["bytes"] = path.stat().st_size
-            search = IndexSearch(path, ids, prints)
-            indexed = Matcher(said, owners, prints, model.cohort, levels=levels, search=search)
-            row["index"], answers = timed(indexed, asked)
-            row["same_best_name"] = float(np.mean([one == other for one, other in zip(best, answers, strict=True)]))
             whole = ExactSearch(prints)
-            row["recall_at_10"], row["recall_at_64"] = (
-                round(float(np.mean([_recall(whole, search, query, count) for query in asked])), 4)
-                for count in (10, NEIGHBOURS)
-            )
+            near = {count: [set(whole.nearest(query, count).tolist()) for query in asked] for count in (10, NEIGHBOURS)}
+            for effort in EFFORTS:
+                search = IndexSearch(path, ids, prints, effort)
+                indexed = Matcher(said, owners, prints, model.cohort, levels=levels, search=search)
+                times, answers = timed(indexed, asked)
+                same = float(np.mean([one == other for one, other in zip(best, answers, strict=True)]))
+                row[f"effort {effort}"] = {**times, "same_best_name": same, **_recall(near, search, asked)}
             path.unlink()
         result[label] = row
         print(label, row, flush=True)
         write_json(given.out, {**result, "load_average": round(os.getloadavg()[0], 1)})
 
 
-def _recall(whole: ExactSearch, search: IndexSearch, query: Floats, count: int) -> float:
-    """Of the `count` nearest prints, the share among those that the matcher would look at."""
-    wanted = set(whole.nearest(query, count).tolist())
-    return len(wanted & set(search.nearest(query, NEIGHBOURS).tolist())) / count
+def _recall(near: dict[int, list[set[int]]], search: IndexSearch, asked: Floats) -> dict[str, float]:
+    """Of the nearest prints of each question, the share among those that the matcher would look at."""
+    found = [set(search.nearest(query, NEIGHBOURS).tolist()) for query in asked]
+    return {
+        f"recall_at_{count}": round(float(np.mean([len(a & b) / count for a, b in zip(sets, found, strict=True)])), 4)
+        for count, sets in near.items()
+    }
 
 
 if __name__ == "__main__":

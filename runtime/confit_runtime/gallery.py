@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,15 +280,16 @@ class Gallery:
         """Where the index of this gallery is, if `build_index` made one."""
         return self.path.with_name(self.path.name + ".index")
 
-    def build_index(self) -> int:
+    def build_index(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Write an index of the prints beside the file, for galleries of more than 100 000. Returns how many it holds.
 
-        Prints enrolled later are found without it; removing a name erases it. Raises UsageError without usearch.
+        Prints enrolled later are found without it; removing a name erases it. `progress` is told how many prints of how
+        many are in it. Raises UsageError without usearch.
         """
         with reported(self.path):
             names = self._db.execute("SELECT id FROM names ORDER BY id").fetchall()
             ids, _, prints = self._rows({name_id: at for at, (name_id,) in enumerate(names)}, 0)
-        build_index(self.index_path, ids, prints)
+        build_index(self.index_path, ids, prints, progress)
         self._matcher = None
         return len(ids)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,9 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 EXACT_UP_TO = 100_000  # prints; beyond, an index is worth its file
-CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 256  # of the index's graph: recall against time
+CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 512  # of the index's graph: recall against time
+OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
+TOLD_EVERY = 5_000  # prints of an index that is being made
 CHECKED = 16  # vectors of an index held against the gallery's
 
 
@@ -47,9 +50,13 @@ class IndexSearch:
     What is found are nearly always the nearest prints, not always (`benchmarks/results/gallery.json` says how often).
     """
 
-    def __init__(self, path: Path, ids: Rows, prints: Floats) -> None:
-        """`ids [n]` are those of `prints [n, dim]` in the gallery. Raises GalleryError on an index of other prints."""
+    def __init__(self, path: Path, ids: Rows, prints: Floats, effort: int = SEARCH_EFFORT) -> None:
+        """`ids [n]` are those of `prints [n, dim]` in the gallery; `effort` is how many candidates a search keeps.
+
+        Raises GalleryError on an index of other prints.
+        """
         self._index = _open(path)
+        self._index.expansion_search = effort
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
         inside = self._index.contains(ids.astype(np.uint64)) if len(ids) else np.zeros(0, bool)
@@ -60,16 +67,22 @@ class IndexSearch:
             raise GalleryError(f"{path}: is an index of other prints: make it again with `confit-edge gallery index`")
 
     def nearest(self, unit: Floats, count: int) -> Rows:
-        found = self._index.search(unit, count).keys.astype(np.int64)
-        return np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
+        found = self._index.search(unit, count * OVERSAMPLED).keys.astype(np.int64)
+        rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
+        if count >= len(rows):
+            return rows
+        return rows[np.argpartition(self._prints[rows] @ unit, -count)[-count:]]
 
     def _same(self, key: int, print_: Floats) -> bool:
         kept = np.asarray(self._index.get(int(key)), np.float32).reshape(-1)
         return kept.shape == print_.shape and float(kept @ print_) > 0.98 * float(np.linalg.norm(kept))
 
 
-def build_index(path: Path, ids: Rows, prints: Floats) -> None:
-    """Write an index of `prints [n, dim]`, whole or not at all. Raises UsageError where usearch is not installed."""
+def build_index(path: Path, ids: Rows, prints: Floats, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write an index of `prints [n, dim]`, whole or not at all. Raises UsageError where usearch is not installed.
+
+    All cores work at it; `progress` is told how many prints of how many are in it.
+    """
     usearch = _usearch()
     index = usearch.Index(
         ndim=prints.shape[1],
@@ -79,7 +92,11 @@ def build_index(path: Path, ids: Rows, prints: Floats) -> None:
         expansion_add=BUILD_EFFORT,
         expansion_search=SEARCH_EFFORT,
     )
-    index.add(ids.astype(np.uint64), prints, threads=1)
+    for start in range(0, len(ids), TOLD_EVERY):
+        block = slice(start, start + TOLD_EVERY)
+        index.add(ids[block].astype(np.uint64), prints[block])
+        if progress is not None:
+            progress(min(start + TOLD_EVERY, len(ids)), len(ids))
     temporary = path.with_name(f".{path.name}.partial")
     try:
         index.save(str(temporary))
@@ -101,7 +118,6 @@ def _open(path: Path) -> Any:
     index = _usearch().Index.restore(str(path), view=True)
     if index is None:
         raise GalleryError(f"{path}: is not an index: make it again with `confit-edge gallery index`")
-    index.expansion_search = SEARCH_EFFORT
     return index
 
 

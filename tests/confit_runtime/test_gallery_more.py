@@ -16,6 +16,7 @@ from confit_runtime import GalleryError, Model, UsageError, load
 from confit_runtime.enrollment import to_flac
 from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness
+from confit_runtime.search import ExactSearch, IndexSearch, build_index
 from confit_runtime.transfer import enroll_again, export_names, import_names
 from tests import tiny_model
 from tests.tiny_model import Floats, chord
@@ -297,7 +298,9 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         for name, rows in zip([f"name{at}" for at in range(100)], np.split(prints, 100), strict=True):
             gallery.enroll(name, rows, sources=["x"] * len(rows), voiced_s=1.0)
         exact = gallery.matcher
-        assert gallery.build_index() == 3000
+        told: list[tuple[int, int]] = []
+        assert gallery.build_index(lambda done, total: told.append((done, total))) == 3000
+        assert told[-1] == (3000, 3000)
         later = random_prints(1)
         gallery.enroll("late", later, sources=["x"], voiced_s=1.0)
         queries = random_prints(50)
@@ -312,3 +315,17 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         shutil.copy(gallery.index_path, other.index_path)
         with pytest.raises(GalleryError, match="index of other prints"):
             other.match(random_prints(1)[0])
+
+
+def test_an_index_of_8_bits_ranks_as_all_bits_do(tmp_path: Path) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    # a cloud so dense that the nearest differ by less than 8 bits tell
+    prints = random_prints(1)[0] + 0.05 * RNG.standard_normal((12_000, DIM)).astype(np.float32)
+    prints /= np.linalg.norm(prints, axis=1, keepdims=True)
+    ids = RNG.permutation(len(prints)) + 7
+    path = tmp_path / "dense.index"
+    build_index(path, ids[:11_990], prints[:11_990])
+    search, exact = IndexSearch(path, ids, prints), ExactSearch(prints)
+    found = [(search.nearest(query, 16).tolist(), exact.nearest(query, 16).tolist()) for query in prints[-20:]]
+    assert all(len(rows) == len(set(rows)) == 16 for rows, _ in found)
+    assert np.mean([len(set(rows) & set(true)) / 16 for rows, true in found]) > 0.97

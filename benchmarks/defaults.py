@@ -1,0 +1,209 @@
+"""Which mining, and which other settings of PairTune, should a recipe start from?
+
+    python -m benchmarks.defaults --seeds 0 1 2 --jobs 2
+
+writes benchmarks/results/defaults.json: a row for each setting, task and seed. A setting is the default recipe with one
+thing changed; all start from the same encoder, with the same clips, epochs and seed. A default is chosen by accuracy on
+validation; test is there to see whether the choice holds. Rows that are there already are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+import typing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fetch import CACHE
+from benchmarks.pairtune import one_thread
+from benchmarks.report import RESULTS, machine, write_json
+from benchmarks.row import CPU, by_group
+from benchmarks.summary import Row, differences, task_interval
+from benchmarks.tasks import TASKS, build
+from confit_edge.data.corpus import read_corpus
+from confit_edge.encoders import pretrained
+from confit_edge.pairtune.config import Mining, Recipe
+from confit_edge.pairtune.machine import pick_precision
+from confit_edge.pairtune.trainer import fit
+from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.metrics import accuracy, correct
+from confit_runtime.errors import ConfitError
+
+WINDOW = 1.28
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{mining: {"mining": mining} for mining in typing.get_args(Mining)},
+    "projection-rate-1e-2": {"head_lr": 1e-2},
+    "clips-per-class-8": {"clips_per_class": 8},
+    "averaging": {"averaging": 0.5},
+}
+USUAL = Recipe().mining
+LEFT_OUT = ("words",)  # nearly every clip of it is right whatever the setting; noisy-words has the same words
+
+
+def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
+    start = time.process_time()
+    encoder = pretrained("speech-embedding", WINDOW)
+    corpus = read_corpus(manifest, rate=encoder.sample_rate, seed=seed)
+    usual = Recipe(
+        seed=seed, epochs=TASKS[task].epochs, window=WINDOW, device="cpu", precision=pick_precision("auto", CPU)
+    )
+    recipe = replace(usual, **SETTINGS[setting])
+    fitted = fit(encoder, corpus, recipe, lr=recipe.lr[0], epochs=recipe.epochs)
+    found = dual_probe(encoder, corpus, recipe, CPU)
+    right, val = {}, {}
+    for probe, judge in (("linear", found.linear), ("knn", found.knn)):
+        right[probe] = correct(judge.scores(found.test_embeddings), corpus.test.targets)
+        val[probe] = round(float(correct(judge.scores(found.val_embeddings), corpus.val.targets).mean()), 4)
+    return {
+        "task": task,
+        "setting": setting,
+        "seed": seed,
+        "epochs": recipe.epochs,
+        "best_epoch": fitted.best_epoch + 1,
+        **{f"val_{probe}": share for probe, share in val.items()},
+        **{probe: round(accuracy(each, corpus.test.groups, seed).accuracy, 4) for probe, each in right.items()},
+        "cpu_s": round(time.process_time() - start, 1),
+        "test_groups": by_group(right, corpus.test.groups),
+    }
+
+
+def summarise(rows: list[Row]) -> dict[str, Any]:
+    """Of each setting: its accuracy on validation, and on test against no mining and against the usual setting, paired."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    of = {(row["setting"], row["task"], row["seed"]): row for row in rows}
+    found = {}
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting]
+        found[setting] = {
+            **{
+                key: round(mean(mean(row[key] for row in mine if row["task"] == task) for task in _tasks(mine)), 4)
+                for key in ("val_linear", "val_knn", "linear", "knn")
+            },
+            **{
+                f"{probe}_against_{rival}": against(of, mine, rival, probe)
+                for rival in ("none", USUAL)
+                if rival != setting and all((rival, row["task"], row["seed"]) in of for row in mine)
+                for probe in ("linear", "knn")
+            },
+            "val_linear_against_none": _val_against(of, mine, "none", tasks),
+        }
+    return found
+
+
+def against(of: dict[tuple[str, str, int], Row], mine: list[Row], rival: str, probe: str) -> dict[str, Any]:
+    """The paired difference on test, with 95 % intervals over the groups of each task and over tasks."""
+    pairs = []
+    for row in mine:
+        other = of[rival, row["task"], row["seed"]]
+        groups = row["test_groups"]
+        both = {"ours": groups["right"][probe], "rival": other["test_groups"]["right"][probe]}
+        pairs.append(
+            {
+                "task": row["task"],
+                "ours": row[probe],
+                "rival": other[probe],
+                "test_groups": {**groups, "right": both},
+            }
+        )
+    return differences(
+        {task: ([one for one in pairs if one["task"] == task], "ours", "rival") for task in _tasks(mine)}
+    )
+
+
+def _val_against(
+    of: dict[tuple[str, str, int], Row], mine: list[Row], rival: str, tasks: list[str]
+) -> dict[str, float]:
+    gains = [
+        mean(row["val_linear"] - of[rival, task, row["seed"]]["val_linear"] for row in mine if row["task"] == task)
+        for task in tasks
+        if any(row["task"] == task for row in mine)
+        and all((rival, task, row["seed"]) in of for row in mine if row["task"] == task)
+    ]
+    if not gains:
+        return {}
+    low, high = task_interval(np.array(gains))
+    return {"mean": round(mean(gains), 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def _tasks(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["task"] for row in rows))
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Points and their 95 % interval over tasks."""
+    lines = ["| setting | validation | test | test, kNN | against no mining | on validation |", "|---" * 6 + "|"]
+    for setting, found in sorted(summary.items(), key=lambda one: -one[1]["val_linear"]):
+        cells = [f"{100 * found[key]:.1f}" for key in ("val_linear", "linear", "knn")]
+        gaps = [_points(found.get("linear_against_none")), _points(found["val_linear_against_none"])]
+        lines.append(f"| {setting} | {' | '.join(cells + gaps)} |")
+    return "\n".join(lines)
+
+
+def _points(gap: dict[str, Any] | None) -> str:
+    return f"{100 * gap['mean']:+.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]" if gap else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = [name for name in TASKS if name not in LEFT_OUT]
+    parser.add_argument("--tasks", nargs="+", default=tasks, choices=TASKS, metavar="TASK")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--out", type=Path, default=RESULTS / "defaults.json")
+    given = parser.parse_args()
+    try:
+        run(given)
+    except ConfitError as error:
+        sys.exit(f"defaults: {error}")
+
+
+def run(given: argparse.Namespace) -> None:
+    rows = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.is_file() else []
+    there = {(row["task"], row["setting"], row["seed"]) for row in rows}
+    jobs = [
+        (task, build(TASKS[task], given.cache, seed), setting, seed)
+        for seed in given.seeds
+        for task in given.tasks
+        for setting in given.settings
+        if (task, setting, seed) not in there
+    ]
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=one_thread) as pool:
+        for done, future in enumerate(as_completed([pool.submit(measure, *job) for job in jobs]), start=1):
+            row = future.result()
+            rows.append(row)
+            write(given.out, rows)
+            shown = " ".join(
+                str(row[key]) for key in ("task", "setting", "seed", "val_linear", "linear", "knn", "cpu_s")
+            )
+            print(f"{done}/{len(jobs)} {shown}", file=sys.stderr, flush=True)
+    print(markdown(summarise(rows)))
+
+
+def write(out: Path, rows: list[Row]) -> None:
+    """Everything so far, in an order that does not depend on which row was done first."""
+    rows.sort(key=lambda row: (list(SETTINGS).index(row["setting"]), list(TASKS).index(row["task"]), row["seed"]))
+    names = {key: list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("seed", "task", "setting")}
+    command = (
+        f"python -m benchmarks.defaults --seeds {' '.join(sorted(names['seed']))} --tasks {' '.join(names['task'])}"
+        f" --settings {' '.join(names['setting'])}"
+    )
+    about = {"encoder": "speech-embedding", "settings": SETTINGS, **machine()}
+    write_json(out, {"command": command, **about, "rows": rows, "summary": summarise(rows)})
+
+
+if __name__ == "__main__":
+    main()
