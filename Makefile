@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/confit-edge demo --out $(OUT)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
