@@ -7,6 +7,8 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def train_all(
         with workers(len(others), threads=threads, begin=_begin, args=(events,), advice="the demo needs 3 GB") as pool:
             begun = {name: pool.submit(_train, manifest, runs / name, other) for name, other in others}
             with limited_to(threads):
-                done = {first: _train(manifest, runs / first, recipe)}
+                done = {first: _train(manifest, runs / first, recipe, list(begun.values()))}
             done |= {name: future.result() for name, future in begun.items()}
     finally:
         events.put(None)
@@ -58,8 +60,18 @@ def _begin(events: Events) -> None:
     _events = events
 
 
-def _train(manifest: Path, out: Path, recipe: Recipe) -> tuple[Trained, float]:
-    trained = train(manifest, out, recipe, watch=lambda event: _events.put({"run": out.name, **event}))
+def _train(
+    manifest: Path, out: Path, recipe: Recipe, others: Sequence[Future[tuple[Trained, float]]] = ()
+) -> tuple[Trained, float]:
+    """Train, and end with the error of one of the `others` as soon as there is one."""
+
+    def tell(event: dict[str, Any]) -> None:
+        for other in others:
+            if other.done():
+                other.result()
+        _events.put({"run": out.name, **event})
+
+    trained = train(manifest, out, recipe, watch=tell)
     assert trained is not None
     return trained, peak_rss_mb()
 

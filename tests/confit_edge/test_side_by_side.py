@@ -44,11 +44,12 @@ def test_trained_at_once_is_as_trained_alone(manifest: Path, tmp_path: Path, mon
     assert [event["lr"] for event in events if event["stage"] == "search"] == [5e-4, 2e-3]
 
 
-def test_an_error_of_one_training_ends_the_other(manifest: Path, tmp_path: Path) -> None:
-    missing = Recipe(epochs=1, background=str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("order", [("bad", "long"), ("long", "bad")])
+def test_an_error_of_one_training_ends_the_other(manifest: Path, tmp_path: Path, order: tuple[str, str]) -> None:
+    both = {"bad": Recipe(epochs=1, background=str(tmp_path / "nowhere")), "long": Recipe(epochs=10_000)}
     begun = time.monotonic()
     with pytest.raises(UsageError, match="nowhere"):
-        train_all(manifest, tmp_path / "runs", {"bad": missing, "long": Recipe(epochs=10_000)}, None)
+        train_all(manifest, tmp_path / "runs", {name: both[name] for name in order}, None)
     assert time.monotonic() - begun < 60
 
 
