@@ -42,9 +42,9 @@ from confit_runtime.errors import ConfitError
 WINDOW = 1.28
 SETTINGS: dict[str, dict[str, Any]] = {
     **{mining: {"mining": mining} for mining in typing.get_args(Mining)},
+    "rate-1e-3": {"lr": (1e-3,)},
+    "rate-1e-3-averaging": {"lr": (1e-3,), "averaging": 0.5},
     "projection-rate-1e-2": {"head_lr": 1e-2},
-    "clips-per-class-8": {"clips_per_class": 8},
-    "averaging": {"averaging": 0.5},
 }
 USUAL = Recipe().mining
 LEFT_OUT = ("words",)  # nearly every clip of it is right whatever the setting; noisy-words has the same words

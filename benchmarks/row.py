@@ -53,7 +53,7 @@ class Plan:
         """For convolutions rates about the recipe's own, and for attention a fifth of them."""
         scale = 1.0 if encoder in ("speech-embedding", "ge2e", "yamnet") else 0.2
         lrs = (2e-4 * scale, 5e-4 * scale, 1.2e-3 * scale)
-        return cls(epochs, long * epochs, max(2, epochs // 5), lrs)
+        return cls(epochs, long * epochs, max(2, epochs // 3), lrs)
 
     def rates(self) -> list[tuple[float, float]]:
         """Pairs of an encoder's and a head's rate, for vanilla fine-tuning to choose from."""
@@ -102,7 +102,7 @@ class Bench:
                 fitted = fit(copy.deepcopy(self.encoder), self.corpus, short, lr=lr, epochs=short.epochs)
             except DivergedError:
                 continue
-            found[lr, head_lr] = max(map(quality, fitted.history))
+            found[lr, head_lr] = quality(fitted.history[fitted.best_epoch])
         self.seconds[f"{name}_search"] = round(time.perf_counter() - start, 1)
         return max(found, key=lambda pair: found[pair])
 

@@ -26,7 +26,7 @@ from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.machine import keep_freed_memory, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.trainer import DivergedError, Fitted, Watcher, fit
-from confit_edge.pairtune.validation import head_probe
+from confit_edge.pairtune.validation import head_probe, quality
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.errors import UsageError
 
@@ -199,8 +199,7 @@ def choose_lr(
             if not results and lr == recipe.lr[-1]:
                 raise
             continue
-        row = fitted.history[fitted.best_epoch]
-        results[lr] = row.get("val_head", row["val_linear"])
+        results[lr] = quality(fitted.history[fitted.best_epoch])
         if watch:
             watch({"stage": "search", "lr": lr, "validation": results[lr]})
     return max(results, key=lambda lr: results[lr])

@@ -30,7 +30,7 @@ from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.soup import Soup
-from confit_edge.pairtune.validation import Validation, head_from_probe, quality
+from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
 from confit_runtime.errors import ConfitError, UsageError
 
 START_WINDOWS = 256  # that a student's map into its teacher's space begins with
@@ -56,23 +56,24 @@ class Fitted:
 
 @dataclass
 class Progress:
-    """The epochs so far: a row of history for each, and the weights of the one that was best on validation.
+    """The epochs so far: a row of history for each, and the weights of the one that is kept.
 
-    Of a soup's trainings that is the best of the present one, which began at epoch `since`.
+    That is the last that validation, of so many `clips`, cannot tell from the best: within one standard error (Breiman et
+    al. 1984). The rate falls to zero, so that the last epochs are the best ones more often than a height that luck
+    gave an early one. Of a soup's trainings one is kept of the present, which began at epoch `since`.
     """
 
+    clips: int
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     since: int = 0
 
     def add(self, row: dict[str, float], modules: dict[str, nn.Module], averaged: bool) -> None:
-        """Of equally good epochs the last is kept: it has learnt more of what validation does not show.
-
-        Of `averaged` weights always the last: they stand on the most, and validation seldom tells averages apart.
-        """
+        """Of `averaged` weights the last are always kept: they stand on the most."""
         self.history.append(row)
-        if averaged or quality(row) >= max(map(quality, self.history[self.since :])):
+        best = max(map(quality, self.history[self.since :]))
+        if averaged or quality(row) >= best - standard_error(best, self.clips):
             self.best_epoch = len(self.history) - 1
             self.best = {
                 f"{name}.{key}": value.detach().cpu().clone()
@@ -81,7 +82,7 @@ class Progress:
             }
 
     def keep_best(self, modules: dict[str, nn.Module]) -> None:
-        """Give `modules` the weights that were best."""
+        """Give `modules` the weights that are kept."""
         for name, module in modules.items():
             prefix = f"{name}."
             module.load_state_dict(
@@ -105,12 +106,12 @@ def fit(
     watch: Watcher | None = None,
     teaching: Teaching | None = None,
 ) -> Fitted:
-    """Train `encoder` in place; it ends with the weights of the epoch that was best on validation, or with their average.
+    """Train `encoder` in place; it ends with the weights of an epoch chosen on validation, or with their average.
 
-    With the recipe's `averaging` that is the mean over the steps of the last so much of the training, at half the peak
-    rate (Izmailov et al. 2018, arXiv 1803.05407): a flatter place, which other speakers and rooms move less. With its
-    `soup` so many trainings of `epochs` each are done from the same start, one after another, and the mean of the
-    weights that they end with is kept.
+    That is the last epoch within one standard error of the best. With the recipe's `averaging` it is the mean over the
+    steps of the last so much of the training, at half the peak rate (Izmailov et al. 2018, arXiv 1803.05407): a flatter
+    place, which other speakers and rooms move less. With its `soup` so many trainings of `epochs` each are done from the
+    same start, one after another, and the mean of the weights that they end with is kept.
 
     A row of history per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
     fine-tuning, the miner's statistics for PairTune, and of a soup the number of the `training`. After `patience` epochs
@@ -240,7 +241,7 @@ class Training:
             self.ranks.wait()  # all have read it before the first replaces or removes it
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch
-            return Progress(plain["history"], plain["best_epoch"], best, since)
+            return Progress(len(self.corpus.val), plain["history"], plain["best_epoch"], best, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
         if isinstance(self.objective, Distil):
@@ -248,7 +249,7 @@ class Training:
         self.ranks.start_alike(self.modules.values())
         if self.soup:
             self.soup.begin(self.together)
-        return Progress()
+        return Progress(len(self.corpus.val))
 
     def _start_map(self, objective: Distil) -> None:
         """From the windows of the first epochs, as many as a regression needs."""
