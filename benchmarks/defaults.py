@@ -69,7 +69,7 @@ def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
         "setting": setting,
         "seed": seed,
         "epochs": recipe.epochs,
-        "best_epoch": fitted.best_epoch + 1,
+        "kept_epoch": fitted.kept_epoch + 1,
         **{f"val_{probe}": share for probe, share in val.items()},
         **{probe: round(accuracy(each, corpus.test.groups, seed).accuracy, 4) for probe, each in right.items()},
         "cpu_s": round(time.process_time() - start, 1),

@@ -71,7 +71,7 @@ class Row:
         self.right: dict[str, Bools] = {}
         self.val: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
-        self.best: dict[str, int] = {}
+        self.kept: dict[str, int] = {}
 
     def measure(self) -> dict[str, Any]:
         teacher = pretrained(self.given.teacher, WINDOW)
@@ -100,7 +100,7 @@ class Row:
             **{key: round(share.accuracy, 4) for key, share in shares.items()},
             "intervals": {key: [round(share.low, 4), round(share.high, 4)] for key, share in shares.items()},
             "val": self.val,
-            "best_epoch": self.best,
+            "kept_epoch": self.kept,
             "seconds": self.seconds,
             "test_groups": by_group(self.right, self.corpus.test.groups),
         }
@@ -109,7 +109,7 @@ class Row:
         start = time.process_time()
         fitted = fit(encoder, self.corpus, recipe, lr=lr, epochs=recipe.epochs, teaching=teaching)
         self.seconds[name] = round(time.process_time() - start, 1)
-        self.best[name] = fitted.best_epoch + 1
+        self.kept[name] = fitted.kept_epoch + 1
         self.judge(name, encoder)
 
     def judge(self, name: str, encoder: Encoder) -> None:

@@ -102,7 +102,7 @@ class Bench:
                 fitted = fit(copy.deepcopy(self.encoder), self.corpus, short, lr=lr, epochs=short.epochs)
             except DivergedError:
                 continue
-            found[lr, head_lr] = quality(fitted.history[fitted.best_epoch])
+            found[lr, head_lr] = quality(fitted.history[fitted.kept_epoch])
         self.seconds[f"{name}_search"] = round(time.perf_counter() - start, 1)
         return max(found, key=lambda pair: found[pair])
 

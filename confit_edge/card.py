@@ -43,7 +43,7 @@ def _kept(info: RunInfo) -> str:
     recipe = info.recipe
     if recipe["soup"] > 1:
         return f"the mean of {recipe['soup']} trainings of {recipe['epochs']} epochs"
-    return f"best at epoch {info.best_epoch} of {recipe['epochs']}"
+    return f"kept from epoch {info.kept_epoch} of {recipe['epochs']}"
 
 
 def _taught(info: RunInfo) -> str:

@@ -42,7 +42,7 @@ class RunInfo:
     unknown: str | None
     multi_label: bool
     lr: float  # chosen on validation where the recipe names several
-    best_epoch: int
+    kept_epoch: int
     data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, problems
     distilled: dict[str, Any] | None = None  # of a student: its teacher, the lesson, the sound without labels
     versions: dict[str, str] = field(default_factory=dict)

@@ -117,7 +117,7 @@ def distill(
             run=str(out),
             teacher_run=str(run),
             classes=info.classes,
-            best_epoch=info.best_epoch,
+            kept_epoch=info.kept_epoch,
             **trained.metrics,
         )
         return

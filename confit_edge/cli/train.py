@@ -217,7 +217,7 @@ def train(
         return
     if json_lines:
         emit(
-            "summary", run=str(out), classes=trained.info.classes, best_epoch=trained.info.best_epoch, **trained.metrics
+            "summary", run=str(out), classes=trained.info.classes, kept_epoch=trained.info.kept_epoch, **trained.metrics
         )
         return
     print_probes(trained.metrics)

@@ -1,7 +1,7 @@
 """A training interrupted at any moment goes on from its last whole epoch, to the same weights bit for bit.
 
 One safetensors file, replaced atomically after each epoch: tensors of the modules and of the optimiser, and plain data
-(epoch, history, best) as JSON in its header. No random generator needs saving: each epoch draws from (seed, epoch).
+(epoch, history, kept) as JSON in its header. No random generator needs saving: each epoch draws from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def save(
     modules: dict[str, nn.Module],
     optimiser: torch.optim.Optimizer,
     plain: dict[str, Any],
-    best: dict[str, Tensor],
+    kept: dict[str, Tensor],
 ) -> None:
-    """Write modules, optimiser, the best weights so far (`best`, by name) and `plain` data."""
+    """Write modules, optimiser, the weights of the epoch kept so far (`kept`, by name) and `plain` data."""
     from safetensors.torch import save_file
 
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-    tensors |= {f"best.{key}": value for key, value in best.items()}
+    tensors |= {f"kept.{key}": value for key, value in kept.items()}
     for index, slots in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{slot}": value for slot, value in slots.items()}
     # cloned, since safetensors refuses tensors that share memory
@@ -43,7 +43,7 @@ def save(
 def restore(
     path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a checkpoint into modules and optimiser; give back the plain data and the best weights.
+    """Read a checkpoint into modules and optimiser; give back the plain data and the weights of the epoch kept.
 
     Raises ConfitError when it is damaged or its modules are others.
     """
@@ -73,4 +73,4 @@ def restore(
             tensor = torch.empty_like(parameters[int(index)], device="cpu").copy_(tensor)
         state.setdefault(int(index), {})[slot] = tensor
     optimiser.load_state_dict({**described, "state": state})
-    return plain, under("best.")
+    return plain, under("kept.")

@@ -173,7 +173,7 @@ def train_corpus(
         unknown=corpus.unknown,
         multi_label=corpus.multi_label,
         lr=lr,
-        best_epoch=fitted.best_epoch + 1,
+        kept_epoch=fitted.kept_epoch + 1,
         data=describe_data(manifest, corpus),
         distilled=teaching.about if teaching else None,
         versions=runs.versions(),
@@ -199,7 +199,7 @@ def choose_lr(
             if not results and lr == recipe.lr[-1]:
                 raise
             continue
-        results[lr] = quality(fitted.history[fitted.best_epoch])
+        results[lr] = quality(fitted.history[fitted.kept_epoch])
         if watch:
             watch({"stage": "search", "lr": lr, "validation": results[lr]})
     return max(results, key=lambda lr: results[lr])

@@ -51,7 +51,7 @@ class Fitted:
 
     objective: Objective
     history: list[dict[str, float]]
-    best_epoch: int
+    kept_epoch: int
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Progress:
 
     clips: int
     history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
+    kept_epoch: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict)
     since: int = 0
 
     def add(self, row: dict[str, float], modules: dict[str, nn.Module], averaged: bool) -> None:
@@ -74,19 +74,19 @@ class Progress:
         self.history.append(row)
         best = max(map(quality, self.history[self.since :]))
         if averaged or quality(row) >= best - standard_error(best, self.clips):
-            self.best_epoch = len(self.history) - 1
-            self.best = {
+            self.kept_epoch = len(self.history) - 1
+            self.kept = {
                 f"{name}.{key}": value.detach().cpu().clone()
                 for name, module in modules.items()
                 for key, value in module.state_dict().items()
             }
 
-    def keep_best(self, modules: dict[str, nn.Module]) -> None:
+    def restore(self, modules: dict[str, nn.Module]) -> None:
         """Give `modules` the weights that are kept."""
         for name, module in modules.items():
             prefix = f"{name}."
             module.load_state_dict(
-                {key.removeprefix(prefix): value for key, value in self.best.items() if key.startswith(prefix)}
+                {key.removeprefix(prefix): value for key, value in self.kept.items() if key.startswith(prefix)}
             )
 
     def since_gain(self) -> int:
@@ -205,17 +205,17 @@ class Training:
                 raise DivergedError("the embeddings are no longer finite", epoch + 1, self.lr)
             so_far.add(row | checked, judged, averaged)
             if self.soup and (epoch + 1) % self.epochs == 0:
-                so_far.keep_best(self.modules)
+                so_far.restore(self.modules)
                 self.soup.add(self.together)
             if checkpoint_path and self.ranks.main:
-                plain = {"history": so_far.history, "best_epoch": so_far.best_epoch}
-                checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.best)
+                plain = {"history": so_far.history, "kept_epoch": so_far.kept_epoch}
+                checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.kept)
             self.tell({"stage": "epoch", "epochs": self.epochs * self.recipe.soup, **so_far.history[-1]})
         if self.soup:
             self.soup.pour(self.together)
         else:
-            so_far.keep_best(self.modules)
-        return Fitted(self.objective, so_far.history, so_far.best_epoch)
+            so_far.restore(self.modules)
+        return Fitted(self.objective, so_far.history, so_far.kept_epoch)
 
     def _begin_again(self, soup: Soup) -> None:
         """Another training from the same start, with batches of its own: they are drawn by the number of the epoch."""
@@ -237,11 +237,11 @@ class Training:
 
     def _start(self, checkpoint_path: Path | None) -> Progress:
         if checkpoint_path and checkpoint_path.is_file():
-            plain, best = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser)
+            plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser)
             self.ranks.wait()  # all have read it before the first replaces or removes it
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch
-            return Progress(len(self.corpus.val), plain["history"], plain["best_epoch"], best, since)
+            return Progress(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
         if isinstance(self.objective, Distil):

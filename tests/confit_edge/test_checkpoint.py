@@ -13,7 +13,7 @@ from confit_edge.pairtune import checkpoint
 from confit_runtime.errors import ConfitError
 
 Modules = dict[str, nn.Module]
-PLAIN: dict[str, Any] = {"history": [{"epoch": 1, "loss": 0.1 + 0.2, "hardest": float("nan")}], "best_epoch": 0}
+PLAIN: dict[str, Any] = {"history": [{"epoch": 1, "loss": 0.1 + 0.2, "hardest": float("nan")}], "kept_epoch": 0}
 
 
 def training(seed: int) -> tuple[Modules, torch.optim.Optimizer]:

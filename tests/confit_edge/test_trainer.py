@@ -164,8 +164,8 @@ def test_the_weights_are_those_of_the_last_epoch_that_validation_finds_good(
     quality = [row["val_linear"] for row in fitted.history]
     enough = max(quality) - standard_error(max(quality), len(few.val))
     assert quality[2] < enough
-    assert fitted.best_epoch == max(epoch for epoch in range(3) if quality[epoch] >= enough) < 2
-    assert same(encoder.state_dict(), after[fitted.best_epoch])
+    assert fitted.kept_epoch == max(epoch for epoch in range(3) if quality[epoch] >= enough) < 2
+    assert same(encoder.state_dict(), after[fitted.kept_epoch])
     assert not same(encoder.state_dict(), after[2])
 
 
@@ -188,8 +188,8 @@ def test_of_epochs_that_validation_cannot_tell_apart_the_last_is_kept(
     smoothed = (best * clips + 1) / (clips + 2)
     enough = best - math.sqrt(smoothed * (1 - smoothed) / clips)
     kept = max(epoch for epoch in range(since, len(shares)) if shares[epoch] >= enough)
-    assert progress.best_epoch == kept
-    progress.keep_best({"encoder": module})
+    assert progress.kept_epoch == kept
+    progress.restore({"encoder": module})
     assert module.weight.item() == kept
 
 
@@ -210,7 +210,7 @@ def test_the_weights_are_the_mean_over_the_last_steps_where_they_are_averaged(
         torch.testing.assert_close(weight.double(), mean, rtol=0, atol=1e-6)
     moved = [name for name, _ in encoder.named_parameters()]
     assert not any(torch.equal(encoder.state_dict()[name].double(), averaged[-1][name]) for name in moved)
-    assert fitted.best_epoch == 2  # the last average, whatever validation says of the epochs
+    assert fitted.kept_epoch == 2  # the last average, whatever validation says of the epochs
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.5])
