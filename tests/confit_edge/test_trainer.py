@@ -25,7 +25,7 @@ from confit_edge.pairtune.objectives import FineTune, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.session import choose_lr
 from confit_edge.pairtune.trainer import Fitted, Progress, fit
-from confit_edge.pairtune.validation import head_probe, standard_error
+from confit_edge.pairtune.validation import head_probe, quick_sample, standard_error
 from confit_runtime.errors import ConfitError, UsageError
 
 RECIPE = Recipe(epochs=3, clips_per_class=2)  # ten clips a batch, three batches an epoch
@@ -191,6 +191,14 @@ def test_of_epochs_that_validation_cannot_tell_apart_the_last_is_kept(
     assert progress.kept_epoch == kept
     progress.restore({"encoder": module})
     assert module.weight.item() == kept
+
+
+@pytest.mark.parametrize(("classes", "clips", "each"), [(35, 12, 8), (5, 30, 10), (200, 5, 3), (5, 2, 2)])
+def test_the_probe_after_each_epoch_has_clips_enough_of_each_class(classes: int, clips: int, each: int) -> None:
+    targets = np.eye(classes, dtype=np.int8)[np.random.default_rng(0).permutation(np.arange(classes * clips) % classes)]
+    rows = quick_sample(targets)
+    assert rows == sorted(set(rows))
+    assert targets[rows].sum(axis=0).tolist() == [each] * classes
 
 
 def test_the_weights_are_the_mean_over_the_last_steps_where_they_are_averaged(
