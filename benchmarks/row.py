@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from confit_edge.pairtune.trainer import DivergedError, Fitted, fit
 from confit_edge.pairtune.validation import head_probe, quality
 from confit_edge.probes.dual import DualProbe, dual_probe
 from confit_edge.probes.metrics import accuracy, correct
+from confit_runtime.errors import ConfitError
 
 Bools = npt.NDArray[np.bool_]
 CPU = torch.device("cpu")
@@ -34,16 +35,15 @@ MEASURES = ("top1", "top1_rotated", "top3", "anisotropy", "isoscore", "effective
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and at which rates; both objectives choose their rates on validation.
+    """How long and at which rates; every method chooses its rates on validation, after trainings of `epochs`.
 
-    `epochs` for PairTune and vanilla alike; `longest` at convergence, where a training of either ends after `epochs`
-    without a gain on validation. Each of `lrs` of the encoder is tried for `search` epochs; vanilla fine-tuning tries the
-    rates of its head `head_lrs` beside the middle one too.
+    A short training would say little of a long one: PairTune loses on validation before it gains, the more the higher
+    the rate. `longest` is the length at convergence. Each of `lrs` of the encoder is tried; vanilla fine-tuning tries
+    the rates of its head `head_lrs` beside the middle one too.
     """
 
     epochs: int
     longest: int
-    search: int
     lrs: tuple[float, ...]
     head_lrs: tuple[float, ...] = (1e-2, 2e-3)
     window: float = 1.28
@@ -52,8 +52,7 @@ class Plan:
     def of(cls, encoder: str, epochs: int, long: int = 3) -> Plan:
         """For convolutions rates about the recipe's own, and for attention a fifth of them."""
         scale = 1.0 if encoder in ("speech-embedding", "ge2e", "yamnet") else 0.2
-        lrs = (2e-4 * scale, 5e-4 * scale, 1.2e-3 * scale)
-        return cls(epochs, long * epochs, max(2, epochs // 3), lrs)
+        return cls(epochs, long * epochs, (2e-4 * scale, 5e-4 * scale, 1.2e-3 * scale))
 
     def rates(self) -> list[tuple[float, float]]:
         """Pairs of an encoder's and a head's rate, for vanilla fine-tuning to choose from."""
@@ -61,9 +60,18 @@ class Plan:
         return [(lr, self.head_lrs[0]) for lr in self.lrs] + [(middle, rate) for rate in self.head_lrs[1:]]
 
     def epochs_in_all(self) -> int:
-        """At most, over all trainings of a row."""
-        searches = len(self.rates()) + 2 * len(self.lrs)
-        return searches * self.search + 2 * self.epochs + 3 * self.longest
+        """Over all trainings of a row."""
+        return (len(self.rates()) + 2 * len(self.lrs)) * self.epochs + 3 * self.longest
+
+
+@dataclass(frozen=True)
+class Best:
+    """The training that was best on validation, and its rates."""
+
+    lr: float
+    head_lr: float
+    encoder: Encoder
+    fitted: Fitted
 
 
 @dataclass
@@ -79,38 +87,32 @@ class Bench:
     seconds: dict[str, float] = field(default_factory=dict)
     history: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def train(self, name: str, recipe: Recipe, lr: float, suffix: str = "") -> None:
-        """Train a copy of the encoder and judge it: `NAME_linear`, `NAME_knn`, and `NAME_head` where it has one."""
+    def train(self, name: str, recipe: Recipe, rates: list[tuple[float, float]]) -> Best:
+        """Train a copy of the encoder at each pair of rates; the one best on validation is kept, the first of equals."""
         start = time.perf_counter()
-        encoder = copy.deepcopy(self.encoder)
-        fitted = fit(encoder, self.corpus, recipe, lr=lr, epochs=recipe.epochs)
-        self.seconds[name + suffix] = round(time.perf_counter() - start, 1)
-        self.history[name + suffix] = {
-            key: [round(row[key], 4) for row in fitted.history]
-            for key in ("val_linear", "val_head")
-            if key in fitted.history[0]
-        }
-        self.judge(name, encoder, fitted, suffix)
-
-    def choose_rates(self, name: str, recipe: Recipe, rates: list[tuple[float, float]]) -> tuple[float, float]:
-        """The rates of encoder and head whose short training is best on validation; the first of equals."""
-        start = time.perf_counter()
-        found = {}
+        best: Best | None = None
         for lr, head_lr in rates:
-            short = replace(recipe, epochs=recipe.search_epochs, head_lr=head_lr)
-            try:
-                fitted = fit(copy.deepcopy(self.encoder), self.corpus, short, lr=lr, epochs=short.epochs)
-            except DivergedError:
-                continue
-            found[lr, head_lr] = quality(fitted.history[fitted.kept_epoch])
-        self.seconds[f"{name}_search"] = round(time.perf_counter() - start, 1)
-        return max(found, key=lambda pair: found[pair])
+            encoder = copy.deepcopy(self.encoder)
+            with contextlib.suppress(DivergedError):
+                fitted = fit(encoder, self.corpus, replace(recipe, head_lr=head_lr), lr=lr, epochs=recipe.epochs)
+                if best is None or _reached(fitted) > _reached(best.fitted):
+                    best = Best(lr, head_lr, encoder, fitted)
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        if best is None:
+            raise ConfitError(f"{name}: every training diverged")
+        self.history[name] = {
+            key: [round(row[key], 4) for row in best.fitted.history]
+            for key in ("val_linear", "val_head")
+            if key in best.fitted.history[0]
+        }
+        return best
 
-    def judge(self, name: str, encoder: Encoder, fitted: Fitted | None, suffix: str = "") -> None:
-        found = dual_probe(encoder, self.corpus, self.recipe, CPU)
+    def judge(self, name: str, best: Best | None, suffix: str = "") -> None:
+        """`NAME_linear`, `NAME_knn`, and `NAME_head` where it has one; of None the encoder as it came."""
+        found = dual_probe(best.encoder if best else self.encoder, self.corpus, self.recipe, CPU)
         scores: dict[str, Any] = {"linear": found.linear, "knn": found.knn}
-        if fitted and isinstance(fitted.objective, FineTune):
-            scores["head"] = head_probe(fitted.objective)
+        if best and isinstance(best.fitted.objective, FineTune):
+            scores["head"] = head_probe(best.fitted.objective)
         for probe, judge in scores.items():
             key = f"{name}_{probe}{suffix}"
             self.right[key] = correct(judge.scores(found.test_embeddings), self.corpus.test.targets)
@@ -124,27 +126,24 @@ def measure(task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan)
     encoder = pretrained(encoder_name, plan.window)
     corpus = read_corpus(manifest, rate=encoder.sample_rate, seed=seed)
     recipe = Recipe(
-        seed=seed,
-        epochs=plan.epochs,
-        window=plan.window,
-        search_epochs=plan.search,
-        device="cpu",
-        precision=pick_precision("auto", CPU),
+        seed=seed, epochs=plan.epochs, window=plan.window, device="cpu", precision=pick_precision("auto", CPU)
     )
+    finetune = replace(recipe, objective="finetune")
     bench = Bench(corpus, encoder, recipe)
-    bench.judge("frozen", encoder, None)
-
-    lr, _ = bench.choose_rates("pairtune", recipe, [(rate, recipe.head_lr) for rate in plan.lrs])
-    vanilla_lr, head_lr = bench.choose_rates("finetune", replace(recipe, objective="finetune"), plan.rates())
-    finetune = replace(recipe, objective="finetune", head_lr=head_lr)
+    bench.judge("frozen", None)
+    pairtune = bench.train("pairtune", recipe, [(lr, recipe.head_lr) for lr in plan.lrs])
+    bench.judge("pairtune", pairtune)
+    vanilla = bench.train("finetune", finetune, plan.rates())
+    bench.judge("finetune", vanilla)
     lpft = replace(finetune, head_init="probe")
-    lpft_lr, _ = bench.choose_rates("lpft", lpft, [(rate, head_lr) for rate in plan.lrs])
-    bench.train("pairtune", recipe, lr)
-    bench.train("finetune", finetune, vanilla_lr)
-    at_length = partial(replace, epochs=plan.longest, patience=plan.epochs)
-    bench.train("pairtune", at_length(recipe), lr, "_converged")
-    bench.train("finetune", at_length(finetune), vanilla_lr, "_converged")
-    bench.train("lpft", at_length(lpft), lpft_lr)
+    probed = bench.train("lpft_short", lpft, [(lr, vanilla.head_lr) for lr in plan.lrs])
+    for name, one, best, suffix in (
+        ("pairtune", recipe, pairtune, "_converged"),
+        ("finetune", finetune, vanilla, "_converged"),
+        ("lpft", lpft, probed, ""),
+    ):
+        long = bench.train(name + suffix, replace(one, epochs=plan.longest), [(best.lr, best.head_lr)])
+        bench.judge(name, long, suffix)
 
     shares = {key: accuracy(right, corpus.test.groups, seed) for key, right in bench.right.items()}
     histories = bench.history
@@ -168,7 +167,7 @@ def measure(task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan)
         "isoscore_finetune": bench.geometry["finetune"]["isoscore"],
         "isoscore_pairtune": bench.geometry["pairtune"]["isoscore"],
         "step_ratio": round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3),
-        "lr": {"pairtune": lr, "finetune": vanilla_lr, "head": head_lr, "lpft": lpft_lr},
+        "lr": {"pairtune": pairtune.lr, "finetune": vanilla.lr, "head": vanilla.head_lr, "lpft": probed.lr},
         "seconds": {**bench.seconds, "row": round(time.perf_counter() - start, 1)},
         "intervals": {key: [round(share.low, 4), round(share.high, 4)] for key, share in shares.items()},
         "val": bench.val,
@@ -176,6 +175,10 @@ def measure(task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan)
         "history": histories,
         "test_groups": by_group(bench.right, corpus.test.groups),
     }
+
+
+def _reached(fitted: Fitted) -> float:
+    return quality(fitted.history[fitted.kept_epoch])
 
 
 def epochs_to(values: list[float], share: float = 0.95) -> int:

@@ -99,9 +99,9 @@ def test_epochs_to_95_percent_of_the_best() -> None:
 
 
 def test_a_plan_counts_every_epoch_it_may_train() -> None:
-    plan = Plan(epochs=10, longest=30, search=2, lrs=(1e-4, 2e-4, 4e-4), head_lrs=(1e-2, 2e-3))
+    plan = Plan(epochs=10, longest=30, lrs=(1e-4, 2e-4, 4e-4), head_lrs=(1e-2, 2e-3))
     assert plan.rates() == [(1e-4, 1e-2), (2e-4, 1e-2), (4e-4, 1e-2), (2e-4, 2e-3)]
-    assert plan.epochs_in_all() == (3 + 4 + 3) * 2 + 2 * 10 + 3 * 30
+    assert plan.epochs_in_all() == (3 + 4 + 3) * 10 + 3 * 30
 
 
 def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
@@ -115,11 +115,9 @@ def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
 
 
 def test_a_row_of_other_epochs_is_not_taken_for_the_one_asked_for() -> None:
-    job = Job(
-        "words", "some-encoder", 0, Path("words-0.csv"), Counter(train=12, val=9, test=54), Plan(4, 12, 2, (1e-4,))
-    )
+    job = Job("words", "some-encoder", 0, Path("words-0.csv"), Counter(train=12, val=9, test=54), Plan(4, 12, (1e-4,)))
     assert job.passes() == (2 * 2 + 1 * 2 + 2 * 4 + 3 * 12 + 2) * (7 + 12) + 6 * (48 + 9 + 54) / 3
     assert without([job], [row("words", 0, 0.9, 0.5)]) == []
     assert without([job], [row("words", 1, 0.9, 0.5)]) == [job]
     with pytest.raises(UsageError, match="words some-encoder 0"):
-        without([replace(job, plan=Plan(5, 15, 2, (1e-4,)))], [row("words", 0, 0.9, 0.5)])
+        without([replace(job, plan=Plan(5, 15, (1e-4,)))], [row("words", 0, 0.9, 0.5)])
