@@ -35,7 +35,7 @@ from confit_edge.encoders import Encoder, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.distill import Lesson, Teaching
 from confit_edge.pairtune.machine import pick_precision
-from confit_edge.pairtune.session import choose_lr
+from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct
@@ -61,7 +61,6 @@ class Row:
         self.recipe = Recipe(
             seed=seed,
             epochs=given.long * task.epochs,
-            search_epochs=max(2, task.epochs // 5),
             lr=LRS,
             window=WINDOW,
             device="cpu",

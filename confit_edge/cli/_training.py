@@ -68,7 +68,7 @@ class Progress(Bar):
         stage, run = event["stage"], event.get("run", "")  # the name of one of several trainings at once
         of = f"{run}: " if run else ""
         if self.json_lines:
-            if stage not in ("step", "decode"):
+            if stage not in ("step", "trying", "decode"):
                 known = {key: None if value != value else value for key, value in event.items()}  # JSON has no NaN
                 emit(stage, **{key: value for key, value in known.items() if key != "stage"})
             return
@@ -80,6 +80,9 @@ class Progress(Bar):
                 event["epoch"] * event["steps"] + event["step"],
                 f"loss {event['loss']:.3f}",
             )
+        elif stage == "trying":
+            total, done = event["epochs"] * event["steps"], event["epoch"] * event["steps"] + event["step"]
+            self._show(run, f"trying lr {event['lr']:g}", total, done, f"loss {event['loss']:.3f}")
         elif stage == "decode":
             self._show(run, "decoding", event["total"], event["done"], "")
         elif stage == "epoch":

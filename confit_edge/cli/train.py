@@ -137,7 +137,9 @@ def train(
         int | None,
         option("Trainings from the same start, one after another, whose weights are averaged [1].", METHOD),
     ] = None,
-    search_epochs: Annotated[int | None, option("Epochs of each trial when --lr names several [3].", METHOD)] = None,
+    search_epochs: Annotated[
+        int | None, option("Epochs of each trial when --lr names several; 0: as many as the training [0].", METHOD)
+    ] = None,
     lr_decay: Annotated[
         float | None, option("Each layer learns at this share of the rate of the one above it [1].", METHOD)
     ] = None,

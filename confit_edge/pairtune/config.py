@@ -75,7 +75,7 @@ class Recipe:
         0.0  # the weights of the last so much of a training are averaged (0: those of one epoch are kept)
     )
     soup: int = 1  # so many trainings from the same start, whose weights are averaged
-    search_epochs: int = 3
+    search_epochs: int = 0  # of each trial of a rate (0: as many as the training has)
     lr_decay: float = 1.0  # each layer of the encoder learns at this share of the rate of the layer above it
     freeze: str = "none"  # of the encoder: none, features, a number of layers, or all
     patience: int = 0  # epochs without a gain on validation after which the training ends (0: never)
@@ -102,7 +102,7 @@ class Recipe:
             check_type(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
         at_least = {
             "seed": 0, "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1,
-            "search_epochs": 1, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
+            "search_epochs": 0, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
             "lora_rank": 0, "soup": 1,
         }  # fmt: skip
         for key, low in at_least.items():

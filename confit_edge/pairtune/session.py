@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -20,13 +19,14 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.curves import Curves
-from confit_edge.pairtune.distill import Teaching, TeachingRun
+from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.machine import keep_freed_memory, pick_precision
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.trainer import DivergedError, Fitted, Watcher, fit
-from confit_edge.pairtune.validation import head_probe, quality
+from confit_edge.pairtune.rates import choose_lr, leave_nothing
+from confit_edge.pairtune.trainer import Fitted, Watcher, fit
+from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.errors import UsageError
 
@@ -108,6 +108,7 @@ def train(
     if ranks.main:
         save(trained, corpus, out, device)
         (out / runs.CHECKPOINT).unlink(missing_ok=True)
+        leave_nothing(out)
         beginning.unlink()
     return trained
 
@@ -135,7 +136,7 @@ def train_corpus(
     keep_freed_memory()  # before the frozen encoder is probed, which gains by it too
     encoder.to(device)
     baseline = dual_probe(encoder, corpus, recipe, device) if recipe.frozen_baseline else None
-    lr = choose_lr(encoder, corpus, recipe, watch, teaching)
+    lr = choose_lr(encoder, corpus, recipe, watch, teaching, checkpoint.parent if checkpoint else None)
     fitted = fit(
         encoder,
         corpus,
@@ -179,30 +180,6 @@ def train_corpus(
         versions=runs.versions(),
     )
     return Trained(info, encoder, fitted, probes, baseline, metrics)
-
-
-def choose_lr(
-    encoder: Encoder, corpus: Corpus, recipe: Recipe, watch: Watcher | None = None, teaching: Teaching | None = None
-) -> float:
-    """The encoder's learning rate: the recipe's only one, or of several the one best on validation after short trainings.
-
-    One that diverges is left out. Raises DivergedError when all do.
-    """
-    if len(recipe.lr) == 1:
-        return recipe.lr[0]
-    results: dict[float, float] = {}
-    one = replace(recipe, soup=1)
-    for lr in recipe.lr:
-        try:
-            fitted = fit(copy.deepcopy(encoder), corpus, one, lr=lr, epochs=recipe.search_epochs, teaching=teaching)
-        except DivergedError:
-            if not results and lr == recipe.lr[-1]:
-                raise
-            continue
-        results[lr] = quality(fitted.history[fitted.kept_epoch])
-        if watch:
-            watch({"stage": "search", "lr": lr, "validation": results[lr]})
-    return max(results, key=lambda lr: results[lr])
 
 
 def save(trained: Trained, corpus: Corpus, out: Path, device: torch.device) -> None:

@@ -19,7 +19,8 @@ from confit_edge.geometry.measures import describe, label_sets
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.machine import pick_device
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.session import choose_lr, settled
+from confit_edge.pairtune.rates import choose_lr
+from confit_edge.pairtune.session import settled
 from confit_edge.pairtune.trainer import Fitted, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import dual_probe

@@ -23,7 +23,7 @@ from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.machine import pick_device, pick_precision
 from confit_edge.pairtune.objectives import FineTune, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
-from confit_edge.pairtune.session import choose_lr
+from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.trainer import Fitted, Progress, fit
 from confit_edge.pairtune.validation import head_probe, quick_sample, standard_error
 from confit_runtime.errors import ConfitError, UsageError
@@ -263,6 +263,28 @@ def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_em
     assert same(speech_embedding.state_dict(), before)  # tried on copies
     assert choose_lr(speech_embedding, few, replace(recipe, lr=(0.3,)), watch) == 0.3
     assert len(tried) == 2
+
+
+def test_a_search_that_was_killed_goes_on(speech_embedding: Encoder, few: Corpus, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=2, lr=(2e-3, 1e6, 5e-4))
+    undisturbed: list[dict[str, Any]] = []
+    chosen = choose_lr(speech_embedding, few, recipe, undisturbed.append)
+    steps = [event for event in undisturbed if event["stage"] == "trying" and event["lr"] == 5e-4]
+    assert [event["epoch"] for event in steps] == [0, 0, 1, 1]  # tried for as long as the training is
+
+    def killed(event: dict[str, Any]) -> None:
+        if event["stage"] == "trying" and (event["lr"], event["epoch"]) == (5e-4, 1):
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        choose_lr(speech_embedding, few, recipe, killed, folder=tmp_path)
+    after: list[dict[str, Any]] = []
+    assert choose_lr(speech_embedding, few, recipe, after.append, folder=tmp_path) == chosen
+    assert [event["epoch"] for event in after if event["stage"] == "trying"] == [1, 1]
+    found = [[event for event in events if event["stage"] == "search"] for events in (undisturbed, after)]
+    assert found[1] == found[0][-1:]
+    leave_nothing(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_learning_rate_that_diverges_loses_the_search_instead_of_ending_it(

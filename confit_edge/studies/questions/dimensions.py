@@ -22,7 +22,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.geometry.measures import contribution, describe, label_sets, top_share
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.session import choose_lr
+from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.knn import NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe
