@@ -26,7 +26,7 @@ from confit_runtime.search import SEARCH_EFFORT, ExactSearch, IndexSearch, build
 OUT = Path(__file__).with_name("results") / "gallery.json"
 PRINTS_A_NAME = 3
 QUESTIONS = 500
-EFFORTS = (256, SEARCH_EFFORT, 768, 1024)  # candidates that a search of the index keeps
+EFFORTS = (256, 512, SEARCH_EFFORT, 1024)  # candidates that a search of the index keeps
 SEED = 0
 
 Floats = npt.NDArray[np.float32]

@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 EXACT_UP_TO = 100_000  # prints; beyond, an index is worth its file
-CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 512  # of the index's graph: recall against time
+CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
 TOLD_EVERY = 5_000  # prints of an index that is being made
 CHECKED = 16  # vectors of an index held against the gallery's

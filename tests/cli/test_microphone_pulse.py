@@ -81,6 +81,7 @@ def test_the_microphone_hears_what_the_file_holds(room: pulse.Room, scene: Path)
     assert (summary["source"], summary["detections"]) == ("mic", dict.fromkeys(WORDS, 1))
 
 
+@pytest.mark.parametrize("room", [44_100], indirect=True)
 def test_a_sound_server_that_dies_is_waited_for(room: pulse.Room, scene: Path) -> None:
     command = begin(room, "listen", "digits", "--json")
     room.wait_for_listener()
@@ -102,6 +103,7 @@ def test_a_sound_server_that_dies_is_waited_for(room: pulse.Room, scene: Path) -
     assert heard[0]["start_s"] > told[-2]["end_s"] + gap["seconds"]
 
 
+@pytest.mark.parametrize("room", [44_100], indirect=True)
 def test_devices_doctor_and_record_at_the_microphone(room: pulse.Room, scene: Path, tmp_path: Path) -> None:
     status, (*found, _), _ = finish(begin(room, "devices", "--json"))
     assert status == 0
