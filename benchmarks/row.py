@@ -50,9 +50,9 @@ class Plan:
 
     @classmethod
     def of(cls, encoder: str, epochs: int, long: int = 3) -> Plan:
-        """For convolutions rates about the recipe's own, and for attention a fifth of them."""
-        scale = 1.0 if encoder in ("speech-embedding", "ge2e", "yamnet") else 0.2
-        return cls(epochs, long * epochs, (2e-4 * scale, 5e-4 * scale, 1.2e-3 * scale))
+        """For convolutions rates from below the recipe's own to well above, and for attention a tenth of them."""
+        scale = 1.0 if encoder in ("speech-embedding", "ge2e", "yamnet") else 0.1
+        return cls(epochs, long * epochs, (3e-4 * scale, 1e-3 * scale, 2.5e-3 * scale))
 
     def rates(self) -> list[tuple[float, float]]:
         """Pairs of an encoder's and a head's rate, for vanilla fine-tuning to choose from."""
