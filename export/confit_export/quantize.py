@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from confit_export.calibration import Calibration, Feed, quiet, tensor_ranges
+from confit_export.frames import by_frame, over_time
 from confit_export.targets import Target, preset
 
 Scheme = Literal["static", "dynamic", "weight-only", "fp16"]
@@ -58,15 +59,22 @@ class Quantizer:
         """The graph with `layers` quantised and all else in fp32."""
         if not layers:
             return _copy(self.fp32)
-        if self.scheme == "static":
-            made = _static(self.fp32, self.ranges, layers, self.target)
-        elif self.scheme == "dynamic":
-            made = _dynamic(self.fp32, self.ranges, layers, self.target)
+        if self.scheme in ("static", "dynamic"):
+            made = self._computed(layers)
         else:
             made = _stored(self.fp32, layers, half=self.scheme == "fp16")
         made.producer_name, made.producer_version = self.fp32.producer_name, self.fp32.producer_version
         del made.metadata_props[:]
         return made
+
+    def _computed(self, layers: Collection[str]) -> onnx.ModelProto:
+        """In int8; a window's convolutions over time with a scale for each frame (a stream's state holds one scale)."""
+        windowed = [entry.name for entry in self.fp32.graph.input] == ["pcm"]
+        framed = over_time(self.fp32).intersection(layers) if windowed else set[str]()
+        others = [name for name in layers if name not in framed]
+        quantised = _dynamic if self.scheme == "dynamic" else _static
+        made = quantised(self.fp32, self.ranges, others, self.target) if others else _copy(self.fp32)
+        return by_frame(made, framed, preset(self.target).weight_bits) if framed else made
 
 
 def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""Convolutions over time in int8, with a scale for each frame: what is quiet keeps its digits beside what is loud.
+
+A fixed scale spans the loudest frame there was. A frame 40 dB below that is left with two levels of 8 bits, and the layer
+norm that follows in attention encoders blows up what rounding made of it. So a convolution over time is written as the
+matrix product it is, of the frames under its kernel laid side by side, each divided by its own peak. A frame's scale
+depends on nothing but the frame: neither on its neighbours in a batch nor on the rest of the sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+MOST_COPIES = 4  # of a frame: it is laid out anew for each step of the kernel that meets it
+LEVELS = 127  # of an activation on either side of zero
+ZERO = 128  # which uint8 stands for it
+TINY = 1e-12  # the peak of a silent frame
+
+
+def over_time(model: onnx.ModelProto) -> set[str]:
+    """The convolutions that `by_frame` takes: of one axis, neither grouped nor dilated, over more than one channel."""
+    weights = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return {node.name for node in model.graph.node if node.op_type == "Conv" and _taken(node, weights)}
+
+
+def _taken(node: onnx.NodeProto, weights: dict[str, Collection[int]]) -> bool:
+    size, given = tuple(weights.get(node.input[1], ())), _attributes(node)
+    plain = given.get("group", 1) == 1 and given.get("dilations", [1]) == [1]
+    padded = given.get("auto_pad", b"NOTSET") == b"NOTSET"
+    return len(size) == 3 and size[1] > 1 and plain and padded and size[2] <= MOST_COPIES * _stride(node)
+
+
+def by_frame(model: onnx.ModelProto, layers: Collection[str], weight_bits: int) -> onnx.ModelProto:
+    """A copy of `model` whose convolutions `layers` (of `over_time`) are products of int8, their weights per channel."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    weights = {tensor.name: tensor for tensor in made.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in made.graph.node:
+        if node.name in layers:
+            nodes += _Product(made.graph, node).nodes(numpy_helper.to_array(weights[node.input[1]]), weight_bits)
+        else:
+            nodes.append(node)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    for name, tensor in weights.items():
+        if name not in used:
+            made.graph.initializer.remove(tensor)
+    del made.graph.value_info[:]
+    return made
+
+
+class _Product:
+    """The nodes that stand for one convolution."""
+
+    def __init__(self, graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        self.graph, self.node, self.made = graph, node, list[onnx.NodeProto]()
+
+    def nodes(self, weight: np.ndarray, weight_bits: int) -> list[onnx.NodeProto]:
+        """Of a `weight [out, in, kernel]`; what goes in and comes out is `[batch, channels, time]` as before."""
+        kernel = weight.shape[2]
+        frames = self._add("Transpose", self.node.input[0], perm=[0, 2, 1])
+        if any(pads := _attributes(self.node).get("pads", [])):
+            frames = self._add("Pad", frames, self._constant("pads", np.array([0, pads[0], 0, 0, pads[1], 0])))
+        loudest = self._add("ReduceMax", self._add("Abs", frames), axes=[2], keepdims=1)
+        peaks = [self._taken(loudest, at, kernel) for at in range(kernel)]
+        peak = self._add("Max", *peaks, self._constant("tiny", np.float32(TINY)))
+        step = self._add("Mul", peak, self._constant("step", np.float32(1 / LEVELS)))
+        laid = self._add("Concat", *(self._taken(frames, at, kernel) for at in range(kernel)), axis=2)
+        small = self._add("Div", laid, step)
+        zero = self._constant("zero", np.uint8(ZERO))
+        rounded = self._add("QuantizeLinear", small, self._constant("one", np.float32(1)), zero)
+
+        product = weight.transpose(2, 1, 0).reshape(-1, weight.shape[0])
+        scale = np.maximum(np.abs(product).max(axis=0), TINY) / np.float32(2 ** (weight_bits - 1) - 1)
+        whole = self._constant("weight", np.rint(product / scale).astype(np.int8))
+        summed = self._add("Cast", self._add("MatMulInteger", rounded, whole, zero), to=TensorProto.FLOAT)
+        result = self._add("Mul", self._add("Mul", summed, self._constant("scale", scale.astype(np.float32))), step)
+        if len(self.node.input) > 2:
+            result = self._add("Add", result, self.node.input[2])
+        self._add("Transpose", result, perm=[0, 2, 1], output=self.node.output[0])
+        return self.made
+
+    def _taken(self, frames: str, at: int, kernel: int) -> str:
+        """Of each place of the kernel the frame at its step `at`: every `stride`-th one."""
+        beyond = kernel - 1 - at
+        end = -beyond if beyond else np.iinfo(np.int64).max
+        span = [self._constant(f"{name}_{value}", np.array([value])) for name, value in (("from", at), ("to", end))]
+        axis, stride = self._constant("axis", np.array([1])), self._constant("stride", np.array([_stride(self.node)]))
+        return self._add("Slice", frames, *span, axis, stride)
+
+    def _add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        name = f"{self.node.name}/{len(self.made)}_{kind}"
+        self.made.append(helper.make_node(kind, inputs, [output or name], name, **attributes))
+        return output or name
+
+    def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
+        full = f"{self.node.name}/{name}"
+        if all(tensor.name != full for tensor in self.graph.initializer):
+            self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), full))
+        return full
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _stride(node: onnx.NodeProto) -> int:
+    return _attributes(node).get("strides", [1])[0]
