@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from confit_edge.encoders.base import Encoder, normalise, whole_hops
-from confit_edge.encoders.front_end import Spectrum, power
+from confit_edge.encoders.front_end import Spectrum
 from confit_runtime.shipped import MODELS
 
 WEIGHTS = MODELS / "speech-embedding" / "speech_embedding.safetensors"
@@ -42,7 +42,8 @@ class LogMel(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         with torch.autocast(spectrum.device.type, enabled=False):
-            bands = (power(spectrum).transpose(1, 2) @ self.mel).clamp(min=FLOOR)
+            squares = spectrum.square().transpose(1, 2)  # the filters add the real and the imaginary part's
+            bands = (squares @ torch.cat([self.mel, self.mel])).clamp(min=FLOOR)
             return (torch.log10(bands) + 2)[:, None]  # as published: dB / 10 + 2
 
 
