@@ -44,6 +44,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{mining: {"mining": mining} for mining in typing.get_args(Mining)},
     "rate-1e-3": {"lr": (1e-3,)},
     "rate-1e-3-averaging": {"lr": (1e-3,), "averaging": 0.5},
+    "linear": {"projection_layers": 1},
+    "rate-1e-3-linear": {"lr": (1e-3,), "projection_layers": 1},
+    "rate-1e-3-linear-averaging": {"lr": (1e-3,), "projection_layers": 1, "averaging": 0.5},
     "projection-rate-1e-2": {"head_lr": 1e-2},
 }
 USUAL = Recipe().mining

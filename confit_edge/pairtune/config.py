@@ -89,6 +89,7 @@ class Recipe:
     mining_share: float = 0.5  # of each anchor's pairs: for hardest-negatives and hardest-positives
     mining_margin: float = 0.1  # in cosine: for semi-hard and multi-similarity
     projection_dim: int = 64
+    projection_layers: int = 2  # of the projection: 1 is linear, each one more adds a hidden layer of the embedding's size
     # the probes
     probe_views: int = 3
     frozen_baseline: bool = True
@@ -103,7 +104,7 @@ class Recipe:
         at_least = {
             "seed": 0, "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1,
             "search_epochs": 0, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
-            "lora_rank": 0, "soup": 1,
+            "lora_rank": 0, "soup": 1, "projection_layers": 1,
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:

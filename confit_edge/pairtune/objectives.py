@@ -42,9 +42,12 @@ class PairTune(Objective):
     projections, the targets, the overlaps of the pairs and their weights. It may have parameters of its own.
     """
 
-    def __init__(self, dim: int, projection_dim: int, contrast: nn.Module, strategy: Strategy) -> None:
+    def __init__(
+        self, dim: int, projection_dim: int, contrast: nn.Module, strategy: Strategy, *, layers: int = 1
+    ) -> None:
         super().__init__()
-        self.projection = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
+        hidden = [layer for _ in range(layers - 1) for layer in (nn.Linear(dim, dim), nn.ReLU())]
+        self.projection = nn.Sequential(*hidden, nn.Linear(dim, projection_dim))
         self.contrast, self.strategy = contrast, strategy
 
     def project(self, embeddings: Tensor) -> Tensor:
@@ -87,4 +90,4 @@ def make_objective(recipe: Recipe, dim: int, classes: int, multi_label: bool) ->
         )
     else:
         contrast = Variant(recipe, classes)
-    return PairTune(dim, recipe.projection_dim, contrast, strategy_of(recipe))
+    return PairTune(dim, recipe.projection_dim, contrast, strategy_of(recipe), layers=recipe.projection_layers)
