@@ -130,6 +130,7 @@ def test_a_value_of_a_wrong_type_is_refused_by_name(key: str, value: Any) -> Non
         ],
         *[("layers", 0), ("lora_rank", -1), ("pooling", "max"), ("initialise", "zeros")],
         *[("weight_decay", -1.0), ("probe_views", 0), ("search_epochs", -1), ("projection_dim", 1)],
+        ("projection_layers", 0),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(key: str, value: Any) -> None:

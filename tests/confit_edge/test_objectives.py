@@ -114,6 +114,17 @@ def test_odd_batches_give_a_finite_loss_and_gradient(
     assert torch.isfinite(leaf.grad).all()
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_projection_of_one_layer_is_linear_and_of_more_is_not(layers: int) -> None:
+    objective = make_objective(Recipe(projection_layers=layers, projection_dim=7), 10, 4, False)
+    one, other, _ = torch.randn(3, 5, 10)
+    zero = objective.project(torch.zeros(5, 10))
+    added = objective.project(one + other) - objective.project(one) - objective.project(other) + zero
+    assert zero.shape == (5, 7)
+    assert torch.allclose(added, torch.zeros(5, 7), atol=1e-4) == (layers == 1)
+    assert sum(parameter.ndim == 2 for parameter in objective.parameters()) == layers
+
+
 @pytest.mark.parametrize("loss", ["supcon", *VARIANTS, "finetune"])
 def test_rows_are_projected_alone_and_the_gradient_passes_between_the_halves(loss: Loss) -> None:
     embeddings, targets = batch_of()
