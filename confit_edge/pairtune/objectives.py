@@ -42,9 +42,7 @@ class PairTune(Objective):
     projections, the targets, the overlaps of the pairs and their weights. It may have parameters of its own.
     """
 
-    def __init__(
-        self, dim: int, projection_dim: int, contrast: nn.Module, strategy: Strategy, *, layers: int = 1
-    ) -> None:
+    def __init__(self, dim: int, projection_dim: int, contrast: nn.Module, strategy: Strategy, *, layers: int) -> None:
         super().__init__()
         hidden = [layer for _ in range(layers - 1) for layer in (nn.Linear(dim, dim), nn.ReLU())]
         self.projection = nn.Sequential(*hidden, nn.Linear(dim, projection_dim))

@@ -55,6 +55,13 @@ def by_frame(model: onnx.ModelProto, layers: Collection[str], weight_bits: int) 
     return made
 
 
+def rounded_weight(values: np.ndarray, axis: int, most: int = 127) -> tuple[np.ndarray, np.ndarray]:
+    """`values` as int8 of at most `most`, and the scale of each channel along `axis`, of a shape to multiply by."""
+    others = tuple(index for index in range(values.ndim) if index != axis)
+    scale = np.maximum(np.abs(values).max(axis=others, keepdims=True), TINY).astype(np.float32) / np.float32(most)
+    return np.rint(values / scale).astype(np.int8), scale
+
+
 class _Product:
     """The nodes that stand for one convolution."""
 
@@ -72,15 +79,15 @@ class _Product:
         peak = self._add("Max", *peaks, self._constant("tiny", np.float32(TINY)))
         step = self._add("Mul", peak, self._constant("step", np.float32(1 / LEVELS)))
         laid = self._add("Concat", *(self._taken(frames, at, kernel) for at in range(kernel)), axis=2)
-        small = self._add("Div", laid, step)
+        divided = self._add("Div", laid, step)
         zero = self._constant("zero", np.uint8(ZERO))
-        rounded = self._add("QuantizeLinear", small, self._constant("one", np.float32(1)), zero)
+        rounded = self._add("QuantizeLinear", divided, self._constant("one", np.float32(1)), zero)
 
         product = weight.transpose(2, 1, 0).reshape(-1, weight.shape[0])
-        scale = np.maximum(np.abs(product).max(axis=0), TINY) / np.float32(2 ** (weight_bits - 1) - 1)
-        whole = self._constant("weight", np.rint(product / scale).astype(np.int8))
+        small, scale = rounded_weight(product, 1, 2 ** (weight_bits - 1) - 1)
+        whole = self._constant("weight", small)
         summed = self._add("Cast", self._add("MatMulInteger", rounded, whole, zero), to=TensorProto.FLOAT)
-        result = self._add("Mul", self._add("Mul", summed, self._constant("scale", scale.astype(np.float32))), step)
+        result = self._add("Mul", self._add("Mul", summed, self._constant("scale", scale[0])), step)
         if len(self.node.input) > 2:
             result = self._add("Add", result, self.node.input[2])
         self._add("Transpose", result, perm=[0, 2, 1], output=self.node.output[0])

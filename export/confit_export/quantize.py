@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from confit_export.calibration import Calibration, Feed, quiet, tensor_ranges
-from confit_export.frames import by_frame, over_time
+from confit_export.frames import by_frame, over_time, rounded_weight
 from confit_export.targets import Target, preset
 
 Scheme = Literal["static", "dynamic", "weight-only", "fp16"]
@@ -73,7 +73,7 @@ class Quantizer:
         framed = over_time(self.fp32).intersection(layers) if windowed else set[str]()
         others = [name for name in layers if name not in framed]
         quantised = _dynamic if self.scheme == "dynamic" else _static
-        made = quantised(self.fp32, self.ranges, others, self.target) if others else _copy(self.fp32)
+        made = quantised(self.fp32, self.ranges, others, self.target) if others else self.fp32
         return by_frame(made, framed, preset(self.target).weight_bits) if framed else made
 
 
@@ -230,7 +230,7 @@ def _stored(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> o
     for name, axis in wanted.items():
         values = numpy_helper.to_array(tensors[name])
         graph.initializer.remove(tensors[name])
-        small, scale = (values.astype(np.float16), None) if half else _int8(values, axis)
+        small, scale = (values.astype(np.float16), None) if half else rounded_weight(values, axis)
         graph.initializer.append(numpy_helper.from_array(small, f"{name}_stored"))
         cast = name if scale is None else f"{name}_cast"
         before.append(helper.make_node("Cast", [f"{name}_stored"], [cast], f"{name}_Cast", to=TensorProto.FLOAT))
@@ -241,13 +241,6 @@ def _stored(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> o
     del graph.node[:]
     graph.node.extend([*before, *after])
     return made
-
-
-def _int8(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """`values` as int8 and the scale of each channel, of a shape to multiply by."""
-    others = tuple(index for index in range(values.ndim) if index != axis)
-    scale = np.maximum(np.abs(values).max(axis=others, keepdims=True), 1e-12).astype(np.float32) / 127
-    return np.rint(values / scale).astype(np.int8), scale
 
 
 def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:

@@ -200,7 +200,7 @@ def test_a_hop_costs_at_most_a_fifth_of_its_window(run: Run) -> None:
     hooked = macs_by_hooks(model, torch.zeros(1, encoder.hop), *states)
     mel = (
         8 * 240 * 32
-    )  # the mel bands are a product of two tensors, which has no layer to hook: frames, parts of bins, bands
+    )  # the mel bands are a product of two tensors, with no layer to hook: frames, parts of bins, bands
     assert sum(by_node.values()) == hooked + mel
 
     anew = macs_by_hooks(encoder.layers, torch.zeros(1, 1, 76, 32))
