@@ -33,9 +33,22 @@ CASES: dict[str, dict[str, Any]] = {  # fifteen clips a batch: one process has e
 OBJECTIVES = {**CASES, "proxies": {"loss": "proxy-anchor", "mining": "none"}}  # whose loss has parameters, too
 
 
+class InDouble(nn.Module):
+    def forward(self, mel: Tensor) -> Tensor:
+        return mel.double()
+
+
+def in_double() -> SpeechEmbedding:
+    """The encoder with convolutions in float64: AdamW moves a weight as far by a gradient that is rounding alone."""
+    encoder = SpeechEmbedding.pretrained(pool_hops=1)
+    encoder.mask = InDouble()
+    encoder.layers.double()
+    return encoder
+
+
 def weights(corpus: Corpus, lr: float = 5e-4, **changes: Any) -> dict[str, Tensor]:
     """All weights after a training, and the loss of each epoch."""
-    encoder, recipe = SpeechEmbedding.pretrained(pool_hops=1), Recipe(**{**BASE, **changes})
+    encoder, recipe = in_double(), Recipe(**{**BASE, **changes})
     fitted = fit(encoder, corpus, recipe, lr=lr, epochs=recipe.epochs)
     losses = torch.tensor([row["loss"] for row in fitted.history])
     state = {**encoder.state_dict(), **fitted.objective.state_dict(prefix="objective."), "losses": losses}

@@ -46,18 +46,10 @@ def test_two_processes_end_with_the_weights_of_one(case: str, trained: Path, cor
     first, second = (load_file(trained / f"{case}-{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys() == alone.keys()
     assert all(torch.equal(first[name], second[name]) for name in alone)
-    start = processes.SpeechEmbedding.pretrained(pool_hops=1).state_dict()
-    apart, moved = (
-        torch.cat([(one[name] - other[name]).abs().flatten() for name in start])
-        for one, other in ((first, alone), (alone, start))
-    )
-    # AdamW moves a weight as far by a gradient that is nothing but rounding as by another: a few of 330,000 have such
-    assert (apart > 1e-4).sum() <= 10
-    assert apart.max() < 2e-4
-    assert apart.norm() < 5e-3 * moved.norm()
-    assert moved.max() > 3e-4
-    rest = [name for name in alone if name not in start]
-    assert max(float((first[name] - alone[name]).abs().max()) for name in rest) < 1e-4
+    start = processes.in_double().state_dict()
+    assert max(float((alone[name] - start[name]).abs().max()) for name in start) > 3e-4
+    apart = {name: float((first[name] - alone[name]).abs().max()) for name in alone}
+    assert max(apart.values()) < 1e-8, sorted(apart.items(), key=lambda one: -one[1])[:5]
 
 
 def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
