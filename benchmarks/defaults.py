@@ -46,6 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rate-1e-3-averaging": {"lr": (1e-3,), "averaging": 0.5},
     "linear": {"projection_layers": 1},
     "rate-1e-3-linear": {"lr": (1e-3,), "projection_layers": 1},
+    "rate-1e-3-linear-four": {"lr": (1e-3,), "projection_layers": 1, "clips_per_class": 4},
+    "rate-1e-3-linear-wide": {"lr": (1e-3,), "projection_layers": 1, "classes_per_batch": 32, "clips_per_class": 4},
+    "rate-1e-3-linear-views-8": {"lr": (1e-3,), "projection_layers": 1, "probe_views": 8},
     "rate-1e-3-linear-averaging": {"lr": (1e-3,), "projection_layers": 1, "averaging": 0.5},
     "projection-rate-1e-2": {"head_lr": 1e-2},
 }

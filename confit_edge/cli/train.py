@@ -115,7 +115,10 @@ def train(
         float | None, option("Share of clips through mu-law, low-rate Vorbis or MP3 [0].", _SOUND)
     ] = None,
     classes_per_batch: Annotated[int | None, option("Classes in a batch [16].", METHOD)] = None,
-    clips_per_class: Annotated[int | None, option("Clips of each class in a batch [4].", METHOD)] = None,
+    clips_per_class: Annotated[
+        int | None,
+        option("Clips of each class in a batch [as many as make 64, from 4 to what a class has].", METHOD),
+    ] = None,
     accumulate: Annotated[
         int | None, option("Batches to a step of the optimiser; each is contrasted for itself [1].", METHOD)
     ] = None,

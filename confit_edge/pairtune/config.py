@@ -64,7 +64,7 @@ class Recipe:
     lora_rank: int = 0  # train low-rank adapters in place of an attention encoder (0: the encoder itself)
     # the batch: P classes x K clips
     classes_per_batch: int = 16
-    clips_per_class: int = 4
+    clips_per_class: int | None = None  # as many as make a batch of 64, at least 4, and not more than a class has
     accumulate: int = 1  # batches that one step of the optimiser stands on; each is contrasted for itself
     chunk_size: int = 0  # clips embedded at a time, which memory must hold (0: the whole batch)
     # the optimiser
@@ -102,18 +102,18 @@ class Recipe:
         for field in dataclasses.fields(self):
             check_type(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
         at_least = {
-            "seed": 0, "epochs": 1, "classes_per_batch": 2, "clips_per_class": 1,
-            "search_epochs": 0, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
+            "seed": 0, "epochs": 1, "classes_per_batch": 2, "search_epochs": 0, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
             "lora_rank": 0, "soup": 1, "projection_layers": 1,
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:
                 raise UsageError(f"recipe key '{key}' must be at least {low}, is {getattr(self, key)}")
-        if self.layers is not None and self.layers < 1:
-            raise UsageError(f"recipe key 'layers' must be at least 1, is {self.layers}")
+        for key in ("layers", "clips_per_class"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise UsageError(f"recipe key '{key}' must be at least 1, is {value}")
         if self.seed >= 2**63:
             raise UsageError(f"recipe key 'seed' must be below 2**63, is {self.seed}")
-        if self.objective == "pairtune" and self.clips_per_class < 2:
+        if self.objective == "pairtune" and self.clips_per_class == 1:
             raise UsageError("recipe key 'clips_per_class' must be at least 2 for pairtune: an anchor needs a positive")
         for key in ("window", "temperature", "head_lr"):
             if getattr(self, key) <= 0:

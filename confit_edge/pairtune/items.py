@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from confit_edge.data.augment import Augmenter, Pcm, varied
 from confit_edge.data.compose import compose, fragments
@@ -18,6 +19,7 @@ from confit_edge.pairtune.config import Recipe
 OFF_S = 0.40  # a window speaks of nothing known when every clip's middle is further than this from its own
 STREAM_S = 1800  # of a stream that is learnt from: enough, and 115 MB
 GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from
+BATCH, LEAST_PER_CLASS = 64, 4  # clips of a batch, and of a class in it, where the recipe leaves it open
 Item = TypeVar("Item")
 
 
@@ -46,7 +48,8 @@ def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
 def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
     """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P.
 
-    Beside a single class (a wake word) the unknown is the other one.
+    Beside a single class (a wake word) the unknown is the other one. Where the recipe leaves K open, few classes give
+    more clips each: see `filling`.
     """
     order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
     known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
@@ -55,10 +58,23 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
         others = np.delete(known, column, axis=1)
         if np.count_nonzero(others.any(axis=0)) > 1:
             strange, known = np.flatnonzero(known[:, column]), others
-    shape = (recipe.classes_per_batch, recipe.clips_per_class)
-    for batch in balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives):
-        beside = rng.choice(strange, 2 * recipe.clips_per_class if len(strange) else 0)
+    per_class = recipe.clips_per_class or filling(known, recipe.classes_per_batch)
+    for batch in balanced_batches(known, recipe.classes_per_batch, per_class, order, epoch=epoch, negatives=negatives):
+        beside = rng.choice(strange, 2 * per_class if len(strange) else 0)
         yield batch + [int(row) for row in beside]
+
+
+def filling(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
+    """Clips of each class that make a batch of about 64: at least 4, and no more than half of the classes have.
+
+    An anchor is contrasted with its batch alone, so few classes with 4 clips each would show it little. `targets` is
+    `[clips, classes]` of 0 and 1.
+    """
+    sizes = np.sort(targets.sum(axis=0))[::-1]
+    sizes = sizes[sizes > 0]
+    if not len(sizes):
+        return LEAST_PER_CLASS
+    return max(LEAST_PER_CLASS, min(BATCH // min(classes_per_batch, len(sizes)), int(sizes[len(sizes) // 2])))
 
 
 def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmenter:
