@@ -117,7 +117,7 @@ def train(
     classes_per_batch: Annotated[int | None, option("Classes in a batch [16].", METHOD)] = None,
     clips_per_class: Annotated[
         int | None,
-        option("Clips of each class in a batch [as many as make 64, from 4 to what a class has].", METHOD),
+        option("Clips of each class in a batch; unsaid, as many as make 64, from 4 to what a class has.", METHOD),
     ] = None,
     accumulate: Annotated[
         int | None, option("Batches to a step of the optimiser; each is contrasted for itself [1].", METHOD)

@@ -102,8 +102,8 @@ class Recipe:
         for field in dataclasses.fields(self):
             check_type(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
         at_least = {
-            "seed": 0, "epochs": 1, "classes_per_batch": 2, "search_epochs": 0, "projection_dim": 2, "probe_views": 1, "accumulate": 1, "chunk_size": 0, "patience": 0,
-            "lora_rank": 0, "soup": 1, "projection_layers": 1,
+            "seed": 0, "epochs": 1, "classes_per_batch": 2, "search_epochs": 0, "projection_dim": 2, "probe_views": 1,
+            "accumulate": 1, "chunk_size": 0, "patience": 0, "lora_rank": 0, "soup": 1, "projection_layers": 1,
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from confit_edge.data.corpus import UNKNOWN, Corpus, balanced_batches, read_corpus
 from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.items import epoch_batches
+from confit_edge.pairtune.items import epoch_batches, filling
 from confit_runtime.errors import ConfitError, UsageError
 
 RATE = 16_000
@@ -217,6 +217,29 @@ def test_batches_hold_the_unknown_beside_the_classes(run_corpus: Corpus) -> None
         drawn = Counter(int(clips.labels[row]) for row in batch)
         assert drawn.pop(unknown) == 4
         assert list(drawn.values()) == [2, 2, 2]
+
+
+@given(sizes=st.lists(st.integers(0, 100), max_size=40), per_batch=st.integers(2, 40))
+def test_few_classes_fill_a_batch_with_what_they_have(sizes: list[int], per_batch: int) -> None:
+    targets = np.zeros((sum(sizes), len(sizes)), np.int8)
+    targets[np.arange(sum(sizes)), np.repeat(np.arange(len(sizes)), sizes)] = 1
+    per_class = filling(targets, per_batch)
+    assert per_class >= 4
+    if per_class > 4:
+        present = [size for size in sizes if size]
+        assert per_class * min(per_batch, len(present)) <= 64
+        assert 2 * sum(size >= per_class for size in present) >= len(present)
+
+
+def test_an_open_number_of_clips_depends_on_the_classes_there_are(run_corpus: Corpus) -> None:
+    clips, classes = run_corpus.training_clips(), len(run_corpus.classes) - 1
+    sizes = sorted(np.delete(clips.targets, run_corpus.classes.index(UNKNOWN), axis=1).sum(axis=0).tolist())
+    expected = max(4, min(64 // classes, sizes[(classes - 1) // 2]))
+    assert expected > 4
+    for recipe in (Recipe(), Recipe(clips_per_class=expected)):
+        for batch in epoch_batches(clips, run_corpus, recipe, 0):
+            assert len(batch) == (classes + 2) * expected
+    assert len(next(epoch_batches(clips, run_corpus, Recipe(clips_per_class=2), 0))) == (classes + 2) * 2
 
 
 def test_one_class_cannot_be_batched() -> None:
