@@ -184,7 +184,7 @@ def train(
         float | None, option("Cosine margin of semi-hard and multi-similarity [0.1].", METHOD)
     ] = None,
     projection_dim: Annotated[int | None, option("Size of the projection [64].", METHOD)] = None,
-    projection_layers: Annotated[int | None, option("Its layers; 1 is a linear projection [2].", METHOD)] = None,
+    projection_layers: Annotated[int | None, option("Its layers; a linear projection has one [1].", METHOD)] = None,
     probe_views: Annotated[
         int | None, option("Augmented views of each clip the linear probe sees, beside the clip [3].", METHOD)
     ] = None,

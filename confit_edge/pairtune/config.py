@@ -89,7 +89,7 @@ class Recipe:
     mining_share: float = 0.5  # of each anchor's pairs: for hardest-negatives and hardest-positives
     mining_margin: float = 0.1  # in cosine: for semi-hard and multi-similarity
     projection_dim: int = 64
-    projection_layers: int = 2  # 1 is linear, each one more is a hidden layer of the embedding's size
+    projection_layers: int = 1  # linear, each one more is a hidden layer of the embedding's size
     # the probes
     probe_views: int = 3
     frozen_baseline: bool = True
