@@ -27,6 +27,7 @@ from benchmarks.row import Plan, measure
 from benchmarks.summary import markdown, summarise
 from benchmarks.tasks import SPLITS, TASKS, build
 from confit_edge.encoders import pretrained
+from confit_edge.pairtune.config import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 
 JUDGED = 6  # the frozen encoder and five trained ones
@@ -78,7 +79,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run(given: argparse.Namespace) -> None:
-    rows = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.is_file() else []
+    rows = read_rows(given.out)
     jobs = without(jobs_of(given), rows)
     if jobs:
         os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
@@ -102,6 +103,24 @@ def run(given: argparse.Namespace) -> None:
                 found = ", ".join(f"{key} {100 * row[key]:.1f}" for key in SHOWN)
                 say(f"{' '.join(map(str, job.key))}: {found}; {row['seconds']['row']:.0f} s, about {left:.0f} min left")
     print(markdown(rows, summarise(rows)))
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """Those that are there. Raises UsageError where they were measured by other defaults than a recipe has now."""
+    if not out.is_file():
+        return []
+    there = json.loads(out.read_text(encoding="utf-8"))
+    then, now = there["recipe"], shared_recipe()
+    if changed := [key for key in {**then, **now} if then.get(key) != now.get(key)]:
+        raise UsageError(f"{out}: its rows are of a recipe with another {', '.join(changed)}; choose another --out")
+    rows: list[dict[str, Any]] = there["rows"]
+    return rows
+
+
+def shared_recipe() -> dict[str, Any]:
+    """What the recipes of all rows have in common: the defaults. A row has its own seed, epochs and rates."""
+    own = ("seed", "epochs", "lr", "head_lr", "precision", "device")
+    return {key: value for key, value in Recipe().to_dict().items() if key not in own}
 
 
 def jobs_of(given: argparse.Namespace) -> list[Job]:
@@ -159,7 +178,8 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
     commands = [
         command([row for row in rows if row["encoder"] == name]) for name in {row["encoder"]: 0 for row in rows}
     ]
-    write_json(out, {"command": " && ".join(commands), **machine(), "rows": rows, "summary": summarise(rows)})
+    found = {"command": " && ".join(commands), **machine(), "recipe": shared_recipe(), "rows": rows}
+    write_json(out, {**found, "summary": summarise(rows)})
 
 
 def command(rows: list[dict[str, Any]]) -> str:
