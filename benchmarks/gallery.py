@@ -1,6 +1,10 @@
 """How long identification takes against many prints: exact to 100 000, by index against a million.
 
     python -m benchmarks.gallery
+    python -m benchmarks.gallery --sections exact
+
+writes benchmarks/results/gallery.json; a section not measured stays as it is there. Building the index of a million takes
+an hour.
 
 Prints are drawn like those of the shipped speaker model: between voices and within a voice with the covariances of its
 cohort, three prints a name. Questions are new draws of enrolled names. Time is that of `Matcher.match`, one thread:
@@ -10,6 +14,7 @@ by the clock, and of the thread itself, which leaves out what other programs too
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -81,27 +86,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("gallery-benchmark"), help="where the index is written")
     parser.add_argument("--prints", type=int, default=1_000_000, help="of the large gallery")
+    parser.add_argument("--sections", nargs="+", default=["exact", "index"], choices=["exact", "index"])
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     model = load("speakers")
-    rng, levels = np.random.default_rng(SEED), Levels.of(model.contract, None, None)
-    result: dict[str, Any] = {
+    levels = Levels.of(model.contract, None, None)
+    result = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+    result |= {
         "command": "python -m benchmarks.gallery",
         "seed": SEED,
         "questions": QUESTIONS,
         "dim": model.contract.embedding_dim,
         "prints_a_name": PRINTS_A_NAME,
-        **machine(),
     }
-    for label, size in (("exact", 100_000), ("index", given.prints)):
+    for label in given.sections:
+        size = 100_000 if label == "exact" else given.prints
         names = size // PRINTS_A_NAME
-        prints, asked = prints_like(model.cohort, names, rng)
+        prints, asked = prints_like(model.cohort, names, np.random.default_rng(SEED))
         owners = np.repeat(np.arange(names), PRINTS_A_NAME)
         said = [str(name) for name in range(names)]
         exact = Matcher(said, owners, prints, model.cohort, levels=levels)
         found, best = timed(exact, asked)
-        row: dict[str, Any] = {"prints": len(prints), "exact": found}
+        row: dict[str, Any] = {**machine(), "prints": len(prints), "exact": found}
         if label == "index":
             ids, path = np.arange(1, len(prints) + 1), given.work / "large.index"
             start = time.perf_counter()
@@ -117,9 +124,9 @@ def main() -> None:
                 same = float(np.mean([one == other for one, other in zip(best, answers, strict=True)]))
                 row[f"effort {effort}"] = {**times, "same_best_name": same, **_recall(near, search, asked)}
             path.unlink()
-        result[label] = row
+        result[label] = {**row, "load_average": round(os.getloadavg()[0], 1)}
         print(label, row, flush=True)
-        write_json(given.out, {**result, "load_average": round(os.getloadavg()[0], 1)})
+        write_json(given.out, result)
 
 
 def _recall(near: dict[int, list[set[int]]], search: IndexSearch, asked: Floats) -> dict[str, float]:
