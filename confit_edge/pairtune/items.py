@@ -49,7 +49,7 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
     """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P.
 
     Beside a single class (a wake word) the unknown is the other one. Where the recipe leaves K open, few classes give
-    more clips each: see `filling`.
+    more clips each (see `filling`), in as many steps as 4 of each would take.
     """
     order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
     known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
@@ -59,7 +59,8 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
         if np.count_nonzero(others.any(axis=0)) > 1:
             strange, known = np.flatnonzero(known[:, column]), others
     per_class = recipe.clips_per_class or filling(known, recipe.classes_per_batch)
-    for batch in balanced_batches(known, recipe.classes_per_batch, per_class, order, epoch=epoch, negatives=negatives):
+    shape, paced = (recipe.classes_per_batch, per_class), recipe.clips_per_class or LEAST_PER_CLASS
+    for batch in balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives, paced=paced):
         beside = rng.choice(strange, 2 * per_class if len(strange) else 0)
         yield batch + [int(row) for row in beside]
 
