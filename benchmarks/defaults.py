@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
 import typing
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -25,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fetch import CACHE
-from benchmarks.pairtune import one_thread
 from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.row import CPU, by_group
 from benchmarks.summary import Row, differences, task_interval
@@ -37,6 +35,7 @@ from confit_edge.pairtune.machine import pick_precision
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct
+from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError
 
 WINDOW = 1.28
@@ -184,8 +183,7 @@ def run(given: argparse.Namespace) -> None:
         if (task, setting, seed) not in there
     ]
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=one_thread) as pool:
+    with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:
         for done, future in enumerate(as_completed([pool.submit(measure, *job) for job in jobs]), start=1):
             row = future.result()
             rows.append(row)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from benchmarks.summary import markdown, summarise
 from benchmarks.tasks import SPLITS, TASKS, build
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
+from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError, UsageError
 
 JUDGED = 6  # the frozen encoder and five trained ones
@@ -89,8 +89,7 @@ def run(given: argparse.Namespace) -> None:
         say(f"{len(jobs)} rows to go ({len(rows)} there): at most about {processor:.0f} minutes of processor time,")
         say(f"{processor / given.jobs:.0f} minutes with {given.jobs} processes; written to {given.out} after each")
         began, done = time.monotonic(), 0.0
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=one_thread) as pool:
+        with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:
             futures = {
                 pool.submit(measure, job.task, job.manifest, job.encoder, job.seed, job.plan): job for job in jobs
             }
@@ -164,12 +163,6 @@ def seconds_per_clip(encoder_name: str, clips: int = 32) -> float:
         encoder(pcm).sum().backward()
         spent.append(time.process_time() - start)
     return min(spent) / clips
-
-
-def one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -19,9 +19,9 @@ from confit_runtime.errors import ConfitError
 
 @contextlib.contextmanager
 def workers(
-    count: int, *, threads: int, begin: Callable[..., None], args: tuple[Any, ...], advice: str
+    count: int, *, threads: int, begin: Callable[..., None] | None = None, args: tuple[Any, ...] = (), advice: str
 ) -> Generator[ProcessPoolExecutor]:
-    """A pool of `count` processes that compute in so many `threads` each, every one of which calls `begin(*args)` first.
+    """A pool of `count` processes that compute in so many `threads` each; every one may `begin(*args)` with something.
 
     Leaving it does not wait for what is being worked on: after an error, or Ctrl-C, its processes are ended. They end with
     this one, too, however it dies. Raises ConfitError with the `advice` where one of them died.
@@ -57,7 +57,7 @@ def limited_to(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin(threads: int, begin: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _begin(threads: int, begin: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
     from threadpoolctl import threadpool_limits
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one, which ends it
@@ -66,7 +66,8 @@ def _begin(threads: int, begin: Callable[..., None], args: tuple[Any, ...]) -> N
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-    begin(*args)
+    if begin:
+        begin(*args)
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

@@ -154,7 +154,8 @@ def balanced_batches(
     Classes come round in a shuffled order, and within a class its clips do, so that every clip of a class is drawn
     equally often. The round goes on from epoch to epoch where `rng` is the same at the start of each. A class with fewer
     than K clips gives the same clip more than once (augmented anew each time). An epoch has as many batches as hold each
-    clip once on average, were K `paced` where that is given. `negatives` are clips of none of the classes, which come round as one more class would.
+    clip once on average, were K `paced` where that is given. `negatives` are clips of none of the classes, which come
+    round as one more class would.
     """
     members = [np.flatnonzero(targets[:, column]) for column in range(targets.shape[1])]
     members.append(np.zeros(0, np.int64) if negatives is None else negatives)

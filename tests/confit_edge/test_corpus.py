@@ -236,9 +236,12 @@ def test_an_open_number_of_clips_depends_on_the_classes_there_are(run_corpus: Co
     sizes = sorted(np.delete(clips.targets, run_corpus.classes.index(UNKNOWN), axis=1).sum(axis=0).tolist())
     expected = max(4, min(64 // classes, sizes[(classes - 1) // 2]))
     assert expected > 4
-    for recipe in (Recipe(), Recipe(clips_per_class=expected)):
-        for batch in epoch_batches(clips, run_corpus, recipe, 0):
-            assert len(batch) == (classes + 2) * expected
+    steps = {}
+    for recipe in (Recipe(), Recipe(clips_per_class=expected), Recipe(clips_per_class=4)):
+        batches = list(epoch_batches(clips, run_corpus, recipe, 0))
+        assert {len(batch) for batch in batches} == {(classes + 2) * (recipe.clips_per_class or expected)}
+        steps[recipe.clips_per_class] = len(batches)
+    assert steps[None] == steps[4] > steps[expected]  # a fuller batch is no reason for fewer steps
     assert len(next(epoch_batches(clips, run_corpus, Recipe(clips_per_class=2), 0))) == (classes + 2) * 2
 
 
