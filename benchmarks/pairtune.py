@@ -54,7 +54,7 @@ class Job:
         """At most so many clips are learnt from; one that is only embedded, for a check or a probe, counts a third."""
         train, val, test = (self.clips[split] for split in SPLITS)
         checked = (train + val) / 3 + train
-        return self.plan.epochs_in_all() * checked + JUDGED * (4 * train + val + test) / 3
+        return self.plan.epochs_in_all() * checked + JUDGED * ((1 + Recipe().probe_views) * train + val + test) / 3
 
 
 def main() -> None:

@@ -186,7 +186,7 @@ def train(
     projection_dim: Annotated[int | None, option("Size of the projection [64].", METHOD)] = None,
     projection_layers: Annotated[int | None, option("Its layers; a linear projection has one [1].", METHOD)] = None,
     probe_views: Annotated[
-        int | None, option("Augmented views of each clip the linear probe sees, beside the clip [3].", METHOD)
+        int | None, option("Augmented views of each clip the linear probe sees, beside the clip [8].", METHOD)
     ] = None,
     frozen_baseline: Annotated[
         bool | None,

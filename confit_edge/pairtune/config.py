@@ -91,7 +91,7 @@ class Recipe:
     projection_dim: int = 64
     projection_layers: int = 1  # linear, each one more is a hidden layer of the embedding's size
     # the probes
-    probe_views: int = 3
+    probe_views: int = 8
     frozen_baseline: bool = True
     # the machine
     device: str = "auto"
