@@ -116,7 +116,7 @@ def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
 
 def test_a_row_of_other_epochs_is_not_taken_for_the_one_asked_for() -> None:
     job = Job("words", "some-encoder", 0, Path("words-0.csv"), Counter(train=12, val=9, test=54), Plan(4, 12, (1e-4,)))
-    assert job.passes() == (2 * 2 + 1 * 2 + 2 * 4 + 3 * 12 + 2) * (7 + 12) + 6 * (48 + 9 + 54) / 3
+    assert job.passes() == (2 * 2 + 1 * 2 + 2 * 4 + 3 * 12 + 2) * (7 + 12) + 6 * (9 * 12 + 9 + 54) / 3
     assert without([job], [row("words", 0, 0.9, 0.5)]) == []
     assert without([job], [row("words", 1, 0.9, 0.5)]) == [job]
     with pytest.raises(UsageError, match="words some-encoder 0"):
