@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.row import CPU, by_group
-from benchmarks.summary import Row, differences, task_interval
+from benchmarks.summary import Row, differences, points, task_interval
 from benchmarks.tasks import TASKS, build
 from confit_edge.data.corpus import read_corpus
 from confit_edge.encoders import pretrained
@@ -39,7 +39,6 @@ from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError
 
 WINDOW = 1.28
-USUAL = Recipe().mining
 # Each is whole: what a recipe starts from today changes none of them, but the minings, which begin there.
 FORMER: dict[str, Any] = {"lr": (1e-3,), "projection_layers": 2, "clips_per_class": 4, "probe_views": 3}
 LINEAR = {**FORMER, "projection_layers": 1}
@@ -147,13 +146,9 @@ def markdown(summary: dict[str, Any]) -> str:
     for setting, found in summary.items():
         cells = [setting, *(f"{100 * found[key]:.1f}" for key in ("val_linear", "linear", "knn"))]
         gaps = found.get("against")
-        told = [_points(gaps[key]) for key in ("val_linear", "val_knn", "linear", "knn")] if gaps else [""] * 4
+        told = [points(gaps[key]) for key in ("val_linear", "val_knn", "linear", "knn")] if gaps else [""] * 4
         lines.append(f"| {' | '.join([*cells, gaps['rival'] if gaps else '', *told])} |")
     return "\n".join(lines)
-
-
-def _points(gap: dict[str, Any]) -> str:
-    return f"{100 * gap['mean']:+.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
 
 
 def main() -> None:

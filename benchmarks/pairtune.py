@@ -51,7 +51,10 @@ class Job:
         return self.task, encoder_label(self.encoder), self.seed
 
     def passes(self) -> float:
-        """At most so many clips are learnt from; one that is only embedded, for a check or a probe, counts a third."""
+        """About so many clips are learnt from; one that is only embedded, for a check or a probe, counts a third.
+
+        Where few classes fill a batch each clip is learnt from more often, and this is too little.
+        """
         train, val, test = (self.clips[split] for split in SPLITS)
         checked = (train + val) / 3 + train
         return self.plan.epochs_in_all() * checked + JUDGED * ((1 + Recipe().probe_views) * train + val + test) / 3
@@ -86,7 +89,7 @@ def run(given: argparse.Namespace) -> None:
         rates = {name: seconds_per_clip(name) for name in {job.encoder for job in jobs}}
         cost = {job: job.passes() * rates[job.encoder] for job in jobs}
         processor = sum(cost.values()) / 60
-        say(f"{len(jobs)} rows to go ({len(rows)} there): at most about {processor:.0f} minutes of processor time,")
+        say(f"{len(jobs)} rows to go ({len(rows)} there): about {processor:.0f} minutes of processor time,")
         say(f"{processor / given.jobs:.0f} minutes with {given.jobs} processes; written to {given.out} after each")
         began, done = time.monotonic(), 0.0
         with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:

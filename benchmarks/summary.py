@@ -151,9 +151,8 @@ def markdown(rows: list[Row], summary: dict[str, Any]) -> str:
             **found["converged"],
         }
         for name, claim in claims.items():
-            interval = f"{100 * claim['mean']:+.1f} [{100 * claim['low']:+.1f}, {100 * claim['high']:+.1f}]"
             better, worse = (", ".join(claim[f"significantly_{word}_on"]) or "-" for word in ("better", "worse"))
-            lines.append(f"| {name} | {interval} | {better} | {worse} |")
+            lines.append(f"| {name} | {points(claim)} | {better} | {worse} |")
         epochs, top1, step = found["epochs_to_95"], found["top1"], found["step_ratio"]
         lines += [
             "",
@@ -163,3 +162,8 @@ def markdown(rows: list[Row], summary: dict[str, Any]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def points(claim: dict[str, Any]) -> str:
+    """A difference and its interval, in percentage points."""
+    return f"{100 * claim['mean']:+.1f} [{100 * claim['low']:+.1f}, {100 * claim['high']:+.1f}]"

@@ -21,7 +21,7 @@ from confit_runtime.errors import ConfitError
 def workers(
     count: int, *, threads: int, begin: Callable[..., None] | None = None, args: tuple[Any, ...] = (), advice: str
 ) -> Generator[ProcessPoolExecutor]:
-    """A pool of `count` processes that compute in so many `threads` each; every one may `begin(*args)` with something.
+    """A pool of `count` processes that compute in so many `threads` each, and call `begin(*args)` first where it is given.
 
     Leaving it does not wait for what is being worked on: after an error, or Ctrl-C, its processes are ended. They end with
     this one, too, however it dies. Raises ConfitError with the `advice` where one of them died.
