@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from confit_edge.runs import versions, write_text
+from confit_edge.files import write_text
+from confit_edge.runs import versions
 from confit_runtime.gemm import processor, saturates
 
 RESULTS = Path(__file__).parent / "results"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from confit_edge import __version__
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
+from confit_edge.files import write_tensors, write_text
 from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
@@ -86,19 +85,16 @@ def write_run(
     card: str,
 ) -> None:
     """Write every file of a run; `run.json` comes last, so a folder with it is whole."""
-    from safetensors.numpy import save_file as save_arrays
-    from safetensors.torch import save_file as save_tensors
-
     path.mkdir(parents=True, exist_ok=True)
-    save_tensors(_cloned(encoder.state_dict()), path / "encoder.safetensors")
-    save_tensors(_cloned(projection), path / "projection.safetensors")
+    write_tensors(path / "encoder.safetensors", encoder.state_dict())
+    write_tensors(path / "projection.safetensors", projection)
     arrays: dict[str, npt.NDArray] = {
         "linear.weight": linear.weight,
         "linear.bias": linear.bias,
         "knn.prints": knn.prints,
         "knn.targets": knn.targets,
     }
-    save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()}, path / "probe.safetensors")
+    write_tensors(path / "probe.safetensors", {key: torch.from_numpy(value) for key, value in arrays.items()})
     columns = list(dict.fromkeys(key for row in history for key in row))
     with (path / "history.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns)
@@ -176,17 +172,3 @@ def weights_sha256(encoder: Encoder) -> str:
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: torch.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }

@@ -8,7 +8,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from confit_edge.runs import write_text
+from confit_edge.files import write_text
 
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #26323f; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }

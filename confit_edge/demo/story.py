@@ -19,6 +19,7 @@ from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manif
 from confit_edge.demo import DATA
 from confit_edge.demo.report import write_report
 from confit_edge.demo.side_by_side import peak_rss_mb, train_all
+from confit_edge.files import write_text
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
@@ -26,7 +27,7 @@ from confit_edge.pairtune.session import Trained, train
 from confit_edge.pairtune.trainer import Watcher
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
-from confit_edge.runs import read_run, run_corpus, write_text
+from confit_edge.runs import read_run, run_corpus
 from confit_export.export import Exported, export_run
 from confit_runtime.audio import load_clip
 from confit_runtime.errors import UsageError

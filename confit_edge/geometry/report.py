@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from confit_edge.files import write_text
 from confit_edge.geometry import measures, plots
 from confit_edge.probes.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
 from confit_edge.probes.tables import known, markdown, write_csv
-from confit_edge.runs import Run, write_text
+from confit_edge.runs import Run
 
 Floats = npt.NDArray[np.float32]
 Measure = Callable[[npt.NDArray[np.int64]], dict[str, float]]  # of the given rows

@@ -7,13 +7,13 @@ One safetensors file, replaced atomically after each epoch: tensors of the modul
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from confit_edge.files import write_tensors
 from confit_runtime.errors import ConfitError
 
 
@@ -25,19 +25,11 @@ def save(
     kept: dict[str, Tensor],
 ) -> None:
     """Write modules, optimiser, the weights of the epoch kept so far (`kept`, by name) and `plain` data."""
-    from safetensors.torch import save_file
-
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     tensors |= {f"kept.{key}": value for key, value in kept.items()}
     for index, slots in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{slot}": value for slot, value in slots.items()}
-    # cloned, since safetensors refuses tensors that share memory
-    cloned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    temporary = path.with_suffix(".partial")
-    save_file(cloned, temporary, metadata={"plain": json.dumps(plain)})
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    write_tensors(path, tensors, {"plain": json.dumps(plain)})
 
 
 def restore(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from confit_edge import runs
+from confit_edge import files
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
@@ -65,8 +65,8 @@ def choose_lr(
         if watch and found[str(lr)] is not None:
             watch({"stage": "search", "lr": lr, "validation": found[str(lr)]})
         if kept and path and join(recipe.device).main:
-            runs.write_text(kept, json.dumps(found))
-            path.unlink(missing_ok=True)
+            files.write_text(kept, json.dumps(found))
+            files.remove(path)
     reached = {lr: value for lr in recipe.lr if (value := found[str(lr)]) is not None}
     return max(reached, key=lambda lr: reached[lr])
 
@@ -84,4 +84,4 @@ def _trying(lr: float, watch: Watcher) -> Watcher:
 def leave_nothing(folder: Path) -> None:
     """Remove what a search keeps in the `folder` of its training so that it can go on."""
     for path in (folder / FOUND, *folder.glob(f"{TRIAL}*")):
-        path.unlink(missing_ok=True)
+        files.remove(path)

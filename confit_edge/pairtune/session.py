@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from confit_edge import runs
+from confit_edge import files, runs
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.encoders import pretrained
@@ -92,7 +92,7 @@ def train(
     ranks.wait()  # each process has looked into `out` before the first writes there
     if ranks.main:
         out.mkdir(parents=True, exist_ok=True)
-        runs.write_text(beginning, json.dumps(started, indent=2))
+        files.write_text(beginning, json.dumps(started, indent=2))
     with contextlib.closing(curves) if curves else contextlib.nullcontext():
         trained = train_corpus(
             encoder,
@@ -107,7 +107,7 @@ def train(
         )
     if ranks.main:
         save(trained, corpus, out, device)
-        (out / runs.CHECKPOINT).unlink(missing_ok=True)
+        files.remove(out / runs.CHECKPOINT)
         leave_nothing(out)
         beginning.unlink()
     return trained

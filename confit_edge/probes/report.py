@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from confit_edge.files import write_text
 from confit_edge.probes.compare import (
     Judged,
     Split,
@@ -22,7 +23,7 @@ from confit_edge.probes.compare import (
 )
 from confit_edge.probes.tables import known, markdown, percent, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
-from confit_edge.runs import Run, write_text
+from confit_edge.runs import Run
 
 TITLES = {
     "accuracy": "accuracy",

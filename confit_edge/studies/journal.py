@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from confit_edge.runs import write_text
+from confit_edge.files import write_text
 from confit_edge.studies.trial import Outcome
 from confit_runtime.errors import ConfitError, UsageError
 

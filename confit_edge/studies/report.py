@@ -6,7 +6,8 @@ import csv
 import io
 import json
 
-from confit_edge.runs import versions, write_text
+from confit_edge.files import write_text
+from confit_edge.runs import versions
 from confit_edge.studies.chart import draw
 from confit_edge.studies.engine import Planned
 from confit_edge.studies.phrases import words

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from confit_edge.runs import write_text
+from confit_edge.files import write_text
 from confit_export.export import Exported
 from confit_runtime.bench import Latency, call_latency, fresh_process
 from confit_runtime.contract import Contract

@@ -14,7 +14,7 @@ import onnx
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.runs import write_text
+from confit_edge.files import write_text
 from confit_export.calibration import open_session
 from confit_export.quantize import Quantizer
 

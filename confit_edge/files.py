@@ -1,0 +1,51 @@
+"""Files written whole or not at all: a process killed at any moment leaves the former file or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`."""
+    temporary = _partial(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write `tensors`, wherever they lie, to a safetensors file.
+
+    They are written inside a hidden folder, since safetensors lays a file of its own beside the one it is told to write
+    and a killed process leaves it there: the next to write or remove this file removes the folder with all that is in it.
+    """
+    from safetensors.torch import save_file
+
+    # cloned, since safetensors refuses tensors that share memory
+    own = {
+        name: torch.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    folder = _partial(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    temporary = folder / path.name
+    save_file(own, temporary, metadata)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    folder.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove a file of these, if it is there, and what a killed writer left of it."""
+    path.unlink(missing_ok=True)
+    shutil.rmtree(_partial(path), ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")

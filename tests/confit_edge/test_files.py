@@ -1,0 +1,86 @@
+"""Files written whole or not at all, by processes that are killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from confit_edge.files import remove, write_tensors, write_text
+
+WRITER = """
+import sys
+from itertools import cycle
+from pathlib import Path
+import torch
+from confit_edge.files import write_tensors
+for value in cycle((1.0, 2.0)):
+    write_tensors(Path(sys.argv[1]), {"x": torch.full((1_000_000,), value)}, {"value": str(value)})
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file whose writer has been killed while it wrote: its folder holds what it left."""
+    path = tmp_path_factory.mktemp("killed") / "x.safetensors"
+    for _ in range(20):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        while not path.exists():
+            assert writer.poll() is None
+            time.sleep(0.01)
+        while not list(path.parent.glob(".*/*")):
+            assert writer.poll() is None
+        writer.kill()
+        writer.wait()
+        if list(path.parent.glob(".*/*")):
+            return path
+    raise AssertionError("never killed while it wrote")
+
+
+def test_killed_while_it_writes_the_file_is_the_former_or_the_new_and_the_next_writer_clears_up(killed: Path) -> None:
+    tensor = load_file(killed)["x"]
+    assert tensor[0] in (1.0, 2.0)
+    assert torch.equal(tensor, torch.full((1_000_000,), tensor[0].item()))
+    write_tensors(killed, {"x": torch.zeros(3)})
+    assert torch.equal(load_file(killed)["x"], torch.zeros(3))
+    assert list(killed.parent.iterdir()) == [killed]
+
+
+def test_tensors_that_share_memory_or_are_views_are_written_each_by_itself(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {
+        "base": base,
+        "turned": base.T,
+        "row": base[1],
+        "learnt": torch.nn.Parameter(base),
+        "one": torch.tensor(7),
+    }
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    read = load_file(tmp_path / "x.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_text_that_cannot_be_written_leaves_the_former(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", "former")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "x", "new" * 10_000 + "\ud800")
+    assert (tmp_path / "x").read_text() == "former"
+    write_text(tmp_path / "x", "später")
+    assert (tmp_path / "x").read_bytes() == "später".encode()
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+def test_a_file_is_removed_with_what_a_killed_writer_left(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    remove(path)
+    write_tensors(path, {"x": torch.zeros(3)})
+    (tmp_path / f".{path.name}.partial").mkdir()
+    (tmp_path / f".{path.name}.partial" / ".tmpA1b2").write_text("left")
+    remove(path)
+    assert list(tmp_path.iterdir()) == []
