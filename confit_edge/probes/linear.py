@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,10 @@ def _logistic(
         if labels.min() == labels.max():  # a label of every clip, or of none: its log odds are all there is to learn
             odds = (labels.sum() + 0.5) / (len(labels) - labels.sum() + 0.5)
             return np.zeros((1, embeddings.shape[1])), np.log([odds])
-        layer = LogisticRegression(C=strength, max_iter=500, tol=1e-3).fit(embeddings, labels)
+        with warnings.catch_warnings():
+            # of a handful of clips, one or two a class, scikit-learn asks whether this is a regression
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+            layer = LogisticRegression(C=strength, max_iter=500, tol=1e-3).fit(embeddings, labels)
         return layer.coef_, layer.intercept_
 
     classes = targets.shape[1]

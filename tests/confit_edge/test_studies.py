@@ -23,7 +23,16 @@ from confit_edge.studies.journal import Journal, read_outcomes
 from confit_edge.studies.phrases import ranking, versus
 from confit_edge.studies.questions import convergence, dimensions, isotropy, mining, unseen
 from confit_edge.studies.results import Estimate, Results, Side
-from confit_edge.studies.subset import clips_per_class, cut, draw_classes, noisy, phone, shifted, tail_sizes
+from confit_edge.studies.subset import (
+    clips_per_class,
+    cut,
+    draw_classes,
+    noisy,
+    phone,
+    shifted,
+    tail_sizes,
+    with_classes,
+)
 from confit_edge.studies.trial import Arm, Outcome, Point, Subset, Trial
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -93,6 +102,14 @@ def test_a_tail_falls_from_all_the_shots_to_a_share_of_them(corpus: Corpus) -> N
     assert sorted(sizes.values()) == [1, 2, 4, 8]
     assert clips_per_class(cut(corpus, Subset(shots=8, tail=8.0), 0)) == sizes
     assert tail_sizes(corpus, 8, 8.0, 1) != sizes
+
+
+def test_a_tail_of_one_and_two_clips_has_rarer_classes(corpus: Corpus) -> None:
+    few = cut(with_classes(corpus, corpus.classes[:3]), Subset(shots=2), 0)
+    trials = find("shots").plan(few, Recipe())
+    rare = {trial.options["rare"] for trial in trials if "rare" in trial.options}
+    tail = tail_sizes(few, 2, 2.0, 0)
+    assert rare == {"|".join(sorted(name for name, size in tail.items() if size == 1))}
 
 
 def test_another_domain_is_the_same_clip_heard_otherwise() -> None:

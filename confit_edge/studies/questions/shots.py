@@ -33,10 +33,10 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
         trials += rivals(Trial({"clips": EVEN, "shots": count}, longer, Subset(shots=count)))
     most, tail = shots[-1], min(TAIL, float(shots[-1]))
     sizes = tail_sizes(corpus, most, tail, recipe.seed)
-    mean = round(sum(sizes.values()) / len(sizes))
-    if mean < most:  # of one clip a class there is no tail
+    mean = sum(sizes.values()) / len(sizes)
+    if (spread := round(mean)) < most:  # of one clip a class there is no tail
         rare = "|".join(sorted(name for name, size in sizes.items() if size < mean))
-        for clips, count, subset in ((UNEVEN, most, Subset(shots=most, tail=tail)), (SPREAD, mean, Subset(shots=mean))):
+        for clips, count, subset in ((UNEVEN, most, Subset(shots=most, tail=tail)), (SPREAD, spread, Subset(shots=spread))):
             trials += rivals(Trial({"clips": clips, "shots": count}, recipe, subset, options={"rare": rare}))
     return trials
 
