@@ -36,7 +36,10 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     mean = sum(sizes.values()) / len(sizes)
     if (spread := round(mean)) < most:  # of one clip a class there is no tail
         rare = "|".join(sorted(name for name, size in sizes.items() if size < mean))
-        for clips, count, subset in ((UNEVEN, most, Subset(shots=most, tail=tail)), (SPREAD, spread, Subset(shots=spread))):
+        for clips, count, subset in (
+            (UNEVEN, most, Subset(shots=most, tail=tail)),
+            (SPREAD, spread, Subset(shots=spread)),
+        ):
             trials += rivals(Trial({"clips": clips, "shots": count}, recipe, subset, options={"rare": rare}))
     return trials
 
