@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.augment import coloured_noise, varied
-from confit_edge.data.compose import Spoken, compose
+from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Corpus
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, Hit, Rows
@@ -47,16 +47,9 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
     falsely is raised above what fired; new material will hold false accepts that this did not, so what counts lies
     between their number before and after.
     """
-    stream, spoken = validation_stream(model, corpus, seed=seed, repeats=repeats)
+    stream, truth = validation_stream(model, corpus, seed=seed, repeats=repeats)
     contract = model.contract
     rows, _ = model.rows(stream, contract.sample_rate)
-    rate = contract.sample_rate
-    truth = [
-        Heard(label, word.start / rate, word.end / rate)
-        for word in spoken
-        for label in word.label.split("|")
-        if label not in ("", contract.unknown_label)
-    ]
     unknown = [contract.labels.index(contract.unknown_label)] if contract.unknown_label is not None else []
 
     tried: list[tuple[float, float, npt.NDArray[np.float32], int]] = []
@@ -101,16 +94,23 @@ def strictest(
     return on, min_hops
 
 
-def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[Spoken]]:
-    """Each validation clip `repeats` times at random places over background; several labels are joined by a bar."""
+def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[Heard]]:
+    """Each validation clip `repeats` times at random places over background, and what is heard in it: all labels of a clip."""
     rng = np.random.default_rng([seed, 3])
     rate = model.contract.sample_rate
     clips = corpus.val.pcm * repeats
-    labels = ["|".join(corpus.classes[index] for index in np.flatnonzero(row)) for row in corpus.val.targets] * repeats
+    rows = [str(row) for row in range(len(corpus.val))] * repeats
     heard = corpus.background_val or [np.float32(0.01) * coloured_noise(60 * rate, 1.0, rng)]
     background = varied(heard, speeds=(0.8, 1.25), rate=rate, rng=rng)  # a device hears more than it was given
     samples = sum(map(len, clips)) + int(1.8 * rate * len(clips))
-    return compose(clips, labels, background, samples=samples, rate=rate, snr=(SNR_DB, SNR_DB), rng=rng)
+    stream, spoken = compose(clips, rows, background, samples=samples, rate=rate, snr=(SNR_DB, SNR_DB), rng=rng)
+    truth = [
+        Heard(corpus.classes[column], word.start / rate, word.end / rate)
+        for word in spoken
+        for column in np.flatnonzero(corpus.val.targets[int(word.label)])
+        if corpus.classes[column] != corpus.unknown
+    ]
+    return stream, truth
 
 
 def _above_false_accepts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_a_stream_on_the_device_hears_what_export_reported(
     exports: dict[str, Exported], run_corpus: Corpus, precision: str
 ) -> None:
     model = load(exports[precision].path)
-    pcm, spoken = validation_stream(model, run_corpus, seed=0, repeats=2)
+    pcm, truth = validation_stream(model, run_corpus, seed=0, repeats=2)
     device, rng, at = model.stream(), np.random.default_rng(0), 0
     heard = []
     while at < len(pcm):
@@ -35,7 +36,6 @@ def test_a_stream_on_the_device_hears_what_export_reported(
         heard += device.accept(pcm[at : at + step], 16_000)
         at += step
     heard += device.finish()
-    truth = [Heard(word.label, word.start / 16_000, word.end / 16_000) for word in spoken]
     assert {heard.label for heard in truth} == set(run_corpus.classes) - {"unknown"}
     score = score_detections(truth, [Heard(event.label, event.start_s, event.end_s) for event in heard])
     report = exports[precision].contract.calibration["detection"]
@@ -54,6 +54,13 @@ def test_thresholds_are_the_same_again_and_depend_on_what_is_heard(
     assert (setting.smoothing_hops, setting.min_hops) == (made.contract.smoothing_hops, made.contract.min_hops)
     for levels in setting.thresholds.values():
         assert 0 < levels["off"] < levels["on"] <= 1
+
+
+def test_a_bar_in_the_name_of_a_class_is_part_of_it(exports: dict[str, Exported], run_corpus: Corpus) -> None:
+    named = replace(run_corpus, classes=[f"{name}|sung" if name != "unknown" else name for name in run_corpus.classes])
+    model = load(exports["fp32"].path)
+    plain, barred = (validation_stream(model, corpus, seed=0, repeats=1)[1] for corpus in (run_corpus, named))
+    assert [heard.label for heard in barred] == [f"{heard.label}|sung" for heard in plain]
 
 
 def test_of_settings_that_do_equally_well_the_strictest_is_taken() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     sizes = tail_sizes(corpus, most, tail, recipe.seed)
     mean = sum(sizes.values()) / len(sizes)
     if (spread := round(mean)) < most:  # of one clip a class there is no tail
-        rare = "|".join(sorted(name for name, size in sizes.items() if size < mean))
+        rare = json.dumps(sorted(name for name, size in sizes.items() if size < mean))
         for clips, count, subset in (
             (UNEVEN, most, Subset(shots=most, tail=tail)),
             (SPREAD, spread, Subset(shots=spread)),
@@ -50,7 +51,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     encoder, fitted = trained(bench, trial, corpus)
     parts: dict[str, Rows] = {}
     if "rare" in trial.options:
-        rare = [corpus.classes.index(name) for name in str(trial.options["rare"]).split("|")]
+        rare = [corpus.classes.index(name) for name in json.loads(str(trial.options["rare"]))]
         parts["rare"] = corpus.test.targets[:, rare].sum(axis=1) > 0
     return [probed(encoder, fitted, corpus, trial.recipe, bench.device, parts)]
 
