@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -87,6 +88,9 @@ def _refusal(action: Callable[[], object]) -> str:
 
 def main(manifest: str, out: str) -> None:
     rank, corpus = os.environ["RANK"], read_corpus(Path(manifest), rate=16_000, seed=0)
+    # registered before the processes join, so called after what joining registers
+    left = Path(out) / f"left-{rank}.txt"
+    atexit.register(lambda: left.write_text(str(not torch.distributed.is_initialized()), encoding="utf-8"))
     for name, changes in CASES.items():
         save_file(weights(corpus, **changes), Path(out) / f"{name}-{rank}.safetensors")
     save_file(gradients(join("cpu")), Path(out) / f"gradients-{rank}.safetensors")

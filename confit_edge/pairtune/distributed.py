@@ -13,10 +13,12 @@ GPUs, gloo between CPUs) and gives each its device; its collectives move the ten
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -112,9 +114,18 @@ def join(device: str) -> Ranks:
     from accelerate import PartialState
 
     state = PartialState(cpu=chosen.type == "cpu")
+    _leave_at_exit()
     if state.device.type != chosen.type:
         raise UsageError(f"--device {device}: the processes were launched for {state.device.type}")
     return Ranks(state.device, state.process_index, state.num_processes)
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Gloo's threads must not outlive the interpreter: now and then a process that did its work aborted as it ended."""
+    from accelerate import PartialState
+
+    atexit.register(PartialState().destroy_process_group)
 
 
 class _Gather(torch.autograd.Function):
