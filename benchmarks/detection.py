@@ -13,6 +13,8 @@ that was heard neither in training nor in calibration. The peers:
   normalised by both lengths, the nearest of four references a word), with a look at each hop where it looks each 0.25 s, and
   with the buffer, of three lengths, that is best on the validation voices.
 
+Beside the peers stand two models that each lack a part of ours: the typicality that scores are weighed by, and PairTune.
+
 Each rate is measured where it was not calibrated: every recording with the thresholds that all others give. Coverage is the
 share of splits in which the promise made on one part held on the other: one recording left out, and halves at random.
 """
@@ -319,8 +321,11 @@ def _trimmed(pcm: Pcm) -> Pcm:
     return pcm[RATE // 10 : -RATE // 10]
 
 
-def train_model(out: Path, seed: int, say: Say, *, frozen: bool) -> Path:
-    """A model file of the words with the demo's background: PairTuned as the demo does, or a head on the frozen encoder."""
+def train_model(out: Path, seed: int, say: Say, *, frozen: bool = False, typical: bool = True) -> Path:
+    """A model file of the words with the demo's background: PairTuned as the demo does, or a head on the frozen encoder.
+
+    Its scores are probabilities times typicality, or, where not `typical`, probabilities.
+    """
     if out.is_file():
         return out
     from confit_edge.demo.story import WORDS
@@ -333,10 +338,12 @@ def train_model(out: Path, seed: int, say: Say, *, frozen: bool) -> Path:
     if frozen:
         keys |= {"objective": "finetune", "freeze": "all", "epochs": 1, "soup": 1, "averaging": 0.0}
     recipe = Recipe.from_dict({**keys, "background": str(DATA / "background" / "train")}, "the benchmark")
-    run = out.with_suffix("")
+    run = out.with_name("head" if frozen else "words")
     if not (run / "run.json").is_file():
         train(DATA / "words" / "manifest.csv", run, recipe)
     trained = read_run(run)
+    if not typical:
+        trained = dataclasses.replace(trained, typicality=None)
     export_run(trained, run_corpus(trained), out, quantize=not frozen, say=say)
     return out
 
@@ -383,8 +390,10 @@ def main() -> None:
 
     work = options.cache / "tasks" / "detection" / f"seed{options.seed}"
     work.mkdir(parents=True, exist_ok=True)
-    ours = load(train_model(work / "words.onnx", options.seed, say, frozen=False), calibrated=False)
-    head = load(train_model(work / "head.onnx", options.seed, say, frozen=True), calibrated=False)
+    ours = load(train_model(work / "words.onnx", options.seed, say), calibrated=False)
+    head = load(train_model(work / "head.onnx", options.seed, say, frozen=True, typical=False), calibrated=False)
+    typical_head = load(train_model(work / "typical-head.onnx", options.seed, say, frozen=True), calibrated=False)
+    plain = load(train_model(work / "plain.onnx", options.seed, say, typical=False), calibrated=False)
     paths, clips = negatives.join(options.cache), conditions(clips_of("test"), options.seed)
     clips["validation"] = conditions(clips_of("val"), options.seed)["clean"]
     result: dict[str, Any] = {
@@ -398,9 +407,13 @@ def main() -> None:
         **machine(),
         **measure(by_model(ours, paths, clips, options.cache, say), options.seed),
         "detection": {"smoothing_hops": ours.contract.smoothing_hops, "min_hops": ours.contract.min_hops},
+        "without": {},
         "peers": {},
     }
     say(f"confit-edge: {result['frr_clean']:.1%} missed, {result['frr_10db']:.1%} at 10 dB")
+    for name, model in (("typicality", plain), ("PairTune", typical_head)):
+        result["without"][name] = measure(by_model(model, paths, clips, options.cache, say), options.seed)
+        say(f"without {name}: {result['without'][name]['frr_clean']:.1%} missed")
     peers = result["peers"]
     peers["logistic regression on the frozen embedding (as openWakeWord)"] = measure(
         by_model(head, paths, clips, options.cache, say), options.seed

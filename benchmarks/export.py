@@ -92,7 +92,7 @@ def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note:
     encoder.eval()
     rng = np.random.default_rng(0)
     probe = LinearProbe(rng.standard_normal((30, encoder.dim)).astype(np.float32), np.zeros(30, np.float32), False)
-    model = assemble(encoder, probe)
+    model = assemble(encoder, probe, None)
     fp32 = to_onnx(model, encoder, np.zeros((1, encoder.dim), np.float32))
     train_clips = replace(corpus, val=corpus.train)
     some = validation_windows(encoder, train_clips, 0)[:CALIBRATION_WINDOWS]

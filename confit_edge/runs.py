@@ -23,9 +23,10 @@ from confit_edge.files import write_tensors, write_text
 from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.typicality import Typicality
 from confit_runtime.errors import ConfitError, UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 CHECKPOINT = "checkpoint.safetensors"
 _FILES = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
 
@@ -58,6 +59,7 @@ class Run:
     encoder: Encoder
     linear: LinearProbe
     knn: KnnProbe
+    typicality: Typicality | None
     metrics: dict[str, Any]
 
 
@@ -80,6 +82,7 @@ def write_run(
     projection: dict[str, Tensor],
     linear: LinearProbe,
     knn: KnnProbe,
+    typicality: Typicality | None,
     metrics: dict[str, Any],
     history: list[dict[str, float]],
     card: str,
@@ -94,6 +97,8 @@ def write_run(
         "knn.prints": knn.prints,
         "knn.targets": knn.targets,
     }
+    if typicality:
+        arrays |= {f"typicality.{key}": getattr(typicality, key) for key in ("slope", "offset", "axes")}
     write_tensors(path / "probe.safetensors", {key: torch.from_numpy(value) for key, value in arrays.items()})
     columns = list(dict.fromkeys(key for row in history for key in row))
     with (path / "history.csv").open("w", newline="", encoding="utf-8") as handle:
@@ -134,12 +139,13 @@ def read_run(path: Path) -> Run:
             raise ValueError(
                 f"a probe {list(linear.weight.shape)} for {len(info.classes)} classes of {encoder.dim} dims"
             )
+        typicality = _typicality(arrays, info, encoder.dim)
         reading = path / "metrics.json"
         metrics = json.loads(reading.read_text(encoding="utf-8"))
         knn = KnnProbe(arrays["knn.prints"], arrays["knn.targets"], metrics["probes"]["k"], metrics["probes"]["metric"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ConfitError(f"{reading}: damaged or from another version ({str(error).splitlines()[0]})") from error
-    return Run(path, info, recipe, encoder.eval(), linear, knn, metrics)
+    return Run(path, info, recipe, encoder.eval(), linear, knn, typicality, metrics)
 
 
 def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
@@ -155,6 +161,16 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
             f"{source}: is not the data {run.path} was trained on (clips, labels, splits or background differ)"
         )
     return corpus
+
+
+def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typicality | None:
+    if info.multi_label:
+        return None
+    slope, offset, axes = (arrays[f"typicality.{key}"] for key in ("slope", "offset", "axes"))
+    classes = len(info.classes)
+    if slope.shape != (classes, dim) or offset.shape != (classes,) or axes.ndim != 2 or axes.shape[1] != dim:
+        raise ValueError(f"a typicality {list(slope.shape)}, {list(axes.shape)} for {classes} classes of {dim} dims")
+    return Typicality(slope, offset, axes, info.classes.index(info.unknown) if info.unknown is not None else None)
 
 
 def _build(spec: dict[str, Any], source: Path) -> Encoder:

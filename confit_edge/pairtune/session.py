@@ -198,6 +198,7 @@ def save(trained: Trained, corpus: Corpus, out: Path, device: torch.device) -> N
         projection=trained.fitted.objective.state_dict(),
         linear=trained.probes.linear,
         knn=trained.probes.knn,
+        typicality=trained.probes.typicality,
         metrics=trained.metrics,
         history=trained.fitted.history,
         card=run_card(trained.info, trained.metrics),

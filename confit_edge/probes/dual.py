@@ -18,6 +18,7 @@ from confit_edge.pairtune.items import training_background
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct
+from confit_edge.probes.typicality import Typicality
 from confit_edge.probes.views import augmented_views, stream_views
 
 Floats = npt.NDArray[np.float32]
@@ -26,10 +27,14 @@ Targets = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class DualProbe:
-    """Both probes of one frozen encoder, and the embeddings they were judged on."""
+    """Both probes of one frozen encoder, and the embeddings they were judged on.
+
+    `typicality` is what a device weighs the linear probe's probabilities by; None where a clip may have several labels.
+    """
 
     linear: LinearProbe
     knn: KnnProbe
+    typicality: Typicality | None
     metrics: dict[str, Any]  # {"linear" | "knn": {"val" | "test": Accuracy as a dict}, "k": int, "metric": str}
     val_embeddings: Floats
     test_embeddings: Floats
@@ -54,6 +59,10 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     else:
         fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device))
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
+    typicality = None
+    if not corpus.multi_label:
+        unknown = corpus.classes.index(corpus.unknown) if corpus.unknown is not None else None
+        typicality = Typicality.fit(*fitting, *choosing, unknown=unknown)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
     for name, probe in (("linear", linear), ("knn", knn)):
@@ -61,7 +70,7 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
             "val": score(probe.scores(val), corpus.val, recipe.seed),
             "test": score(probe.scores(test), corpus.test, recipe.seed),
         }
-    return DualProbe(linear, knn, metrics, val, test)
+    return DualProbe(linear, knn, typicality, metrics, val, test)
 
 
 def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[Floats, Targets]:

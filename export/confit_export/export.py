@@ -96,7 +96,7 @@ def export_run(
     # words centred as they are, background cropped
     windows = Augmenter(encoder.window)([clips.pcm[row] for row in rows], np.random.default_rng([seed, 6]))
     cohort = embed_clips(encoder, list(windows), torch.device("cpu"))
-    model = assemble(encoder, run.linear)
+    model = assemble(encoder, run.linear, run.typicality)
     fp32 = to_onnx(model, encoder, cohort)
     say(f"assembled the graph: {len(model.state)} states, {len(fp32.graph.node)} nodes")
 
@@ -122,7 +122,7 @@ def export_run(
             )
         if qat_epochs:
             encoder = fine_tune(encoder, corpus, run, preset(target), qat_epochs, say)
-            model = assemble(encoder, run.linear)
+            model = assemble(encoder, run.linear, run.typicality)
             graph = to_onnx(model, encoder, cohort)
             parity["qat_epochs"] = qat_epochs
         feeds = calibration_feeds(graph, encoder, corpus, run)

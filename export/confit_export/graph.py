@@ -16,6 +16,7 @@ from torch.onnx import symbolic_helper
 
 from confit_edge.encoders.base import Encoder
 from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.typicality import Typicality
 from confit_export.basis import compute_basis_at_load
 from confit_export.rewrite import pool_before_activation
 from confit_export.streaming import StreamingStack
@@ -24,32 +25,51 @@ OPSET = 17
 
 
 class Head(nn.Module):
-    """Pooled frames `[streams, hops, dim]` to scores `[streams, hops, classes]` and embeddings `[streams, hops, dim]`."""
+    """Pooled frames `[streams, hops, dim]` to scores `[streams, hops, classes]` and embeddings `[streams, hops, dim]`.
 
-    def __init__(self, probe: LinearProbe) -> None:
+    A score is the linear probe's probability times the typicality, where there is one.
+    """
+
+    quadratic: Tensor
+
+    def __init__(self, probe: LinearProbe, typicality: Typicality | None) -> None:
         super().__init__()
-        self.multi_label = probe.multi_label
-        self.linear = nn.Linear(probe.weight.shape[1], probe.weight.shape[0])
+        self.multi_label, self.typicality = probe.multi_label, typicality
+        weight, bias = [probe.weight], [probe.bias]
+        if typicality:
+            # one product for all that is linear: a node costs more than its arithmetic
+            weight += [-typicality.slope, typicality.axes]
+            bias += [-typicality.offset, np.zeros(len(typicality.axes), np.float32)]
+            self.register_buffer(
+                "quadratic", torch.from_numpy(np.tile(typicality.quadratic, (len(typicality.axes), 1)))
+            )
+        self.sizes = [len(part) for part in weight]
+        self.linear = nn.Linear(probe.weight.shape[1], sum(self.sizes))
         with torch.no_grad():
-            self.linear.weight.copy_(torch.from_numpy(probe.weight))
-            self.linear.bias.copy_(torch.from_numpy(probe.bias))
+            self.linear.weight.copy_(torch.from_numpy(np.concatenate(weight)))
+            self.linear.bias.copy_(torch.from_numpy(np.concatenate(bias)))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         # `confit_edge.encoders.base.normalise`, in fewer nodes than torch's function leaves
         centred = pooled - pooled.mean(dim=-1, keepdim=True)
         embedding = centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        logits = self.linear(embedding)
-        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)), embedding
+        if self.typicality is None:
+            logits = self.linear(embedding)
+            return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)), embedding
+        logits, exponent, along = self.linear(embedding).split(self.sizes, dim=-1)
+        if self.sizes[2]:
+            exponent = exponent + (along * along) @ self.quadratic
+        return logits.softmax(dim=-1) * exponent.exp(), embedding
 
 
 class StreamingModel(nn.Module):
     """The whole model with carried state; takes any multiple of `hop` samples."""
 
-    def __init__(self, encoder: Encoder, probe: LinearProbe) -> None:
+    def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
         front_end, layers = encoder.streaming_layers()
         self.stack = StreamingStack([*front_end, *layers])
-        self.head = Head(probe)
+        self.head = head
         shapes = self.stack.state_shapes(torch.zeros(1, 1, encoder.hop))
         self.state = {f"state_{index:02d}": shape for index, shape in enumerate(shapes)}
         # the spectrum and the mel bands are measurements, not features: they and the head stay in fp32
@@ -64,9 +84,9 @@ class StreamingModel(nn.Module):
 class WindowedModel(nn.Module):
     """The whole model on exactly one window: one row out."""
 
-    def __init__(self, encoder: Encoder, probe: LinearProbe) -> None:
+    def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, Head(probe)
+        self.encoder, self.head = encoder, head
         self.state: dict[str, list[int]] = {}
         self.fp32_scopes = ("/front_end/", "/encoder/front_end/", "/head/")
 
@@ -74,9 +94,9 @@ class WindowedModel(nn.Module):
         return tuple(self.head(self.encoder.pooled(pcm)[:, None]))
 
 
-def assemble(encoder: Encoder, probe: LinearProbe) -> StreamingModel | WindowedModel:
-    """The export form of a frozen encoder with its linear probe."""
-    return (StreamingModel if encoder.streaming else WindowedModel)(encoder, probe).eval()
+def assemble(encoder: Encoder, probe: LinearProbe, typicality: Typicality | None) -> StreamingModel | WindowedModel:
+    """The export form of a frozen encoder with its linear probe and, for a single-label model, the typicality."""
+    return (StreamingModel if encoder.streaming else WindowedModel)(encoder, Head(probe, typicality)).eval()
 
 
 def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.ndarray) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.runs import weights_sha256
 from confit_export.cost import count_cost
 from confit_export.enrollment import speaker_prior
-from confit_export.graph import WindowedModel, to_onnx
+from confit_export.graph import assemble, to_onnx
 from confit_export.model_file import embedding_id, provisional, replace_cohort, sealed, write_bytes
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_runtime.audio import load_clip
@@ -41,7 +41,7 @@ def main(precision: str) -> None:
     encoder = GE2E.pretrained().eval()
     encoder.hop *= 2  # half of the rows, and of the time, for the same voice
     probe = LinearProbe(np.zeros((1, encoder.dim), np.float32), np.zeros(1, np.float32), False)
-    model = WindowedModel(encoder, probe).eval()
+    model = assemble(encoder, probe, None)
     utterances = {split: spoken(split) for split in ("train", "val", "test")}
     graph = to_onnx(model, encoder, np.zeros((IN_COHORT * len(utterances["train"]), encoder.dim), np.float32))
     fp32, layers = graph, {}

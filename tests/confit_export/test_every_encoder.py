@@ -16,6 +16,7 @@ from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.lora import adapted
 from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.typicality import Typicality
 from confit_export.graph import assemble, to_onnx
 from confit_export.quantize import quantisable
 from confit_export.streaming import StreamingStack
@@ -32,6 +33,16 @@ def probe_for(encoder: Encoder) -> LinearProbe:
     return LinearProbe(weight, rng.standard_normal(CLASSES).astype(np.float32), multi_label=False)
 
 
+def typicality_for(encoder: Encoder) -> Typicality:
+    """Of clips that are noise but for one direction a class, with one in which all of them differ."""
+    rng = np.random.default_rng(2)
+    targets = np.eye(CLASSES, dtype=np.int8)[np.arange(90) % CLASSES]
+    clips = rng.standard_normal((90, encoder.dim)) + 9 * np.pad(targets, ((0, 0), (1, encoder.dim - CLASSES - 1)))
+    clips[:, 0] += 9 * rng.standard_normal(90)
+    unit = (clips / np.linalg.norm(clips, axis=1, keepdims=True)).astype(np.float32)
+    return Typicality.fit(unit[:60], targets[:60], unit[60:], targets[60:])
+
+
 def sounds(encoder: Encoder) -> Floats:
     """Two windows of noise, the second of them silent for its first third, as a short clip is."""
     pcm = 0.1 * np.random.default_rng(1).standard_normal((2, encoder.window)).astype(np.float32)
@@ -40,8 +51,8 @@ def sounds(encoder: Encoder) -> Floats:
 
 
 def check_windowed(encoder: Encoder) -> onnx.ModelProto:
-    probe = probe_for(encoder.eval())
-    model = assemble(encoder, probe)
+    probe, typicality = probe_for(encoder.eval()), typicality_for(encoder)
+    model = assemble(encoder, probe, typicality)
     graph = to_onnx(model, encoder, np.zeros((1, encoder.dim), np.float32))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     pcm = sounds(encoder)
@@ -50,7 +61,7 @@ def check_windowed(encoder: Encoder) -> onnx.ModelProto:
         expected = encoder(torch.from_numpy(pcm)).numpy()
     assert embedding.shape == (2, 1, encoder.dim)
     np.testing.assert_allclose(embedding[:, 0], expected, atol=1e-4)
-    np.testing.assert_allclose(scores[:, 0], probe.scores(expected), atol=1e-3)
+    np.testing.assert_allclose(scores[:, 0], probe.scores(expected) * typicality.factors(expected), atol=1e-3)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3  # it hears them as two sounds
     layers = quantisable(graph, "weight-only", model.fp32_scopes)
     assert layers

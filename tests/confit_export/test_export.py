@@ -82,7 +82,9 @@ def test_any_chopping_equals_torch_on_the_whole(
     warmup = models["fp32"].contract.warmup_hops
     offline = run.encoder.rows(torch.from_numpy(audio[which])).numpy()
     np.testing.assert_allclose(embeddings[0, warmup:], offline, atol=1e-4)
-    np.testing.assert_allclose(scores[0, warmup:], run.linear.scores(offline), atol=1e-4)
+    np.testing.assert_allclose(
+        scores[0, warmup:], run.linear.scores(offline) * run.typicality.factors(offline), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -191,17 +193,17 @@ def macs_by_hooks(module: nn.Module, *inputs: torch.Tensor) -> int:
 def test_a_hop_costs_at_most_a_fifth_of_its_window(run: Run) -> None:
     encoder = run.encoder
     assert isinstance(encoder, SpeechEmbedding)
-    model = assemble(encoder, run.linear)
+    model = assemble(encoder, run.linear, run.typicality)
     graph = to_onnx(model, encoder, np.zeros((1, encoder.dim), np.float32))
     feed = {"pcm": np.zeros((1, encoder.hop), np.float32)}
     feed |= {name: np.zeros((1, *shape), np.float32) for name, shape in model.state.items()}
     by_node = count_macs(graph, feed)
     states = [torch.zeros(1, *shape) for shape in model.state.values()]
     hooked = macs_by_hooks(model, torch.zeros(1, encoder.hop), *states)
-    mel = (
-        8 * 240 * 32
-    )  # the mel bands are a product of two tensors, with no layer to hook: frames, parts of bins, bands
-    assert sum(by_node.values()) == hooked + mel
+    # products of two tensors, with no layer to hook: the mel bands (frames, parts of bins, bands) and the typicality
+    assert run.typicality is not None
+    products = 8 * 240 * 32 + len(run.typicality.axes) * len(run.info.classes)
+    assert sum(by_node.values()) == hooked + products
 
     anew = macs_by_hooks(encoder.layers, torch.zeros(1, 1, 76, 32))
     hop_only = sum(macs for name, macs in by_node.items() if not name.startswith(model.fp32_scopes))
@@ -314,9 +316,10 @@ def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) ->
         assert report["found"] >= 20
         assert report["false_accepts"] <= 3
         onnx.checker.check_model(onnx.load(made.path), full_check=True)
-        assert contract.cost["parameters"] == sum(
-            weight.numel() for weight in run.encoder.parameters()
-        ) + run.linear.weight.size + len(run.linear.bias)
+        layers = len(run.info.classes) * 2 + len(
+            run.typicality.axes
+        )  # of the head, each with as many weights and a bias
+        assert contract.cost["parameters"] == sum(weight.numel() for weight in run.encoder.parameters()) + layers * 97
         feed = {"pcm": np.zeros((1, contract.hop), np.float32), **load(made.path).initial_state(1)}
         hop_macs = sum(count_macs(onnx.load(made.path), feed).values())
         assert sum(contract.cost["macs_per_second"].values()) == hop_macs * 16_000 / 1_280

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def assembled(run: Run) -> StreamingModel | WindowedModel:
-    return assemble(run.encoder, run.linear)
+    return assemble(run.encoder, run.linear, run.typicality)
 
 
 @pytest.fixture(scope="module")
