@@ -12,6 +12,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.onnx import symbolic_helper
 
 from confit_edge.encoders.base import Encoder
@@ -31,6 +32,7 @@ class Head(nn.Module):
     """
 
     quadratic: Tensor
+    scale: Tensor
 
     def __init__(self, probe: LinearProbe, typicality: Typicality | None) -> None:
         super().__init__()
@@ -45,14 +47,14 @@ class Head(nn.Module):
             )
         self.sizes = [len(part) for part in weight]
         self.linear = nn.Linear(probe.weight.shape[1], sum(self.sizes))
+        self.register_buffer("scale", torch.full((probe.weight.shape[1],), probe.weight.shape[1] ** -0.5))
         with torch.no_grad():
             self.linear.weight.copy_(torch.from_numpy(np.concatenate(weight)))
             self.linear.bias.copy_(torch.from_numpy(np.concatenate(bias)))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        # `confit_edge.encoders.base.normalise`, in fewer nodes than torch's function leaves
-        centred = pooled - pooled.mean(dim=-1, keepdim=True)
-        embedding = centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        # `confit_edge.encoders.base.normalise`, in one node
+        embedding = functional.layer_norm(pooled, self.scale.shape, weight=self.scale, eps=1e-24)
         if self.typicality is None:
             logits = self.linear(embedding)
             return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)), embedding

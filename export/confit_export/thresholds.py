@@ -19,7 +19,7 @@ from confit_runtime.model import Model
 from confit_runtime.scoring import Heard, Score, score_detections
 
 SNR_DB = 10.0
-LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SMOOTHING = 3  # rows: a score that lasts less than a quarter of a second is no word
 MIN_HOPS = (2, 3, 4, 5)
 REFRACTORY_S = 0.8
