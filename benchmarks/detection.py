@@ -230,12 +230,14 @@ def by_model(
     model: Model, paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], cache: Path, say: Say
 ) -> Method:
     """A model file: its rows."""
-    recordings = score_recordings(
-        model,
-        paths,
-        RowCache(cache / "tasks" / "detection"),
-        lambda name, done, whole: say(f"{name} {done / whole:.0%}"),
-    )
+    told: set[str] = set()
+
+    def tell(name: str, done: float, whole: float) -> None:
+        if name not in told:  # a line a recording, not a block
+            told.add(name)
+            say(f"{name} {done / whole:.0%}")
+
+    recordings = score_recordings(model, paths, RowCache(cache / "tasks" / "detection"), tell)
     rows = {condition: [(clip, clip_rows(model, pcm)) for clip, pcm in those] for condition, those in clips.items()}
     return Method(model.contract, recordings, rows)
 
