@@ -22,6 +22,7 @@ DEFAULT_THRESHOLD, DEFAULT_MARGIN = 0.6, 0.03
 PRIOR_PRINTS = 4.5  # prints of a name that weigh as much as what the model says of names in general
 LOWEST_SHIFT, HIGHEST_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
 UNIT_WITHIN = 1e-6  # of 1: a length that rounding alone keeps from it
+ROUNDING = 1e-6  # of a cosine: a clip that is both a print and a negative one is refused, whatever its last digit
 OWN_PRINTS = 64  # of a name, the newest, that tell how alike its prints are
 
 Reason = Literal["nobody", "too low", "negative", "stranger", "other", "too close"]
@@ -188,7 +189,7 @@ class Matcher:
         score, place = best
         if score < threshold:
             return "too low"
-        if self._nearest_veto(place, query) >= score:
+        if self._nearest_veto(place, query) >= score - ROUNDING:
             return "negative"
         if self._nearest_cohort(query) >= score:
             return "stranger"
