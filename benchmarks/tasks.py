@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import os
 import sys
 from collections import Counter, defaultdict
@@ -33,6 +34,7 @@ from benchmarks.sources import (
     tracks,
     words,
 )
+from confit_edge.files import write_text
 from confit_runtime.errors import ConfitError, UsageError
 
 SPLITS = ("train", "val", "test")
@@ -74,11 +76,12 @@ def build(task: Task, cache: Path, seed: int) -> Path:
     check(drawn)
     manifest = cache / "tasks" / f"{task.name}-{seed}.csv"
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    with manifest.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "group", "split"])
-        for sound in drawn:
-            writer.writerow([os.path.relpath(sound.path, manifest.parent), sound.label, sound.group, sound.split])
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["path", "label", "group", "split"])
+    for sound in drawn:
+        writer.writerow([os.path.relpath(sound.path, manifest.parent), sound.label, sound.group, sound.split])
+    write_text(manifest, table.getvalue())  # whole: another benchmark may be reading it
     return manifest
 
 
