@@ -5,8 +5,8 @@
 writes benchmarks/results/audiosetfit.json. audiosetfit is installed into the cache without its dependencies (torch must not
 move; it is given decoded clips, so it needs no others). As it comes it hears 30 seconds whatever the clip: `--seconds 30`. By
 default its body is loaded from a copy of the checkpoint whose position table is cut to the window that PairTune gets, which
-makes it some fifteen times faster. The budget is clips learnt from, each time a clip is counts; PairTune is also given half of
-it (`confit_edge_half`), for it watches validation after each epoch, which takes time and audiosetfit does not. Both choose
+makes it some fifteen times faster. The budget is clips learnt from, each time a clip is counts; PairTune is also given a third of
+it (`confit_edge_third`), for it watches validation after each epoch, which takes time and audiosetfit does not. Both choose
 their learning rate on validation, each rate with the whole budget; the time is that of the rate they chose: training, fitting
 the head or the probes, and embedding validation and test. Both compute in float32.
 """
@@ -175,7 +175,7 @@ def compare(task: str, checkpoint: Path, cache: Path, seed: int, epochs: int, se
     directory = short_copy(checkpoint, cache / "tasks" / f"audiosetfit-body-{seconds}", seconds)
     rival = theirs(directory, corpus, max(1, round(passes / (2 * PAIRS))), seed)
     mine = {"confit_edge": ours(checkpoint, corpus, epochs, seed)}
-    mine["confit_edge_half"] = ours(checkpoint, corpus, epochs // 2, seed)
+    mine["confit_edge_third"] = ours(checkpoint, corpus, epochs // 3, seed)
     groups = corpus.test.groups
     return {
         "task": task,
@@ -226,7 +226,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         mine = [row for row in rows if row["task"] == task]
         tasks[task] = {
             f"{who}_{what}": round(mean(row[who][what] for row in mine), 4)
-            for who in ("audiosetfit", "confit_edge", "confit_edge_half")
+            for who in ("audiosetfit", "confit_edge", "confit_edge_third")
             for what in ("accuracy", "processor_seconds")
         }
     return tasks
