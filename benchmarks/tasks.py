@@ -10,9 +10,7 @@ every seed; the seed draws the training clips from the groups that are left. Dup
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import os
 import sys
 from collections import Counter, defaultdict
@@ -34,7 +32,7 @@ from benchmarks.sources import (
     tracks,
     words,
 )
-from confit_edge.files import write_text
+from confit_edge.data.manifest import Clip, Manifest, write_manifest
 from confit_runtime.errors import ConfitError, UsageError
 
 SPLITS = ("train", "val", "test")
@@ -75,13 +73,8 @@ def build(task: Task, cache: Path, seed: int) -> Path:
     drawn = draw(unique(task.gather(cache)), task, seed)
     check(drawn)
     manifest = cache / "tasks" / f"{task.name}-{seed}.csv"
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["path", "label", "group", "split"])
-    for sound in drawn:
-        writer.writerow([os.path.relpath(sound.path, manifest.parent), sound.label, sound.group, sound.split])
-    write_text(manifest, table.getvalue())  # whole: another benchmark may be reading it
+    clips = tuple(Clip(Path(os.path.abspath(one.path)), (one.label,), one.group, one.split) for one in drawn)
+    write_manifest(Manifest(clips, manifest, multi_label=False), manifest)
     return manifest
 
 
