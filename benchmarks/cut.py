@@ -1,4 +1,4 @@
-"""A streaming model without its front end: from log-mel frames on, which is where the published graph begins."""
+"""Parts of a streaming model, which the published graph is: it begins at log-mel frames and ends at embedding frames."""
 
 from __future__ import annotations
 
@@ -24,6 +24,21 @@ def without_front_end(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     taken = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, ["streams", 1, "frames", "bands"])
     inputs = [taken, *(one for one in graph.input if one.name in wanted)]
     return _part(model, nodes, inputs, outputs), frames
+
+
+def network(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
+    """The model from its log-mel frames to the encoder's embedding frames, before their mean, normalisation and head.
+
+    Beside it the names of its input and of its output; the states are those of the layers between.
+    """
+    rest, frames = without_front_end(model)
+    (last,) = [node.output[0] for node in rest.graph.node if node.op_type == "Squeeze"]
+    behind = _depending(rest.graph, last)
+    states = [one for one in rest.graph.output if one.name.startswith("state") and one.name not in behind]
+    nodes, wanted = _needed(rest.graph, {last, *(one.name for one in states)}, set())
+    made = onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None)
+    inputs = [one for one in rest.graph.input if one.name in wanted]
+    return _part(rest, nodes, inputs, [made, *states]), frames, last
 
 
 def front_end(model: onnx.ModelProto) -> onnx.ModelProto:

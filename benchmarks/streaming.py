@@ -1,12 +1,12 @@
 """What listening costs: one step of the streamed network beside recomputing its window, and `listen` beside its peers.
 
-    python -m benchmarks.streaming FP32.onnx INT8.onnx [--rounds 5]
+    python -m benchmarks.streaming FP32.onnx INT8.onnx --fused FP32-FUSED.onnx INT8-FUSED.onnx [--rounds 5]
 
-writes benchmarks/results/streaming.json. The two files are one run of speech_embedding, as `confit-edge export` writes
-it with and without --no-quantize. The published graph and the peers come from PyPI, each into the benchmark's cache;
-`listen` runs there too, in an environment that holds what a device installs. Everything is measured in turns, in
-processor time of one thread (of the whole process for programs), and medians are compared. Only the time to the first
-score is wall time: measure it on an idle machine.
+writes benchmarks/results/streaming.json. The files are one run of speech_embedding, as `confit-edge export` writes it with and
+without --no-quantize, and both again with --fuse-activations; `listen` takes INT8.onnx. The published graph and the peers come
+from PyPI, each into the benchmark's cache; `listen` runs there too, in an environment that holds what a device installs.
+Everything is measured in turns, in processor time of one thread (of the whole process for programs), and medians are
+compared. Only the time to the first score is wall time: measure it on an idle machine.
 """
 
 from __future__ import annotations
@@ -137,12 +137,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fp32", type=Path)
     parser.add_argument("int8", type=Path)
+    parser.add_argument("--fused", type=Path, nargs=2, required=True, metavar=("FP32", "INT8"))
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "streaming.json")
     given = parser.parse_args()
     load_before = os.getloadavg()[0]
-    files = {"fp32": given.fp32, "int8": given.int8}
+    files = {"fp32": given.fp32, "int8": given.int8, "fp32_fused": given.fused[0], "int8_fused": given.fused[1]}
     steps = step_time.compare(files, environments.published(given.cache, environments.EMBEDDING))
     models = {name: load(path) for name, path in files.items()}
     ours = in_process(models)
@@ -152,9 +153,9 @@ def main() -> None:
     write_json(
         given.out,
         {
-            "command": f"python -m benchmarks.streaming FP32.onnx INT8.onnx --rounds {given.rounds}",
-            "step_ratio_fp32": steps["one_hop"]["fp32"]["ratio"],
-            "step_ratio_int8": steps["one_hop"]["int8"]["ratio"],
+            "command": "python -m benchmarks.streaming FP32.onnx INT8.onnx --fused FP32-FUSED.onnx INT8-FUSED.onnx"
+            f" --rounds {given.rounds}",
+            **{f"step_ratio_{name}": steps["one_hop"][name]["ratio"] for name in files},
             "listen_cpu_rtf": round(run["listen"]["cpu_s"] / seconds, 5),
             "pyopen_cpu_rtf": round(run["pyopen"]["cpu_s"] / seconds, 5),
             "pymicro_cpu_rtf": round(run["pymicro"]["cpu_s"] / seconds, 5),

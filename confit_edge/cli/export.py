@@ -36,6 +36,13 @@ def export(
         list[str] | None,
         typer.Option(help="Leave layers whose name begins so in fp32; give it again for more.", metavar="NAME"),
     ] = None,
+    fuse_activations: Annotated[
+        bool,
+        typer.Option(
+            "--fuse-activations",
+            help="Exchange activations for ones that runtimes fuse: a faster stream, nearly the same.",
+        ),
+    ] = False,
     qat_epochs: Annotated[int, typer.Option(help="Epochs of quantisation-aware fine-tuning before.", min=0)] = 0,
     sweep_minutes: Annotated[
         float,
@@ -79,6 +86,7 @@ def export(
         target=_one_of("--target", target, TARGETS),
         calibration=_one_of("--calibration", calibration, CALIBRATIONS),
         keep_fp32=tuple(keep_fp32 or ()),
+        fuse=fuse_activations,
         qat_epochs=qat_epochs,
         sweep_minutes=sweep_minutes,
         force=force,

@@ -22,6 +22,7 @@ from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
 from confit_export.enrollment import cohort_rows, enrollment_prior
+from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Heard, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.model_file import draft, provisional, replace_cohort, sealed
@@ -70,6 +71,7 @@ def export_run(
     target: Target = "portable",
     calibration: Calibration = "minmax",
     keep_fp32: tuple[str, ...] = (),
+    fuse: bool = False,
     qat_epochs: int = 0,
     sweep_minutes: float = SWEEP_MINUTES,
     force: bool = False,
@@ -78,6 +80,7 @@ def export_run(
 ) -> Exported:
     """Write `out`, one ONNX file with its contract.
 
+    `fuse` exchanges activations for ones that runtimes fuse (`confit_export.fuse`), and the gate holds for it alone too.
     Raises UsageError for what cannot be asked for, and ConfitError, leaving no file, when streaming differs from
     offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
     all the same, and its contract's metrics say what failed.
@@ -89,6 +92,8 @@ def export_run(
             "--scheme dynamic: not for a streaming model, since a scale taken from each call would make a result depend on"
             " how the stream is chopped and on the other streams of a batch; use static or weight-only"
         )
+    if fuse and not can_fuse(run.encoder):
+        raise UsageError(f"--fuse-activations: {run.encoder.family} has no activation that can be exchanged")
     out.parent.mkdir(parents=True, exist_ok=True)
     seed, encoder = run.recipe.seed, run.encoder.eval()
     rows = cohort_rows(corpus, seed)
@@ -104,16 +109,33 @@ def export_run(
     contract = contract_of(model, encoder, fp32, precision="fp32", cost=count_cost(model, encoder, fp32, {}))
     fp32_model = provisional(out, fp32, contract)
     difference = stream_difference(fp32_model, encoder, corpus)
-    failures = []
+    reference = Heard.by(fp32_model, corpus.val, corpus)
+    parity: dict[str, Any] = {}
+    failures: list[str] = []
+
+    def judge(made: onnx.ModelProto, *, precision: str) -> Verdict:
+        heard = Heard.by(provisional(out, made, replace(contract, precision=precision)), corpus.val, corpus)
+        return Verdict.of(reference, heard, seed)
+
+    graph = fp32
+    if fuse:
+        encoder = fuse_activations(encoder, corpus, run)
+        model = assemble(encoder, run.linear, run.typicality)
+        graph = to_onnx(model, encoder, cohort)
+        verdict = judge(graph, precision="fp32")
+        say(f"activations exchanged for fused ones: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
+        parity["fused_activations"] = verdict.to_dict()
+        if verdict.failures:
+            failures += [f"with activations exchanged {failure}" for failure in verdict.failures]
+            _refuse(out, [*failures, "export without --fuse-activations"], force, say)
+        its_own = stream_difference(provisional(out, graph, contract), encoder, corpus)
+        difference = float(np.maximum(difference, its_own))  # NaN, where either is
+    parity["stream_max_abs_diff"] = difference
     if not difference <= gate.STREAM:
         failures.append(f"streaming differs from offline by {difference:.2g} (allowed {gate.STREAM:g})")
         _refuse(out, failures, force, say)
     else:
         say(f"streaming equals offline: largest difference {difference:.1e}")
-    reference = Heard.by(fp32_model, corpus.val, corpus)
-    parity: dict[str, Any] = {"stream_max_abs_diff": difference}
-
-    graph = fp32
     if quantize:
         if scheme in ("static", "dynamic") and preset(target).weight_bits == 8 and saturates():
             say(
@@ -121,20 +143,15 @@ def export_run(
                 " worse than the target will; export there, or take --target portable"
             )
         if qat_epochs:
-            encoder = fine_tune(encoder, corpus, run, preset(target), qat_epochs, say)
+            encoder = fine_tune(encoder, run.encoder, corpus, run, preset(target), qat_epochs, say)
             model = assemble(encoder, run.linear, run.typicality)
             graph = to_onnx(model, encoder, cohort)
             parity["qat_epochs"] = qat_epochs
         feeds = calibration_feeds(graph, encoder, corpus, run)
         quantizer = Quantizer.of(graph, scheme, target, model.fp32_scopes, feeds, calibration)
-
-        def judge(made: onnx.ModelProto) -> Verdict:
-            heard = Heard.by(provisional(out, made, replace(contract, precision="int8")), corpus.val, corpus)
-            return Verdict.of(reference, heard, seed)
-
         found = search(
             quantizer,
-            judge,
+            partial(judge, precision="int8"),
             validation_windows(encoder, corpus, seed),
             keep_fp32,
             cache=default_cache(),

@@ -20,6 +20,8 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     ]
     if contract.cost:
         rows += _cost(contract.cost)
+    if fused := parity.get("fused_activations"):
+        rows.append(("activations", f"exchanged for fused ones; cosine {fused['cosine']:.4f} to those of the run"))
     if "scheme" in parity:
         calibration = f", ranges by {parity['calibration']}" if "calibration" in parity else ""
         epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""

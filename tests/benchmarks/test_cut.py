@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.cut import mel_frames, without_front_end
+from benchmarks.cut import front_end, mel_frames, network, without_front_end
 from benchmarks.step_time import check_cut
 from confit_export.export import Exported
+from confit_runtime.model import load
+from confit_runtime.session import open_session
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -23,6 +25,25 @@ def test_the_parts_make_the_whole(exports: dict[str, Exported], precision: str) 
     assert frames in taken
     assert "pcm" not in taken
     assert len(rest.graph.node) < len(graph.graph.node)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_network_gives_the_frames_whose_mean_is_the_embedding(exports: dict[str, Exported], precision: str) -> None:
+    model = load(exports[precision].path)
+    graph = onnx.load(exports[precision].path)
+    first, (alone, mel, frames) = front_end(graph), network(graph)
+    sessions = [open_session(part.SerializeToString(), 1) for part in (first, alone)]
+    hops, hop, pool = 30, model.contract.hop, 7
+    pcm = np.float32(0.1) * np.random.default_rng(0).standard_normal((1, hops * hop), dtype=np.float32)
+    state = model.initial_state(1)
+    taken = {"pcm": pcm}
+    for session, made in zip(sessions, (mel, frames), strict=True):
+        own = {entry.name: state[entry.name] for entry in session.get_inputs() if entry.name in state}
+        taken = {made: session.run([made], {**taken, **own})[0]}
+    pooled = np.stack([taken[frames][0, :, at : at + pool].mean(axis=1) for at in range(hops - pool + 1)])
+    pooled -= pooled.mean(axis=1, keepdims=True)
+    wanted = model.run(pcm, state)[1][0, pool - 1 :]
+    np.testing.assert_allclose(pooled / np.linalg.norm(pooled, axis=1, keepdims=True), wanted, atol=1e-4)
 
 
 def test_a_model_that_looks_at_its_samples_again_is_refused(exports: dict[str, Exported]) -> None:

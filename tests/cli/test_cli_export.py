@@ -23,7 +23,7 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
 ) -> None:
     out = tmp_path / "words.onnx"
     keep = ("--keep-fp32", "/stack/layers.4/", "--calibration", "percentile", "--license", "cc0-1.0")
-    code, _, err = confit("export", run_path, "-o", out, "--target", "avx2", *keep)
+    code, _, err = confit("export", run_path, "-o", out, "--target", "avx2", "--fuse-activations", *keep)
     assert code == 0, err
     contract = load(out).contract
 
@@ -43,6 +43,7 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     assert lines["size"].strip() == f"{out.stat().st_size / 1e6:.2f} MB"
     assert lines["layers kept in fp32"].strip() == "/stack/layers.4/Conv"
     assert lines["gate"].strip() == "passed"
+    assert lines["activations"].strip().startswith("exchanged for fused ones")
 
     code, told, _ = confit("inspect", out, "--json")
     assert code == 0

@@ -1,0 +1,114 @@
+"""Exchanges activations that no runtime fuses for one that runtimes do, and fits the layers behind to make up for it.
+
+max(leaky_relu(x, 0.2), -0.4) costs a streaming step a node behind each of its convolutions, and a node costs more than its
+arithmetic; max(x, -0.3) is computed by the convolution itself, and by int8 for nothing, as the end of its range.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.speech_embedding import ClippedLeakyReLU
+from confit_edge.pairtune.items import make_augmenter
+from confit_edge.runs import Run
+
+WINDOWS = 320
+AT_ONCE = 16  # windows whose taps memory holds together
+RIDGE = 1e-3  # of the mean square of a tap: a weight that few windows speak for stays near what it was
+
+
+class Floor(nn.Module):
+    """max(x, low)."""
+
+    pointwise_in_time = True
+
+    def __init__(self, low: float) -> None:
+        super().__init__()
+        self.low = low
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(min=self.low)
+
+
+STAND_INS: dict[type[nn.Module], Callable[[], nn.Module]] = {ClippedLeakyReLU: partial(Floor, -0.3)}
+
+
+def can_fuse(encoder: Encoder) -> bool:
+    """Whether the encoder streams, and has an activation for which there is a stand-in."""
+    return encoder.streaming and any(type(layer) in STAND_INS for layer in encoder.streaming_layers()[1])
+
+
+@torch.no_grad()
+def fuse_activations(encoder: Encoder, corpus: Corpus, run: Run) -> Encoder:
+    """A copy of a streaming encoder with stand-ins for its activations, that embeds nearly as before.
+
+    Layer by layer, the first to the last, each convolution behind a stand-in gets the weights that, from what now comes
+    in, best give what the encoder gave there: ridge regression on augmented training windows, towards the weights there
+    were. Errors of the layers before are thus made up for as far as a linear layer can. No label is used. A convolution
+    in groups, or one that pads other than by zeros, keeps its weights.
+    """
+    clips, rng = corpus.training_clips(), np.random.default_rng([run.recipe.seed, 8])
+    rows = np.resize(rng.permutation(len(clips)), WINDOWS)
+    windows = make_augmenter(encoder, corpus, run.recipe)([clips.pcm[int(row)] for row in rows], rng)
+    fused = copy.deepcopy(encoder).eval()
+    front_end, layers = fused.streaming_layers()
+    x = torch.from_numpy(windows)[:, None]
+    for layer in front_end:
+        x = layer(x)
+    before = after = x
+    for layer in layers:
+        was = layer(before)
+        if make := STAND_INS.get(type(layer)):
+            stand_in = make()
+            _replace(fused, layer, stand_in)
+            after = stand_in(after)
+        elif after is before:
+            after = was
+        else:
+            if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+                _refit(layer, after, was)
+            after = layer(after)
+        before = was
+    return fused
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _refit(layer: nn.Conv2d, x: Tensor, wanted: Tensor) -> None:
+    """Give `layer` the weights with which it comes nearest to `wanted` from `x`, in squares, by the normal equations."""
+    assert not isinstance(layer.padding, str), "see _is_plain"
+    weight, with_bias = layer.weight.flatten(1).double(), layer.bias is not None
+    size = weight.shape[1] + with_bias
+    gram, cross = torch.zeros(size, size, dtype=torch.double), torch.zeros(size, len(weight), dtype=torch.double)
+    for part, target in zip(x.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
+        taps = functional.unfold(part, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        taps = taps.transpose(1, 2).flatten(0, 1).double()  # [positions, inputs * kernel]
+        missing = (target - layer(part)).flatten(2).transpose(1, 2).flatten(0, 1).double()
+        if with_bias:
+            taps = functional.pad(taps, (0, 1), value=1.0)
+        gram += taps.T @ taps
+        cross += taps.T @ missing
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    change = torch.linalg.solve(gram, cross).T
+    layer.weight.add_(change[:, : weight.shape[1]].reshape(layer.weight.shape).float())
+    if layer.bias is not None:
+        layer.bias.add_(change[:, -1].float())
+
+
+def _replace(encoder: Encoder, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` where `old` stands, wherever that is in `encoder`."""
+    for module in encoder.modules():
+        for name, child in list(module.named_children()):
+            if child is old:
+                setattr(module, name, new)
