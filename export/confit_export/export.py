@@ -41,7 +41,26 @@ from confit_runtime.model import Model
 SWEEP_MINUTES = 20.0
 NAMED = 5  # of the layers to blame, when an export fails
 Say = Callable[[str], None]
-Assembled = StreamingModel | WindowedModel
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An encoder, the model that is exported of it, and the fp32 graph."""
+
+    encoder: Encoder
+    model: StreamingModel | WindowedModel
+    graph: onnx.ModelProto
+
+    @classmethod
+    def of(cls, encoder: Encoder, run: Run, cohort: np.ndarray) -> Assembled:
+        """`encoder` is that of `run`, or one that took its place."""
+        model = assemble(encoder, run.linear, run.typicality)
+        return cls(encoder, model, to_onnx(model, encoder, cohort))
+
+    def contract(self, run: Run, graph: onnx.ModelProto, layers: dict[str, str], **keys: Any) -> Contract:
+        """The contract of `graph`, which is the fp32 one or is made of it with `layers` in another precision."""
+        cost = count_cost(self.model, self.encoder, self.graph, layers)
+        return draft(run, self.model, self.encoder, graph, cost=cost, **keys)
 
 
 @dataclass(frozen=True)
@@ -101,13 +120,12 @@ def export_run(
     # words centred as they are, background cropped
     windows = Augmenter(encoder.window)([clips.pcm[row] for row in rows], np.random.default_rng([seed, 6]))
     cohort = embed_clips(encoder, list(windows), torch.device("cpu"))
-    model = assemble(encoder, run.linear, run.typicality)
-    fp32 = to_onnx(model, encoder, cohort)
-    say(f"assembled the graph: {len(model.state)} states, {len(fp32.graph.node)} nodes")
+    fp32 = Assembled.of(encoder, run, cohort)
+    say(f"assembled the graph: {len(fp32.model.state)} states, {len(fp32.graph.graph.node)} nodes")
 
-    contract_of = partial(draft, run, name=out.stem, license=license)
-    contract = contract_of(model, encoder, fp32, precision="fp32", cost=count_cost(model, encoder, fp32, {}))
-    fp32_model = provisional(out, fp32, contract)
+    named = {"name": out.stem, "license": license}
+    contract = fp32.contract(run, fp32.graph, {}, precision="fp32", **named)
+    fp32_model = provisional(out, fp32.graph, contract)
     difference = stream_difference(fp32_model, encoder, corpus)
     reference = Heard.by(fp32_model, corpus.val, corpus)
     parity: dict[str, Any] = {}
@@ -117,18 +135,17 @@ def export_run(
         heard = Heard.by(provisional(out, made, replace(contract, precision=precision)), corpus.val, corpus)
         return Verdict.of(reference, heard, seed)
 
-    graph = fp32
+    made, graph = fp32, fp32.graph
     if fuse:
-        encoder = fuse_activations(encoder, corpus, run)
-        model = assemble(encoder, run.linear, run.typicality)
-        graph = to_onnx(model, encoder, cohort)
+        made = Assembled.of(fuse_activations(encoder, corpus, run), run, cohort)
+        graph, contract = made.graph, made.contract(run, made.graph, {}, precision="fp32", **named)
         verdict = judge(graph, precision="fp32")
         say(f"activations exchanged for fused ones: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
         parity["fused_activations"] = verdict.to_dict()
         if verdict.failures:
             failures += [f"with activations exchanged {failure}" for failure in verdict.failures]
             _refuse(out, [*failures, "export without --fuse-activations"], force, say)
-        its_own = stream_difference(provisional(out, graph, contract), encoder, corpus)
+        its_own = stream_difference(provisional(out, graph, contract), made.encoder, corpus)
         difference = float(np.maximum(difference, its_own))  # NaN, where either is
     parity["stream_max_abs_diff"] = difference
     if not difference <= gate.STREAM:
@@ -143,16 +160,15 @@ def export_run(
                 " worse than the target will; export there, or take --target portable"
             )
         if qat_epochs:
-            encoder = fine_tune(encoder, run.encoder, corpus, run, preset(target), qat_epochs, say)
-            model = assemble(encoder, run.linear, run.typicality)
-            graph = to_onnx(model, encoder, cohort)
+            tuned = fine_tune(made.encoder, encoder, corpus, run, preset(target), qat_epochs, say)
+            made = Assembled.of(tuned, run, cohort)
             parity["qat_epochs"] = qat_epochs
-        feeds = calibration_feeds(graph, encoder, corpus, run)
-        quantizer = Quantizer.of(graph, scheme, target, model.fp32_scopes, feeds, calibration)
+        feeds = calibration_feeds(made.graph, made.encoder, corpus, run)
+        quantizer = Quantizer.of(made.graph, scheme, target, made.model.fp32_scopes, feeds, calibration)
         found = search(
             quantizer,
             partial(judge, precision="int8"),
-            validation_windows(encoder, corpus, seed),
+            validation_windows(made.encoder, corpus, seed),
             keep_fp32,
             cache=default_cache(),
             minutes=sweep_minutes,
@@ -162,12 +178,11 @@ def export_run(
         failures += found.verdict.failures
         if found.verdict.failures:
             _refuse(out, [*found.verdict.failures, *_blame(found)], force, say)
-        by_layer = dict.fromkeys(found.layers, PRECISION[scheme])
-        cost = count_cost(model, encoder, graph, by_layer)
-        precision = PRECISION[scheme] if found.layers else "fp32"
         graph = found.graph
         int8_states(graph)
-        contract = contract_of(model, encoder, graph, precision=precision, cost=cost)
+        by_layer = dict.fromkeys(found.layers, PRECISION[scheme])
+        precision = PRECISION[scheme] if found.layers else "fp32"
+        contract = made.contract(run, graph, by_layer, precision=precision, **named)
         parity |= _parity(found, scheme, target, calibration)
     finished = _finish(run, corpus, out, graph, contract, windows, rows, say)
     shipped = provisional(out, graph, finished)
@@ -182,7 +197,7 @@ def export_run(
     )
     data = sealed(graph, finished)
     write_whole(out, data)
-    fp32_bytes = len(sealed(fp32, replace(finished, precision="fp32")))
+    fp32_bytes = len(sealed(fp32.graph, replace(finished, precision="fp32")))
     return Exported(out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], difference, fp32_model)
 
 

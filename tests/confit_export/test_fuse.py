@@ -99,6 +99,9 @@ def test_the_graph_is_shorter_and_streams_as_exactly(
         assert len(operators) < len(onnx.load(exports[precision].path).graph.node) - 15
         assert made.contract.parity["fused_activations"]["cosine"] > 0.99
         assert made.contract.metrics["gate"]["passed"]
+        assert (
+            made.contract.embedding_id != exports[precision].contract.embedding_id
+        )  # a gallery of one is not the other's
         assert made.shipped["val"]["accuracy"] >= made.fp32["val"]["accuracy"] - 0.005
     assert fused["fp32"].stream_max_abs_diff < 1e-4
     # against the run's own encoder the file differs, by what was exchanged and no more
