@@ -37,7 +37,7 @@ from confit_runtime.scoring import Heard, Score, score_detections
 
 KEPT_BACK = "marvin"  # no model sees this word before it is enrolled
 STREAM_SECONDS, STREAM_SNR = 300, 10.0
-EPOCHS, SOUP = 7, 2
+EPOCHS, SOUP = 14, 2
 # What `train` does by default, clips at other speeds, which stand for more voices, and weights averaged over the last half
 # of a training and over two trainings, which voices never heard move less.
 WORDS: dict[str, Any] = {
