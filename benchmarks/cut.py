@@ -34,7 +34,7 @@ def network(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
     rest, frames = without_front_end(model)
     (last,) = [node.output[0] for node in rest.graph.node if node.op_type == "Squeeze"]
     behind = _depending(rest.graph, last)
-    states = [one for one in rest.graph.output if one.name.startswith("state") and one.name not in behind]
+    states = [one for one in rest.graph.output if one.name not in behind]
     nodes, wanted = _needed(rest.graph, {last, *(one.name for one in states)}, set())
     made = onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None)
     inputs = [one for one in rest.graph.input if one.name in wanted]

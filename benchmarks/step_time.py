@@ -38,21 +38,22 @@ def compare(models: dict[str, Path], published: Path) -> dict[str, Any]:
     graphs = {name: onnx.load(path) for name, path in models.items()}
     for name, graph in graphs.items():
         check_cut(graph, models[name])
+    alone = {name: network(graph)[:2] for name, graph in graphs.items()}
+    whole = {name: without_front_end(graph) for name, graph in graphs.items()}
     found: dict[str, Any] = {}
     for said, hops in (("one_hop", 1), ("ten_hops", 10)):
         calls = {"published": _published(published, hops)}
-        calls |= {name: _streamed(network(graph)[:2], hops) for name, graph in graphs.items()}
-        calls |= {f"{name} with head": _streamed(without_front_end(graph), hops) for name, graph in graphs.items()}
+        calls |= {name: _streamed(part, hops) for name, part in alone.items()}
+        calls |= {f"{name} with head": _streamed(part, hops) for name, part in whole.items()}
         took = in_turns(calls, CALLS // hops)
         found[said] = {"published": {"us": round(1e6 * took["published"], 1)}}
         for name in models:
-            alone, whole = took[name], took[f"{name} with head"]
             found[said][name] = {
-                "us": round(1e6 * alone, 1),
-                "ratio": round(alone / took["published"], 4),
-                "with_head": round(whole / took["published"], 4),
+                "us": round(1e6 * took[name], 1),
+                "ratio": round(took[name] / took["published"], 4),
+                "with_head": round(took[f"{name} with head"] / took["published"], 4),
             }
-    found["profile_one_hop_us"] = {name: profile(without_front_end(graph)) for name, graph in graphs.items()}
+    found["profile_one_hop_us"] = {name: profile(part) for name, part in whole.items()}
     found["calls"] = CALLS
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -32,7 +32,7 @@ from confit_export.export import Exported, export_run
 from confit_runtime.audio import load_clip
 from confit_runtime.errors import UsageError
 from confit_runtime.gallery import Gallery
-from confit_runtime.model import load
+from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, Score, score_detections
 
 KEPT_BACK = "marvin"  # no model sees this word before it is enrolled
@@ -224,22 +224,11 @@ def real_digits(demo: Demo, model_path: Path) -> dict[str, Any]:
 
 def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
     """Five composed minutes, listened to as a microphone would be."""
-    rng = np.random.default_rng([demo.seed, 20])
     clips = [clip for clip in read_manifest(demo.out / "words.csv").clips if clip.split == "test"]
-    background = [load_clip(path, 16_000) for path in sorted((DATA / "background" / "test").glob("*.ogg"))]
-    stream, spoken = compose(
-        [load_clip(clip.path, 16_000) for clip in clips],
-        [clip.label for clip in clips],
-        background,
-        samples=STREAM_SECONDS * 16_000,
-        rate=16_000,
-        snr=(STREAM_SNR, STREAM_SNR),
-        rng=rng,
-    )
+    stream, truth = noisy_stream(clips, np.random.default_rng([demo.seed, 20]))
     path = demo.out / "stream.flac"
     soundfile.write(path, stream, 16_000, subtype="PCM_16")
-    truth = [Heard(word.label, word.start / 16_000, word.end / 16_000) for word in spoken]
-    detections = _listen(model_path, path)
+    detections = detect(load(model_path), soundfile.blocks(path, blocksize=1_600, dtype="float32"))
     score = score_detections(truth, detections)
     _write_timeline(demo.out, truth, score, detections)
     share = sum(score.found) / len(truth)
@@ -259,9 +248,25 @@ def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
     }
 
 
-def _listen(model_path: Path, path: Path) -> list[Heard]:
-    stream, found = load(model_path).stream(lead_in=True), []
-    for block in soundfile.blocks(path, blocksize=1_600, dtype="float32"):
+def noisy_stream(clips: list[Clip], rng: np.random.Generator) -> tuple[Pcm, list[Heard]]:
+    """`clips` over sound that nothing was trained on, `[STREAM_SECONDS * 16000]`, and what is said in it when."""
+    background = [load_clip(path, 16_000) for path in sorted((DATA / "background" / "test").glob("*.ogg"))]
+    stream, spoken = compose(
+        [load_clip(clip.path, 16_000) for clip in clips],
+        [clip.label for clip in clips],
+        background,
+        samples=STREAM_SECONDS * 16_000,
+        rate=16_000,
+        snr=(STREAM_SNR, STREAM_SNR),
+        rng=rng,
+    )
+    return stream, [Heard(word.label, word.start / 16_000, word.end / 16_000) for word in spoken]
+
+
+def detect(model: Model, blocks: Iterable[Pcm]) -> list[Heard]:
+    """What the model detects in sound at 16 kHz that comes block by block, by its own thresholds."""
+    stream, found = model.stream(lead_in=True), []
+    for block in blocks:
         found += stream.accept(block, 16_000)
     found += stream.finish()
     return [Heard(event.label, event.start_s, event.end_s) for event in found]

@@ -160,7 +160,7 @@ def export_run(
                 " worse than the target will; export there, or take --target portable"
             )
         if qat_epochs:
-            tuned = fine_tune(made.encoder, encoder, corpus, run, preset(target), qat_epochs, say)
+            tuned = fine_tune(made.encoder, corpus, run, preset(target), qat_epochs, say)
             made = Assembled.of(tuned, run, cohort)
             parity["qat_epochs"] = qat_epochs
         feeds = calibration_feeds(made.graph, made.encoder, corpus, run)

@@ -60,6 +60,7 @@ def fuse_activations(encoder: Encoder, corpus: Corpus, run: Run) -> Encoder:
     rows = np.resize(rng.permutation(len(clips)), WINDOWS)
     windows = make_augmenter(encoder, corpus, run.recipe)([clips.pcm[int(row)] for row in rows], rng)
     fused = copy.deepcopy(encoder).eval()
+    names = {module: name for name, module in fused.named_modules()}
     front_end, layers = fused.streaming_layers()
     x = torch.from_numpy(windows)[:, None]
     for layer in front_end:
@@ -69,25 +70,22 @@ def fuse_activations(encoder: Encoder, corpus: Corpus, run: Run) -> Encoder:
         was = layer(before)
         if make := STAND_INS.get(type(layer)):
             stand_in = make()
-            _replace(fused, layer, stand_in)
+            fused.set_submodule(names[layer], stand_in)
             after = stand_in(after)
         elif after is before:
             after = was
         else:
-            if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+            if isinstance(layer, nn.Conv2d):
                 _refit(layer, after, was)
             after = layer(after)
         before = was
     return fused
 
 
-def _is_plain(layer: nn.Conv2d) -> bool:
-    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-
-
 def _refit(layer: nn.Conv2d, x: Tensor, wanted: Tensor) -> None:
     """Give `layer` the weights with which it comes nearest to `wanted` from `x`, in squares, by the normal equations."""
-    assert not isinstance(layer.padding, str), "see _is_plain"
+    if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return
     weight, with_bias = layer.weight.flatten(1).double(), layer.bias is not None
     size = weight.shape[1] + with_bias
     gram, cross = torch.zeros(size, size, dtype=torch.double), torch.zeros(size, len(weight), dtype=torch.double)
@@ -104,11 +102,3 @@ def _refit(layer: nn.Conv2d, x: Tensor, wanted: Tensor) -> None:
     layer.weight.add_(change[:, : weight.shape[1]].reshape(layer.weight.shape).float())
     if layer.bias is not None:
         layer.bias.add_(change[:, -1].float())
-
-
-def _replace(encoder: Encoder, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` where `old` stands, wherever that is in `encoder`."""
-    for module in encoder.modules():
-        for name, child in list(module.named_children()):
-            if child is old:
-                setattr(module, name, new)

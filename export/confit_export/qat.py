@@ -57,15 +57,9 @@ class RoundedInput(nn.Module):
 
 
 def fine_tune(
-    encoder: Encoder,
-    teacher: Encoder,
-    corpus: Corpus,
-    run: Run,
-    preset: Preset,
-    epochs: int,
-    say: Callable[[str], None],
+    encoder: Encoder, corpus: Corpus, run: Run, preset: Preset, epochs: int, say: Callable[[str], None]
 ) -> Encoder:
-    """A copy of `encoder` whose embeddings, with weights and activations rounded, follow those of `teacher` in fp32.
+    """A copy of `encoder` whose embeddings, with weights and activations rounded, follow those of the run in fp32.
 
     The teacher is the run's own encoder, on the same augmented clips, so no label is used and galleries and thresholds
     keep their meaning. Jacob et al. 2018 (arXiv 1712.05877) for the rounding, Bengio et al. 2013 (arXiv 1308.3432) for
@@ -92,7 +86,7 @@ def fine_tune(
         for start in range(0, len(clips), BATCH):
             pcm = torch.from_numpy(augment([clips.pcm[int(row)] for row in order[start : start + BATCH]], rng))
             with torch.no_grad():
-                wanted = teacher(pcm)
+                wanted = run.encoder(pcm)
             loss = (1 - (student(pcm) * wanted).sum(dim=1)).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

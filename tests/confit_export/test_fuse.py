@@ -17,7 +17,6 @@ from confit_edge.runs import Run
 from confit_export import fuse
 from confit_export.export import Exported, export_run, stream_difference
 from confit_export.fuse import Floor, can_fuse, fuse_activations
-from confit_runtime.contract import unseal
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.model import load
 
@@ -110,7 +109,7 @@ def test_the_graph_is_shorter_and_streams_as_exactly(
 
 def test_a_chopped_stream_equals_one_call(fused: dict[str, Exported]) -> None:
     model = load(fused["int8"].path)
-    hop = unseal(fused["int8"].path.read_bytes()).hop
+    hop = model.contract.hop
     pcm = np.float32(0.1) * np.random.default_rng(0).standard_normal((1, 40 * hop), dtype=np.float32)
     whole, _, _ = model.run(pcm, model.initial_state(1))
     parts, state = [], model.initial_state(1)

@@ -36,7 +36,7 @@ def test_a_rounded_input_has_256_levels_and_holds_zero_exactly() -> None:
 def test_fine_tuning_leaves_the_run_as_it_was_and_is_repeatable(run: Run, run_corpus: Corpus) -> None:
     before = {name: value.clone() for name, value in run.encoder.state_dict().items()}
     said: list[str] = []
-    made = [fine_tune(run.encoder, run.encoder, run_corpus, run, preset("portable"), 2, said.append) for _ in range(2)]
+    made = [fine_tune(run.encoder, run_corpus, run, preset("portable"), 2, said.append) for _ in range(2)]
     for name, value in run.encoder.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert made[0].state_dict().keys() == before.keys()
