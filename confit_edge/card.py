@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from confit_runtime.cautions import cautions, ungrouped
+
 if TYPE_CHECKING:
     from confit_edge.runs import RunInfo
 
@@ -28,15 +30,20 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *_rows(metrics),
         "",
-        "Intervals resample groups (speakers, recordings); no group stands in two splits. Test was reported once; epoch,",
+        f"Intervals resample groups (speakers, recordings); {_apart(data)}. Test was reported once; epoch,",
         "learning rate and probe settings were chosen on validation.",
         "",
+        *(f"**Beware:** {caution}.\n" for caution in cautions(data)),
         "![learning curves](plots/learning.png)",
         "",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in info.versions.items()),
         "",
     ]
     return "\n".join(lines)
+
+
+def _apart(data: dict[str, Any]) -> str:
+    return "here each clip counts as one" if ungrouped(data) else "no group stands in two splits"
 
 
 def _kept(info: RunInfo) -> str:

@@ -9,12 +9,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from confit_runtime.errors import UsageError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`."""
     temporary = _partial(path)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises UsageError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be made a folder ({error.strerror}); write somewhere else, with -o"
+        ) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

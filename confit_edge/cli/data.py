@@ -53,9 +53,9 @@ def check(
 ) -> None:
     """Decode every clip and report: classes, durations, damaged clips, duplicates, leaks between splits.
 
-    Fails (exit 1) when training on it would mislead: a group in two splits, or the same sound in two splits or under
-    two labels. With --strict also when a clip cannot be used; without it such clips are reported, and training leaves
-    them out.
+    Fails (exit 1) when it cannot be trained on, or when training on it would mislead: a group in two splits, or the same
+    sound in two splits or under two labels. With --strict also when a clip cannot be used; without it such clips are
+    reported, and training leaves them out.
     """
     from confit_edge.data.check import check as check_manifest
     from confit_edge.data.clips import ClipStore
@@ -68,7 +68,7 @@ def check(
         emit("check", **report.to_dict())
     else:
         print(report.text())
-    if report.leaks or (strict and report.problems):
+    if report.leaks or not report.trainable or (strict and report.problems):
         raise typer.Exit(1)
 
 

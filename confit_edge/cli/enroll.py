@@ -105,6 +105,8 @@ def enroll(
         embeddings = np.concatenate([one.embeddings for _, one in taken])
         # a clip's prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
+        if there and not negative:
+            _check_nobody_else(name, to_blobs(embeddings), there)
         places = unheard(to_blobs(embeddings), there.blobs(name, negative=negative) if there else ())
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
         seconds = sum(of_print for _, _, of_print in prints)
@@ -175,6 +177,16 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
             say(f"confit-edge: {unusable}")
         raise AudioError(f"{len(errors)} of {len(sounds)} clips cannot be used; nothing was written")
     return taken
+
+
+def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:
+    """The same sound under two names would make either unknown: neither could be nearer."""
+    for other in gallery.names():
+        if other != name and not gallery.blobs(other, negative=False).isdisjoint(blobs):
+            raise UsageError(
+                f"{name}: of these clips some are enrolled as {other!r} already, and a sound under two names is unknown;"
+                f" leave them out, or take {other!r} away first, with `confit-edge gallery remove {other}`"
+            )
 
 
 def _check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:

@@ -74,6 +74,7 @@ def export(
     from confit_export.model_card import recommendation, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
+    from confit_runtime.cautions import cautions
 
     loaded = read_run(run)
     corpus = run_corpus(loaded, data)
@@ -98,6 +99,9 @@ def export(
     contract, advice = made.contract, recommendation(made.contract, timing)
     if advice:
         say(advice)
+    beware = cautions(contract.data)
+    for caution in beware:
+        say(f"beware: {caution}")
     if json_lines:
         emit(
             "summary",
@@ -116,6 +120,7 @@ def export(
             calibration=contract.calibration,
             timing=timing.to_dict(),
             recommendation=advice,
+            cautions=beware,
         )
         return
     say(

@@ -18,6 +18,7 @@ from confit_edge.data.splits import groups_across_splits, missing_classes, with_
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
 OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot
+UNTRAINABLE = "cannot be trained on: "
 SHOWN = 10  # names listed in the text of a report; `to_dict` has them all
 
 
@@ -59,6 +60,11 @@ class Report:
     warnings: list[str]  # a sentence each: what is wrong, and what to do about it
 
     @property
+    def trainable(self) -> bool:
+        """Whether `train` could split the usable clips."""
+        return not any(warning.startswith(UNTRAINABLE) for warning in self.warnings)
+
+    @property
     def leaks(self) -> bool:
         """Whether results would be flattered, or labels contradict each other."""
         return bool(self.torn_groups) or any(copy.across_splits or copy.across_labels for copy in self.duplicates)
@@ -73,6 +79,7 @@ class Report:
             "problems": problems,
             "duplicates": [vars(copy) for copy in self.duplicates],
             "leaks": self.leaks,
+            "trainable": self.trainable,
         }
 
     def text(self) -> str:
@@ -239,7 +246,7 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest) -> list[str]:
     try:
         made = with_splits(usable, seed=0)
     except ManifestError as error:
-        return [*warnings, f"cannot be trained on: {str(error).removeprefix(f'{manifest.source}: ')}"]
+        return [*warnings, f"{UNTRAINABLE}{str(error).removeprefix(f'{manifest.source}: ')}"]
     without_test = missing_classes(made)["test"]
     if without_test:
         warnings.append(

@@ -65,6 +65,15 @@ class Corpus:
             digest.update(recording.data)
         return digest.hexdigest()
 
+    def contradictions(self) -> Iterator[tuple[Path, Path]]:
+        """Clips that decode to the very samples of an earlier one and have other labels, with that one."""
+        first: dict[bytes, tuple[Path, bytes]] = {}
+        for clips in (self.train, self.val, self.test):
+            for pcm, target, path in zip(clips.pcm, clips.targets, clips.paths, strict=True):
+                earlier, labels = first.setdefault(hashlib.sha256(pcm.data).digest(), (path, target.tobytes()))
+                if labels != target.tobytes():
+                    yield earlier, path
+
     def training_clips(self) -> Clips:
         """The training clips, and each training background as one long clip of the unknown class."""
         return self.train if self.unknown is None else self.and_unknown(self.train, self.background_train)

@@ -208,7 +208,10 @@ def _check_columns(
     for name in needed:
         if name not in columns:
             hint = " (or 'labels')" if name == "label" else ""
-            raise UsageError(f"{source}: there is no column {name!r}{hint} ({present})")
+            cure = "; name it with --label-column" if name == label_column else ""
+            if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
+                cure = "; a CSV is parted by commas"
+            raise UsageError(f"{source}: there is no column {name!r}{hint} ({present}){cure}")
 
 
 def _path(value: object, where: str) -> str:

@@ -19,7 +19,7 @@ from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manif
 from confit_edge.demo import DATA
 from confit_edge.demo.report import write_report
 from confit_edge.demo.side_by_side import peak_rss_mb, train_all
-from confit_edge.files import write_text
+from confit_edge.files import make_folder, write_text
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
@@ -67,7 +67,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     """Everything, into the folder `out`; returns what `summary.json` holds. Raises UsageError when `out` is not empty."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UsageError(f"{out}: is not empty; choose another --out, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     started = time.monotonic()
     demo = Demo(out, seed, say, watch)
     words = word_manifest(demo)
@@ -96,6 +96,9 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
         f"{summary['seconds']:.0f} s, {summary['peak_rss_mb']} MB at the most. The report is {out / 'report.html'}. Now try:",
     )
     demo.say(f"  confit-edge listen {exported.path} --source {out / 'stream.flac'}")
+    demo.say(
+        f"  confit-edge evaluate {exported.path} {out / 'stream.flac'}    (which words it missed, and at what noise)"
+    )
     demo.say(f"  confit-edge listen {exported.path}            (your microphone)")
     return summary
 
@@ -138,7 +141,7 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, float]:
         "Vanilla fine-tuning: the same encoder, batches, epochs and augmentation, with a linear head and cross-entropy."
         f" Its learning rate is the best of {', '.join(f'{lr:g}' for lr in LEARNING_RATES)} on validation. Both train at once.",
     )
-    rates: dict[str, Any] = {"lr": list(LEARNING_RATES), "search_epochs": 1}
+    rates: dict[str, Any] = {"lr": list(LEARNING_RATES), "search_epochs": 2}
     recipes = {
         "pairtune": recipe(demo, background=background),
         "finetune": recipe(demo, background=background, objective="finetune", frozen_baseline=False, **rates),
@@ -280,6 +283,9 @@ def _write_timeline(out: Path, truth: list[Heard], score: Score, detections: lis
     ]
     rows += [f"heard,{heard.label},{heard.start_s:.3f},{heard.end_s:.3f}," for heard in detections]
     write_text(out / "stream.csv", "\n".join(rows) + "\n")
+    # as Audacity writes labels, which `evaluate` reads beside the sound
+    labels = [f"{heard.start_s:.6f}\t{heard.end_s:.6f}\t{heard.label}" for heard in truth]
+    write_text(out / "stream.txt", "\n".join(labels) + "\n")
 
 
 def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Initialise, Pooling
 from confit_runtime.errors import ConfitError, UsageError
+
+BUILT_IN = ("speech-embedding", "ge2e", "yamnet")
 
 
 def pretrained(
@@ -33,7 +36,11 @@ def pretrained(
     family, random = name.replace("_", "-"), initialise == "random"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if family not in ("speech-embedding", "ge2e", "yamnet"):
+        if family not in BUILT_IN:
+            if "/" not in name and not Path(name).is_dir():  # asking the hub would take half a minute to fail
+                raise UsageError(
+                    f"--encoder {name}: is none of {', '.join(BUILT_IN)}, no folder here, and no hub name (OWNER/NAME)"
+                )
             from confit_edge.encoders.transformers import TransformersEncoder
 
             return TransformersEncoder.pretrained(

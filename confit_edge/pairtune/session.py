@@ -28,6 +28,7 @@ from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.trainer import Fitted, Watcher, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
+from confit_runtime.cautions import cautions
 from confit_runtime.errors import UsageError
 
 
@@ -77,6 +78,14 @@ def train(
     if watch:
         for problem in corpus.problems:
             watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
+        data = describe_data(manifest, corpus)
+        parts = (f"{data['clips'][name]} clips of {data['groups'][name]} groups" for name in ("train", "val", "test"))
+        watch({"stage": "note", "text": "{} to train, {} to choose by, {} to test".format(*parts)})
+        for caution in cautions(data):
+            watch({"stage": "note", "text": f"beware: {caution}"})
+        for one, other in corpus.contradictions():
+            text = f"beware: {one} and {other} are the same sound with different labels; remove the wrong one"
+            watch({"stage": "note", "text": text})
     if teaching:
         teaching.refuse_other(corpus)
     started = {
@@ -91,7 +100,7 @@ def train(
     curves = Curves(out / "tensorboard", watch) if tensorboard and ranks.main else None
     ranks.wait()  # each process has looked into `out` before the first writes there
     if ranks.main:
-        out.mkdir(parents=True, exist_ok=True)
+        files.make_folder(out)
         files.write_text(beginning, json.dumps(started, indent=2))
     with contextlib.closing(curves) if curves else contextlib.nullcontext():
         trained = train_corpus(
@@ -221,6 +230,8 @@ def check_out(out: Path, resume: bool) -> None:
     """Raise UsageError where writing a run to `out` would lose something."""
     if out.is_file():
         raise UsageError(f"{out}: is a file; -o names a folder for the run")
+    if in_the_way := [parent for parent in out.parents if parent.is_file()]:
+        raise UsageError(f"{out}: cannot be made a folder, for {in_the_way[0]} is a file")
     begun = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
     if (out / "run.json").is_file() and not resume:
         raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")

@@ -16,6 +16,7 @@ from confit_edge.data.augment import Augmenter
 from confit_edge.data.clips import default_cache
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
+from confit_edge.files import make_folder
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.runs import Run
 from confit_export import gate, thresholds
@@ -113,7 +114,7 @@ def export_run(
         )
     if fuse and not can_fuse(run.encoder):
         raise UsageError(f"--fuse-activations: {run.encoder.family} has no activation that can be exchanged")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     seed, encoder = run.recipe.seed, run.encoder.eval()
     rows = cohort_rows(corpus, seed)
     clips = corpus.training_clips()

@@ -75,9 +75,11 @@ class Verdict:
         """The loss of accuracy in words, in points and in clips."""
         points = 100 * self.lost.difference
         verb = "loses" if points >= 0 else "gains"
+        low, high = 100 * self.lost.low, 100 * self.lost.high
+        interval = f" [{low:+.2f}, {high:+.2f}]" if low < high else ""  # one of no width would claim to be sure
         return (
-            f"it {verb} {abs(points):.2f} points of validation accuracy"
-            f" [{100 * self.lost.low:+.2f}, {100 * self.lost.high:+.2f}], {abs(self.clips_lost)} of {self.clips} clips"
+            f"it {verb} {abs(points):.2f} points of validation accuracy{interval},"
+            f" {abs(self.clips_lost)} of {self.clips} clips"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from confit_runtime.cautions import cautions
 from confit_runtime.contract import Contract
 
 
@@ -40,7 +41,8 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
-        rows.append(("lost on validation", f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], paired; {clips}"))
+        interval = f" [{low:+.2f}, {high:+.2f}]" if low < high else ""  # nothing was lost in any resample: no interval
+        rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}"))
         rows.append(("cosine to fp32", f"{parity['cosine']:.4f} (mean over validation clips)"))
     if "stream_max_abs_diff" in parity:
         rows.append(("in parts against whole", f"{parity['stream_max_abs_diff']:.1e} at most, in fp32"))
@@ -48,6 +50,7 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         failed = "; ".join(metrics["gate"]["failures"])
         rows.append(("gate", "passed" if metrics["gate"]["passed"] else f"FAILED, written with --force: {failed}"))
     rows += [("thresholds", _thresholds(contract)), ("thresholds from", _calibrated(contract))]
+    rows += [("beware", caution) for caution in cautions(contract.data)]
     rows.append(("licence", contract.license))
     rows.append(("embedding id", contract.embedding_id))
     return rows

@@ -65,7 +65,9 @@ def _read_csv(source: Path) -> list[Labelled]:
     rows = csv.reader(io.StringIO(_text(source), newline=""))
     header = [cell.strip() for cell in next(rows, [])]
     if missing := [name for name in COLUMNS if name not in header]:
-        raise UsageError(f"{source}: lacks the column {missing[0]} (columns: {', '.join(header) or 'none'})")
+        raise UsageError(
+            f"{source}: lacks the column {missing[0]} (needed: {', '.join(COLUMNS)}; there are: {', '.join(header) or 'none'})"
+        )
     at = [header.index(name) for name in COLUMNS]
     found: dict[Path, Labelled] = {}
     for cells in rows:

@@ -100,6 +100,23 @@ def test_split_by_another_column(folder: Path) -> None:
     assert not (folder / "voices.csv").exists()
 
 
+def test_what_cannot_be_trained_on_fails_the_check(folder: Path) -> None:
+    (folder / "gone.csv").write_text("path,label\na.wav,x\nb.wav,y\nc.wav,x\nd.wav,y\n")
+    done = run("check", folder / "gone.csv", cache=folder / "cache")
+    assert done.returncode == 1
+    assert "cannot be trained on" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("header", "cure"), [("path,word", "name it with --label-column"), ("path;label", "is parted by commas")]
+)
+def test_a_missing_column_says_what_to_do(folder: Path, header: str, cure: str) -> None:
+    (folder / "other.csv").write_text(header + "\n")
+    done = run("check", folder / "other.csv", cache=folder / "cache")
+    assert done.returncode == 2
+    assert cure in done.stderr
+
+
 def test_wrong_usage_exits_with_2(folder: Path) -> None:
     out = folder / "out.csv"
     (folder / "m.csv").write_text("path,label\na.wav,x\nb.wav,y\n")

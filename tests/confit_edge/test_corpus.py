@@ -68,6 +68,16 @@ def test_many_background_recordings_are_split_by_recording(manifest: Path, tmp_p
     assert len(corpus.background_val) == 2
 
 
+def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
+    rows = ["path,label,group"]
+    for number, label in enumerate("xyxyxyx"):
+        noise(tmp_path / f"{number}.wav", seed=0 if number in (1, 6) else number + 1)  # 1 is y, 6 is x
+        rows.append(f"{number}.wav,{label},{number}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    found = list(read_corpus(tmp_path / "m.csv", rate=RATE, seed=0).contradictions())
+    assert [{path.name for path in pair} for pair in found] == [{"1.wav", "6.wav"}]
+
+
 def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not sound")
     for path in (tmp_path, tmp_path / "nowhere"):

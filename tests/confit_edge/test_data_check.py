@@ -147,10 +147,12 @@ def test_rates_channels_levels_and_imbalance(folder: Path) -> None:
 def test_advice_on_splits_and_groups(folder: Path) -> None:
     own = report_of(folder, "path,label\n" + "".join(f"{n}.wav,{'xy'[n % 2]}\n" for n in range(10)))
     assert says(own, "every clip is a group of its own", "`group` column")
+    assert own.trainable
     assert own.missing == {}
     assert "train" not in own.text().splitlines()[3]
     few = report_of(folder, "path,label,group\n0.wav,x,a\n1.wav,x,b\n2.wav,y,a\n3.wav,y,a\n")
     assert says(few, "cannot be trained on: class 'y' has 2 clips in one group ('a')")
+    assert (few.trainable, few.to_dict()["trainable"]) == (False, False)
     no_test = report_of(folder, "path,label,group\n0.wav,x,a\n1.wav,x,b\n2.wav,y,a\n3.wav,y,b\n")
     assert says(no_test, "class 'x', 'y' has no clip in test")
     half = report_of(folder, CLEAN.replace("train", ""))

@@ -1,0 +1,49 @@
+"""What a model's numbers do not prove: sentences for whoever trusts a threshold or an accuracy that few clips stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FEW_CLIPS, FEW_GROUPS = 30, 5  # of validation: below either, an error that is common may not have happened once
+SURE = 0.95
+
+
+def cautions(data: Mapping[str, Any]) -> list[str]:
+    """What to beware of in a model trained on `data` (a contract's, or that of `run.json`): its clips and groups by split.
+
+    With `n` clips and no error among them, the share of new clips that fail may still be 1 - (1 - SURE)^(1 / n), the exact
+    upper bound of a binomial (Clopper and Pearson, 1934).
+    """
+    if not isinstance(data.get("clips"), Mapping):  # what was made without a training has no splits
+        return []
+    clips, groups = data["clips"], data["groups"]
+    found = []
+    if ungrouped(data):
+        found.append(
+            "every clip is a group of its own: where one speaker or one recording gave several clips, they stand in train,"
+            " validation and test alike, and accuracy is too good; give a `group` column, or folders CLASS/GROUP/"
+        )
+    if clips["val"] < FEW_CLIPS or groups["val"] < FEW_GROUPS:
+        share = 1 - (1 - SURE) ** (1 / max(1, min(clips["val"], groups["val"])))
+        found.append(
+            f"thresholds, the chosen epoch and the gate stand on {_count(clips['val'], 'validation clip')} of"
+            f" {_count(groups['val'], 'group')}: were every one of them right, up to {100 * share:.0f} % of new groups might"
+            " still be missed. Try it with voices and rooms it was not trained on, move thresholds with `--threshold"
+            " LABEL=0.4`, or set them by `confit-edge calibrate`"
+        )
+    return found
+
+
+def ungrouped(data: Mapping[str, Any]) -> bool:
+    """Whether no two clips share a group, as where nobody said what belongs together."""
+    return bool(data["clips"] == data["groups"])
+
+
+def enough(measured: Mapping[str, Any]) -> bool:
+    """Whether an accuracy is of so many clips and groups that it may be published."""
+    return bool(measured["n"] >= FEW_CLIPS and measured["groups"] >= FEW_GROUPS)
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number} {one if number == 1 else one + 's'}"

@@ -1,0 +1,46 @@
+"""What few clips do not prove."""
+
+from __future__ import annotations
+
+import pytest
+
+from confit_runtime.cautions import cautions, enough
+from confit_runtime.describe import facts
+from tests import tiny_model
+
+
+def data(clips: int, groups: int) -> dict[str, dict[str, int]]:
+    """Of a model that was chosen by so many clips."""
+    parts = ("train", "val", "test")
+    return {"clips": dict.fromkeys(parts, clips), "groups": dict.fromkeys(parts, groups)}
+
+
+def test_many_clips_of_many_groups_need_no_caution() -> None:
+    assert cautions(data(60, 6)) == []
+    assert cautions({}) == []
+    assert cautions({"clips": 90, "groups": 30}) == []  # made without a training
+
+
+@pytest.mark.parametrize(
+    ("clips", "groups", "named"), [(60, 4, "60 validation clips of 4 groups"), (29, 9, "of 9 groups")]
+)
+def test_few_clips_or_few_groups_are_told_of(clips: int, groups: int, named: str) -> None:
+    (caution,) = cautions(data(clips, groups))
+    assert named in caution
+    # a binomial of that share shows no error in `groups` trials one time in twenty
+    share = float(caution.split("up to ")[1].split(" %")[0]) / 100
+    assert (1 - share) ** groups == pytest.approx(0.05, abs=0.01)
+    assert "calibrate" in caution
+
+
+def test_clips_without_groups_are_told_of() -> None:
+    (caution,) = cautions(data(80, 80))
+    assert "every clip is a group of its own" in caution
+    rows = facts(tiny_model.contract(data=data(3, 3)), 1000)
+    assert len([text for name, text in rows if name == "beware"]) == 2
+
+
+def test_an_accuracy_of_a_few_clips_is_not_to_be_published() -> None:
+    assert enough({"n": 30, "groups": 5})
+    assert not enough({"n": 29, "groups": 10})
+    assert not enough({"n": 100, "groups": 4})
