@@ -87,7 +87,7 @@ def card(made: Exported, timing: Timing) -> str:
     unit = "hop" if contract.streaming else "window"
     lines = [
         "---",
-        _head(contract).rstrip(),
+        front_matter(contract).rstrip(),
         "---",
         f"# {contract.name}",
         "",
@@ -130,7 +130,8 @@ def card(made: Exported, timing: Timing) -> str:
     return "\n".join(lines)
 
 
-def _head(contract: Contract) -> str:
+def front_matter(contract: Contract) -> str:
+    """The YAML of a card; an accuracy is published in it where enough clips and groups stand behind it."""
     import yaml
 
     measured = [

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from confit_export.export import Exported
+from confit_export.model_card import front_matter
 from confit_runtime import load
 from confit_runtime.gemm import saturates
 
@@ -30,9 +32,13 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     _, head, body = out.with_suffix(".md").read_text(encoding="utf-8").split("---\n", 2)
     fields = yaml.safe_load(head)
     assert (fields["license"], fields["pipeline_tag"]) == ("cc0-1.0", "audio-classification")
-    (result,) = fields["model-index"][0]["results"]
-    measured = {metric["name"]: metric["value"] for metric in result["metrics"]}
-    assert measured["test accuracy"] == pytest.approx(contract.metrics["test"]["accuracy"], abs=1e-4)
+    assert "model-index" not in fields  # 15 clips of 3 voices are no result to publish
+    assert "15 validation clips of 3 groups" in body
+    many = replace(contract, metrics={"test": {**contract.metrics["test"], "n": 300, "groups": 18}})
+    (result,) = yaml.safe_load(front_matter(many))["model-index"][0]["results"]
+    (measured,) = result["metrics"]
+    assert measured["name"] == "test accuracy"
+    assert measured["value"] == pytest.approx(contract.metrics["test"]["accuracy"], abs=1e-4)
     for part in ("static for avx2, ranges by percentile", "/stack/layers.4/Conv", "p50 / p99", "peak memory"):
         assert part in body
     assert "2 fp32, 19 int8" in body

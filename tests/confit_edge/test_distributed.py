@@ -82,7 +82,7 @@ def test_train_works_under_a_launcher_and_speaks_with_one_voice(manifest: Path, 
     settings = ["--epochs", "1", "--no-frozen-baseline", "--probe-views", "1", "--window", "0.8", "--device", "cpu"]
     done = launch("-m", "confit_edge", "train", str(manifest), "-o", str(tmp_path / "run"), *settings, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["type"] for line in lines] == ["epoch", "probe", "summary"]
+    assert [line["type"] for line in lines] == ["note", "note", "epoch", "probe", "summary"]
     run = read_run(tmp_path / "run")
     assert run.metrics["probes"] == lines[-1]["probes"]
     assert not list((tmp_path / "run").glob("*.partial"))
