@@ -105,9 +105,10 @@ def enroll(
         embeddings = np.concatenate([one.embeddings for _, one in taken])
         # a clip's prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
+        blobs = to_blobs(embeddings)
         if there and not negative:
-            _check_nobody_else(name, to_blobs(embeddings), there)
-        places = unheard(to_blobs(embeddings), there.blobs(name, negative=negative) if there else ())
+            _check_nobody_else(name, blobs, there)
+        places = unheard(blobs, there.blobs(name, negative=negative) if there else ())
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
         seconds = sum(of_print for _, _, of_print in prints)
         if not negative:
