@@ -182,12 +182,11 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
 
 def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:
     """The same sound under two names would make either unknown: neither could be nearer."""
-    for other in gallery.names():
-        if other != name and not gallery.blobs(other, negative=False).isdisjoint(blobs):
-            raise UsageError(
-                f"{name}: of these clips some are enrolled as {other!r} already, and a sound under two names is unknown;"
-                f" leave them out, or take {other!r} away first, with `confit-edge gallery remove {other}`"
-            )
+    for other in sorted(gallery.owners(blobs) - {name}):
+        raise UsageError(
+            f"{name}: of these clips some are enrolled as {other!r} already, and a sound under two names is unknown;"
+            f" leave them out, or take {other!r} away first, with `confit-edge gallery remove {other}`"
+        )
 
 
 def _check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode
+from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, relative
 from confit_edge.data.splits import groups_across_splits, missing_classes, with_splits
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
 OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot
-UNTRAINABLE = "cannot be trained on: "
 SHOWN = 10  # names listed in the text of a report; `to_dict` has them all
 
 
@@ -58,11 +56,7 @@ class Report:
     torn_groups: dict[str, list[str]]  # group -> the splits it is in
     missing: dict[str, list[str]]  # split -> the classes that have no clip there; empty when there are no splits
     warnings: list[str]  # a sentence each: what is wrong, and what to do about it
-
-    @property
-    def trainable(self) -> bool:
-        """Whether `train` could split the usable clips."""
-        return not any(warning.startswith(UNTRAINABLE) for warning in self.warnings)
+    trainable: bool  # whether `train` could split the usable clips
 
     @property
     def leaks(self) -> bool:
@@ -79,7 +73,6 @@ class Report:
             "problems": problems,
             "duplicates": [vars(copy) for copy in self.duplicates],
             "leaks": self.leaks,
-            "trainable": self.trainable,
         }
 
     def text(self) -> str:
@@ -120,7 +113,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
     usable: list[Clip] = []
     problems: list[ClipProblem] = []
     seconds: dict[Path, float] = {}
-    copies: dict[str, list[Clip]] = {}
+    copies: dict[bytes, list[Clip]] = {}
     formats: Counter[tuple[int, int]] = Counter()
     loud: list[str] = []
     for clip, outcome in decode(manifest, store, progress=progress):
@@ -129,7 +122,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
             continue
         usable.append(clip)
         seconds[clip.path] = len(outcome) / store.rate
-        copies.setdefault(hashlib.sha256(outcome.data).hexdigest(), []).append(clip)
+        copies.setdefault(sound_digest(outcome), []).append(clip)
         formats[_format(clip.path)] += 1
         if float(np.abs(outcome).max()) > OVERLOAD:
             loud.append(relative(clip.path, manifest.folder))
@@ -139,6 +132,10 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
     sizes = [stats.clips for stats in classes.values() if stats.clips]
     spans = sorted(round(span, 3) for span in seconds.values())
     has_splits = any(clip.split for clip in manifest.clips)
+    try:
+        made: Manifest | ManifestError = with_splits(rest, seed=0)
+    except ManifestError as error:
+        made = error
     report = Report(
         source=manifest.source,
         clips=len(manifest),
@@ -155,8 +152,10 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         torn_groups=groups_across_splits(manifest),
         missing=missing_classes(rest) if has_splits else {},
         warnings=[],
+        trainable=isinstance(made, Manifest),
     )
-    return replace(report, warnings=[*_warn(report), *_warn_of_splits(manifest, rest), *_warn_of_levels(loud)])
+    of_splits = _warn_of_splits(manifest, rest, made)
+    return replace(report, warnings=[*_warn(report), *of_splits, *_warn_of_levels(loud)])
 
 
 def _class_stats(label: str, manifest: Manifest, seconds: dict[Path, float]) -> ClassStats:
@@ -231,8 +230,8 @@ def _warn(report: Report) -> list[str]:
     return warnings
 
 
-def _warn_of_splits(manifest: Manifest, usable: Manifest) -> list[str]:
-    """What stands in the way of splits, or of trusting them."""
+def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
+    """What stands in the way of splits, or of trusting them; `made` is what `train` would make of the usable clips."""
     warnings = []
     if len({clip.group for clip in manifest.clips}) == len(manifest):
         tables = sorted(manifest.folder.glob("manifest.*")) if manifest.source.is_dir() else []
@@ -243,10 +242,8 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest) -> list[str]:
         )
     if groups_across_splits(usable):
         return warnings  # told already, and the first thing with_splits would say
-    try:
-        made = with_splits(usable, seed=0)
-    except ManifestError as error:
-        return [*warnings, f"{UNTRAINABLE}{str(error).removeprefix(f'{manifest.source}: ')}"]
+    if isinstance(made, ManifestError):
+        return [*warnings, f"cannot be trained on: {str(made).removeprefix(f'{manifest.source}: ')}"]
     without_test = missing_classes(made)["test"]
     if without_test:
         warnings.append(

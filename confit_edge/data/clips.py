@@ -178,6 +178,11 @@ def _kind(path: Path) -> ProblemKind:
     return "unreadable" if np.isfinite(pcm).all() else "not-finite"
 
 
+def sound_digest(pcm: Pcm) -> bytes:
+    """What two clips have in common exactly when they decode to the very same samples."""
+    return hashlib.sha256(pcm.data).digest()
+
+
 def default_cache() -> Path:
     """Where what can be made again is kept: $CONFIT_EDGE_CACHE, or a folder in the user's home."""
     chosen = os.environ.get("CONFIT_EDGE_CACHE")

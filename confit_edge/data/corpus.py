@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.augment import Pcm
-from confit_edge.data.clips import ClipProblem, ClipStore, load_clips
+from confit_edge.data.clips import ClipProblem, ClipStore, load_clips, sound_digest
 from confit_edge.data.manifest import Manifest, read_manifest, sound_files
 from confit_edge.data.splits import with_splits
 from confit_runtime.errors import ConfitError
@@ -70,7 +70,7 @@ class Corpus:
         first: dict[bytes, tuple[Path, bytes]] = {}
         for clips in (self.train, self.val, self.test):
             for pcm, target, path in zip(clips.pcm, clips.targets, clips.paths, strict=True):
-                earlier, labels = first.setdefault(hashlib.sha256(pcm.data).digest(), (path, target.tobytes()))
+                earlier, labels = first.setdefault(sound_digest(pcm), (path, target.tobytes()))
                 if labels != target.tobytes():
                     yield earlier, path
 

@@ -7,7 +7,6 @@ needed for that, so sound without labels teaches too.
 
 from __future__ import annotations
 
-import hashlib
 import typing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from confit_edge.data.augment import Augmenter, Pcm
+from confit_edge.data.clips import sound_digest
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe, check_type
@@ -231,11 +231,7 @@ class TeachingRun(Teaching):
             raise UsageError(
                 f"{source}: is not the data {self.name} was trained on (clips, labels, splits or background differ)"
             )
-        judged = {_digest(pcm): split for split in ("val", "test") for pcm in getattr(corpus, split).pcm}
+        judged = {sound_digest(pcm): split for split in ("val", "test") for pcm in getattr(corpus, split).pcm}
         for path, pcm in zip(self.paths, self.unlabelled, strict=True):
-            if split := judged.get(_digest(pcm)):
+            if split := judged.get(sound_digest(pcm)):
                 raise UsageError(f"--unlabelled: {path} is a {split} clip of {source}, to judge by: keep those out")
-
-
-def _digest(pcm: Pcm) -> bytes:
-    return hashlib.sha256(pcm.data).digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,6 +250,15 @@ class Gallery:
                 (name, int(negative)),
             ).fetchall()
         return {blob for (blob,) in rows}
+
+    def owners(self, blobs: Iterable[bytes]) -> set[str]:
+        """The names that have one of these prints."""
+        with reported(self.path):
+            rows = self._db.execute(
+                "SELECT DISTINCT name, embedding FROM prints JOIN names ON name_id = names.id WHERE negative = 0"
+            )
+            wanted = set(blobs)
+            return {name for name, blob in rows if blob in wanted}
 
     def voiced_s(self, name: str) -> float:
         """How many seconds of sound a name was enrolled from. Raises UsageError on an unknown name."""
