@@ -29,7 +29,7 @@ def listen(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="mic, mic:INDEX, mic:NAME, a sound file, a folder of clips, an rtsp:// or http:// URL, or - for raw PCM"
+            help="mic, mic:INDEX, mic:NAME, a sound file, a folder of clips or a 'pattern*', an rtsp:// or http:// URL, or - for raw PCM"
             " on stdin.",
         ),
     ] = "mic",
@@ -95,12 +95,13 @@ def listen(
     from confit_edge.cli._heard import Heard
     from confit_runtime import load
     from confit_runtime.listener import Listener
-    from confit_runtime.sources import find_clips, open_source
+    from confit_runtime.sources import find_clips, is_url, names_clips, open_source
 
     general, own = _levels(threshold or [])
     loaded = [load(model) for model in models]
     tuned = [_with_thresholds(model, general, own) for model in loaded]
-    clips = [str(path) for path in find_clips([source])] if Path(source).is_dir() else None
+    several = names_clips(source) and not source.startswith("mic:") and not is_url(source)
+    clips = [str(path) for path in find_clips([source])] if several else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
     _check_names(tuned)
@@ -111,7 +112,7 @@ def listen(
         _quiet_when_unread(),
         Heard(
             source,
-            streams := _streams(tuned, placed.of_model, lead_in=Path(source).exists(), gate=gate),
+            streams := _streams(tuned, placed.of_model, lead_in=several or Path(source).exists(), gate=gate),
             json=json,
             clips=clips is not None,
         ) as heard,

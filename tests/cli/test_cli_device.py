@@ -317,6 +317,10 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
     }
     assert (second["clip"], second["seconds"], second["detections"]) == ("deep/er/b.wav", 1.0, {})
     assert (whole["seconds"], whole["detections"]) == (3.5, {"low": 1, "mid": 1})
+    pattern = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "**/*.wav")
+    assert pattern.stdout == done.stdout
+    none = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "*.flac")
+    assert (none.returncode, none.stderr) == (2, "confit-edge: *.flac: no sound files there\n")
 
 
 def test_a_source_without_any_sound_is_no_success(home: Path, tmp_path: Path) -> None:

@@ -160,6 +160,14 @@ def test_pcm_that_cannot_be() -> None:
             PcmSource(io.BytesIO(), **settings_)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("form", "named"), [("WAV", "WAV"), ("FLAC", "FLAC"), ("OGG", "Ogg")])
+def test_a_pipe_that_holds_a_file_is_refused(form: str, named: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(1_600), 16_000, format=form)
+    with pytest.raises(UsageError, match=f"holds a {named} file.*arecord -t raw"):
+        taken(PcmSource(Pieces(file.getvalue(), [1, 3]), 16_000))
+
+
 # microphones
 
 SOUND = RNG.uniform(-0.5, 0.5, (48_000, 2)).astype(np.float32)

@@ -8,7 +8,7 @@ from typing import cast
 
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, Source
-from confit_runtime.sources.files import FileSource, find_clips
+from confit_runtime.sources.files import FileSource, find_clips, names_clips
 from confit_runtime.sources.microphone import Microphone
 from confit_runtime.sources.network import NetworkSource, is_url
 from confit_runtime.sources.pcm import PCM_FORMATS, PcmSource
@@ -28,6 +28,8 @@ __all__ = [
     "find_clips",
     "import_portaudio",
     "input_devices",
+    "is_url",
+    "names_clips",
     "open_source",
 ]
 

@@ -53,6 +53,12 @@ class FileSource:
         self._stopped.set()
 
 
+def names_clips(spec: str) -> bool:
+    """Whether a user names sound files by it, none to several: a folder, or a glob pattern that is no file's name."""
+    path = Path(spec)
+    return path.is_dir() or (glob.has_magic(spec) and not path.exists())
+
+
 def find_clips(specs: Sequence[str | Path]) -> list[Path]:
     """Clips from how a user names them: files, folders (the sound files in them and below) and glob patterns, in order.
 
@@ -66,7 +72,7 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
             raise UsageError("a source or clip without a name: give a sound file or a folder (. is the one you are in)")
         if path.is_dir():
             found = sounds_below(path)
-        elif not path.exists() and glob.has_magic(str(spec)):
+        elif names_clips(str(spec)):
             found = sorted(Path(file) for file in glob.glob(str(spec), recursive=True))
         else:
             found = [path]

@@ -19,6 +19,7 @@ from confit_runtime.sources.base import Chunk, Gap, finite
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 
+_FILES = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}  # by how the file begins
 _POLL_S = 0.2  # how often a silent pipe looks whether it was stopped
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class PcmSource:
     """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped, and logged.
 
-    Raises UsageError on a rate, channel count or format that cannot be.
+    Raises UsageError on a rate, channel count or format that cannot be, and where the bytes begin as a sound file does.
     """
 
     live = True
@@ -53,9 +54,15 @@ class PcmSource:
 
     def __iter__(self) -> Iterator[Chunk | Gap]:
         frame = self._dtype.itemsize * self._channels
-        held = b""
+        held = start = b""
         while self._wait_for_data() and (data := self._stream.read1(65_536)):
             held += data
+            start = start if len(start) >= 4 else (start + data)[:4]
+            if start in _FILES:
+                raise UsageError(
+                    f"the pipe holds a {_FILES[start]} file, not raw PCM: have it written without a header"
+                    " (`arecord -t raw`, `ffmpeg ... -f s16le -`), or give the file's path as the source"
+                )
             whole = len(held) // frame * frame
             frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
             if len(frames):
