@@ -192,19 +192,23 @@ def _opened(model: bytes) -> tuple[Contract, int]:
     """The contract, and where its metadata begins: whatever stands before is the model itself."""
     parts = list(fields(model))
     if not any(number == _MODEL_GRAPH for number, _, _, _ in parts):
-        raise ModelError("is not an ONNX model (or it was cut short)")
+        raise ModelError("is not an ONNX model, or was cut short (copy it again)")
     entries = {}
     for number, start, payload_start, end in parts:
         if number == _MODEL_METADATA:
             key, value = _entry(model[payload_start:end])
             entries[key] = (value, start, end)
     if CONTRACT_KEY not in entries:
-        raise ModelError("holds no confit_edge contract: it was not made by `confit-edge export`, or it was cut short")
+        raise ModelError(
+            "holds no confit_edge contract: it was not made by `confit-edge export`, or it was cut short (copy it again)"
+        )
     if DIGEST_KEY not in entries:
-        raise ModelError("has lost its digest: the file was cut short or edited")
+        raise ModelError("has lost its digest: the file was cut short or edited (copy it again)")
     digest, start, end = entries[DIGEST_KEY]
     if end != len(model) or hashlib.sha256(model[:start]).hexdigest() != digest:
-        raise ModelError("does not match its own digest: the file was damaged or edited")
+        raise ModelError(
+            "does not match its own digest: the file was damaged or edited (copy it again, or export it anew)"
+        )
     text, begin, _ = entries[CONTRACT_KEY]
     return Contract.from_json(text), begin
 
