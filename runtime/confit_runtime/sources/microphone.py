@@ -54,7 +54,10 @@ class Microphone:
             info = self._portaudio.query_devices(device, "input")
         except (ValueError, self._portaudio.PortAudioError) as error:
             what = "no default microphone" if device is None else f"no microphone {device!r}"
-            raise DeviceError(f"{what} ({_line(error)}); `confit-edge devices` lists what there is") from error
+            there = any(info["max_input_channels"] for info in self._portaudio.query_devices())
+            none = "there is none at all: plug one in, or listen to a file"
+            cure = "`confit-edge devices` lists what there is" if there else none
+            raise DeviceError(f"{what} ({_line(error)}); {cure}") from error
         self._info = info
         self.device_name = str(info["name"])
         self._alone = len(self._namesakes(_stem)) == 1
