@@ -4,8 +4,8 @@
 
 makes `tasks/negatives/NAME.wav` (16 kHz) in the cache of `benchmarks.fetch`: the dialogue of each level of a game, each
 piece of music, and all prompts of one voice joined. Left out are the English prompts, the prompts that are numbers
-(`digits/`: of several languages they are the demo's words), syllables (`no`, `on`, `go`: the same), and what the demo's
-model was trained or is tested on.
+(`digits/`: of several languages they are the demo's words), syllables (`no`, `on`, `go`: the same), and the music and the
+voices that the demo's model is trained or tested with (prompts in French, Russian and Italian).
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def recordings(cache: Path = CACHE) -> dict[str, list[Path]]:
     for path in sorted((decoded / "asterisk-moh-opsound-g722").rglob("*.flac")):
         if path.stem not in USED_BY_THE_DEMO:
             found[f"moh-{path.stem}"].append(path)
-    for language in ("es", "fr", "it", "ru"):
-        prompts = sorted((decoded / f"asterisk-core-sounds-{language}-g722").rglob("*.flac"))
-        found[f"prompts-{language}"] = [path for path in prompts if not {"digits", "silence"} & set(path.parts)]
+    prompts = sorted((decoded / "asterisk-core-sounds-es-g722").rglob("*.flac"))
+    found["prompts-es"] = [path for path in prompts if not {"digits", "silence"} & set(path.parts)]
     ktuberling = packages / "ktuberling-data/usr/share/ktuberling/sounds"
     for path in sorted(ktuberling.rglob("*.ogg")):
         if path.relative_to(ktuberling).parts[0] not in ENGLISH:

@@ -114,8 +114,8 @@ def word_manifest(demo: Demo) -> Path:
         "1. The clips",
         f"{len(kept)} clips of {len({clip.label for clip in kept})} English words, spoken by synthetic voices: {voices['train']}"
         f" to learn from, {voices['val']} to choose by, {voices['test']} to test on. No voice stands in two of them. The word"
-        f" {KEPT_BACK!r} is kept back, to be enrolled later. Music and Italian speech are the background: one part to train"
-        " with, another to test with.",
+        f" {KEPT_BACK!r} is kept back, to be enrolled later. The background to train with is music and speech in French and"
+        " Russian; that of the test is other music and speech in Italian.",
     )
     return path
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from confit_edge.data.augment import Pcm
+from confit_edge.data.augment import Pcm, crop
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
@@ -17,6 +17,7 @@ from confit_edge.pairtune.items import GAP_S, OFF_S, make_augmenter
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
+ROWS = 8  # in succession, of one place in the background
 ON_S = 0.10  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
 
 
@@ -46,8 +47,8 @@ def stream_views(
     """Embeddings `[rows, dim]` and targets of rows of streams composed from `clips` over `background`.
 
     Each clip stands in `views` streams. A row in the middle of a clip is that clip's; a row between clips, or over a
-    fragment of one, is of the unknown class; rows between the two are left out. As many unknown rows are kept as there
-    are others: a stream is mostly nothing, and a probe that never met nothing hears words in it.
+    fragment of one, is of the unknown class; rows between the two are left out. There are as many unknown rows as others,
+    half of them of the background alone: a device hears mostly that, and a stream that is dense with clips holds none of it.
     """
     assert corpus.unknown is not None
     encoder.eval()
@@ -73,7 +74,24 @@ def stream_views(
         embeddings.append(rows[near | far])
         targets.append(np.where(far[:, None], nothing, own)[near | far])
     embedding, target = np.concatenate(embeddings), np.concatenate(targets)
+    rng = np.random.default_rng([recipe.seed, salt])
     on, off = np.flatnonzero(target[:, unknown] == 0), np.flatnonzero(target[:, unknown])
-    off = np.random.default_rng([recipe.seed, salt]).choice(off, min(len(off), len(on)), replace=False)
+    alone = background_rows(encoder, background, len(on) // 2, device, rng)
+    off = rng.choice(off, min(len(off), len(on) - len(alone)), replace=False)
     kept = np.sort(np.concatenate([on, off]))
-    return embedding[kept], target[kept]
+    return np.concatenate([embedding[kept], alone]), np.concatenate([target[kept], np.tile(nothing, (len(alone), 1))])
+
+
+@torch.no_grad()
+def background_rows(
+    encoder: Encoder, background: list[Pcm], count: int, device: torch.device, rng: np.random.Generator
+) -> Floats:
+    """Embeddings `[count, dim]` of random places in the background; every second one is heard together with another."""
+    length = encoder.window + (ROWS - 1) * encoder.hop
+    shares = np.array([len(recording) for recording in background]) / sum(map(len, background))
+    rows = [np.zeros((0, encoder.dim), np.float32)]
+    for number in range(-(-count // ROWS)):
+        first, second = (crop(background[at], length, rng) for at in rng.choice(len(background), 2, p=shares))
+        gain = np.float32(rng.uniform(0.3, 1.0) if number % 2 else 0.0)
+        rows.append(encoder.rows(torch.from_numpy(first + gain * second).to(device)).cpu().numpy())
+    return np.concatenate(rows)[:count]

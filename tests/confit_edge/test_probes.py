@@ -24,7 +24,7 @@ from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe, log_loss
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
-from confit_edge.probes.views import augmented_views, stream_views
+from confit_edge.probes.views import ROWS, augmented_views, background_rows, stream_views
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
@@ -329,6 +329,31 @@ def test_views_are_rows_of_streams_with_their_own_targets(run_corpus: Corpus) ->
     probe = LinearProbe.fit(clean, clean_targets, clean, clean_targets)  # never saw a stream
     spoken = targets[:, unknown] == 0
     assert correct(probe.scores(rows[spoken]), targets[spoken]).mean() > 0.7
+
+
+def test_half_of_what_is_unknown_is_background_alone(run_corpus: Corpus) -> None:
+    encoder, heard = pretrained("speech-embedding", 1.28), run_corpus.background_train
+    _, targets = stream_views(encoder, run_corpus, run_corpus.train, heard, Recipe(), CPU, views=1, salt=2)
+    unknown = run_corpus.classes.index(UNKNOWN)
+    spoken = int((targets[:, unknown] == 0).sum())
+    alone = spoken // 2
+    assert (targets[-alone:, unknown] == 1).all()
+    assert int(targets[:, unknown].sum()) == spoken
+
+
+def test_background_rows_are_of_places_in_the_background() -> None:
+    """Of two recordings, far apart, a block is of the one or of the other, and every second block of both at once."""
+    encoder, rng = pretrained("speech-embedding", 1.28), np.random.default_rng(0)
+    length = encoder.window + (ROWS - 1) * encoder.hop
+    time = np.arange(length) / encoder.sample_rate
+    low, high = (np.float32(0.1) * np.sin(2 * np.pi * hz * time).astype(np.float32) for hz in (200, 3000))
+    rows = background_rows(encoder, [low, high], 10 * ROWS - 3, CPU, rng)
+    assert rows.shape == (10 * ROWS - 3, encoder.dim)
+    pure = [encoder.rows(torch.from_numpy(sound)).numpy() for sound in (low, high)]
+    same = [min(float(np.abs(rows[at : at + ROWS] - one).max()) for one in pure) for at in range(0, 9 * ROWS, ROWS)]
+    assert max(same[::2]) < 1e-5
+    assert max(same[1::2]) > 0.05
+    assert background_rows(encoder, [low], 0, CPU, rng).shape == (0, encoder.dim)
 
 
 def test_views_keep_every_label_of_a_clip(run_corpus: Corpus) -> None:
