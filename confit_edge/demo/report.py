@@ -25,7 +25,7 @@ svg text { font: 9px system-ui, sans-serif; fill: #26323f }
 def write_report(out: Path, summary: dict[str, Any]) -> None:
     """Write `report.html` from the summary, the plots and the timeline in `out`."""
     stream, model, word, voices = (summary[key] for key in ("stream", "model", "enroll_word", "identify"))
-    digits = summary["real_digits"]
+    digits, shipped = summary["real_digits"], voices["speaker_model"]
     tiles = {
         f"{100 * summary['accuracy']['pairtune']['linear']:.1f} %": "words of unseen voices",
         f"{stream['detected']} / {stream['expected']}": f"words found in noise, {stream['false_accepts']} false accepts",
@@ -60,7 +60,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         f"<p>Voices {' and '.join(voices['voices'])}: {voices['correct']} of {voices['n']} clips given their own name,"
         f" {voices['mistaken']} the other's; {voices['unknown_correct']} of {voices['unknown_n']} clips of"
         f" strangers answered 'unknown'. Which of the two is nearer: {voices['nearer_correct']} of {voices['n']} right,"
-        f" {chance}.</p>",
+        f" {chance}. By the speaker model that ships, asked by three words at a time: {shipped['correct']} of {shipped['n']},"
+        f" {shipped['mistaken']} the other's; {shipped['unknown_correct']} of {shipped['unknown_n']} of strangers 'unknown'.</p>",
     ]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>confit-edge demo</title><style>{_STYLE}</style>"
     write_text(out / "report.html", f"{head}{''.join(body)}</html>\n")

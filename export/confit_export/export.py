@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,7 @@ def export_run(
     offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
     all the same, and its contract's metrics say what failed.
     """
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out}: a model file's name ends with .onnx")
-    if quantize and scheme == "dynamic" and run.encoder.streaming:
-        raise UsageError(
-            "--scheme dynamic: not for a streaming model, since a scale taken from each call would make a result depend on"
-            " how the stream is chopped and on the other streams of a batch; use static or weight-only"
-        )
-    if fuse and not can_fuse(run.encoder):
-        raise UsageError(f"--fuse-activations: {run.encoder.family} has no activation that can be exchanged")
+    _check_request(out, run.encoder, scheme if quantize else None, fuse)
     make_folder(out.parent)
     seed, encoder = run.recipe.seed, run.encoder.eval()
     rows = cohort_rows(corpus, seed)
@@ -127,79 +119,141 @@ def export_run(
     named = {"name": out.stem, "license": license}
     contract = fp32.contract(run, fp32.graph, {}, precision="fp32", **named)
     fp32_model = provisional(out, fp32.graph, contract)
-    difference = stream_difference(fp32_model, encoder, corpus)
     reference = Heard.by(fp32_model, corpus.val, corpus)
-    parity: dict[str, Any] = {}
-    failures: list[str] = []
-
-    def judge(made: onnx.ModelProto, *, precision: str) -> Verdict:
-        heard = Heard.by(provisional(out, made, replace(contract, precision=precision)), corpus.val, corpus)
-        return Verdict.of(reference, heard, seed)
-
-    made, graph = fp32, fp32.graph
+    work = _Work(run, corpus, out, named, cohort, force, say, reference, fp32, fp32.graph, contract)
+    work.difference = stream_difference(fp32_model, encoder, corpus)
     if fuse:
-        made = Assembled.of(fuse_activations(encoder, corpus, run), run, cohort)
-        graph, contract = made.graph, made.contract(run, made.graph, {}, precision="fp32", **named)
-        verdict = judge(graph, precision="fp32")
-        say(f"activations exchanged for fused ones: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
-        parity["fused_activations"] = verdict.to_dict()
-        if verdict.failures:
-            failures += [f"with activations exchanged {failure}" for failure in verdict.failures]
-            _refuse(out, [*failures, "export without --fuse-activations"], force, say)
-        its_own = stream_difference(provisional(out, graph, contract), made.encoder, corpus)
-        difference = float(np.maximum(difference, its_own))  # NaN, where either is
-    parity["stream_max_abs_diff"] = difference
-    if not difference <= gate.STREAM:
-        failures.append(f"streaming differs from offline by {difference:.2g} (allowed {gate.STREAM:g})")
-        _refuse(out, failures, force, say)
-    else:
-        say(f"streaming equals offline: largest difference {difference:.1e}")
+        work.fuse()
+    work.check_streaming()
     if quantize:
-        if scheme in ("static", "dynamic") and preset(target).weight_bits == 8 and saturates():
-            say(
-                f"--target {target}: this processor gets products of 8-bit weights wrong (x86 without VNNI), so the gate sees"
-                " worse than the target will; export there, or take --target portable"
-            )
-        if qat_epochs:
-            tuned = fine_tune(made.encoder, corpus, run, preset(target), qat_epochs, say)
-            made = Assembled.of(tuned, run, cohort)
-            parity["qat_epochs"] = qat_epochs
-        feeds = calibration_feeds(made.graph, made.encoder, corpus, run)
-        quantizer = Quantizer.of(made.graph, scheme, target, made.model.fp32_scopes, feeds, calibration)
-        found = search(
-            quantizer,
-            partial(judge, precision="int8"),
-            validation_windows(made.encoder, corpus, seed),
-            keep_fp32,
-            cache=default_cache(),
-            minutes=sweep_minutes,
-            say=say,
-        )
-        say(f"{scheme} {PRECISION[scheme]} against fp32: {found.verdict.loss}; mean cosine {found.verdict.cosine:.4f}")
-        failures += found.verdict.failures
-        if found.verdict.failures:
-            _refuse(out, [*found.verdict.failures, *_blame(found)], force, say)
-        graph = found.graph
-        int8_states(graph)
-        by_layer = dict.fromkeys(found.layers, PRECISION[scheme])
-        precision = PRECISION[scheme] if found.layers else "fp32"
-        contract = made.contract(run, graph, by_layer, precision=precision, **named)
-        parity |= _parity(found, scheme, target, calibration)
-    finished = _finish(run, corpus, out, graph, contract, windows, rows, say)
-    shipped = provisional(out, graph, finished)
+        work.quantize(scheme, target, calibration, keep_fp32, qat_epochs, sweep_minutes)
+    finished = _finish(run, corpus, out, work.graph, work.contract, windows, rows, say)
+    shipped = provisional(out, work.graph, finished)
     measured = {
         "fp32": _measure(fp32_model, reference, corpus, seed),
         "shipped": _measure(shipped, Heard.by(shipped, corpus.val, corpus), corpus, seed),
     }
     finished = replace(
         finished,
-        metrics={**measured["shipped"], "gate": {"passed": not failures, "failures": failures}},
-        parity={**parity, "fp32": measured["fp32"]},
+        metrics={**measured["shipped"], "gate": {"passed": not work.failures, "failures": work.failures}},
+        parity={**work.parity, "fp32": measured["fp32"]},
     )
-    data = sealed(graph, finished)
+    data = sealed(work.graph, finished)
     write_whole(out, data)
     fp32_bytes = len(sealed(fp32.graph, replace(finished, precision="fp32")))
-    return Exported(out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], difference, fp32_model)
+    return Exported(
+        out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], work.difference, fp32_model
+    )
+
+
+def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
+    """Raise UsageError for what cannot be asked for; `scheme` is None where nothing is quantised."""
+    if out.suffix != ".onnx":
+        raise UsageError(f"{out}: a model file's name ends with .onnx")
+    if scheme == "dynamic" and encoder.streaming:
+        raise UsageError(
+            "--scheme dynamic: not for a streaming model, since a scale taken from each call would make a result depend on"
+            " how the stream is chopped and on the other streams of a batch; use static or weight-only"
+        )
+    if fuse and not can_fuse(encoder):
+        raise UsageError(f"--fuse-activations: {encoder.family} has no activation that can be exchanged")
+
+
+@dataclass
+class _Work:
+    """An export on its way: the model as it stands, how it compares with the run's, and what failed where `force` let it."""
+
+    run: Run
+    corpus: Corpus
+    out: Path
+    named: dict[str, str]
+    cohort: np.ndarray
+    force: bool
+    say: Say
+    reference: Heard  # what the run's own fp32 model makes of validation
+    made: Assembled
+    graph: onnx.ModelProto
+    contract: Contract
+    difference: float = float("nan")  # between streaming and offline, the largest
+    parity: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def fuse(self) -> None:
+        """Exchange activations for ones that runtimes fuse."""
+        self.made = Assembled.of(fuse_activations(self.made.encoder, self.corpus, self.run), self.run, self.cohort)
+        self.graph = self.made.graph
+        self.contract = self.made.contract(self.run, self.graph, {}, precision="fp32", **self.named)
+        verdict = self._judge(self.graph, precision="fp32")
+        self.say(f"activations exchanged for fused ones: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
+        self.parity["fused_activations"] = verdict.to_dict()
+        self._fail(
+            [f"with activations exchanged {failure}" for failure in verdict.failures],
+            "export without --fuse-activations",
+        )
+        its_own = stream_difference(provisional(self.out, self.graph, self.contract), self.made.encoder, self.corpus)
+        self.difference = float(np.maximum(self.difference, its_own))  # NaN, where either is
+
+    def check_streaming(self) -> None:
+        """Is a stream of the fp32 model what torch makes of the whole sound?"""
+        self.parity["stream_max_abs_diff"] = self.difference
+        if not self.difference <= gate.STREAM:
+            self._fail([f"streaming differs from offline by {self.difference:.2g} (allowed {gate.STREAM:g})"])
+        else:
+            self.say(f"streaming equals offline: largest difference {self.difference:.1e}")
+
+    def quantize(
+        self,
+        scheme: Scheme,
+        target: Target,
+        calibration: Calibration,
+        keep_fp32: tuple[str, ...],
+        qat_epochs: int,
+        sweep_minutes: float,
+    ) -> None:
+        """Quantise what passes the gate, layers that hurt left out."""
+        if scheme in ("static", "dynamic") and preset(target).weight_bits == 8 and saturates():
+            self.say(
+                f"--target {target}: this processor gets products of 8-bit weights wrong (x86 without VNNI), so the gate sees"
+                " worse than the target will; export there, or take --target portable"
+            )
+        if qat_epochs:
+            tuned = fine_tune(self.made.encoder, self.corpus, self.run, preset(target), qat_epochs, self.say)
+            self.made = Assembled.of(tuned, self.run, self.cohort)
+            self.parity["qat_epochs"] = qat_epochs
+        feeds = calibration_feeds(self.made.graph, self.made.encoder, self.corpus, self.run)
+        found = search(
+            Quantizer.of(self.made.graph, scheme, target, self.made.model.fp32_scopes, feeds, calibration),
+            partial(self._judge, precision="int8"),
+            validation_windows(self.made.encoder, self.corpus, self.run.recipe.seed),
+            keep_fp32,
+            cache=default_cache(),
+            minutes=sweep_minutes,
+            say=self.say,
+        )
+        verdict, written = found.verdict, PRECISION[scheme]
+        self.say(f"{scheme} {written} against fp32: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
+        self._fail(verdict.failures, *_blame(found))
+        self.graph = found.graph
+        int8_states(self.graph)
+        precision = written if found.layers else "fp32"
+        by_layer = dict.fromkeys(found.layers, written)
+        self.contract = self.made.contract(self.run, self.graph, by_layer, precision=precision, **self.named)
+        self.parity |= _parity(found, scheme, target, calibration)
+
+    def _judge(self, graph: onnx.ModelProto, *, precision: str) -> Verdict:
+        """`graph` against the run's own fp32 model, on validation."""
+        model = provisional(self.out, graph, replace(self.contract, precision=precision))
+        return Verdict.of(self.reference, Heard.by(model, self.corpus.val, self.corpus), self.run.recipe.seed)
+
+    def _fail(self, failures: Sequence[str], *advice: str) -> None:
+        """Where there are any: raise ConfitError, so that no file is written, or with `force` say so and keep them."""
+        if not failures:
+            return
+        self.failures += failures
+        told = "; ".join([*self.failures, *advice])
+        if not self.force:
+            raise ConfitError(f"{self.out}: not written: {told}")
+        self.say(f"{self.out}: the gate is not passed, and the file is written all the same: {told}")
 
 
 def stream_difference(model: Model, encoder: Encoder, corpus: Corpus, seconds: float = 12.0) -> float:
@@ -219,12 +273,6 @@ def stream_difference(model: Model, encoder: Encoder, corpus: Corpus, seconds: f
         parts.append(embedding[0])
         at += step
     return float(np.abs(np.concatenate(parts)[contract.warmup_hops :] - offline).max())
-
-
-def _refuse(out: Path, reasons: list[str], force: bool, say: Say) -> None:
-    if not force:
-        raise ConfitError(f"{out}: not written: {'; '.join(reasons)}")
-    say(f"{out}: the gate is not passed, and the file is written all the same: {'; '.join(reasons)}")
 
 
 def _blame(found: Found) -> list[str]:
