@@ -65,7 +65,7 @@ def manifest(cut: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def background(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with twelve seconds of music and as much of foreign speech."""
+    """A folder with four seconds of music (its file is at 48 kHz) and twelve of foreign speech by each of two people."""
     import soundfile
 
     folder = tmp_path_factory.mktemp("background")

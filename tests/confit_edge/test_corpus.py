@@ -16,6 +16,7 @@ from confit_edge.data.corpus import UNKNOWN, Corpus, balanced_batches, read_corp
 from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import epoch_batches, filling
+from confit_runtime.audio import load_clip
 from confit_runtime.errors import ConfitError, UsageError
 
 RATE = 16_000
@@ -47,14 +48,14 @@ def test_splits_targets_and_groups_are_the_manifests(corpus: Corpus) -> None:
 
 def test_background_is_an_unknown_class_with_a_part_kept_for_validation(run_corpus: Corpus, background: Path) -> None:
     assert run_corpus.classes[-1] == run_corpus.unknown == UNKNOWN
-    recordings = [soundfile.read(path, dtype="float32")[0] for path in sound_files(background, "--background")]
-    assert len(recordings) == 2
+    recordings = [load_clip(path, RATE) for path in sound_files(background, "--background")]
+    assert len(recordings) == 3
     for whole, train, val in zip(recordings, run_corpus.background_train, run_corpus.background_val, strict=True):
         assert np.array_equal(np.concatenate([train, val]), whole)  # in time: the end was never trained on
         assert 0.2 < len(val) / len(whole) < 0.4
     clips = run_corpus.training_clips()
-    assert len(clips) == len(run_corpus.train) + 2 == len(clips.targets) == len(clips.groups) == len(clips.paths)
-    assert clips.targets[:, -1].tolist() == [0] * len(run_corpus.train) + [1, 1]
+    assert len(clips) == len(run_corpus.train) + 3 == len(clips.targets) == len(clips.groups) == len(clips.paths)
+    assert clips.targets[:, -1].tolist() == [0] * len(run_corpus.train) + [1, 1, 1]
     assert (run_corpus.val.targets[:, -1] == 0).all()
 
 
