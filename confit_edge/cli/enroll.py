@@ -182,7 +182,8 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
 
 def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:
     """The same sound under two names would make either unknown: neither could be nearer."""
-    for other in sorted(gallery.owners(blobs) - {name}):
+    if others := gallery.owners(blobs) - {name}:
+        other = min(others)
         raise UsageError(
             f"{name}: of these clips some are enrolled as {other!r} already, and a sound under two names is unknown;"
             f" leave them out, or take {other!r} away first, with `confit-edge gallery remove {other}`"

@@ -95,12 +95,12 @@ def listen(
     from confit_edge.cli._heard import Heard
     from confit_runtime import load
     from confit_runtime.listener import Listener
-    from confit_runtime.sources import find_clips, is_url, names_clips, open_source
+    from confit_runtime.sources import find_clips, names_clips, open_source
 
     general, own = _levels(threshold or [])
     loaded = [load(model) for model in models]
     tuned = [_with_thresholds(model, general, own) for model in loaded]
-    several = names_clips(source) and not source.startswith("mic:") and not is_url(source)
+    several = names_clips(source)
     clips = [str(path) for path in find_clips([source])] if several else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
@@ -114,7 +114,7 @@ def listen(
             source,
             streams := _streams(tuned, placed.of_model, lead_in=several or Path(source).exists(), gate=gate),
             json=json,
-            clips=clips is not None,
+            clips=several,
         ) as heard,
         _until_stopped(),
     ):

@@ -254,10 +254,10 @@ class Gallery:
     def owners(self, blobs: Iterable[bytes]) -> set[str]:
         """The names that have one of these prints."""
         with reported(self.path):
-            rows = self._db.execute(
-                "SELECT DISTINCT name, embedding FROM prints JOIN names ON name_id = names.id WHERE negative = 0"
-            )
             wanted = set(blobs)
+            rows = self._db.execute(
+                "SELECT name, embedding FROM prints JOIN names ON name_id = names.id WHERE negative = 0"
+            )
             return {name for name, blob in rows if blob in wanted}
 
     def voiced_s(self, name: str) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from typing import cast
 
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, Source
-from confit_runtime.sources.files import FileSource, find_clips, names_clips
+from confit_runtime.sources.files import FileSource, find_clips, is_pattern
 from confit_runtime.sources.microphone import Microphone
 from confit_runtime.sources.network import NetworkSource, is_url
 from confit_runtime.sources.pcm import PCM_FORMATS, PcmSource
@@ -28,10 +29,16 @@ __all__ = [
     "find_clips",
     "import_portaudio",
     "input_devices",
-    "is_url",
     "names_clips",
     "open_source",
 ]
+
+
+def names_clips(spec: str) -> bool:
+    """Whether a user names by it what `find_clips` finds, a folder or a glob pattern, and not one source to open."""
+    if spec.startswith("mic:") or is_url(spec):
+        return False
+    return Path(spec).is_dir() or is_pattern(spec)
 
 
 def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:

@@ -53,12 +53,6 @@ class FileSource:
         self._stopped.set()
 
 
-def names_clips(spec: str) -> bool:
-    """Whether a user names sound files by it, none to several: a folder, or a glob pattern that is no file's name."""
-    path = Path(spec)
-    return path.is_dir() or (glob.has_magic(spec) and not path.exists())
-
-
 def find_clips(specs: Sequence[str | Path]) -> list[Path]:
     """Clips from how a user names them: files, folders (the sound files in them and below) and glob patterns, in order.
 
@@ -72,7 +66,7 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
             raise UsageError("a source or clip without a name: give a sound file or a folder (. is the one you are in)")
         if path.is_dir():
             found = sounds_below(path)
-        elif names_clips(str(spec)):
+        elif is_pattern(str(spec)):
             found = sorted(Path(file) for file in glob.glob(str(spec), recursive=True))
         else:
             found = [path]
@@ -80,6 +74,11 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
             raise UsageError(f"{spec}: no sound files there")
         clips += found
     return clips
+
+
+def is_pattern(spec: str) -> bool:
+    """Whether it is a glob pattern, and no file's name."""
+    return glob.has_magic(spec) and not Path(spec).exists()
 
 
 def sounds_below(folder: Path) -> list[Path]:

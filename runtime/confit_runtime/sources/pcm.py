@@ -57,7 +57,7 @@ class PcmSource:
         held = start = b""
         while self._wait_for_data() and (data := self._stream.read1(65_536)):
             held += data
-            start = start if len(start) >= 4 else (start + data)[:4]
+            start = (start + data[:4])[:4]
             if start in _FILES:
                 raise UsageError(
                     f"the pipe holds a {_FILES[start]} file, not raw PCM: have it written without a header"
