@@ -2,9 +2,11 @@
 
     python -m benchmarks.pairtune --seeds 0 1 2 --jobs 2
     python -m benchmarks.pairtune --tasks words actors --encoders DIR/whisper-tiny.en-encoder --epochs 6
+    python -m benchmarks.pairtune --again
 
 writes benchmarks/results/pairtune.json after each row. Rows that are there already are left: run it again to go on, or
-with more tasks, encoders or seeds to add to them.
+with more tasks, encoders or seeds to add to them. With --again PairTune alone is measured anew in rows that are there, when
+its defaults have changed; its rivals', which have not, stay.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError, UsageError
 
 JUDGED = 6  # the frozen encoder and five trained ones
+JUDGED_AGAIN = 3  # of these the frozen encoder and PairTune's
 SHOWN = ("frozen_linear", "finetune_head", "finetune_head_converged", "lpft_head", "pairtune_linear",
          "pairtune_linear_converged")  # fmt: skip
 
@@ -50,14 +53,16 @@ class Job:
     def key(self) -> tuple[str, str, int]:
         return self.task, encoder_label(self.encoder), self.seed
 
-    def passes(self) -> float:
+    def passes(self, again: bool) -> float:
         """About so many clips are learnt from; one that is only embedded, for a check or a probe, counts a third.
 
         Where few classes fill a batch each clip is learnt from more often, and this is too little.
         """
         train, val, test = (self.clips[split] for split in SPLITS)
         checked = (train + val) / 3 + train
-        return self.plan.epochs_in_all() * checked + JUDGED * ((1 + Recipe().probe_views) * train + val + test) / 3
+        epochs = self.plan.epochs + self.plan.longest if again else self.plan.epochs_in_all()
+        judged = JUDGED_AGAIN if again else JUDGED
+        return epochs * checked + judged * ((1 + Recipe().probe_views) * train + val + test) / 3
 
 
 def main() -> None:
@@ -75,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="for every task, instead of the task's own")
     parser.add_argument("--long", type=int, default=3, help="at most so many times the epochs at convergence")
+    parser.add_argument("--again", action="store_true", help="measure PairTune anew in the rows that are there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "pairtune.json")
@@ -83,27 +89,35 @@ def arguments() -> argparse.Namespace:
 
 def run(given: argparse.Namespace) -> None:
     rows = read_rows(given.out)
-    jobs = without(jobs_of(given), rows)
+    asked = jobs_of(given)
+    left = without(asked, rows)
+    jobs = [job for job in asked if job not in left] if given.again else left
+    there = {(row["task"], row["encoder"], row["seed"]): row for row in rows}
     if jobs:
         os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
         rates = {name: seconds_per_clip(name) for name in {job.encoder for job in jobs}}
-        cost = {job: job.passes() * rates[job.encoder] for job in jobs}
+        cost = {job: job.passes(given.again) * rates[job.encoder] for job in jobs}
         processor = sum(cost.values()) / 60
-        say(f"{len(jobs)} rows to go ({len(rows)} there): about {processor:.0f} minutes of processor time,")
+        what = "again" if given.again else "to go"
+        say(f"{len(jobs)} rows {what} ({len(rows)} there): about {processor:.0f} minutes of processor time,")
         say(f"{processor / given.jobs:.0f} minutes with {given.jobs} processes; written to {given.out} after each")
         began, done = time.monotonic(), 0.0
         with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:
             futures = {
-                pool.submit(measure, job.task, job.manifest, job.encoder, job.seed, job.plan): job for job in jobs
+                pool.submit(measure, job.task, job.manifest, job.encoder, job.seed, job.plan, there.get(job.key)): job
+                for job in jobs
             }
             for future in as_completed(futures):
                 job, row = futures[future], future.result()
-                rows.append(row)
-                write(given.out, rows)
+                there[job.key] = row
+                write(given.out, list(there.values()))
                 done += cost[job]
-                left = (time.monotonic() - began) * (sum(cost.values()) / done - 1) / 60
+                remaining = (time.monotonic() - began) * (sum(cost.values()) / done - 1) / 60
                 found = ", ".join(f"{key} {100 * row[key]:.1f}" for key in SHOWN)
-                say(f"{' '.join(map(str, job.key))}: {found}; {row['seconds']['row']:.0f} s, about {left:.0f} min left")
+                say(
+                    f"{' '.join(map(str, job.key))}: {found}; {row['seconds']['row']:.0f} s, about {remaining:.0f} min left"
+                )
+        rows = list(there.values())
     print(markdown(rows, summarise(rows)))
 
 

@@ -35,11 +35,10 @@ MEASURES = ("top1", "top1_rotated", "top3", "anisotropy", "isoscore", "effective
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and at which rates; every method chooses its rates on validation, after trainings of `epochs`.
+    """How long, and at which rates: PairTune at its defaults, its rivals at those best on validation after `epochs`.
 
-    A short training would say little of a long one: PairTune loses on validation before it gains, the more the higher
-    the rate. `longest` is the length at convergence. Each of `lrs` of the encoder is tried; vanilla fine-tuning tries
-    the rates of its head `head_lrs` beside the middle one too.
+    `longest` is the length at convergence. Each of `lrs` of the encoder is tried; vanilla fine-tuning tries the rates of
+    its head `head_lrs` beside the middle one too.
     """
 
     epochs: int
@@ -61,7 +60,7 @@ class Plan:
 
     def epochs_in_all(self) -> int:
         """Over all trainings of a row."""
-        return (len(self.rates()) + 2 * len(self.lrs)) * self.epochs + 3 * self.longest
+        return (1 + len(self.rates()) + len(self.lrs)) * self.epochs + 3 * self.longest
 
 
 @dataclass(frozen=True)
@@ -120,34 +119,27 @@ class Bench:
         self.geometry[name + suffix] = _geometry(found, self.corpus)
 
 
-def measure(task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan) -> dict[str, Any]:
-    """The row. Set torch to one thread before: two processes of one thread do more than one of two."""
+def measure(
+    task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan, before: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The row. Set torch to one thread before: two processes of one thread do more than one of two.
+
+    Of a row `before`, PairTune alone is measured anew, and what was found of its rivals is kept. Raises ConfitError where
+    the frozen encoder is not judged as it was then: the data or the arithmetic are others.
+    """
     start = time.perf_counter()
     encoder = pretrained(encoder_name, plan.window)
     corpus = read_corpus(manifest, rate=encoder.sample_rate, seed=seed)
     recipe = Recipe(
         seed=seed, epochs=plan.epochs, window=plan.window, device="cpu", precision=pick_precision("auto", CPU)
     )
-    finetune = replace(recipe, objective="finetune")
     bench = Bench(corpus, encoder, recipe)
     bench.judge("frozen", None)
-    pairtune = bench.train("pairtune", recipe, [(lr, recipe.head_lr) for lr in plan.lrs])
-    bench.judge("pairtune", pairtune)
-    vanilla = bench.train("finetune", finetune, plan.rates())
-    bench.judge("finetune", vanilla)
-    lpft = replace(finetune, head_init="probe")
-    probed = bench.train("lpft_short", lpft, [(lr, vanilla.head_lr) for lr in plan.lrs])
-    for name, one, best, suffix in (
-        ("pairtune", recipe, pairtune, "_converged"),
-        ("finetune", finetune, vanilla, "_converged"),
-        ("lpft", lpft, probed, ""),
-    ):
-        long = bench.train(name + suffix, replace(one, epochs=plan.longest), [(best.lr, best.head_lr)])
-        bench.judge(name, long, suffix)
-
-    shares = {key: accuracy(right, corpus.test.groups, seed) for key, right in bench.right.items()}
-    histories = bench.history
-    return {
+    rates = {"pairtune": _pairtune(bench, plan)}
+    if before is None:
+        rates |= _rivals(bench, plan)
+        before = {"step_ratio": round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3)}
+    found = {
         "task": task,
         "encoder": encoder_label(encoder_name),
         "seed": seed,
@@ -158,23 +150,76 @@ def measure(task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan)
         "epochs": plan.epochs,
         "epochs_converged": plan.longest,
         "precision": recipe.precision,
-        **{key: round(share.accuracy, 4) for key, share in shares.items()},
-        "epochs_to_95_finetune": epochs_to(histories["finetune_converged"]["val_linear"]),
-        "epochs_to_95_pairtune": epochs_to(histories["pairtune_converged"]["val_linear"]),
-        "epochs_to_95_head": epochs_to(histories["finetune_converged"]["val_head"]),
-        "top1_finetune": bench.geometry["finetune"]["top1"],
-        "top1_pairtune": bench.geometry["pairtune"]["top1"],
-        "isoscore_finetune": bench.geometry["finetune"]["isoscore"],
-        "isoscore_pairtune": bench.geometry["pairtune"]["isoscore"],
-        "step_ratio": round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3),
-        "lr": {"pairtune": pairtune.lr, "finetune": vanilla.lr, "head": vanilla.head_lr, "lpft": probed.lr},
+        **_columns(bench, seed),
+        "lr": rates,
         "seconds": {**bench.seconds, "row": round(time.perf_counter() - start, 1)},
+    }
+    refuse_other(found, before)
+    return merged(before, found)
+
+
+def _pairtune(bench: Bench, plan: Plan) -> float:
+    """PairTune as a recipe has it by default, at both lengths; the encoder's rate."""
+    rates = [(bench.encoder.learning_rate, bench.recipe.head_lr)]
+    bench.judge("pairtune", bench.train("pairtune", bench.recipe, rates))
+    long = bench.train("pairtune_converged", replace(bench.recipe, epochs=plan.longest), rates)
+    bench.judge("pairtune", long, "_converged")
+    return bench.encoder.learning_rate
+
+
+def _rivals(bench: Bench, plan: Plan) -> dict[str, float]:
+    """Vanilla fine-tuning at both lengths, and linear probing before it; the rates that were best on validation."""
+    finetune = replace(bench.recipe, objective="finetune")
+    vanilla = bench.train("finetune", finetune, plan.rates())
+    bench.judge("finetune", vanilla)
+    lpft = replace(finetune, head_init="probe")
+    probed = bench.train("lpft_short", lpft, [(lr, vanilla.head_lr) for lr in plan.lrs])
+    for name, one, best, suffix in (("finetune", finetune, vanilla, "_converged"), ("lpft", lpft, probed, "")):
+        long = bench.train(name + suffix, replace(one, epochs=plan.longest), [(best.lr, best.head_lr)])
+        bench.judge(name, long, suffix)
+    return {"finetune": vanilla.lr, "head": vanilla.head_lr, "lpft": probed.lr}
+
+
+def _columns(bench: Bench, seed: int) -> dict[str, Any]:
+    """Everything that `bench` found, by the names it has in a row."""
+    groups = bench.corpus.test.groups
+    shares = {key: accuracy(right, groups, seed) for key, right in bench.right.items()}
+    columns: dict[str, Any] = {key: round(share.accuracy, 4) for key, share in shares.items()}
+    for method, probes in {"finetune": ("linear", "head"), "pairtune": ("linear",)}.items():
+        history = bench.history.get(f"{method}_converged", {})
+        for probe in probes if history else ():
+            name = probe if probe == "head" else method
+            columns[f"epochs_to_95_{name}"] = epochs_to(history[f"val_{probe}"])
+    for method in ("finetune", "pairtune"):
+        for measure in ("top1", "isoscore") if method in bench.geometry else ():
+            columns[f"{measure}_{method}"] = bench.geometry[method][measure]
+    return {
+        **columns,
         "intervals": {key: [round(share.low, 4), round(share.high, 4)] for key, share in shares.items()},
         "val": bench.val,
         "geometry": bench.geometry,
-        "history": histories,
-        "test_groups": by_group(bench.right, corpus.test.groups),
+        "history": bench.history,
+        "test_groups": by_group(bench.right, groups),
     }
+
+
+def refuse_other(found: dict[str, Any], before: dict[str, Any]) -> None:
+    """Raise ConfitError where what every row has in common differs between two of them."""
+    for key in ("classes", "train_n", "val_n", "test_n", "precision", "frozen_linear", "frozen_knn"):
+        if key in before and found[key] != before[key]:
+            raise ConfitError(
+                f"{' '.join(str(found[name]) for name in ('task', 'encoder', 'seed'))}: {key} was {before[key]} and is"
+                f" {found[key]}; measure the whole row, with another --out"
+            )
+
+
+def merged(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """`before` with what was `found` in place of, or beside, its own; dictionaries within are merged alike."""
+    both = {
+        key: merged(before[key], value) if isinstance(value, dict) and key in before else value
+        for key, value in found.items()
+    }
+    return {**before, **both}
 
 
 def _reached(fitted: Fitted) -> float:

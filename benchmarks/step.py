@@ -74,7 +74,7 @@ def epoch_seconds(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> dict[str,
             marks[int(event["epoch"]) - 1]["end"] = now
 
     start = time.perf_counter()
-    fit(encoder, corpus, recipe, lr=recipe.lr[0], epochs=recipe.epochs, watch=watch)
+    fit(encoder, corpus, recipe, lr=encoder.learning_rate, epochs=recipe.epochs, watch=watch)
     begins = [start] + [marks[epoch]["end"] for epoch in range(recipe.epochs - 1)]
     trained = [marks[epoch]["last"] - begins[epoch] for epoch in range(1, recipe.epochs)]
     whole = [marks[epoch]["end"] - begins[epoch] for epoch in range(1, recipe.epochs)]

@@ -24,7 +24,7 @@ Resume = Annotated[
 ]
 Epochs = Annotated[int | None, option("Passes over the training clips [12].", METHOD)]
 Rates = Annotated[
-    str | None, option("Encoder learning rate [0.0005]; several with commas are tried on validation.", METHOD)
+    str | None, option("Learning rate of the encoder [its own]; several with commas are tried on validation.", METHOD)
 ]
 Device = Annotated[str | None, option("auto (default), cpu, cuda, cuda:1, ...", MACHINE)]
 Precision = Annotated[str | None, option("fp32 (default), bf16, or auto: bf16 where it is faster.", MACHINE)]

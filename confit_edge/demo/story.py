@@ -42,7 +42,7 @@ EPOCHS, SOUP = 14, 2
 # What `train` does by default, clips at other speeds, which stand for more voices, and weights averaged over the last half
 # of a training and over two trainings, which voices never heard move less.
 WORDS: dict[str, Any] = {
-    "epochs": EPOCHS, "soup": SOUP, "lr": 1e-3, "averaging": 0.5, "speed": 0.15, "projection_dim": 128,
+    "epochs": EPOCHS, "soup": SOUP, "averaging": 0.5, "speed": 0.15, "projection_dim": 128,
     "probe_views": 4, "precision": "auto",
 }  # fmt: skip
 LEARNING_RATES = (5e-4, 2e-3)  # offered to the baseline, which takes the best on validation
@@ -135,7 +135,7 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, float]:
         " clips of one word come to lie together and others apart (supervised contrastive learning, hard negatives weighing"
         " more). The weights of all are averaged, the encoder is frozen and judged by two probes. The same command:"
         f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
-        " --lr 1e-3 --speed 0.15 --projection-dim 128 --probe-views 4",
+        " --speed 0.15 --projection-dim 128 --probe-views 4",
     )
     demo.tell(
         "3. The rival",

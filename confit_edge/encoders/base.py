@@ -16,7 +16,8 @@ class Encoder(nn.Module, ABC):
     """A pre-trained audio encoder with its front end inside.
 
     Attributes: `sample_rate` in Hz; `window`, the samples one embedding is made from; `hop`, the samples between two
-    embeddings on a device; `dim`, the embedding's size; `streaming`, whether it can be exported with carried state.
+    embeddings on a device; `dim`, the embedding's size; `streaming`, whether it can be exported with carried state;
+    `learning_rate`, the peak rate it is fine-tuned at where a recipe names none.
     """
 
     family: str
@@ -25,6 +26,7 @@ class Encoder(nn.Module, ABC):
     hop: int
     dim: int
     streaming: bool
+    learning_rate: float
 
     @abstractmethod
     def frames(self, pcm: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class GE2E(Encoder):
     hop = window // 8
     dim = SIZE
     streaming = False
+    learning_rate = 5e-4
 
     def __init__(self) -> None:
         super().__init__()

@@ -118,6 +118,7 @@ class SpeechEmbedding(Encoder):
     hop = HOP
     dim = 96
     streaming = True
+    learning_rate = 1e-3  # chosen on validation (docs/results.md)
 
     def __init__(self, pool_hops: int = 7) -> None:
         super().__init__()

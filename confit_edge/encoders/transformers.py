@@ -63,6 +63,8 @@ class TransformersEncoder(Encoder):
             setattr(self.settings, self.architecture.layers_key, layers)
         self.architecture.fit(self.settings, window)
         self.dim = int(self.settings.hidden_size)
+        # falls with the width (Yang et al. 2022, arXiv 2203.03466): 1e-4 for Whisper tiny, 5e-5 for the size called base
+        self.learning_rate = 1e-4 * 384 / self.dim
         self.front_end = self.architecture.front_end(self.settings, self.preprocessor)
         self.model = self.architecture.model(self.settings)
         self.pooling, self.pool = pooling, time_pool(pooling, self.dim)

@@ -72,6 +72,7 @@ class YAMNet(Encoder):
     sample_rate = 16_000
     dim = 1024
     streaming = False
+    learning_rate = 5e-4
 
     def __init__(self, steps: int = 3) -> None:
         super().__init__()

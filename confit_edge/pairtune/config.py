@@ -68,7 +68,7 @@ class Recipe:
     accumulate: int = 1  # batches that one step of the optimiser stands on; each is contrasted for itself
     chunk_size: int = 0  # clips embedded at a time, which memory must hold (0: the whole batch)
     # the optimiser
-    lr: tuple[float, ...] = (5e-4,)  # of the encoder; several are tried on validation
+    lr: tuple[float, ...] = ()  # of the encoder; of none its own, and several are tried on validation
     head_lr: float = 2e-3
     weight_decay: float = 0.01
     averaging: float = (
@@ -121,7 +121,7 @@ class Recipe:
         for key in ("shift", "gain", "speed", "equaliser", "hardness", "loss_margin", "mining_margin", "weight_decay"):
             if getattr(self, key) < 0:
                 raise UsageError(f"recipe key '{key}' must not be negative, is {getattr(self, key)}")
-        if not self.lr or min(self.lr) <= 0:
+        if min(self.lr, default=1.0) <= 0:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
         if not 0 <= self.averaging < 1:
             raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1, is {self.averaging}")

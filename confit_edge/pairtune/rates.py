@@ -28,14 +28,14 @@ def choose_lr(
     teaching: Teaching | None = None,
     folder: Path | None = None,
 ) -> float:
-    """The encoder's learning rate: the recipe's only one, or of several the one best on validation.
+    """The learning rate of the encoder: its own where the recipe names none, the one named, or of several the best on validation.
 
     Each is tried for `search_epochs`: a short trial may mislead, for PairTune loses on validation before it gains. Where
     there is a `folder`, what was found is kept in its `rates.json`, and a search that was killed goes on. One that
     diverges is left out. Raises DivergedError when all do.
     """
-    if len(recipe.lr) == 1:
-        return recipe.lr[0]
+    if len(recipe.lr) <= 1:
+        return recipe.lr[0] if recipe.lr else encoder.learning_rate
     kept = folder / FOUND if folder else None
     found: dict[str, float | None] = {}  # None: diverged
     if kept and kept.is_file():

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from benchmarks.pairtune import Job, without, write
-from benchmarks.row import Plan, by_group, epochs_to
+from benchmarks.row import Plan, by_group, epochs_to, merged, refuse_other
 from benchmarks.summary import COLUMNS, RIVALS, differences, group_interval, markdown, summarise, task_interval
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 
 
 def row(task: str, seed: int, ours: float, rival: float, clips: int = 40) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def test_epochs_to_95_percent_of_the_best() -> None:
 def test_a_plan_counts_every_epoch_it_may_train() -> None:
     plan = Plan(epochs=10, longest=30, lrs=(1e-4, 2e-4, 4e-4), head_lrs=(1e-2, 2e-3))
     assert plan.rates() == [(1e-4, 1e-2), (2e-4, 1e-2), (4e-4, 1e-2), (2e-4, 2e-3)]
-    assert plan.epochs_in_all() == (3 + 4 + 3) * 10 + 3 * 30
+    assert plan.epochs_in_all() == (1 + 4 + 3) * 10 + 3 * 30
 
 
 def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
@@ -114,9 +114,34 @@ def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
     assert (tmp_path / "one.json").read_text() == (tmp_path / "other.json").read_text()
 
 
+def test_what_is_measured_again_leaves_the_rivals_as_they_were() -> None:
+    before = {
+        "pairtune_linear": 0.5,
+        "finetune_head": 0.6,
+        "test_groups": {"n": [2], "right": {"frozen": [1], "pairtune": [1]}},
+    }
+    found = {"pairtune_linear": 0.7, "test_groups": {"n": [2], "right": {"pairtune": [2]}}}
+    assert merged(before, found) == {
+        "pairtune_linear": 0.7,
+        "finetune_head": 0.6,
+        "test_groups": {"n": [2], "right": {"frozen": [1], "pairtune": [2]}},
+    }
+
+
+@pytest.mark.parametrize("key", ["train_n", "precision", "frozen_linear"])
+def test_a_row_is_not_merged_with_one_of_other_data_or_arithmetic(key: str) -> None:
+    both = {"task": "words", "encoder": "e", "seed": 0, "classes": 2, "train_n": 9, "val_n": 9, "test_n": 9}
+    both |= {"precision": "fp32", "frozen_linear": 0.5, "frozen_knn": 0.5}
+    refuse_other(both, both)
+    with pytest.raises(ConfitError, match=f"words e 0: {key} was"):
+        refuse_other(both, {**both, key: "other"})
+
+
 def test_a_row_of_other_epochs_is_not_taken_for_the_one_asked_for() -> None:
     job = Job("words", "some-encoder", 0, Path("words-0.csv"), Counter(train=12, val=9, test=54), Plan(4, 12, (1e-4,)))
-    assert job.passes() == (2 * 2 + 1 * 2 + 2 * 4 + 3 * 12 + 2) * (7 + 12) + 6 * (9 * 12 + 9 + 54) / 3
+    epochs = 4 + 2 * 4 + 1 * 4 + 3 * 12  # PairTune, vanilla at two pairs of rates, LP-FT at one, and all three for long
+    assert job.passes(again=False) == epochs * (7 + 12) + 6 * (9 * 12 + 9 + 54) / 3
+    assert job.passes(again=True) == (4 + 12) * (7 + 12) + 3 * (9 * 12 + 9 + 54) / 3
     assert without([job], [row("words", 0, 0.9, 0.5)]) == []
     assert without([job], [row("words", 1, 0.9, 0.5)]) == [job]
     with pytest.raises(UsageError, match="words some-encoder 0"):

@@ -117,7 +117,14 @@ def test_a_value_of_a_wrong_type_is_refused_by_name(key: str, value: Any) -> Non
     ("key", "value"),
     [
         *[("epochs", 0), ("seed", -1), ("seed", 2**64), ("classes_per_batch", 1), ("clips_per_class", 1)],
-        *[("window", 0.0), ("window", -1.0), ("temperature", 0.0), ("head_lr", 0.0), ("lr", []), ("lr", [1e-3, 0.0])],
+        *[
+            ("window", 0.0),
+            ("window", -1.0),
+            ("temperature", 0.0),
+            ("head_lr", 0.0),
+            ("lr", [0.0]),
+            ("lr", [1e-3, 0.0]),
+        ],
         *[("noise_probability", 1.01), ("snr_low", 99.0), ("hardness", -1.0), ("shift", -0.1), ("gain", -1.0)],
         *[("accumulate", 0), ("chunk_size", -1), ("patience", -1), ("lr_decay", 0.0), ("lr_decay", 1.1)],
         *[

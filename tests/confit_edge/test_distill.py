@@ -230,7 +230,7 @@ def test_a_teacher_hears_the_same_sound_at_its_own_rate_and_length(teacher_windo
 
 def taught(student: Encoder, corpus: Corpus, recipe: Recipe, teaching: Teaching, **options: Any) -> tuple[Fitted, dict]:
     student = copy.deepcopy(student)
-    fitted = fit(student, corpus, recipe, lr=recipe.lr[0], epochs=recipe.epochs, teaching=teaching, **options)
+    fitted = fit(student, corpus, recipe, lr=5e-4, epochs=recipe.epochs, teaching=teaching, **options)
     return fitted, {**student.state_dict(), **fitted.objective.state_dict(prefix="objective.")}
 
 

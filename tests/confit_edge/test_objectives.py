@@ -254,9 +254,9 @@ def test_proxies_are_in_the_checkpoint_and_in_the_run(manifest: Path, corpus: Co
     path = tmp_path / "checkpoint.safetensors"
     encoder = pretrained(recipe.encoder, recipe.window)
     with pytest.raises(StopError):
-        fit(encoder, corpus, recipe, lr=recipe.lr[0], epochs=2, checkpoint_path=path, watch=stop)
+        fit(encoder, corpus, recipe, lr=encoder.learning_rate, epochs=2, checkpoint_path=path, watch=stop)
     encoder = pretrained(recipe.encoder, recipe.window)
-    fitted = fit(encoder, corpus, recipe, lr=recipe.lr[0], epochs=2, checkpoint_path=path)
+    fitted = fit(encoder, corpus, recipe, lr=encoder.learning_rate, epochs=2, checkpoint_path=path)
     assert torch.equal(fitted.objective.state_dict()["contrast.metric.proxies"], proxies)
 
 

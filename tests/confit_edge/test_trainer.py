@@ -247,6 +247,11 @@ def test_a_soup_is_the_mean_of_trainings_from_the_same_start(
     assert max(gone) < 2 * min(gone)
 
 
+def test_a_recipe_without_a_rate_trains_an_encoder_at_its_own(speech_embedding: Encoder, few: Corpus) -> None:
+    assert choose_lr(speech_embedding, few, RECIPE) == speech_embedding.learning_rate == 1e-3
+    assert choose_lr(speech_embedding, few, replace(RECIPE, lr=(2e-4,))) == 2e-4
+
+
 def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_embedding: Encoder, few: Corpus) -> None:
     tried: dict[float, float] = {}
 

@@ -268,6 +268,15 @@ def test_masked_pooling_is_the_mean_over_frames_that_hear_sound() -> None:
     np.testing.assert_allclose(pooled[2], frames[2].mean(dim=0), atol=1e-6)  # silence: all of them
 
 
+def test_a_wider_encoder_is_fine_tuned_at_a_lower_rate(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    narrow = pretrained(str(checkpoints["hubert"]), WINDOW_S)
+    settings = json.loads((checkpoints["hubert"] / "config.json").read_text())
+    settings["hidden_size"] *= 2
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    wide = pretrained(str(tmp_path), WINDOW_S, initialise="random")
+    assert wide.learning_rate == narrow.learning_rate / 2 == pytest.approx(1e-4 * 384 / wide.dim)
+
+
 @pytest.mark.parametrize("name", ["hubert", "whisper", "moonshine", "ast"])
 def test_masked_pooling_leaves_out_what_fills_the_window_beside_a_clip(checkpoints: dict[str, Path], name: str) -> None:
     masked = pretrained(str(checkpoints[name]), WINDOW_S, pooling="masked").eval()
