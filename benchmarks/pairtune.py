@@ -90,9 +90,8 @@ def arguments() -> argparse.Namespace:
 def run(given: argparse.Namespace) -> None:
     rows = read_rows(given.out)
     asked = jobs_of(given)
-    left = without(asked, rows)
+    left, there = without(asked, rows), by_key(rows)
     jobs = [job for job in asked if job not in left] if given.again else left
-    there = {(row["task"], row["encoder"], row["seed"]): row for row in rows}
     if jobs:
         os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
         rates = {name: seconds_per_clip(name) for name in {job.encoder for job in jobs}}
@@ -156,9 +155,14 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def by_key(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The rows, each under the key of the job that it is of."""
+    return {(row["task"], row["encoder"], row["seed"]): row for row in rows}
+
+
 def without(jobs: list[Job], rows: list[dict[str, Any]]) -> list[Job]:
     """The jobs that no row is of. Raises UsageError for a row of the same name and another number of epochs."""
-    there = {(row["task"], row["encoder"], row["seed"]): row for row in rows}
+    there = by_key(rows)
     for job in jobs:
         row = there.get(job.key)
         if row and (row["epochs"], row["epochs_converged"]) != (job.plan.epochs, job.plan.longest):

@@ -16,7 +16,7 @@ import torch
 from benchmarks.report import encoder_label
 from benchmarks.step import step_ratio
 from confit_edge.data.corpus import Corpus, read_corpus
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import BUILT_IN, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry.measures import describe
 from confit_edge.pairtune.config import Recipe
@@ -50,7 +50,7 @@ class Plan:
     @classmethod
     def of(cls, encoder: str, epochs: int, long: int = 3) -> Plan:
         """For convolutions rates from below the recipe's own to well above, and for attention a tenth of them."""
-        scale = 1.0 if encoder in ("speech-embedding", "ge2e", "yamnet") else 0.1
+        scale = 1.0 if encoder in BUILT_IN else 0.1
         return cls(epochs, long * epochs, (3e-4 * scale, 1e-3 * scale, 2.5e-3 * scale))
 
     def rates(self) -> list[tuple[float, float]]:
@@ -124,8 +124,8 @@ def measure(
 ) -> dict[str, Any]:
     """The row. Set torch to one thread before: two processes of one thread do more than one of two.
 
-    Of a row `before`, PairTune alone is measured anew, and what was found of its rivals is kept. Raises ConfitError where
-    the frozen encoder is not judged as it was then: the data or the arithmetic are others.
+    Of a row `before`, PairTune alone is measured anew, and what was found of its rivals is kept. Raises ConfitError, before
+    anything is trained, where the frozen encoder is not judged as it was then: the data or the arithmetic are others.
     """
     start = time.perf_counter()
     encoder = pretrained(encoder_name, plan.window)
@@ -134,12 +134,7 @@ def measure(
         seed=seed, epochs=plan.epochs, window=plan.window, device="cpu", precision=pick_precision("auto", CPU)
     )
     bench = Bench(corpus, encoder, recipe)
-    bench.judge("frozen", None)
-    rates = {"pairtune": _pairtune(bench, plan)}
-    if before is None:
-        rates |= _rivals(bench, plan)
-        before = {"step_ratio": round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3)}
-    found = {
+    about = {
         "task": task,
         "encoder": encoder_label(encoder_name),
         "seed": seed,
@@ -150,12 +145,21 @@ def measure(
         "epochs": plan.epochs,
         "epochs_converged": plan.longest,
         "precision": recipe.precision,
+    }
+    bench.judge("frozen", None)
+    if before is not None:
+        refuse_other({**about, **_columns(bench, seed)}, before)
+    rates = {"pairtune": _pairtune(bench, plan)}
+    if before is None:
+        rates |= _rivals(bench, plan)
+        about["step_ratio"] = round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3)
+    found = {
+        **about,
         **_columns(bench, seed),
         "lr": rates,
         "seconds": {**bench.seconds, "row": round(time.perf_counter() - start, 1)},
     }
-    refuse_other(found, before)
-    return merged(before, found)
+    return merged(before or {}, found)
 
 
 def _pairtune(bench: Bench, plan: Plan) -> float:
@@ -206,7 +210,7 @@ def _columns(bench: Bench, seed: int) -> dict[str, Any]:
 def refuse_other(found: dict[str, Any], before: dict[str, Any]) -> None:
     """Raise ConfitError where what every row has in common differs between two of them."""
     for key in ("classes", "train_n", "val_n", "test_n", "precision", "frozen_linear", "frozen_knn"):
-        if key in before and found[key] != before[key]:
+        if found[key] != before[key]:
             raise ConfitError(
                 f"{' '.join(str(found[name]) for name in ('task', 'encoder', 'seed'))}: {key} was {before[key]} and is"
                 f" {found[key]}; measure the whole row, with another --out"
