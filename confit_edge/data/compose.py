@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from confit_edge.data.augment import Pcm, crop, rms
 
 PART_S = 20
+Places = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,31 @@ def compose(
     return stream, spoken
 
 
+def nearest_clip(middles: Floats, spoken: list[Spoken], window: int) -> tuple[Places, Floats]:
+    """Which clip each window speaks of, `[windows]`, and how many samples it is away from speaking of that clip as it should.
+
+    `middles [windows]` are the windows' own, in samples; `spoken` is in order of time. It is no sample away where its
+    middle is that of a clip shorter than a window, or where it lies within a longer one.
+    """
+    centres = np.array([(word.start + word.end) / 2 for word in spoken])
+    first = np.minimum(centres, [word.start + window / 2 for word in spoken])
+    last = np.maximum(centres, [word.end - window / 2 for word in spoken])
+    after = np.searchsorted(first, middles)
+    before, after = np.maximum(after - 1, 0), np.minimum(after, len(spoken) - 1)
+    to_before, to_after = (
+        np.maximum(0.0, np.maximum(first[at] - middles, middles - last[at])) for at in (before, after)
+    )
+    return np.where(to_before <= to_after, before, after), np.minimum(to_before, to_after)
+
+
 def fragments(stream: Pcm, spoken: list[Spoken], *, window: int, off: int) -> list[Pcm]:
-    """Windows of a stream in which no clip is in the middle (each clip's own is further than `off` samples away).
+    """Windows of a stream that speak of no clip (each is `off` samples or more away from it, see `nearest_clip`).
 
     What a device hears most of the time: the end of one word and the beginning of the next, or nothing. Half a window
     lies between the starts of two.
     """
-    centres = np.array([(word.start + word.end) / 2 for word in spoken])
-    starts = range(0, len(stream) - window + 1, window // 2)
-    return [
-        stream[start : start + window]
-        for start in starts
-        if not len(centres) or np.abs(centres - (start + window / 2)).min() >= off
-    ]
+    starts = np.arange(0, len(stream) - window + 1, window // 2)
+    if spoken:
+        _, away = nearest_clip(starts + window / 2, spoken, window)
+        starts = starts[away >= off]
+    return [stream[start : start + window] for start in starts]

@@ -16,7 +16,7 @@ from confit_edge.data.effects import make_effects
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 
-OFF_S = 0.40  # a window speaks of nothing known when every clip's middle is further than this from its own
+OFF_S = 0.40  # a window this far away from every clip (`nearest_clip`) speaks of nothing known
 STREAM_S = 1800  # of a stream that is learnt from: enough, and 115 MB
 GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from
 BATCH, LEAST_PER_CLASS = 64, 4  # clips of a batch, and of a class in it, where the recipe leaves it open

@@ -7,18 +7,20 @@ import numpy.typing as npt
 import torch
 
 from confit_edge.data.augment import Pcm, crop
-from confit_edge.data.compose import compose
+from confit_edge.data.compose import compose, nearest_clip
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.items import GAP_S, OFF_S, make_augmenter
+from confit_edge.pairtune.items import GAP_S, OFF_S, STREAM_S, make_augmenter
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
 ROWS = 8  # in succession, of one place in the background
-ON_S = 0.10  # a row speaks of a clip whose middle is this near to its own (`OFF_S`: of nothing known)
+ON_S = (
+    0.10  # a row speaks of a clip that it is no further away from (`nearest_clip`; from `OFF_S` on, of nothing known)
+)
 
 
 def augmented_views(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device) -> tuple[Floats, Targets]:
@@ -46,8 +48,8 @@ def stream_views(
 ) -> tuple[Floats, Targets]:
     """Embeddings `[rows, dim]` and targets of rows of streams composed from `clips` over `background`.
 
-    Each clip stands in `views` streams. A row in the middle of a clip is that clip's; a row between clips, or over a
-    fragment of one, is of the unknown class; rows between the two are left out. There are as many unknown rows as others,
+    Each clip stands in `views` streams. A row in the middle of a clip, or within one that is longer than a window, is that
+    clip's; a row between clips, or over a fragment of one, is of the unknown class; rows between the two are left out. There are as many unknown rows as others,
     half of them of the background alone: a device hears mostly that, and a stream that is dense with clips holds none of it.
     """
     assert corpus.unknown is not None
@@ -57,22 +59,26 @@ def stream_views(
     rate, embeddings, targets = encoder.sample_rate, [], []
     for view in range(views):
         rng = np.random.default_rng([recipe.seed, salt, view])
-        samples = sum(map(len, clips.pcm)) + int(GAP_S[1] * rate * len(clips))
-        names = [str(row) for row in range(len(clips))]
-        snr = (recipe.snr_low, recipe.snr_high)
-        stream, spoken = compose(
-            clips.pcm, names, background, samples=samples, rate=rate, snr=snr, rng=rng, gap_s=GAP_S
-        )
-        stream = stream[: spoken[-1].end + encoder.window]
-        rows = encoder.rows(torch.from_numpy(stream).to(device)).cpu().numpy()
-        middle = encoder.window / 2 + encoder.hop * np.arange(len(rows))
-        centres = np.array([(word.start + word.end) / 2 for word in spoken])
-        nearest = np.abs(middle[:, None] - centres[None, :]).argmin(axis=1)
-        distance = np.abs(middle - centres[nearest]) / rate
-        own = clips.targets[[int(word.label) for word in spoken]][nearest]
-        near, far = distance <= ON_S, distance >= OFF_S
-        embeddings.append(rows[near | far])
-        targets.append(np.where(far[:, None], nothing, own)[near | far])
+        for part in _parts(clips, rate, np.random.default_rng([recipe.seed, salt, view, 1])):
+            samples = sum(len(clips.pcm[at]) for at in part) + int(GAP_S[1] * rate * len(part))
+            stream, spoken = compose(
+                [clips.pcm[at] for at in part],
+                [str(at) for at in part],
+                background,
+                samples=samples,
+                rate=rate,
+                snr=(recipe.snr_low, recipe.snr_high),
+                rng=rng,
+                gap_s=GAP_S,
+            )
+            stream = stream[: spoken[-1].end + encoder.window]
+            rows = encoder.rows(torch.from_numpy(stream).to(device)).cpu().numpy()
+            middles = encoder.window / 2 + encoder.hop * np.arange(len(rows))
+            nearest, distance = nearest_clip(middles, spoken, encoder.window)
+            own = clips.targets[[int(word.label) for word in spoken]][nearest]
+            near, far = distance <= ON_S * rate, distance >= OFF_S * rate
+            embeddings.append(rows[near | far])
+            targets.append(np.where(far[:, None], nothing, own)[near | far])
     embedding, target = np.concatenate(embeddings), np.concatenate(targets)
     rng = np.random.default_rng([recipe.seed, salt])
     on, off = np.flatnonzero(target[:, unknown] == 0), np.flatnonzero(target[:, unknown])
@@ -80,6 +86,22 @@ def stream_views(
     off = rng.choice(off, min(len(off), len(on) - len(alone)), replace=False)
     kept = np.sort(np.concatenate([on, off]))
     return np.concatenate([embedding[kept], alone]), np.concatenate([target[kept], np.tile(nothing, (len(alone), 1))])
+
+
+def _parts(clips: Clips, rate: int, rng: np.random.Generator) -> list[list[int]]:
+    """The clips of each stream, of at most `STREAM_S`: all in one where they fit, else mixed."""
+    lengths = [len(pcm) + GAP_S[1] * rate for pcm in clips.pcm]
+    if sum(lengths) <= STREAM_S * rate:
+        return [list(range(len(lengths)))]
+    parts: list[list[int]] = [[]]
+    held = 0.0
+    for at in rng.permutation(len(lengths)):
+        if parts[-1] and held + lengths[at] > STREAM_S * rate:
+            parts.append([])
+            held = 0.0
+        parts[-1].append(int(at))
+        held += lengths[at]
+    return parts
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.augment import Pcm, rms
-from confit_edge.data.compose import Spoken, compose, fragments
+from confit_edge.data.compose import Spoken, compose, fragments, nearest_clip
 
 RATE = 100
 PART = 20 * RATE  # the background changes this often
@@ -59,26 +59,38 @@ def test_truth_is_exact_and_clips_never_overlap(seed: int, lengths: list[int], s
     assert np.array_equal(stream[outside], quiet[outside])
 
 
-@settings(max_examples=30, deadline=None)
+def away_from(word: Spoken, middle: float, window: int) -> float:
+    """How far a window's middle is from where it speaks of a clip: its middle, or, of a longer one, anywhere within."""
+    if word.end - word.start <= window:
+        return abs((word.start + word.end) / 2 - middle)
+    first, last = word.start + window / 2, word.end - window / 2
+    return 0.0 if first <= middle <= last else min(abs(first - middle), abs(last - middle))
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    starts=st.lists(st.integers(0, 900), max_size=4),
+    clips=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 400)), max_size=5),  # the gap before it, its length
     samples=st.integers(1, 1_200),
     window=st.integers(2, 300),
     off=st.integers(1, 200),
 )
-def test_fragments_are_windows_in_which_no_clip_is_in_the_middle(
-    starts: list[int], samples: int, window: int, off: int
+def test_fragments_are_windows_that_speak_of_no_clip(
+    clips: list[tuple[int, int]], samples: int, window: int, off: int
 ) -> None:
-    stream = np.arange(samples, dtype=np.float32)
-    spoken = [Spoken("", start, start + 101) for start in starts]
-    expected = []
-    for at in range(0, samples - window + 1, window // 2):
-        middle = at + window / 2
-        if all(abs((word.start + word.end) / 2 - middle) >= off for word in spoken):
-            expected.append(at)
+    stream, spoken, at = np.arange(samples, dtype=np.float32), list[Spoken](), 0
+    for gap, length in clips:
+        spoken.append(Spoken("", at + gap, at + gap + length))
+        at += gap + length
+    starts = range(0, samples - window + 1, window // 2)
+    away = [[away_from(word, start + window / 2, window) for word in spoken] for start in starts]
     found = fragments(stream, spoken, window=window, off=off)
+    expected = [start for start, row in zip(starts, away, strict=True) if all(one >= off for one in row)]
     assert [int(part[0]) for part in found] == expected
     assert all(len(part) == window for part in found)
+    if spoken:
+        nearest, least = nearest_clip(np.array(starts) + window / 2, spoken, window)
+        assert least.tolist() == [min(row) for row in away]
+        assert [row[place] for row, place in zip(away, nearest, strict=True)] == least.tolist()
 
 
 def test_every_clip_is_spoken_where_there_is_room() -> None:

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from confit_edge.data.augment import Pcm
+from confit_edge.data.compose import compose
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
@@ -339,6 +342,38 @@ def test_half_of_what_is_unknown_is_background_alone(run_corpus: Corpus) -> None
     alone = spoken // 2
     assert (targets[-alone:, unknown] == 1).all()
     assert int(targets[:, unknown].sum()) == spoken
+
+
+def test_no_row_within_a_long_clip_is_unknown(run_corpus: Corpus) -> None:
+    """A hum of three seconds is a hum from its beginning to its end."""
+    encoder, quiet = pretrained("speech-embedding", 1.28), run_corpus.background_train
+    targets = run_corpus.train.targets[:4]
+    hums = [np.float32(0.1) * np.sin(np.arange(48_000) * pitch).astype(np.float32) for pitch in (0.05, 0.1, 0.2, 0.4)]
+    clips = Clips(hums, targets, ["a"] * 4, [Path()] * 4)
+    _, found = stream_views(encoder, run_corpus, clips, quiet, Recipe(), CPU, views=1, salt=2)
+    unknown = run_corpus.classes.index(UNKNOWN)
+    within = (48_000 - encoder.window) // encoder.hop
+    assert int((found[:, unknown] == 0).sum()) >= 4 * within
+
+
+def test_a_large_corpus_is_heard_in_several_streams(run_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each clip is heard in one of them, and not all of a class in the same."""
+    encoder, clips = pretrained("speech-embedding", 1.28), run_corpus.train
+    views = partial(stream_views, encoder, run_corpus, clips, run_corpus.background_train, Recipe(), CPU)
+    _, whole = views(views=1, salt=2)
+    composed: list[int] = []
+
+    def counted(pcm: list[Pcm], *args: Any, **keys: Any) -> Any:
+        composed.append(len(pcm))
+        return compose(pcm, *args, **keys)
+
+    monkeypatch.setattr("confit_edge.probes.views.STREAM_S", 10)
+    monkeypatch.setattr("confit_edge.probes.views.compose", counted)
+    _, parts = views(views=1, salt=2)
+    assert len(composed) > 1
+    assert sum(composed) == len(clips)
+    unknown = run_corpus.classes.index(UNKNOWN)
+    assert abs(int((parts[:, unknown] == 0).sum()) - int((whole[:, unknown] == 0).sum())) <= len(clips)
 
 
 def test_background_rows_are_of_places_in_the_background() -> None:
