@@ -54,7 +54,14 @@ def fetch_hub(
         if not kept:
             raise ConfitError(f"hf:{source}: none of its splits is train, validation or test ({', '.join(parts)})")
         columns = _columns(source, next(iter(kept.values())).features, label_column, group_column)
-        clips = list(_clips(source, kept, columns, out.with_suffix("")))
+        clips = []
+        for name, part in kept.items():
+            found = list(_clips(source, name if len(kept) > 1 else None, part, columns, out.with_suffix("") / name))
+            if missing := len(part) - len(found):
+                notes.append(f"split {name!r}: {missing} of {len(part)} clips have no label, and are left out")
+            clips += found
+        if not clips:
+            raise ConfitError(f"hf:{source}: no clip has a label in the column {columns[1]!r}")
         multi_label = _inner(next(iter(kept.values())).features[columns[1]]) is not None
     if len({clip.group for clip in clips}) == len(clips):
         notes.append("every clip is a group of its own: name the column of speakers or recordings with --group-column")
@@ -136,18 +143,21 @@ def _columns(source: str, features: Any, label: str | None, group: str | None) -
     return audio, label or _label_column(source, features), group or ("group" if "group" in features else None)
 
 
-def _clips(source: str, parts: dict[str, Any], columns: tuple[str, str, str | None], folder: Path) -> Iterator[Clip]:
+def _clips(
+    source: str, split: str | None, part: Any, columns: tuple[str, str, str | None], folder: Path
+) -> Iterator[Clip]:
+    """The clips of a split that have a label; a clip without a group is one of its own."""
     from datasets import Audio
 
     audio, label, group = columns
-    for name, part in parts.items():
-        for number, row in enumerate(part.cast_column(audio, Audio(decode=False))):
-            path = _sound(row[audio], folder / name / f"{number:06d}", source)
+    for number, row in enumerate(part.cast_column(audio, Audio(decode=False))):
+        if (names := _label_names(row[label], part.features[label])) is not None:
+            grouped = group is not None and row[group] not in (None, "")
             yield Clip(
-                path,
-                _label_names(row[label], part.features[label]),
-                str(row[group]) if group else f"{name}/{number}",
-                _SPLIT_OF[name] if len(parts) > 1 else None,
+                _sound(row[audio], folder / f"{number:06d}", source),
+                names,
+                str(row[group]) if grouped else f"{folder.name}/{number}",
+                _SPLIT_OF[split] if split else None,
             )
 
 
@@ -174,10 +184,13 @@ def _inner(feature: Any) -> Any:
     return getattr(feature, "feature", None)
 
 
-def _label_names(value: Any, feature: Any) -> tuple[str, ...]:
+def _label_names(value: Any, feature: Any) -> tuple[str, ...] | None:
+    """The labels that a cell holds; None where it is not labelled, which a class tells by -1."""
     inner = _inner(feature)
-    values = [value] if inner is None else value
     names = getattr(inner or feature, "names", None)
+    values = [value] if inner is None else value
+    if values is None or any(item in (None, "") or (names and item < 0) for item in values):
+        return None
     return tuple(dict.fromkeys(names[item] if names else str(item) for item in values))
 
 

@@ -49,8 +49,9 @@ def stream_views(
     """Embeddings `[rows, dim]` and targets of rows of streams composed from `clips` over `background`.
 
     Each clip stands in `views` streams. A row in the middle of a clip, or within one that is longer than a window, is that
-    clip's; a row between clips, or over a fragment of one, is of the unknown class; rows between the two are left out. There are as many unknown rows as others,
-    half of them of the background alone: a device hears mostly that, and a stream that is dense with clips holds none of it.
+    clip's; a row between clips, or over a fragment of one, is of the unknown class; rows between the two are left out.
+    There are as many unknown rows as others, half of them of the background alone: a device hears mostly that, and a stream
+    that is dense with clips holds none of it.
     """
     assert corpus.unknown is not None
     encoder.eval()

@@ -206,3 +206,27 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"pip install 'confit-edge\[hub\]'"):
         fetch_hub("x", tmp_path / "m.csv")
+
+
+def test_clips_without_a_label_are_left_out_and_told(tmp_path: Path) -> None:
+    """A class label of -1 is how a test split is published whose answers are kept back: it is not the last class."""
+    sets = DatasetDict(train=part(8), validation=part(4, 8, label=[0, -1, 1, 1]), test=part(4, 12, label=[-1] * 4))
+    sets.save_to_disk(tmp_path / "set")
+    fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="speaker")
+    assert len(fetched.manifest.clips) == 11
+    assert {"split 'validation': 1 of 4 clips have no label, and are left out"} < set(fetched.warnings)
+    assert "split 'test': 4 of 4 clips have no label, and are left out" in fetched.warnings
+    nothing = DatasetDict(train=part(4, label=[-1] * 4))
+    nothing.save_to_disk(tmp_path / "nothing")
+    with pytest.raises(ConfitError, match="no clip has a label in the column 'label'"):
+        fetch_hub(str(tmp_path / "nothing"), tmp_path / "m.csv")
+
+
+def test_a_clip_without_a_group_is_one_of_its_own(tmp_path: Path) -> None:
+    sets = DatasetDict(
+        train=part(6, speaker=["ann", None, "ben", None, "", "cid"]), test=part(3, 6, speaker=[None] * 3)
+    )
+    sets.save_to_disk(tmp_path / "set")
+    manifest = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="speaker").manifest
+    assert len(manifest.clips) == 9
+    assert len({clip.group for clip in manifest.clips}) == 9
