@@ -110,6 +110,22 @@ def write_run(
     write_text(path / "run.json", json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n")
 
 
+def read_info(path: Path) -> RunInfo:
+    """`run.json` of a finished run. Raises ConfitError when it is damaged or of another version."""
+    reading = path / "run.json"
+    try:
+        raw = json.loads(reading.read_text(encoding="utf-8"))
+        if raw.get("schema") != SCHEMA:
+            raise ConfitError(f"{reading}: schema {raw.get('schema')} is not known to this version (it reads {SCHEMA})")
+        return RunInfo(**raw)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfitError(_damaged(reading, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path}: damaged or from another version ({str(error).splitlines()[0]})"
+
+
 def read_run(path: Path) -> Run:
     """Load a finished run. Raises UsageError when it is none, ConfitError naming the file that is damaged."""
     from safetensors import SafetensorError
@@ -122,12 +138,8 @@ def read_run(path: Path) -> Run:
         )
     if absent := [name for name in _FILES if not (path / name).is_file()]:
         raise UsageError(f"{path}: not a run (it lacks {', '.join(absent)}); make one with `confit-edge train`")
-    reading = path / "run.json"
+    info, reading = read_info(path), path / "run.json"
     try:
-        raw = json.loads(reading.read_text(encoding="utf-8"))
-        if raw.get("schema") != SCHEMA:
-            raise ConfitError(f"{reading}: schema {raw.get('schema')} is not known to this version (it reads {SCHEMA})")
-        info = RunInfo(**raw)
         recipe = Recipe.from_dict(info.recipe, str(reading))
         encoder = _build(info.encoder, reading)
         reading = path / "encoder.safetensors"
@@ -144,7 +156,7 @@ def read_run(path: Path) -> Run:
         metrics = json.loads(reading.read_text(encoding="utf-8"))
         knn = KnnProbe(arrays["knn.prints"], arrays["knn.targets"], metrics["probes"]["k"], metrics["probes"]["metric"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ConfitError(f"{reading}: damaged or from another version ({str(error).splitlines()[0]})") from error
+        raise ConfitError(_damaged(reading, error)) from error
     return Run(path, info, recipe, encoder.eval(), linear, knn, typicality, metrics)
 
 

@@ -11,7 +11,7 @@ from confit_edge.data.augment import Pcm, crop, rms
 
 PART_S = 20
 Places = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)

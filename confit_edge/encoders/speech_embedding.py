@@ -179,4 +179,4 @@ class SpeechEmbedding(Encoder):
     @classmethod
     def pool_hops_for(cls, window_s: float) -> int:
         """How many frames are averaged so that a window lasts at most `window_s` seconds (at least one)."""
-        return max(1, (int(window_s * cls.sample_rate) - RECEPTIVE) // HOP + 1)
+        return max(1, int(window_s * cls.sample_rate) // HOP - math.ceil(RECEPTIVE / HOP) + 1)

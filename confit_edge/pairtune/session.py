@@ -65,8 +65,6 @@ def train(
     device, watch = ranks.device, watch if ranks.main else None
     recipe = settled(recipe, device)
     check_out(out, resume)
-    if (out / "run.json").is_file():
-        return None
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
     corpus = read_corpus(
         manifest,
@@ -95,8 +93,13 @@ def train(
         "distilled": teaching.about if teaching else None,
     }
     beginning = out / "started.json"
+    if (out / "run.json").is_file():
+        done = runs.read_info(out)
+        refuse_other_training(out, done.recipe, done.data["fingerprint"], done.distilled, started)
+        return None
     if resume and beginning.is_file():
-        refuse_other_training(beginning, started)
+        begun = json.loads(beginning.read_text(encoding="utf-8"))
+        refuse_other_training(out, begun["recipe"], begun["fingerprint"], begun.get("distilled"), started)
     curves = Curves(out / "tensorboard", watch) if tensorboard and ranks.main else None
     ranks.wait()  # each process has looked into `out` before the first writes there
     if ranks.main:
@@ -197,7 +200,7 @@ def save(trained: Trained, corpus: Corpus, out: Path, device: torch.device) -> N
 
     (out / "plots").mkdir(parents=True, exist_ok=True)
     plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, out / "plots" / "learning.png")
-    if len(corpus.test):
+    if len(corpus.test) and not corpus.multi_label:
         predicted = trained.probes.linear.scores(trained.probes.test_embeddings).argmax(axis=1)
         plots.confusion_matrix(corpus.test.labels, predicted, corpus.classes, out / "plots" / "confusion.png")
     runs.write_run(
@@ -241,15 +244,14 @@ def check_out(out: Path, resume: bool) -> None:
         raise UsageError(f"{out}: is not empty and holds no run; choose another -o")
 
 
-def refuse_other_training(beginning: Path, started: dict[str, Any]) -> None:
-    """Raise UsageError naming what differs when `beginning` is of another recipe or other data."""
-    before = json.loads(beginning.read_text(encoding="utf-8"))
-    changed = [key for key, value in started["recipe"].items() if before["recipe"].get(key) != value]
-    if before["fingerprint"] != started["fingerprint"]:
+def refuse_other_training(
+    out: Path, recipe: dict[str, Any], fingerprint: str, distilled: dict[str, Any] | None, started: dict[str, Any]
+) -> None:
+    """Raise UsageError naming what differs where `out` is of another recipe, other data or another teacher than `started`."""
+    changed = [key for key, value in started["recipe"].items() if recipe.get(key) != value]
+    if fingerprint != started["fingerprint"]:
         changed.append("the data")
-    if before.get("distilled") != started["distilled"]:
+    if distilled != started["distilled"]:
         changed.append("the teacher or what it teaches from")
     if changed:
-        raise UsageError(
-            f"{beginning.parent}: --resume needs the same training, but these differ: {', '.join(changed)}"
-        )
+        raise UsageError(f"{out}: --resume needs the same training, but these differ: {', '.join(changed)}")

@@ -46,8 +46,6 @@ def distill(
     where the run's own clips are now. Resumed as `train` is; None when `out` is finished already.
     """
     check_out(out, resume)
-    if (out / "run.json").is_file():
-        return None
     teacher = runs.read_run(run)
     recipe, lesson = student_recipe(teacher.info.recipe, {**settings, "encoder": student}, source)
     data = manifest or Path(teacher.info.data["manifest"])

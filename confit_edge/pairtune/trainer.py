@@ -326,5 +326,5 @@ class Training:
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
         self.optimiser.step()
-        if self.average and step >= (1 - averaging) * steps:
+        if self.average and step >= min(steps - 1, (1 - averaging) * steps):
             self.average.update_parameters(self.together)

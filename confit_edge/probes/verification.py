@@ -58,10 +58,9 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
             continue
         if kind not in ("0", "1") or len(names) != 2:
             raise UsageError(f"{path}, line {number}: a trial is `1 CLIP CLIP` or `0 CLIP CLIP`, this is {line!r}")
-        try:
-            one, other = (row_of[(root / name).resolve()] for name in names)
-        except KeyError as error:
-            raise UsageError(f"{path}, line {number}: {error} is no clip of the split that is judged") from error
+        if strange := [name for name in names if (root / name).resolve() not in row_of]:
+            raise UsageError(f"{path}, line {number}: {strange[0]} is no clip of the split that is judged")
+        one, other = (row_of[(root / name).resolve()] for name in names)
         found.append((one, other, kind == "1"))
     if len({same for *_, same in found}) < 2:
         raise UsageError(f"{path}: needs trials of both kinds, 1 (one class) and 0 (two)")

@@ -45,6 +45,6 @@ def expected(trial: Trial, bench: Bench, pace: Pace) -> float:
     """The CPU seconds a trial should take. What a study measures beside the usual is not in it."""
     corpus, recipe = bench.data(trial), trial.recipe
     searched = len(recipe.lr) * (recipe.search_epochs or recipe.epochs) if len(recipe.lr) > 1 else 0
-    epochs = recipe.epochs + searched if trial.train else 0
+    epochs = recipe.epochs * recipe.soup + searched if trial.train else 0
     views = len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)
     return pace.train * len(corpus.train) * epochs + pace.probe * views

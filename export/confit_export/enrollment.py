@@ -9,6 +9,7 @@ from confit_edge.data.corpus import Corpus
 from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Matcher, likeness
 
 Floats = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int8]
 
 PRINTS_PER_CLASS = 4
 FALSE_ACCEPT_RATE = 0.01
@@ -27,25 +28,28 @@ def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
 
 
 def enrollment_prior(
-    val: Floats, val_labels: npt.NDArray[np.int64], cohort: Floats, cohort_labels: npt.NDArray[np.int64], seed: int
+    val: Floats, val_targets: Targets, cohort: Floats, cohort_targets: Targets, seed: int
 ) -> dict[str, float]:
     """The similarity that only one stranger in a hundred reaches, among validation clips, and how alike prints are.
 
-    Each validation class in turn is enrolled from three clips, and clips of every other class try to pass for it, with
-    both classes taken out of the cohort, as if neither had been known at training. `val [clips, dim]` and
-    `cohort [n, dim]` are of unit length. A stranger who is nearer to the cohort than to the prints is refused whatever
+    Each validation class in turn is enrolled from three clips, and clips without it try to pass for it, with all that the
+    two are taken out of the cohort, as if nothing of it had been known at training. `val [clips, dim]` and `cohort [n, dim]`
+    are of unit length, `val_targets` and `cohort_targets` `[.., classes]` 0/1: a clip may have several classes, or none. A
+    stranger who is nearer to the cohort than to the prints is refused whatever
     the threshold, and counts as 0.
     """
     rng = np.random.default_rng([seed, 5])
     strangers: list[float] = []
     alike: list[float] = []
-    for enrolled in np.unique(val_labels):
-        members = np.flatnonzero(val_labels == enrolled)
+    for enrolled in np.flatnonzero(val_targets.any(axis=0)):
+        members = np.flatnonzero(val_targets[:, enrolled])
         prints = val[rng.choice(members, min(ENROLLED, len(members)), replace=False)]
-        others = np.flatnonzero(val_labels != enrolled)
+        others = np.flatnonzero(val_targets[:, enrolled] == 0)
         alike += [likeness(prints)] if len(prints) > 1 else []
         for row in rng.choice(others, min(60, len(others)), replace=False):
-            rest = cohort[(cohort_labels != enrolled) & (cohort_labels != val_labels[row])]
+            both = val_targets[row].astype(bool)
+            both[enrolled] = True
+            rest = cohort[~cohort_targets[:, both].any(axis=1)]
             strangers.append(_passes(prints, rest, val[row]))
     return _levels(strangers, alike)
 

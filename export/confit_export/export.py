@@ -258,10 +258,12 @@ class _Work:
 
 def stream_difference(model: Model, encoder: Encoder, corpus: Corpus, seconds: float = 12.0) -> float:
     """The largest difference of an embedding between the model file fed in random parts, and torch on the whole."""
-    joined = np.concatenate(corpus.val.pcm or corpus.train.pcm)
-    hop, contract = encoder.hop, model.contract
-    count = min(len(joined), int(seconds * encoder.sample_rate))
-    audio = np.pad(joined[:count], (0, max(0, encoder.window - count)))
+    hop, contract, clips = encoder.hop, model.contract, corpus.val.pcm or corpus.train.pcm
+    wanted, joined = int(seconds * encoder.sample_rate), np.zeros(0, np.float32)
+    for clip in clips:  # no more of them than is compared
+        if len(joined) < wanted:
+            joined = np.concatenate([joined, clip[: wanted - len(joined)]])
+    audio = np.pad(joined, (0, max(0, encoder.window - len(joined))))
     audio = np.pad(audio, (0, -(len(audio) - encoder.window) % hop))
     offline = encoder.rows(torch.from_numpy(audio)).numpy()
     if not contract.streaming:
@@ -315,14 +317,14 @@ def _finish(
         f"{chosen.report['found']} of {chosen.report['words']} found, {chosen.report['false_accepts']} false accepts"
     )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
-    labels = corpus.training_clips().labels[rows]
+    known = corpus.training_clips().targets[rows]
     return replace(
         contract,
         thresholds=chosen.thresholds,
         smoothing_hops=chosen.smoothing_hops,
         min_hops=chosen.min_hops,
         calibration={
-            "enroll": enrollment_prior(val, corpus.val.labels, cohort, labels, seed),
+            "enroll": enrollment_prior(val, corpus.val.targets, cohort, known, seed),
             "detection": chosen.report,
         },
     )

@@ -23,6 +23,7 @@ LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SMOOTHING = 3  # rows: a score that lasts less than a quarter of a second is no word
 MIN_HOPS = (2, 3, 4, 5)
 REFRACTORY_S = 0.8
+MOST_CLIPS = 5000  # of the stream: some hours, which tell as much as more would
 COST_OF_FALSE_ACCEPT = 3.0  # in missed words: people forgive repeating a word sooner than a device acting by itself
 CURED = 0.75  # of what fires falsely, the share that raising its label cures on new material too
 AS_GOOD = 0.5  # standard errors of the least cost: settings no worse than that do as well
@@ -95,11 +96,15 @@ def strictest(
 
 
 def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[Heard]]:
-    """Each validation clip `repeats` times at random places over background, and what is heard in it: all labels of a clip."""
+    """Each validation clip `repeats` times at random places over background, and what is heard in it: all labels of a clip.
+
+    Of more than `MOST_CLIPS` in all, so many drawn at random.
+    """
     rng = np.random.default_rng([seed, 3])
-    rate = model.contract.sample_rate
-    clips = corpus.val.pcm * repeats
-    rows = [str(row) for row in range(len(corpus.val))] * repeats
+    rate, chosen = model.contract.sample_rate, list(range(len(corpus.val))) * repeats
+    if len(chosen) > MOST_CLIPS:
+        chosen = np.random.default_rng([seed, 6]).permutation(chosen)[:MOST_CLIPS].tolist()
+    clips, rows = [corpus.val.pcm[row] for row in chosen], [str(row) for row in chosen]
     heard = corpus.background_val or [np.float32(0.01) * coloured_noise(60 * rate, 1.0, rng)]
     background = varied(heard, speeds=(0.8, 1.25), rate=rate, rng=rng)  # a device hears more than it was given
     samples = sum(map(len, clips)) + int(1.8 * rate * len(clips))
@@ -118,10 +123,10 @@ def _above_false_accepts(
 ) -> npt.NDArray[np.float32]:
     """`on` with each label that fired falsely raised above what fired."""
     raised = on.copy()
+    fired = {(contract.labels[hit.label], _end_s(hit, contract)): hit for hit in hits}
     for accept in score.false_accepts:
-        index = contract.labels.index(accept.label)
-        fired = [hit.score for hit in hits if hit.label == index and abs(_end_s(hit, contract) - accept.end_s) < 1e-6]
-        raised[index] = max(raised[index], min(HIGHEST, max(fired) + MARGIN))
+        hit = fired[accept.label, accept.end_s]
+        raised[hit.label] = max(raised[hit.label], min(HIGHEST, hit.score + MARGIN))
     return raised
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,17 +41,19 @@ def score_detections(truth: list[Heard], detections: Iterable[Heard]) -> Score:
     """
     found = [False] * len(truth)
     false_accepts: list[Heard] = []
+    last: dict[str, float] = {}  # when the last false accept of each label ended
+    coming: dict[str, deque[int]] = defaultdict(deque)  # by label, in order of time: sounds that have not begun
+    near: dict[str, list[int]] = defaultdict(list)  # and those that may still be detected
+    for index in sorted(range(len(truth)), key=lambda index: truth[index].start_s):
+        coming[truth[index].label].append(index)
     for detection in sorted(detections, key=lambda heard: heard.end_s):
-        matching = [
-            index
-            for index, sound in enumerate(truth)
-            if sound.label == detection.label and sound.start_s - EARLY_S <= detection.end_s <= sound.end_s + LATE_S
-        ]
-        if matching:
-            unfound = [index for index in matching if not found[index]]
-            found[(unfound or matching)[0]] = True
-            continue
-        earlier = [heard for heard in false_accepts if heard.label == detection.label]
-        if not earlier or detection.end_s - earlier[-1].end_s >= DEBOUNCE_S:
+        ahead, now = coming[detection.label], detection.end_s
+        while ahead and truth[ahead[0]].start_s - EARLY_S <= now:
+            near[detection.label].append(ahead.popleft())
+        near[detection.label] = [index for index in near[detection.label] if now <= truth[index].end_s + LATE_S]
+        if matching := near[detection.label]:
+            found[min([index for index in matching if not found[index]] or matching)] = True
+        elif detection.label not in last or now - last[detection.label] >= DEBOUNCE_S:
             false_accepts.append(detection)
+            last[detection.label] = now
     return Score(found, false_accepts)

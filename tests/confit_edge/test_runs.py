@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,7 +224,10 @@ def test_a_run_is_never_written_over_something_else(run_path: Path, manifest: Pa
     before = {path: path.read_bytes() for path in run_path.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="finished run"):
         train(manifest, run_path, Recipe())
-    assert train(manifest, run_path, Recipe(), resume=True) is None
+    same = read_run(run_path).recipe
+    assert train(manifest, run_path, same, resume=True) is None
+    with pytest.raises(UsageError, match=r"these differ: .*epochs"):
+        train(manifest, run_path, replace(same, epochs=same.epochs + 1, objective="finetune"), resume=True)
     assert before == {path: path.read_bytes() for path in run_path.rglob("*") if path.is_file()}
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="is a file"):

@@ -262,6 +262,8 @@ def test_one_seed_of_one_group_has_no_interval_and_unanimity_a_bound() -> None:
     right = Results(outcome({"o": "a"}, seed, {"linear": [1.0] * 10}) for seed in range(2)).share("linear", o="a")
     assert (right.value, right.high) == (1.0, 1.0)
     assert right.low == pytest.approx(0.025 ** (1 / 10))
+    wrong = Results(outcome({"o": "a"}, seed, {"linear": [0.0] * 6}) for seed in range(2)).share("linear", o="a")
+    assert (wrong.value, wrong.low, wrong.high) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 6)))
 
 
 def test_sentences_claim_what_the_interval_allows() -> None:

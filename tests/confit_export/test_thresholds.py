@@ -111,6 +111,11 @@ def clouds(spread: float, seed: int, clips: int = 3, classes: int = 5) -> tuple[
     return unit(middles[labels] + spread * np.random.default_rng(seed).standard_normal((len(labels), 16))), labels
 
 
+def one_of(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+    """Targets `[clips, classes]` of clips with one label each."""
+    return np.eye(labels.max() + 1, dtype=np.int8)[labels]
+
+
 @pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
 def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> None:
     (val, val_labels), (cohort, cohort_labels) = clouds(spread, 0), clouds(spread, 1, clips=4)
@@ -126,7 +131,7 @@ def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> N
             rest = [row for row, of in zip(cohort, cohort_labels, strict=True) if of not in (name, label)]
             cohort_score = np.mean(sorted(float(clip @ row) for row in rest)[-3:])
             reached.append(score if score > cohort_score else 0.0)
-    found = enrollment_prior(val, val_labels, cohort, cohort_labels, seed=0)
+    found = enrollment_prior(val, one_of(val_labels), cohort, one_of(cohort_labels), seed=0)
     assert found["trials"] == len(reached) == 60
     assert found["threshold"] == pytest.approx(max(0.2, np.quantile(reached, 0.99)), abs=1e-3)
     assert sum(score > found["threshold"] + 1e-3 for score in reached) <= math.ceil(0.01 * len(reached))
@@ -134,11 +139,19 @@ def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> N
 
 def test_the_prior_of_classes_far_apart_is_low_and_needs_no_stranger() -> None:
     far = unit(np.repeat(np.eye(4), 3, axis=0))
-    labels = np.repeat(np.arange(4), 3)
+    labels = one_of(np.repeat(np.arange(4), 3))
     assert enrollment_prior(far, labels, far, labels, seed=0)["threshold"] == pytest.approx(0.2)
     alone = enrollment_prior(far[:3], labels[:3], far, labels, seed=0)
     assert alone["trials"] == 0
     assert 0 < alone["threshold"] < 1
+
+
+def test_who_shares_a_label_is_no_stranger_and_a_clip_without_one_is_never_enrolled() -> None:
+    """Sounds 0 and 1 are heard alone and together, and twice as much is neither."""
+    clips = unit(np.random.default_rng(0).standard_normal((9, 16)))
+    targets = np.array([[1, 0]] * 2 + [[0, 1]] * 2 + [[1, 1]] * 2 + [[0, 0]] * 3, np.int8)
+    found = enrollment_prior(clips, targets, clips, targets, seed=0)
+    assert found["trials"] == 2 * 5  # of each sound: two clips of the other alone, and three of neither
 
 
 def test_an_exported_prior_lets_the_enrolled_in(exports: dict[str, Exported], run_corpus: Corpus) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from confit_runtime.scoring import Heard, score_detections
+from confit_runtime.scoring import DEBOUNCE_S, EARLY_S, LATE_S, Heard, Score, score_detections
 
 YES = Heard("yes", 10.0, 10.6)
 
@@ -54,3 +56,34 @@ def test_nothing_said_and_nothing_heard() -> None:
     assert math.isnan(score_detections([], []).recall)
     assert score_detections([YES], []).found == [False]
     assert score_detections([YES, Heard("no", 1, 2)], iter([at(10.6)])).recall == 0.5
+
+
+def naive(truth: list[Heard], detections: list[Heard]) -> Score:
+    """By looking at each sound for each detection."""
+    found, wrong = [False] * len(truth), list[Heard]()
+    for detection in sorted(detections, key=lambda heard: heard.end_s):
+        matching = [
+            index
+            for index, sound in enumerate(truth)
+            if sound.label == detection.label and sound.start_s - EARLY_S <= detection.end_s <= sound.end_s + LATE_S
+        ]
+        earlier = [accept for accept in wrong if accept.label == detection.label]
+        if matching:
+            found[next((index for index in matching if not found[index]), matching[0])] = True
+        elif not earlier or detection.end_s - earlier[-1].end_s >= DEBOUNCE_S:
+            wrong.append(detection)
+    return Score(found, wrong)
+
+
+spans = st.builds(
+    lambda label, start, length: Heard(label, start / 8, (start + length) / 8),
+    st.sampled_from("ab"),
+    st.integers(0, 80),
+    st.integers(0, 40),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(truth=st.lists(spans, max_size=12), detections=st.lists(spans, max_size=12))
+def test_in_one_pass_it_finds_what_looking_at_every_pair_finds(truth: list[Heard], detections: list[Heard]) -> None:
+    assert score_detections(truth, detections) == naive(truth, detections)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
+
 from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
 from confit_edge.studies.phrases import ranking, versus
@@ -54,6 +56,8 @@ def main_effect(results: Results, factor: str, one: Scalar, other: Scalar, compa
     """The share at one level of a factor less that at another, over the combinations that both have."""
     rest = [{key: value for key, value in arm.items() if key != factor} for arm in results.arms(**{factor: one})]
     both = [arm for arm in rest if results.select({**arm, factor: other})]
+    if not both:  # trials that diverged have no row
+        return Estimate(np.nan, np.nan, np.nan)
     terms = [
         (sign / len(both), Side("linear", {**arm, factor: level}))
         for sign, level in ((1, one), (-1, other))
