@@ -63,13 +63,14 @@ def opened(
                 owners = [at for at, model in enumerate(models) if model.contract.embedding_id == unread.embedding_id]
             if speaker_model is not None and (speaker_model.contract.embedding_id == unread.embedding_id or not owners):
                 # one of none of the models is refused here, or below
+                _check_alone(path, placed.voices, speaker_model)
                 placed.voices = stack.enter_context(Gallery.open(path, speaker_model, thresholds=thresholds))
                 continue
             for at in owners or [0]:
+                _check_alone(path, placed.of_model.get(at), models[at])
                 gallery = stack.enter_context(Gallery.open(path, models[at], thresholds=thresholds))
                 placed.of_model[at] = gallery
-                if gallery.negatives():
-                    placed.taps.append(VetoTap(models[at], gallery))
+                placed.taps.append(VetoTap(models[at], gallery))
         if speaker_model is not None:
             voices = _of_speakers(placed, speaker_model)
             wanted = [clean_name(name) for name in only]
@@ -80,6 +81,15 @@ def opened(
         if save is not None:
             placed.taps.append(_save_tap(save, models))
         yield placed
+
+
+def _check_alone(path: Path, other: Gallery | None, model: Model) -> None:
+    """Raise UsageError where a model has a gallery already."""
+    if other is not None:
+        raise UsageError(
+            f"--gallery {path}: {model.name} has {other.path} already, and listens with one: join them, with"
+            f" `confit-edge gallery import {path} --gallery {other.path}`"
+        )
 
 
 def _of_speakers(placed: Placed, speaker_model: Model) -> Gallery:

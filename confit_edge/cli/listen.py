@@ -38,7 +38,10 @@ def listen(
     pcm_format: Format = "s16le",
     gallery: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Also tell when a name enrolled in this gallery is heard; may be repeated."),
+        typer.Option(
+            metavar="FILE",
+            help="Also tell when a name enrolled in this gallery is heard; may be repeated, once for each model.",
+        ),
     ] = None,
     speaker_model: Annotated[
         str | None,

@@ -80,7 +80,7 @@ class Detector:
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
         self.rows = self._first = 0
-        self._silent_until = np.zeros(len(self.on), np.int64)
+        self.silent_until = np.zeros(len(self.on), np.int64)
         self._arm()
 
     def skip_to(self, row: int) -> None:
@@ -119,7 +119,7 @@ class Detector:
         self._armed |= low
         self._since = np.where(low, -1, np.where(self._since < 0, self.rows, self._since))
         self._above = np.where(smooth >= self.on, self._above + 1, 0)
-        ready = self._may_fire & self._armed & (self._above >= self.min_hops) & (self.rows >= self._silent_until)
+        ready = self._may_fire & self._armed & (self._above >= self.min_hops) & (self.rows >= self.silent_until)
         if self.exclusive:
             ready &= smooth >= smooth.max()
         hits = [
@@ -127,7 +127,7 @@ class Detector:
         ]
         for hit in hits:
             self._armed[hit.label] = False
-            self._silent_until[hit.label] = self.rows + self.refractory_hops[hit.label]
+            self.silent_until[hit.label] = self.rows + self.refractory_hops[hit.label]
         self.rows += 1
         return hits
 
@@ -136,7 +136,7 @@ class NameDetector:
     """Turns embedding rows into hits of enrolled names: one fires when it is matched on enough rows in succession."""
 
     def __init__(self, contract: Contract, matcher: Matcher) -> None:
-        self.labels, self._matcher = matcher.names, matcher
+        self.labels, self.matcher = matcher.names, matcher
         level = np.full(len(self.labels), -1.0, np.float32)  # the matcher judged: what is no match is -infinity
         self._detector = Detector(
             level,
@@ -152,6 +152,14 @@ class NameDetector:
         """On how many rows before its own a hit depends."""
         return self._detector.memory
 
+    def going_on(self, contract: Contract, matcher: Matcher) -> NameDetector:
+        """One for the names of another matcher, from the next row on; those that are in both stay silent as long."""
+        other = NameDetector(contract, matcher)
+        silent = dict(zip(self.labels, self._detector.silent_until, strict=True))
+        other._detector.skip_to(self._detector.rows)
+        other._detector.silent_until = np.array([silent.get(label, 0) for label in other.labels], np.int64)
+        return other
+
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
         self._detector.reset()
@@ -164,7 +172,7 @@ class NameDetector:
         """Take `[rows, dim]` embeddings; give the hits they complete, `Hit.label` being a place in `labels`."""
         scores = np.full((len(embeddings), len(self.labels)), -np.inf, np.float32)
         for row, embedding in zip(scores, embeddings, strict=True):
-            match = self._matcher.match(embedding)
+            match = self.matcher.match(embedding)
             if match.name is not None:
                 row[self.labels.index(match.name)] = match.score
         return self._detector.push(scores)

@@ -27,5 +27,9 @@ class GalleryError(ConfitError):
     """A gallery that is damaged, is not ours, or was enrolled with another model."""
 
 
+class GalleryBusyError(GalleryError):
+    """Another program holds the gallery for longer than one waits."""
+
+
 class DeviceError(ConfitError):
     """No microphone, no PortAudio, or a device that went away."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import unicodedata
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.enrollment import Kind, kind_of
-from confit_runtime.errors import GalleryError, UsageError
+from confit_runtime.errors import GalleryBusyError, GalleryError, UsageError
 from confit_runtime.matcher import Levels, Match, Matcher, unit
 from confit_runtime.migrations import Binding, bind, bound, damaged, lay_out, prepare, reported
 from confit_runtime.model import Model
@@ -25,10 +26,13 @@ from confit_runtime.shipped import as_asked_for
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
+log = logging.getLogger(__name__)
+
 LONGEST_NAME = 100
 NOBODY = "unknown"  # how an answer that is nobody is told
 OF_KIND = {"speaker": "voices", "sound": "sounds"}
 ROWS_AT_ONCE = 20_000
+PATIENCE_S, LISTENING_PATIENCE_S = 5.0, 0.1  # for another program's change; sound does not wait
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Print:
 
 
 class Gallery:
-    """Names and their prints, kept in one SQLite file. Use as a context manager; one thread at a time.
+    """Names and their prints, kept in one SQLite file. Use as a context manager; from any thread, one at a time.
 
     Each change is one transaction, on the disk when the call returns: a crash loses nothing that was enrolled. What
     another program changes meanwhile is seen by the next call.
@@ -56,8 +60,6 @@ class Gallery:
         """Use `Gallery.open`."""
         self.path, self._db, self._model, self._levels = path, db, model, levels
         self.binding = bound(path, db)
-        if model is not None:
-            self.check(model)
         self._seen = self._version()
         self._matcher: Matcher | None = self._load() if model is not None else None
 
@@ -170,13 +172,24 @@ class Gallery:
 
     @property
     def matcher(self) -> Matcher:
-        """The prints as they are now, to match against. Raises UsageError on a gallery opened without a model."""
+        """The prints as they are now, to match against; the same object for as long as nothing was changed.
+
+        While another program is changing them, those from before are given, and the log says so. Raises UsageError on a
+        gallery opened without a model, GalleryError where another program bound it to another model.
+        """
         if self._model is None:
             raise UsageError(f"{self.path}: was opened without its model, so there is nothing to match with")
-        with reported(self.path):
-            version = self._version()
-            if self._matcher is None or version != self._seen:
-                self._seen, self._matcher = version, self._load()
+        if self._matcher is None:
+            with reported(self.path):
+                self._seen, self._matcher = self._version(), self._load()
+            return self._matcher
+        try:
+            with reported(self.path), self._patience(LISTENING_PATIENCE_S):
+                if (version := self._version()) != self._seen:
+                    self._matcher = self._load()
+                    self._seen = version
+        except GalleryBusyError as error:
+            log.warning("%s; until then its names are as they were", error)
         return self._matcher
 
     def match(self, embedding: Floats) -> Match:
@@ -354,16 +367,30 @@ class Gallery:
             raise damaged(self.path)
         return row[0]
 
+    @contextmanager
+    def _patience(self, seconds: float) -> Iterator[None]:
+        """Wait so long for another program's change."""
+        self._db.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+        try:
+            yield
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
+
     def _version(self) -> int:
         """A number that another program's changes change."""
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def _load(self) -> Matcher:
+        """All prints at one moment. Raises GalleryError where they are of another model by now."""
         assert self._model is not None
         assert self._levels is not None
-        names = dict(self._db.execute("SELECT id, name FROM names ORDER BY id").fetchall())
-        place = {name_id: at for at, name_id in enumerate(names)}
-        (ids, owners, prints), (_, vetoed, vetoes) = (self._rows(place, negative) for negative in (0, 1))
+        with self._db:
+            self._db.execute("BEGIN")
+            self.binding = bound(self.path, self._db)
+            self.check(self._model)
+            names = dict(self._db.execute("SELECT id, name FROM names ORDER BY id").fetchall())
+            place = {name_id: at for at, name_id in enumerate(names)}
+            (ids, owners, prints), (_, vetoed, vetoes) = (self._rows(place, negative) for negative in (0, 1))
         return Matcher(
             [self._name(name) for name in names.values()],
             owners,
@@ -455,12 +482,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def _connect(path: Path, create: bool, writable: bool) -> sqlite3.Connection:
-    options = f"mode={'rwc' if create else 'rw'}"
-    if not writable:
-        journal = path.with_name(path.name + "-journal")
-        if journal.exists():
-            raise GalleryError(
-                f"{path}: a change to it was cut short ({journal.name}); open it once where it can be written"
-            )
-        options = "mode=ro&immutable=1"
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None)
+    mode = "ro" if not writable else "rwc" if create else "rw"
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        timeout=PATIENCE_S,
+        check_same_thread=False,
+    )

@@ -131,6 +131,11 @@ class Matcher:
         """The names that can be matched: those with prints that are not negative."""
         return [self.names[place] for place in np.flatnonzero(np.diff(self._starts))]
 
+    @property
+    def has_vetoes(self) -> bool:
+        """Whether any name has negative prints."""
+        return len(self._vetoes) > 0
+
     def match(self, embedding: Floats) -> Match:
         """Who an embedding `[dim]` is nearest to. Raises UsageError on another shape."""
         query = self._query(embedding)

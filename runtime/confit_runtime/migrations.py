@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from confit_runtime.errors import GalleryError
+from confit_runtime.errors import GalleryBusyError, GalleryError
 
 SCHEMA = 3
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
@@ -62,7 +62,7 @@ def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None, *, w
     if version == SCHEMA:
         return db
     if not writable:
-        copy = sqlite3.connect(":memory:", isolation_level=None)
+        copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         with closing(db):
             db.backup(copy)
         _migrate(path, copy)
@@ -161,10 +161,12 @@ def reported(path: Path) -> Iterator[None]:
             raise GalleryError(f"{path}: is not a gallery (not an SQLite file): choose another --gallery") from error
         if code.startswith("SQLITE_CORRUPT"):
             raise damaged(path) from error
+        if code == "SQLITE_READONLY_ROLLBACK":
+            raise GalleryError(f"{path}: a change to it was cut short; open it once where it can be written") from error
         if code.startswith("SQLITE_READONLY"):
             raise GalleryError(f"{path}: cannot be changed: the file or its folder is read-only") from error
         if code.startswith("SQLITE_BUSY"):
-            raise GalleryError(f"{path}: is in use by another program: try again when it is done") from error
+            raise GalleryBusyError(f"{path}: is in use by another program: try again when it is done") from error
         if code.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise GalleryError(
                 f"{path}: could not be written ({error}): is the disk full? Nothing was changed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 import re
 import time
@@ -13,11 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.audio import Pcm
+from confit_runtime.device_file import write_whole
+from confit_runtime.enrollment import to_flac
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.model import Model
 from confit_runtime.stream import Detection
 from confit_runtime.voiced import cut_to_voice, voiced_seconds
+
+log = logging.getLogger(__name__)
 
 RECENT_S = 6.0
 SHORTEST_WORD_S = 0.2
@@ -89,22 +94,26 @@ class VetoTap(RecentAudio):
         self._model, self._gallery = model, gallery
 
     def judge(self, detection: Detection) -> Detection | None:
-        if detection.model != self._model.name:
+        if detection.model != self._model.name or not (matcher := self._gallery.matcher).has_vetoes:
             return detection
         sound = trigger(self, detection, self._model)
-        if len(sound) and self._gallery.matcher.vetoes(detection.label, self._model.embed(sound, self.rate)):
+        if len(sound) and matcher.vetoes(detection.label, self._model.embed(sound, self.rate)):
             return None
         return detection
 
 
 class SaveTap(RecentAudio):
-    """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative."""
+    """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative.
+
+    Where it cannot be written, the log says so once, and listening goes on.
+    """
 
     def __init__(self, folder: Path, models: Collection[Model]) -> None:
         """Makes the folder where it is not there. Raises OSError when it cannot be made or written."""
         super().__init__()
         self._folder, self._models = folder, {model.name: model for model in models}
         self._source, self._began, self._count = "", time.strftime("%Y%m%d-%H%M%S"), 0
+        self._failing = False
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -114,13 +123,16 @@ class SaveTap(RecentAudio):
         self._source = Path(name).stem
 
     def judge(self, detection: Detection) -> Detection:
-        import soundfile
-
-        sound = trigger(self, detection, self._models[detection.model])
-        path = self._next(detection.label)
-        partial = path.with_name(f".{path.name}.partial")
-        soundfile.write(partial, sound, self.rate, format="FLAC", subtype="PCM_16")
-        partial.replace(path)
+        data = to_flac(trigger(self, detection, self._models[detection.model]), self.rate)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._next(detection.label), data)
+        except OSError as error:
+            if not self._failing:
+                log.warning("%s: triggers cannot be kept (%s); listening goes on", self._folder, error.strerror)
+            self._failing = True
+        else:
+            self._failing = False
         return detection
 
     def _next(self, label: str) -> Path:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
+LOOK_S = 1.0  # of sound between looks whether the gallery has changed
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -47,8 +49,8 @@ class Stream:
 
     The model always sees one hop a call, so events do not depend on how the audio was chopped. With a gallery its names
     are further classes: one fires when it is matched on `min_hops` rows in succession (at least two), and its score is
-    the similarity. The names are those enrolled when the stream was made. Raises GalleryError when the gallery was
-    enrolled with another model.
+    the similarity. What another program enrolls or removes meanwhile is known a second of sound later. Raises GalleryError
+    when the gallery was enrolled with another model.
 
     With a gate the model sleeps through windows in which no hop is heard. When one is, the sound of the last window is
     played to the model again, so that its rows are what they would have been without the gate and a word's start is not
@@ -61,10 +63,12 @@ class Stream:
         self.model, self.lead_in = model, lead_in
         self._batch = model.batch(1)
         self._detector = Detector.from_contract(model.contract)
+        self._gallery = gallery
         self._names: NameDetector | None = None
         if gallery is not None:
             gallery.check(model)
             self._names = NameDetector(model.contract, gallery.matcher)
+        self._look = max(1, round(LOOK_S * model.contract.sample_rate / model.contract.hop))  # into it, in hops
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
@@ -142,7 +146,7 @@ class Stream:
         if self.lead_in and self._rate is None:
             silence = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
             chunk = np.concatenate([np.zeros(silence, np.float32), chunk])
-            self._origin = -silence
+            self._origin -= silence
         if self._muted:
             self._rate = sample_rate
             self.skip(len(chunk))
@@ -208,7 +212,9 @@ class Stream:
         self._hops += 1
         self.scores = scores[0, -1] if scores.shape[1] else None
         found = [self._detection(hit, self.model.labels) for hit in self._detector.push(scores[0])]
-        if self._names is not None:
+        if self._gallery is not None and self._names is not None:
+            if self._hops % self._look == 0 and (matcher := self._gallery.matcher) is not self._names.matcher:
+                self._names = self._names.going_on(self.model.contract, matcher)
             found += [self._detection(hit, self._names.labels) for hit in self._names.push(embedding[0])]
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import select
 import shutil
@@ -14,6 +15,7 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 
 from confit_runtime.audio import check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
@@ -28,18 +30,32 @@ PROTOCOLS = {"http": _HTTP, "https": _HTTP, "rtsp": _RTSP, "rtsps": _RTSP}
 
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
+_SETTLED_S, _FASTEST = (
+    1.0,
+    1.25,
+)  # a stream has caught up when that long it came no faster than that many times real time
+_MOST_HELD_S = 60.0  # of what came meanwhile
+_MAY_COME_S = 15.0  # of the time away, what the stream may still deliver when it is back
 
 
 def is_url(spec: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", spec) is not None
 
 
+def without_secrets(url: str) -> str:
+    """A URL as it may be shown: without user and password, wherever its last @ is."""
+    scheme, rest = url.split("://", 1)
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
 class NetworkSource:
     """An RTSP or HTTP stream, decoded and made mono at `rate` Hz by ffmpeg.
 
     A stream that breaks off, or delivers nothing for `stall_s`, is opened again, at first after a second, then after
-    twice as long each time up to 30 s; its clock runs on meanwhile. What says how long it is, as a file on a web server
-    does, ends with its end, and is an error when it breaks off before. `name` is the URL without user and password.
+    twice as long each time up to 30 s. Its clock runs on meanwhile: when it is back, and what it delivers at once (while it
+    was opened, or kept for who comes new) has come, the gap is what brings the clock to where it would have been, and what
+    was heard before is left out. What says how long it is, as a file on a web server does, ends with its end, and is an
+    error when it breaks off before. `name` is the URL without user and password.
 
     Raises UsageError on a scheme that is none of `PROTOCOLS`, DeviceError without ffmpeg, and, on the way, when the
     stream cannot be opened the first time, with what ffmpeg says.
@@ -48,17 +64,16 @@ class NetworkSource:
     live = True
 
     def __init__(self, url: str, *, rate: int = 48_000, stall_s: float = 10.0, ffmpeg: str = "ffmpeg") -> None:
-        parts = urlsplit(url)
-        scheme = parts.scheme.lower()
+        self.name = without_secrets(url)
+        scheme, host = _scheme_and_host(url, self.name)
         if scheme not in PROTOCOLS:
             raise UsageError(f"{scheme}:// cannot be listened to (can be: {', '.join(PROTOCOLS)})")
-        if not parts.hostname:
-            raise UsageError(f"{url}: names no host")
+        if not host:
+            raise UsageError(f"{self.name}: names no host")
         program = shutil.which(ffmpeg)
         if program is None:
             raise DeviceError("listening to a URL needs the program ffmpeg: apt-get install ffmpeg")
         self.rate = check_rate(rate)
-        self.name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         self._url, self._stall_s = url, stall_s
         self._command = [
             *(program, "-nostdin", "-hide_banner", "-loglevel", "info", "-nostats"),
@@ -68,6 +83,8 @@ class NetworkSource:
         ]
         self._stopped = threading.Event()
         self._ffmpeg: _Ffmpeg | None = None
+        self._heard_s = self._clock_s = 0.0  # of sound, and with the gaps
+        self._zero = math.inf  # when the clock stood at 0: the earliest moment that what came speaks for
 
     def __enter__(self) -> NetworkSource:
         self._ffmpeg = _Ffmpeg(self._command)
@@ -79,15 +96,12 @@ class NetworkSource:
         self._close()
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
-        samples = 0
         while not self._stopped.is_set():
-            heard = time.monotonic()
             for chunk in self._hear():
-                heard, samples = time.monotonic(), samples + len(chunk[0])
-                yield chunk
-            if self._stopped.is_set() or self._ended(samples / self.rate):
+                yield self._counted(chunk)
+            if self._stopped.is_set() or self._ended():
                 return
-            yield from self._wait(heard)
+            yield from self._wait()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -95,45 +109,77 @@ class NetworkSource:
     def _hear(self) -> Iterator[Chunk]:
         """What the open stream delivers until it breaks off."""
         assert self._ffmpeg is not None, "a stream is iterated over inside its `with` block"
-        heard, held = time.monotonic(), b""
+        heard = time.monotonic()
         while not self._stopped.is_set() and time.monotonic() - heard < self._stall_s:
-            data = self._ffmpeg.read(_POLL_S)
-            if data is None:
-                continue
-            if not data:
+            samples = self._ffmpeg.read(_POLL_S)
+            if len(samples):
+                heard = time.monotonic()
+                yield to_mono(samples), self.rate
+            elif self._ffmpeg.ended:
                 return
-            heard, held = time.monotonic(), held + data
-            whole = len(held) // 2 * 2
-            samples, held = np.frombuffer(held[:whole], "<i2"), held[whole:]
-            yield to_mono(samples), self.rate
 
-    def _ended(self, heard_s: float) -> bool:
+    def _counted(self, chunk: Chunk) -> Chunk:
+        """The chunk, with which the clock has moved on."""
+        seconds = len(chunk[0]) / self.rate
+        self._heard_s, self._clock_s = self._heard_s + seconds, self._clock_s + seconds
+        self._zero = min(self._zero, time.monotonic() - self._clock_s)
+        return chunk
+
+    def _gap(self, seconds: float) -> Gap:
+        """That much of the time away, by which the clock moves on."""
+        gap = Gap(max(0, round(seconds * self.rate)), AWAY)
+        self._clock_s += gap.samples / self.rate
+        return gap
+
+    def _ended(self) -> bool:
         """Whether the stream came to its end, rather than broke off. Raises DeviceError where it is not to be waited for."""
         assert self._ffmpeg is not None
         self._ffmpeg.close()
-        if not heard_s:
+        if not self._heard_s:
             raise DeviceError(f"{self.name}: cannot be listened to ({self._why()})")
         duration_s = self._ffmpeg.duration_s
-        if duration_s is not None and heard_s < duration_s - 1.0:
+        if duration_s is not None and self._heard_s < duration_s - 1.0:
             # opened again it would begin from its beginning
-            raise DeviceError(f"{self.name}: broke off after {heard_s:.1f} s of {duration_s:.1f} s ({self._why()})")
+            told = f"broke off after {self._heard_s:.1f} s of {duration_s:.1f} s ({self._why()})"
+            raise DeviceError(f"{self.name}: {told}")
         return duration_s is not None
 
-    def _wait(self, heard: float) -> Iterator[Gap | Notice]:
-        """Gaps that keep the clock running, until the stream was opened again and delivers."""
+    def _wait(self) -> Iterator[Chunk | Gap | Notice]:
+        """Gaps that keep the clock running until the stream was opened again, and what it delivers at first."""
         yield Notice("away", f"{self.name} broke off ({self._why()}); waiting for it to come back")
-        told, pause = 0, 1.0
+        pause = 1.0
         while not self._stopped.wait(pause):
             self._ffmpeg = _Ffmpeg(self._command)
-            back = self._ffmpeg.wait_for_data(self._stall_s, self._stopped)
-            due = int((time.monotonic() - heard) * self.rate) - told
-            yield Gap(due, AWAY)
-            told += due
-            if back:
+            chunks = self._caught_up()
+            behind = time.monotonic() - self._zero - self._clock_s
+            if chunks:
+                pcm = np.concatenate([pcm for pcm, _ in chunks])
+                away = behind - len(pcm) / self.rate
+                yield self._gap(away)
                 yield Notice("back", f"{self.name} is back")
+                # what it kept from before it broke off was heard then
+                yield self._counted((pcm[max(0, round(-away * self.rate)) :], self.rate))
                 return
+            if behind > _MAY_COME_S:
+                yield self._gap(behind - _MAY_COME_S)
             self._ffmpeg.close()
             pause = min(_LONGEST_WAIT_S, 2 * pause)
+
+    def _caught_up(self) -> list[Chunk]:
+        """What a stream that was opened delivers until it comes as fast as it is made."""
+        chunks: list[Chunk] = []
+        began, held_s, lately = 0.0, 0.0, deque[tuple[float, float]]()  # when so many seconds came
+        for chunk in self._hear():
+            now, seconds = time.monotonic(), len(chunk[0]) / self.rate
+            began, held_s = began or now, held_s + seconds
+            chunks.append(chunk)
+            lately.append((now, seconds))
+            while lately[0][0] < now - _SETTLED_S:
+                lately.popleft()
+            steady = sum(one for _, one in lately) <= _FASTEST * _SETTLED_S
+            if (now - began >= _SETTLED_S and steady) or held_s >= _MOST_HELD_S:
+                break
+        return chunks
 
     def _why(self) -> str:
         assert self._ffmpeg is not None
@@ -145,12 +191,26 @@ class NetworkSource:
             self._ffmpeg.close()
 
 
+def _scheme_and_host(url: str, shown: str) -> tuple[str, str | None]:
+    """Of a URL. Raises UsageError, which shows no secret, where it cannot be read."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        # what Python says may hold the password
+        raise UsageError(
+            f"{shown}: is no URL that can be read: is there a / ? # or @ in the password? They are written %2F %3F %23 %40"
+        ) from error
+    return parts.scheme.lower(), parts.hostname
+
+
 class _Ffmpeg:
     """One run of ffmpeg: PCM from its stdout, and what it says on stderr."""
 
     def __init__(self, command: list[str]) -> None:
         self.duration_s: float | None = None  # where the stream says how long it is
-        self._ended = False
+        self.ended = False
+        self._rest = b""  # half a sample
         self._lines: deque[str] = deque(maxlen=10)
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
@@ -162,30 +222,22 @@ class _Ffmpeg:
     def last_words(self) -> str:
         return self._lines[-1] if self._lines else ""
 
-    def read(self, timeout_s: float) -> bytes | None:
-        """The PCM there is: None where nothing came in time, nothing at its end."""
+    def read(self, timeout_s: float) -> npt.NDArray[np.int16]:
+        """The samples there are: none where nothing came in time, or it has `ended`."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
-            return None
-        data = self._process.stdout.read(65_536)
-        self._ended = not data
-        return data
-
-    def wait_for_data(self, timeout_s: float, stopped: threading.Event) -> bool:
-        """Whether PCM begins to come."""
-        assert self._process.stdout is not None
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end and not stopped.is_set():
-            if select.select([self._process.stdout], [], [], _POLL_S)[0]:
-                # an end can be "read", too
-                return self._process.poll() is None
-        return False
+        if select.select([self._process.stdout], [], [], timeout_s)[0]:
+            data = self._process.stdout.read(65_536)
+            self.ended = not data
+            self._rest += data
+        whole = len(self._rest) // 2 * 2
+        samples, self._rest = np.frombuffer(self._rest[:whole], "<i2"), self._rest[whole:]
+        return samples
 
     def close(self) -> None:
         """Kill it if it still runs."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        if not self._ended:
+        if not self.ended:
             self._process.kill()
         try:
             self._process.wait(timeout=5.0)
