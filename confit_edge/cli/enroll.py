@@ -43,12 +43,16 @@ def enroll(
     ] = Path("gallery.db"),
     mic: Annotated[bool, typer.Option("--mic", help="Record the clips now, from the microphone.")] = False,
     source: Annotated[
-        str, typer.Option(metavar="SOURCE", help="Where --mic records: mic, mic:INDEX, mic:NAME or a URL.")
-    ] = "mic",
-    takes: Annotated[int, typer.Option(metavar="N", min=1, help="Clips to record with --mic.")] = 3,
+        str | None,
+        typer.Option(metavar="SOURCE", help="Where --mic records: mic (default), mic:INDEX, mic:NAME or a URL."),
+    ] = None,
+    takes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Clips to record with --mic (default 3).")
+    ] = None,
     take_seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0.5, help="Length of each clip recorded with --mic.")
-    ] = 4.0,
+        float | None,
+        typer.Option("--seconds", metavar="S", min=0.5, help="Length of each clip recorded with --mic (default 4)."),
+    ] = None,
     kind: KindOption = None,
     negative: Annotated[
         bool,
@@ -88,6 +92,11 @@ def enroll(
     name = new_name(name)
     if bool(clips) == mic:
         raise UsageError("enroll takes clips, or --mic to record them: one of the two")
+    if not mic:
+        for option, given in (("--source", source), ("--takes", takes), ("--seconds", take_seconds)):
+            if given is not None:
+                raise UsageError(f"{option} is for --mic; clips that are there are taken as they are")
+    source, takes, take_seconds = source or "mic", takes or 3, take_seconds or 4.0
     loaded = load(model)
     rate = loaded.contract.sample_rate
     with ExitStack() as stack:

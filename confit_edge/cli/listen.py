@@ -98,7 +98,7 @@ def listen(
     from confit_edge.cli._heard import Heard
     from confit_runtime import load
     from confit_runtime.listener import Listener
-    from confit_runtime.sources import find_clips, names_clips, open_source
+    from confit_runtime.sources import find_clips, names_clips, names_recording, open_source
 
     general, own = _levels(threshold or [])
     loaded = [load(model) for model in models]
@@ -115,7 +115,7 @@ def listen(
         _quiet_when_unread(),
         Heard(
             source,
-            streams := _streams(tuned, placed.of_model, lead_in=several or Path(source).exists(), gate=gate),
+            streams := _streams(tuned, placed.of_model, lead_in=names_recording(source), gate=gate),
             json=json,
             clips=several,
         ) as heard,

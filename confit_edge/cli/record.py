@@ -64,6 +64,7 @@ def record(
     group = _folder_name("--group", group or time.strftime("%Y%m%d-%H%M%S"))
     label = _folder_name("LABEL", label)
     folder = out / label / group
+    _listed(out / MANIFEST)  # what is wrong with it is said before anything is recorded
     kept = refused = 0
     try:
         with open_source(source) as opened:
@@ -168,14 +169,23 @@ def _keep(take: Take, folder: Path, form: str, trim: bool) -> Path:
     return path
 
 
-def _list(manifest: Path, path: Path, label: str, group: str) -> None:
-    """Add a clip to the manifest. Raises UsageError where that has other columns."""
-    from confit_runtime.device_file import write_whole
-
-    text = manifest.read_text(encoding="utf-8") if manifest.exists() else ""
+def _listed(manifest: Path) -> list[list[str]]:
+    """The rows of a manifest, its columns among them; none where there is no such file. Raises UsageError."""
+    try:
+        text = manifest.read_text(encoding="utf-8-sig") if manifest.exists() else ""  # Excel writes a mark before it
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{manifest}: is not UTF-8; save it as UTF-8, or record into another folder") from error
     rows = list(csv.reader(io.StringIO(text)))
     if rows and tuple(rows[0]) != COLUMNS:
         raise UsageError(f"{manifest}: its columns are not {', '.join(COLUMNS)}; record into another folder")
+    return rows
+
+
+def _list(manifest: Path, path: Path, label: str, group: str) -> None:
+    """Add a clip to the manifest. Raises UsageError where that cannot be read, or has other columns."""
+    from confit_runtime.device_file import write_whole
+
+    rows = _listed(manifest)
     table = io.StringIO()
     clip = [path.relative_to(manifest.parent).as_posix(), label, group]
     csv.writer(table, lineterminator="\n").writerows([*(rows or [list(COLUMNS)]), clip])

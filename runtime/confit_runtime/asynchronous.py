@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -76,10 +77,12 @@ async def _from_thread(
                     asyncio.run_coroutine_threadsafe(found.put(detection), loop).result()
 
     async def worker() -> None:
-        try:
-            await asyncio.to_thread(work)
-        finally:
-            await found.put(None)
+        # a thread of its own: those of the loop are few, and this one is busy for as long as somebody listens
+        with ThreadPoolExecutor(1, thread_name_prefix="confit-listen") as alone:
+            try:
+                await loop.run_in_executor(alone, work)
+            finally:
+                await found.put(None)
 
     task = asyncio.create_task(worker())
     try:

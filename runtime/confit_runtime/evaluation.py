@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from confit_runtime.audio import Pcm
+from confit_runtime.errors import AudioError
 from confit_runtime.labels import Labelled
 from confit_runtime.scoring import EARLY_S, LATE_S, Heard, Score, score_detections
 from confit_runtime.sources import FileSource
@@ -43,11 +45,12 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
     named = model.contract.firing_labels
     sounds = [heard for heard in recording.sounds if heard.label in named]
     others = [heard for heard in recording.sounds if heard.label not in named]
-    stream, taken, found, pcm = model.stream(lead_in=True), 0, [], []
+    stream, taken, found = model.stream(lead_in=True), 0, []
     with FileSource(recording.path) as source:
+        power = LocalPower(source.rate, recording.sounds)
         hop = max(1, round(model.contract.hop * source.rate / model.contract.sample_rate))
         for block, rate in source:
-            pcm.append(block)
+            power.hear(block)
             for start in range(0, len(block), hop):
                 chunk = block[start : start + hop]
                 taken += len(chunk)
@@ -55,9 +58,11 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
             tell(taken / rate)
         found += [(detection, taken / source.rate) for detection in stream.finish()]
         rate = source.rate
+    if not taken:
+        raise AudioError(f"{recording.path}: holds no samples")
     detections = [Heard(detection.label, detection.start_s, detection.end_s) for detection, _ in found]
     score = score_detections(sounds, detections)
-    snr = local_snr_db(np.concatenate([np.zeros(0, np.float32), *pcm]), rate, recording.sounds)
+    snr = power.snr_db()
     return Judged(
         str(recording.path),
         taken / rate,
@@ -72,28 +77,61 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
     )
 
 
-def local_snr_db(pcm: Pcm, rate: int, sounds: Sequence[Heard]) -> list[float]:
-    """The signal-to-noise ratio of each sound in dB, from its own power and that of up to 1 s on each side of it.
+class LocalPower:
+    """The signal-to-noise ratio of labelled sounds, from a recording that is heard once, block by block.
 
-    What lies within another labelled sound is no noise. Infinite where there is no sound around it, minus infinity where
-    it is no louder than what is around it; NaN where nothing around it is free of labels.
+    What is kept is the energy of each stretch between two places where a label, or what is near to one, begins or ends.
     """
-    labelled = np.zeros(len(pcm), bool)
-    for heard in sounds:
-        labelled[_span(heard.start_s, heard.end_s, rate)] = True
-    found = []
-    for heard in sounds:
-        inside = _power(pcm[_span(heard.start_s, heard.end_s, rate)])
-        around = _span(max(0.0, heard.start_s - NEARBY_S), heard.end_s + NEARBY_S, rate)
-        outside = pcm[around][~labelled[around]]
-        noise = _power(outside)
-        if len(outside) < 0.1 * rate:
-            found.append(math.nan)
-        elif inside <= noise:
-            found.append(-math.inf)
-        else:
-            found.append(math.inf if noise == 0 else 10 * math.log10((inside - noise) / noise))
-    return found
+
+    def __init__(self, rate: int, sounds: Sequence[Heard]) -> None:
+        self._rate = rate
+        self._inside = _places([(heard.start_s, heard.end_s) for heard in sounds], rate)
+        near = [(max(0.0, heard.start_s - NEARBY_S), heard.end_s + NEARBY_S) for heard in sounds]
+        self._near = _places(near, rate)
+        self._edges = np.unique(np.concatenate([[0], self._inside.ravel(), self._near.ravel()]))
+        self._energy = np.zeros(len(self._edges))  # of what lies from an edge to the next
+        self._samples = np.zeros(len(self._edges), np.int64)
+        self._heard = 0
+
+    def hear(self, block: Pcm) -> None:
+        """Take the next samples."""
+        if not len(block):
+            return
+        first, last = np.searchsorted(self._edges, [self._heard, self._heard + len(block)], side="right") - 1
+        inner = self._edges[first + 1 : last + 1] - self._heard
+        cuts = np.concatenate([[0], inner[inner < len(block)]]).astype(np.int64)
+        stretches = slice(first, first + len(cuts))
+        self._energy[stretches] += np.add.reduceat(np.square(block, dtype=np.float64), cuts)
+        self._samples[stretches] += np.diff([*cuts, len(block)])
+        self._heard += len(block)
+
+    def snr_db(self) -> list[float]:
+        """The ratio of each sound in dB, from its own power and that of up to 1 s on each side of it.
+
+        What lies within another labelled sound is no noise. Infinite where there is no sound around it, minus infinity
+        where it is no louder than what is around it; NaN where nothing around it is free of labels.
+        """
+        begun = np.searchsorted(np.sort(self._inside[:, 0]), self._edges, side="right")
+        free = begun == np.searchsorted(np.sort(self._inside[:, 1]), self._edges, side="right")
+        of_all, of_free = np.ones(len(free), bool), free
+        found = []
+        for inside, near in zip(self._inside, self._near, strict=True):
+            signal, _ = self._power(inside, of_all)
+            noise, samples = self._power(near, of_free)
+            if samples < 0.1 * self._rate:
+                found.append(math.nan)
+            elif signal <= noise:
+                found.append(-math.inf)
+            else:
+                found.append(math.inf if noise == 0 else 10 * math.log10((signal - noise) / noise))
+        return found
+
+    def _power(self, span: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]) -> tuple[float, int]:
+        """The mean power of the wanted stretches of a span, 0 where there are none, and how many samples they have."""
+        stretches = slice(*np.searchsorted(self._edges, span))
+        chosen = wanted[stretches]
+        samples = int(self._samples[stretches][chosen].sum())
+        return (float(self._energy[stretches][chosen].sum()) / samples if samples else 0.0), samples
 
 
 def snr_band(snr_db: float) -> str:
@@ -128,9 +166,6 @@ def _latency(heard: Heard, detections: list[tuple[Heard, float]]) -> float:
     )
 
 
-def _span(start_s: float, end_s: float, rate: int) -> slice:
-    return slice(round(start_s * rate), round(end_s * rate))
-
-
-def _power(pcm: Pcm) -> float:
-    return float(np.mean(np.square(pcm, dtype=np.float64))) if len(pcm) else 0.0
+def _places(spans_s: list[tuple[float, float]], rate: int) -> npt.NDArray[np.int64]:
+    """Spans `[n, 2]` in samples."""
+    return np.array([[round(start * rate), round(end * rate)] for start, end in spans_s], np.int64).reshape(-1, 2)

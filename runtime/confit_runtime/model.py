@@ -155,14 +155,14 @@ class Model:
     def with_thresholds(self, on: Mapping[str, float]) -> Model:
         """This model, sharing its engine, with other `on` levels for some labels (`off` is lowered where it must be).
 
-        Raises UsageError on a label the model does not have or a level outside 0..1.
+        Raises UsageError on a label the model does not have or a level that is not above 0 and at most 1.
         """
         levels = dict(self.contract.thresholds)
         for label, level in on.items():
             if label not in self.labels:
                 raise UsageError(f"{self.name} has no label {label!r} (it has {', '.join(self.labels)})")
-            if not 0.0 <= level <= 1.0:
-                raise UsageError(f"the threshold of {label!r} must be between 0 and 1, is {level}")
+            if not 0.0 < level <= 1.0:  # at 0 a label fires once, for no score falls below
+                raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1, is {level}")
             levels[label] = {**levels[label], "on": level, "off": min(level, levels[label]["off"])}
         return Model(self.path, dataclasses.replace(self.contract, thresholds=levels), self._session, self.digest)
 

@@ -51,7 +51,7 @@ class RowCache:
         """`stream_rows` of a file and its seconds, from the cache where it is there. Raises as `stream_rows` does."""
         kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
         if kept.is_file():
-            rows: Rows = np.load(kept, allow_pickle=False)
+            rows = _rows_in(kept)
             if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
                 seconds = sound_seconds(path)
                 tell(seconds)
@@ -73,6 +73,15 @@ class RowCache:
                 f"{self.folder}: cannot be written ({error.strerror}); name another folder for the cache with"
                 " CONFIT_EDGE_CACHE=FOLDER"
             ) from error
+
+
+def _rows_in(kept: Path) -> Rows:
+    """What a file of the cache holds: nothing where it is damaged, so that it is made anew."""
+    try:
+        rows: Rows = np.load(kept, allow_pickle=False)
+    except (ValueError, EOFError):
+        return np.zeros(0, np.float32)
+    return rows
 
 
 def score_recordings(

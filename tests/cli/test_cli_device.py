@@ -517,7 +517,17 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
             "'yes' never fires (what does: low, mid, high)",
         ),
         ("listen tiny.onnx --source scene.flac --threshold low=high", 2, "--threshold low=high"),
-        ("listen tiny.onnx --source scene.flac --threshold 60", 2, "between 0 and 1"),
+        ("listen tiny.onnx --source scene.flac --threshold 60", 2, "above 0 and at most 1"),
+        ("listen tiny.onnx --source scene.flac --threshold low=0", 2, "above 0 and at most 1"),
+        ("listen tiny.onnx --source scene.flac --channels 7", 2, "--channels is for source '-'"),
+        ("listen tiny.onnx --source scene.flac --format nonsense", 2, "--format is for source '-'"),
+        (
+            "listen tiny.onnx --source scene.flac --gallery house.db --gallery copy.db",
+            2,
+            "`confit-edge gallery import copy.db --gallery house.db`",
+        ),
+        ("enroll tiny.onnx eve buzz.wav --takes 9 --gallery house.db", 2, "--takes is for --mic"),
+        ("enroll tiny.onnx eve buzz.wav --source mic:USB --gallery house.db", 2, "--source is for --mic"),
         ("listen tiny.onnx --source scene.flac --gallery text.wav", 1, "text.wav: is not a gallery"),
         ("listen other.onnx --source scene.flac --gallery house.db", 1, "house.db: was enrolled with another model"),
         ("identify other.onnx buzz.wav --gallery house.db", 1, "house.db: was enrolled with another model"),
@@ -533,6 +543,7 @@ def test_what_is_wrong_is_said_in_one_line(home: Path, arguments: str, status: i
     data = (home / "house.db").read_bytes()
     (home / "future.db").write_bytes(data[:60] + (99).to_bytes(4, "big") + data[64:])  # user_version
     (home / "cut.db").write_bytes(data[: len(data) // 2])
+    (home / "copy.db").write_bytes(data)
     done = run(home, *arguments.split())
     assert (done.returncode, done.stdout) == (status, "")
     assert message in done.stderr

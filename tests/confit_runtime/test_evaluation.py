@@ -3,37 +3,92 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import ConfitError, Model
-from confit_runtime.evaluation import judge, local_snr_db, snr_band, what_was_there
+from confit_runtime import AudioError, ConfitError, Model
+from confit_runtime.audio import Pcm
+from confit_runtime.evaluation import NEARBY_S, LocalPower, judge, snr_band, what_was_there
 from confit_runtime.labels import Labelled, read_labelled
 from confit_runtime.scoring import Heard
 from tests.tiny_model import RATE, silence, tone
 
 
-@pytest.mark.parametrize("snr_db", [0.0, 7.0, 25.0])
-def test_the_ratio_is_that_of_the_sound_to_what_is_around_it(snr_db: float) -> None:
+def snr_db(pcm: Pcm, sounds: list[Heard], cuts: Sequence[int] = (), rate: int = RATE) -> list[float]:
+    """The ratios of sounds in a recording that is heard in parts."""
+    power = LocalPower(rate, sounds)
+    for part in np.split(pcm, sorted(cuts)):
+        power.hear(part)
+    return power.snr_db()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 7.0, 25.0])
+def test_the_ratio_is_that_of_the_sound_to_what_is_around_it(ratio: float) -> None:
     noise = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32) * 0.01
-    signal = np.sin(np.arange(RATE) * 0.3).astype(np.float32) * np.float32(0.01 * math.sqrt(2) * 10 ** (snr_db / 20))
+    signal = np.sin(np.arange(RATE) * 0.3).astype(np.float32) * np.float32(0.01 * math.sqrt(2) * 10 ** (ratio / 20))
     noise[int(1.5 * RATE) : int(2.5 * RATE)] += signal
     other = Heard("other", 2.5, 2.9)
     noise[int(2.5 * RATE) : int(2.9 * RATE)] += tone(700, 0.4)  # another sound is not noise
-    found = local_snr_db(noise, RATE, [Heard("low", 1.5, 2.5), other])
-    assert found[0] == pytest.approx(snr_db, abs=0.5)
+    found = snr_db(noise, [Heard("low", 1.5, 2.5), other])
+    assert found[0] == pytest.approx(ratio, abs=0.5)
+
+
+def by_samples(pcm: Pcm, sounds: list[Heard], rate: int) -> list[float]:
+    """The ratios from the whole recording, sample by sample."""
+    place, found = np.arange(len(pcm)), []
+
+    def within(start_s: float, end_s: float) -> npt.NDArray[np.bool_]:
+        return (place >= round(start_s * rate)) & (place < round(end_s * rate))
+
+    labelled = np.any([within(one.start_s, one.end_s) for one in sounds], axis=0)
+    for one in sounds:
+        around = within(max(0.0, one.start_s - NEARBY_S), one.end_s + NEARBY_S) & ~labelled
+        signal, noise = (
+            float(np.mean(np.square(part, dtype=np.float64))) if len(part) else 0.0
+            for part in (pcm[within(one.start_s, one.end_s)], pcm[around])
+        )
+        if np.count_nonzero(around) < 0.1 * rate:
+            found.append(math.nan)
+        elif signal <= noise:
+            found.append(-math.inf)
+        else:
+            found.append(math.inf if noise == 0 else 10 * math.log10((signal - noise) / noise))
+    return found
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 700), st.integers(1, 200)), min_size=1, max_size=6),
+    cuts=st.lists(st.integers(0, 600), max_size=6),
+    seed=st.integers(0, 9),
+)
+def test_heard_in_parts_the_ratios_are_those_of_the_whole(
+    spans: list[tuple[int, int]], cuts: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    pcm = (rng.standard_normal(600) * rng.choice([0.01, 1.0], 600)).astype(np.float32)
+    sounds = [Heard("a", start / 100, (start + length) / 100) for start, length in spans]
+    np.testing.assert_allclose(snr_db(pcm, sounds, cuts, 100), by_samples(pcm, sounds, 100), rtol=1e-6, atol=1e-6)
+
+
+def test_a_recording_without_a_sample_is_refused(model: Model, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    with pytest.raises(AudioError, match=r"empty\.wav: holds no samples"):
+        judge(model, Labelled(tmp_path / "empty.wav", 0.0, []))
 
 
 def test_ratios_that_have_no_number() -> None:
     pcm = np.concatenate([silence(1), tone(500, 0.5), silence(1)])
-    assert local_snr_db(pcm, RATE, [Heard("low", 1.0, 1.5)]) == [math.inf]
-    assert local_snr_db(pcm, RATE, [Heard("low", 0.0, 0.5)]) == [-math.inf]
-    assert math.isnan(local_snr_db(pcm, RATE, [Heard("low", 0.0, 2.5)])[0])
+    assert snr_db(pcm, [Heard("low", 1.0, 1.5)]) == [math.inf]
+    assert snr_db(pcm, [Heard("low", 0.0, 0.5)]) == [-math.inf]
+    assert math.isnan(snr_db(pcm, [Heard("low", 0.0, 2.5)])[0])
     bands = [snr_band(snr) for snr in (math.nan, -math.inf, -1.0, 0.0, 9.9, 19.0, 20.0, math.inf)]
     assert bands == [
         "unknown", "below 0 dB", "below 0 dB", "0 to 5 dB", "5 to 10 dB", "10 to 20 dB", "20 dB and more", "20 dB and more",

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_runtime import GalleryError, Model, ModelError, UsageError, load
-from confit_runtime.gallery import Gallery, clean_name
+from confit_runtime.gallery import PATIENCE_S, Gallery, clean_name
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import SCHEMA
 from confit_runtime.transfer import export_names, import_names
 from tests import tiny_model
-from tests.tiny_model import Floats
+from tests.tiny_model import RATE, Floats, silence, tone
 
 DIM = len(tiny_model.BANDS)
 RNG = np.random.default_rng(3)
@@ -356,16 +356,64 @@ def test_a_gallery_from_the_future(path: Path, model: Model) -> None:
 
 
 def test_a_gallery_in_use(path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, timeout=0.1))
+    monkeypatch.setattr("confit_runtime.gallery.PATIENCE_S", 0.1)
     with Gallery.open(path, model) as gallery:
-        other = connect(path, isolation_level=None)
+        other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(GalleryError, match="in use by another program"):
             gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0)
         other.execute("ROLLBACK")
         other.close()
         assert gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0) == 1
+
+
+def test_while_another_program_holds_it_the_names_are_as_they_were(
+    path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who listens goes on, and hears of the change when it is done."""
+    with Gallery.open(path, model) as gallery:
+        before, other = gallery.matcher, sqlite3.connect(path, isolation_level=None)
+        assert gallery.matcher is before
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("UPDATE names SET name = 'eve' WHERE name = 'ada'")
+        began = time.monotonic()
+        assert gallery.matcher is before
+        assert time.monotonic() - began < PATIENCE_S / 2  # sound does not wait
+        assert "gallery.db: is in use by another program" in caplog.text
+        other.execute("COMMIT")
+        other.close()
+        assert gallery.matcher.names == ("eve", "bob")
+
+
+def test_a_gallery_that_was_bound_to_another_model_meanwhile_is_refused(
+    path: Path, tmp_path: Path, model: Model
+) -> None:
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
+    with Gallery.open(path, model) as gallery, Gallery.open(path) as changed:
+        assert gallery.matcher.names == ("ada", "bob")
+        changed.replace_prints(other, "sound", {name: random_prints(count) for name, count in changed.names().items()})
+        with pytest.raises(GalleryError, match="was enrolled with another model"):
+            gallery.match(random_prints(1)[0])
+
+
+def test_a_stream_hears_who_was_enrolled_or_removed_meanwhile(tmp_path: Path, model: Model) -> None:
+    """And nobody fires anew for it who is still in the refractory time."""
+    path, bell = tmp_path / "gallery.db", tone(2600, 0.5)
+    print_ = model.embed(bell, RATE)[None]
+    said = np.concatenate([silence(1.5), bell, silence(1.0)])
+    with Gallery.open(path, model, create=True) as gallery, Gallery.open(path) as other:
+        stream = model.stream(gallery)
+
+        def heard() -> list[str]:
+            return [event.label for event in stream.accept(said, RATE)]
+
+        assert heard() == []
+        other.enroll("bell", print_, sources=["x"], voiced_s=0.5)
+        assert heard() == ["bell"]
+        other.rename("bell", "chime")
+        assert heard() == ["chime"]
+        other.remove("chime")
+        assert heard() == []
 
 
 def test_truncated_anywhere_is_a_gallery_error(path: Path, model: Model) -> None:
@@ -463,7 +511,9 @@ if os.geteuid() == 0:  # file permissions do not bind root
     os.setgid(65534)
     os.setuid(65534)
 with Gallery.open(path, model) as gallery:
-    print(gallery.names(), gallery.match(gallery.prints("ada")[0].embedding).name)
+    print(gallery.names(), flush=True)
+    sys.stdin.readline()
+    print(gallery.matcher.enrolled, gallery.names(), gallery.match(gallery.prints("ada")[0].embedding).name)
     try:
         gallery.enroll("eve", np.ones((1, gallery.dim), np.float32), sources=["one"], voiced_s=1.0)
     except GalleryError as error:
@@ -485,9 +535,18 @@ def test_a_read_only_folder_is_opened_for_reading(path: Path, tiny: Path, public
     shutil.copyfile(path, gallery)
     shutil.copyfile(tiny, model)
     public_folder.chmod(0o555)
-    done = subprocess.run([sys.executable, "-c", READER, gallery, model], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == [
-        "{'ada': 3, 'bob': 2} ada",
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, gallery, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "{'ada': 3, 'bob': 2}\n"
+    public_folder.chmod(0o755)
+    with Gallery.open(gallery) as other:
+        other.remove("bob")
+    public_folder.chmod(0o555)
+    said, _ = reader.communicate("go on\n", timeout=60)
+    assert said.splitlines() == [
+        "['ada'] {'ada': 3} ada",
         f"{gallery}: cannot be changed: the file or its folder is read-only",
     ]
     assert sorted(public_folder.iterdir()) == [gallery, model]
@@ -514,6 +573,12 @@ def test_a_read_only_folder_with_a_change_cut_short_is_refused(path: Path, tiny:
     shutil.copyfile(tiny, model)
     (public_folder / "gallery.db-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7")
     public_folder.chmod(0o555)
-    done = subprocess.run([sys.executable, "-c", READER, gallery, model], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", READER, gallery, model],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "GalleryError" in done.stderr
     assert "open it once where it can be written" in done.stderr

@@ -16,7 +16,9 @@ import pytest
 import soundfile
 
 from confit_runtime import AudioError, Detection, Listener, Model, Tap, listen, listen_async
+from confit_runtime.gallery import Gallery
 from confit_runtime.sources import Chunk, Gap, Microphone, Notice
+from confit_runtime.speaker import SpeakerTap, VetoTap
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import HOP, RATE, Floats, silence, tone
 
@@ -261,3 +263,40 @@ def test_asyncio_raises_what_the_source_raises(model: Model) -> None:
 
     with pytest.raises(AudioError, match="NaN"):
         asyncio.run(hear())
+
+
+def test_asyncio_has_taps_that_ask_a_gallery_opened_before(model: Model, tmp_path: Path) -> None:
+    """The models run in another thread than the one that opened it."""
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        low = model.embed(tone(500, 0.3), RATE)[None]
+        gallery.enroll("low", low, sources=["x"], voiced_s=0.3, negative=True)
+        taps = [SpeakerTap(model, gallery), VetoTap(model, gallery)]
+
+        async def hear() -> list[Detection]:
+            return [event async for event in listen_async(model, Scripted(chunks(scene())), taps=taps)]
+
+        assert [event.label for event in asyncio.run(hear())] == ["mid"]
+
+
+def test_asyncio_hears_more_sources_at_once_than_the_loop_has_threads(model: Model) -> None:
+    count = 40
+
+    async def main() -> None:
+        sources = [Scripted(chunks(scene()), endless=True) for _ in range(count)]
+        found: asyncio.Queue[int] = asyncio.Queue()
+
+        async def hear(number: int) -> None:
+            async for _ in listen_async(model, sources[number]):
+                found.put_nowait(number)
+
+        async with asyncio.timeout(60):
+            tasks = [asyncio.create_task(hear(number)) for number in range(count)]
+            silent = set(range(count))
+            while silent:
+                silent.discard(await found.get())
+            assert await asyncio.to_thread(lambda: "free") == "free"
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())

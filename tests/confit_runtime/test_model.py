@@ -333,8 +333,8 @@ def test_thresholds_can_be_set(model: Model) -> None:
     assert model.contract.thresholds["low"]["on"] == 0.6
     with pytest.raises(UsageError, match="low, mid, high, other"):
         model.with_thresholds({"yes": 0.5})
-    for level in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match="between 0 and 1"):
+    for level in (-0.1, 0.0, 1.1, float("nan")):
+        with pytest.raises(UsageError, match="above 0 and at most 1"):
             model.with_thresholds({"low": level})
 
 

@@ -60,6 +60,18 @@ def test_nothing_is_scored_twice(model: Model, tmp_path: Path, monkeypatch: pyte
     assert len(cache.rows(model, tmp_path / "two.flac", lambda at: None)[0]) > len(first)
 
 
+@pytest.mark.parametrize("left", [0, 10, 100])
+def test_a_damaged_file_of_the_cache_is_made_anew(model: Model, tmp_path: Path, left: int) -> None:
+    path, cache = tmp_path / "one.flac", RowCache(tmp_path / "rows")
+    write(path, 1.0)
+    rows, _ = cache.rows(model, path, lambda at: None)
+    (kept,) = (tmp_path / "rows").glob("*/*.npy")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:left])
+    np.testing.assert_array_equal(cache.rows(model, path, lambda at: None)[0], rows)
+    assert kept.read_bytes() == whole
+
+
 def test_what_counts_as_one_recording(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "LONG_S", 4.0)
     monkeypatch.setattr(recordings, "SHORT_S", 1.0)

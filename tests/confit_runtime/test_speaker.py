@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,24 @@ def test_every_trigger_has_a_file_of_its_own(tmp_path: Path, model: Model) -> No
     kept = [file.name for file in sorted((tmp_path / "triggers").iterdir())]
     assert len(kept) == 4
     assert sum("-a-" in name for name in kept) == sum("-b-" in name for name in kept) == 2
+
+
+def test_where_a_trigger_cannot_be_kept_listening_goes_on(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that is cleared away is made again; one that cannot be is told of once, and again after it could be."""
+    folder = tmp_path / "triggers"
+    tap = SaveTap(folder, [model])
+    tap.begin("scene", RATE)
+    tap.hear(scene()[: 2 * RATE], RATE)
+    for occupied, kept in ((False, 1), (True, 0), (True, 0), (False, 1), (True, 0)):
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        if occupied:
+            folder.write_text("in the way")
+        assert tap.judge(detection(1.2, 1.3)) == detection(1.2, 1.3)
+        if not occupied:
+            assert len(list(folder.iterdir())) == kept
+    assert caplog.text.count("triggers cannot be kept") == 2
 
 
 # enrolling

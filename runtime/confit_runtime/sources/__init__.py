@@ -30,15 +30,23 @@ __all__ = [
     "import_portaudio",
     "input_devices",
     "names_clips",
+    "names_recording",
     "open_source",
 ]
 
 
 def names_clips(spec: str) -> bool:
     """Whether a user names by it what `find_clips` finds, a folder or a glob pattern, and not one source to open."""
-    if spec.startswith("mic:") or is_url(spec):
-        return False
-    return Path(spec).is_dir() or is_pattern(spec)
+    return not _is_no_path(spec) and (Path(spec).is_dir() or is_pattern(spec))
+
+
+def names_recording(spec: str) -> bool:
+    """Whether a user names by it clips or one sound file, which is heard from its beginning to its end."""
+    return not _is_no_path(spec)
+
+
+def _is_no_path(spec: str) -> bool:
+    return spec in ("mic", "-") or spec.startswith("mic:") or is_url(spec)
 
 
 def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
@@ -54,8 +62,9 @@ def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format
         if sys.stdin.isatty():
             raise UsageError("source '-' reads raw PCM from a pipe, but stdin is a terminal")
         return PcmSource(cast(io.BufferedIOBase, sys.stdin.buffer), rate, channels, format)
-    if rate is not None:
-        raise UsageError(f"--rate is for source '-'; {spec} knows its own")
+    for option, given in (("--rate", rate), ("--channels", channels != 1), ("--format", format != "s16le")):
+        if given:
+            raise UsageError(f"{option} is for source '-'; {spec} knows its own")
     kind, _, device = spec.partition(":")
     if kind == "mic":
         return Microphone(int(device) if device.isdecimal() else device or None)
