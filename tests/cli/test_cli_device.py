@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -400,6 +401,30 @@ def test_doctor_and_record_with_a_microphone(
     for label in ("../low", "a|b", ""):
         refused = ask("record", label, "-o", str(clips))
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+    listed = (clips / "manifest.csv").read_bytes()
+    (clips / "manifest.csv").write_bytes(b"\xef\xbb\xbf" + listed)  # as Excel saves it
+    more = ask("record", "low", "-o", str(clips), "--count", "1", "--seconds", "0.3", "--countdown", "0.35")
+    assert more.returncode == 0, more.stderr
+    assert len(read_manifest(clips / "manifest.csv").clips) == 3
+    (clips / "manifest.csv").write_bytes(listed + b"low/caf\xe9.wav,low,ada\n")
+    before = sorted(clips.rglob("*.*"))
+    refused = ask("record", "low", "-o", str(clips), "--count", "1")
+    assert (refused.returncode, "manifest.csv: is not UTF-8" in refused.stderr) == (2, True)
+    assert sorted(clips.rglob("*.*")) == before  # nothing was recorded that would not be listed
+
+
+def test_a_folder_called_mic_is_not_the_microphone(
+    home: Path, tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    (tmp_path / "mic").mkdir()
+    shutil.copy(home / "scene.flac", tmp_path / "mic")
+    done = subprocess.run(
+        [*COMMAND, "listen", str(home / "tiny.onnx"), "--seconds", "0.5"],
+        cwd=tmp_path, env=fake_portaudio("stalls"), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "mic/scene.flac" not in done.stdout + done.stderr
+    assert "in 0.5 s" in done.stderr
 
 
 def test_devices_are_listed(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:
