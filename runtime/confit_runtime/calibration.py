@@ -28,7 +28,8 @@ Ints = npt.NDArray[np.int64]
 
 NEVER = 1.01  # a level that no score reaches
 STEP = 0.05  # of levels, in log odds: scores crowd near 1
-LEVELS = np.append(1 / (1 + np.exp(-np.arange(0.0, 13.8, STEP))), NEVER)  # from 0.5, the more likely half
+# from 0.05: a score is a probability times how typical the sound is, and a label must lead all others anyway
+LEVELS = np.append(1 / (1 + np.exp(-np.arange(-3.0, 13.8, STEP))), NEVER)
 RELEASE = 0.6  # `off` as a share of `on`
 REACHED_BY = 4  # false accepts that may lie above a label's own level: the very highest says little of the others
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
-HOPS_A_CALL = 256  # of a whole clip
+HOPS_A_CALL, WINDOWS_A_CALL = 256, 16  # of a whole clip, by a streaming model and by one of windows
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +200,12 @@ class Model:
             scores, embedding = (np.concatenate([part[kind][0] for part in parts]) for kind in (0, 1))
             return scores[contract.warmup_hops :], embedding[contract.warmup_hops :]
         windows = np.lib.stride_tricks.sliding_window_view(clip, contract.window)[:: contract.hop]
-        scores, embedding, _ = self.run(np.ascontiguousarray(windows), {})
-        return scores[:, 0], embedding[:, 0]
+        parts = [
+            self.run(np.ascontiguousarray(windows[start : start + WINDOWS_A_CALL]), {})[:2]
+            for start in range(0, len(windows), WINDOWS_A_CALL)
+        ]
+        scores, embedding = (np.concatenate([part[kind][:, 0] for part in parts]) for kind in (0, 1))
+        return scores, embedding
 
     def embed(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Floats:
         """The embedding `[dim]` of a clip, of length 1: the mean over its hops. Raises AudioError, UsageError."""

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.audio import StreamResampler, decode, open_sound, sound_seconds
+from confit_runtime.audio import Pcm, StreamResampler, decode, open_sound, sound_seconds
 from confit_runtime.device_file import write_whole
 from confit_runtime.errors import AudioError, ConfitError, UsageError
-from confit_runtime.model import HOPS_A_CALL, Model
+from confit_runtime.model import HOPS_A_CALL, WINDOWS_A_CALL, Model
 
 Rows = npt.NDArray[np.float32]
 
@@ -37,7 +38,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class RowCache:
-    """Score rows by model and content of the sound file: `rows/MODEL/FILE.npy` under a folder."""
+    """Score rows by model and content of the sound file: `heard/MODEL/FILE.npy` under a folder."""
 
     folder: Path
 
@@ -45,7 +46,7 @@ class RowCache:
     def default(cls) -> RowCache:
         """In $CONFIT_EDGE_CACHE, or ~/.cache/confit-edge."""
         chosen = os.environ.get("CONFIT_EDGE_CACHE")
-        return cls((Path(chosen) if chosen else Path.home() / ".cache" / "confit-edge") / "rows")
+        return cls((Path(chosen) if chosen else Path.home() / ".cache" / "confit-edge") / "heard")
 
     def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Rows, float]:
         """`stream_rows` of a file and its seconds, from the cache where it is there. Raises as `stream_rows` does."""
@@ -92,8 +93,7 @@ def score_recordings(
     Short files of one folder are one recording, for they were likely made together; a long one counts as several. What
     was scored is in the cache at once, so that an hour is not lost with a process. Raises UsageError, AudioError.
     """
-    if len(set(paths)) < len(paths):
-        raise UsageError(f"{max(paths, key=paths.count)} is named twice: each recording counts once")
+    _refuse_twins(paths)
     lengths = {path: sound_seconds(path) for path in paths}
     whole, done = sum(lengths.values()), 0.0
     together: dict[str, list[tuple[Rows, float]]] = {}
@@ -111,36 +111,54 @@ def score_recordings(
     return found
 
 
-def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda seconds: None) -> tuple[Rows, float]:
-    """Score rows `[hops, classes]` of a sound file of any length as a stream sees them, and its seconds.
+def _refuse_twins(paths: Sequence[Path]) -> None:
+    """Raise UsageError where one recording stands under two names, or is named twice: its hours would count twice."""
+    sizes = Counter(path.stat().st_size for path in paths)
+    first: dict[str, Path] = {}
+    for path in paths:
+        if sizes[path.stat().st_size] > 1:
+            digest = _digest(path)
+            if digest in first:
+                told = f"{path} and {first[digest]} are the same" if first[digest] != path else f"{path} is named twice"
+                raise UsageError(f"{told}: each recording counts once")
+            first[digest] = path
 
-    The first row stands at the window's last sample. `tell(seconds)` is called as it goes on. Raises UsageError,
-    AudioError.
+
+def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda seconds: None) -> tuple[Rows, float]:
+    """Score rows `[hops, classes]` of a sound file of any length as `listen` hears it, and its seconds.
+
+    Silence stands before and after it, so that all of it is scored, and as often as any sound on a device: what a file
+    counts for is as long as it is. `tell(seconds)` is called as it goes on. Raises UsageError, AudioError.
     """
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
         resampler = StreamResampler(rate, model.contract.sample_rate)
+        before, after = _silences(model)
         scorer, samples = _Scorer(model), 0
-        parts: list[Rows] = []
+        parts = list(scorer.push(before))
         for block in decode(sound):
             if not np.isfinite(block).all():
                 raise AudioError(f"{path}: holds NaN or infinite samples")
             samples += len(block)
             parts += scorer.push(resampler.push(block))
             tell(samples / rate)
-        parts += scorer.push(resampler.finish(), last=True)
+        parts += scorer.push(np.concatenate([resampler.finish(), after]), last=True)
     if samples == 0:
         raise AudioError(f"{path}: holds no samples")
     return np.concatenate([np.zeros((0, len(model.labels)), np.float32), *parts]), samples / rate
 
 
-def clip_rows(model: Model, pcm: npt.NDArray[np.float32]) -> Rows:
+def clip_rows(model: Model, pcm: Pcm) -> Rows:
     """Score rows of a clip at the model's rate as a stream hears it between two silences, one row a hop of it all."""
+    before, after = _silences(model)
+    return np.concatenate(list(_Scorer(model).push(np.concatenate([before, pcm, after]), last=True)))
+
+
+def _silences(model: Model) -> tuple[Pcm, Pcm]:
+    """What stands before a sound and after it, so that all rows that look at it are made, and smoothed."""
     contract = model.contract
     tail = contract.latency_samples + (contract.smoothing_hops + contract.min_hops) * contract.hop
-    scorer = _Scorer(model)
-    sound = np.concatenate([np.zeros(contract.window, np.float32), pcm, np.zeros(tail + contract.hop, np.float32)])
-    return np.concatenate(list(scorer.push(sound, last=True)))
+    return np.zeros(contract.window, np.float32), np.zeros(tail + contract.hop, np.float32)
 
 
 class _Scorer:
@@ -154,7 +172,9 @@ class _Scorer:
     def push(self, pcm: npt.NDArray[np.float32], *, last: bool = False) -> Iterator[Rows]:
         contract = self._model.contract
         self._held = np.concatenate([self._held, pcm])
-        step = HOPS_A_CALL * contract.hop if contract.streaming else contract.window + 15 * contract.hop
+        step = (
+            HOPS_A_CALL * contract.hop if contract.streaming else contract.window + (WINDOWS_A_CALL - 1) * contract.hop
+        )
         while len(self._held) >= step:
             yield self._run(step)
         whole = len(self._held) // contract.hop * contract.hop

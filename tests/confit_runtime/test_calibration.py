@@ -132,4 +132,5 @@ def test_positives_and_the_curve() -> None:
     counts = Counts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
     curve = det_curve(counts, choose(counts, 0.5), contract, [heard])
     assert [point["frr"] for point in curve] == [0.0, 1.0]
-    assert 1 / (1 + np.exp(-curve[1]["margin"])) == pytest.approx(0.9, abs=0.01)
+    lowest = np.log(LEVELS[0] / (1 - LEVELS[0]))
+    assert 1 / (1 + np.exp(-(lowest + curve[1]["margin"]))) == pytest.approx(0.9, abs=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 
 from confit_runtime import AudioError, Model, UsageError, load, recordings
+from confit_runtime.calibration import count_false_accepts
 from confit_runtime.detect import Detector
 from confit_runtime.recordings import RowCache, clip_rows, score_recordings, stream_rows
 from tests import tiny_model
@@ -24,16 +26,34 @@ def write(path: Path, seconds: float, rate: int = RATE) -> Floats:
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed"])
-def test_rows_are_what_a_stream_sees(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_rows_are_what_a_listener_sees_of_a_file(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model: Model = request.getfixturevalue(kind)
     pcm = write(tmp_path / "one.wav", 20.0)
     told: list[float] = []
     rows, seconds = stream_rows(model, tmp_path / "one.wav", told.append)
     assert seconds == len(pcm) / RATE == told[-1]
     batch = model.batch(1)
-    seen = [batch.push(hop[None])[0][0] for hop in pcm[: len(pcm) // HOP * HOP].reshape(-1, HOP)]
-    np.testing.assert_allclose(rows, np.concatenate(seen), atol=1e-4)
-    assert len(rows) == len(pcm) // HOP - WINDOW // HOP + 1
+    whole = np.concatenate([silence(WINDOW / RATE), pcm, silence(1.0)])
+    seen = [batch.push(hop[None])[0][0] for hop in whole[: len(whole) // HOP * HOP].reshape(-1, HOP)]
+    np.testing.assert_allclose(rows, np.concatenate(seen)[: len(rows)], atol=1e-4)
+    stream = model.stream(lead_in=True)
+    events = [*stream.accept(pcm, RATE), *stream.finish()]
+    hits = Detector.from_contract(model.contract).push(rows)
+    assert [model.labels[hit.label] for hit in hits] == [event.label for event in events]
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_all_of_a_short_file_is_scored(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Files shorter than a window count as long as they are, so they must fire as often as they would on a device."""
+    model: Model = request.getfixturevalue(kind)
+    pcm = tone(1200, 0.2)[: WINDOW - HOP // 2]
+    soundfile.write(tmp_path / "short.wav", pcm, RATE)
+    rows, seconds = stream_rows(model, tmp_path / "short.wav")
+    assert seconds == len(pcm) / RATE < WINDOW / RATE
+    hits = Detector.from_contract(model.contract).push(rows)
+    assert [model.labels[hit.label] for hit in hits] == ["mid"]
+    recordings = score_recordings(model, [tmp_path / "short.wav"], RowCache(tmp_path / "rows"), lambda *told: None)
+    assert count_false_accepts(model.contract, recordings).events[1].max() == 1
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed"])
@@ -91,6 +111,9 @@ def test_what_counts_as_one_recording(model: Model, tmp_path: Path, monkeypatch:
     assert {len(one.pieces) for one in found} == {1, 3}
     with pytest.raises(UsageError, match=r"one\.wav is named twice"):
         score_recordings(model, [*paths, paths[-1]], RowCache(tmp_path / "rows"), lambda *told: None)
+    copy = Path(shutil.copy(paths[-1], tmp_path / "copy.wav"))
+    with pytest.raises(UsageError, match=r"copy\.wav and .*one\.wav are the same"):
+        score_recordings(model, [*paths, copy], RowCache(tmp_path / "rows"), lambda *told: None)
 
 
 def test_sound_that_cannot_be_scored(model: Model, tmp_path: Path) -> None:
@@ -102,4 +125,4 @@ def test_sound_that_cannot_be_scored(model: Model, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"bad\.wav.*no samples"):
         stream_rows(model, path)
     soundfile.write(path, silence(0.01), RATE)
-    assert stream_rows(model, path)[0].shape == (0, len(model.labels))
+    assert len(stream_rows(model, path)[0]) >= WINDOW // HOP
