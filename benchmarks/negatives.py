@@ -11,6 +11,7 @@ voices that the demo's model is trained or tested with (prompts in French, Russi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -58,8 +59,8 @@ def folder(cache: Path = CACHE) -> Path:
 
 
 def join(cache: Path = CACHE) -> list[Path]:
-    """Each recording as one file; what is there already is left as it is."""
-    made = []
+    """Each recording as one file; what is there already is left as it is. One voice is published under several names."""
+    made: dict[bytes, Path] = {}
     for name, paths in recordings(cache).items():
         out = folder(cache) / f"{name}.wav"
         if not out.is_file():
@@ -69,8 +70,8 @@ def join(cache: Path = CACHE) -> list[Path]:
             temporary = out.with_suffix(".partial")
             soundfile.write(temporary, np.concatenate(parts[:-1]), RATE, format="WAV", subtype="PCM_16")
             os.replace(temporary, out)
-        made.append(out)
-    return made
+        made.setdefault(hashlib.sha256(out.read_bytes()).digest(), out)
+    return list(made.values())
 
 
 def _read(path: Path) -> Pcm:

@@ -77,7 +77,7 @@ def calibrate(
 
     from confit_runtime import load
     from confit_runtime.calibration import choose, count_false_accepts, det_curve, may_fire, thresholds
-    from confit_runtime.device_file import device_path
+    from confit_runtime.device_file import device_path, refuse_calibrated
     from confit_runtime.recordings import RowCache, score_recordings
     from confit_runtime.sources import find_clips
 
@@ -93,6 +93,8 @@ def calibrate(
         _check_place(bake, "name a --bake OUT.onnx in another")
     if bake is not None and bake.exists() and bake.samefile(loaded.path):
         raise UsageError(f"--bake {bake}: is the model that is read; name another file, or leave --bake out")
+    if bake is not None:
+        refuse_calibrated(bake)
     paths = find_clips(negatives)
     contract = _only(loaded.contract, only) if only else loaded.contract
     clips = _positives(positives, contract) if positives else []

@@ -64,7 +64,8 @@ def judge(
     """Judge `scores [clips, classes]` by 0/1 `targets [clips, classes]`; intervals resample `groups [clips]`.
 
     Of one label a clip: `accuracy`, `balanced_accuracy`, `macro_f1`; the best class is decided for. Of several: `accuracy`
-    (the best class is one of the clip's), `map`, `macro_f1`, `micro_f1`; a score of 0.5 or more is a decision.
+    (of clips that have one: the best class is one of the clip's), `map`, `macro_f1`, `micro_f1`; a score of 0.5 or more is
+    a decision.
     """
     resamples = Resamples.of(groups, seed)
     decided = scores >= 0.5 if multi_label else np.eye(len(classes), dtype=bool)[scores.argmax(axis=1)]
@@ -75,8 +76,10 @@ def judge(
     def estimate(value: float | Doubles, samples: Doubles) -> Estimate:
         return Estimate.of(float(value), samples, resamples.units)
 
-    right = correct(scores, targets)
-    metrics = {"accuracy": estimate(right.mean(), shares(right, resamples))}
+    labelled = targets.any(axis=1)
+    of_labelled = resamples if labelled.all() else Resamples.of([groups[at] for at in np.flatnonzero(labelled)], seed)
+    right = correct(scores[labelled], targets[labelled])
+    metrics = {"accuracy": estimate(right.mean(), shares(right, of_labelled))}
     if multi_label:
         ranked = Resamples.of(groups, seed, RANK_DRAWS)
         precisions = average_precisions(scores, targets)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from confit_export.search import Found, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_runtime.contract import Contract
-from confit_runtime.device_file import write_whole
+from confit_runtime.device_file import refuse_calibrated, write_whole
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
@@ -105,6 +105,13 @@ def export_run(
     offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
     all the same, and its contract's metrics say what failed.
     """
+    if not quantize:
+        asked = (scheme != "static", target != "portable", calibration != "minmax", keep_fp32, qat_epochs)
+        names = ("--scheme", "--target", "--calibration", "--keep-fp32", "--qat-epochs")
+        _refuse_idle("--no-quantize", dict(zip(names, asked, strict=True)))
+    elif scheme in ("weight-only", "fp16"):
+        idle = {"--target": target != "portable", "--calibration": calibration != "minmax"}
+        _refuse_idle(f"--scheme {scheme}: computes in fp32, so", idle)
     _check_request(out, run.encoder, scheme if quantize else None, fuse)
     make_folder(out.parent)
     seed, encoder = run.recipe.seed, run.encoder.eval()
@@ -146,10 +153,17 @@ def export_run(
     )
 
 
+def _refuse_idle(why: str, options: Mapping[str, object]) -> None:
+    """Raise UsageError on an option that would do nothing."""
+    if given := [name for name, asked in options.items() if asked]:
+        raise UsageError(f"{why} {', '.join(given)} would do nothing: leave it out")
+
+
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
     """Raise UsageError for what cannot be asked for; `scheme` is None where nothing is quantised."""
     if out.suffix != ".onnx":
         raise UsageError(f"{out}: a model file's name ends with .onnx")
+    refuse_calibrated(out)
     if scheme == "dynamic" and encoder.streaming:
         raise UsageError(
             "--scheme dynamic: not for a streaming model, since a scale taken from each call would make a result depend on"

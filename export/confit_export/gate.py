@@ -19,7 +19,11 @@ STREAM = 1e-4  # the largest difference of an embedding between a stream in part
 
 @dataclass(frozen=True)
 class Heard:
-    """What a model makes of each clip: whether its best label is right `[clips]`, and its embedding `[clips, dim]`."""
+    """What a model makes of each clip: its embedding `[clips, dim]`, and whether its best label is right.
+
+    `right [labelled]` and their `groups` are of clips with a label: where clips may have several, one without any has no
+    label that could be right.
+    """
 
     right: Bools
     embeddings: npt.NDArray[np.float32]
@@ -31,9 +35,11 @@ class Heard:
         right, embeddings = [], []
         for pcm, target in zip(clips.pcm, clips.targets, strict=True):
             scores, embedding = (rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate))
-            right.append(bool(target[corpus.classes.index(model.labels[int(scores.argmax())])]))
+            if target.any():
+                right.append(bool(target[corpus.classes.index(model.labels[int(scores.argmax())])]))
             embeddings.append(embedding / max(float(np.linalg.norm(embedding)), 1e-12))
-        return cls(np.array(right), np.stack(embeddings), clips.groups)
+        groups = [group for group, target in zip(clips.groups, clips.targets, strict=True) if target.any()]
+        return cls(np.array(right), np.stack(embeddings), groups)
 
     def accuracy(self, seed: int) -> dict[str, Any]:
         return accuracy(self.right, self.groups, seed).to_dict()

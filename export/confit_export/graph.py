@@ -23,6 +23,7 @@ from confit_export.rewrite import pool_before_activation
 from confit_export.streaming import StreamingStack
 
 OPSET = 17
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 class Head(nn.Module):
@@ -190,7 +191,7 @@ def ancestors(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto]
 
 
 def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, int]:
-    """Multiply-adds of one call with inputs shaped like `feed`, by node name: Conv, MatMul and Gemm.
+    """Multiply-adds of one call with inputs shaped like `feed`, by node name: Conv, MatMul, Gemm, LSTM, GRU and RNN.
 
     Shapes are what onnxruntime computes: each such node's output is fetched once.
     """
@@ -199,13 +200,19 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.metadata_props[:]
-    counted = [node for node in probe.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
+    counted = [node for node in probe.graph.node if node.op_type in ("Conv", "MatMul", "Gemm", *RECURRENT)]
     weights = {tensor.name: list(tensor.dims) for tensor in probe.graph.initializer}
     present = {output.name for output in probe.graph.output}
     wanted = [node.output[0] for node in counted]
-    wanted += [node.input[0] for node in counted if node.op_type == "MatMul"]
+    wanted += [node.input[0] for node in counted if node.op_type in ("MatMul", *RECURRENT)]
     # a weight may be computed: dequantised, or a DFT basis made at load
-    wanted += [node.input[1] for node in counted if node.op_type != "MatMul" and node.input[1] not in weights]
+    wanted += [
+        name
+        for node in counted
+        if node.op_type != "MatMul"
+        for name in node.input[1 : 3 if node.op_type in RECURRENT else 2]
+        if name not in weights
+    ]
     inputs = {entry.name for entry in probe.graph.input}
     for name in dict.fromkeys(wanted):
         if name not in present and name not in inputs:
@@ -223,7 +230,10 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     total: dict[str, int] = {}
     for node in counted:
         out = int(np.prod(shapes[node.output[0]]))
-        if node.op_type == "Conv":
+        if node.op_type in RECURRENT:  # of each frame, with the input's weights and with the state's
+            frames = int(np.prod(shapes[node.input[0]][:2]))
+            total[node.name] = frames * sum(int(np.prod(shapes[name])) for name in node.input[1:3])
+        elif node.op_type == "Conv":
             total[node.name] = out * int(np.prod(shapes[node.input[1]][1:]))
         else:
             total[node.name] = out * int(shapes[node.input[0 if node.op_type == "MatMul" else 1]][-1])

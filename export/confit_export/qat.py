@@ -65,10 +65,7 @@ def fine_tune(
     keep their meaning. Jacob et al. 2018 (arXiv 1712.05877) for the rounding, Bengio et al. 2013 (arXiv 1308.3432) for
     the gradient through it.
     """
-    student = copy.deepcopy(encoder).train()
-    for module in student.modules():
-        if isinstance(module, nn.Dropout | nn.BatchNorm1d | nn.BatchNorm2d):
-            module.eval()
+    student = copy.deepcopy(encoder).eval()  # nothing is dropped or drawn: the same run gives the same bytes
     layers = _layers(student)
     taken = [(layer, RoundedInput()) for layer in layers]
     hooks = [layer.register_forward_pre_hook(_rounding(rounded)) for layer, rounded in taken]

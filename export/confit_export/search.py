@@ -56,7 +56,7 @@ def search(
     if measured.unmeasured:
         say(f"{measured.unmeasured} layers were not measured in {minutes:g} minutes: export again to go on")
     worst = [layer for layer in measured.errors if layer in wanted]
-    for count in _counts(len(wanted) // 2):
+    for count in _counts(min(len(wanted) // 2, len(worst))):
         given_up = set(worst[:count])
         layers = [layer for layer in wanted if layer not in given_up]
         graph = quantizer(layers)

@@ -77,6 +77,11 @@ class Contract:
         for key in ("warmup_hops", "latency_samples", "refractory_s"):
             if getattr(self, key) < 0:
                 raise ModelError(f"contract key '{key}' must not be negative, is {getattr(self, key)}")
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                raise ModelError(f"contract key '{key}' is at most {most}, is {getattr(self, key)}")
+        if max(self.window, self.latency_samples) > LONGEST_S * self.sample_rate:
+            raise ModelError(f"contract keys 'window' and 'latency_samples' are at most {LONGEST_S} s")
         if self.unknown_label is not None and self.unknown_label not in self.labels:
             raise ModelError(
                 f"contract key 'unknown_label' names {self.unknown_label!r}, which is not among the labels"
@@ -85,7 +90,15 @@ class Contract:
             levels = self.thresholds.get(label, {})
             if not {"on", "off"} <= levels.keys() or levels["off"] > levels["on"]:
                 raise ModelError(f"contract key 'thresholds' lacks on >= off for label {label!r}")
-            if not 0 <= levels.get("refractory_s", 0.0) < float("inf") or levels.keys() - {"on", "off", "refractory_s"}:
+            if label != self.unknown_label and not levels["on"] > 0:
+                raise ModelError(
+                    f"contract key 'thresholds' needs on > 0 for label {label!r}, which would fire once only"
+                )
+            if not 0 <= levels.get("refractory_s", 0.0) <= MOST["refractory_s"] or levels.keys() - {
+                "on",
+                "off",
+                "refractory_s",
+            }:
                 raise ModelError(
                     f"contract key 'thresholds' holds on, off and refractory_s (>= 0) only, for {label!r} too"
                 )
@@ -138,6 +151,15 @@ class Contract:
         return cls(**raw)
 
 
+LONGEST_S = 120  # of a window
+# beyond these no model listens, and what is made from them would fill the memory
+MOST = {
+    "sample_rate": 384_000,
+    "embedding_dim": 65_536,
+    "smoothing_hops": 10_000,
+    "min_hops": 10_000,
+    "refractory_s": 86_400,
+}
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "str": (str,),

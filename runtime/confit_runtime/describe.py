@@ -6,10 +6,21 @@ from typing import Any
 
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import Contract
+from confit_runtime.errors import ModelError
 
 
 def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
-    """Names and values, for a table; `size` is the file's in bytes."""
+    """Names and values, for a table; `size` is the file's in bytes. Raises ModelError on reports of another form."""
+    try:
+        return _facts(contract, size)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{contract.name}: its reports (cost, metrics, parity, data or calibration) are not of the form they should have"
+            f" ({type(error).__name__}: {error}): export it again, or calibrate it again"
+        ) from error
+
+
+def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     rate, parity, metrics = contract.sample_rate, contract.parity, contract.metrics
     every = f"a row every {1e3 * contract.hop / rate:g} ms, of {contract.window / rate:g} s"
     rows = [

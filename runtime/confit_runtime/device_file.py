@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from confit_runtime.contract import Contract
-from confit_runtime.errors import ModelError
+from confit_runtime.errors import ModelError, UsageError
 
 SCHEMA = 1
 
@@ -62,6 +62,15 @@ class DeviceFile:
 def device_path(model: Path) -> Path:
     """Where the device file of a model file lies: `words.device.json` beside `words.onnx`."""
     return model.with_suffix(".device.json")
+
+
+def refuse_calibrated(model: Path) -> None:
+    """Raise UsageError where a device file lies beside what is to be written: it would be taken for that of the new model."""
+    if (path := device_path(model)).exists():
+        raise UsageError(
+            f"{path}: is the calibration of the {model.name} that is there, or was, and not of a new one: remove it (and"
+            " calibrate the new model), or write to another name"
+        )
 
 
 def read_device_file(path: Path) -> DeviceFile:

@@ -192,18 +192,17 @@ class Model:
             left = (contract.window - len(clip)) // 2
             clip = np.pad(clip, (left, contract.window - len(clip) - left))
         clip = np.pad(clip, (0, -(len(clip) - contract.window) % contract.hop))
+        parts: list[list[Floats]] = []
         if contract.streaming:
-            state, parts, step = self.initial_state(1), [], HOPS_A_CALL * contract.hop
+            state, step = self.initial_state(1), HOPS_A_CALL * contract.hop
             for start in range(0, len(clip), step):  # in parts: a long recording must not need memory for all of it
                 *rows, state = self.run(clip[None, start : start + step], state)
                 parts.append(rows)
             scores, embedding = (np.concatenate([part[kind][0] for part in parts]) for kind in (0, 1))
             return scores[contract.warmup_hops :], embedding[contract.warmup_hops :]
         windows = np.lib.stride_tricks.sliding_window_view(clip, contract.window)[:: contract.hop]
-        parts = [
-            self.run(np.ascontiguousarray(windows[start : start + WINDOWS_A_CALL]), {})[:2]
-            for start in range(0, len(windows), WINDOWS_A_CALL)
-        ]
+        blocks = (windows[start : start + WINDOWS_A_CALL] for start in range(0, len(windows), WINDOWS_A_CALL))
+        parts = [list(self.run(np.ascontiguousarray(block), {})[:2]) for block in blocks]
         scores, embedding = (np.concatenate([part[kind][:, 0] for part in parts]) for kind in (0, 1))
         return scores, embedding
 
