@@ -5,7 +5,7 @@
 Every other word is `unknown`, but for the one the demo keeps back for enrollment. The recipe is beside this file.
 """
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,4 +38,6 @@ def main(work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="a new folder, for the manifest and the run")
+    main(parser.parse_args().work)

@@ -23,10 +23,11 @@ from confit_edge.runs import weights_sha256
 from confit_export.cost import count_cost
 from confit_export.enrollment import speaker_prior
 from confit_export.graph import assemble, to_onnx
-from confit_export.model_file import embedding_id, provisional, replace_cohort, sealed, write_bytes
+from confit_export.model_file import embedding_id, provisional, replace_cohort, sealed
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_runtime.audio import load_clip
 from confit_runtime.contract import SCHEMA, Contract
+from confit_runtime.device_file import write_whole
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import ConfitError
 
@@ -44,7 +45,8 @@ def main(precision: str) -> None:
     model = assemble(encoder, probe, None)
     utterances = {split: spoken(split) for split in ("train", "val", "test")}
     graph = to_onnx(model, encoder, np.zeros((IN_COHORT * len(utterances["train"]), encoder.dim), np.float32))
-    fp32, layers = graph, {}
+    fp32 = graph
+    layers: dict[str, str] = {}
     for scheme, names in [] if precision == "fp32" else plan(precision, fp32):
         graph = Quantizer.of(graph, scheme, "portable", SCOPES, [], "minmax")(names)
         layers |= dict.fromkeys(names, PRECISION[scheme])
@@ -100,7 +102,7 @@ def main(precision: str) -> None:
         data={"fingerprint": "", "clips": len(cohort), "groups": len(embedded["train"])},
     )
     data = sealed(graph, contract)
-    write_bytes(OUT, data)
+    write_whole(OUT, data)
     print(f"wrote {OUT}: {len(data) / 1e6:.2f} MB, least cosine to torch {cosines.min():.5f}, {levels}")
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from confit_edge.cli import main
@@ -188,6 +189,51 @@ def macs_by_hooks(module: nn.Module, *inputs: torch.Tensor) -> int:
     for hook in hooks:
         hook.remove()
     return total
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers_are_counted(kind: str, gates: int) -> None:
+    """Of each frame and gate: the input's weights and the state's."""
+    frames, batch, inputs, hidden = 7, 2, 5, 3
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((1, gates * hidden, size)).astype(np.float32), name)
+        for name, size in (("w", inputs), ("r", hidden))
+    ]
+    node = helper.make_node(kind, ["x", "w", "r"], ["y"], name="layer", hidden_size=hidden)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [frames, batch, inputs])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph([node], "one", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    counted = count_macs(model, {"x": np.zeros((frames, batch, inputs), np.float32)})
+    assert counted == {"layer": frames * batch * gates * hidden * (inputs + hidden)}
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        ({"quantize": False, "scheme": "fp16", "qat_epochs": 3}, "--scheme, --qat-epochs would do nothing"),
+        ({"quantize": False, "keep_fp32": ("x",)}, "--keep-fp32 would do nothing"),
+        ({"scheme": "weight-only", "target": "avx512-vnni"}, "--target would do nothing"),
+        ({"scheme": "fp16", "calibration": "entropy"}, "--calibration would do nothing"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    run: Run, run_corpus: Corpus, tmp_path: Path, options: dict[str, Any], idle: str
+) -> None:
+    with pytest.raises(UsageError, match=idle):
+        export_run(run, run_corpus, tmp_path / "m.onnx", say=print, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibration_that_lies_there_is_not_taken_for_that_of_the_new_model(
+    run: Run, run_corpus: Corpus, tmp_path: Path
+) -> None:
+    (tmp_path / "m.device.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"m\.device\.json: is the calibration of the m\.onnx"):
+        export_run(run, run_corpus, tmp_path / "m.onnx", say=print)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.device.json"]
 
 
 def test_a_hop_costs_at_most_a_fifth_of_its_window(run: Run) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from confit_edge.data.corpus import Corpus
+from confit_export.export import Exported
 from confit_export.gate import Heard, Verdict
+from confit_runtime import load
 
 
 def heard(right: list[int], turned: float = 0.0) -> Heard:
@@ -55,3 +60,16 @@ def test_embeddings_may_turn_by_a_cosine_of_099(angle: float, passes: bool) -> N
 def test_embeddings_that_are_not_numbers_fail() -> None:
     broken = Heard(np.ones(2, bool), np.full((2, 2), np.nan, np.float32), ["a", "b"])
     assert Verdict.of(heard([1, 1]), broken, seed=0).failures
+
+
+def test_a_clip_without_a_label_is_neither_right_nor_wrong(exports: dict[str, Exported], run_corpus: Corpus) -> None:
+    """Where clips may have several labels, some have none: they would dilute what is lost of the others."""
+    model, val = load(exports["int8"].path), run_corpus.val
+    whole = Heard.by(model, val, run_corpus)
+    targets = val.targets.copy()
+    targets[::3] = 0
+    heard = Heard.by(model, replace(val, targets=targets), run_corpus)
+    kept = np.flatnonzero(targets.any(axis=1))
+    assert heard.right.tolist() == whole.right[kept].tolist()
+    assert heard.groups == [val.groups[at] for at in kept]
+    assert len(heard.embeddings) == len(val)

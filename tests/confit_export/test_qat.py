@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from confit_edge.data.corpus import Corpus
+from confit_edge.encoders import pretrained
 from confit_edge.runs import Run
 from confit_export.qat import RoundedInput, RoundedWeight, fine_tune
 from confit_export.targets import preset
@@ -49,3 +53,17 @@ def test_fine_tuning_leaves_the_run_as_it_was_and_is_repeatable(run: Run, run_co
     pcm = torch.from_numpy(np.pad(run_corpus.val.pcm[0], (0, run.encoder.window))[: run.encoder.window])[None]
     with torch.no_grad():
         assert float((made[0](pcm) * run.encoder(pcm)).sum()) > 0.98
+
+
+def test_fine_tuning_an_attention_encoder_is_repeatable_though_it_has_dropout(
+    checkpoints: dict[str, Path], run: Run, run_corpus: Corpus
+) -> None:
+    encoder = pretrained(str(checkpoints["wav2vec2"]), 1.28).eval()
+    few = replace(run_corpus, train=run_corpus.val)
+    of_encoder = replace(run, encoder=encoder)
+    weights = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        made = fine_tune(encoder, few, of_encoder, preset("portable"), 1, lambda line: None)
+        weights.append(torch.cat([weight.flatten() for weight in made.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=0)

@@ -85,6 +85,12 @@ def test_an_unknown_key_is_named() -> None:
         ("refractory_s", True),
         ("calibration", []),
         ("name", None),
+        ("smoothing_hops", 10**9),
+        ("min_hops", 10**30),
+        ("refractory_s", 1e300),
+        ("window", tiny_model.HOP * 10**12),
+        ("latency_samples", 10**12),
+        ("thresholds", {label: {"on": 0, "off": 0} for label in tiny_model.LABELS}),
     ],
 )
 def test_a_bad_value_is_refused_by_name(key: str, value: Any) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import pytest
+
 from confit_runtime.describe import facts
+from confit_runtime.errors import ModelError
 from tests import tiny_model
 
 LEVELS = {
@@ -22,6 +28,20 @@ def test_thresholds_are_a_range_and_what_never_fires() -> None:
     assert told["thresholds from"] == (
         "calibration on 7.70 hours: at most 0.39 false accepts an hour (95 % sure), target 0.5"
     )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cost": {"parameters": 1}},
+        {"metrics": {"gate": True}},
+        {"parity": {"lost": []}},
+        {"calibration": {"device": {"hours": 6}}},
+    ],
+)
+def test_reports_of_another_form_are_a_model_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="are not of the form they should have"):
+        facts(dataclasses.replace(tiny_model.contract(), **changes), 1)
 
 
 def test_the_layers_that_hurt_most_come_first() -> None:

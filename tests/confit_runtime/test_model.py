@@ -17,6 +17,7 @@ from confit_edge.demo import DATA
 from confit_runtime import AudioError, Detection, GalleryError, Model, ModelError, Stream, UsageError, load
 from confit_runtime.contract import seal
 from confit_runtime.gallery import Gallery
+from confit_runtime.model import State
 from tests import tiny_model
 from tests.tiny_model import HOP, LABELS, POOL, RATE, WINDOW, Floats, chord, silence, tone
 
@@ -124,6 +125,24 @@ def test_streaming_equals_one_call_over_the_whole_signal(kind: str, request: pyt
     assert [len(rows[0]) for rows, _ in pushed] == [0] * POOL + [1] * len(scores)
     np.testing.assert_allclose(np.concatenate([rows[0] for rows, _ in pushed]), scores, atol=1e-4)
     np.testing.assert_allclose(np.concatenate([rows[0] for _, rows in pushed]), embedding, atol=1e-4)
+
+
+def test_a_long_clip_is_scored_in_parts(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long recording must not need memory for all of its windows."""
+    whole = windowed.rows(SCENES[RATE], RATE)
+    monkeypatch.setattr("confit_runtime.model.WINDOWS_A_CALL", 5)
+    calls: list[int] = []
+    run = Model.run
+
+    def counted(model: Model, pcm: Floats, state: State) -> tuple[Floats, Floats, State]:
+        calls.append(len(pcm))
+        return run(model, pcm, state)
+
+    monkeypatch.setattr(Model, "run", counted)
+    for part, one in zip(windowed.rows(SCENES[RATE], RATE), whole, strict=True):
+        np.testing.assert_allclose(part, one, atol=1e-5)
+    assert sum(calls) == len(whole[0])
+    assert max(calls) == 5
 
 
 def test_a_windowed_and_a_streaming_model_agree(model: Model, windowed: Model) -> None:
