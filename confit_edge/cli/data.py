@@ -81,7 +81,7 @@ def split(
     seed: Annotated[int, typer.Option(min=0, help="Another seed deals the groups out differently.")] = 0,
     fractions: Annotated[
         str, typer.Option(metavar="TRAIN/VAL/TEST", help="Shares of train, val and test, such as 70/10/20 or 80/20/0.")
-    ] = "70/10/20",
+    ] = "70/15/15",
     label_column: LabelColumn = "label",
     group_column: GroupColumn = "group",
     split_by: SplitBy = None,

@@ -13,6 +13,7 @@ from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError
 from confit_runtime.errors import UsageError
 
 Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
+DEFAULT: Fractions = (0.7, 0.15, 0.15)  # as much to choose by as to test on: thresholds and the gate stand on it
 
 RESTARTS = 20
 PASSES = 100  # a climb ends by itself after a few
@@ -20,7 +21,7 @@ SHOWN = 10  # classes named in a message
 VAL_SHARE = 0.125  # of what is not test, where a published split brings no validation set that can be kept
 
 
-def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = (0.7, 0.1, 0.2)) -> Manifest:
+def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = DEFAULT) -> Manifest:
     """The manifest with every clip in train, val or test.
 
     Splits that the manifest brings are kept and checked. Otherwise groups are dealt out so that each class is shared

@@ -30,6 +30,7 @@ NEVER = 1.01  # a level that no score reaches
 STEP = 0.05  # of levels, in log odds: scores crowd near 1
 # from 0.05: a score is a probability times how typical the sound is, and a label must lead all others anyway
 LEVELS = np.append(1 / (1 + np.exp(-np.arange(-3.0, 13.8, STEP))), NEVER)
+HALF = round(3.0 / STEP)  # the place of 0.5
 RELEASE = 0.6  # `off` as a share of `on`
 REACHED_BY = 4  # false accepts that may lie above a label's own level: the very highest says little of the others
 
@@ -203,8 +204,12 @@ def only(contract: Contract, labels: Collection[str]) -> Contract:
 
 
 def _own(events: Ints) -> Ints:
-    """The lowest level that no more than `REACHED_BY` events of each label reach, of `events [labels, levels]`."""
-    own: Ints = (events <= REACHED_BY).argmax(axis=1)
+    """The lowest level that no more than `REACHED_BY` events of each label reach, of `events [labels, levels]`.
+
+    No lower than a half, though the margin may lower all of them beyond it: a label that hardly fires has shown little,
+    and were it lower the first surprise would raise the others, which the margin is common to, by as much.
+    """
+    own: Ints = np.maximum((events <= REACHED_BY).argmax(axis=1), HALF)
     return own
 
 
