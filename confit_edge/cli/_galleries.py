@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def _check_alone(path: Path, other: Gallery | None, model: Model) -> None:
     if other is not None:
         raise UsageError(
             f"--gallery {path}: {model.name} has {other.path} already, and listens with one: join them, with"
-            f" `confit-edge gallery import {path} --gallery {other.path}`"
+            f" `confit-edge gallery import {shlex.quote(str(path))} --gallery {shlex.quote(str(other.path))}`"
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, emit
+from confit_edge.cli._console import Bar, emit, say
 
 METHOD, MACHINE = "Method", "Machine"  # panels of --help
 
@@ -38,6 +40,17 @@ def learning_rates(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--lr {text}: give a number, or several with commas between") from error
+
+
+@contextmanager
+def told_when_stopped(out: Path) -> Iterator[None]:
+    """On Ctrl-C say that what was learnt is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (out / "started.json").is_file():
+            say(f"{out}: stopped; the same command with --resume goes on after the last epoch that ended")
+        raise
 
 
 def print_probes(metrics: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from confit_edge.cli._training import (
     learning_rates,
     option,
     print_probes,
+    told_when_stopped,
 )
 
 _LESSON = "Lesson"
@@ -93,7 +94,7 @@ def distill(
 
     if lr is not None:
         flags["lr"] = learning_rates(lr)
-    with Progress(json_lines) as progress:
+    with told_when_stopped(out), Progress(json_lines) as progress:
         trained = run_distillation(
             run,
             out,

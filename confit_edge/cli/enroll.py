@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -195,7 +196,7 @@ def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:
         other = min(others)
         raise UsageError(
             f"{name}: of these clips some are enrolled as {other!r} already, and a sound under two names is unknown;"
-            f" leave them out, or take {other!r} away first, with `confit-edge gallery remove {other}`"
+            f" leave them out, or take {other!r} away first, with `confit-edge gallery remove {shlex.quote(other)}`"
         )
 
 

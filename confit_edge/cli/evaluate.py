@@ -125,12 +125,19 @@ def summarise(judged: Sequence[Judged], confidence: float) -> dict[str, Any]:
         "fa_per_hour_interval": [low, high],
         "false_rejects": _rejects(heard, confidence),
         "labels": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
-        "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items())},
+        "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items(), key=_by_ratio)},
         "latency_s": _quantiles(latencies),
         "fired_for": [
             {"heard": label, "was": was, "times": times} for (label, was), times in sorted(fired.items(), key=_by_times)
         ],
     }
+
+
+def _by_ratio(item: tuple[str, Any]) -> int:
+    """Bands from the noisiest to the quietest, then what has no ratio."""
+    from confit_runtime.evaluation import SNR_STEPS, snr_band
+
+    return [snr_band(ratio) for ratio in (float("-inf"), *SNR_STEPS, float("nan"))].index(item[0])
 
 
 def _by_times(item: tuple[tuple[str, str], int]) -> tuple[int, str, str]:

@@ -21,6 +21,7 @@ from confit_edge.cli._training import (
     learning_rates,
     option,
     print_probes,
+    told_when_stopped,
 )
 
 _DATA, _SOUND = "Data", "Window and augmentation"
@@ -214,7 +215,7 @@ def train(
     if "lr" in flags:
         flags["lr"] = learning_rates(flags["lr"])
     settings = Recipe.from_file(recipe, **flags) if recipe else Recipe.from_dict(flags, "the command line")
-    with Progress(json_lines) as progress:
+    with told_when_stopped(out), Progress(json_lines) as progress:
         trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
     if not join(settings.device).main:
         return

@@ -16,6 +16,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import unicodedata
 from collections.abc import Collection
@@ -24,6 +25,8 @@ from pathlib import Path
 
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
@@ -172,7 +175,9 @@ def sound_files(place: Path, option: str) -> list[Path]:
     """The sound files of a folder and of those below it, or the one file. Raises UsageError when there are none."""
     if place.is_file():
         return [place]
-    files = sounds_below(place) if place.is_dir() else []
+    if not place.exists():
+        raise UsageError(f"{place}: no such file or folder, for {option}")
+    files = sounds_below(place)
     if not files:
         raise UsageError(f"{place}: no sound files for {option} there")
     return files
@@ -346,6 +351,9 @@ def _read_folder(source: Path) -> Table:
         label, *inner, _ = name.split("/")
         rows.append((name, {"path": name, "label": label, "group": inner[0] if inner else None}))
     classes = {row["label"] for _, row in rows}
+    for inside in sorted(source.iterdir()):
+        if inside.is_dir() and not inside.name.startswith(".") and inside.name not in classes:
+            log.warning("%s: holds no sound that can be read, so there is no class of that name", inside)
     if not classes:
         raise ManifestError(f"{source}: no sub-folder with sound files in it; expected one sub-folder per class")
     if classes <= set(SPLITS):

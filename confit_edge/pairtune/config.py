@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import typing
@@ -172,7 +173,9 @@ class Recipe:
         """From plain data. Raises UsageError naming a key that is unknown or has a wrong type."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(map(str, raw.keys() - known)):
-            raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} ({hint})")
         values = dict(raw)
         if "lr" in values:
             rates = values["lr"] if isinstance(values["lr"], list | tuple) else [values["lr"]]

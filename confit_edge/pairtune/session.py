@@ -244,12 +244,26 @@ def check_out(out: Path, resume: bool) -> None:
         raise UsageError(f"{out}: is not empty and holds no run; choose another -o")
 
 
+def _shown(value: Any) -> str:
+    return (
+        "none"
+        if value is None
+        else ", ".join(map(str, value)) or "its own"
+        if isinstance(value, list | tuple)
+        else str(value)
+    )
+
+
 def refuse_other_training(
     out: Path, recipe: dict[str, Any], fingerprint: str, distilled: dict[str, Any] | None, started: dict[str, Any]
 ) -> None:
     """Raise UsageError naming what differs where `out` is of another recipe, other data or another teacher than `started`."""
-    changed = [key for key, value in started["recipe"].items() if recipe.get(key) != value]
-    if fingerprint != started["fingerprint"]:
+    changed = [
+        f"{key} ({_shown(recipe.get(key))}, now {_shown(value)})"
+        for key, value in started["recipe"].items()
+        if recipe.get(key) != value
+    ]
+    if fingerprint != started["fingerprint"] and recipe["background"] == started["recipe"]["background"]:
         changed.append("the data")
     if distilled != started["distilled"]:
         changed.append("the teacher or what it teaches from")

@@ -241,6 +241,7 @@ class Training:
             self.ranks.wait()  # all have read it before the first replaces or removes it
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch
+            self.tell({"stage": "note", "text": f"going on after epoch {done} of {self.epochs * self.recipe.soup}"})
             return Progress(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)

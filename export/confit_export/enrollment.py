@@ -11,19 +11,24 @@ from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Ma
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
-PRINTS_PER_CLASS = 4
+PRINTS_PER_CLASS, PRINTS_OF_UNKNOWN = 4, 40
 FALSE_ACCEPT_RATE = 0.01
 ENROLLED = 3
 
 
 def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
-    """Which training clips stand in the cohort: a few of each class, as indices into `corpus.training_clips()`."""
+    """Which training clips stand in the cohort: a few of each class, as indices into `corpus.training_clips()`.
+
+    More of the unknown class, which is of many things: what is to be enrolled will lie among them, and so will what is
+    taken for it.
+    """
     rng = np.random.default_rng([seed, 4])
     targets = corpus.training_clips().targets
     chosen: list[int] = []
     for column in range(targets.shape[1]):
         members = np.flatnonzero(targets[:, column])
-        chosen += sorted(int(row) for row in rng.choice(members, min(PRINTS_PER_CLASS, len(members)), replace=False))
+        most = PRINTS_OF_UNKNOWN if corpus.classes[column] == corpus.unknown else PRINTS_PER_CLASS
+        chosen += sorted(int(row) for row in rng.choice(members, min(most, len(members)), replace=False))
     return list(dict.fromkeys(chosen))
 
 

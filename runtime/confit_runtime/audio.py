@@ -18,6 +18,15 @@ Pcm = npt.NDArray[np.float32]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
+NOT_READ = (
+    ".m4a",
+    ".aac",
+    ".mp4",
+    ".wma",
+    ".amr",
+    ".3gp",
+    ".webm",
+)  # of phones and browsers; libsndfile has no decoder
 
 _UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
 
@@ -94,7 +103,11 @@ def _cut_off(sound: Any) -> float | None:
 
 def _unreadable(path: str | Path, why: object) -> AudioError:
     reason = str(why).rsplit(": ", 1)[-1].strip().rstrip(".")
-    return AudioError(f"{path}: cannot be read as sound ({reason}); is it a complete audio file?")
+    if (suffix := Path(path).suffix.lower()) in NOT_READ:
+        advice = f"{suffix} is not read: convert it, such as with `ffmpeg -i {Path(path).name} {Path(path).stem}.flac`"
+    else:
+        advice = "is it a complete audio file?"
+    return AudioError(f"{path}: cannot be read as sound ({reason}); {advice}")
 
 
 def to_mono(pcm: npt.ArrayLike) -> Pcm:

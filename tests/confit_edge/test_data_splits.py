@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, read_manifest
-from confit_edge.data.splits import groups_across_splits, missing_classes, with_splits
+from confit_edge.data.splits import DEFAULT, groups_across_splits, missing_classes, with_splits
 from confit_runtime.errors import UsageError
 
 WORDS = Path(__file__).parents[2] / "confit_edge" / "demo" / "data" / "words" / "manifest.csv"
@@ -77,7 +77,7 @@ def test_own_groups_are_shared_out_exactly() -> None:
     source = manifest_of([(label, f"{label}{i}") for label in ("x", "y") for i in range(100)])
     made = with_splits(source, seed=3)
     for label in ("x", "y"):
-        assert Counter(clip.split for clip in made.clips if clip.label == label) == {"train": 70, "val": 10, "test": 20}
+        assert Counter(clip.split for clip in made.clips if clip.label == label) == {"train": 70, "val": 15, "test": 15}
     halves = with_splits(source, seed=3, fractions=(0.5, 0.5, 0.0))
     assert_sound(halves, source)
     assert Counter(clip.split for clip in halves.clips) == {"train": 100, "val": 100}
@@ -88,7 +88,7 @@ def test_voices_of_the_demo_words() -> None:
     made = with_splits(source, seed=0)
     assert_sound(made, source)
     words = {split: {clip.group for clip in made.select(split).clips} for split in SPLITS}
-    assert {split: len(found) for split, found in words.items()} == {"train": 21, "val": 3, "test": 6}
+    assert {split: len(found) for split, found in words.items()} == {"train": 21, "val": 5, "test": 4}
     assert missing_classes(made) == {"train": [], "val": [], "test": []}
 
 
@@ -107,7 +107,7 @@ def test_the_seed_decides_and_the_order_of_rows_does_not() -> None:
     assert {clip.path: clip.split for clip in again.clips} == {clip.path: clip.split for clip in made.clips}
     assert len({with_splits(source, seed=seed) for seed in range(5)}) > 1
     sizes = Counter(clip.split for clip in made.clips)
-    for split, fraction in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
+    for split, fraction in zip(SPLITS, DEFAULT, strict=True):
         assert abs(sizes[split] / 300 - fraction) < 0.05
 
 
@@ -188,4 +188,4 @@ def test_thousands_of_groups_are_dealt_in_seconds() -> None:
     made = with_splits(source, seed=0)
     assert_sound(made, source)
     shares = Counter(clip.split for clip in made.clips)
-    assert abs(shares["val"] / 20_000 - 0.1) < 0.01
+    assert abs(shares["val"] / 20_000 - DEFAULT[1]) < 0.01
