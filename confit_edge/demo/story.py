@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -96,11 +99,15 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
         "Done",
         f"{summary['seconds']:.0f} s, {summary['peak_rss_mb']} MB at the most. The report is {out / 'report.html'}. Now try:",
     )
-    demo.say(f"  confit-edge listen {exported.path} --source {out / 'stream.flac'}")
-    demo.say(
-        f"  confit-edge evaluate {exported.path} {out / 'stream.flac'}    (which words it missed, and at what noise)"
+    # as the shell that runs this finds it: `make demo` leaves the command in .venv/bin
+    command = (
+        "confit-edge" if shutil.which("confit-edge") else os.path.relpath(Path(sys.executable).parent / "confit-edge")
     )
-    demo.say(f"  confit-edge listen {exported.path}            (your microphone)")
+    demo.say(f"  {command} listen {exported.path} --source {out / 'stream.flac'}")
+    demo.say(
+        f"  {command} evaluate {exported.path} {out / 'stream.flac'}    (which words it missed, and at what noise)"
+    )
+    demo.say(f"  {command} listen {exported.path}            (your microphone)")
     return summary
 
 

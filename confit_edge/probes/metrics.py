@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime import intervals
+from confit_runtime.intervals import FEWEST_GROUPS
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Targets = npt.NDArray[np.int8]
@@ -102,9 +105,11 @@ def interval(samples: Doubles) -> tuple[float, float]:
 def share_interval(share: float, samples: Doubles, units: int) -> tuple[float, float]:
     """The same for a share 0..1 of `units` groups or clips.
 
-    Where the share is 0 or 1, resampling gives an interval of no width; its open end is then the one-sided exact bound of
-    the units, 1 - 0.025^(1/units).
+    Fewer than five cannot be resampled: then it is the exact one of so many. Where the share is 0 or 1, resampling gives an
+    interval of no width; its open end is then the one-sided exact bound of the units, 1 - 0.025^(1/units).
     """
+    if units < FEWEST_GROUPS:
+        return intervals.share_interval(round(share * units), units)
     low, high = interval(samples)
     reach = 1 - 0.025 ** (1 / units)
     return (1 - reach if share == 1 else low), (reach if share == 0 else high)

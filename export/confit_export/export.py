@@ -18,6 +18,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.files import make_folder
 from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
@@ -33,11 +34,14 @@ from confit_export.rewrite import int8_states
 from confit_export.search import Found, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
+from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
+from confit_runtime.describe import share
 from confit_runtime.device_file import refuse_calibrated, write_whole
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
+from confit_runtime.recordings import clip_rows
 
 SWEEP_MINUTES = 20.0
 NAMED = 5  # of the layers to blame, when an export fails
@@ -140,9 +144,17 @@ def export_run(
         "fp32": _measure(fp32_model, reference, corpus, seed),
         "shipped": _measure(shipped, Heard.by(shipped, corpus.val, corpus), corpus, seed),
     }
+    fired = _fired(shipped, corpus, seed)
+    if fired:
+        part = "test" if len(corpus.test) else "validation"
+        say(f"at these thresholds {share(fired)} of {fired['n']} {part} clips fire, each heard alone between silences")
     finished = replace(
         finished,
-        metrics={**measured["shipped"], "gate": {"passed": not work.failures, "failures": work.failures}},
+        metrics={
+            **measured["shipped"],
+            **({"fired": fired} if fired else {}),
+            "gate": {"passed": not work.failures, "failures": work.failures},
+        },
         parity={**work.parity, "fp32": measured["fp32"]},
     )
     data = sealed(work.graph, finished)
@@ -342,6 +354,23 @@ def _finish(
             "detection": chosen.report,
         },
     )
+
+
+def _fired(model: Model, corpus: Corpus, seed: int) -> dict[str, Any] | None:
+    """The share of sounds that fire with their own label at the contract's thresholds; of test clips, where there are some.
+
+    A clip may be told right and not fire: its best label need not reach a threshold.
+    """
+    contract, clips = model.contract, corpus.test if len(corpus.test) else corpus.val
+    found: list[bool] = []
+    groups: list[str] = []
+    for pcm, target, group in zip(clips.pcm, clips.targets, clips.groups, strict=True):
+        rows = clip_rows(model, pcm)
+        for label in sorted({corpus.classes[column] for column in np.flatnonzero(target)} & set(contract.can_fire)):
+            level = hear_positive(contract, label, group, rows).level
+            found.append(level >= contract.thresholds[label]["on"])
+            groups.append(group)
+    return accuracy(np.array(found), groups, seed).to_dict() if found else None
 
 
 def _measure(model: Model, val: Heard, corpus: Corpus, seed: int) -> dict[str, Any]:

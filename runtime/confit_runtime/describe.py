@@ -49,6 +49,9 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         if split in metrics:
             fp32 = f"; fp32 {share(before[split])}" if split in before and "scheme" in parity else ""
             rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
+    if fired := metrics.get("fired"):
+        told = f"{share(fired)} of {fired['n']}, each alone between silences"
+        rows.append((f"fires at these thresholds, {'test' if 'test' in metrics else 'validation'}", told))
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
