@@ -149,6 +149,17 @@ def test_int8_is_small_and_as_good(exports: dict[str, Exported]) -> None:
     assert int8.contract.parity["fp32"] == int8.fp32 == fp32.shipped
 
 
+def test_the_share_that_fires_is_what_a_listener_hears(models: dict[str, Model], run_corpus: Corpus) -> None:
+    model, clips = models["int8"], run_corpus.test if len(run_corpus.test) else run_corpus.val
+    heard = []
+    for pcm, target in zip(clips.pcm, clips.targets, strict=True):
+        stream = model.stream(lead_in=True)
+        events = [*stream.accept(pcm, 16_000), *stream.finish()]
+        heard.append(run_corpus.classes[int(target.argmax())] in {event.label for event in events})
+    fired = model.contract.metrics["fired"]
+    assert (fired["n"], fired["accuracy"]) == (len(clips), pytest.approx(np.mean(heard)))
+
+
 def test_int8_embeds_nearly_as_fp32(models: dict[str, Model], corpus: Corpus) -> None:
     cosines = [models["int8"].embed(pcm, 16_000) @ models["fp32"].embed(pcm, 16_000) for pcm in corpus.test.pcm]
     assert min(cosines) > 0.95
