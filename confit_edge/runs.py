@@ -134,7 +134,7 @@ def read_run(path: Path) -> Run:
 
     if (path / CHECKPOINT).is_file() and not (path / "run.json").is_file():
         raise UsageError(
-            f"{path}: this training has not finished; continue it by the command that began it, with --resume"
+            f"{path}: this training has not finished; go on with it: confit-edge train MANIFEST -o {path} --resume"
         )
     if absent := [name for name in _FILES if not (path / name).is_file()]:
         raise UsageError(f"{path}: not a run (it lacks {', '.join(absent)}); make one with `confit-edge train`")

@@ -22,7 +22,10 @@ def option(help_text: str, panel: str, *names: str) -> Any:
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A YAML recipe; flags given here win over it.")]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on with a training that was stopped; the result is the same, bit for bit."),
+    typer.Option(
+        "--resume",
+        help="Go on with a training that was stopped; the result is the same, bit for bit. `train` needs no other option then.",
+    ),
 ]
 Epochs = Annotated[int | None, option("Passes over the training clips [12].", METHOD)]
 Rates = Annotated[

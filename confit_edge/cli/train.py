@@ -210,11 +210,13 @@ def train(
     }
     from confit_edge.pairtune.config import Recipe
     from confit_edge.pairtune.distributed import join
+    from confit_edge.pairtune.session import begun_recipe
     from confit_edge.pairtune.session import train as run_training
 
     if "lr" in flags:
         flags["lr"] = learning_rates(flags["lr"])
-    settings = Recipe.from_file(recipe, **flags) if recipe else Recipe.from_dict(flags, "the command line")
+    begun = begun_recipe(out) if resume and not (recipe or flags) else None
+    settings = begun or (Recipe.from_file(recipe, **flags) if recipe else Recipe.from_dict(flags, "the command line"))
     with told_when_stopped(out), Progress(json_lines) as progress:
         trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
     if not join(settings.device).main:

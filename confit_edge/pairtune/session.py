@@ -254,6 +254,16 @@ def _shown(value: Any) -> str:
     )
 
 
+def begun_recipe(out: Path) -> Recipe | None:
+    """The recipe of the training that was begun, or finished, in `out`; None where none was. Raises ConfitError."""
+    if (out / "run.json").is_file():
+        return Recipe.from_dict(runs.read_info(out).recipe, str(out / "run.json"))
+    beginning = out / "started.json"
+    if not beginning.is_file():
+        return None
+    return Recipe.from_dict(json.loads(beginning.read_text(encoding="utf-8"))["recipe"], str(beginning))
+
+
 def refuse_other_training(
     out: Path, recipe: dict[str, Any], fingerprint: str, distilled: dict[str, Any] | None, started: dict[str, Any]
 ) -> None:

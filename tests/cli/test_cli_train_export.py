@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def test_killed_three_times_and_resumed_the_run_is_the_undisturbed_one(small: Pa
         process.wait()
         process.stdout.close()
         assert not (tmp_path / "killed" / "run.json").exists(), moments
-    resumed = run("train", small, "-o", tmp_path / "killed", *options, "--resume")
+    resumed = run(
+        "train", small, "-o", tmp_path / "killed", "--resume", "--json"
+    )  # it knows the options it was begun with
     assert resumed.returncode == 0, resumed.stderr
     _, errors = undisturbed.communicate(timeout=120)
     assert undisturbed.returncode == 0, errors
@@ -88,6 +91,20 @@ def test_killed_three_times_and_resumed_the_run_is_the_undisturbed_one(small: Pa
     lines = [json.loads(line) for line in resumed.stdout.splitlines()]
     assert lines[-1]["type"] == "summary"
     assert lines[-1]["run"] == str(tmp_path / "killed")
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) -> None:
+    options = ["--epochs", "50", "--clips-per-class", "2", "--json"]
+    # a job in a script's background is started with SIGINT ignored
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start("train", small, "-o", tmp_path / "run", *options, preexec_fn=heeding)
+    assert process.stdout is not None
+    assert any(json.loads(line)["type"] == "epoch" for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"{tmp_path / 'run'}: stopped; the same command with --resume goes on" in errors
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
 
 # from clips to a model, with the flags of a user
@@ -108,8 +125,11 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     code, out, err = confit("export", tmp_path / "run", "-o", tmp_path / "small.onnx", "--license", "CC0-1.0")
     assert (code, out) == (0, ""), err
     assert load(tmp_path / "small.onnx").contract.license == "CC0-1.0"
-    code, out, err = confit("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1", "--resume")
-    assert (code, "finished already" in err) == (0, True)
+    for same in (["--recipe", recipe, "--epochs", "1"], []):
+        code, out, err = confit("train", small, "-o", tmp_path / "run", *same, "--resume")
+        assert (code, "finished already" in err) == (0, True)
+    code, out, err = confit("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "5", "--resume")
+    assert (code, "these differ: epochs (1, now 5)" in err) == (2, True)
 
 
 def test_a_run_exports_from_another_folder_than_it_was_trained_in(
