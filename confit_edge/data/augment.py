@@ -23,7 +23,8 @@ class Augmenter:
     """Places clips in windows, with augmentation.
 
     `window` and `shift` in samples, `gain` in dB (both ways), `snr` the range in dB at which noise is mixed under a
-    share `noise_probability` of the clips: background recordings (where given), babble of other clips, coloured noise.
+    share `noise_probability` of the clips: background recordings (where given), coloured noise, and, with `babble`, other
+    clips (not where a clip may have several labels: it would have theirs too).
     `speed` is the most a clip is slowed down or sped up, pitch included (0.1: by up to a tenth). `effects` are the room
     the clip is heard in, before the noise, and the microphone and codec both go through. With `window` alone, clips are
     placed and left as they are.
@@ -35,6 +36,7 @@ class Augmenter:
     noise_probability: float = 0.0
     snr: tuple[float, float] = (0.0, 0.0)
     background: tuple[Pcm, ...] = ()
+    babble: bool = True
     speed: float = 0.0
     effects: Effects | None = None
 
@@ -59,9 +61,9 @@ class Augmenter:
 
     def _noise(self, others: list[Pcm], rng: np.random.Generator) -> Pcm:
         kind = rng.random()
-        if kind < 0.2:
+        if kind < 0.2 or not (self.babble or self.background):
             return coloured_noise(self.window, float(rng.uniform(0, 2)), rng)
-        if kind < 0.5 or not self.background:
+        if self.babble and (kind < 0.5 or not self.background):
             babble = np.zeros(self.window, np.float32)
             for index in rng.integers(len(others), size=int(rng.integers(1, 4))):
                 babble += place(others[index], self.window, int(rng.integers(-self.window // 2, self.window // 2)), rng)

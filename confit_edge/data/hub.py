@@ -45,6 +45,12 @@ def fetch_hub(
     notes: list[str] = []
     if folder.is_dir() and not saved:
         clips, multi_label = _audio_folder(folder, label_column, group_column)
+        within = [clip for clip in clips if clip.split is not None]
+        if within and len(within) < len(clips):
+            notes.append(
+                f"{len(clips) - len(within)} clips are left out: their folders are none of train, validation, test"
+            )
+            clips = within
     else:
         parts = _load(source, subset)
         notes = [

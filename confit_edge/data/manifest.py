@@ -143,7 +143,7 @@ def read_manifest(
         only = ", ".join(manifest.classes) or "none"
         raise ManifestError(
             f"{source}: holds one class only ({only}); a classifier needs at least two: add clips of what it is to be"
-            " told from, such as background"
+            " told from, in all splits, with the label unknown: other words, the sound of the room (--background comes on top)"
         )
     return manifest
 

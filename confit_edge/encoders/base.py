@@ -37,8 +37,13 @@ class Encoder(nn.Module, ABC):
         """The modules with weights, from input to output, for freezing and for layer-wise learning rates.
 
         The first block is all that comes before the first layer (the convolutional feature encoder, the projection,
-        position tables); each of the others is one layer. Every trainable parameter is in exactly one block.
+        position tables); each of the others is one layer. Every trainable parameter is in exactly one block, or in
+        `learned_pooling`.
         """
+
+    def learned_pooling(self) -> list[nn.Module]:
+        """What pools frames with weights that begin as a plain mean: no layer of what was pre-trained."""
+        return []
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

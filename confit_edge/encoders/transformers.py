@@ -7,6 +7,7 @@ normalise and attend over time, so the same sound in a longer window is another 
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from confit_edge.pairtune.config import Pooling
 from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError, UsageError
 
+log = logging.getLogger(__name__)
 skip_native_library()  # transformers imports torchaudio where it is installed
 
 SAMPLE_RATE = 16_000
@@ -86,9 +88,11 @@ class TransformersEncoder(Encoder):
         first, last = self.architecture.first_and_last(self.model)
         blocks = [first, *([layer] for layer in self.architecture.layers(self.model))]
         blocks[-1] += last
-        learned: list[nn.Module] = [self.pool] if list(self.pool.parameters()) else []
-        learned += [self.layer_weights] if self.layer_weights is not None else []
-        return [*blocks, learned] if learned else blocks
+        return blocks
+
+    def learned_pooling(self) -> list[nn.Module]:
+        pool: list[nn.Module] = [self.pool] if list(self.pool.parameters()) else []
+        return [*pool, self.layer_weights] if self.layer_weights is not None else pool
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -138,7 +142,7 @@ class TransformersEncoder(Encoder):
             config,
             samples,
             hop=samples // 8,
-            preprocessor=read_preprocessor(name, architecture.preprocessor),
+            preprocessor=read_preprocessor(name, architecture.preprocessor, settings),
             layers=layers,
             pooling=pooling,
             layer_weights=layer_weights,
@@ -168,13 +172,26 @@ def read_settings(name: str) -> Any:
     return settings
 
 
-def read_preprocessor(name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """What matters of a checkpoint's feature extractor; `defaults` where a directory holds none."""
+def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """What matters of a checkpoint's feature extractor; where a directory holds none, what its `settings` tell, and `defaults`.
+
+    Raises UsageError where it was trained on sound of another rate.
+    """
     from transformers import AutoFeatureExtractor
 
-    if not defaults or (Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file()):
+    if not defaults:
         return defaults
+    folder = Path(name)
+    if folder.is_dir() and not any(
+        (folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")
+    ):
+        # the waveform models that normalise frames over time in every layer were trained on sound of variance 1
+        whole = {"do_normalize": True} if getattr(settings, "feat_extract_norm", "") == "layer" else {}
+        log.warning("%s: has no preprocessor_config.json; taken for %s", name, {**defaults, **whole})
+        return {**defaults, **whole}
     extractor = AutoFeatureExtractor.from_pretrained(name)
+    if (rate := getattr(extractor, "sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise UsageError(f"--encoder {name}: hears sound at {rate} Hz; an encoder here hears {SAMPLE_RATE} Hz")
     return {key: getattr(extractor, key, default) for key, default in defaults.items()}
 
 
@@ -182,16 +199,16 @@ def load(name: str) -> nn.Module:
     """The checkpoint's model in fp32. Raises ConfitError when it is damaged or lacks encoder weights."""
     from safetensors import SafetensorError
     from transformers import AutoModel
-    from transformers.utils import logging
+    from transformers.utils import logging as verbose
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is told below, and a decoder's weights are not missed
+    verbosity = verbose.get_verbosity()
+    verbose.set_verbosity_error()  # what is missing is told below, and a decoder's weights are not missed
     try:
         model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfitError(f"--encoder {name}: its weights cannot be loaded ({str(error).splitlines()[0]})") from error
     finally:
-        logging.set_verbosity(verbosity)
+        verbose.set_verbosity(verbosity)
     refuse_missing(name, loading)
     return model
 

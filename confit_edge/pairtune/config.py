@@ -126,6 +126,10 @@ class Recipe:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
         if not 0 <= self.averaging < 1:
             raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1, is {self.averaging}")
+        if self.soup > 1 and self.lora_rank:
+            raise UsageError(
+                "recipe keys 'soup' and 'lora_rank': the mean of adapters' two factors is not that of the weights they make"
+            )
         if self.soup > 1 and self.patience:
             raise UsageError(
                 "recipe keys 'soup' and 'patience': the trainings of a soup are of one length, so none ends early"

@@ -16,11 +16,23 @@ from confit_edge.data.effects import make_effects
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 
-OFF_S = 0.40  # a window this far away from every clip (`nearest_clip`) speaks of nothing known
+OFF_S = 0.40  # a window of `SHORT_S` that is this far away from every clip (`nearest_clip`) speaks of nothing known
+SHORT_S = 1.28  # a longer one holds a whole clip for as much longer
 STREAM_S = 1800  # of a stream that is learnt from: enough, and 115 MB
-GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from
+GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from, by windows of `SHORT_S`
 BATCH, LEAST_PER_CLASS = 64, 4  # clips of a batch, and of a class in it, where the recipe leaves it open
 Item = TypeVar("Item")
+
+
+def off_samples(encoder: Encoder) -> int:
+    """How far away from every clip a window must be (see `nearest_clip`) to speak of nothing known."""
+    return round(OFF_S * encoder.sample_rate) + max(0, encoder.window - round(SHORT_S * encoder.sample_rate)) // 2
+
+
+def gaps_s(encoder: Encoder) -> tuple[float, float]:
+    """Seconds between the clips of a stream that is learnt from: so much that a window holds few of them."""
+    stretch = max(1.0, encoder.window / (SHORT_S * encoder.sample_rate))
+    return GAP_S[0] * stretch, GAP_S[1] * stretch
 
 
 def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
@@ -33,15 +45,15 @@ def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
         [""] * len(corpus.train),
         corpus.background_train,
         samples=min(
-            sum(map(len, corpus.train.pcm)) + int(GAP_S[1] * encoder.sample_rate * len(corpus.train)),
+            sum(map(len, corpus.train.pcm)) + int(gaps_s(encoder)[1] * encoder.sample_rate * len(corpus.train)),
             STREAM_S * encoder.sample_rate,
         ),
         rate=encoder.sample_rate,
         snr=(recipe.snr_low, recipe.snr_high),
         rng=np.random.default_rng([recipe.seed, 9]),
-        gap_s=GAP_S,
+        gap_s=gaps_s(encoder),
     )
-    found = fragments(stream, spoken, window=encoder.window, off=round(OFF_S * encoder.sample_rate))
+    found = fragments(stream, spoken, window=encoder.window, off=off_samples(encoder))
     return corpus.and_unknown(clips, found)
 
 
@@ -88,6 +100,7 @@ def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmente
         noise_probability=recipe.noise_probability,
         snr=(recipe.snr_low, recipe.snr_high),
         background=tuple(background),
+        babble=not corpus.multi_label,
         speed=recipe.speed,
         effects=make_effects(
             encoder.sample_rate,

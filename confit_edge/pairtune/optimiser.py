@@ -38,9 +38,9 @@ def frozen(encoder: Encoder, freeze: str) -> Iterator[list[nn.Module]]:
 def _named(encoder: Encoder, freeze: str) -> list[nn.Module]:
     if freeze == "none":
         return []
-    if freeze == "all":
-        return [encoder]
     blocks = encoder.blocks()
+    if freeze == "all":
+        return [module for block in blocks for module in block] if encoder.learned_pooling() else [encoder]
     count = 1 if freeze == "features" else 1 + int(freeze)
     if count > len(blocks):
         raise UsageError(f"recipe key 'freeze' is {freeze}, but this encoder has {len(blocks) - 1} layers")
@@ -48,7 +48,7 @@ def _named(encoder: Encoder, freeze: str) -> list[nn.Module]:
 
 
 def make_optimiser(encoder: Encoder, objective: Objective, recipe: Recipe, lr: float) -> torch.optim.AdamW:
-    """AdamW over all that is trainable, the objective at the recipe's `head_lr`.
+    """AdamW over all that is trainable, the objective, and pooling that is learned anew, at the recipe's `head_lr`.
 
     The last block of the encoder learns at `lr`, each block before it at `lr_decay` times the rate of the next (as in
     Clark et al. 2020, arXiv 2003.10555).
@@ -62,12 +62,14 @@ def make_optimiser(encoder: Encoder, objective: Objective, recipe: Recipe, lr: f
             for module in block
             for parameter in module.parameters()
         }
+    pooling = [parameter for module in encoder.learned_pooling() for parameter in module.parameters()]
+    anew = set(pooling)
     by_depth: dict[int, list[nn.Parameter]] = {0: []}
     for parameter in encoder.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter not in anew:
             by_depth.setdefault(depth.get(parameter, 0), []).append(parameter)
     groups = [{"params": group, "lr": lr * recipe.lr_decay**below} for below, group in sorted(by_depth.items())]
-    groups.append({"params": list(objective.parameters()), "lr": recipe.head_lr})
+    groups.append({"params": [*objective.parameters(), *pooling], "lr": recipe.head_lr})
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
 
 

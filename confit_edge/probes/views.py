@@ -12,15 +12,13 @@ from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.items import GAP_S, OFF_S, STREAM_S, make_augmenter
+from confit_edge.pairtune.items import STREAM_S, gaps_s, make_augmenter, off_samples
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 
 ROWS = 8  # in succession, of one place in the background
-ON_S = (
-    0.10  # a row speaks of a clip that it is no further away from (`nearest_clip`; from `OFF_S` on, of nothing known)
-)
+ON_S = 0.10  # a row speaks of a clip that it is no further away from (`nearest_clip`; from `off_samples` on, of nothing known)
 
 
 def augmented_views(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device) -> tuple[Floats, Targets]:
@@ -57,11 +55,11 @@ def stream_views(
     encoder.eval()
     unknown = corpus.classes.index(corpus.unknown)
     nothing = np.eye(len(corpus.classes), dtype=np.int8)[unknown]
-    rate, embeddings, targets = encoder.sample_rate, [], []
+    rate, gaps, embeddings, targets = encoder.sample_rate, gaps_s(encoder), [], []
     for view in range(views):
         rng = np.random.default_rng([recipe.seed, salt, view])
-        for part in _parts(clips, rate, np.random.default_rng([recipe.seed, salt, view, 1])):
-            samples = sum(len(clips.pcm[at]) for at in part) + int(GAP_S[1] * rate * len(part))
+        for part in _parts(clips, rate, gaps[1], np.random.default_rng([recipe.seed, salt, view, 1])):
+            samples = sum(len(clips.pcm[at]) for at in part) + int(gaps[1] * rate * len(part))
             stream, spoken = compose(
                 [clips.pcm[at] for at in part],
                 [str(at) for at in part],
@@ -70,28 +68,28 @@ def stream_views(
                 rate=rate,
                 snr=(recipe.snr_low, recipe.snr_high),
                 rng=rng,
-                gap_s=GAP_S,
+                gap_s=gaps,
             )
             stream = stream[: spoken[-1].end + encoder.window]
             rows = encoder.rows(torch.from_numpy(stream).to(device)).cpu().numpy()
             middles = encoder.window / 2 + encoder.hop * np.arange(len(rows))
             nearest, distance = nearest_clip(middles, spoken, encoder.window)
             own = clips.targets[[int(word.label) for word in spoken]][nearest]
-            near, far = distance <= ON_S * rate, distance >= OFF_S * rate
+            near, far = distance <= ON_S * rate, distance >= off_samples(encoder)
             embeddings.append(rows[near | far])
             targets.append(np.where(far[:, None], nothing, own)[near | far])
     embedding, target = np.concatenate(embeddings), np.concatenate(targets)
     rng = np.random.default_rng([recipe.seed, salt])
     on, off = np.flatnonzero(target[:, unknown] == 0), np.flatnonzero(target[:, unknown])
-    alone = background_rows(encoder, background, len(on) // 2, device, rng)
-    off = rng.choice(off, min(len(off), len(on) - len(alone)), replace=False)
+    alone = background_rows(encoder, background, max(len(on) // 2, len(on) - len(off)), device, rng)
+    off = rng.choice(off, len(on) - len(alone), replace=False)
     kept = np.sort(np.concatenate([on, off]))
     return np.concatenate([embedding[kept], alone]), np.concatenate([target[kept], np.tile(nothing, (len(alone), 1))])
 
 
-def _parts(clips: Clips, rate: int, rng: np.random.Generator) -> list[list[int]]:
+def _parts(clips: Clips, rate: int, gap_s: float, rng: np.random.Generator) -> list[list[int]]:
     """The clips of each stream, of at most `STREAM_S`: all in one where they fit, else mixed."""
-    lengths = [len(pcm) + GAP_S[1] * rate for pcm in clips.pcm]
+    lengths = [len(pcm) + gap_s * rate for pcm in clips.pcm]
     if sum(lengths) <= STREAM_S * rate:
         return [list(range(len(lengths)))]
     parts: list[list[int]] = [[]]

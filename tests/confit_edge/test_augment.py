@@ -80,6 +80,21 @@ def test_noise_gain_brings_the_noise_to_the_ratio(snr: float) -> None:
 
 
 @pytest.mark.parametrize("background", [False, True])
+def test_without_babble_no_other_clip_is_heard(background: bool) -> None:
+    """Where clips may have several labels, another clip under one would be a label that it lacks."""
+    time = np.arange(4000) / 16_000
+    loud = [np.sin(2 * np.pi * 3000 * time).astype(np.float32) for _ in range(15)]
+    quiet = np.zeros(50_000, np.float32)
+    augment = Augmenter(WINDOW, noise_probability=1.0, background=(quiet,) if background else (), babble=False)
+    low = np.sin(2 * np.pi * 200 * time).astype(np.float32)
+    for seed in range(10):
+        window = augment([low, *loud], np.random.default_rng(seed))[0]
+        spectrum = np.abs(np.fft.rfft(window * np.hanning(WINDOW)))
+        band = np.fft.rfftfreq(WINDOW, 1 / 16_000)
+        assert spectrum[(band > 2900) & (band < 3100)].max() < 0.2 * spectrum.max()
+
+
+@pytest.mark.parametrize("background", [False, True])
 def test_noise_is_mixed_at_a_ratio_within_the_range(background: bool) -> None:
     recordings = (sound(50_000, 7, 0.9), sound(3_000, 8, 0.001)) if background else ()
     clips = [sound(4000, seed) for seed in range(16)]

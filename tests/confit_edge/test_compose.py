@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 
 from confit_edge.data.augment import Pcm, rms
 from confit_edge.data.compose import Spoken, compose, fragments, nearest_clip
+from confit_edge.pairtune.items import GAP_S, OFF_S, gaps_s, off_samples
 
+RATE_HZ = 16_000
 RATE = 100
 PART = 20 * RATE  # the background changes this often
 
@@ -118,3 +122,15 @@ def test_over_silence_and_at_any_level_the_stream_stays_within_full_scale() -> N
         assert np.abs(stream).max() <= 1.0
         assert all(rms(stream[word.start : word.end]) > 0 for word in spoken)
         assert spoken
+
+
+@pytest.mark.parametrize("window_s", [1.28, 2.0, 2.88, 5.0])
+def test_no_window_of_nothing_known_holds_a_whole_clip(window_s: float) -> None:
+    """However long it is: a window of five seconds holds a word of half a second wherever that lies in it."""
+    encoder = SimpleNamespace(sample_rate=RATE_HZ, window=round(window_s * RATE_HZ))
+    clip, off = Spoken("", 8 * RATE_HZ, 8 * RATE_HZ + RATE_HZ // 2), off_samples(encoder)
+    middles = np.arange(0, 16 * RATE_HZ, 100)
+    _, away = nearest_clip(middles, [clip], encoder.window)
+    for middle in middles[away >= off]:
+        assert not middle - encoder.window / 2 <= clip.start < clip.end <= middle + encoder.window / 2
+    assert window_s > 1.28 or (off, gaps_s(encoder)) == (round(OFF_S * RATE_HZ), GAP_S)

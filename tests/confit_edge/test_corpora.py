@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +44,14 @@ def table(path: Path, columns: list[str], rows: list[list[object]]) -> None:
 
 # trees of the true shape
 
-SPEAKERS = {"TRAIN/DR1/FCJF0": 37, "TRAIN/DR8/MBCG0": 57, "TEST/DR4/MDAB0": 49}  # and the first of its SX sentences
+SPEAKERS = {
+    "TRAIN/DR1/FCJF0": 37,
+    "TRAIN/DR8/MBCG0": 57,
+    "TEST/DR4/MDAB0": 49,
+    "TRAIN/DR1/MDAC0": 91,
+    "TRAIN/DR3/MSFV0": 92,
+    "TRAIN/DR5/MABC0": 3,
+}  # and the first of its SX sentences
 
 
 def timit(root: Path) -> None:
@@ -285,11 +293,13 @@ def test_each_corpus_of_the_paper_has_a_recipe(name: str) -> None:
 
 def test_timit_tells_speakers_by_sentences_not_heard_in_training(trees: Path, tmp_path: Path) -> None:
     manifest = taken("timit", trees / "timit", tmp_path).manifest
-    assert sizes(manifest) == {"train": 18, "val": 6, "test": 6}
-    assert manifest.classes == ["FCJF0", "MBCG0", "MDAB0"]
+    assert sizes(manifest) == {"train": 36, "val": 12, "test": 12}
+    assert manifest.classes == ["FCJF0", "MABC0", "MBCG0", "MDAB0", "MDAC0", "MSFV0"]
+    for split, clips in (("train", 6), ("val", 2), ("test", 2)):
+        assert set(Counter(clip.label for clip in manifest.select(split).clips).values()) == {clips}
     sentences = {split: {clip.group for clip in manifest.select(split).clips} for split in ("train", "val", "test")}
-    assert sentences["val"] == {"SA1", "SX307", "SX327", "SX319"}
-    assert sentences["test"] == {"SA2", "SX397", "SX417", "SX409"}
+    assert sentences["val"] == {"SA1", "SX307", "SX327", "SX319", "SX361", "SX362", "SX273"}
+    assert sentences["test"] == {"SA2", "SX397", "SX417", "SX409", "SX451", "SX452", "SX363"}
     assert all(soundfile.info(clip.path).format == "NIST" for clip in manifest.clips)
 
 
@@ -297,12 +307,12 @@ def test_timit_names_in_lower_case_and_beside_riff_copies(tmp_path: Path) -> Non
     timit(tmp_path)
     for path in sorted(tmp_path.rglob("*.WAV")):
         sound(path.with_name(f"{path.name}.wav"))  # as one copy that goes round has it
-    assert sizes(taken("timit", tmp_path, tmp_path).manifest) == {"train": 18, "val": 6, "test": 6}
+    assert sizes(taken("timit", tmp_path, tmp_path).manifest) == {"train": 36, "val": 12, "test": 12}
     for path in sorted(tmp_path.glob("TIMIT/*/*/*/*"), reverse=True):
         path.rename(path.with_name(path.name.lower()))
     for split in ("TRAIN", "TEST"):
         (tmp_path / "TIMIT" / split).rename(tmp_path / "TIMIT" / split.lower())
-    assert sizes(taken("timit", tmp_path, tmp_path).manifest) == {"train": 18, "val": 6, "test": 6}
+    assert sizes(taken("timit", tmp_path, tmp_path).manifest) == {"train": 36, "val": 12, "test": 12}
     first = min(tmp_path.rglob("sa1.wav"))
     first.rename(first.with_name("zz9.wav"))
     with pytest.raises(ConfitError, match=r"zz9\.wav: not named as TIMIT"):
@@ -334,6 +344,19 @@ def test_gtzan_as_au_files(tmp_path: Path) -> None:
         soundfile.write(path.with_suffix(".au"), pcm, rate)
         path.unlink()
     assert sizes(taken("gtzan", tmp_path, tmp_path).manifest) == {"train": 20, "val": 20, "test": 20}
+
+
+def test_mswc_words_of_one_recording_are_one_group(trees: Path, tmp_path: Path) -> None:
+    """Of a speaker who is not told, LINK names the recording: under each of the words that were cut from it."""
+    tree = shutil.copytree(trees / "mswc", tmp_path / "mswc")
+    (listing,) = tree.rglob("*_splits.csv")
+    rows = [line.split(",") for line in listing.read_text().splitlines()]
+    at = rows[0].index("SPEAKER")
+    listing.write_text(
+        "\n".join(",".join([*row[:at], "NA" if line else row[at], *row[at + 1 :]]) for line, row in enumerate(rows))
+    )
+    clips = taken("mswc", tree, tmp_path).manifest.clips
+    assert {clip.group for clip in clips} == {clip.path.name for clip in clips}
 
 
 def test_mswc_leaves_out_what_is_not_valid(trees: Path, tmp_path: Path) -> None:

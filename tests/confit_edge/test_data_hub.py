@@ -208,6 +208,20 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
         fetch_hub("x", tmp_path / "m.csv")
 
 
+def test_a_folder_that_is_no_split_is_left_out_of_an_audio_folder_too(tmp_path: Path) -> None:
+    rows = ["file_name,label,group"]
+    for split, count in (("train", 8), ("validation", 4), ("test", 4), ("other", 6)):
+        (tmp_path / split).mkdir()
+        for number in range(count):
+            name = f"{split}/{number}.flac"
+            (tmp_path / name).write_bytes(coded(200 + 10 * number))
+            rows.append(f"{name},{['no', 'yes'][number % 2]},{split}{number // 2}")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    fetched = fetch_hub(str(tmp_path), tmp_path / "m.csv")
+    assert sizes(fetched.manifest) == (8, 4, 4)
+    assert "6 clips are left out: their folders are none of train, validation, test" in fetched.warnings
+
+
 def test_clips_without_a_label_are_left_out_and_told(tmp_path: Path) -> None:
     """A class label of -1 is how a test split is published whose answers are kept back: it is not the last class."""
     sets = DatasetDict(train=part(8), validation=part(4, 8, label=[0, -1, 1, 1]), test=part(4, 12, label=[-1] * 4))

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from confit_edge.data.corpus import read_corpus
+from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
 from confit_edge.studies import find, names
 from confit_edge.studies.bench import source_of
 from confit_edge.studies.engine import Planned, prepare, run
@@ -136,6 +138,19 @@ def test_isotropy_reads_what_was_trained_before(
     foreign = prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
     with pytest.raises(UsageError, match="its classes are not those of"):
         run(foreign, 1)
+
+
+def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """Where the manifest has no splits they are the seed's, and a run of another seed has learnt from these test clips."""
+    unsplit = tmp_path / "unsplit.csv"
+    manifest = read_manifest(tones)
+    rows = tuple(replace(clip, split=None) for clip in manifest.clips)
+    write_manifest(replace(manifest, clips=rows, source=unsplit), unsplit)
+    train(unsplit, tmp_path / "other", replace(recipe, seed=2, epochs=1))
+    source = source_of(unsplit, recipe)
+    planned = prepare(find("isotropy"), source, tmp_path / "out", seeds=1, earlier=[tmp_path / "other"])
+    with pytest.raises(UsageError, match="another split of them"):
+        run(planned, 1)
 
 
 def test_unseen_needs_classes_to_hold_back(tones: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
     WhisperFeatureExtractor,
     WhisperModel,
 )
@@ -32,6 +35,8 @@ from confit_edge.encoders.log_mel import KaldiLogMel, WhisperLogMel
 from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.pooling import AttentivePool, MaskedPool, heard
 from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.optimiser import frozen, make_optimiser
 from confit_edge.pairtune.trainer import fit
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -116,6 +121,31 @@ def test_input_is_normalised_where_the_checkpoint_was_trained_so(checkpoints: di
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
+def test_how_input_is_normalised_is_read_wherever_it_is_told_and_else_taken_from_the_architecture(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers 5 tells it in processor_config.json alone; a model saved without an extractor does not tell."""
+    for norm, normalised in (("layer", True), ("group", False)):
+        folder = tmp_path / norm
+        config = Wav2Vec2Config(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
+            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, feat_extract_norm=norm,
+        )  # fmt: skip
+        Wav2Vec2Model(config).save_pretrained(folder)
+        assert pretrained(str(folder), 1.0).preprocessor == {"do_normalize": normalised}  # type: ignore[attr-defined]
+        assert "has no preprocessor_config.json" in caplog.text
+        told = {"do_normalize": not normalised, "feature_extractor_type": "Wav2Vec2FeatureExtractor"}
+        (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": told}))
+        assert pretrained(str(folder), 1.0).preprocessor == {"do_normalize": not normalised}  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_that_hears_another_rate_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "telephone")
+    Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(folder)
+    with pytest.raises(UsageError, match="hears sound at 8000 Hz"):
+        pretrained(str(folder), 1.0)
+
+
 def test_a_checkpoint_in_half_precision_is_trained_in_fp32(
     checkpoints: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
@@ -230,6 +260,26 @@ def test_ast_takes_no_longer_window_than_its_positions(checkpoints: dict[str, Pa
         pretrained(str(checkpoints["ast"]), 3.0)
 
 
+@pytest.mark.parametrize("freeze", ["none", "1", "2", "all"])
+def test_learned_pooling_is_no_layer_and_learns_like_a_head(checkpoints: dict[str, Path], freeze: str) -> None:
+    """It begins as a plain mean: at the rate of a pre-trained layer it would stay one."""
+    encoder = pretrained(str(checkpoints["hubert"]), WINDOW_S, pooling="attentive", layer_weights=True)
+    pooling = {id(p) for module in encoder.learned_pooling() for p in module.parameters()}
+    assert pooling
+    recipe = Recipe(freeze=freeze, lr_decay=0.5)
+    with frozen(encoder, freeze):
+        learns = {id(p) for p in encoder.parameters() if p.requires_grad}
+        assert pooling <= learns
+        assert (learns == pooling) == (freeze == "all" or freeze == "2")
+        optimiser = make_optimiser(encoder, FineTune(encoder.dim, 4, multi_label=False), recipe, 1e-4)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert {rates[one] for one in pooling} == {recipe.head_lr}
+    if freeze == "none":  # the topmost layer learns at the encoder's own rate
+        assert {rates[id(p)] for p in encoder.blocks()[-1][0].parameters()} == {1e-4}
+    with pytest.raises(UsageError, match="but this encoder has 2 layers"), frozen(encoder, "3"):
+        pass
+
+
 # blocks
 
 
@@ -237,8 +287,9 @@ def test_ast_takes_no_longer_window_than_its_positions(checkpoints: dict[str, Pa
 def test_every_parameter_that_trains_is_in_exactly_one_block(checkpoints: dict[str, Path], name: str) -> None:
     encoder = pretrained(str(checkpoints[name]), WINDOW_S, pooling="attentive", layer_weights=True)
     blocks = encoder.blocks()
-    assert len(blocks) == 1 + 2 + 1  # what comes before the layers, two layers, what was added
-    owners = [id(p) for block in blocks for module in block for p in module.parameters() if p.requires_grad]
+    assert len(blocks) == 1 + 2  # what comes before the layers, two layers
+    parts = [module for block in [*blocks, encoder.learned_pooling()] for module in block]
+    owners = [id(p) for module in parts for p in module.parameters() if p.requires_grad]
     assert sorted(owners) == sorted(id(p) for p in encoder.parameters() if p.requires_grad)
     names = {id(p): key for key, p in encoder.named_parameters()}
     for number, block in enumerate(blocks[1:3]):
@@ -380,8 +431,8 @@ def test_adapters_alone_train_and_are_merged_into_a_plain_encoder(checkpoints: d
     with adapted(encoder, rank=2):
         trained = {key: p for key, p in encoder.named_parameters() if p.requires_grad}
         assert {key for key in trained if "lora_" not in key} == {"pool.score.weight"}
-        in_blocks = [id(p) for block in encoder.blocks() for module in block for p in module.parameters()]
-        assert {id(p) for p in trained.values()} <= set(in_blocks)
+        parts = [module for block in [*encoder.blocks(), encoder.learned_pooling()] for module in block]
+        assert {id(p) for p in trained.values()} <= {id(p) for module in parts for p in module.parameters()}
         with torch.no_grad():
             np.testing.assert_allclose(encoder(pcm), plain, atol=1e-6)
         optimiser = torch.optim.SGD(trained.values(), lr=3.0)

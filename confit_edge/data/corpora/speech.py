@@ -18,14 +18,18 @@ _EMODB_FOLDS = (("03", "08"), ("10", "09"), ("11", "13"), ("12", "14"), ("15", "
 _RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 # by actor, as in Luna-Jimenez et al. 2021 (Sensors 21, 7665)
 _RAVDESS_FOLDS = ((2, 5, 14, 15, 16), (3, 6, 7, 13, 18), (10, 11, 12, 19, 20), (8, 17, 21, 23, 24), (1, 4, 9, 22))
+SX_VAL, SX_TEST = (
+    273,
+    363,
+)  # the first sentences of the fourth and the fifth block of 90: they are numbered from 3 to 452
 
 
 def _timit(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """Each utterance with its speaker; the group is the sentence that is read.
 
-    The 450 SX sentences come in five blocks of 90, and each speaker read one of each block: blocks 1 to 3 are train, 4
-    val, 5 test. The SI sentences, each read by one speaker, are train. Of the two SA sentences that all speakers read,
-    one is val and one test. So each speaker has 6, 2 and 2, and no sentence is in two splits.
+    The 450 SX sentences, SX3 to SX452, come in five blocks of 90, and each speaker read one of each block: blocks 1 to 3
+    are train, 4 val, 5 test. The SI sentences, each read by one speaker, are train. Of the two SA sentences that all
+    speakers read, one is val and one test. So each speaker has 6, 2 and 2, and no sentence is in two splits.
     """
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(tree.glob("[Tt][RrEe][AaSs]*/[Dd][Rr][1-8]/*/*")):
@@ -36,8 +40,8 @@ def _timit(tree: Path, wanted: Wanted) -> Iterator[Clip]:
         if kind not in ("SA", "SX", "SI") or not number.isdigit():
             raise ConfitError(f"{path}: not named as TIMIT names its sentences (SA1, SX127, SI1027)")
         split = "train"
-        if kind == "SX" and int(number) > 270:
-            split = "val" if int(number) <= 360 else "test"
+        if kind == "SX" and int(number) >= SX_VAL:
+            split = "val" if int(number) < SX_TEST else "test"
         elif kind == "SA":
             split = "val" if number == "1" else "test"
         yield Clip(path, (speaker,), sentence, split)

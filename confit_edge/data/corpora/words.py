@@ -81,7 +81,7 @@ def _mswc(tree: Path, wanted: Wanted) -> Iterator[Clip]:
             if row["SET"].upper() not in splits:
                 raise ConfitError(f"{listing}, line {reader.line_num}: SET {row['SET']!r} is not TRAIN, DEV or TEST")
             if row["VALID"].lower() == "true":
-                speaker = row["SPEAKER"] if row["SPEAKER"] not in ("", "NA") else row["LINK"]
+                speaker = row["SPEAKER"] if row["SPEAKER"] not in ("", "NA") else Path(row["LINK"]).name
                 yield Clip(tree / "clips" / row["LINK"], (row["WORD"],), speaker, splits[row["SET"].upper()])
 
 

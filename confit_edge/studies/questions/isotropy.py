@@ -77,6 +77,11 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     corpus = bench.corpus(run.encoder.sample_rate)
     if corpus.classes != run.info.classes:
         raise UsageError(f"{run.path}: its classes are not those of {bench.source.manifest}")
+    if corpus.fingerprint != run.info.data["fingerprint"]:
+        raise UsageError(
+            f"{run.path}: was trained on other clips, or another split of them, than {bench.source.manifest} has here, so it"
+            " may have learnt what it would be judged on: give the study the manifest of the run, with its splits"
+        )
     return [probed(run.encoder.to(bench.device), None, corpus, run.recipe, bench.device)]
 
 

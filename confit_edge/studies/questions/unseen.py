@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -46,7 +48,8 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     seed, rate = trial.recipe.seed, encoder.sample_rate
     probes = dual_probe(encoder, corpus, trial.recipe, bench.device)
     whole = bench.corpus()
-    novel = with_classes(whole, [name for name in clips_per_class(whole) if name not in corpus.classes])
+    strange = [name for name in clips_per_class(whole) if name not in corpus.classes]
+    novel = with_classes(replace(whole, unknown=None), strange)
     prints = embed_clips(encoder, novel.train.pcm, bench.device)
     points = []
     for domain in (CLEAN, *DOMAINS):
