@@ -183,3 +183,10 @@ def test_learning_rates_on_the_command_line(text: str, rates: list[float]) -> No
 def test_a_learning_rate_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--lr"):
         learning_rates(text)
+
+
+def test_a_soup_of_adapters_is_refused() -> None:
+    """The mean of their factors is not the mean of the weights that these make."""
+    with pytest.raises(UsageError, match="'soup' and 'lora_rank'"):
+        Recipe(soup=2, lora_rank=4)
+    assert Recipe(soup=2).soup == Recipe(lora_rank=4).lora_rank / 2
