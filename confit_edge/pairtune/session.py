@@ -92,14 +92,11 @@ def train(
         "fingerprint": corpus.fingerprint,
         "distilled": teaching.about if teaching else None,
     }
-    beginning = out / "started.json"
+    if resume and (before := begun(out)):
+        refuse_other_training(out, before, started)
     if (out / "run.json").is_file():
-        done = runs.read_info(out)
-        refuse_other_training(out, done.recipe, done.data["fingerprint"], done.distilled, started)
         return None
-    if resume and beginning.is_file():
-        begun = json.loads(beginning.read_text(encoding="utf-8"))
-        refuse_other_training(out, begun["recipe"], begun["fingerprint"], begun.get("distilled"), started)
+    beginning = out / "started.json"
     curves = Curves(out / "tensorboard", watch) if tensorboard and ranks.main else None
     ranks.wait()  # each process has looked into `out` before the first writes there
     if ranks.main:
@@ -245,37 +242,39 @@ def check_out(out: Path, resume: bool) -> None:
 
 
 def _shown(value: Any) -> str:
-    return (
-        "none"
-        if value is None
-        else ", ".join(map(str, value)) or "its own"
-        if isinstance(value, list | tuple)
-        else str(value)
-    )
+    """A value of a recipe, for a person; no learning rate is the encoder's own."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "its own"
+    return "none" if value is None else str(value)
+
+
+def begun(out: Path) -> dict[str, Any] | None:
+    """The training that was begun, or finished, in `out`, as `started.json` tells it; None where none was. Raises ConfitError."""
+    if (out / "run.json").is_file():
+        info = runs.read_info(out)
+        return {"recipe": info.recipe, "fingerprint": info.data["fingerprint"], "distilled": info.distilled}
+    beginning = out / "started.json"
+    told: dict[str, Any] | None = json.loads(beginning.read_text(encoding="utf-8")) if beginning.is_file() else None
+    return told
 
 
 def begun_recipe(out: Path) -> Recipe | None:
     """The recipe of the training that was begun, or finished, in `out`; None where none was. Raises ConfitError."""
-    if (out / "run.json").is_file():
-        return Recipe.from_dict(runs.read_info(out).recipe, str(out / "run.json"))
-    beginning = out / "started.json"
-    if not beginning.is_file():
-        return None
-    return Recipe.from_dict(json.loads(beginning.read_text(encoding="utf-8"))["recipe"], str(beginning))
+    before = begun(out)
+    return Recipe.from_dict(before["recipe"], str(out)) if before else None
 
 
-def refuse_other_training(
-    out: Path, recipe: dict[str, Any], fingerprint: str, distilled: dict[str, Any] | None, started: dict[str, Any]
-) -> None:
-    """Raise UsageError naming what differs where `out` is of another recipe, other data or another teacher than `started`."""
+def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
+    """Raise UsageError naming what differs where `before`, in `out`, is another recipe, data or teacher than `started`."""
+    recipe = before["recipe"]
     changed = [
         f"{key} ({_shown(recipe.get(key))}, now {_shown(value)})"
         for key, value in started["recipe"].items()
         if recipe.get(key) != value
     ]
-    if fingerprint != started["fingerprint"] and recipe["background"] == started["recipe"]["background"]:
+    if before["fingerprint"] != started["fingerprint"] and recipe["background"] == started["recipe"]["background"]:
         changed.append("the data")
-    if distilled != started["distilled"]:
+    if before.get("distilled") != started["distilled"]:
         changed.append("the teacher or what it teaches from")
     if changed:
         raise UsageError(f"{out}: --resume needs the same training, but these differ: {', '.join(changed)}")

@@ -40,8 +40,7 @@ def enrollment_prior(
     Each validation class in turn is enrolled from three clips, and clips without it try to pass for it, with all that the
     two are taken out of the cohort, as if nothing of it had been known at training. `val [clips, dim]` and `cohort [n, dim]`
     are of unit length, `val_targets` and `cohort_targets` `[.., classes]` 0/1: a clip may have several classes, or none. A
-    stranger who is nearer to the cohort than to the prints is refused whatever
-    the threshold, and counts as 0.
+    stranger who is nearer to the cohort than to the prints is refused whatever the threshold, and counts as 0.
     """
     rng = np.random.default_rng([seed, 5])
     strangers: list[float] = []

@@ -109,13 +109,12 @@ def export_run(
     offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
     all the same, and its contract's metrics say what failed.
     """
+    ranges = {"--target": target != "portable", "--calibration": calibration != "minmax"}
     if not quantize:
-        asked = (scheme != "static", target != "portable", calibration != "minmax", keep_fp32, qat_epochs)
-        names = ("--scheme", "--target", "--calibration", "--keep-fp32", "--qat-epochs")
-        _refuse_idle("--no-quantize", dict(zip(names, asked, strict=True)))
+        others = {"--keep-fp32": keep_fp32, "--qat-epochs": qat_epochs}
+        _refuse_idle("--no-quantize", {"--scheme": scheme != "static", **ranges, **others})
     elif scheme in ("weight-only", "fp16"):
-        idle = {"--target": target != "portable", "--calibration": calibration != "minmax"}
-        _refuse_idle(f"--scheme {scheme}: computes in fp32, so", idle)
+        _refuse_idle(f"--scheme {scheme}: computes in fp32, so", ranges)
     _check_request(out, run.encoder, scheme if quantize else None, fuse)
     make_folder(out.parent)
     seed, encoder = run.recipe.seed, run.encoder.eval()
