@@ -26,7 +26,8 @@ def doctor(
     source: Annotated[
         str,
         typer.Option(
-            metavar="SOURCE", help="mic, mic:INDEX, mic:NAME, a sound file, a URL, or - for raw PCM on stdin."
+            metavar="SOURCE",
+            help="mic, mic:INDEX, mic:NAME (#N: its channel N), a sound file, a URL, or - for raw PCM on stdin.",
         ),
     ] = "mic",
     rate: Rate = None,

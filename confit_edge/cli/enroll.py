@@ -45,7 +45,10 @@ def enroll(
     mic: Annotated[bool, typer.Option("--mic", help="Record the clips now, from the microphone.")] = False,
     source: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Where --mic records: mic (default), mic:INDEX, mic:NAME or a URL."),
+        typer.Option(
+            metavar="SOURCE",
+            help="Where --mic records: mic (default), mic:INDEX, mic:NAME (#N: its channel N) or a URL.",
+        ),
     ] = None,
     takes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Clips to record with --mic (default 3).")

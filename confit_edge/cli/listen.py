@@ -29,8 +29,8 @@ def listen(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="mic, mic:INDEX, mic:NAME, a sound file, a folder of clips or a 'pattern*', an rtsp:// or http:// URL, or -"
-            " for raw PCM on stdin.",
+            help="mic, mic:INDEX, mic:NAME (#N: its channel N), a sound file, a folder of clips or a 'pattern*', an rtsp://"
+            " or http:// URL, or - for raw PCM on stdin.",
         ),
     ] = "mic",
     rate: Rate = None,

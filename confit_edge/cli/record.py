@@ -36,10 +36,15 @@ def record(
             metavar="NAME", help="Who speaks, or where: splits keep a group together. Default: date and time."
         ),
     ] = None,
-    source: Annotated[str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME or a URL.")] = "mic",
+    source: Annotated[
+        str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME (#N: its channel N) or a URL.")
+    ] = "mic",
     countdown: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to get ready before each.")] = 1.5,
     form: Annotated[Literal["flac", "wav"], typer.Option("--format", help="How clips are written.")] = "flac",
-    trim: Annotated[bool, typer.Option(help="Cut the quiet before and after the sound.")] = True,
+    trim: Annotated[
+        bool,
+        typer.Option(help="Cut the quiet before and after the sound. --no-trim: also keep what is quiet throughout."),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Record clips of one class, to train on or to enroll.
@@ -72,7 +77,7 @@ def record(
             say(f"{label}: {clips_text(count)} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
             in_succession = 0
             while kept < count:
-                take = _take(opened, seconds, countdown, f"{kept + 1} of {count}")
+                take = _take(opened, seconds, countdown, not trim, f"{kept + 1} of {count}")
                 if take.fault is None:
                     path = _keep(take, folder, form, trim)
                     _list(out / MANIFEST, path, label, group)
@@ -117,11 +122,12 @@ def _tell_kept(json: bool, path: Path, label: str, group: str, take: Take) -> No
         print(path, flush=True)
 
 
-def _take(source: Source, seconds: float, countdown: float, which: str) -> Take:
+def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: str) -> Take:
     from confit_runtime.recording import record_clip
 
     say(f"clip {which}: get ready")
-    return record_clip(source, seconds, countdown_s=countdown, show=level_line() if sys.stderr.isatty() else None)
+    show = level_line() if sys.stderr.isatty() else None
+    return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show)
 
 
 def level_line() -> Callable[[float, Pcm], None]:

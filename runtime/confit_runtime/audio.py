@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from numbers import Real
@@ -55,7 +56,8 @@ def open_sound(path: str | Path) -> Any:
     try:
         with path.open("rb"):  # for libsndfile says of no file why the system refuses it
             pass
-        sound = soundfile.SoundFile(str(path))
+        # a name need not be UTF-8, and as bytes it need not be text either
+        sound = soundfile.SoundFile(str(path) if os.name == "nt" else os.fsencode(path))
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror}); may you read it?") from error
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
@@ -85,9 +87,9 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
             missing -= len(frames)
             yield to_mono(frames)
     except (RuntimeError, ValueError) as error:
-        raise _unreadable(sound.name, error) from error
+        raise _unreadable(os.fsdecode(sound.name), error) from error
     if missing > sound.samplerate // 10:
-        raise _unreadable(sound.name, f"{missing / sound.samplerate:.1f} s of it are missing")
+        raise _unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s of it are missing")
     if cut := _cut_off(sound):
         log.warning(
             "%s: was cut short, its header promises %.1f times as much; read as far as it goes", sound.name, cut

@@ -80,8 +80,14 @@ class Detector:
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
         self.rows = self._first = 0
-        self.silent_until = np.zeros(len(self.on), np.int64)
+        self.silent_until = np.zeros(len(self.on))
         self._arm()
+
+    def begin_after(self, rows: float) -> None:
+        """Begin anew after `rows` (or parts of one) that nobody scored. Only the refractory times outlast them."""
+        silent = self.silent_until - self.rows - rows
+        self.reset()
+        self.silent_until = silent
 
     def skip_to(self, row: int) -> None:
         """Let rows pass that nobody scored: `row` is the next. Only the refractory times outlast them."""
@@ -157,12 +163,16 @@ class NameDetector:
         other = NameDetector(contract, matcher)
         silent = dict(zip(self.labels, self._detector.silent_until, strict=True))
         other._detector.skip_to(self._detector.rows)
-        other._detector.silent_until = np.array([silent.get(label, 0) for label in other.labels], np.int64)
+        other._detector.silent_until = np.array([silent.get(label, 0.0) for label in other.labels])
         return other
 
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
         self._detector.reset()
+
+    def begin_after(self, rows: float) -> None:
+        """Begin anew after `rows` that nobody scored. Only the refractory times outlast them."""
+        self._detector.begin_after(rows)
 
     def skip_to(self, row: int) -> None:
         """Let rows pass that nobody scored: `row` is the next."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
+
 
 class Tap:
     """Hears what the streams hear, and may name, keep or drop what they detect. Override what you need."""
@@ -23,7 +25,10 @@ class Tap:
         """A source begins: its next sample is sample 0, and nothing was heard before."""
 
     def hear(self, pcm: Pcm, rate: int) -> None:
-        """A chunk `[samples]` at `rate`, before the streams hear it: it holds the end of each detection they make of it."""
+        """A chunk `[samples]` at `rate`, of half a second at most, before the streams hear it.
+
+        It holds the end of each detection that they make of it.
+        """
 
     def skip(self, samples: int) -> None:
         """The source lost `samples`."""
@@ -92,10 +97,12 @@ class Listener:
         if self._end is not None:
             pcm = pcm[: self._end - self.samples]
         self.samples += len(pcm)
-        for tap in self.taps:
-            tap.hear(pcm, rate)
-        for stream in self.streams:
-            yield from self._judge(stream.accept(pcm, rate))
+        most = max(1, round(MOST_S * rate))
+        for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
+            for tap in self.taps:
+                tap.hear(part, rate)
+            for stream in self.streams:
+                yield from self._judge(stream.accept(part, rate))
 
     def _skip(self, gap: Gap) -> Iterator[Gap]:
         if self._gap is not None and self._gap.reason != gap.reason:

@@ -28,11 +28,14 @@ class Take:
     fault: str | None
 
 
-def record_clip(source: Source, seconds: float, *, countdown_s: float = 0.0, show: Show | None = None) -> Take:
+def record_clip(
+    source: Source, seconds: float, *, countdown_s: float = 0.0, quiet: bool = False, show: Show | None = None
+) -> Take:
     """Record `seconds` from a live source, inside its `with` block, after hearing `countdown_s` that are not kept.
 
     What was waiting in the source's queue is not kept either: the clip begins when the countdown ends. `show` is called
-    with each chunk. Raises UsageError on a source that is not live, DeviceError when it ends before the clip does.
+    with each chunk. A clip that is softer than speech is a fault, unless a `quiet` one is meant. Raises UsageError on a
+    source that is not live, DeviceError when it ends before the clip does.
     """
     check_live(source)
     begin = time.monotonic() + max(countdown_s, 2 * FRAME_S)
@@ -55,7 +58,7 @@ def record_clip(source: Source, seconds: float, *, countdown_s: float = 0.0, sho
         if taken >= wanted:
             clip = np.concatenate(parts)[:wanted]
             check = soundcheck(clip, source.rate)
-            return Take(clip, source.rate, check, "sound was lost in it" if lost else fault_of(check))
+            return Take(clip, source.rate, check, "sound was lost in it" if lost else fault_of(check, quiet=quiet))
     raise DeviceError(f"{source.name}: ended before the clip did")
 
 

@@ -17,6 +17,8 @@ FRAME_S = 0.02
 _FULL = 0.99  # a sample at or above this, with as loud neighbours, is clipped
 _SPEECH_HZ = 8_000.0  # what a device should hear of speech
 _SPECTRUM = 1024
+_AT_ONCE = 1000  # spectra
+_ROUNDING = 1e-4  # -80 dB: the level of a signal that is hardly more than the last bit of 16
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,11 @@ class Finding:
 
 
 def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
-    """Measure `[samples]` of sound. Raises AudioError on less than a tenth of a second."""
+    """Measure `[samples]` of sound. Raises AudioError on less than a tenth of a second, and on NaN or infinite samples."""
     if len(pcm) < rate // 10:
         raise AudioError(f"{len(pcm) / rate:.2f} s of sound are too little to judge it")
+    if not np.isfinite(pcm).all():
+        raise AudioError("the sound holds NaN or infinite samples")
     offset = float(pcm.mean(dtype=np.float64))
     levels = frame_levels(pcm - np.float32(offset), rate)
     return Soundcheck(
@@ -66,9 +70,11 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
     )
 
 
-def fault_of(check: Soundcheck) -> str | None:
-    """Why a clip is of no use, if it is: clipped, silent, or torn."""
-    if check.loud_db < -65.0:
+def fault_of(check: Soundcheck, *, quiet: bool = False) -> str | None:
+    """Why a clip is of no use, if it is: clipped, silent, or torn. One of what is heard in a `quiet` room may be soft."""
+    if check.peak_db <= QUIETEST_DB:
+        return "it is silent, nothing but zeros; is the microphone muted?"
+    if check.loud_db < -65.0 and not quiet:
         return "it is silent; speak louder or come closer"
     if check.clipped > 1e-4:
         return f"it is clipped ({check.clipped:.1%} of it at full scale); turn the microphone down or step back"
@@ -156,28 +162,40 @@ def decibel(level: float) -> float:
 
 
 def _share_in_runs(mask: npt.NDArray[np.bool_], *, at_least: int) -> float:
-    lengths = _run_lengths(mask)
+    starts, ends = _runs(mask)
+    lengths = ends - starts
     return float(lengths[lengths >= at_least].sum() / len(mask))
 
 
 def _holes(pcm: Pcm, rate: int) -> int:
-    """How many runs of digital silence, 3 ms or more, stand between sounds. A gated microphone's pauses are longer."""
-    silent = pcm == 0.0
-    heard = np.flatnonzero(~silent)
-    if not len(heard):
-        return 0
-    lengths = _run_lengths(silent[heard[0] : heard[-1] + 1])
-    return int(((lengths >= 0.003 * rate) & (lengths <= 0.1 * rate)).sum())
+    """How often sound breaks off, and begins again, with a digital silence of 3 to 100 ms between.
+
+    What is lost leaves a sound that stops and starts at the level it had. One that a noise gate or a noise suppression
+    ends fades to nothing, and what is as soft as a rounding is none: so both the 3 ms before and those after must be
+    louder than that.
+    """
+    starts, ends = _runs(pcm == 0.0)
+    lengths = ends - starts
+    edge = round(0.003 * rate)
+    there = (lengths >= edge) & (lengths <= 0.1 * rate) & (starts >= edge) & (ends <= len(pcm) - edge)
+    return sum(
+        bool(np.square(pcm[start - edge : start]).mean() > _ROUNDING**2 < np.square(pcm[end : end + edge]).mean())
+        for start, end in zip(starts[there], ends[there], strict=True)
+    )
 
 
-def _run_lengths(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def _runs(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the runs of True begin, and where they have ended."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return edges[1::2] - edges[::2]
+    return edges[::2], edges[1::2]
 
 
 def _bandwidth(pcm: Pcm, rate: int) -> float:
     frames = np.lib.stride_tricks.sliding_window_view(pcm, min(_SPECTRUM, len(pcm)))[:: _SPECTRUM // 2]
-    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(frames.shape[1]), axis=1))).mean(axis=0)
+    window, power = np.hanning(frames.shape[1]), np.zeros(frames.shape[1] // 2 + 1)
+    for part in np.array_split(frames, max(1, len(frames) // _AT_ONCE)):
+        power += np.square(np.abs(np.fft.rfft(part * window, axis=1))).sum(axis=0)
+    power /= len(frames)
     power = np.convolve(power[1:], np.ones(5) / 5, mode="same")
     above = np.flatnonzero(power > power.max() * 10**-7.5)
     return float((above[-1] + 1) * rate / frames.shape[1]) if power.max() > 0 else 0.0

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 RECENT_S = 6.0
 SHORTEST_WORD_S = 0.2
+MOST_TRIGGERS = 10_000  # files, some hundred megabytes
 VOICE_BEFORE_S = 3.0  # how far back before the end of a detection a voice is looked for
 
 
@@ -37,7 +39,8 @@ class RecentAudio(Tap):
         self._forget()
 
     def _forget(self) -> None:
-        self._held = np.zeros(0, np.float32)
+        self._held: deque[Pcm] = deque()  # the first of them may be older than is asked for
+        self._samples = 0  # in all of them
         self._end = 0  # the source's sample after the last one held
         self.rate = 0
 
@@ -52,13 +55,18 @@ class RecentAudio(Tap):
         self._append(np.zeros(min(samples, round(self._seconds * self.rate)), np.float32), samples)
 
     def _append(self, pcm: Pcm, samples: int | None = None) -> None:
-        self._held = np.concatenate([self._held, pcm])[-round(self._seconds * self.rate) :]
+        self._held.append(pcm.copy())  # whoever lent it may use it again
+        self._samples += len(pcm)
         self._end += len(pcm) if samples is None else samples
+        while self._samples - len(self._held[0]) >= self._seconds * self.rate:
+            self._samples -= len(self._held.popleft())
 
     def between(self, start: int, end: int) -> Pcm:
         """Samples `start..end` of the source, as far as they are held."""
-        first = self._end - len(self._held)
-        return self._held[max(0, start - first) : max(0, end - first)]
+        most = round(self._seconds * self.rate)
+        held = np.concatenate([np.zeros(0, np.float32), *self._held])[-most:]
+        first = self._end - len(held)
+        return held[max(0, start - first) : max(0, end - first)]
 
 
 class SpeakerTap(RecentAudio):
@@ -105,10 +113,10 @@ class VetoTap(RecentAudio):
 class SaveTap(RecentAudio):
     """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative.
 
-    Where it cannot be written, the log says so once, and listening goes on.
+    Where it cannot be written, or holds `most` already, the log says so once, and listening goes on.
     """
 
-    def __init__(self, folder: Path, models: Collection[Model]) -> None:
+    def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
         """Makes the folder where it is not there. Raises OSError when it cannot be made or written."""
         super().__init__()
         self._folder, self._models = folder, {model.name: model for model in models}
@@ -117,6 +125,7 @@ class SaveTap(RecentAudio):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        self._most, self._there = most, self._count_there()
 
     def begin(self, name: str, rate: int) -> None:
         super().begin(name, rate)
@@ -126,6 +135,10 @@ class SaveTap(RecentAudio):
         data = to_flac(trigger(self, detection, self._models[detection.model]), self.rate)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            if self._there >= self._most:
+                self._there = self._count_there()  # somebody may have cleared it
+            if self._there >= self._most:
+                raise OSError(errno.EDQUOT, f"there are {self._there:,} already; move or remove some")
             write_whole(self._next(detection.label), data)
         except OSError as error:
             if not self._failing:
@@ -133,7 +146,11 @@ class SaveTap(RecentAudio):
             self._failing = True
         else:
             self._failing = False
+            self._there += 1
         return detection
+
+    def _count_there(self) -> int:
+        return sum(path.suffix == ".flac" for path in self._folder.iterdir())
 
     def _next(self, label: str) -> Path:
         """A file that is not there yet: what fired, when the program began, the source, and a number."""

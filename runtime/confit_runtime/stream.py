@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ class Stream:
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
         self._reach = model.contract.window // model.contract.hop - 1 + memory
         self._muted = False
+        self._muted_at, self._unheard_s = 0.0, 0.0  # when, and of the time since then the sound that is still to come
         self.reset()
 
     def reset(self) -> None:
@@ -81,15 +83,32 @@ class Stream:
         self._rate: int | None = None
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
+        self._detector.reset()
+        if self._names is not None:
+            self._names.reset()
         self._forget()
 
     def skip(self, samples: int) -> None:
         """Tell that the source dropped `samples` of its own samples: forget what was heard, and move the clock on.
 
         Without it, what was said before and after the gap would be heard as one, and times would be early from here on.
+        A class that fired stays silent for its refractory time, the gap included.
         """
         if samples < 0:
             raise UsageError(f"cannot skip {samples} samples")
+        if self._rate is not None:
+            self._unheard_s -= samples / self._rate
+        self._move_on(samples)
+
+    def _move_on(self, samples: int) -> None:
+        """Forget what was heard but not what fired, and move the clock on."""
+        contract = self.model.contract
+        passed = 0.0
+        if self._rate is not None:
+            passed = (self._taken + samples) * contract.sample_rate / (self._rate * contract.hop) - self._hops
+        self._detector.begin_after(passed)
+        if self._names is not None:
+            self._names.begin_after(passed)
         self._origin += self._taken + samples
         self._taken = 0
         self._forget()
@@ -100,10 +119,18 @@ class Stream:
         For a device that speaks itself. What was heard before is forgotten then, as after a gap. May be called from another
         thread than the one that pushes sound.
         """
+        if not self._muted:
+            self._muted_at, self._unheard_s = time.monotonic(), 0.0
         self._muted = True
 
     def unmute(self) -> None:
-        """Hear again, as a stream that begins now, at the time it is."""
+        """Hear again, as a stream that begins now, at the time it is.
+
+        Sound that was recorded meanwhile and is pushed only now, because who pushes it was the one that spoke, passes
+        unheard too: as much as was muted, by the clock on the wall, less what was pushed meanwhile.
+        """
+        if self._muted:
+            self._unheard_s += time.monotonic() - self._muted_at
         self._muted = False
 
     @contextmanager
@@ -117,9 +144,6 @@ class Stream:
 
     def _forget(self) -> None:
         self._batch.reset()
-        self._detector.reset()
-        if self._names is not None:
-            self._names.reset()
         self._resampler: StreamResampler | None = None
         self._held = np.zeros(0, np.float32)
         self._hops = 0  # hops consumed since the start or the last gap
@@ -147,15 +171,26 @@ class Stream:
             silence = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
             chunk = np.concatenate([np.zeros(silence, np.float32), chunk])
             self._origin -= silence
-        if self._muted:
+        if (unheard := self._unheard(len(chunk), sample_rate)) > 0:
             self._rate = sample_rate
-            self.skip(len(chunk))
-            return []
+            self._move_on(unheard)
+            chunk = chunk[unheard:]
+            if not len(chunk):
+                return []
         if self._resampler is None:
             self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
             self._rate = self._resampler.rate
         self._taken += len(chunk)
         return self._advance(self._resampler.push(chunk))
+
+    def _unheard(self, samples: int, rate: int) -> int:
+        """How many of the next `samples` pass unheard, because the stream is muted or was while they were recorded."""
+        if self._muted:
+            self._unheard_s -= samples / rate
+            return samples
+        unheard = max(0, min(samples, round(self._unheard_s * rate)))
+        self._unheard_s = self._unheard_s - unheard / rate if unheard else 0.0
+        return unheard
 
     def finish(self) -> list[Detection]:
         """Give the detections still on their way by following the audio with silence, then reset."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -140,6 +141,47 @@ def test_muted_sound_moves_the_clock_and_is_not_heard(model: Model, rate: int) -
     # as if nobody had heard that half second
     (alone,) = heard(model.stream(), [silence(0.2, rate), spoken, silence(0.2, rate)], rate)
     assert event.start_sample - alone.start_sample == len(own)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_what_was_recorded_while_muted_and_comes_after_it_is_not_heard(model: Model, rate: int) -> None:
+    """A program that plays its answer in the loop in which it listens pushes nothing meanwhile."""
+    stream = model.stream()
+    with stream.muted():
+        time.sleep(0.6)
+    own, spoken = tone(500, 0.5, rate), tone(500, 0.3, rate)
+    (event,) = heard(stream, [own, silence(0.6, rate), spoken, silence(0.2, rate)], rate)
+    assert event.start_s == pytest.approx(1.1, abs=0.1)
+    # and no more than that, whether it was pushed meanwhile or lost
+    with stream.muted():
+        time.sleep(0.6)
+        assert stream.accept(np.concatenate([own, silence(0.05, rate)]), rate) == []
+    stream.skip(rate // 4)
+    assert [event.label for event in heard(stream, [spoken, silence(0.2, rate)], rate)] == ["low"]
+
+
+@pytest.mark.parametrize("interruption", ["gap", "mute"])
+@pytest.mark.parametrize("chunk", [37, 800])
+def test_a_class_that_fired_stays_silent_across_an_interruption(model: Model, interruption: str, chunk: int) -> None:
+    contract = dataclasses.replace(model.contract, refractory_s=2.0)
+    stream = Model(model.path, contract, model._session, model.digest).stream()
+    word = np.concatenate([tone(500, 0.3), silence(0.5)])
+
+    def push(sound: Floats) -> list[Detection]:
+        return [event for at in range(0, len(sound), chunk) for event in stream.accept(sound[at : at + chunk], RATE)]
+
+    events = push(word)
+    if interruption == "gap":
+        stream.skip(round(0.4 * RATE))
+    else:
+        with stream.muted():
+            push(silence(0.4))
+    for _ in range(5):
+        events += push(word)
+    first, second = (event.start_s for event in events[:2])
+    assert first < 0.2
+    # 0.8 s and the interruption, then a word each 0.8 s: the one at 1.2 s is too early, that at 2.0 s ends after the two seconds
+    assert second == pytest.approx(2.0, abs=0.1)
 
 
 def test_a_word_is_not_pieced_together_across_a_mute(model: Model) -> None:

@@ -18,7 +18,7 @@ import soundfile
 from confit_runtime import AudioError, Detection, Listener, Model, Tap, listen, listen_async
 from confit_runtime.gallery import Gallery
 from confit_runtime.sources import Chunk, Gap, Microphone, Notice
-from confit_runtime.speaker import SpeakerTap, VetoTap
+from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import HOP, RATE, Floats, silence, tone
 
@@ -117,6 +117,22 @@ class Recorder(Tap):
         # all of what was detected has been heard already
         assert sum(map(len, self.heard)) >= detection.end_sample
         return None if detection.label == "mid" else dataclasses.replace(detection, speaker="ada")
+
+
+def test_a_long_chunk_is_heard_in_parts_that_taps_can_hold(model: Model) -> None:
+    """A tap holds the last seconds, and a stream that comes back may deliver a minute at once."""
+
+    class Held(RecentAudio):
+        def judge(self, detection: Detection) -> Detection:
+            found.append(self.between(detection.start_sample, detection.end_sample))
+            return detection
+
+    found: list[Floats] = []
+    long = np.concatenate([scene(), silence(8.0), scene(), silence(8.0)])
+    for item in Listener([model.stream()], "", RATE, taps=[Held()]).follow(Scripted([(long, RATE)])):
+        assert isinstance(item, Detection)
+        np.testing.assert_array_equal(found[-1], long[item.start_sample : item.end_sample])
+    assert len(found) == 4
 
 
 class Counter(Tap):

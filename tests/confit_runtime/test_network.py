@@ -7,6 +7,7 @@ import io
 import math
 import shutil
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -127,6 +128,35 @@ def test_a_stream_that_breaks_off_is_opened_again_and_its_clock_runs_on(radio: R
     assert states == ["away", "back"] * 3
     assert max(zeros[:-1]) - min(zeros[:-1]) < 0.3, zeros
     assert away < 3 * 2.0  # 1 s of waiting each time, less what was kept
+
+
+@needs_ffmpeg
+def test_what_a_stream_leaves_out_stands_as_silence_so_that_times_stay_right(radio: Radio, tmp_path: Path) -> None:
+    """Two of six seconds of MPEG-TS, as cameras send it, never came; its time stamps say so."""
+    pcm = np.concatenate([tone(440, 4.0, RATE), tone(1200, 2.0, RATE)])
+    soundfile.write(tmp_path / "whole.wav", pcm, RATE)
+    encode = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        tmp_path / "whole.wav",
+        "-c:a",
+        "mp2",
+        "-f",
+        "mpegts",
+        tmp_path / "whole.ts",
+    ]
+    subprocess.run(encode, check=True)
+    packets = (tmp_path / "whole.ts").read_bytes()
+    second = len(packets) // 188 // 6 * 188
+    radio.bodies["/holed.ts"] = packets[: 2 * second] + packets[4 * second :]
+    with NetworkSource(f"{radio.url}/holed.ts", rate=RATE) as source:
+        heard = np.concatenate([item[0] for item in source if isinstance(item, tuple)])
+    assert len(heard) / RATE == pytest.approx(6.0, abs=0.2)
+    assert np.abs(heard[round(2.4 * RATE) : round(3.6 * RATE)]).max() < 0.01
+    loud = np.abs(np.fft.rfft(heard[-RATE:]))
+    assert np.argmax(loud) == pytest.approx(1200, abs=3)
 
 
 @needs_ffmpeg

@@ -89,6 +89,32 @@ def test_holes_and_losses_are_counted() -> None:
     assert "0.25 s were lost" in words(speech(), dropped_s=0.25)
 
 
+@pytest.mark.parametrize("release_s", [0.005, 0.03])
+def test_what_a_noise_gate_does_is_no_hole(release_s: float) -> None:
+    """It fades a sound out, until 16 bits of it are zero, and lets the next one in again."""
+    time_s = np.arange(int(0.5 * RATE)) / RATE
+    gate = np.where(time_s < 13 * release_s, np.exp(-time_s / release_s), 1 - np.exp(-(time_s - 13 * release_s) / 1e-3))
+    sound = np.round(np.tile(tone(440, 0.5, level=0.3) * gate, 4) * 32_768) / 32_768
+    silent = np.flatnonzero(np.diff(np.concatenate([[0], sound == 0, [0]]).astype(int)))
+    assert ((silent[1::2] - silent[::2]) > 0.003 * RATE).any()  # there is digital silence in it
+    assert soundcheck(sound.astype(np.float32), RATE).holes == 0
+
+
+def test_a_room_so_quiet_that_most_samples_are_zero_has_no_holes() -> None:
+    hiss = np.random.default_rng(0).normal(0, 0.3 / 32_768, 4 * RATE)
+    check = soundcheck((np.round(hiss * 32_768) / 32_768).astype(np.float32), RATE)
+    assert check.holes == 0
+    assert fault_of(check) is not None
+    assert fault_of(check, quiet=True) is None
+
+
+def test_a_sound_that_is_not_finite_is_not_judged() -> None:
+    sound = speech().copy()
+    sound[300] = np.nan
+    with pytest.raises(AudioError, match="NaN"):
+        soundcheck(sound, RATE)
+
+
 def test_too_little_sound_is_not_judged() -> None:
     with pytest.raises(AudioError, match="too little"):
         soundcheck(silence(0.05), RATE)
@@ -112,7 +138,7 @@ def test_a_clip_begins_after_the_countdown_and_has_its_length() -> None:
 
 def test_a_take_that_lost_sound_is_refused() -> None:
     sound = np.tile(tone(440, 1.0, 24_000), 3)
-    machine = FakePortAudio(sound, 24_000, real_time=True, overflows={20: 500})
+    machine = FakePortAudio(sound, 24_000, real_time=True, overflows={8: 500})
     with Microphone(portaudio=machine) as microphone:
         assert record_clip(microphone, 0.8).fault == "sound was lost in it"
 

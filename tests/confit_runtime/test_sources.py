@@ -36,6 +36,7 @@ from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, tone
 
 RNG = np.random.default_rng(2)
+BLOCK = 3_840  # samples that a microphone at 48 kHz delivers at a time
 
 
 def taken(source: Source, samples: int | None = None) -> Floats:
@@ -170,7 +171,7 @@ def test_a_pipe_that_holds_a_file_is_refused(form: str, named: str) -> None:
 
 # microphones
 
-SOUND = RNG.uniform(-0.5, 0.5, (48_000, 2)).astype(np.float32)
+SOUND = RNG.uniform(-0.5, 0.5, (13 * BLOCK, 2)).astype(np.float32)
 
 
 @pytest.mark.parametrize("mono", [True, False])
@@ -198,7 +199,27 @@ def test_what_portaudio_loses_comes_as_a_gap() -> None:
 
 def test_without_a_clock_a_loss_counts_as_one_block() -> None:
     heard = taken(Microphone(portaudio=FakePortAudio(SOUND, overflows={3: 777}, keeps_time=False)), samples=40_000)
-    assert np.isnan(heard).sum() == 960
+    assert np.isnan(heard).sum() == BLOCK
+
+
+def test_a_loss_before_anything_was_heard_is_no_longer_than_a_block() -> None:
+    """PortAudio's clock counts from the start of the machine: a gap of as long would be a minute of nothing."""
+    heard = taken(Microphone(portaudio=FakePortAudio(SOUND, overflows={0: 777})), samples=20_000)
+    assert np.isnan(heard).sum() == BLOCK
+
+
+def test_the_clock_is_right_where_the_reader_was_busy_while_the_microphone_went_away() -> None:
+    portaudio = FakePortAudio(SOUND, real_time=True, then="unplugged", back=Back(SOUND))
+    clock = 0
+    with Microphone(portaudio=portaudio) as microphone:
+        began = time.monotonic()
+        for item in microphone:
+            if isinstance(item, Notice) and item.state == "back":
+                break
+            clock += item.samples if isinstance(item, Gap) else len(item[0]) if isinstance(item, tuple) else 0
+            if clock == BLOCK:
+                time.sleep(len(SOUND) / 48_000 + 0.7)
+    assert clock / 48_000 == pytest.approx(time.monotonic() - began, abs=0.3)
 
 
 def test_what_the_reader_is_too_slow_for_comes_as_a_gap() -> None:
@@ -220,7 +241,7 @@ def test_what_the_reader_is_too_slow_for_comes_as_a_gap() -> None:
 def test_blocks_that_hold_nan_come_as_gaps() -> None:
     heard = taken(Microphone(portaudio=FakePortAudio(SOUND, faulty=(2, 5))), samples=40_000)
     missing = np.isnan(heard)
-    assert missing.sum() == 2 * 960
+    assert missing.sum() == 2 * BLOCK
     np.testing.assert_allclose(heard[~missing], SOUND[: len(heard)].mean(axis=1)[~missing], atol=1e-6)
 
 
@@ -284,6 +305,21 @@ def test_another_microphone_of_the_same_make_does_not_stand_in_for_a_lost_one() 
     portaudio._devices.append({**portaudio._devices[1], "name": "USB Mic: Audio (hw:5,0)", "index": 3})
     with pytest.raises(DeviceError, match="did not come back"):
         taken(Microphone(1, portaudio=portaudio, wait_s=0.3))
+
+
+@pytest.mark.parametrize(("spec", "column"), [("mic#1", 0), ("mic:USB Mic#2", 1), ("mic:1#2", 1)])
+def test_one_channel_of_a_microphone(spec: str, column: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    portaudio = FakePortAudio(SOUND)
+    monkeypatch.setattr("confit_runtime.sources.microphone.import_portaudio", lambda: portaudio)
+    microphone = open_source(spec)
+    assert microphone.name == spec
+    heard = taken(microphone, samples=20_000)
+    np.testing.assert_array_equal(heard, SOUND[: len(heard), column])
+
+
+def test_a_channel_that_a_microphone_does_not_have() -> None:
+    with pytest.raises(DeviceError, match=r"mic#3: USB Mic.* has 2 channels"):
+        Microphone(channel=3, portaudio=FakePortAudio(SOUND))
 
 
 def test_a_driver_that_refuses_its_own_default_rate() -> None:

@@ -144,6 +144,22 @@ def test_where_a_trigger_cannot_be_kept_listening_goes_on(
     assert caplog.text.count("triggers cannot be kept") == 2
 
 
+def test_a_folder_of_triggers_does_not_grow_for_ever(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "triggers"
+    tap = SaveTap(folder, [model], most=2)
+    tap.begin("scene", RATE)
+    tap.hear(scene()[: 2 * RATE], RATE)
+    for _ in range(4):
+        tap.judge(detection(1.2, 1.3))
+    assert len(list(folder.iterdir())) == 2
+    assert caplog.text.count("there are 2 already") == 1
+    next(folder.iterdir()).unlink()  # room again, without starting anew
+    tap.judge(detection(1.2, 1.3))
+    assert len(list(folder.iterdir())) == 2
+
+
 # enrolling
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import cast
@@ -34,6 +35,8 @@ __all__ = [
     "open_source",
 ]
 
+_MICROPHONE = re.compile(r"mic(?::(?P<device>.*?))?(?:#(?P<channel>\d{1,3}))?", re.DOTALL)
+
 
 def names_clips(spec: str) -> bool:
     """Whether a user names by it what `find_clips` finds, a folder or a glob pattern, and not one source to open."""
@@ -46,28 +49,34 @@ def names_recording(spec: str) -> bool:
 
 
 def _is_no_path(spec: str) -> bool:
-    return spec in ("mic", "-") or spec.startswith("mic:") or is_url(spec)
+    return spec == "-" or _MICROPHONE.fullmatch(spec) is not None or is_url(spec)
 
 
 def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
     """A source from how a user names it: `mic`, `mic:ID`, `mic:NAME`, a file's path, a URL, or `-` for PCM on stdin.
 
-    `rate`, `channels` and `format` describe the PCM on stdin. Raises UsageError, AudioError, DeviceError.
+    `#N` after a microphone is its channel N, from 1, where the mean of all is not what is wanted (an array of microphones
+    with a processed or a loopback channel). `rate`, `channels` and `format` describe the PCM on stdin. Raises UsageError,
+    AudioError, DeviceError.
     """
     if not spec.strip():
         raise UsageError("--source is empty: give mic, a sound file, a folder, a URL or -")
     if spec == "-":
         if rate is None:
             raise UsageError("raw PCM on stdin does not say its rate: give --rate HZ")
+        if sys.stdin is None:
+            raise UsageError("source '-' reads raw PCM from a pipe, but stdin is closed")
         if sys.stdin.isatty():
             raise UsageError("source '-' reads raw PCM from a pipe, but stdin is a terminal")
         return PcmSource(cast(io.BufferedIOBase, sys.stdin.buffer), rate, channels, format)
     for option, given in (("--rate", rate), ("--channels", channels != 1), ("--format", format != "s16le")):
         if given:
             raise UsageError(f"{option} is for source '-'; {spec} knows its own")
-    kind, _, device = spec.partition(":")
-    if kind == "mic":
-        return Microphone(int(device) if device.isdecimal() else device or None)
+    if microphone := _MICROPHONE.fullmatch(spec):
+        device, channel = microphone["device"], microphone["channel"]
+        return Microphone(
+            int(device) if device and device.isdecimal() else device or None, channel=int(channel) if channel else None
+        )
     if is_url(spec):
         return NetworkSource(spec)
     return FileSource(spec)

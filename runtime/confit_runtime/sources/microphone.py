@@ -11,6 +11,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from confit_runtime.audio import Pcm, StreamResampler, to_mono
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, finite
@@ -19,7 +21,7 @@ from confit_runtime.sources.portaudio import import_portaudio, working_settings
 OVERRUN = "this machine could not keep up"
 AWAY = "the microphone was away"
 
-_BLOCK_S = 0.02  # what PortAudio is asked to deliver at a time
+_BLOCK_S = 0.08  # what PortAudio is asked to deliver at a time: a model's hop, and waking up more often costs a Pi more
 _POLL_S = 0.2  # how often a silent microphone is asked whether it is still there
 _RETRY_S = 1.0  # how often a lost one is looked for
 
@@ -27,10 +29,11 @@ _RETRY_S = 1.0  # how often a lost one is looked for
 class Microphone:
     """A microphone through PortAudio, at the device's own default rate; several channels are averaged.
 
-    `device` is an index, a part of a name, or None for the default. A bounded queue of `queue_s` stands between
-    PortAudio's thread and the reader: what does not fit, what PortAudio itself lost, and blocks that hold NaN come back
-    as a `Gap`. One that is unplugged, or delivers nothing for `stall_s`, is waited for and opened again by its name, for
-    `wait_s` at most (None: as long as it takes); should it come back with another rate, its sound is resampled to `rate`.
+    `device` is an index, a part of a name, or None for the default; `channel` the one channel to hear, from 1. A bounded
+    queue of `queue_s` stands between PortAudio's thread and the reader: what does not fit, what PortAudio itself lost, and
+    blocks that hold NaN come back as a `Gap`. One that is unplugged, or delivers nothing for `stall_s`, is waited for and
+    opened again by its name, for `wait_s` at most (None: as long as it takes); should it come back with another rate, its
+    sound is resampled to `rate`.
 
     `portaudio` is the sounddevice module, imported here when not given. Raises DeviceError when there is no PortAudio,
     no such device, or none that can be opened, and, on the way, when it has been away for more than `wait_s`.
@@ -42,6 +45,7 @@ class Microphone:
         self,
         device: int | str | None = None,
         *,
+        channel: int | None = None,
         queue_s: float = 5.0,
         stall_s: float = 3.0,
         wait_s: float | None = None,
@@ -49,7 +53,8 @@ class Microphone:
     ) -> None:
         self._portaudio = portaudio or import_portaudio()
         self._queue_s, self._stall_s, self._wait_s = queue_s, stall_s, wait_s
-        self.name = "mic" if device is None else f"mic:{device}"
+        self._channel = channel
+        self.name = ("mic" if device is None else f"mic:{device}") + ("" if channel is None else f"#{channel}")
         try:
             info = self._portaudio.query_devices(device, "input")
         except (ValueError, self._portaudio.PortAudioError) as error:
@@ -61,7 +66,10 @@ class Microphone:
         self._info = info
         self.device_name = str(info["name"])
         self._alone = len(self._namesakes(_stem)) == 1
-        self._settings = working_settings(self._portaudio, info)
+        if channel is not None and not 1 <= channel <= info["max_input_channels"]:
+            has = "one channel" if info["max_input_channels"] == 1 else f"{info['max_input_channels']} channels"
+            raise DeviceError(f"{self.name}: {self.device_name} has {has}")
+        self._settings = self._how(info)
         self.rate = int(self._settings["samplerate"])
         self._stopped = threading.Event()
         self._capture: _Capture | None = None
@@ -94,19 +102,20 @@ class Microphone:
         """What the open device delivers until it goes away; returns when it was last heard."""
         capture = self._capture
         assert capture is not None, "a microphone is iterated over inside its `with` block"
-        heard = time.monotonic()
+        heard = taken = time.monotonic()
         convert = _Converter(capture.rate, self.rate)
         while not self._stopped.is_set():
             try:
-                lost, block = capture.blocks.get(timeout=min(_POLL_S, self._stall_s))
+                lost, block, heard = capture.blocks.get(timeout=min(_POLL_S, self._stall_s))
             except queue.Empty:
-                if not capture.active or time.monotonic() - heard > self._stall_s:
+                if not capture.active or time.monotonic() - max(heard, taken) > self._stall_s:
                     break
                 continue
-            heard = time.monotonic()
+            taken = time.monotonic()
             if lost:
                 yield Gap(convert.skip(lost), OVERRUN)
-            item = finite(to_mono(block), capture.rate, "the microphone")
+            sound = to_mono(block) if self._channel is None else np.ascontiguousarray(block[:, self._channel - 1])
+            item = finite(sound, capture.rate, "the microphone")
             if isinstance(item, Gap):
                 yield Gap(convert.skip(item.samples), item.reason)
             else:
@@ -139,8 +148,7 @@ class Microphone:
             found = self._find_again()
             if found is None:
                 return False
-            settings = working_settings(self._portaudio, found)
-            self._capture = _Capture(self._portaudio, settings, self._queue_s)
+            self._capture = _Capture(self._portaudio, self._how(found), self._queue_s)
         except (UsageError, ValueError, self._portaudio.PortAudioError):
             return False  # half there: udev and the sound server take a while to settle
         self._info = found
@@ -153,11 +161,15 @@ class Microphone:
         alike = self._namesakes(_stem)
         return alike[0] if self._alone and len(alike) == 1 else None
 
+    def _how(self, info: dict[str, Any]) -> dict[str, Any]:
+        """The settings to open a device with."""
+        return working_settings(self._portaudio, info, whole=self._channel is not None)
+
     def _namesakes(self, of: Callable[[str], str]) -> list[dict[str, Any]]:
         return [
             device
             for device in self._portaudio.query_devices()
-            if device["max_input_channels"] > 0
+            if device["max_input_channels"] >= (self._channel or 1)
             and device["hostapi"] == self._info["hostapi"]
             and of(device["name"]) == of(self._info["name"])
         ]
@@ -169,13 +181,18 @@ class Microphone:
 
 
 class _Capture:
-    """One opening of a device: PortAudio's thread fills a bounded queue with `(samples lost before it, block)`."""
+    """One opening of a device: PortAudio's thread fills a bounded queue.
+
+    Of each block with how many samples were lost before it, and when it came.
+    """
 
     def __init__(self, portaudio: Any, settings: dict[str, Any], queue_s: float) -> None:
         self.rate = int(settings["samplerate"])
-        self.blocks: queue.Queue[tuple[int, Pcm]] = queue.Queue(maxsize=max(1, round(queue_s / _BLOCK_S)))
+        self.blocks: queue.Queue[tuple[int, Pcm, float]] = queue.Queue(maxsize=max(1, round(queue_s / _BLOCK_S)))
         self._lost = 0  # samples lost since the last block that was queued; only PortAudio's thread touches these two
-        self._expected_s = 0.0  # when the next block's first sample should be recorded, on PortAudio's clock
+        self._expected_s: float | None = (
+            None  # when the next block's first sample should be recorded, on PortAudio's clock
+        )
         with _captures_lock:
             self._stream = portaudio.InputStream(
                 blocksize=int(self.rate * _BLOCK_S), callback=self._callback, dtype="float32", **settings
@@ -199,12 +216,13 @@ class _Capture:
     def _callback(self, block: Pcm, frames: int, times: Any, status: Any) -> None:
         """PortAudio's thread: `block [frames, channels]` is only lent."""
         if status.input_overflow:
-            missing = round((times.inputBufferAdcTime - self._expected_s) * self.rate)
+            expected_s = times.inputBufferAdcTime if self._expected_s is None else self._expected_s
+            missing = round((times.inputBufferAdcTime - expected_s) * self.rate)
             # drivers that keep no clock give no duration: then at least one block is gone
             self._lost += missing if 0 < missing < 60 * self.rate else frames
         self._expected_s = times.inputBufferAdcTime + frames / self.rate
         try:
-            self.blocks.put_nowait((self._lost, block.copy()))
+            self.blocks.put_nowait((self._lost, block.copy(), time.monotonic()))
         except queue.Full:
             self._lost += frames
         else:

@@ -79,7 +79,15 @@ class NetworkSource:
             *(program, "-nostdin", "-hide_banner", "-loglevel", "info", "-nostats"),
             *("-protocol_whitelist", PROTOCOLS[scheme]),
             *(("-rtsp_transport", "tcp") if scheme.startswith("rtsp") else ()),
-            *("-i", url, "-map", "0:a:0", "-ac", "1", "-ar", str(self.rate), "-f", "s16le", "pipe:1"),
+            *(
+                "-i",
+                url,
+                "-map",
+                "0:a:0",
+                "-af",
+                "aresample=async=1",
+            ),  # what the stream left out stands there as silence
+            *("-ac", "1", "-ar", str(self.rate), "-f", "s16le", "pipe:1"),
         ]
         self._stopped = threading.Event()
         self._ffmpeg: _Ffmpeg | None = None
@@ -256,5 +264,5 @@ class _Ffmpeg:
                 hours, minutes, seconds = match.groups(default="0")
                 told = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
                 self.duration_s = told or None
-            elif text:
+            elif text and "muxing overhead" not in text:  # how much it wrote
                 self._lines.append(text)

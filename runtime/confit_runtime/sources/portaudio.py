@@ -59,19 +59,24 @@ def import_portaudio() -> Any:
     return sounddevice
 
 
-def working_settings(portaudio: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """How to open a device: at its default rate, or, where a driver refuses its own default, at the best usual one."""
+def working_settings(portaudio: Any, info: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
+    """How to open a device: at its default rate, or, where a driver refuses its own default, at the best usual one.
+
+    With one channel where it opens so, unless the `whole` device is wanted.
+    """
     default = check_rate(round(info["default_samplerate"]))
     for rate in (default, *_RATES):
-        if channels := _channels_at(portaudio, info, rate):
+        if channels := _channels_at(portaudio, info, rate, whole):
             return {"device": info["index"], "channels": channels, "samplerate": rate}
     # opening it says why it cannot be opened
-    return {"device": info["index"], "channels": 1, "samplerate": default}
+    every = int(info["max_input_channels"])
+    return {"device": info["index"], "channels": every if whole else 1, "samplerate": default}
 
 
-def _channels_at(portaudio: Any, info: dict[str, Any], rate: int) -> int:
+def _channels_at(portaudio: Any, info: dict[str, Any], rate: int, whole: bool = False) -> int:
     """With how many channels the device opens at `rate`: one where that can be, else all it has; 0 where it does not."""
-    for channels in dict.fromkeys((1, int(info["max_input_channels"]))):
+    every = int(info["max_input_channels"])
+    for channels in dict.fromkeys((every,) if whole else (1, every)):
         try:
             portaudio.check_input_settings(device=info["index"], channels=channels, dtype="float32", samplerate=rate)
         except portaudio.PortAudioError:
