@@ -20,13 +20,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises UsageError where that cannot be."""
+    """Make a folder and those above it. Raises UsageError where that cannot be, or where nothing can be written in it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be made a folder ({error.strerror}); write somewhere else, with -o"
         ) from error
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{path}: is a folder that may not be written; write somewhere else, with -o")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,13 +37,15 @@ from confit_edge.cli._console import Verb
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
 
+WIDE = 100  # columns of a terminal in which the tables of --help hold the longest option
+
 app = typer.Typer(
     name="confit-edge",
     help="A handful of labelled clips to a calibrated, quantised, always-listening audio classifier on a CPU device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    # in a narrow table the names of options are cut; a pipe wants to be searched
+    rich_markup_mode="markdown" if sys.stdout.isatty() and shutil.get_terminal_size().columns >= WIDE else None,
     epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage. Add --debug to any verb for a full traceback.",
 )
 for verb in (
@@ -105,7 +110,7 @@ def main() -> None:
             raise
         _fail(_without(missing, arguments[:1]), UsageError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
-        _fail(error, ConfitError.exit_code)
+        _fail(ConfitError(_refused(error)), ConfitError.exit_code)
     except KeyboardInterrupt:
         print("confit-edge: stopped", file=sys.stderr)
         sys.exit(130)
@@ -116,6 +121,14 @@ def _without(module: str, verb: list[str]) -> UsageError:
     # the export extra brings what training needs, too
     extra = "export" if module in _BROUGHT_BY_EXPORT or verb in (["demo"], ["export"]) else "train"
     return UsageError(f"this verb needs {module}: pip install 'confit-edge[{extra}]'")
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, without the temporary files that stand behind what was asked for."""
+    if error.filename is None:
+        return f"cannot be written: {error.strerror or error}"
+    path = Path(os.fsdecode(error.filename))
+    return f"{path.parent if path.name.startswith('.') else path}: {error.strerror}"
 
 
 def _fail(error: Exception, status: int) -> None:

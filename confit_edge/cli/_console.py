@@ -18,12 +18,16 @@ LARGEST = 1e12  # of anything that an option measures: seconds, shares, decibels
 
 
 class Verb(TyperCommand):
-    """A command whose options are numbers that can be meant: of floats typer lets `nan`, `inf` and `1e308` through."""
+    """A command whose options can be meant: typer lets `nan`, `inf`, `1e308` and the path without a name through."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
         for param in self.get_params(ctx):
             value = ctx.params.get(param.name or "")
+            if param.type.name == "path" and "" in (value if isinstance(value, list | tuple) else [value]):
+                raise UsageError(
+                    f"{param.human_readable_name}: is empty (a variable that is not set?); . is the folder you are in"
+                )
             if isinstance(value, float) and not abs(value) <= LARGEST:
                 raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a number that can be meant")
         return rest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json, Verb, emit, say
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ SplitBy = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Verb)
 def check(
     source: Source,
     label_column: LabelColumn = "label",
@@ -72,7 +72,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Verb)
 def split(
     source: Source,
     out: Annotated[
@@ -97,7 +97,7 @@ def split(
     """
     from dataclasses import replace
 
-    from confit_edge.data.manifest import SPLITS, read_manifest, write_manifest
+    from confit_edge.data.manifest import SPLITS, is_written, read_manifest, write_manifest
     from confit_edge.data.splits import missing_classes, with_splits
 
     shares = parse_fractions(fractions)
@@ -107,6 +107,8 @@ def split(
         raise UsageError(
             f"-o {out}: is the manifest that is read, whose other columns would be lost; name another file"
         )
+    if out.is_file() and not is_written(out):
+        raise UsageError(f"-o {out}: is there already, and is no manifest that this verb wrote; name another file")
     manifest = read_manifest(source, label_column=label_column, group_column=group_column, split_by=split_by)
     if anew:
         manifest = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
@@ -126,7 +128,7 @@ def split(
         say(f"not in test, for want of groups: {', '.join(missing['test'])}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def fetch(
     name: Annotated[
         str | None,

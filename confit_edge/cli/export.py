@@ -71,11 +71,12 @@ def export(
     from confit_edge.runs import read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
     from confit_export.export import export_run
-    from confit_export.model_card import recommendation, time_model, write_card
+    from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
     from confit_runtime.cautions import cautions
 
+    refuse_other_card(out)
     loaded = read_run(run)
     corpus = run_corpus(loaded, data)
     made = export_run(

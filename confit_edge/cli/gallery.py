@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say
+from confit_edge.cli._console import Bar, Json, Verb, emit, say
 from confit_edge.cli.enroll import prints_text
 from confit_runtime.errors import UsageError
 
@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that is enroll
 DEFAULT = Path("gallery.db")
 
 
-@app.command("list")
+@app.command("list", cls=Verb)
 def list_(gallery: File = DEFAULT, json: Json = False) -> None:
     """List the enrolled names, how many prints each has, and from how much sound.
 
@@ -45,7 +45,7 @@ def list_(gallery: File = DEFAULT, json: Json = False) -> None:
         say(f"{gallery}: nobody is enrolled")
 
 
-@app.command()
+@app.command(cls=Verb)
 def show(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
     """Show a name's prints: where each came from, and how alike it is to the others (their mean cosine).
 
@@ -79,7 +79,7 @@ def show(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
         emit("summary", gallery=str(gallery), name=name, prints=len(prints))
 
 
-@app.command()
+@app.command(cls=Verb)
 def rename(
     old: Name,
     new: Annotated[str, typer.Argument(metavar="NEW", help="A name that is not enrolled yet.")],
@@ -101,7 +101,7 @@ def rename(
         print(f"{old} is now {new}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def remove(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
     """Forget a name; nothing of it stays in the file.
 
@@ -118,7 +118,7 @@ def remove(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
         print(f"{name} is forgotten, with {prints_text(prints)}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The gallery file to write; a new one.")],
     names: Annotated[
@@ -139,7 +139,7 @@ def export(
     _tell("exported", written, str(out), f"written to {out}", json)
 
 
-@app.command("import")
+@app.command("import", cls=Verb)
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A gallery file, as `gallery export` writes it.")],
     gallery: File = DEFAULT,
@@ -163,7 +163,7 @@ def import_(
     _tell("imported", added, str(gallery), f"added to {gallery}", json)
 
 
-@app.command("re-enroll")
+@app.command("re-enroll", cls=Verb)
 def re_enroll(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that the gallery is to be for.")],
     gallery: File = DEFAULT,
@@ -191,7 +191,7 @@ def re_enroll(
     _tell("re-enrolled", made, str(gallery), f"made anew with {loaded.name}", json)
 
 
-@app.command()
+@app.command(cls=Verb)
 def index(gallery: File = DEFAULT, json: Json = False) -> None:
     """Make an index beside a gallery of more than 100 000 prints: minutes once, milliseconds for each question after.
 

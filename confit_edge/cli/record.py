@@ -51,13 +51,14 @@ def record(
 
     Each clip is judged when it was recorded: one that is clipped, silent or torn is refused and recorded again. Clips go
     to DIR/LABEL/GROUP/, and a row for each to DIR/manifest.csv: train on either. Record every class with the same
-    microphone, in at least three groups (people, rooms, days), and one called background with what else is heard there.
+    microphone, in at least three groups (people, rooms, days), and one called unknown, which never fires, with what else is
+    heard there.
 
     Examples:
 
         confit-edge record yes -o clips --count 10 --group ada
 
-        confit-edge record background -o clips --count 20 --seconds 5 --no-trim
+        confit-edge record unknown -o clips --count 20 --seconds 5 --no-trim
 
         confit-edge train clips -o run
     """

@@ -208,7 +208,7 @@ def train(
         for key, value in locals().items()
         if key not in ("manifest", "out", "recipe", "resume", "tensorboard", "json_lines") and value is not None
     }
-    from confit_edge.pairtune.config import Recipe
+    from confit_edge.pairtune.config import Recipe, refuse_idle
     from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.session import begun_recipe
     from confit_edge.pairtune.session import train as run_training
@@ -217,6 +217,7 @@ def train(
         flags["lr"] = learning_rates(flags["lr"])
     begun = begun_recipe(out) if resume and not (recipe or flags) else None
     settings = begun or (Recipe.from_file(recipe, **flags) if recipe else Recipe.from_dict(flags, "the command line"))
+    refuse_idle(settings, flags)
     with told_when_stopped(out), Progress(json_lines) as progress:
         trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
     if not join(settings.device).main:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, sound_digest
-from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, relative
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, advice_on_background, relative
 from confit_edge.data.splits import groups_across_splits, missing_classes, with_splits
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
@@ -227,6 +227,8 @@ def _warn(report: Report) -> list[str]:
             "the clips have several sample rates, and all are resampled to one: see that no class has a rate of its"
             " own, or the model learns the recorder in place of the sound"
         )
+    if background := advice_on_background(report.classes):
+        warnings.append(background)
     return warnings
 
 

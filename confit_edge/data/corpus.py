@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from confit_edge.data.augment import Pcm
 from confit_edge.data.clips import ClipProblem, ClipStore, load_clips, sound_digest
-from confit_edge.data.manifest import Manifest, read_manifest, sound_files
+from confit_edge.data.manifest import UNKNOWN, Manifest, read_manifest, sound_files
 from confit_edge.data.splits import with_splits
 from confit_runtime.errors import ConfitError
 
-UNKNOWN = "unknown"
 VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
 
 

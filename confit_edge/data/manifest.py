@@ -29,6 +29,24 @@ from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+UNKNOWN = "unknown"  # the label of what is none of the others, which never fires; however it is spelt
+
+# labels by which the same is often meant
+_BACKGROUND = frozenset(
+    (
+        "ambient",
+        "background",
+        "background noise",
+        "negative",
+        "noise",
+        "none",
+        "nothing",
+        "other",
+        "others",
+        "rest",
+        "silence",
+    )
+)
 
 Row = tuple[str, dict[str, object]]  # where it stands ("line 4"), and its cells by column
 Table = tuple[list[str], list[Row]]  # the columns, and the rows
@@ -160,7 +178,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
         try:
             with open(part, "w", encoding="utf-8", newline="") as file:
                 table = csv.writer(file, lineterminator="\n")
-                table.writerow(["path", "labels" if manifest.multi_label else "label", "group", "split"])
+                table.writerow(_written_columns(manifest.multi_label))
                 for clip in manifest.clips:
                     name = relative(clip.path, target.parent)
                     table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
@@ -169,6 +187,17 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
             part.unlink(missing_ok=True)
     except (OSError, UnicodeEncodeError) as error:
         raise ManifestError(f"{target}: cannot be written ({error})") from error
+
+
+def is_written(path: Path) -> bool:
+    """Whether a file begins as one that `write_manifest` wrote."""
+    with open(path, "rb") as file:
+        first = file.readline(100).strip()
+    return first in [",".join(_written_columns(several)).encode() for several in (False, True)]
+
+
+def _written_columns(multi_label: bool) -> list[str]:
+    return ["path", "labels" if multi_label else "label", "group", "split"]
 
 
 def sound_files(place: Path, option: str) -> list[Path]:
@@ -232,12 +261,33 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
         label = _text(value, column, where)
         if not label:
             raise ManifestError(f"{where}: {column} is empty; label the clip or remove the row")
-        return (label,)
+        return (_reserved(label),)
     parts = value if isinstance(value, list) else _text(value, column, where).split("|")
     labels = [_text(part, column, where) for part in parts]
     if any("|" in label for label in labels):
         raise ManifestError(f"{where}: a label holds the vertical bar that joins labels: {labels}")
-    return tuple(dict.fromkeys(label for label in labels if label))
+    return tuple(dict.fromkeys(_reserved(label) for label in labels if label))
+
+
+def _reserved(label: str) -> str:
+    return UNKNOWN if label.casefold().strip("_") == UNKNOWN else label
+
+
+def likely_background(classes: Collection[str]) -> list[str]:
+    """Those of the classes by whose names `unknown` may be meant: as classes they fire like any other."""
+    return [label for label in classes if label.casefold().replace("_", " ").strip() in _BACKGROUND]
+
+
+def advice_on_background(classes: Collection[str]) -> str | None:
+    """What to say where `likely_background` finds some."""
+    found = likely_background(classes)
+    if not found:
+        return None
+    fire = "is a class and will fire" if len(found) == 1 else "are classes and will fire"
+    return (
+        f"{', '.join(map(repr, found))} {fire} as any other does: label what is to stay silent {UNKNOWN!r}, or give its"
+        " sound as --background"
+    )
 
 
 def _text(value: object, what: str, where: str) -> str:
@@ -249,6 +299,10 @@ def _text(value: object, what: str, where: str) -> str:
     text = unicodedata.normalize("NFC", str(value)).strip()
     _check_characters(text, what, where)
     return text
+
+
+def _is_unicode(text: str) -> bool:
+    return not any(unicodedata.category(character) == "Cs" for character in text)
 
 
 def _check_characters(text: str, what: str, where: str) -> None:
@@ -346,6 +400,12 @@ def _read_folder(source: Path) -> Table:
         folders[:] = [name for name in folders if not name.startswith(".")]
         names += [relative(Path(folder, name), source) for name in files if not name.startswith(".")]
     clips = [name for name in sorted(names) if "/" in name and Path(name).suffix.lower() in SOUND_SUFFIXES]
+    if odd := [os.fsencode(name) for name in clips if not _is_unicode(name)]:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise ManifestError(
+            f"{source}: names that are not UTF-8: {', '.join(map(repr, odd[:3]))}{more}; rename them, such as with"
+            f" `convmv -r -f latin1 -t utf8 --notest {source}`"
+        )
     rows: list[Row] = []
     for name in clips:
         label, *inner, _ = name.split("/")

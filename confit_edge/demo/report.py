@@ -80,10 +80,11 @@ def _accuracy_table(table: dict[str, Any]) -> str:
                 )
             else:
                 cells.append("<td>-</td>")
-        rows.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>")
     gain = table["pairtune_linear_minus_finetune_head"]
     return (
-        "<table><tr><th>accuracy in %</th><th>own head</th><th>linear probe</th><th>kNN probe</th></tr>"
+        "<table><caption>Accuracy on unseen voices</caption><tr><th scope=col>accuracy in %</th><th scope=col>own head</th>"
+        "<th scope=col>linear probe</th><th scope=col>kNN probe</th></tr>"
         + "".join(rows)
         + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; 95 % intervals resample voices."
         f" PairTune's linear probe minus vanilla's own head: {100 * gain['difference']:+.1f} points"

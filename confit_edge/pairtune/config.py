@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -149,7 +150,7 @@ class Recipe:
                 raise UsageError(f"recipe key '{key}' must be 0..1, is {getattr(self, key)}")
         if not 0 < self.mining_share <= 1:
             raise UsageError(f"recipe key 'mining_share' must be above 0 and at most 1, is {self.mining_share}")
-        if self.mining not in _MINING[self.loss]:
+        if self.objective == "pairtune" and self.mining not in _MINING[self.loss]:
             raise UsageError(
                 f"recipe key 'loss' {self.loss} cannot use 'mining' {self.mining}; it takes {', '.join(_MINING[self.loss])}"
             )
@@ -195,6 +196,24 @@ class Recipe:
     def from_file(cls, path: Path, **flags: Any) -> Recipe:
         """From a YAML file of keys and values; `flags` given on the command line win."""
         return cls.from_dict({**read_yaml(path), **flags}, str(path))
+
+
+def refuse_idle(recipe: Recipe, given: Collection[str]) -> None:
+    """Raise UsageError where a key that was `given` on the command line does nothing in the recipe it is part of."""
+    acts = {
+        "hardness": ("mining", ("hardness",)),
+        "mining_share": ("mining", ("hardest-negatives", "hardest-positives")),
+        "mining_margin": ("mining", ("semi-hard", "multi-similarity")),
+        "temperature": ("loss", ("supcon", "nt-xent", "n-pairs")),
+        "loss_margin": ("loss", ("triplet", "proxy-anchor")),
+    }
+    for key in given:
+        flag = f"--{key.replace('_', '-')}"
+        if recipe.objective != "pairtune" and key in (*acts, "loss", "mining", "projection_dim", "projection_layers"):
+            raise UsageError(f"{flag} is of the objective pairtune, and does nothing with {recipe.objective}")
+        if key in acts and getattr(recipe, acts[key][0]) not in acts[key][1]:
+            by, values = acts[key]
+            raise UsageError(f"{flag} does nothing with {by} {getattr(recipe, by)}; it is of {', '.join(values)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from confit_edge import files, runs
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
+from confit_edge.data.manifest import advice_on_background
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
@@ -81,6 +82,8 @@ def train(
         watch({"stage": "note", "text": "{} to train, {} to choose by, {} to test".format(*parts)})
         for caution in cautions(data):
             watch({"stage": "note", "text": f"beware: {caution}"})
+        if background := advice_on_background(corpus.classes):
+            watch({"stage": "note", "text": f"beware: {background}"})
         for one, other in corpus.contradictions():
             text = f"beware: {one} and {other} are the same sound with different labels; remove the wrong one"
             watch({"stage": "note", "text": text})

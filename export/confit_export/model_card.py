@@ -14,10 +14,12 @@ from confit_runtime.bench import Latency, call_latency, fresh_process
 from confit_runtime.cautions import enough
 from confit_runtime.contract import Contract
 from confit_runtime.describe import facts
+from confit_runtime.errors import UsageError
 from confit_runtime.model import load
 
 ROUNDS = 3
 ROUND_SECONDS = 0.15
+LIBRARY = "confit-edge"
 CLEARLY_SLOWER = 0.95  # of fp32's speed: nearer to it chance decides
 
 
@@ -73,6 +75,15 @@ def recommendation(contract: Contract, timing: Timing) -> str | None:
         f" against {timing.latency.cpu_ms:.3f} ms in int8. Where speed matters more than size, export with"
         " --no-quantize."
     )
+
+
+def refuse_other_card(model: Path) -> None:
+    """Raise UsageError where a file that is no card stands where `model`'s would be written."""
+    path = model.with_suffix(".md")
+    if path.is_file() and f"library_name: {LIBRARY}" not in path.read_text(encoding="utf-8", errors="replace")[:500]:
+        raise UsageError(
+            f"{path}: is no card that confit-edge wrote, and would be replaced by one; name the model otherwise"
+        )
 
 
 def write_card(made: Exported, timing: Timing) -> Path:
@@ -141,7 +152,7 @@ def front_matter(contract: Contract) -> str:
         if split in contract.metrics and enough(contract.metrics[split])
     ]
     head: dict[str, Any] = {
-        "library_name": "confit-edge",
+        "library_name": LIBRARY,
         "pipeline_tag": "audio-classification",
         "license": contract.license,
         "tags": ["onnx", "audio-classification", contract.precision.replace(" ", "-")],

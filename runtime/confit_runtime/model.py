@@ -53,7 +53,11 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     no such model and ModelError when a file is damaged, is not ours, or is the calibration of another model.
     """
     path = Path(model)
+    if not str(model).strip():
+        raise UsageError("a model without a name: give a file, or the name of a shipped model")
     if not path.is_file():
+        if path.is_dir():
+            raise UsageError(f"{model}: is a folder, expected a model file")
         if path.suffix or len(path.parts) != 1:
             raise UsageError(f"{model}: no such model file")
         path = shipped_model(str(model))

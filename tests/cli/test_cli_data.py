@@ -84,6 +84,14 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     }
     assert read_manifest(folder / "again.csv").fingerprint() == made.fingerprint()
 
+    (folder / "notes.csv").write_text("precious,column\n1,2\n")
+    refused = run("split", out, "-o", folder / "notes.csv", cache=folder / "cache")
+    assert refused.returncode == 2
+    assert "is no manifest that this verb wrote" in refused.stderr
+    assert (folder / "notes.csv").read_text() == "precious,column\n1,2\n"
+    over = run("split", out, "-o", folder / "again.csv", cache=folder / "cache")
+    assert over.returncode == 0, over.stderr  # what it wrote itself it writes anew
+
     anew = run("split", out, "-o", folder / "anew.csv", "--anew", "--fractions", "50/50/0", cache=folder / "cache")
     assert anew.returncode == 0, anew.stderr
     assert "test 0" in anew.stdout

@@ -80,6 +80,15 @@ def test_inspect_of_what_is_no_model(tmp_path: Path, confit: Confit) -> None:
         assert given.name in err
 
 
+def test_a_file_that_is_no_card_is_not_replaced_by_one(run_path: Path, tmp_path: Path, confit: Confit) -> None:
+    (tmp_path / "README.md").write_text("# Notes of mine\n")
+    code, _, err = confit("export", run_path, "-o", tmp_path / "README.onnx")
+    assert code == 2
+    assert "README.md: is no card that confit-edge wrote" in err
+    assert (tmp_path / "README.md").read_text() == "# Notes of mine\n"
+    assert not (tmp_path / "README.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 import typer
 
 import confit_runtime
-from confit_edge.cli import app
+from confit_edge.cli import _refused, app
 
 Confit = Callable[..., tuple[int, str, str]]
 
@@ -104,3 +107,47 @@ def test_debug_shows_where_and_keeps_the_exit_code(confit: Confit) -> None:
 def test_usage_says_what_may_be_several(confit: Confit) -> None:
     for verb, several in (("listen", "MODEL..."), ("bench", "MODEL..."), ("analyze", "RUN...")):
         assert several in confit(verb, "--help")[1]
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_help_names_every_option_whole_at_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for path, verb in verbs(typer.main.get_command(app)):
+        if path not in (("train",), ("export",), ("data", "split")):  # the longest options, and a verb of a verb
+            continue
+        shown = subprocess.run(
+            [sys.executable, "-m", "confit_edge", *path, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for option in verb.params:
+            assert all(name in shown for name in option.opts if name.startswith("--")), (path, option.opts)
+
+
+def verbs(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, verb in getattr(command, "commands", {}).items():
+        yield from verbs(verb, *path, name)
+
+
+def test_a_path_that_is_empty_is_not_the_folder_one_is_in(confit: Confit) -> None:
+    for arguments in (["data", "check", ""], ["train", "", "-o", "run"], ["inspect", ""]):
+        status, _, err = confit(*arguments)
+        assert status == 2
+        assert "empty" in err or "without a name" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_said_before_the_work() -> None:
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    code = "import sys; from pathlib import Path; from confit_edge.files import make_folder; make_folder(Path(sys.argv[1]))"
+    with tempfile.TemporaryDirectory() as closed:  # not pytest's, which only its owner may enter
+        Path(closed).chmod(0o555)
+        result = subprocess.run([*nobody, sys.executable, "-c", code, closed], capture_output=True, text=True)
+    assert f"{closed}: is a folder that may not be written" in result.stderr
+
+
+def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
+    command = f"{sys.executable} -m confit_edge inspect digits --json > /dev/full"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, "confit-edge: cannot be written: No space left on device\n")
+    error = PermissionError(13, "Permission denied", "run/.x.provisional.onnx")
+    assert _refused(error) == "run: Permission denied"

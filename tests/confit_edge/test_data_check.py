@@ -68,6 +68,13 @@ def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
     assert lines[-1] == "no warnings"
 
 
+@pytest.mark.parametrize("label", ["background", "_background_noise_", "Silence", "noise"])
+def test_a_class_that_is_to_stay_silent_is_told_of(folder: Path, label: str) -> None:
+    report = report_of(folder, CLEAN.replace(",x,", f",{label},"))
+    assert says(report, repr(label), "will fire", "'unknown'", "--background")
+    assert report_of(folder, CLEAN.replace(",x,", ",unknown,")).warnings == []
+
+
 def test_a_torn_group_is_a_leak(folder: Path) -> None:
     report = report_of(folder, CLEAN.replace("g4", "g0"))
     assert report.torn_groups == {"g0": ["train", "test"]}

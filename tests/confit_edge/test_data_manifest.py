@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +91,25 @@ def test_labels_joined_by_a_bar_make_it_multi_label(tmp_path: Path) -> None:
 def test_the_same_letters_typed_two_ways_are_one_class(tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "path,label\na.wav,caf\u00e9\nb.wav,cafe\u0301\nc.wav,tea\n")
     assert read_manifest(path).classes == ["caf\u00e9", "tea"]
+
+
+@pytest.mark.parametrize("spelt", ["unknown", "Unknown", "UNKNOWN", "_unknown_"])
+def test_the_reserved_label_is_one_however_it_is_spelt(tmp_path: Path, spelt: str) -> None:
+    path = write(tmp_path / "m.csv", f"path,label\na.wav,{spelt}\nb.wav,unknown\nc.wav,tea\n")
+    assert read_manifest(path).classes == ["tea", "unknown"]
+    several = write(tmp_path / "n.csv", f"path,labels\na.wav,{spelt}|tea\nb.wav,tea\n")
+    assert read_manifest(several).clips[0].labels == ("unknown", "tea")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep names as Unicode")
+def test_names_that_are_not_utf8_are_all_told_at_once(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.wav", b"th\xe9.wav"):
+        folder = os.path.join(os.fsencode(tmp_path), b"drink")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, name), "wb"):
+            pass
+    with pytest.raises(ManifestError, match=r"caf\\xe9\.wav', b'drink/th\\xe9\.wav'; rename them"):
+        read_manifest(tmp_path)
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
