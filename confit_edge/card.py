@@ -63,6 +63,11 @@ def _taught(info: RunInfo) -> str:
     )
 
 
+def _map(found: dict[str, Any]) -> str:
+    """Of clips with several labels, beside how often the best is one of a clip's own."""
+    return f" (mAP {100 * found['map']:.1f} %)" if "map" in found else ""
+
+
 def _rows(metrics: dict[str, Any]) -> list[str]:
     named = {
         "frozen encoder, linear probe": metrics.get("frozen", {}).get("linear"),
@@ -74,7 +79,7 @@ def _rows(metrics: dict[str, Any]) -> list[str]:
         "kNN probe": metrics["probes"]["knn"],
     }
     return [
-        f"| {name} | {split} | {100 * found['accuracy']:.1f} % | {100 * found['low']:.1f}..{100 * found['high']:.1f}"
+        f"| {name} | {split} | {100 * found['accuracy']:.1f} %{_map(found)} | {100 * found['low']:.1f}..{100 * found['high']:.1f}"
         f" | {found['n']} | {found['groups']} |"
         for name, result in named.items()
         if result

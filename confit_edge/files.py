@@ -15,7 +15,10 @@ from confit_runtime.errors import UsageError
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`."""
     temporary = _partial(path)
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -49,10 +52,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     folder.mkdir()
     temporary = folder / path.name
     save_file(own, temporary, metadata)
+    temporary.chmod(folder.stat().st_mode & 0o666)  # as of any new file; safetensors lets nobody else read its own
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())
     os.replace(temporary, path)
     folder.rmdir()
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it is what a killed writer left."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def remove(path: Path) -> None:

@@ -71,6 +71,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
         print(
             f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
             f"  on {shown['n']} {where} clips of {shown['groups']} groups"
+            + (f", mAP {100 * shown['map']:.1f} %" if "map" in shown else "")
         )
 
 
@@ -107,6 +108,7 @@ class Progress(Bar):
                 f"{of}epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
                 f" validation probe {100 * event['val_linear']:.1f} %{head}",
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
         elif stage == "problem":
@@ -118,10 +120,12 @@ class Progress(Bar):
                 soft_wrap=True,
             )
         elif stage == "note":
-            self.console.print(f"{of}{event['text']}", highlight=False, soft_wrap=True)
+            self.console.print(f"{of}{event['text']}", highlight=False, markup=False, soft_wrap=True)
         elif stage == "search":
             self.console.print(
-                f"{of}lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation", highlight=False
+                f"{of}lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation",
+                highlight=False,
+                markup=False,
             )
         elif stage == "probe":
             self._show(run, "probing", None, 0, "")

@@ -73,6 +73,12 @@ class Corpus:
                 if labels != target.tobytes():
                     yield earlier, path
 
+    def repeated(self) -> dict[str, int]:
+        """How many validation and test clips decode to the very samples of a training clip."""
+        trained = {sound_digest(pcm) for pcm in self.train.pcm}
+        judged = {"val": self.val, "test": self.test}
+        return {name: sum(sound_digest(pcm) in trained for pcm in clips.pcm) for name, clips in judged.items()}
+
     def training_clips(self) -> Clips:
         """The training clips, and each training background as one long clip of the unknown class."""
         return self.train if self.unknown is None else self.and_unknown(self.train, self.background_train)

@@ -8,12 +8,15 @@ import sqlite3
 import threading
 import uuid
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Pcm = npt.NDArray[np.float32]
+Result = TypeVar("Result")
 
 SHARD = 1 << 28  # samples (1 GiB); a file is sparse until it is written to
 MAPPED = 100  # shards: Python keeps a file descriptor open for each map, and some systems allow 256
@@ -42,6 +45,29 @@ class Pack:
 
     def get(self, key: str) -> Pcm | None:
         """The array, held against its digest the first time; None where there is none."""
+        return self._mended(lambda: self._get(key))
+
+    def put(self, key: str, array: Pcm) -> Pcm:
+        """Keep an array (in place of a damaged one of that key); what comes back is the one that is kept."""
+        return self._mended(lambda: self._put(key, np.ascontiguousarray(array)))
+
+    def _mended(self, work: Callable[[], Result]) -> Result:
+        """What the work gives, with an index that is damaged begun anew: all in it can be decoded again."""
+        try:
+            return work()
+        except sqlite3.DatabaseError as error:
+            foreign = "no such" in str(error) or "has no column" in str(error)
+            if isinstance(error, sqlite3.OperationalError) and not foreign:  # busy, no place, may not be written
+                raise
+            with self._lock:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+                self._shards.clear()
+                self._remove()
+            return work()
+
+    def _get(self, key: str) -> Pcm | None:
         with self._lock:
             if key in self._checked:
                 return self._checked[key]
@@ -53,9 +79,7 @@ class Pack:
         with self._lock:
             return self._checked.setdefault(key, array)
 
-    def put(self, key: str, array: Pcm) -> Pcm:
-        """Keep an array (in place of a damaged one of that key); what comes back is the one that is kept."""
-        array = np.ascontiguousarray(array)
+    def _put(self, key: str, array: Pcm) -> Pcm:
         digest = hashlib.sha256(array.data).digest()
         with self._lock:
             name, start = self._reserve(len(array))
@@ -108,15 +132,12 @@ class Pack:
     def _index(self) -> sqlite3.Connection:
         if self._connection is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._connection = self._connect()
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError:  # not an index any more: all of it can be decoded again
-                for path in (self.folder / "index.db", *self.folder.glob("*.f32")):
-                    path.unlink(missing_ok=True)
-                self._connection = self._connect()
+            self._connection = self._connect()
         return self._connection
+
+    def _remove(self) -> None:
+        for path in (self.folder / "index.db", *self.folder.glob("*.f32")):
+            path.unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from matplotlib import pyplot as plt
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
+SHOWN = 40  # classes that can be read in one plot
+MAPPED = 4000  # clips
 FEW = 10  # clips: UMAP and t-SNE place each by its neighbours
 INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen": "#9aa5b1"}
 
@@ -58,10 +62,19 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
 def confusion_matrix(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: list[str], path: Path
 ) -> None:
-    """Rows are what was said, columns what was heard, in per cent of each row."""
+    """Rows are what was said, columns what was heard, in per cent of each row.
+
+    Of more than `SHOWN` classes those that were most often taken for others, or others for them.
+    """
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (truth, predicted), 1)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    title = "Confusion on test clips (% of what was said)"
+    if len(classes) > SHOWN:
+        wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+        shown = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
+        share, title = share[np.ix_(shown, shown)], f"{title}:\nthe {SHOWN} most confused of {len(classes)} classes"
+        classes = [classes[index] for index in shown]
     size = max(4.0, 0.28 * len(classes) + 1.5)
     figure, axes = plt.subplots(figsize=(size, size))
     axes.imshow(share, cmap="GnBu", vmin=0, vmax=100)
@@ -70,7 +83,7 @@ def confusion_matrix(
         axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set(xlabel="heard", ylabel="said", title="Confusion on test clips (% of what was said)")
+    axes.set(xlabel="heard", ylabel="said", title=title)
     _save(figure, path)
 
 
@@ -79,15 +92,19 @@ def embedding_maps(
 ) -> str:
     """Maps in two dimensions of embeddings `[clips, dim]`, side by side, coloured by class; says how they were made.
 
-    By UMAP where umap-learn is installed, else by t-SNE; by PCA where there are too few clips for neighbours to tell.
+    By UMAP where umap-learn is installed, else by t-SNE; by PCA where there are too few clips for neighbours to tell. Of
+    more than `MAPPED` clips so many drawn at random; of more than `SHOWN` classes no names.
     """
+    if sampled := len(labels) > MAPPED:
+        rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:MAPPED])
+        labels, maps = labels[rows], {title: embeddings[rows] for title, embeddings in maps.items()}
     figure, row = plt.subplots(1, len(maps), figsize=(6 * len(maps), 5.5), squeeze=False)
     colours = plt.get_cmap("turbo")(np.linspace(0.03, 0.97, len(classes)))
     method = "PCA" if len(labels) < FEW else "UMAP" if importlib.util.find_spec("umap") else "t-SNE"
     for axes, (title, embeddings) in zip(row[0], maps.items(), strict=True):
         points = _flattened(embeddings, method, seed)
         axes.scatter(points[:, 0], points[:, 1], s=9, color=colours[labels])
-        for index in np.unique(labels):
+        for index in np.unique(labels) if len(classes) <= SHOWN else ():
             middle = np.median(points[labels == index], axis=0)
             axes.text(
                 *middle,
@@ -97,9 +114,9 @@ def embedding_maps(
                 color=INK,
                 bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5},
             )
-        axes.set(title=title, xticks=[], yticks=[])
+        axes.set(title=_wrapped(title), xticks=[], yticks=[])
     _save(figure, path)
-    return method
+    return f"{method} of {MAPPED} clips drawn at random" if sampled else method
 
 
 def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
@@ -107,6 +124,8 @@ def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
     if method == "PCA":
         from sklearn.decomposition import PCA
 
+        if len(embeddings) < 2:
+            return np.zeros((len(embeddings), 2), np.float32)
         return PCA(2).fit_transform(embeddings)
     if method == "UMAP":
         from umap import UMAP
@@ -175,12 +194,19 @@ def contributions(shares: dict[str, Doubles], path: Path, top: int = 20) -> None
         axes.bar(range(len(largest)), 100 * values[largest], color=COLOURS["pairtune"])
         axes.axhline(100 / len(values), color=INK, ls=":", lw=1)
         axes.set_xticks(range(len(largest)), largest, rotation=90, fontsize=6)
-        axes.set(title=name, xlabel="dimension")
+        axes.set_title(_wrapped(name), fontsize=9)
+        axes.set_xlabel("dimension")
     row[0][0].set_ylabel("contribution (%)")
     _save(figure, path)
 
 
+def _wrapped(title: str) -> str:
+    return "\n".join(textwrap.wrap(title, 36))
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a label may be of any script, a font is not
+        figure.tight_layout()
+        figure.savefig(path, dpi=130)
     plt.close(figure)

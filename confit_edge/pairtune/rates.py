@@ -16,6 +16,7 @@ from confit_edge.pairtune.distill import Teaching
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.trainer import DivergedError, Watcher, fit
 from confit_edge.pairtune.validation import quality
+from confit_runtime.errors import ConfitError
 
 FOUND, TRIAL = "rates.json", "trial-"  # in the folder of a training that is not finished
 
@@ -39,7 +40,10 @@ def choose_lr(
     kept = folder / FOUND if folder else None
     found: dict[str, float | None] = {}  # None: diverged
     if kept and kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(kept.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfitError(f"{kept}: is damaged ({error}); remove it, and the rates are tried again") from error
     one, epochs = replace(recipe, soup=1), recipe.search_epochs or recipe.epochs
     for lr in recipe.lr:
         if str(lr) in found:

@@ -30,7 +30,7 @@ from confit_edge.pairtune.trainer import Fitted, Watcher, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.cautions import cautions
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 
 
 @dataclass
@@ -67,6 +67,10 @@ def train(
     recipe = settled(recipe, device)
     check_out(out, resume)
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
+    lasts_s = encoder.window / encoder.sample_rate
+    if watch and recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
+        text = f"--window {recipe.window:g}: {recipe.encoder} makes an embedding from {lasts_s:.2f} s, the nearest that it can"
+        watch({"stage": "note", "text": text})
     corpus = read_corpus(
         manifest,
         rate=encoder.sample_rate,
@@ -175,8 +179,8 @@ def train_corpus(
         head, test = head_probe(fitted.objective), probes.test_embeddings
         val = embed_clips(encoder, corpus.val.pcm, device)
         metrics["head"] = {
-            "val": score(head.scores(val), corpus.val, recipe.seed),
-            "test": score(head.scores(test), corpus.test, recipe.seed),
+            "val": score(head.scores(val), corpus.val, recipe.seed, multi_label=corpus.multi_label),
+            "test": score(head.scores(test), corpus.test, recipe.seed, multi_label=corpus.multi_label),
         }
     info = runs.RunInfo(
         name=name,
@@ -226,6 +230,7 @@ def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
         "clips": {name: len(clips) for name, clips in splits.items()},
         "groups": {name: len(set(clips.groups)) for name, clips in splits.items()},
         "problems": dict(Counter(problem.kind for problem in corpus.problems)),
+        "repeated": corpus.repeated(),
     }
 
 
@@ -240,7 +245,12 @@ def check_out(out: Path, resume: bool) -> None:
         raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")
     if begun and not resume:
         raise UsageError(f"{out}: holds a training that has not finished; add --resume to go on with it, or remove it")
-    if not begun and not (out / "run.json").is_file() and out.is_dir() and any(out.iterdir()):
+    if (
+        not begun
+        and not (out / "run.json").is_file()
+        and out.is_dir()
+        and not all(map(files.is_partial, out.iterdir()))
+    ):
         raise UsageError(f"{out}: is not empty and holds no run; choose another -o")
 
 
@@ -257,7 +267,12 @@ def begun(out: Path) -> dict[str, Any] | None:
         info = runs.read_info(out)
         return {"recipe": info.recipe, "fingerprint": info.data["fingerprint"], "distilled": info.distilled}
     beginning = out / "started.json"
-    told: dict[str, Any] | None = json.loads(beginning.read_text(encoding="utf-8")) if beginning.is_file() else None
+    if not beginning.is_file():
+        return None
+    try:
+        told: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train anew") from error
     return told
 
 

@@ -13,7 +13,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.embedding import Floats, embed_clips
 from confit_edge.pairtune.objectives import FineTune, Objective
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import correct
+from confit_edge.probes.metrics import merit
 
 QUICK_CLIPS, QUICK_TOTAL = 10, 300  # of each class, and of all, for the probe after each epoch
 
@@ -35,9 +35,10 @@ class Validation:
         known = corpus.train.targets.any(axis=0)  # the unknown class has background only, which is not probed here
         targets, truth = corpus.train.targets[self.rows][:, known], corpus.val.targets[:, known]
         probe = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
-        row = {"val_linear": float(correct(probe.scores(val), truth).mean())}
+        row = {"val_linear": merit(probe.scores(val), truth, multi_label=corpus.multi_label)}
         if isinstance(objective, FineTune):
-            row["val_head"] = float(correct(head_probe(objective).scores(val), corpus.val.targets).mean())
+            scores = head_probe(objective).scores(val)
+            row["val_head"] = merit(scores, corpus.val.targets, multi_label=corpus.multi_label)
         return row
 
     def _embeddings(self, encoder: Encoder) -> tuple[Floats, Floats]:
@@ -53,7 +54,10 @@ def quality(row: dict[str, float]) -> float:
 
 
 def standard_error(share: float, clips: int) -> float:
-    """Of a share of right answers among `clips`; not zero where all are right (one more of each is counted)."""
+    """Of a share of right answers among `clips` (or of a mAP, as if it were one).
+
+    Not zero where all are right: one more of each is counted.
+    """
     share = (share * clips + 1) / (clips + 2)
     return math.sqrt(share * (1 - share) / clips)
 

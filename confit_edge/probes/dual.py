@@ -17,7 +17,7 @@ from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.items import training_background
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import accuracy, correct
+from confit_edge.probes.metrics import accuracy, correct, mean_average_precision
 from confit_edge.probes.typicality import Typicality
 from confit_edge.probes.views import augmented_views, stream_views
 
@@ -67,8 +67,8 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
     for name, probe in (("linear", linear), ("knn", knn)):
         metrics[name] = {
-            "val": score(probe.scores(val), corpus.val, recipe.seed),
-            "test": score(probe.scores(test), corpus.test, recipe.seed),
+            "val": score(probe.scores(val), corpus.val, recipe.seed, multi_label=corpus.multi_label),
+            "test": score(probe.scores(test), corpus.test, recipe.seed, multi_label=corpus.multi_label),
         }
     return DualProbe(linear, knn, typicality, metrics, val, test)
 
@@ -77,6 +77,14 @@ def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[F
     return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
 
 
-def score(scores: Floats, clips: Clips, seed: int) -> dict[str, Any] | None:
-    """Accuracy with its interval, or None where the split has no clips."""
-    return accuracy(correct(scores, clips.targets), clips.groups, seed).to_dict() if len(clips) else None
+def score(scores: Floats, clips: Clips, seed: int, *, multi_label: bool = False) -> dict[str, Any] | None:
+    """Accuracy with its interval, or None where the split has no clips.
+
+    Of `multi_label` clips it is the share of those with a label whose best class is one of their own; `map` stands beside it.
+    """
+    labelled = np.flatnonzero(clips.targets.any(axis=1))
+    if not len(labelled):
+        return None
+    right = correct(scores[labelled], clips.targets[labelled])
+    found = accuracy(right, [clips.groups[row] for row in labelled], seed).to_dict()
+    return {**found, "map": mean_average_precision(scores, clips.targets)} if multi_label else found

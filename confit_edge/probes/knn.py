@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.probes.metrics import correct, mean_average_precision
+from confit_edge.probes.metrics import merit
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
@@ -50,18 +50,12 @@ class KnnProbe:
 
         Of equals the cosine is kept, and the smallest k.
         """
-
-        def quality(scores: Floats) -> float:
-            if multi_label:
-                return mean_average_precision(scores, val_targets)
-            return float(correct(scores, val_targets).mean())
-
         best: tuple[float, KnnProbe] | None = None
         for metric in METRICS:
             found = cls(embeddings, targets, 1, metric)._nearest(val_embeddings, max(NEIGHBOURS))
             for k in NEIGHBOURS:
                 probe = cls(embeddings, targets, k, metric)
-                reached = quality(probe._votes(*found, k))
+                reached = merit(probe._votes(*found, k), val_targets, multi_label=multi_label)
                 if best is None or reached > best[0]:
                     best = (reached, probe)
         assert best is not None

@@ -120,6 +120,16 @@ def correct(scores: Floats, targets: Targets) -> Bools:
     return np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)[:, 0] > 0
 
 
+def merit(scores: Floats, targets: Targets, *, multi_label: bool) -> float:
+    """What epochs, rates and probes are chosen by: the share of clips that are right; where they have several labels, mAP.
+
+    There the best class of a clip says little: where one label is on every clip, it is right whatever else is heard.
+    """
+    if multi_label:
+        return mean_average_precision(scores, targets)
+    return float(correct(scores, targets).mean())
+
+
 def accuracy(right: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Accuracy:
     """The share of clips that are right, with a percentile bootstrap interval that resamples groups.
 

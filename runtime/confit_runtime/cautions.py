@@ -24,6 +24,12 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
             "every clip is a group of its own: where one speaker or one recording gave several clips, they stand in train,"
             " validation and test alike, and accuracy is too good; give a `group` column, or folders CLASS/GROUP/"
         )
+    for split, name in (("val", "validation"), ("test", "test")):
+        if many := data.get("repeated", {}).get(split, 0):
+            found.append(
+                f"{many} of {_count(clips[split], f'{name} clip')} {'is' if many == 1 else 'are'} the very sound of a training"
+                " clip, so accuracy is too good: see `confit-edge data check`"
+            )
     if clips["val"] < FEW_CLIPS or groups["val"] < FEW_GROUPS:
         share = 1 - (1 - SURE) ** (1 / max(1, min(clips["val"], groups["val"])))
         found.append(

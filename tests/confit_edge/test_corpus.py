@@ -17,6 +17,7 @@ from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import epoch_batches, filling
 from confit_runtime.audio import load_clip
+from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError
 
 RATE = 16_000
@@ -77,6 +78,23 @@ def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("\n".join(rows))
     found = list(read_corpus(tmp_path / "m.csv", rate=RATE, seed=0).contradictions())
     assert [{path.name for path in pair} for pair in found] == [{"1.wav", "6.wav"}]
+
+
+def test_clips_that_are_judged_and_trained_on_are_counted(tmp_path: Path) -> None:
+    rows = ["path,label,group,split"]
+    for number, (label, split) in enumerate(zip("xyxyxyxy", ["train"] * 4 + ["val"] * 2 + ["test"] * 2, strict=True)):
+        noise(tmp_path / f"{number}.wav", seed={6: 0, 7: 3}.get(number, number))  # both test clips are training clips
+        rows.append(f"{number}.wav,{label},{number},{split}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    repeated = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0).repeated()
+    assert repeated == {"val": 0, "test": 2}
+    data = {
+        "clips": {"train": 4, "val": 2, "test": 2},
+        "groups": {"train": 4, "val": 2, "test": 1},
+        "repeated": repeated,
+    }
+    assert sum("2 of 2 test clips are the very sound of a training clip" in one for one in cautions(data)) == 1
+    assert not any("very sound" in one for one in cautions({**data, "repeated": {"val": 0, "test": 0}}))
 
 
 def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:

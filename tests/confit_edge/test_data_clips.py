@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -186,7 +188,17 @@ def test_what_is_decoded_is_kept_on_disk_for_the_next_process(
 
 
 @pytest.mark.parametrize(
-    "damage", ["flipped bit", "shard cut", "shard empty", "shard gone", "index garbage", "index gone"]
+    "damage",
+    [
+        "flipped bit",
+        "shard cut",
+        "shard empty",
+        "shard gone",
+        "index garbage",
+        "index pages",
+        "index of others",
+        "index gone",
+    ],
 )
 def test_a_damaged_cache_is_made_again(
     tmp_path: Path, store: ClipStore, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -209,6 +221,12 @@ def test_a_damaged_cache_is_made_again(
         os.truncate(shard, 0)
     elif damage == "index garbage":
         index.write_bytes(b"garbage" * 2000)
+    elif damage == "index pages":
+        index.write_bytes(index.read_bytes()[:4096] + b"garbage!" * 4096)
+    elif damage == "index of others":
+        index.unlink()
+        with contextlib.closing(sqlite3.connect(index)) as other:
+            other.execute("CREATE TABLE arrays (name TEXT)")
     else:
         (shard if damage == "shard gone" else index).unlink()
     names = decoded(monkeypatch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -52,6 +53,16 @@ def test_killed_while_it_writes_the_file_is_the_former_or_the_new_and_the_next_w
     write_tensors(killed, {"x": torch.zeros(3)})
     assert torch.equal(load_file(killed)["x"], torch.zeros(3))
     assert list(killed.parent.iterdir()) == [killed]
+
+
+def test_others_may_read_what_they_may_read_of_other_files(tmp_path: Path) -> None:
+    former = os.umask(0o022)
+    try:
+        write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)})
+        write_text(tmp_path / "x.json", "{}")
+    finally:
+        os.umask(former)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o644"}
 
 
 def test_tensors_that_share_memory_or_are_views_are_written_each_by_itself(tmp_path: Path) -> None:

@@ -269,6 +269,23 @@ def test_plots_of_geometry_are_written(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_many_classes_the_most_confused_are_shown_and_a_plot_stays_small(tmp_path: Path) -> None:
+    names = [f"speaker {number}" for number in range(630)]
+    truth = np.arange(630)
+    heard = truth.copy()
+    heard[[5, 6]] = [6, 5]
+    plots.confusion_matrix(truth, heard, names, tmp_path / "confusion.png")
+    plots.confusion_matrix(truth[:40], truth[:40], names[:40], tmp_path / "whole.png")
+    many, whole = (plots.plt.imread(tmp_path / f"{name}.png").shape for name in ("confusion", "whole"))
+    assert max(many) < 1.1 * max(whole)
+
+
+def test_a_map_of_many_clips_is_of_some_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "MAPPED", 30)
+    method = plots.embedding_maps({"before": cone(80)}, np.arange(80) % 2, ["a", "b"], tmp_path / "map.png")
+    assert method.endswith("of 30 clips drawn at random")
+
+
 @pytest.mark.parametrize("method", ["UMAP", "t-SNE"])
 def test_a_map_keeps_neighbours_together_and_is_the_same_again(method: str) -> None:
     if method == "UMAP":
@@ -281,7 +298,7 @@ def test_a_map_keeps_neighbours_together_and_is_the_same_again(method: str) -> N
     np.testing.assert_array_equal(plots._flattened(x, method, seed=0), points)
 
 
-@pytest.mark.parametrize("clips", [2, 9, 10])
+@pytest.mark.parametrize("clips", [1, 2, 9, 10])
 def test_a_map_of_few_clips_is_drawn_too(clips: int, tmp_path: Path) -> None:
     method = plots.embedding_maps({"before": cone(clips)}, np.arange(clips) % 2, ["a", "b"], tmp_path / "map.png")
     assert (method == "PCA") == (clips < 10)

@@ -21,7 +21,7 @@ from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.session import train, train_corpus
-from confit_edge.probes.metrics import correct
+from confit_edge.probes.metrics import correct, mean_average_precision
 from confit_edge.runs import Run, read_run, weights_sha256
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -110,6 +110,18 @@ def test_the_digest_of_weights_sees_every_value_and_name() -> None:
     assert weights_sha256(encoder) != first
 
 
+def test_a_training_whose_beginning_was_cut_off_is_told_of_and_begun_anew(manifest: Path, tmp_path: Path) -> None:
+    """A power cut leaves an empty file where it was not written to the disk, and a kill what was not renamed yet."""
+    recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "started.json").touch()
+    with pytest.raises(ConfitError, match=r"started\.json: is damaged"):
+        train(manifest, tmp_path / "cut", recipe, resume=True)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".started.json.partial").touch()
+    assert train(manifest, tmp_path / "killed", recipe) is not None
+
+
 # several labels
 
 
@@ -131,7 +143,14 @@ def test_clips_with_several_labels_train_and_get_probes(
     assert found.info.multi_label
     assert found.linear.multi_label
     assert found.info.classes == ["happy", "long", "marvin", "short", "stop", "yes", *(["unknown"] if noisy else [])]
-    assert found.metrics["probes"]["linear"]["val"]["n"] == 15
+    probed = found.metrics["probes"]["linear"]["val"]
+    assert probed["n"] == 12  # those of seven have no label, and no best class is theirs
+    scores = found.linear.scores(embed_clips(found.encoder, corpus.val.pcm, CPU))
+    truth = np.array(
+        [[name in labels[corpus.classes[one]].split("|") for name in found.info.classes] for one in corpus.val.labels]
+    )
+    assert probed["map"] == pytest.approx(mean_average_precision(scores, truth.astype(np.int8)))
+    assert f"(mAP {100 * probed['map']:.1f} %)" in (tmp_path / "run" / "README.md").read_text()
     assert ("head" in found.metrics) == (objective == "finetune")
     scores = found.linear.scores(embed_clips(found.encoder, corpus.train.pcm, CPU))
     words = np.array([corpus.classes[label] for label in corpus.train.labels])
