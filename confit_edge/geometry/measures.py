@@ -20,6 +20,7 @@ Labels = npt.NDArray[np.integer]
 TOPS = (1, 3, 5)  # the shares of the paper's table
 RATIO_FROM = 0.05  # the anisotropy below which a ratio to it says nothing
 ROTATIONS = 10
+_TABLE = 4_000_000  # the largest table of cosines made at once
 SAMPLE = 4096  # clips whose pairs are all looked at, where there is no closed form
 
 
@@ -183,7 +184,8 @@ def scatter(embeddings: Embeddings, labels: Labels) -> float:
     within, between = _scatters(embeddings, labels)
     if not len(between):
         return float("nan")
-    return float(np.square(between).sum() / max(float(np.square(within).sum()), 1e-12))
+    apart, together = float(np.square(between).sum()), float(np.square(within).sum())
+    return apart / together if together > 1e-12 * (apart + together) else float("nan")
 
 
 def fisher(embeddings: Embeddings, labels: Labels) -> float:
@@ -330,4 +332,4 @@ def _some(clips: int, seed: int) -> npt.NDArray[np.int64]:
 def _blocks(clips: int, seed: int) -> list[npt.NDArray[np.int64]]:
     """The same rows in parts that keep a table of cosines small."""
     some = _some(clips, seed)
-    return np.array_split(some, -(-len(some) // 1024))
+    return np.array_split(some, -(-len(some) * clips // _TABLE))

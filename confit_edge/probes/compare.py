@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from confit_edge.data.clips import sound_digest
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
@@ -22,6 +24,8 @@ from confit_edge.probes.metrics import Floats
 from confit_edge.probes.verification import Trials, verify
 from confit_edge.runs import Run, run_corpus
 from confit_runtime.errors import ConfitError, UsageError
+
+log = logging.getLogger(__name__)
 
 Split = Literal["val", "test"]
 
@@ -62,7 +66,8 @@ class Judged:
 def shared_corpora(runs: list[Run], recipe: Recipe, manifest: Path | None = None) -> dict[int, Corpus]:
     """What the runs are judged on, by the sample rate they need: their own clips, or `manifest` read as `recipe` says.
 
-    Raises UsageError where the runs differ in clips, labels or splits: one may have trained on what another is tested on.
+    Raises UsageError where the runs differ in clips, labels or splits, and where a run was trained on clips of `manifest` to
+    judge by.
     """
     corpora: dict[int, Corpus] = {}
     first: Corpus | None = None
@@ -77,9 +82,29 @@ def shared_corpora(runs: list[Run], recipe: Recipe, manifest: Path | None = None
                     " compare them on clips that neither has seen (--manifest)"
                 )
             corpora.setdefault(rate, corpus)
-        elif rate not in corpora:
-            corpora[rate] = read_corpus(manifest, rate=rate, **recipe.corpus_options())
+        else:
+            if rate not in corpora:
+                corpora[rate] = read_corpus(manifest, rate=rate, **recipe.corpus_options())
+            _refuse_trained_on(run, corpora[rate])
     return corpora
+
+
+def _refuse_trained_on(run: Run, corpus: Corpus) -> None:
+    """Raise UsageError where the run was trained on clips of `corpus` to judge by; where that cannot be told, log it."""
+    if corpus.fingerprint == run.info.data["fingerprint"]:
+        return
+    try:
+        own = run_corpus(run)
+    except ConfitError as error:
+        log.warning("%s: whether it was trained on clips to judge by cannot be told (%s)", run.path, error)
+        return
+    trained = {sound_digest(pcm) for pcm in own.train.pcm}
+    judged = [*corpus.val.pcm, *corpus.test.pcm]
+    if seen := sum(sound_digest(pcm) in trained for pcm in judged):
+        raise UsageError(
+            f"{run.path}: was trained on {seen} of the {len(judged)} clips to judge by (the split of {corpus.manifest.source} is"
+            " not its own): give clips that no run has seen"
+        )
 
 
 def split_of(corpus: Corpus, split: Split) -> Clips:

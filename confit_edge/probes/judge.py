@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from confit_edge.probes.metrics import (
     average_precisions,
     balanced_accuracy,
     correct,
-    interval,
     macro_f1,
     micro_f1,
     share_interval,
     shares,
     tallies,
 )
+from confit_runtime import intervals
+from confit_runtime.errors import UsageError
 
 RANK_DRAWS = 200  # of metrics that sort all clips again in each draw
 
@@ -36,14 +37,15 @@ class Estimate:
     low: float
     high: float
     samples: Doubles = field(repr=False, compare=False)
+    units: int = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, value: float, samples: Doubles, units: int) -> Estimate:
-        return cls(value, *share_interval(value, samples, units), samples)
+        return cls(value, *share_interval(value, samples, units), samples, units)
 
     def minus(self, other: Estimate) -> Difference:
         """The paired difference to the same metric of another probe on the same clips, groups and seed."""
-        return Difference(self.value - other.value, *interval(self.samples - other.samples))
+        return Difference.of(self.value - other.value, self.samples - other.samples, self.units)
 
     def to_dict(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}
@@ -73,13 +75,15 @@ def judge(
     whole = {name: part.sum(axis=0) for name, part in parts.items()}
     drawn = dict(zip(parts, np.split(resamples.totals(np.hstack(list(parts.values()))), 3, axis=1), strict=True))
 
-    def estimate(value: float | Doubles, samples: Doubles) -> Estimate:
-        return Estimate.of(float(value), samples, resamples.units)
+    def estimate(value: float | Doubles, samples: Doubles, units: int = resamples.units) -> Estimate:
+        return Estimate.of(float(value), samples, units)
 
     labelled = targets.any(axis=1)
+    if not labelled.any():
+        raise UsageError("none of the clips to judge on has a label")
     of_labelled = resamples if labelled.all() else Resamples.of([groups[at] for at in np.flatnonzero(labelled)], seed)
     right = correct(scores[labelled], targets[labelled])
-    metrics = {"accuracy": estimate(right.mean(), shares(right, of_labelled))}
+    metrics = {"accuracy": estimate(right.mean(), shares(right, of_labelled), of_labelled.units)}
     if multi_label:
         ranked = Resamples.of(groups, seed, RANK_DRAWS)
         precisions = average_precisions(scores, targets)[0]
@@ -101,7 +105,12 @@ def judge(
         support = drawn["hits"][:, column] + drawn["missed"][:, column]
         with np.errstate(invalid="ignore"):  # a draw without clips of the class has no recall
             recalls = drawn["hits"][:, column] / support
-        recall = estimate(hits / (hits + missed), recalls)
+        # it stands on the groups that hold the class, and with one group on nothing but its clips
+        with_it = len(np.unique(resamples.unit[targets[:, column] > 0]))
+        recall = estimate(hits / (hits + missed), recalls, with_it)
+        if with_it == 1:
+            low, high = intervals.share_interval(hits, hits + missed)
+            recall = replace(recall, low=low, high=high)
         row: dict[str, Any] = {
             "class": classes[column],
             "clips": hits + missed,

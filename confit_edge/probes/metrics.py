@@ -51,6 +51,12 @@ class Difference:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, difference: float, samples: Doubles, units: int) -> Difference:
+        """Of shares, by its values in the draws of `units` groups or clips."""
+        low, high = interval(difference, samples, units)
+        return cls(difference, max(-1.0, low), min(1.0, high))
+
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
 
@@ -95,11 +101,21 @@ class Resamples:
         return np.concatenate([counts @ by_unit for counts in self.counts()])
 
 
-def interval(samples: Doubles) -> tuple[float, float]:
-    """The 95 % percentile interval of the draws in which the value is defined; NaN where it is in none."""
+def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
+    """The 95 % interval of a value by the draws of `units` groups or clips in which it is defined; NaN where it is in none.
+
+    The percentile interval, widened for few units: those draws spread by (units - 1) / units too little, and as if the
+    spread were known (Hesterberg 2014, arXiv 1411.5279, section 5.3). With one unit there is none.
+    """
+    from scipy.stats import norm
+    from scipy.stats import t as student
+
     defined = samples[~np.isnan(samples)]
-    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
-    return float(low), float(high)
+    if not len(defined) or units < 2:
+        return float("nan"), float("nan")
+    stretch = student.ppf(0.975, units - 1) / norm.ppf(0.975) * np.sqrt(units / (units - 1))
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return float(value - stretch * (value - low)), float(value + stretch * (high - value))
 
 
 def share_interval(share: float, samples: Doubles, units: int) -> tuple[float, float]:
@@ -110,9 +126,9 @@ def share_interval(share: float, samples: Doubles, units: int) -> tuple[float, f
     """
     if units < FEWEST_GROUPS:
         return intervals.share_interval(round(share * units), units)
-    low, high = interval(samples)
+    low, high = interval(share, samples, units)
     reach = 1 - 0.025 ** (1 / units)
-    return (1 - reach if share == 1 else low), (reach if share == 0 else high)
+    return (1 - reach if share == 1 else max(0.0, low)), (reach if share == 0 else min(1.0, high))
 
 
 def correct(scores: Floats, targets: Targets) -> Bools:
@@ -144,7 +160,8 @@ def accuracy(right: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS)
 def paired_difference(right: Bools, other: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Difference:
     """The share right minus the other's, both on the same clips, with a bootstrap interval that resamples groups."""
     gain = right.astype(np.float64) - other
-    return Difference(float(gain.mean()), *interval(shares(gain, Resamples.of(groups, seed, draws))))
+    resamples = Resamples.of(groups, seed, draws)
+    return Difference.of(float(gain.mean()), shares(gain, resamples), resamples.units)
 
 
 def shares(values: npt.NDArray, resamples: Resamples) -> Doubles:

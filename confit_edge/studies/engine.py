@@ -95,6 +95,9 @@ def prepare(
         cost: dict[str, float] = {}
         for key, trial in trials.items():
             kind = (trial.recipe.encoder, trial.recipe.window)
+            if trial.done:
+                cost[key] = 0.0
+                continue
             if key not in done and kind not in paces:
                 paces[kind] = measure_pace(bench, replace(trial.recipe, objective="pairtune", seed=source.recipe.seed))
             cost[key] = done[key].cpu_seconds if key in done else expected(trial, bench, paces[kind])

@@ -32,7 +32,7 @@ class Journal:
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise UsageError(f"{self.path}: is not empty and holds no study; choose another -o")
             return {}
-        before = _read_header(self.path / HEADER)
+        before = read_header(self.path / HEADER)
         changed = [key for key in self.header if key != "recipe" and before.get(key) != self.header[key]]
         recipe, other = before.get("recipe", {}), self.header["recipe"]
         changed += [f"recipe key '{key}'" for key in {**recipe, **other} if recipe.get(key) != other.get(key)]
@@ -76,7 +76,8 @@ def read_outcomes(path: Path) -> list[Outcome]:
     return outcomes
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, Any]:
+    """What `study.json` says. Raises ConfitError where it is damaged."""
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

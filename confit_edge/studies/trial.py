@@ -36,7 +36,7 @@ class Trial:
     """One encoder to train (or, with `train` off, to take as it is) and to measure.
 
     `arm` says what the trial is, in the columns of the study's table; the seed is the recipe's. `options` are for the
-    study's own `measure`.
+    study's own `measure`. One that is `done` elsewhere, and is only read, costs nothing.
     """
 
     arm: Arm
@@ -44,6 +44,7 @@ class Trial:
     subset: Subset = Subset()
     train: bool = True
     options: Mapping[str, Scalar] = field(default_factory=dict)
+    done: bool = False
 
     def key(self, study: str) -> str:
         """The same for the same work, in any process and on any day; what makes a study go on where it was stopped."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 
@@ -139,12 +141,23 @@ def test_pairs_may_be_given(run_path: Path, manifest: Path, confit: Confit, tmp_
     assert "nowhere.wav" in err
 
 
-def test_other_clips_may_be_given(several: Path, vanilla: Path, cut: Callable[..., Path], confit: Confit) -> None:
+def test_other_clips_may_be_given(
+    several: Path, vanilla: Path, manifest: Path, cut: Callable[..., Path], confit: Confit, tmp_path: Path
+) -> None:
     other = cut(words=("dog", "cat", "bird"), voices={"train": 5, "val": 2, "test": 2})
     code, out, err = confit("probe", vanilla, "--manifest", other, "--json")
     assert code == 0, err
     assert [row["probe"] for row in of_type(out, "probe")] == ["linear", "knn", "linear", "knn"]  # its head knows none
     assert {row["class"] for row in of_type(out, "class")} == {"bird", "cat", "dog"}
+    swapped = {"train": "test", "test": "train", "val": "val"}
+    clips = tuple(replace(clip, split=swapped[clip.split]) for clip in read_manifest(manifest).clips)
+    target = tmp_path / "swapped.csv"
+    write_manifest(replace(read_manifest(manifest), clips=clips, source=target), target)
+    for verb in (["probe", vanilla], ["analyze", vanilla]):
+        code, _, err = confit(*verb, "--manifest", tmp_path / "swapped.csv")
+        assert code == 2
+        assert "was trained on" in err
+        assert "of the" in err
     code, _, err = confit("probe", vanilla, "--baseline", several)
     assert code == 2
     assert "--manifest" in err

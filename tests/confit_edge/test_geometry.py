@@ -182,6 +182,7 @@ def test_what_is_not_defined_is_nan_and_what_is_wrong_is_an_error() -> None:
     assert math.isfinite(one_class["alignment"])
     all_apart = m.describe(x, np.arange(40))
     assert math.isnan(all_apart["alignment"])
+    assert math.isnan(all_apart["scatter"])
     single = m.describe(x[:1], np.zeros(1, np.int64))
     assert all(math.isnan(value) for value in single.values())
     for wrong in (x[0], x[:0], np.full((3, 2), np.nan)):

@@ -22,6 +22,7 @@ from confit_edge.data.corpus import Clips
 from confit_edge.probes.judge import judge
 from confit_edge.probes.metrics import (
     Resamples,
+    accuracy,
     average_precisions,
     correct,
     equal_error_rate,
@@ -30,6 +31,7 @@ from confit_edge.probes.metrics import (
     paired_difference,
 )
 from confit_edge.probes.verification import CLIPS, Trials, all_pairs, read_trials, verify
+from confit_runtime import intervals
 from confit_runtime.errors import UsageError
 
 Scores = npt.NDArray[np.float32]
@@ -172,6 +174,33 @@ def test_a_perfect_probe_has_an_interval_in_every_metric_and_the_confused_are_na
     assert rows[0]["taken_for"] == "c (2)"
     assert rows[0]["recall"] == pytest.approx(0.7)
     assert rows[0]["recall_low"] < 0.7 < rows[0]["recall_high"]
+
+
+def test_a_recall_stands_on_the_groups_that_hold_its_class() -> None:
+    """Where each speaker is a class, another speaker's clips say nothing of how sure it is."""
+    targets = np.eye(10, dtype=np.int8)[np.repeat(np.arange(10), 6)]
+    groups = [str(clip // 6) for clip in range(60)]
+    scores = targets.astype(np.float32)
+    scores[:2] = targets[6]
+    rows = judge(scores, targets, groups, list("abcdefghij"), multi_label=False).per_class
+    assert (rows[0]["recall_low"], rows[0]["recall_high"]) == pytest.approx(intervals.share_interval(4, 6))
+    assert rows[1]["recall_low"] == pytest.approx(intervals.share_interval(6, 6)[0])
+
+
+@pytest.mark.parametrize("groups", [2, 4, 6, 12])
+def test_an_interval_of_few_groups_holds_the_truth(groups: int) -> None:
+    """Groups differ by more than their clips do: 95 of 100 intervals should hold what holds of all groups."""
+    rng, held, differs = np.random.default_rng(groups), 0, 0
+    names = [str(clip // 20) for clip in range(20 * groups)]
+    for _ in range(200):
+        skill = np.repeat(rng.beta(3.5, 1.5, groups), 20)
+        one, other = (rng.random(20 * groups) < skill for _ in range(2))
+        found = accuracy(one, names, draws=300)
+        held += found.low <= 0.7 <= found.high
+        gap = paired_difference(one, other, names, draws=300)
+        differs += gap.low <= 0 <= gap.high
+    assert held >= 178
+    assert differs >= 178
 
 
 # verification

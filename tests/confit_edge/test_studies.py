@@ -212,6 +212,18 @@ def test_shares_and_numbers_are_means_over_what_they_are_of() -> None:
     assert results.best(results.arms()) == {"o": "a"}
 
 
+def test_counts_that_agree_in_all_seeds_are_known_to_half_a_step() -> None:
+    results = Results(
+        outcome({"o": name}, seed, {"linear": [0.5, 0.5]}, epochs=epochs)
+        for name, epochs in (("a", 3), ("b", 2))
+        for seed in (0, 1)
+    )
+    gap = results.number_difference([(1.0, "epochs", {"o": "a"}), (-1.0, "epochs", {"o": "b"})])
+    assert gap.value == 1
+    assert not gap.told
+    assert gap.high - gap.value == pytest.approx(12.706 * 0.5 / math.sqrt(2), abs=1e-3)
+
+
 def test_a_difference_of_nothing_is_seldom_told() -> None:
     """Two arms that are equally good, on groups that differ: about one interval in twenty may leave out zero."""
     rng = np.random.default_rng(0)
@@ -394,6 +406,16 @@ def test_a_correlation_is_of_ranks_within_the_same_data() -> None:
     falling = Results(made("easy", 0.0, -1) + made("hard", 0.3, -1))
     assert isotropy.pairs(falling.rows, "isoscore", "linear").correlation().value == pytest.approx(-1.0)
     assert math.isnan(isotropy.pairs(results.rows, "anisotropy", "linear").correlation().value)
+
+
+def test_an_encoder_that_two_studies_measured_is_one() -> None:
+    def made(source: str, number: int) -> Outcome:
+        return outcome(
+            {"objective": "pairtune", "n": number, "from": source}, 0, {"linear": [0.1 * number]}, isoscore=number
+        )
+
+    rows = Results([made("one", n) for n in range(3)] + [made("two", n) for n in range(4)]).rows
+    assert [row.arm["from"] for row in isotropy.encoders(rows)] == ["one"] * 3 + ["two"]
 
 
 def balance_results(penalised: float, reached: float) -> Results:

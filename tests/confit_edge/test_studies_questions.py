@@ -135,6 +135,15 @@ def test_isotropy_reads_what_was_trained_before(
     assert sum(outcome.cpu_seconds for outcome in results.outcomes) < 2
     with pytest.raises(UsageError, match="only isotropy reads earlier ones"):
         prepare(find("shots"), source_of(tones, recipe), tmp_path / "no", seeds=1, earlier=[folder / "classes"])
+    assert planned.cpu_seconds < 1
+    other = tmp_path / "other.csv"
+    manifest = read_manifest(tones)
+    write_manifest(replace(manifest, clips=manifest.clips[1:], source=other), other)
+    elsewhere = prepare(
+        find("isotropy"), source_of(other, recipe), tmp_path / "else", seeds=1, earlier=[folder / "classes"]
+    )
+    with pytest.raises(UsageError, match="classes: was made on other clips"):
+        run(elsewhere, 1)
     foreign = prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
     with pytest.raises(UsageError, match="its classes are not those of"):
         run(foreign, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, train_and_probe
 from confit_edge.studies.chart import colour_of, save
-from confit_edge.studies.journal import HEADER, read_outcomes
+from confit_edge.studies.journal import HEADER, read_header, read_outcomes
 from confit_edge.studies.phrases import plain, widened
+from confit_edge.studies.questions.dimensions import ROTATED
 from confit_edge.studies.results import DRAWS, LEVEL, Estimate, Results, Row
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Point, Subset, Trial
@@ -54,23 +56,37 @@ def plan_from(path: Path, recipe: Recipe) -> list[Trial]:
                 {"objective": "?", **outcome.arm, "from": path.name},
                 replace(recipe, seed=outcome.seed),
                 outcome.subset,
+                train=False,
                 options={"study": str(path.resolve()), "key": outcome.key},
+                done=True,
             )
             for outcome in read_outcomes(path)
             if outcome.points
         ]
     run = runs.read_run(path)
     return [
-        Trial({"objective": run.recipe.objective, "run": path.name}, run.recipe, options={"run": str(path.resolve())})
+        Trial(
+            {"objective": run.recipe.objective, "run": path.name},
+            run.recipe,
+            train=False,
+            options={"run": str(path.resolve())},
+        )
     ]
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
     """The usual, of an encoder that is trained now, of a run's, or as another study measured it."""
     if "study" in trial.options:
+        _refuse_other_data(bench, Path(str(trial.options["study"])))
         outcomes = {outcome.key: outcome for outcome in read_outcomes(Path(str(trial.options["study"])))}
         points = outcomes[str(trial.options["key"])].points
-        return [point for point in points if point.shares.keys() & set(PROBES) and point.numbers.keys() & set(MEASURES)]
+        return [
+            point
+            for point in points
+            if point.shares.keys() & set(PROBES)
+            and point.numbers.keys() & set(MEASURES)
+            and point.arm.get("basis") != ROTATED  # the same encoder, turned
+        ]
     if "run" not in trial.options:
         return train_and_probe(bench, trial)
     run = runs.read_run(Path(str(trial.options["run"])))
@@ -83,6 +99,14 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
             " may have learnt what it would be judged on: give the study the manifest of the run, with its splits"
         )
     return [probed(run.encoder.to(bench.device), None, corpus, run.recipe, bench.device)]
+
+
+def _refuse_other_data(bench: Bench, study: Path) -> None:
+    if read_header(study / HEADER).get("fingerprint") != bench.corpus().fingerprint:
+        raise UsageError(
+            f"{study}: was made on other clips, or another split of them, than {bench.source.manifest} has here, by which"
+            " accuracies differ too: give the study the manifest of that one"
+        )
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,13 @@ def pairs(rows: list[Row], measure: str, probe: str) -> Pairs:
     return Pairs(columns[0], columns[1], np.array([order.index(arm) for arm in arms], np.int64))
 
 
+def encoders(rows: list[Row]) -> list[Row]:
+    """Each encoder once: two studies may have made the same one, whose numbers are then the same to the last digit."""
+    return list(
+        {json.dumps([row.seed, row.numbers, row.shares], sort_keys=True): row for row in reversed(rows)}.values()
+    )[::-1]
+
+
 def share(row: Row, probe: str) -> float:
     """The accuracy 0..1 of a row, all groups together."""
     right, clips = (sum(pair[index] for pair in row.shares[probe].values()) for index in (0, 1))
@@ -156,9 +187,10 @@ def share(row: Row, probe: str) -> float:
 def conclude(results: Results) -> list[str]:
     """The rank correlation of each measure with each probe, over all encoders and within each objective that has enough."""
     lines = []
-    everything = {"all encoders": results.rows}
+    different = encoders(results.rows)
+    everything = {"all encoders": different}
     for objective in results.values("objective"):
-        everything[f"{objective} only"] = [row for row in results.rows if row.arm["objective"] == objective]
+        everything[f"{objective} only"] = [row for row in different if row.arm["objective"] == objective]
     for name, rows in everything.items():
         told: list[str] = []
         untold: list[str] = []
