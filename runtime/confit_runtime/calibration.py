@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.contract import Contract
-from confit_runtime.detect import Detector
+from confit_runtime.detect import Detector, refractory_hops
 from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
 from confit_runtime.recordings import Recording, Rows
 
@@ -220,7 +220,7 @@ def _raised(levels: Ints, margin: int) -> Ints:
 def _events_by_level(contract: Contract, label: int, firing: Rows, smooth: Rows) -> Ints:
     """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once."""
     level = contract.thresholds[contract.labels[label]]
-    refractory = math.ceil(level.get("refractory_s", contract.refractory_s) * contract.sample_rate / contract.hop)
+    refractory = refractory_hops(contract, level.get("refractory_s", contract.refractory_s))
     count, armed = np.zeros(len(LEVELS), np.int64), np.ones(len(LEVELS), bool)
     silent_until = np.zeros(len(LEVELS), np.int64)
     places = np.flatnonzero(firing >= LEVELS[0])

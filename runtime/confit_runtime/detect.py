@@ -66,7 +66,7 @@ class Detector:
             smoothing_hops=contract.smoothing_hops,
             min_hops=contract.min_hops,
             refractory_hops=[
-                _refractory_hops(contract, level.get("refractory_s", contract.refractory_s)) for level in levels
+                refractory_hops(contract, level.get("refractory_s", contract.refractory_s)) for level in levels
             ],
             never=never,
             exclusive=not contract.multi_label,
@@ -149,7 +149,7 @@ class NameDetector:
             level,
             smoothing_hops=1,
             min_hops=max(2, contract.min_hops),
-            refractory_hops=_refractory_hops(contract, contract.refractory_s),
+            refractory_hops=refractory_hops(contract, contract.refractory_s),
             exclusive=False,
         )
 
@@ -188,5 +188,6 @@ class NameDetector:
         return self._detector.push(scores)
 
 
-def _refractory_hops(contract: Contract, seconds: float) -> int:
+def refractory_hops(contract: Contract, seconds: float) -> int:
+    """For how many rows a class that fired stays silent."""
     return math.ceil(seconds * contract.sample_rate / contract.hop)

@@ -274,6 +274,11 @@ def test_an_open_number_of_clips_depends_on_the_classes_there_are(run_corpus: Co
     assert len(next(epoch_batches(clips, run_corpus, Recipe(clips_per_class=2), 0))) == (classes + 2) * 2
 
 
+def test_an_epoch_of_clips_with_several_labels_is_as_long_as_one_of_as_many_clips() -> None:
+    targets = np.ones((16, 2), np.int8)
+    assert len(list(balanced_batches(targets, 2, 4, np.random.default_rng(0)))) == 2
+
+
 def test_one_class_cannot_be_batched() -> None:
     with pytest.raises(ConfitError, match="two classes"):
         list(balanced_batches(one_hot([4, 0]), 2, 2, np.random.default_rng(0)))

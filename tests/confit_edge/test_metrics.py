@@ -27,6 +27,7 @@ from confit_edge.probes.metrics import (
     correct,
     equal_error_rate,
     equal_error_rates,
+    interval,
     mean_average_precision,
     paired_difference,
 )
@@ -174,6 +175,12 @@ def test_a_perfect_probe_has_an_interval_in_every_metric_and_the_confused_are_na
     assert rows[0]["taken_for"] == "c (2)"
     assert rows[0]["recall"] == pytest.approx(0.7)
     assert rows[0]["recall_low"] < 0.7 < rows[0]["recall_high"]
+
+
+def test_draws_in_which_a_value_is_not_defined_do_not_count() -> None:
+    assert interval(1.0, np.array([np.nan] * 10 + [1.0] * 90), 8) == (1.0, 1.0)
+    assert np.isnan(interval(1.0, np.full(5, np.nan), 8)).all()
+    assert np.isnan(interval(1.0, np.ones(5), 1)).all()
 
 
 def test_a_recall_stands_on_the_groups_that_hold_its_class() -> None:

@@ -114,6 +114,14 @@ def test_odd_batches_give_a_finite_loss_and_gradient(
     assert torch.isfinite(leaf.grad).all()
 
 
+def test_a_projection_sees_embeddings_of_the_scale_of_a_layers_outputs() -> None:
+    """Unit vectors of many dimensions have tiny coordinates; the projection is given them at a spread of 1."""
+    objective = make_objective(Recipe(projection_dim=8, projection_layers=1), 16, 4, multi_label=False)
+    assert isinstance(objective, PairTune)
+    embeddings = torch.randn(3, 16)
+    torch.testing.assert_close(objective.project(embeddings), objective.projection(4 * embeddings))
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_projection_of_one_layer_is_linear_and_of_more_is_not(layers: int) -> None:
     objective = make_objective(Recipe(projection_layers=layers, projection_dim=7), 10, 4, False)

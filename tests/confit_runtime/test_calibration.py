@@ -14,6 +14,7 @@ from confit_runtime.calibration import (
     HALF,
     LEVELS,
     NEVER,
+    REACHED_BY,
     Counts,
     choose,
     count_false_accepts,
@@ -23,7 +24,7 @@ from confit_runtime.calibration import (
     thresholds,
 )
 from confit_runtime.contract import Contract
-from confit_runtime.intervals import poisson_upper
+from confit_runtime.intervals import poisson_upper, resampled_upper
 from confit_runtime.recordings import Recording
 from tests import tiny_model
 
@@ -88,6 +89,7 @@ def test_the_promised_bound_holds(labels: int) -> None:
         strict.append(chosen.bound / max(true_rate(chosen.levels, rates), 1e-9))
         assert chosen.met == (chosen.bound <= 1.0)
         assert chosen.bound >= poisson_upper(int(chosen.held_out.sum()), float(counts.hours.sum()))
+        assert chosen.bound >= resampled_upper(chosen.held_out, counts.hours)  # of recordings, where they cluster
     assert kept >= 88
     assert np.median(strict) < 5  # and is no empty promise
 
@@ -112,6 +114,14 @@ def test_a_label_that_fires_everywhere_is_raised_alone() -> None:
     chosen = choose(Counts(events, np.full(30, 0.5)), target=0.5)
     assert chosen.met
     assert chosen.thresholds.tolist() == [LEVELS[200], NEVER, LEVELS[HALF]]
+
+
+def test_a_label_that_reached_a_level_as_often_as_may_be_is_not_raised_by_it() -> None:
+    events = np.zeros((1, 30, len(LEVELS)), np.int64)
+    events[0, :REACHED_BY, :200] = 1
+    assert choose(Counts(events, np.full(30, 0.5)), target=0.5).own.tolist() == [HALF]
+    events[0, REACHED_BY, :200] = 1
+    assert choose(Counts(events, np.full(30, 0.5)), target=0.5).own.tolist() == [200]
 
 
 def test_one_surprise_raises_all() -> None:

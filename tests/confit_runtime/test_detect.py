@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from confit_runtime.detect import Detector, Hit, NameDetector, Rows
@@ -80,6 +80,7 @@ def as_rows(eighths: list[list[int]]) -> Rows:
 
 @settings(deadline=None)
 @given(score_rows, detection)
+@example([[0, 0, 6], [0, 5, 0]], Settings(1, 1, 2, False, []))  # the rest of one class is not that of another
 def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> None:
     found = make(how).push(as_rows(eighths))
     wanted = naive_hits([[eighth / 8 for eighth in row] for row in eighths], how)
@@ -113,6 +114,31 @@ def test_a_name_fires_after_two_matches_in_succession() -> None:
     ada, bob, nobody = *prints, np.eye(8, dtype=np.float32)[5]
     assert detector.push(np.stack([ada, nobody, ada, bob, ada, nobody])) == []
     assert detector.push(np.stack([bob, bob, bob, nobody, ada, ada])) == [Hit(1, 1.0, 6, 7), Hit(0, 1.0, 10, 11)]
+
+
+def test_a_changed_gallery_goes_on_where_the_former_was() -> None:
+    """A name that fired stays silent as long, and is heard on the next row."""
+    contract = tiny_model.contract(refractory_s=0.2)  # ten hops
+    prints = np.eye(8, dtype=np.float32)[:1]
+    matcher = Matcher(["ada"], [0], prints, np.zeros((0, 8), np.float32), levels=Levels(0.7, 0.1))
+    ada = prints[0]
+    detector = NameDetector(contract, matcher)
+    assert detector.push(np.stack([ada, ada])) == [Hit(0, 1.0, 0, 1)]
+    after = detector.going_on(contract, matcher)
+    assert after.push(np.stack([ada] * 9)) == []  # rows 2 to 10
+    assert after.push(ada[None]) == [Hit(0, 1.0, 2, 11)]
+
+
+def test_rows_that_nobody_scored_are_not_smoothed_over() -> None:
+    detector = make(Settings(4, 1, 0, False, []))
+    detector.push(np.zeros((3, 3), np.float32))
+    detector.skip_to(10)
+    assert detector.push(np.float32([[0.75, 0.0, 0.0]])) == [Hit(0, 0.75, 10, 10)]
+
+
+def test_a_refractory_time_is_whole_hops_and_no_shorter() -> None:
+    contract = tiny_model.contract(refractory_s=0.21)
+    assert Detector.from_contract(contract).refractory_hops.tolist() == [11] * 4
 
 
 def test_an_empty_gallery_never_fires() -> None:

@@ -115,6 +115,22 @@ def test_a_true_sound_of_the_cohort_is_not_vetoed() -> None:
 # thresholds and verification
 
 
+def test_a_query_no_better_than_the_cohort_is_a_stranger() -> None:
+    one = np.eye(8, dtype=np.float32)[:1]
+    matcher = Matcher(["ada"], [0], one, one.repeat(3, 0), levels=Levels(0.6, 0.0))
+    assert matcher.match(one[0]).reason == "stranger"
+
+
+def test_the_newest_prints_say_how_alike_a_names_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confit_runtime.matcher.OWN_PRINTS", 2)
+    prints = np.eye(8, dtype=np.float32)[[0, 0, 0, 1]]  # the first two agree, the last two are apart
+    levels = Levels(0.6, 0.0, genuine=0.9)
+    nobody = np.zeros((0, 8), np.float32)
+    whole = Matcher(["ada"], [0] * 4, prints, nobody, levels=levels).match(prints[0])
+    newest = Matcher(["ada"], [0] * 2, prints[2:], nobody, levels=levels).match(prints[0])
+    assert whole.threshold == newest.threshold < 0.6
+
+
 def test_prints_that_agree_less_need_less() -> None:
     levels = Levels(threshold=0.7, margin=0.0, genuine=0.9)
     needed = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_runtime import Detection, EnergyGate, Model, SpeechGate, Stream, UsageError
+from confit_runtime.batch import Batch
+from confit_runtime.gallery import Gallery
 from confit_runtime.gates import loudest_dbfs, make_gate
-from tests.tiny_model import HOP, RATE, TONES, WINDOW, Floats, silence, tone
+from tests.tiny_model import HOP, RATE, TONES, WINDOW, Floats, chord, silence, tone
 
 RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
 LEVEL = -50.0
+BELL = (300.0, 2600.0)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, model: Model) -> Iterator[Gallery]:
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as opened:
+        bells = np.stack([model.embed(chord(BELL, seconds), RATE) for seconds in (0.3, 0.5)])
+        opened.enroll("bell", bells, sources=["a", "b"], voiced_s=0.8)
+        yield opened
 
 
 def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:
@@ -57,23 +70,60 @@ def test_a_gate_changes_no_event(
     alike(heard(model.stream(gate=EnergyGate(RATE, LEVEL)), parts, rate), wanted)
 
 
-def test_the_model_sleeps_in_silence(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = 0
-    run = Model.run
+@pytest.fixture
+def hops_scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many hops each call gave a model, and how many rows came back."""
+    calls: list[int] = []
+    push = Batch.push
 
-    def counted(self: Model, *arguments: object) -> object:
-        nonlocal runs
-        runs += 1
-        return run(self, *arguments)  # type: ignore[arg-type]
+    def counted(self: Batch, pcm: Floats) -> tuple[Floats, Floats]:
+        scores, embedding = push(self, pcm)
+        calls.append(scores.shape[1])
+        return scores, embedding
 
-    monkeypatch.setattr(Model, "run", counted)
+    monkeypatch.setattr(Batch, "push", counted)
+    return calls
+
+
+def test_the_model_sleeps_in_silence(model: Model, hops_scored: list[int]) -> None:
     stream = model.stream(gate=EnergyGate(RATE, LEVEL))
     assert heard(stream, [silence(60)], RATE) == []
-    assert runs == 0
+    assert hops_scored == []
     found = heard(stream, [np.concatenate([silence(60), tone(500, 0.3), silence(60)])], RATE)
     assert [event.label for event in found] == ["low"]
     assert found[0].start_s == pytest.approx(60.0, abs=0.1)
-    assert runs <= 0.3 * RATE / HOP + 3 * WINDOW / HOP
+    assert 0.3 * RATE / HOP < len(hops_scored) <= 0.3 * RATE / HOP + 3 * WINDOW / HOP
+
+
+def test_what_is_scored_around_a_sound_is_what_an_event_may_depend_on(model: Model, hops_scored: list[int]) -> None:
+    """The other hops of a window, and the rows before that the detector remembers, before the sound and after it."""
+    stream = model.stream(gate=EnergyGate(RATE, LEVEL))
+    reach = WINDOW // HOP - 1 + model.contract.smoothing_hops + model.contract.min_hops - 2
+    stream.accept(np.concatenate([silence(1), tone(500, HOP / RATE), silence(1)]), RATE)
+    assert len(hops_scored) == reach + 1 + reach
+    hops_scored.clear()
+    stream.accept(np.concatenate([silence(4), tone(500, HOP / RATE)]), RATE)
+    # woken after more than it keeps, it has heard nothing: rows begin when a window is full
+    assert hops_scored[: WINDOW // HOP] == [0] * (WINDOW // HOP - 1) + [1]
+
+
+def test_names_stay_silent_for_their_refractory_time_while_the_model_sleeps(model: Model, gallery: Gallery) -> None:
+    contract = dataclasses.replace(model.contract, refractory_s=2.0)
+    slow = Model(model.path, contract, model._session, model.digest)
+    bell = chord(BELL, 0.3)
+    sound = np.concatenate([bell, silence(1), bell, silence(5), bell, silence(0.5)])
+    wanted = heard(slow.stream(gallery), [sound], RATE)
+    assert [event.label for event in wanted] == ["bell", "bell"]
+    alike(heard(slow.stream(gallery, gate=EnergyGate(RATE, LEVEL)), [sound], RATE), wanted)
+
+
+def test_a_gap_forgets_what_a_gate_has_heard(model: Model) -> None:
+    gate = EnergyGate(RATE, -65.0, above_floor=12.0)
+    stream = model.stream(gate=gate)
+    stream.accept(silence(0.1), RATE)
+    assert gate._floor is not None
+    stream.skip(1)
+    assert gate._floor is None
 
 
 def test_an_adaptive_gate_follows_the_noise_floor() -> None:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from confit_edge.demo import DATA
 from confit_runtime import AudioError, Detection, GalleryError, Model, ModelError, Stream, UsageError, load
+from confit_runtime.batch import Batch
 from confit_runtime.contract import seal
+from confit_runtime.detect import Detector
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import State
 from tests import tiny_model
@@ -185,6 +187,11 @@ def test_events_do_not_depend_on_the_chopping_without_latency(tmp_path: Path) ->
 def test_times_say_when_the_sound_was(model: Model, rate: int) -> None:
     events = heard(model.stream(), [SCENES[rate]], rate)
     assert [event.label for event in events] == ["low", "mid", "low"]
+    if rate == RATE:  # to the sample: half a hop before the middle of the first row above the low threshold
+        contract = model.contract
+        hit = Detector.from_contract(contract).push(model.rows(SCENES[RATE], RATE)[0])[0]
+        begun = contract.warmup_hops + 1 + hit.start_row
+        assert events[0].start_sample == begun * HOP - contract.latency_samples - HOP // 2
     for event, (start, end) in zip(events, [(0.3, 0.6), (1.6, 1.95), (2.25, 2.5)], strict=True):
         assert start - 0.1 < event.start_s < event.end_s < end
         assert event.start_s == event.start_sample / rate
@@ -253,6 +260,46 @@ def test_a_sound_is_not_pieced_together_across_a_gap(model: Model) -> None:
     assert found + stream.accept(half, RATE) == []
     with pytest.raises(UsageError):
         stream.skip(-1)
+
+
+def test_a_name_is_not_pieced_together_across_a_gap(model: Model, gallery: Gallery) -> None:
+    half = chord(BELL, 0.12)  # a row
+    assert model.stream(gallery).accept(chord(BELL, 0.14), RATE)  # two rows
+    stream = model.stream(gallery)
+    found = stream.accept(half, RATE)
+    stream.skip(100)
+    assert found + stream.accept(half, RATE) == []
+
+
+def test_the_end_of_a_recording_is_followed_by_as_much_silence_as_an_event_may_need(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, push = [], Batch.push
+
+    def counted(self: Batch, pcm: Floats) -> tuple[Floats, Floats]:
+        calls.append(pcm)
+        return push(self, pcm)
+
+    monkeypatch.setattr(Batch, "push", counted)
+    stream = model.stream()
+    stream.accept(silence(1)[: 10 * HOP + 100], RATE)
+    calls.clear()
+    stream.finish()
+    contract = model.contract
+    needed = 100 + contract.latency_samples + contract.smoothing_hops * HOP
+    assert len(calls) == -(-needed // HOP)
+
+
+def test_what_is_listened_to_begins_with_a_window_of_silence(model: Model) -> None:
+    stream = model.stream(lead_in=True)
+    stream.accept(np.zeros(1, np.float32), RATE)
+    assert stream.scores is not None
+
+
+def test_no_event_ends_after_the_recording(tmp_path: Path) -> None:
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", latency_samples=0))
+    (event,) = heard(model.stream(), [tone(500, 0.125)], RATE)
+    assert event.end_sample == 2000
 
 
 def test_channels_do_not_come_first_and_a_rate_is_needed(model: Model) -> None:
