@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,6 +116,8 @@ def enroll(
         else:
             sounds = _recorded(loaded, source, takes, take_seconds, settled)
         taken = _taken(loaded, sounds, settled)
+        if settled == "sound" and not negative:
+            _tell_known(loaded, name, [sound for _, one in taken for sound in one.sounds])
         embeddings = np.concatenate([one.embeddings for _, one in taken])
         # a clip's prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
@@ -191,6 +194,17 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
             say(f"confit-edge: {unusable}")
         raise AudioError(f"{len(errors)} of {len(sounds)} clips cannot be used; nothing was written")
     return taken
+
+
+def _tell_known(model: Model, name: str, sounds: list[Pcm]) -> None:
+    """Say so where most of the sounds are what the model has a label for: that fires, and the cohort holds such sounds."""
+    labels = Counter(model.classify(sound, model.contract.sample_rate).label for sound in sounds)
+    label, count = labels.most_common(1)[0]
+    if 2 * count > len(sounds) and label in model.contract.firing_labels:
+        say(
+            f"beware: most of these sound like {label!r}, which {model.name} knows and fires for; as {name!r} they will often"
+            " be answered as a stranger"
+        )
 
 
 def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:

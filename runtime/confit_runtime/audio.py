@@ -92,7 +92,9 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
         raise _unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s of it are missing")
     if cut := _cut_off(sound):
         log.warning(
-            "%s: was cut short, its header promises %.1f times as much; read as far as it goes", sound.name, cut
+            "%s: was cut short, its header promises %.1f times as much; read as far as it goes",
+            os.fsdecode(sound.name),
+            cut,
         )
 
 

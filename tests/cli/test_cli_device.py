@@ -216,7 +216,7 @@ import os, soundfile
 from tests.confit_runtime.fake_sounddevice import FakePortAudio, PortAudioError
 
 sound, rate = soundfile.read(os.environ["FAKE_SOUND"], dtype="float32", always_2d=True)
-portaudio = FakePortAudio(sound, rate, real_time=True, overflows={10: 4410}, then=os.environ["FAKE_END"])
+portaudio = FakePortAudio(sound, rate, real_time=True, overflows={2: 4410}, then=os.environ["FAKE_END"])
 query_devices, check_input_settings = portaudio.query_devices, portaudio.check_input_settings
 InputStream, _initialize, _terminate = portaudio.InputStream, portaudio._initialize, portaudio._terminate
 """
@@ -506,6 +506,32 @@ def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:
     assert len(said) == 3
     for line, clip in zip(said, ["damaged.flac", "text.wav", "nothing.wav"], strict=True):
         assert line.startswith(f"confit-edge: {clip}: ")
+
+
+def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) -> None:
+    for label, pitch in (("low", 500), ("high", 3600)):
+        soundfile.write(home / f"{label}.wav", tone(pitch, 0.5), 16_000)
+    done = run(home, "classify", "tiny.onnx", "low.wav", "text.wav", "high.wav", "--json")
+    assert done.returncode == 1
+    *found, summary = lines(done)
+    assert [(one["type"], one["clip"], one["label"]) for one in found] == [
+        ("classification", "low.wav", "low"),
+        ("classification", "high.wav", "high"),
+    ]
+    for one in found:
+        assert set(one["scores"]) == set(tiny_model.LABELS)
+        assert one["score"] == max(one["scores"].values()) == pytest.approx(one["scores"][one["label"]])
+    assert summary == {"type": "summary", "clips": 3, "labels": {"low": 1, "high": 1}, "failed": 1}
+    (line,) = run(home, "classify", "tiny.onnx", "low.wav").stdout.splitlines()
+    assert line.startswith("low.wav  low  ")
+
+
+def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:
+    soundfile.write(home / "known.wav", tone(500, 0.5), 16_000)
+    done = run(home, "enroll", "tiny.onnx", "eve", "known.wav", "--gallery", "known.db")
+    assert done.returncode == 0, done.stderr
+    assert "most of these sound like 'low'" in done.stderr
+    assert "beware" not in run(home, "enroll", "tiny.onnx", "buzz", "buzz.wav", "--gallery", "known.db").stderr
 
 
 @pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])

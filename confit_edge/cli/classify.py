@@ -1,0 +1,60 @@
+"""`confit-edge classify`: which of a model's labels a clip is, whether or not it would fire."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from confit_edge.cli._console import Json, emit, say
+from confit_runtime.errors import ConfitError
+
+SHOWN = 3  # labels of a clip, for a person
+
+
+def classify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")],
+    json: Json = False,
+) -> None:
+    """Say of each clip, as a whole, which of the model's labels it is, with the scores of all.
+
+    A score is the mean over the clip. No threshold is asked: what would fire while the clip is heard, `listen --source
+    CLIP` tells. A clip that cannot be read is reported and the others go on; the exit status is then 1.
+
+    Examples:
+
+        confit-edge classify digits recordings/
+
+        confit-edge classify mymodel.onnx clip.wav --json
+    """
+    from confit_runtime import load
+    from confit_runtime.sources import find_clips
+
+    paths, loaded = find_clips(clips), load(model)
+    heard: Counter[str] = Counter()
+    failed = 0
+    for path in paths:
+        clip = os.fsencode(path).decode(errors="replace")
+        try:
+            found = loaded.classify(path)
+        except ConfitError as error:
+            failed += 1
+            say(f"confit-edge: {error}")
+            continue
+        heard[found.label] += 1
+        if json:
+            emit("classification", clip=clip, label=found.label, score=found.score, scores=found.scores)
+        else:
+            best = sorted(found.scores.items(), key=lambda pair: -pair[1])[1:SHOWN]
+            print(f"{clip}  {found.label}  {found.score:.2f}  ({_then(best)})", flush=True)
+    if json:
+        emit("summary", clips=len(paths), labels=dict(heard.most_common()), failed=failed)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _then(others: list[tuple[str, float]]) -> str:
+    return "then " + ", ".join(f"{label} {score:.2f}" for label, score in others)
