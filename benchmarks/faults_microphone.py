@@ -3,7 +3,7 @@
     python -m benchmarks.faults_microphone
 
 puts its rows under `microphone` into benchmarks/results/faults.json. The shipped model listens, through `Microphone` and
-`Listener`, to ten digits by a person; PortAudio is the stand-in that the tests use, at 48 kHz. A fault strikes in a pause
+`Listener`, to ten digits by a person (and counts those that it hears without a fault); PortAudio is the stand-in that the tests use, at 48 kHz. A fault strikes in a pause
 drawn by the seed, so that every word must still be heard, once, where it was: the clock error is the distance, in samples of
 48 kHz, between where a word was heard and where it is heard without a fault, moved by the gaps that were told. (The grid of
 80 ms hops begins anew after a gap: up to one hop, 3,840 samples, is no error of the clock.)
@@ -23,9 +23,9 @@ from confit_runtime.audio import Pcm, load_clip, resample
 from confit_runtime.sources import Gap, Microphone
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 
-RATE, BLOCK = 48_000, 960
+RATE, BLOCK = 48_000, 3_840
 TRIALS, SEED = 25, 0
-PAUSE_S = 1.6  # longer than a window and a hop, so that each word is whole on its side of the gap
+PAUSE_S = 3.0  # a window and two hops on either side of the gap, so that each word is heard as it is without one
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FAULTS = ("overflows", "NaN", "vanishes", "stalls", "changes rate")
 
@@ -42,11 +42,11 @@ def scene() -> tuple[Pcm, list[int]]:
 def machine_that_fails(fault: str, pcm: Pcm, block: int, rng: np.random.Generator) -> FakePortAudio:
     """A PortAudio whose microphone hears `pcm`, and fails at `block`."""
     if fault == "overflows":
-        lost = int(rng.integers(1, BLOCK * 20))
+        lost = int(rng.integers(1, BLOCK * 5))
         # what is lost lies in the pause: the stand-in skips it
         return FakePortAudio(np.insert(pcm, block * BLOCK, np.zeros(lost, np.float32)), RATE, overflows={block: lost})
     if fault == "NaN":
-        return FakePortAudio(pcm, RATE, faulty=tuple(range(block, block + int(rng.integers(1, 5)))))
+        return FakePortAudio(pcm, RATE, faulty=tuple(range(block, block + int(rng.integers(1, 3)))))
     before, after = pcm[: block * BLOCK], pcm[block * BLOCK :]
     rate = 44_100 if fault == "changes rate" else RATE
     then = "stalls" if fault == "stalls" else "unplugged"
