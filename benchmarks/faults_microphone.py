@@ -2,11 +2,12 @@
 
     python -m benchmarks.faults_microphone
 
-puts its rows under `microphone` into benchmarks/results/faults.json. The shipped model listens, through `Microphone` and
-`Listener`, to ten digits by a person (and counts those that it hears without a fault); PortAudio is the stand-in that the tests use, at 48 kHz. A fault strikes in a pause
-drawn by the seed, so that every word must still be heard, once, where it was: the clock error is the distance, in samples of
-48 kHz, between where a word was heard and where it is heard without a fault, moved by the gaps that were told. (The grid of
-80 ms hops begins anew after a gap: up to one hop, 3,840 samples, is no error of the clock.)
+puts its rows under `microphone` into benchmarks/results/faults.json. The shipped model listens, through `Microphone`
+and `Listener`, to ten digits by a person (and counts those that it hears without a fault); PortAudio is the stand-in
+that the tests use, at 48 kHz. A fault strikes in a pause drawn by the seed, so that every word must still be heard,
+once, where it was: the clock error is the distance, in samples of 48 kHz, between where a word was heard and where it
+is heard without a fault, moved by the gaps that were told. (The grid of 80 ms hops begins anew after a gap: up to one
+hop, 3,840 samples, is no error of the clock.)
 """
 
 from __future__ import annotations
