@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.fetch import CACHE
-from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
 from benchmarks.tasks import TASKS, build
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import pretrained
@@ -256,7 +256,7 @@ def main() -> None:
         for seed in given.seeds:
             for task in given.tasks:
                 rows.append(compare(task, given.encoder, given.cache, seed, given.epochs, given.seconds))
-                command = f"python -m benchmarks.audiosetfit --encoder {label} --epochs {given.epochs} --seconds {given.seconds}"
+                command = f"python -m benchmarks.audiosetfit --encoder {encoder_argument(label)} --epochs {given.epochs} --seconds {given.seconds}"
                 result = {
                     "command": command,
                     "audiosetfit": VERSION,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.fetch import CACHE
-from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
 from benchmarks.row import CPU, Bools, by_group
 from benchmarks.summary import differences
 from benchmarks.tasks import TASKS, Task, build, unique
@@ -182,7 +182,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     students = [name for name in STUDENTS if all(f"{name}_linear" in row for row in rows)]
     command = (
-        f"python -m benchmarks.distill --teacher {rows[0]['teacher_encoder']} --teacher-epochs"
+        f"python -m benchmarks.distill --teacher {encoder_argument(rows[0]['teacher_encoder'])} --teacher-epochs"
         f" {rows[0]['teacher_epochs']} --long {rows[0]['long']} --students {' '.join(students)} --tasks {' '.join(tasks)}"
         f" --seeds {' '.join(map(str, sorted({row['seed'] for row in rows})))}"
     )

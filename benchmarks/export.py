@@ -224,7 +224,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rates = measure_rates()
     corpus = read_corpus(DEMO / "manifest.csv", rate=16_000, seed=0)
-    whisper = f" --whisper WHISPER_TINY --whisper-epochs {given.whisper_epochs}" if given.whisper else ""
+    whisper = f" --whisper DIR/whisper-tiny.en-encoder --whisper-epochs {given.whisper_epochs}" if given.whisper else ""
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.export{whisper} --epochs {given.epochs} --tasks {' '.join(given.tasks)}",
         **machine(),

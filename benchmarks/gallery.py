@@ -99,6 +99,7 @@ def main() -> None:
         "questions": QUESTIONS,
         "dim": model.contract.embedding_dim,
         "prints_a_name": PRINTS_A_NAME,
+        **machine(),
     }
     for label in given.sections:
         size = 100_000 if label == "exact" else given.prints

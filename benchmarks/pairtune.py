@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fetch import CACHE
-from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
 from benchmarks.row import Plan, measure
 from benchmarks.summary import markdown, summarise
 from benchmarks.tasks import SPLITS, TASKS, build
@@ -201,7 +201,7 @@ def command(rows: list[dict[str, Any]]) -> str:
     seeds = " ".join(map(str, sorted({row["seed"] for row in rows})))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     epochs = {row["epochs"] for row in rows if row["epochs"] != TASKS[row["task"]].epochs}
-    parts = ["python -m benchmarks.pairtune", f"--encoders {rows[0]['encoder']}", f"--seeds {seeds}"]
+    parts = ["python -m benchmarks.pairtune", f"--encoders {encoder_argument(rows[0]['encoder'])}", f"--seeds {seeds}"]
     parts += [f"--tasks {' '.join(tasks)}"] if set(tasks) != set(TASKS) else []
     parts += [f"--epochs {epochs.pop()}"] if epochs else []
     long = rows[0]["epochs_converged"] // rows[0]["epochs"]

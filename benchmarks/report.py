@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from confit_edge.encoders import BUILT_IN
 from confit_edge.files import write_text
 from confit_edge.runs import versions
 from confit_runtime.gemm import processor, saturates
@@ -26,6 +27,11 @@ def machine() -> dict[str, Any]:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "vnni": not saturates(),
     }
+
+
+def encoder_argument(label: str) -> str:
+    """An encoder of results as a command takes it: a local folder stands in a DIR of whoever runs it."""
+    return label if label in BUILT_IN or "/" in label else f"DIR/{label}"
 
 
 def encoder_label(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
 from benchmarks.sources import DEMO
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import pretrained
@@ -107,7 +107,7 @@ def main() -> None:
         seconds = epoch_seconds(pretrained(name, 1.28), corpus, recipe)
         rows.append({"encoder": encoder_label(name), "step_ratio": round(ratio, 3), "epoch_seconds": seconds})
         print(rows[-1])
-    command = f"python -m benchmarks.step --encoders {' '.join(encoder_label(name) for name in given.encoders)}"
+    command = f"python -m benchmarks.step --encoders {' '.join(encoder_argument(encoder_label(name)) for name in given.encoders)}"
     write_json(
         given.out,
         {"command": command, "clips": CLIPS, "clip_seconds": 1.0, "threads": 2, **machine(), "rows": rows},
