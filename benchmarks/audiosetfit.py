@@ -256,7 +256,10 @@ def main() -> None:
         for seed in given.seeds:
             for task in given.tasks:
                 rows.append(compare(task, given.encoder, given.cache, seed, given.epochs, given.seconds))
-                command = f"python -m benchmarks.audiosetfit --encoder {encoder_argument(label)} --epochs {given.epochs} --seconds {given.seconds}"
+                command = (
+                    f"python -m benchmarks.audiosetfit --encoder {encoder_argument(label)} --epochs {given.epochs}"
+                    f" --seconds {given.seconds}"
+                )
                 result = {
                     "command": command,
                     "audiosetfit": VERSION,

@@ -155,7 +155,8 @@ def main() -> None:
         {
             "command": "for fused in '' -fused; do for kind in fp32 int8; do confit-edge export RUN -o $kind$fused.onnx"
             " $([ $kind = fp32 ] && echo --no-quantize) ${fused:+--fuse-activations}; done; done;"
-            f" python -m benchmarks.streaming fp32.onnx int8.onnx --fused fp32-fused.onnx int8-fused.onnx --rounds {given.rounds}",
+            " python -m benchmarks.streaming fp32.onnx int8.onnx --fused fp32-fused.onnx int8-fused.onnx"
+            f" --rounds {given.rounds}",
             **{f"step_ratio_{name}": steps["one_hop"][name]["ratio"] for name in files},
             "listen_cpu_rtf": round(run["listen"]["cpu_s"] / seconds, 5),
             "pyopen_cpu_rtf": round(run["pyopen"]["cpu_s"] / seconds, 5),

@@ -109,7 +109,7 @@ def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
     write(tmp_path / "one.json", rows)
     write(tmp_path / "other.json", rows[::-1])
     assert json.loads((tmp_path / "one.json").read_text())["command"] == (
-        "python -m benchmarks.pairtune --encoders some-encoder --seeds 0 1 --tasks speakers words --epochs 4 --long 3"
+        "python -m benchmarks.pairtune --encoders DIR/some-encoder --seeds 0 1 --tasks speakers words --epochs 4 --long 3"
     )
     assert (tmp_path / "one.json").read_text() == (tmp_path / "other.json").read_text()
 
