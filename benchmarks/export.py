@@ -210,6 +210,15 @@ def wav2vec2_base(folder: Path) -> Path:
     return folder
 
 
+def accuracies(row: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The mean test accuracy over the tasks on which this encoder was exported by this recipe; None where on none."""
+    of_row = [task for task in measured if (task["encoder"], task["recipe"]) == (row["encoder"], row["recipe"])]
+    return {
+        key: round(float(np.mean([task[key] for task in of_row])), 4) if of_row else None
+        for key in ("accuracy_fp32", "accuracy_int8")
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--whisper", type=Path, help="the folder of a Whisper tiny checkpoint")
@@ -236,11 +245,17 @@ def main() -> None:
 
     def keep(kind: str, rows: list[dict[str, Any]]) -> None:
         result[kind] += rows
+        result["rows"] = [{**row, **accuracies(row, result["tasks"])} for row in result["rows"]]
         write_json(given.out, result)
 
     keep("rows", recipe_rows("speech-embedding", pretrained("speech-embedding", 1.28), corpus, rates, "one hop, 80 ms"))
     if given.whisper:
-        keep("rows", recipe_rows("whisper-tiny", pretrained(str(given.whisper), 2.0), corpus, rates, "window 2 s"))
+        keep(
+            "rows",
+            recipe_rows(
+                encoder_label(str(given.whisper)), pretrained(str(given.whisper), 2.0), corpus, rates, "window 2 s"
+            ),
+        )
     if not given.no_wav2vec2:
         with TemporaryDirectory() as folder:
             encoder = pretrained(str(wav2vec2_base(Path(folder))), 1.0)
