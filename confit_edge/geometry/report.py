@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -154,24 +155,32 @@ def analyse(
     clips = split_of(corpora[runs[0].encoder.sample_rate], split)
     labels, seed = measures.label_sets(clips.targets), recipe.seed
     probed, described, intervals, changes = [], [], [], []
+    measured: dict[str, Measure] = {}
     for subject in subjects(runs, corpora):
         say(f"measuring {subject.name}")
         one = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device)
         embeddings = one.embeddings(split)
-        measure = _measure(embeddings, labels)
+        measure = measured[subject.name] = _measure(embeddings, labels)
         probed.append(one)
         described.append(measures.describe(embeddings, labels, seed))
         intervals.append(measures.jackknife(measure, clips.groups, seed))
         if subject.start is None:
             continue
-        before = _measure(next(o for o in probed if o.subject.name == subject.start).embeddings(split), labels)
-        changes += _changes(one, measure, before, clips.groups, seed)
+        changes += _changes(one, measure, measured[subject.start], clips.groups, seed)
     return Report(probed, split, seed, described, intervals, changes)
 
 
 def _measure(embeddings: Floats, labels: measures.Labels) -> Measure:
-    """The measures of the given rows."""
-    return lambda rows: measures.pointwise(embeddings[rows], labels[rows])
+    """The measures of the given rows; those that were asked for before are known (a jackknife of a change asks again)."""
+    known: dict[bytes, dict[str, float]] = {}
+
+    def measure(rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        key = hashlib.sha256(rows.data).digest()
+        if key not in known:
+            known[key] = measures.pointwise(embeddings[rows], labels[rows])
+        return known[key]
+
+    return measure
 
 
 def _changes(one: Probed, after: Measure, before: Measure, groups: list[str], seed: int) -> list[dict[str, Any]]:
