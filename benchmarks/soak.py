@@ -2,8 +2,8 @@
 
     python -m benchmarks.soak
 
-writes benchmarks/results/soak.json. A scene of spoken digits, music and speech is pushed again and again in the 20 ms blocks
-of a microphone, through the same `Listener` as `confit-edge listen`: 24 hours at the model's own 16 kHz, and, in a process of
+writes benchmarks/results/soak.json. A scene of spoken digits, music and speech is pushed again and again in blocks of 20 ms,
+through the same `Listener` as `confit-edge listen`: 24 hours at the model's own 16 kHz, and, in a process of
 its own, 3 hours at 44.1 kHz. Its length is a whole number of hops, so that every pass must give the same detections, moved by
 exactly one length, and the last pass the same score rows as a stream that has heard one pass before it. (At 44.1 kHz the
 resampler rounds by where in the stream it is, some 2e-7, which an int8 model can turn into another step of its scores: there

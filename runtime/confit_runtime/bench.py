@@ -18,9 +18,10 @@ from confit_runtime.batch import Floats
 from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import Rates
 from confit_runtime.model import Model, load
+from confit_runtime.sources.microphone import BLOCK_S
 
 MICROPHONE_RATE = 48_000
-MICROPHONE_BLOCK = 960  # samples: 20 ms, as `listen` asks a microphone for them
+MICROPHONE_BLOCK = round(BLOCK_S * MICROPHONE_RATE)  # samples, as `listen` asks a microphone for them
 MOST_STREAMS = 2_048  # the search ends here: a device should not run out of memory by being measured
 _WARM_UP = 5
 _FEWEST = 20
@@ -76,7 +77,7 @@ def call_latency(model: Model, seconds: float = 2.0) -> Latency:
 def stream_rtf(model: Model, seconds: float = 2.0, rate: int = MICROPHONE_RATE) -> float:
     """Processor time per second of audio of a whole `Stream`: resampling from `rate`, the model, detection.
 
-    It is fed as a microphone feeds it, 20 ms at a time; the median over seconds of audio, for `seconds` of processor
+    It is fed as a microphone feeds it, 80 ms at a time; the median over seconds of audio, for `seconds` of processor
     time (at least 3 of audio).
     """
     stream = model.stream()
@@ -157,7 +158,7 @@ def hear(path: str, seconds: str) -> None:
             break
     print("scored", flush=True)
     stream = model.stream()
-    for _, block in zip(range(round(float(seconds) * 50)), _noise(1, MICROPHONE_BLOCK), strict=False):
+    for _, block in zip(range(round(float(seconds) / BLOCK_S)), _noise(1, MICROPHONE_BLOCK), strict=False):
         stream.accept(block[0], MICROPHONE_RATE)
     print(peak_mb())
 

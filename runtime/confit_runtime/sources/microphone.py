@@ -21,7 +21,7 @@ from confit_runtime.sources.portaudio import import_portaudio, working_settings
 OVERRUN = "this machine could not keep up"
 AWAY = "the microphone was away"
 
-_BLOCK_S = 0.08  # what PortAudio is asked to deliver at a time: a model's hop, and waking up more often costs a Pi more
+BLOCK_S = 0.08  # what PortAudio is asked to deliver at a time: a model's hop, and waking up more often costs a Pi more
 _POLL_S = 0.2  # how often a silent microphone is asked whether it is still there
 _RETRY_S = 1.0  # how often a lost one is looked for
 
@@ -188,14 +188,14 @@ class _Capture:
 
     def __init__(self, portaudio: Any, settings: dict[str, Any], queue_s: float) -> None:
         self.rate = int(settings["samplerate"])
-        self.blocks: queue.Queue[tuple[int, Pcm, float]] = queue.Queue(maxsize=max(1, round(queue_s / _BLOCK_S)))
+        self.blocks: queue.Queue[tuple[int, Pcm, float]] = queue.Queue(maxsize=max(1, round(queue_s / BLOCK_S)))
         self._lost = 0  # samples lost since the last block that was queued; only PortAudio's thread touches these two
         self._expected_s: float | None = (
             None  # when the next block's first sample should be recorded, on PortAudio's clock
         )
         with _captures_lock:
             self._stream = portaudio.InputStream(
-                blocksize=int(self.rate * _BLOCK_S), callback=self._callback, dtype="float32", **settings
+                blocksize=int(self.rate * BLOCK_S), callback=self._callback, dtype="float32", **settings
             )
             try:
                 self._stream.start()
