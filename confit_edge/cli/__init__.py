@@ -46,7 +46,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # in a narrow table the names of options are cut; a pipe wants to be searched
-    rich_markup_mode="markdown" if sys.stdout.isatty() and shutil.get_terminal_size().columns >= WIDE else None,
+    rich_markup_mode="markdown"
+    if sys.stdout and sys.stdout.isatty() and shutil.get_terminal_size().columns >= WIDE
+    else None,
     epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage. Add --debug to any verb for a full traceback.",
 )
 for verb in (

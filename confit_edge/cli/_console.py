@@ -22,6 +22,8 @@ class Verb(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
+        if ctx.resilient_parsing:  # a shell asks what may come next
+            return rest
         for param in self.get_params(ctx):
             value = ctx.params.get(param.name or "")
             if param.type.name == "path" and "" in (value if isinstance(value, list | tuple) else [value]):

@@ -9,6 +9,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ class Pack:
         self.folder = folder
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._inode: int | None = None  # of the index that is open
         self._shards: dict[str, Pcm] = {}
         self._checked: dict[str, Pcm] = {}
 
@@ -64,7 +66,7 @@ class Pack:
                     self._connection.close()
                     self._connection = None
                 self._shards.clear()
-                self._remove()
+                self._set_aside()
             return work()
 
     def _get(self, key: str) -> Pcm | None:
@@ -132,12 +134,21 @@ class Pack:
     def _index(self) -> sqlite3.Connection:
         if self._connection is None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            index = self.folder / "index.db"
+            self._inode = index.stat().st_ino if index.exists() else None  # of what may turn out to be damaged
             self._connection = self._connect()
+            self._inode = index.stat().st_ino
         return self._connection
 
-    def _remove(self) -> None:
-        for path in (self.folder / "index.db", *self.folder.glob("*.f32")):
-            path.unlink(missing_ok=True)
+    def _set_aside(self) -> None:
+        """Remove the index that is damaged, and its shards; nothing where another process has begun a new one already."""
+        index, shards = self.folder / "index.db", list(self.folder.glob("*.f32"))
+        with suppress(FileNotFoundError):
+            if self._inode is not None and index.stat().st_ino != self._inode:
+                return
+            index.rename(damaged := self.folder / f"{uuid.uuid4().hex}.damaged")  # by one process only
+            for path in (damaged, *shards):
+                path.unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

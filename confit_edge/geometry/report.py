@@ -151,7 +151,7 @@ def analyse(
     own. Raises UsageError where the runs' own clips or splits differ, or the split has no clips.
     """
     recipe = runs[0].recipe
-    corpora = shared_corpora(runs, recipe, manifest)
+    corpora = shared_corpora(runs, recipe, split, manifest)
     clips = split_of(corpora[runs[0].encoder.sample_rate], split)
     labels, seed = measures.label_sets(clips.targets), recipe.seed
     probed, described, intervals, changes = [], [], [], []

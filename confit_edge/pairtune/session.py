@@ -66,6 +66,10 @@ def train(
     device, watch = ranks.device, watch if ranks.main else None
     recipe = settled(recipe, device)
     check_out(out, resume)
+    if recipe.averaging and recipe.patience and not resume:
+        raise UsageError(
+            "recipe keys 'averaging' and 'patience': of a training that may end early nobody knows when its last part begins"
+        )
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
     lasts_s = encoder.window / encoder.sample_rate
     if watch and recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
@@ -98,6 +102,7 @@ def train(
         "manifest": str(manifest.resolve()),
         "fingerprint": corpus.fingerprint,
         "distilled": teaching.about if teaching else None,
+        "chosen_by": "mAP" if corpus.multi_label else "accuracy",
     }
     if resume and (before := begun(out)):
         refuse_other_training(out, before, started)
@@ -265,7 +270,12 @@ def begun(out: Path) -> dict[str, Any] | None:
     """The training that was begun, or finished, in `out`, as `started.json` tells it; None where none was. Raises ConfitError."""
     if (out / "run.json").is_file():
         info = runs.read_info(out)
-        return {"recipe": info.recipe, "fingerprint": info.data["fingerprint"], "distilled": info.distilled}
+        return {
+            "recipe": info.recipe,
+            "fingerprint": info.data["fingerprint"],
+            "distilled": info.distilled,
+            "chosen_by": "mAP" if info.multi_label else "accuracy",
+        }
     beginning = out / "started.json"
     if not beginning.is_file():
         return None
@@ -292,6 +302,8 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
     ]
     if before["fingerprint"] != started["fingerprint"] and recipe["background"] == started["recipe"]["background"]:
         changed.append("the data")
+    if before.get("chosen_by", "accuracy") != started["chosen_by"]:
+        changed.append("what epochs are chosen by")
     if before.get("distilled") != started["distilled"]:
         changed.append("the teacher or what it teaches from")
     if changed:

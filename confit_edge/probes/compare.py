@@ -11,6 +11,7 @@ import torch
 
 from confit_edge.data.clips import sound_digest
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
+from confit_edge.data.manifest import relative
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
@@ -63,7 +64,7 @@ class Judged:
     verification: Estimate | None
 
 
-def shared_corpora(runs: list[Run], recipe: Recipe, manifest: Path | None = None) -> dict[int, Corpus]:
+def shared_corpora(runs: list[Run], recipe: Recipe, split: Split, manifest: Path | None = None) -> dict[int, Corpus]:
     """What the runs are judged on, by the sample rate they need: their own clips, or `manifest` read as `recipe` says.
 
     Raises UsageError where the runs differ in clips, labels or splits, and where a run was trained on clips of `manifest` to
@@ -85,12 +86,12 @@ def shared_corpora(runs: list[Run], recipe: Recipe, manifest: Path | None = None
         else:
             if rate not in corpora:
                 corpora[rate] = read_corpus(manifest, rate=rate, **recipe.corpus_options())
-            _refuse_trained_on(run, corpora[rate])
+            _refuse_trained_on(run, corpora[rate], split)
     return corpora
 
 
-def _refuse_trained_on(run: Run, corpus: Corpus) -> None:
-    """Raise UsageError where the run was trained on clips of `corpus` to judge by; where that cannot be told, log it."""
+def _refuse_trained_on(run: Run, corpus: Corpus, split: Split) -> None:
+    """Raise UsageError where the run was trained on clips of the split to judge by; where that cannot be told, log it."""
     if corpus.fingerprint == run.info.data["fingerprint"]:
         return
     try:
@@ -99,11 +100,12 @@ def _refuse_trained_on(run: Run, corpus: Corpus) -> None:
         log.warning("%s: whether it was trained on clips to judge by cannot be told (%s)", run.path, error)
         return
     trained = {sound_digest(pcm) for pcm in own.train.pcm}
-    judged = [*corpus.val.pcm, *corpus.test.pcm]
-    if seen := sum(sound_digest(pcm) in trained for pcm in judged):
+    judged = split_of(corpus, split)
+    if seen := [path for pcm, path in zip(judged.pcm, judged.paths, strict=True) if sound_digest(pcm) in trained]:
+        shown = ", ".join(relative(path, corpus.manifest.folder) for path in seen[:3])
         raise UsageError(
-            f"{run.path}: was trained on {seen} of the {len(judged)} clips to judge by (the split of {corpus.manifest.source} is"
-            " not its own): give clips that no run has seen"
+            f"{run.path}: was trained on the sound of {len(seen)} of the {len(judged)} {split} clips of"
+            f" {corpus.manifest.source} ({shown}{', ...' if len(seen) > 3 else ''}): judge by clips that no run has seen"
         )
 
 

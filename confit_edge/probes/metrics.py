@@ -55,7 +55,7 @@ class Difference:
     def of(cls, difference: float, samples: Doubles, units: int) -> Difference:
         """Of shares, by its values in the draws of `units` groups or clips."""
         low, high = interval(difference, samples, units)
-        return cls(difference, max(-1.0, low), min(1.0, high))
+        return cls(difference, *np.clip([low, high], -1.0, 1.0).tolist())
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -128,7 +128,8 @@ def share_interval(share: float, samples: Doubles, units: int) -> tuple[float, f
         return intervals.share_interval(round(share * units), units)
     low, high = interval(share, samples, units)
     reach = 1 - 0.025 ** (1 / units)
-    return (1 - reach if share == 1 else max(0.0, low)), (reach if share == 0 else min(1.0, high))
+    low, high = np.clip([low, high], 0.0, 1.0).tolist()
+    return (1 - reach if share == 1 else low), (reach if share == 0 else high)
 
 
 def correct(scores: Floats, targets: Targets) -> Bools:

@@ -184,7 +184,7 @@ def side_by_side(
     Raises UsageError where the runs' own clips or splits differ, or the split has no clips.
     """
     recipe, rate = runs[-1].recipe, runs[-1].encoder.sample_rate
-    corpora = shared_corpora(runs, recipe, manifest)
+    corpora = shared_corpora(runs, recipe, split, manifest)
     clips = split_of(corpora[rate], split)
     pairs = read_trials(trials, clips, corpora[rate].manifest.folder) if trials else all_pairs(clips, recipe.seed)
     judged = []

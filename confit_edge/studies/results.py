@@ -131,10 +131,8 @@ class Results:
         values = np.array([sum(weight * found[seed] for weight, found in sides) for seed in seeds])
         if len(values) < 2:
             return Estimate(float(values[0]) if len(values) else np.nan, np.nan, np.nan)
-        whole = all(float(value).is_integer() for _, found in sides for value in found.values())
-        spread = max(
-            values.std(ddof=1), 0.5 if whole else 0.0
-        )  # what is counted is known to half a step, if all agree too
+        counted = all(name.startswith("epochs") for _, name, _ in terms)
+        spread = max(values.std(ddof=1), 0.5 if counted else 0.0)  # known to half an epoch, if all agree too
         reach = float(student.ppf(0.5 + LEVEL / 2, len(values) - 1) * spread / np.sqrt(len(values)))
         return Estimate(float(values.mean()), float(values.mean()) - reach, float(values.mean()) + reach)
 

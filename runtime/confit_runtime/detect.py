@@ -83,9 +83,12 @@ class Detector:
         self.silent_until = np.zeros(len(self.on))
         self._arm()
 
-    def begin_after(self, rows: float) -> None:
-        """Begin anew after `rows` (or parts of one) that nobody scored. Only the refractory times outlast them."""
-        silent = self.silent_until - self.rows - rows
+    def begin_after(self, hops: float) -> None:
+        """Begin anew `hops` after what is row 0 now would have begun. Only the refractory times outlast that.
+
+        Both begin as many hops before their first row, so a time is a row of one and `hops` less a row of the other.
+        """
+        silent = self.silent_until - hops
         self.reset()
         self.silent_until = silent
 
@@ -170,9 +173,9 @@ class NameDetector:
         """Forget everything, as if the stream began now."""
         self._detector.reset()
 
-    def begin_after(self, rows: float) -> None:
-        """Begin anew after `rows` that nobody scored. Only the refractory times outlast them."""
-        self._detector.begin_after(rows)
+    def begin_after(self, hops: float) -> None:
+        """Begin anew `hops` after what is row 0 now would have begun. Only the refractory times outlast that."""
+        self._detector.begin_after(hops)
 
     def skip_to(self, row: int) -> None:
         """Let rows pass that nobody scored: `row` is the next."""

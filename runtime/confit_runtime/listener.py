@@ -71,6 +71,8 @@ class Listener:
 
     def follow(self, source: Source) -> Iterator[Detection | Gap | Notice]:
         """All that is heard of a source, inside its `with` block."""
+        for stream in self.streams:
+            stream.live = source.live
         for item in source:
             yield from self.take(item)
             if self.full:

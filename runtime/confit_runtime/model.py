@@ -56,10 +56,8 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     if not str(model).strip():
         raise UsageError("a model without a name: give a file, or the name of a shipped model")
     if not path.is_file():
-        if path.is_dir():
-            raise UsageError(f"{model}: is a folder, expected a model file")
         if path.suffix or len(path.parts) != 1:
-            raise UsageError(f"{model}: no such model file")
+            raise UsageError(f"{model}: {'is a folder, expected a' if path.is_dir() else 'no such'} model file")
         path = shipped_model(str(model))
     try:
         data = path.read_bytes()

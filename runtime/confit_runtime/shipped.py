@@ -21,5 +21,6 @@ def shipped_model(name: str) -> Path:
     path = MODELS / f"{name}.onnx"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in MODELS.glob("*.onnx"))) or "none"
-        raise UsageError(f"{name}: no such file, and no shipped model of that name (shipped: {names})")
+        what = "is a folder" if Path(name).is_dir() else "no such file"
+        raise UsageError(f"{name}: {what}, and no shipped model of that name (shipped: {names})")
     return path

@@ -75,12 +75,16 @@ class Stream:
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
         self._reach = model.contract.window // model.contract.hop - 1 + memory
         self._muted = False
-        self._muted_at, self._unheard_s = 0.0, 0.0  # when, and of the time since then the sound that is still to come
+        self.live = True  # what is pushed is recorded as time passes
         self.reset()
 
     def reset(self) -> None:
         """Begin anew: the next sample pushed is sample 0 of silence, whatever was heard before."""
         self._rate: int | None = None
+        self._muted_at, self._unheard_s = (
+            time.monotonic(),
+            0.0,
+        )  # since when, and of that the sound that is still to come
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
         self._detector.reset()
@@ -103,12 +107,11 @@ class Stream:
     def _move_on(self, samples: int) -> None:
         """Forget what was heard but not what fired, and move the clock on."""
         contract = self.model.contract
-        passed = 0.0
         if self._rate is not None:
-            passed = (self._taken + samples) * contract.sample_rate / (self._rate * contract.hop) - self._hops
-        self._detector.begin_after(passed)
-        if self._names is not None:
-            self._names.begin_after(passed)
+            hops = (self._taken + samples) * contract.sample_rate / (self._rate * contract.hop)
+            self._detector.begin_after(hops)
+            if self._names is not None:
+                self._names.begin_after(hops)
         self._origin += self._taken + samples
         self._taken = 0
         self._forget()
@@ -120,16 +123,18 @@ class Stream:
         thread than the one that pushes sound.
         """
         if not self._muted:
-            self._muted_at, self._unheard_s = time.monotonic(), 0.0
+            self._muted_at = time.monotonic()
+            self._unheard_s = max(0.0, self._unheard_s)  # of a mute before this one
         self._muted = True
 
     def unmute(self) -> None:
         """Hear again, as a stream that begins now, at the time it is.
 
         Sound that was recorded meanwhile and is pushed only now, because who pushes it was the one that spoke, passes
-        unheard too: as much as was muted, by the clock on the wall, less what was pushed meanwhile.
+        unheard too: as much as was muted, by the clock on the wall, less what was pushed meanwhile. (Not where the stream is
+        not `live`: of a file nothing was recorded meanwhile.)
         """
-        if self._muted:
+        if self._muted and self.live:
             self._unheard_s += time.monotonic() - self._muted_at
         self._muted = False
 

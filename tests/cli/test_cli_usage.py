@@ -152,6 +152,23 @@ def test_a_folder_that_may_not_be_written_is_said_before_the_work() -> None:
     assert f"{closed}: is a folder that may not be written" in result.stderr
 
 
+def test_without_a_stdout_verbs_begin(tmp_path: Path) -> None:
+    """As a daemon starts them."""
+    result = subprocess.run(
+        f"{sys.executable} -m confit_edge --version >&-", shell=True, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_shipped_model_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "tens").mkdir()
+    inspect = [sys.executable, "-m", "confit_edge", "inspect"]
+    assert subprocess.run([*inspect, "digits"], cwd=tmp_path, capture_output=True).returncode == 0
+    refused = subprocess.run([*inspect, "tens"], cwd=tmp_path, capture_output=True, text=True)
+    assert "tens: is a folder" in refused.stderr
+
+
 def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
     command = f"{sys.executable} -m confit_edge inspect digits --json > /dev/full"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import Detection, EnergyGate, Model, SpeechGate, Stream, UsageError
+from confit_runtime import Detection, EnergyGate, Model, SpeechGate, Stream, UsageError, listen
 from confit_runtime.batch import Batch
 from confit_runtime.gallery import Gallery
 from confit_runtime.gates import loudest_dbfs, make_gate
@@ -213,25 +214,63 @@ def test_what_was_recorded_while_muted_and_comes_after_it_is_not_heard(model: Mo
 @pytest.mark.parametrize("interruption", ["gap", "mute"])
 @pytest.mark.parametrize("chunk", [37, 800])
 def test_a_class_that_fired_stays_silent_across_an_interruption(model: Model, interruption: str, chunk: int) -> None:
-    contract = dataclasses.replace(model.contract, refractory_s=2.0)
-    stream = Model(model.path, contract, model._session, model.digest).stream()
-    word = np.concatenate([tone(500, 0.3), silence(0.5)])
+    """Exactly as long as it would be, were there silence in its place."""
+    word, pause = np.concatenate([tone(500, 0.3), silence(0.5)]), silence(0.4)
 
-    def push(sound: Floats) -> list[Detection]:
-        return [event for at in range(0, len(sound), chunk) for event in stream.accept(sound[at : at + chunk], RATE)]
+    def starts(refractory_s: float, *, interrupted: bool) -> list[int]:
+        contract = dataclasses.replace(model.contract, refractory_s=refractory_s)
+        stream = Model(model.path, contract, model._session, model.digest).stream()
 
-    events = push(word)
-    if interruption == "gap":
-        stream.skip(round(0.4 * RATE))
-    else:
+        def push(sound: Floats) -> list[Detection]:
+            parts = [sound[at : at + chunk] for at in range(0, len(sound), chunk)]
+            return [event for part in parts for event in stream.accept(part, RATE)]
+
+        events = push(word)
+        if not interrupted:
+            events += push(pause)
+        elif interruption == "gap":
+            stream.skip(len(pause))
+        else:
+            stream.live = False  # nothing is recorded meanwhile: this takes no time
+            with stream.muted():
+                push(pause)
+        # silence first, for a window must be full before anything is heard
+        return [event.start_sample for event in events + push(np.tile(word[::-1], 3))]
+
+    seconds = [0.0, 0.5, 1.0, 1.04, 1.08, *(2.0 + 0.02 * step for step in range(16))]
+    found = [starts(one, interrupted=True) for one in seconds]
+    assert found == [starts(one, interrupted=False) for one in seconds]
+    assert len(set(map(tuple, found))) > 2  # they do differ by the refractory time
+
+
+def test_a_mute_after_a_mute_forgets_neither(model: Model) -> None:
+    """Two detections of one chunk, each answered: both answers wait in the queue."""
+    stream = model.stream()
+    for _ in range(2):
         with stream.muted():
-            push(silence(0.4))
-    for _ in range(5):
-        events += push(word)
-    first, second = (event.start_s for event in events[:2])
-    assert first < 0.2
-    # 0.8 s and the interruption, then a word each 0.8 s: the one at 1.2 s is too early, that at 2.0 s ends after the two seconds
-    assert second == pytest.approx(2.0, abs=0.1)
+            time.sleep(0.4)
+    own = np.concatenate([silence(0.5), tone(500, 0.3)])
+    assert heard(stream, [own], RATE) == []
+
+
+def test_a_stream_that_begins_anew_hears_its_beginning(model: Model) -> None:
+    stream = model.stream()
+    with stream.muted():
+        time.sleep(0.5)
+    stream.reset()
+    word = np.concatenate([silence(0.1), tone(500, 0.3), silence(0.3)])
+    assert [event.label for event in heard(stream, [word], RATE)] == ["low"]
+
+
+def test_of_a_file_nothing_was_recorded_while_a_program_spoke(model: Model, tmp_path: Path) -> None:
+    sound = np.concatenate([silence(0.2), tone(500, 0.3), silence(0.4), tone(1200, 0.3), silence(0.3)])
+    soundfile.write(tmp_path / "scene.wav", sound, RATE)
+    stream, labels = model.stream(), []
+    for event in listen(stream, str(tmp_path / "scene.wav")):
+        labels.append(event.label)
+        with stream.muted():
+            time.sleep(0.6)
+    assert labels == ["low", "mid"]
 
 
 def test_a_word_is_not_pieced_together_across_a_mute(model: Model) -> None:

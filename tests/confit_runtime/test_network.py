@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,29 @@ def test_what_a_stream_leaves_out_stands_as_silence_so_that_times_stay_right(rad
     assert np.abs(heard[round(2.4 * RATE) : round(3.6 * RATE)]).max() < 0.01
     loud = np.abs(np.fft.rfft(heard[-RATE:]))
     assert np.argmax(loud) == pytest.approx(1200, abs=3)
+
+
+@needs_ffmpeg
+def test_a_clock_that_is_set_ahead_is_no_hole(radio: Radio, tmp_path: Path) -> None:
+    """A camera that learns what time it is: two hours of silence would be one more hour each second."""
+    ahead = [
+        "-f",
+        "lavfi",
+        "-i",
+        f"sine=frequency=500:duration=4:sample_rate={RATE}",
+        "-af",
+        "asetpts='PTS+gte(T,2)*7200/TB'",
+    ]
+    subprocess.run(["ffmpeg", "-v", "error", *ahead, "-c:a", "aac", tmp_path / "jump.flv"], check=True)
+    radio.bodies["/jump.flv"] = (tmp_path / "jump.flv").read_bytes()
+    heard_s = 0.0
+    source = NetworkSource(f"{radio.url}/jump.flv", rate=RATE)
+    with source, suppress(DeviceError):  # what says how long it is is a file, which ends before the time it tells
+        for item in source:
+            heard_s += len(item[0]) / RATE if isinstance(item, tuple) else 0.0
+            if heard_s > 60:
+                break
+    assert heard_s == pytest.approx(4.0, abs=0.3)
 
 
 @needs_ffmpeg

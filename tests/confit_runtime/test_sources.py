@@ -317,6 +317,14 @@ def test_one_channel_of_a_microphone(spec: str, column: int, monkeypatch: pytest
     np.testing.assert_array_equal(heard, SOUND[: len(heard), column])
 
 
+def test_a_microphone_whose_name_ends_like_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    portaudio = FakePortAudio(SOUND)
+    portaudio._devices[1]["name"] = "USB Audio #2: - (hw:1,0)"
+    monkeypatch.setattr("confit_runtime.sources.microphone.import_portaudio", lambda: portaudio)
+    heard = taken(open_source("mic:USB Audio #2"), samples=20_000)
+    np.testing.assert_allclose(heard, SOUND[: len(heard)].mean(axis=1), atol=1e-6)
+
+
 def test_a_channel_that_a_microphone_does_not_have() -> None:
     with pytest.raises(DeviceError, match=r"mic#3: USB Mic.* has 2 channels"):
         Microphone(channel=3, portaudio=FakePortAudio(SOUND))

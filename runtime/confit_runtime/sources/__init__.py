@@ -35,7 +35,7 @@ __all__ = [
     "open_source",
 ]
 
-_MICROPHONE = re.compile(r"mic(?::(?P<device>.*?))?(?:#(?P<channel>\d{1,3}))?", re.DOTALL)
+_MICROPHONE = re.compile(r"mic(?::?(?P<name>(?<=:).*|#\d{1,3}))?", re.DOTALL)
 
 
 def names_clips(spec: str) -> bool:
@@ -73,10 +73,7 @@ def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format
         if given:
             raise UsageError(f"{option} is for source '-'; {spec} knows its own")
     if microphone := _MICROPHONE.fullmatch(spec):
-        device, channel = microphone["device"], microphone["channel"]
-        return Microphone(
-            int(device) if device and device.isdecimal() else device or None, channel=int(channel) if channel else None
-        )
+        return Microphone.named(microphone["name"] or "")
     if is_url(spec):
         return NetworkSource(spec)
     return FileSource(spec)

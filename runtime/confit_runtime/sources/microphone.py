@@ -74,6 +74,20 @@ class Microphone:
         self._stopped = threading.Event()
         self._capture: _Capture | None = None
 
+    @classmethod
+    def named(cls, name: str) -> Microphone:
+        """From how a user names it: an index, a part of a name, nothing for the default; and `#N` after it for a channel.
+
+        Where a device is called so, it is that device.
+        """
+        portaudio = import_portaudio()
+        device, mark, channel = name.rpartition("#")
+        called_so = any(name.lower() in str(one["name"]).lower() for one in portaudio.query_devices())
+        if not (mark and re.fullmatch(r"\d{1,3}", channel)) or (device and called_so):
+            device, channel = name, ""
+        known: int | str | None = int(device) if device.isdecimal() else device or None
+        return cls(known, channel=int(channel) if channel else None, portaudio=portaudio)
+
     def __enter__(self) -> Microphone:
         try:
             self._capture = _Capture(self._portaudio, self._settings, self._queue_s)

@@ -28,6 +28,10 @@ _HTTP = "http,https,httpproxy,tcp,tls,crypto"
 _RTSP = "rtsp,rtp,rtcp,srtp,udp,tcp,tls"
 PROTOCOLS = {"http": _HTTP, "https": _HTTP, "rtsp": _RTSP, "rtsps": _RTSP}
 
+# What a stream left out stands as silence; a clock that is set anew, which goes back or far ahead, is no hole.
+_SINCE_LAST = "if(between(PTS-PREV_INPTS,0,15/TB),PTS-PREV_INPTS,NB_SAMPLES/SR/TB)"
+FILTER = f"asetpts='if(isnan(PREV_OUTPTS),PTS,PREV_OUTPTS+{_SINCE_LAST})',aresample=async=1"
+
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
 _SETTLED_S, _FASTEST = (
@@ -79,14 +83,7 @@ class NetworkSource:
             *(program, "-nostdin", "-hide_banner", "-loglevel", "info", "-nostats"),
             *("-protocol_whitelist", PROTOCOLS[scheme]),
             *(("-rtsp_transport", "tcp") if scheme.startswith("rtsp") else ()),
-            *(
-                "-i",
-                url,
-                "-map",
-                "0:a:0",
-                "-af",
-                "aresample=async=1",
-            ),  # what the stream left out stands there as silence
+            *("-i", url, "-map", "0:a:0", "-af", FILTER),
             *("-ac", "1", "-ar", str(self.rate), "-f", "s16le", "pipe:1"),
         ]
         self._stopped = threading.Event()
