@@ -6,7 +6,7 @@ writes benchmarks/results/export.json. Each encoder is timed as it is exported, 
 eager, onnxruntime in fp32 and in int8, in turn, on one thread, medians of processor time. The roofline is what the
 multiply-adds would take at this machine's own GEMM rates, in the precision of each layer. Accuracies are of the model files,
 through the runtime, on the test split, looked at once; a recipe that does not pass the gate is reported with what failed.
-wav2vec2-base has random weights (none are to be had here), so it has no task.
+Those of base size have random weights (none are to be had here), so they have no task.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from confit_export.targets import Target
 from confit_runtime.bench import lowest_rtf
 from confit_runtime.gemm import Rates, measure_rates
 
+FAMILIES = ("Wav2Vec2", "Hubert", "WavLM")
 TASKS = ("letters", "drums", "words")
 CALIBRATION_WINDOWS = 48
 TURNS = 25
@@ -201,12 +202,13 @@ def _of_model(made: Exported) -> dict[str, Any]:
     return row
 
 
-def wav2vec2_base(folder: Path) -> Path:
-    """A wav2vec2-base of random weights, saved as a checkpoint."""
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
+def base_of_random_weights(family: str, folder: Path) -> Path:
+    """A checkpoint of the base size of a family, of which no weights are to be had here."""
+    import transformers
 
     torch.manual_seed(0)
-    Wav2Vec2Model(Wav2Vec2Config()).save_pretrained(folder)
+    config = getattr(transformers, f"{family}Config")()
+    getattr(transformers, f"{family}Model")(config).save_pretrained(folder)
     return folder
 
 
@@ -227,7 +229,7 @@ def main() -> None:
     parser.add_argument("--whisper-epochs", type=int, default=2, help="of Whisper on the first task; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--no-wav2vec2", action="store_true")
+    parser.add_argument("--base", nargs="*", default=FAMILIES, choices=FAMILIES, help="of random weights")
     parser.add_argument("--out", type=Path, default=RESULTS / "export.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -256,10 +258,12 @@ def main() -> None:
                 encoder_label(str(given.whisper)), pretrained(str(given.whisper), 2.0), corpus, rates, "window 2 s"
             ),
         )
-    if not given.no_wav2vec2:
+    keep("rows", recipe_rows("ge2e", pretrained("ge2e", 1.6), corpus, rates, "window 1.6 s"))
+    for family in given.base:
         with TemporaryDirectory() as folder:
-            encoder = pretrained(str(wav2vec2_base(Path(folder))), 1.0)
-            keep("rows", recipe_rows("wav2vec2-base", encoder, corpus, rates, "random weights, window 1 s"))
+            encoder = pretrained(str(base_of_random_weights(family, Path(folder))), 1.0)
+            name = f"{family.lower()}-base"
+            keep("rows", recipe_rows(name, encoder, corpus, rates, "random weights, window 1 s"))
     for task in given.tasks:
         keep("tasks", [task_row(task, "speech-embedding", given.epochs, 1.28, given.seed, given.cache)])
     if given.whisper and given.tasks and given.whisper_epochs:
