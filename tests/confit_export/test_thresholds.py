@@ -54,6 +54,7 @@ def test_thresholds_are_the_same_again_and_depend_on_what_is_heard(
     assert (setting.smoothing_hops, setting.min_hops) == (made.contract.smoothing_hops, made.contract.min_hops)
     for levels in setting.thresholds.values():
         assert 0 < levels["off"] < levels["on"] <= 1
+        assert levels["off"] == pytest.approx(0.6 * levels["on"], abs=1e-4)
 
 
 def test_a_bar_in_the_name_of_a_class_is_part_of_it(exports: dict[str, Exported], run_corpus: Corpus) -> None:

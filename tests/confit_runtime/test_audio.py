@@ -15,6 +15,12 @@ from confit_runtime import AudioError, UsageError
 from confit_runtime.audio import StreamResampler, check_rate, load_clip, read_audio, resample, to_mono
 from tests.tiny_model import silence, tone
 
+
+def test_whole_numbers_are_full_scale_at_their_least() -> None:
+    assert to_mono(np.array([-32_768, 0, 16_384], np.int16)).tolist() == [-1.0, 0.0, 0.5]
+    assert to_mono(np.array([-(2**31), 2**30], np.int32)).tolist() == [-1.0, 0.5]
+
+
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32)
 
 

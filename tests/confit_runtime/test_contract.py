@@ -16,6 +16,14 @@ from confit_runtime import ModelError, load
 from confit_runtime.contract import CONTRACT_KEY, DIGEST_KEY, Contract, seal, unseal
 from tests import tiny_model
 
+
+def test_levels_may_meet_and_a_label_may_need_all_there_is() -> None:
+    levels = {label: {"on": 1.0, "off": 1.0} for label in tiny_model.LABELS}
+    assert tiny_model.contract(thresholds=levels).can_fire == ["low", "mid", "high"]
+    never = {**levels, "low": {"on": 1.01, "off": 0.5}}
+    assert tiny_model.contract(thresholds=never).can_fire == ["mid", "high"]
+
+
 GRAPH = tiny_model.graph()
 CONTRACT = tiny_model.contract()
 SEALED = seal(GRAPH, CONTRACT)

@@ -93,6 +93,12 @@ def test_a_listener_hears_what_its_streams_do_and_tells_gaps_once(model: Model) 
     assert (listener.samples, listener.dropped_samples) == (len(pcm) + 2800, 2800)
 
 
+def test_a_gap_at_the_end_is_told_too(model: Model) -> None:
+    listener = Listener([model.stream()], "", RATE)
+    events = list(listener.follow(Scripted([*chunks(scene()), Gap(50, "late")])))
+    assert [event for event in events if isinstance(event, Gap)] == [Gap(50, "late")]
+
+
 @pytest.mark.parametrize(("seconds", "labels"), [(0.0, []), (1.0, ["low"]), (60.0, ["low", "mid"])])
 def test_a_listener_ends_after_so_many_seconds(model: Model, seconds: float, labels: list[str]) -> None:
     listener = Listener([model.stream()], "", RATE, seconds=seconds)

@@ -296,6 +296,17 @@ def test_what_is_listened_to_begins_with_a_window_of_silence(model: Model) -> No
     assert stream.scores is not None
 
 
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_the_embedding_of_a_clip_is_the_mean_over_its_hops_at_length_1(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    one: Model = request.getfixturevalue(kind)
+    sound = np.concatenate([tone(500, 0.4), tone(3600, 0.4)])  # hops that differ, so that their mean is shorter
+    mean = one.rows(sound, RATE)[1].mean(axis=0)
+    assert np.linalg.norm(mean) < 0.99
+    np.testing.assert_allclose(one.embed(sound, RATE), mean / np.linalg.norm(mean), atol=1e-6)
+
+
 def test_no_event_ends_after_the_recording(tmp_path: Path) -> None:
     model = load(tiny_model.build(tmp_path / "tiny.onnx", latency_samples=0))
     (event,) = heard(model.stream(), [tone(500, 0.125)], RATE)

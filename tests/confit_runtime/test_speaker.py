@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from confit_runtime import AudioError, Detection, Model, listen
 from confit_runtime.audio import load_clip
 from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, tenths, voice_parts
 from confit_runtime.gallery import Gallery
-from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap
+from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap, trigger
 from tests.tiny_model import RATE, Floats, chord, silence, tone
 
 ADA, BEN = (300.0, 800.0, 1800.0), (500.0, 1200.0, 2600.0)
@@ -72,6 +73,28 @@ def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> No
         assert only.judge(detection(15.2, 15.8)) is None  # silence
 
 
+@pytest.mark.parametrize("rate", [8_000, 48_000])
+def test_the_sound_of_a_detection_is_its_window_in_the_sources_own_samples(model: Model, rate: int) -> None:
+    pcm = np.arange(5 * rate, dtype=np.float32)
+    recent = RecentAudio()
+    recent.begin("source", rate)
+    recent.hear(pcm, rate)
+    event = dataclasses.replace(detection(0.0, 0.0), start_sample=2 * rate, end_sample=2 * rate + rate // 100)
+    window, ahead = (at * rate // RATE for at in (model.contract.window, model.contract.latency_samples))
+    last = event.end_sample + ahead
+    np.testing.assert_array_equal(trigger(recent, event, model), pcm[last - window : last])
+    recent.begin("another", rate)
+    assert len(recent.between(0, 5 * rate)) == 0
+
+
+def test_a_lent_buffer_may_be_used_again() -> None:
+    recent, lent = RecentAudio(), np.ones(100, np.float32)
+    recent.begin("source", RATE)
+    recent.hear(lent, RATE)
+    lent[:] = 9.0
+    assert recent.between(0, 100).max() == 1.0
+
+
 def test_a_false_alarm_that_was_taught_is_dropped(tmp_path: Path, model: Model) -> None:
     jingle = chord((500.0, 1800.0, 5000.0), 0.5)
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
@@ -84,6 +107,8 @@ def test_a_false_alarm_that_was_taught_is_dropped(tmp_path: Path, model: Model) 
         assert tap.judge(alarm) is None
         assert tap.judge(truth) == truth
         assert tap.judge(detection(1.0, 1.5, "mid")) is not None
+        of_another_model = dataclasses.replace(alarm, model="other")
+        assert tap.judge(of_another_model) == of_another_model
 
 
 def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Model) -> None:
