@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, read_manifest
-from confit_edge.data.splits import DEFAULT, groups_across_splits, missing_classes, with_splits
+from confit_edge.data.splits import DEFAULT, groups_across_splits, keep_apart, missing_classes, with_splits
 from confit_runtime.errors import UsageError
 
 WORDS = Path(__file__).parents[2] / "confit_edge" / "demo" / "data" / "words" / "manifest.csv"
@@ -189,3 +189,12 @@ def test_thousands_of_groups_are_dealt_in_seconds() -> None:
     assert_sound(made, source)
     shares = Counter(clip.split for clip in made.clips)
     assert abs(shares["val"] / 20_000 - DEFAULT[1]) < 0.01
+
+
+def test_a_published_split_without_validation_gives_it_an_eighth_of_its_training_groups() -> None:
+    rows = [(label, f"{label}{at}", "train") for label in "ab" for at in range(16)]
+    made, changed = keep_apart(manifest_of([*rows, *((label, f"t{label}", "test") for label in "ab")]))
+    assert Counter((clip.label, clip.split) for clip in made.clips) == {
+        (label, split): count for label in "ab" for split, count in (("train", 14), ("val", 2), ("test", 1))
+    }
+    assert len(changed) == 1

@@ -413,3 +413,16 @@ def test_views_keep_every_label_of_a_clip(run_corpus: Corpus) -> None:
     assert np.array_equal(found[:, first] & found[:, last], found[:, first])
     assert (found.sum(axis=1) == 0).sum() > 0
     assert found[:, 1].sum() == 0
+
+
+def test_standardised_neighbours_vote_as_in_the_loop() -> None:
+    rng, stretch = np.random.default_rng(0), np.linspace(0.1, 2, 9, dtype=np.float32)
+    x, queries = (rng.standard_normal((count, 9)).astype(np.float32) * stretch for count in (40, 6))
+    targets = np.eye(3, dtype=np.int8)[rng.integers(3, size=40)]
+    found = KnnProbe(x, targets, 5, "standardised").scores(queries)
+    for query, scores in zip(queries, found, strict=True):
+        away = np.square((query - x) / x.std(axis=0)).sum(axis=1) / 9
+        near = np.argsort(away)[:5]
+        weights = np.exp(-(away[near] - away.min()) / 2 / 0.1)
+        np.testing.assert_allclose(scores, weights @ targets[near] / weights.sum(), atol=1e-4)
+    assert ((found > 0.05) & (found < 0.95)).any()

@@ -582,3 +582,42 @@ def test_a_read_only_folder_with_a_change_cut_short_is_refused(path: Path, tiny:
     )
     assert "GalleryError" in done.stderr
     assert "open it once where it can be written" in done.stderr
+
+
+def test_prints_of_a_name_that_was_enrolled_in_several_sittings_stay_its_own(tmp_path: Path, model: Model) -> None:
+    axes = np.eye(DIM, dtype=np.float32)
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        for sitting, (name, axis) in enumerate([("ada", 0), ("bob", 1)] * 3):
+            for sign in (1, -1):  # negative prints too
+                print_ = sign * (axes[axis] + 0.1 * axes[2 + sitting])[None]
+                gallery.enroll(name, print_, sources=["x"], voiced_s=1.0, negative=sign < 0)
+        for name in ("ada", "bob"):
+            for one in gallery.prints(name):
+                if one.negative:
+                    assert gallery.matcher.vetoes(name, one.embedding)
+                else:
+                    assert gallery.match(one.embedding).nearest == name
+
+
+def test_a_change_is_waited_for_before_anything_is_read(path: Path) -> None:
+    """For what is read in a change must still hold when it is written."""
+    with Gallery.open(path) as gallery, gallery.change():
+        other = sqlite3.connect(path, isolation_level=None, timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+
+
+def test_a_name_of_negative_prints_only_is_taken(path: Path, model: Model) -> None:
+    with Gallery.open(path, model) as gallery:
+        gallery.enroll("low", random_prints(1), sources=["tv"], voiced_s=0.0, negative=True)
+        with pytest.raises(UsageError, match="'low' is enrolled already"):
+            gallery.rename("ada", "low")
+        assert gallery.names() == {"ada": 3, "bob": 2}
+
+
+def test_negative_prints_have_no_owner(path: Path, model: Model) -> None:
+    with Gallery.open(path, model) as gallery:
+        gallery.enroll("low", random_prints(1), sources=["tv"], voiced_s=0.0, negative=True)
+        (negative,) = gallery.blobs("low", negative=True)
+        assert gallery.owners([negative, *gallery.blobs("ada", negative=False)]) == {"ada"}

@@ -19,7 +19,7 @@ from confit_runtime.batch import Batch
 from confit_runtime.contract import seal
 from confit_runtime.detect import Detector
 from confit_runtime.gallery import Gallery
-from confit_runtime.model import State
+from confit_runtime.model import HOPS_A_CALL, State
 from tests import tiny_model
 from tests.tiny_model import HOP, LABELS, POOL, RATE, WINDOW, Floats, chord, silence, tone
 
@@ -446,3 +446,12 @@ def test_lead_in_hears_a_sound_at_the_very_beginning_and_leaves_times_alone() ->
     assert 0 <= event.start_sample < event.end_sample <= len(clip)
     (later,) = heard(np.concatenate([quiet, clip]), lead_in=True, step=777)
     assert abs(later.start_sample - len(quiet) - event.start_sample) <= model.contract.hop
+
+
+def test_a_long_clip_is_one_sound_though_it_is_run_in_parts(model: Model) -> None:
+    parts = [tone((500.0, 1200.0, 3600.0)[at % 3], 0.31) for at in range(40)]
+    clip = np.concatenate(parts)[: (2 * HOPS_A_CALL + 9) * HOP]
+    scores, embedding, _ = model.run(clip[None], model.initial_state(1))
+    skip = model.contract.warmup_hops
+    for rows, whole in zip(model.rows(clip, RATE), (scores, embedding), strict=True):
+        np.testing.assert_allclose(rows, whole[0, skip:], atol=1e-5)

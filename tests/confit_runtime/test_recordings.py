@@ -126,3 +126,15 @@ def test_sound_that_cannot_be_scored(model: Model, tmp_path: Path) -> None:
         stream_rows(model, path)
     soundfile.write(path, silence(0.01), RATE)
     assert len(stream_rows(model, path)[0]) >= WINDOW // HOP
+
+
+def test_a_long_recording_is_parted_and_no_row_counts_twice(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recordings, "LONG_S", 2.0)
+    monkeypatch.setattr(recordings, "SHORT_S", 1.0)
+    write(tmp_path / "long.wav", 6.0)
+    found = score_recordings(model, [tmp_path / "long.wav"], RowCache(tmp_path / "rows"), lambda *told: None)
+    assert len(found) == 3
+    whole = stream_rows(model, tmp_path / "long.wav")[0]
+    np.testing.assert_array_equal(np.concatenate([piece for one in found for piece in one.pieces]), whole)
