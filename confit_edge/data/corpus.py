@@ -40,6 +40,11 @@ class Clips:
         """The index of each clip's first class, `[clips]`."""
         return self.targets.argmax(axis=1)
 
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """`sound_digest` of each clip: the same where the samples are."""
+        return [sound_digest(pcm) for pcm in self.pcm]
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -68,16 +73,15 @@ class Corpus:
         """Clips that decode to the very samples of an earlier one and have other labels, with that one."""
         first: dict[bytes, tuple[Path, bytes]] = {}
         for clips in (self.train, self.val, self.test):
-            for pcm, target, path in zip(clips.pcm, clips.targets, clips.paths, strict=True):
-                earlier, labels = first.setdefault(sound_digest(pcm), (path, target.tobytes()))
+            for digest, target, path in zip(clips.digests, clips.targets, clips.paths, strict=True):
+                earlier, labels = first.setdefault(digest, (path, target.tobytes()))
                 if labels != target.tobytes():
                     yield earlier, path
 
     def repeated(self) -> dict[str, int]:
         """How many validation and test clips decode to the very samples of a training clip."""
-        trained = {sound_digest(pcm) for pcm in self.train.pcm}
-        judged = {"val": self.val, "test": self.test}
-        return {name: sum(sound_digest(pcm) in trained for pcm in clips.pcm) for name, clips in judged.items()}
+        trained, judged = set(self.train.digests), {"val": self.val, "test": self.test}
+        return {name: sum(digest in trained for digest in clips.digests) for name, clips in judged.items()}
 
     def training_clips(self) -> Clips:
         """The training clips, and each training background as one long clip of the unknown class."""

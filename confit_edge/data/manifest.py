@@ -273,14 +273,9 @@ def _reserved(label: str) -> str:
     return UNKNOWN if label.casefold().strip("_") == UNKNOWN else label
 
 
-def likely_background(classes: Collection[str]) -> list[str]:
-    """Those of the classes by whose names `unknown` may be meant: as classes they fire like any other."""
-    return [label for label in classes if label.casefold().replace("_", " ").strip() in _BACKGROUND]
-
-
 def advice_on_background(classes: Collection[str]) -> str | None:
-    """What to say where `likely_background` finds some."""
-    found = likely_background(classes)
+    """What to say where classes have names by which `unknown` may be meant: they fire like any other. None without any."""
+    found = [label for label in classes if label.casefold().replace("_", " ").strip() in _BACKGROUND]
     if not found:
         return None
     fire = "is a class and will fire" if len(found) == 1 else "are classes and will fire"

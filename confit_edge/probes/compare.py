@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-from confit_edge.data.clips import sound_digest
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.manifest import relative
 from confit_edge.encoders import pretrained
@@ -99,9 +98,8 @@ def _refuse_trained_on(run: Run, corpus: Corpus, split: Split) -> None:
     except ConfitError as error:
         log.warning("%s: whether it was trained on clips to judge by cannot be told (%s)", run.path, error)
         return
-    trained = {sound_digest(pcm) for pcm in own.train.pcm}
-    judged = split_of(corpus, split)
-    if seen := [path for pcm, path in zip(judged.pcm, judged.paths, strict=True) if sound_digest(pcm) in trained]:
+    trained, judged = set(own.train.digests), split_of(corpus, split)
+    if seen := [path for digest, path in zip(judged.digests, judged.paths, strict=True) if digest in trained]:
         shown = ", ".join(relative(path, corpus.manifest.folder) for path in seen[:3])
         raise UsageError(
             f"{run.path}: was trained on the sound of {len(seen)} of the {len(judged)} {split} clips of"

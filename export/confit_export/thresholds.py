@@ -14,7 +14,7 @@ from confit_edge.data.augment import coloured_noise, varied
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Corpus
 from confit_runtime.contract import Contract
-from confit_runtime.detect import Detector, Hit, Rows
+from confit_runtime.detect import Detector, Hit, Rows, refractory_hops
 from confit_runtime.model import Model
 from confit_runtime.scoring import Heard, Score, score_detections
 
@@ -144,7 +144,7 @@ def _run(
         on * 0.6,
         smoothing_hops=SMOOTHING,
         min_hops=min_hops,
-        refractory_hops=int(np.ceil(contract.refractory_s * contract.sample_rate / contract.hop)),
+        refractory_hops=refractory_hops(contract, contract.refractory_s),
         never=never,
         exclusive=not contract.multi_label,
     )

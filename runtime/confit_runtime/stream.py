@@ -81,10 +81,8 @@ class Stream:
     def reset(self) -> None:
         """Begin anew: the next sample pushed is sample 0 of silence, whatever was heard before."""
         self._rate: int | None = None
-        self._muted_at, self._unheard_s = (
-            time.monotonic(),
-            0.0,
-        )  # since when, and of that the sound that is still to come
+        self._muted_at = time.monotonic()  # if it is muted, since when
+        self._unheard_s = 0.0  # of the sound of mutes, what is still to come
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
         self._detector.reset()

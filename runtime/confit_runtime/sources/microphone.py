@@ -204,9 +204,8 @@ class _Capture:
         self.rate = int(settings["samplerate"])
         self.blocks: queue.Queue[tuple[int, Pcm, float]] = queue.Queue(maxsize=max(1, round(queue_s / BLOCK_S)))
         self._lost = 0  # samples lost since the last block that was queued; only PortAudio's thread touches these two
-        self._expected_s: float | None = (
-            None  # when the next block's first sample should be recorded, on PortAudio's clock
-        )
+        # when the next block's first sample should be recorded, on PortAudio's clock
+        self._expected_s: float | None = None
         with _captures_lock:
             self._stream = portaudio.InputStream(
                 blocksize=int(self.rate * BLOCK_S), callback=self._callback, dtype="float32", **settings
