@@ -7,11 +7,11 @@ sees the file: a truncated, damaged or foreign file is refused with one clear li
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
+from confit_runtime.digest import sha256
 from confit_runtime.errors import ModelError
 from confit_runtime.protobuf import bytes_field, fields, text_field
 
@@ -194,7 +194,7 @@ def _check_type(key: str, annotation: str, value: object) -> None:
 def seal(model: bytes, contract: Contract) -> bytes:
     """Append contract and digest to a serialised ONNX model that has no metadata of ours yet."""
     body = model + _metadata(CONTRACT_KEY, contract.to_json())
-    return body + _metadata(DIGEST_KEY, hashlib.sha256(body).hexdigest())
+    return body + _metadata(DIGEST_KEY, sha256(body).hexdigest())
 
 
 def unseal(model: bytes) -> Contract:
@@ -210,8 +210,13 @@ def graph_of(model: bytes) -> bytes:
     return model[: _opened(model)[1]]
 
 
-def _opened(model: bytes) -> tuple[Contract, int]:
-    """The contract, and where its metadata begins: whatever stands before is the model itself."""
+def digest_of(model: bytes) -> str:
+    """The digest of graph and contract that stands in a sealed model. Raises ModelError as `unseal` does."""
+    return _opened(model)[2]
+
+
+def _opened(model: bytes) -> tuple[Contract, int, str]:
+    """The contract, where its metadata begins (whatever stands before is the model itself), and the digest of both."""
     parts = list(fields(model))
     if not any(number == _MODEL_GRAPH for number, _, _, _ in parts):
         raise ModelError("is not an ONNX model, or was cut short (copy it again)")
@@ -227,12 +232,12 @@ def _opened(model: bytes) -> tuple[Contract, int]:
     if DIGEST_KEY not in entries:
         raise ModelError("has lost its digest: the file was cut short or edited (copy it again)")
     digest, start, end = entries[DIGEST_KEY]
-    if end != len(model) or hashlib.sha256(model[:start]).hexdigest() != digest:
+    if end != len(model) or sha256(model[:start]).hexdigest() != digest:
         raise ModelError(
             "does not match its own digest: the file was damaged or edited (copy it again, or export it anew)"
         )
     text, begin, _ = entries[CONTRACT_KEY]
-    return Contract.from_json(text), begin
+    return Contract.from_json(text), begin, digest
 
 
 def _metadata(key: str, value: str) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import numpy.typing as npt
 
 from confit_runtime.audio import Pcm, check_rate, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
-from confit_runtime.contract import Contract, graph_of, unseal
+from confit_runtime.contract import DIGEST_KEY, Contract, digest_of, graph_of, unseal
 from confit_runtime.device_file import device_path, read_device_file
+from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
 from confit_runtime.session import State, bind, open_session
@@ -61,10 +61,12 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
         path = shipped_model(str(model))
     try:
         data = path.read_bytes()
-        contract = unseal(data)
-        session = open_session(data, threads)
+        contract, digest, sealed = unseal(data), sha256(graph_of(data)).hexdigest(), digest_of(data)
+        del data  # onnxruntime reads the file itself: bytes that it is given it keeps
+        session = open_session(path, threads)
+        if session.get_modelmeta().custom_metadata_map.get(DIGEST_KEY) != sealed:
+            raise ModelError("was changed while it was being read (load it again)")
         _check_signature(contract, session)
-        digest = hashlib.sha256(graph_of(data)).hexdigest()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
     except ModelError as error:

@@ -631,12 +631,28 @@ def test_without_portaudio_it_says_what_to_install(home: Path, tmp_path: Path, a
 @pytest.mark.parametrize("verb", ["listen", "enroll", "identify", "devices", "doctor", "record", "gallery list"])
 def test_help_teaches_without_loading_anything_heavy(verb: str) -> None:
     script = (
-        "import sys\nfrom confit_edge.cli import app\n"
-        f"try:\n    app({[*verb.split(), '--help']!r})\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+        "import sys\nfrom confit_edge.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=False
-    )
+    command = [sys.executable, "-c", script, *verb.split(), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0
     assert f"confit-edge {verb}" in " ".join(done.stdout.split())
-    assert not {"torch", "sklearn", "onnxruntime", "soundfile", "sounddevice"} & set(done.stderr.split())
+    loaded = set(done.stderr.split())
+    assert not {"torch", "sklearn", "onnxruntime", "soundfile", "sounddevice"} & loaded
+    assert not {"confit_edge.cli.train", "confit_edge.cli.demo"} & loaded
+
+
+def test_listening_loads_no_openssl(home: Path) -> None:
+    script = "import sys\nfrom confit_edge.cli import main\ntry:\n    main()\nfinally:\n    print(*sys.modules)"
+    arguments = ["listen", "tiny.onnx", "--source", "scene.flac", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    assert '"type": "detection"' in done.stdout
+    assert not {"_hashlib", "_ssl"} & set(done.stdout.split())

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 import confit_runtime
-from confit_edge.cli import _refused, app
+from confit_edge.cli import _refused, command_line
 
 Confit = Callable[..., tuple[int, str, str]]
 
@@ -49,7 +49,7 @@ def float_options(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], s
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e308"])
 def test_no_option_takes_a_number_that_is_none(confit: Confit, value: str) -> None:
-    found = list(float_options(typer.main.get_command(app)))
+    found = list(float_options(typer.main.get_command(command_line())))
     assert {verb[0] for verb, _ in found} >= {"listen", "doctor", "bench", "record", "enroll", "calibrate", "train"}
     for verb, option in found:
         needed = ["x", "y"][: {"listen": 1, "bench": 1, "export": 1, "train": 1, "distill": 1}.get(verb[0], 2)]
@@ -110,7 +110,7 @@ def test_usage_says_what_may_be_several(confit: Confit) -> None:
 @pytest.mark.parametrize("columns", ["60", "80", "200"])
 def test_help_names_every_option_whole_at_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    for path, verb in verbs(typer.main.get_command(app)):
+    for path, verb in verbs(typer.main.get_command(command_line())):
         if path not in (("train",), ("export",), ("data", "split")):  # the longest options, and a verb of a verb
             continue
         shown = subprocess.run(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from confit_runtime.contract import seal
 from confit_runtime.detect import Detector
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import HOPS_A_CALL, State
+from confit_runtime.session import open_session
 from tests import tiny_model
 from tests.tiny_model import HOP, LABELS, POOL, RATE, WINDOW, Floats, chord, silence, tone
 
@@ -84,6 +86,22 @@ def test_truncated_anywhere_is_a_model_error(tmp_path: Path, tiny: Path) -> None
         path.write_bytes(data[:length])
         with pytest.raises(ModelError, match=r"cut\.onnx"):
             load(path)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_a_model_error(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
+    path.write_bytes(tiny.read_bytes())
+    tiny_model.build(other, refractory_s=9.0)
+
+    def replace_and_open(model: Path, threads: int) -> Any:
+        other.replace(path)
+        return open_session(model, threads)
+
+    monkeypatch.setattr("confit_runtime.model.open_session", replace_and_open)
+    with pytest.raises(ModelError, match=r"model\.onnx: was changed while it was being read"):
+        load(path)
 
 
 def test_a_graph_that_onnxruntime_refuses_is_a_model_error(tmp_path: Path) -> None:
