@@ -16,6 +16,7 @@ import soundfile
 
 from confit_edge.data.clips import ClipStore, load_clips
 from confit_edge.data.manifest import Clip, Manifest, ManifestError
+from confit_edge.data.pack import Pack
 from confit_runtime.audio import load_clip
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 
@@ -144,6 +145,12 @@ def test_losing_a_whole_class_is_an_error(tmp_path: Path, store: ClipStore) -> N
         ManifestError, match=r"no clip of class 'b', 'c' can be used; the first problem is .*b\.wav: is sil"
     ):
         load_clips(manifest_of(tmp_path, {"a.wav": "a", "b.wav": "b", "c.wav": "c"}), store)
+
+
+def test_what_only_swings_below_zero_is_not_silent(tmp_path: Path, store: ClipStore) -> None:
+    wav(tmp_path / "a.wav", -np.abs(tone()))
+    wav(tmp_path / "b.wav", tone())
+    assert load_clips(manifest_of(tmp_path, {"a.wav": "a", "b.wav": "b"}), store)[2] == []
 
 
 def test_the_shortest_clip_allowed_is_up_to_the_caller(tmp_path: Path, store: ClipStore) -> None:
@@ -300,11 +307,42 @@ def test_processes_that_add_at_once_do_not_overwrite_each_other(tmp_path: Path) 
         np.testing.assert_array_equal(last.get(path), tone(0.1, hertz=hertz))
 
 
+def test_a_place_is_given_once_even_where_another_asks_in_between(tmp_path: Path) -> None:
+    one, other = Pack(tmp_path), Pack(tmp_path)
+    arrays = {key: np.full(1000, value, np.float32) for value, key in enumerate("abcd")}
+    kept = {"a": one.put("a", arrays["a"]), "b": other.put("b", arrays["b"])}
+    assert one._connection is not None
+    assert other._connection is not None
+    other._connection.execute("PRAGMA busy_timeout = 0")
+    asked = 0
+
+    def ask_in_between(statement: str) -> None:
+        nonlocal asked
+        if statement.startswith("UPDATE shards"):  # the place was looked up, and is about to be taken
+            asked += 1
+            with contextlib.suppress(sqlite3.OperationalError):  # it is locked, as it should be
+                kept["c"] = other.put("c", arrays["c"])
+
+    one._connection.set_trace_callback(ask_in_between)
+    kept["d"] = one.put("d", arrays["d"])
+    one._connection.set_trace_callback(None)
+    assert asked == 1
+    for key, array in kept.items():
+        np.testing.assert_array_equal(array, arrays[key])
+
+
 def test_clips_are_shared_and_cannot_be_written_to(tmp_path: Path, store: ClipStore) -> None:
     path = wav(tmp_path / "a.wav", tone())
     for pcm in (store.get(path), ClipStore(RATE, tmp_path / "cache").get(path)):
         with pytest.raises(ValueError, match="read-only"):
             pcm *= 2
+
+
+def test_clips_that_cannot_be_kept_cannot_be_written_to_either(tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("in the way")
+    pcm = ClipStore(RATE, tmp_path / "a-file").get(wav(tmp_path / "a.wav", tone()))
+    with pytest.raises(ValueError, match="read-only"):
+        pcm *= 2
 
 
 def test_many_threads_read_the_same_clips(tmp_path: Path, store: ClipStore) -> None:

@@ -73,3 +73,17 @@ def test_a_clip_without_a_label_is_neither_right_nor_wrong(exports: dict[str, Ex
     assert heard.right.tolist() == whole.right[kept].tolist()
     assert heard.groups == [val.groups[at] for at in kept]
     assert len(heard.embeddings) == len(val)
+
+
+def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
+    exports: dict[str, Exported], run_corpus: Corpus
+) -> None:
+    model, val = load(exports["fp32"].path), run_corpus.val
+    twice = replace(val, pcm=[np.concatenate([pcm, val.pcm[0]]) for pcm in val.pcm])  # of several rows, which differ
+    assert np.linalg.norm(model.rows(twice.pcm[1], 16_000)[1].mean(axis=0)) < 0.99
+    heard = Heard.by(model, twice, run_corpus)
+    np.testing.assert_allclose(np.linalg.norm(heard.embeddings, axis=1), 1, atol=1e-5)
+    backwards = replace(run_corpus, classes=run_corpus.classes[::-1])
+    again = Heard.by(model, replace(twice, targets=val.targets[:, ::-1]), backwards)
+    assert heard.right.any()
+    assert again.right.tolist() == heard.right.tolist()

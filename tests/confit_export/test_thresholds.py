@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,14 @@ from confit_edge import runs
 from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_export import thresholds
 from confit_export.enrollment import cohort_rows, enrollment_prior
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import choose, strictest, validation_stream
 from confit_runtime import load
-from confit_runtime.scoring import Heard, score_detections
+from confit_runtime.detect import Detector, Hit
+from confit_runtime.scoring import Heard, Score, score_detections
+from tests import tiny_model
 
 Floats = npt.NDArray[np.float32]
 
@@ -62,6 +67,61 @@ def test_a_bar_in_the_name_of_a_class_is_part_of_it(exports: dict[str, Exported]
     model = load(exports["fp32"].path)
     plain, barred = (validation_stream(model, corpus, seed=0, repeats=1)[1] for corpus in (run_corpus, named))
     assert [heard.label for heard in barred] == [f"{heard.label}|sung" for heard in plain]
+
+
+def test_what_is_unknown_is_no_word_to_be_found(exports: dict[str, Exported], run_corpus: Corpus) -> None:
+    corpus = replace(run_corpus, unknown="yes")
+    truth = validation_stream(load(exports["fp32"].path), corpus, seed=0, repeats=1)[1]
+    assert {heard.label for heard in truth} == set(corpus.classes) - {"yes", "unknown"}
+
+
+@pytest.mark.parametrize(("quiet", "level", "raised"), [(3, 0.95, 0.95), (4, 0.6, 0.74)])
+def test_a_false_accept_costs_three_words_and_raising_its_label_cures_three_quarters(
+    monkeypatch: pytest.MonkeyPatch, quiet: int, level: float, raised: float
+) -> None:
+    """4 false accepts that raising cures cost 3 * (4 / 4) = 3: as much as 3 missed words, and less than 4."""
+    contract, rows, truth = tiny_model.contract(), np.zeros((0, 4), np.float32), []
+    for score, label in [(0.99, 0)] * 5 + [(0.62, 0)] * quiet + [(0.72, 1)] * 4:
+        sound = np.zeros((60, 4), np.float32)
+        sound[20:40, label] = score
+        if label == 0:
+            start, end = ((len(rows) + at) * contract.hop / contract.sample_rate for at in (20, 40))
+            truth.append(Heard("low", start, end))
+        rows = np.concatenate([rows, sound])
+    monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
+    model: Any = SimpleNamespace(contract=contract, rows=lambda *of: (rows, None))
+    corpus: Any = SimpleNamespace(background_val=[])
+    chosen = choose(model, corpus, seed=0)
+    assert chosen.thresholds["low"]["on"] == pytest.approx(level, abs=1e-3)
+    assert chosen.thresholds["mid"]["on"] == pytest.approx(raised, abs=1e-3)
+    assert chosen.report["found"] == (5 if level > 0.62 else 5 + quiet)
+
+
+def test_a_label_is_raised_above_the_loudest_of_what_it_fired_falsely_on() -> None:
+    contract = tiny_model.contract()
+    fired = [(0, 0.8), (0, 0.7), (1, 0.96), (2, 0.9)]
+    hits = [Hit(label, score, 100 * at, 100 * at) for at, (label, score) in enumerate(fired)]
+    accepts = [Heard(contract.labels[hit.label], 0.0, thresholds._end_s(hit, contract)) for hit in hits[:3]]
+    on = np.full(4, 0.5, np.float32)
+    raised = thresholds._above_false_accepts(on, Score([], accepts), hits, contract)
+    np.testing.assert_allclose(raised, [0.82, 0.97, 0.5, 0.5], atol=1e-6)
+    assert (on == 0.5).all()
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_thresholds_are_tried_with_the_detector_of_the_device(multi_label: bool) -> None:
+    on = np.array([0.5, 0.6, 0.7, 0.5], np.float32)
+    contract = tiny_model.contract(
+        multi_label=multi_label,
+        thresholds={name: {"on": x, "off": x * 0.6} for name, x in zip(tiny_model.LABELS, on.tolist(), strict=True)},
+        smoothing_hops=thresholds.SMOOTHING,
+        refractory_s=0.21,
+    )
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.uniform(0, 1, (400, 4)), rng.integers(1, 12, 400), axis=0).astype(np.float32)
+    _, hits = thresholds._run(rows, contract.min_hops, [contract.labels.index("other")], contract, [], on)
+    assert len(hits) > 20
+    assert hits == Detector.from_contract(contract).push(rows)
 
 
 def test_of_settings_that_do_equally_well_the_strictest_is_taken() -> None:

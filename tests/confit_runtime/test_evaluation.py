@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from confit_runtime import AudioError, ConfitError, Model
 from confit_runtime.audio import Pcm
-from confit_runtime.evaluation import NEARBY_S, LocalPower, judge, snr_band, what_was_there
+from confit_runtime.evaluation import NEARBY_S, Judged, LocalPower, judge, snr_band, what_was_there
 from confit_runtime.labels import Labelled, read_labelled
-from confit_runtime.scoring import Heard
+from confit_runtime.scoring import Heard, Score
 from tests.tiny_model import RATE, silence, tone
 
 
@@ -110,6 +110,29 @@ def test_a_recording_is_judged(model: Model, tmp_path: Path) -> None:
     assert latency is not None
     assert -0.3 < latency < 0.3
     assert missed is None
+
+
+def test_latency_is_that_of_the_label_of_the_sound(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "one.wav"
+    pcm = np.concatenate([silence(0.5), tone(500, 0.3), silence(0.7), tone(3600, 0.2), silence(1.0)])
+    soundfile.write(path, pcm, RATE)
+    judged = judge(model, Labelled(path, 2.7, [Heard("high", 0.5, 1.7)]))  # low was heard in it, long before
+    assert [accept.label for accept in judged.score.false_accepts] == ["low"]
+    assert judged.latency_s == [pytest.approx(0.0, abs=0.2)]
+
+
+def test_what_is_found_when_the_recording_is_over_is_told_at_its_end(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "one.wav"
+    soundfile.write(path, np.concatenate([silence(0.5), tone(3600, 0.04)]), RATE)
+    judged = judge(model, Labelled(path, 0.54, [Heard("high", 0.5, 0.54)]))
+    assert judged.latency_s == [pytest.approx(0.0, abs=1e-3)]
+
+
+def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
+    sounds, others = [Heard("low", 0.0, 2.1)], [Heard("parrot", 1.9, 2.6)]
+    judged = Judged("x", 9.0, sounds, others, Score([False], []), [0.0], [None])
+    assert what_was_there(Heard("high", 2.0, 2.2), judged) == "low"
+    assert what_was_there(Heard("high", 2.3, 2.5), judged) == "parrot"
 
 
 @settings(deadline=None, max_examples=80)

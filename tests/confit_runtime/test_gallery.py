@@ -131,6 +131,10 @@ def test_names_that_cannot_be(name: str) -> None:
         clean_name(name)
 
 
+def test_a_name_may_have_100_characters() -> None:
+    assert clean_name("x" * 100) == "x" * 100
+
+
 @given(st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp")), min_size=1, max_size=30))
 def test_names_are_kept_in_one_form(name: str) -> None:
     clean = clean_name(f"  {unicodedata.normalize('NFD', name)}\t")

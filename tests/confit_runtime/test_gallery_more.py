@@ -5,8 +5,11 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 
 from confit_runtime import GalleryError, Model, UsageError, load
 from confit_runtime.enrollment import to_flac
-from confit_runtime.gallery import Gallery
+from confit_runtime.gallery import LISTENING_PATIENCE_S, Gallery
 from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness
 from confit_runtime.search import ExactSearch, IndexSearch, build_index
 from confit_runtime.transfer import enroll_again, export_names, import_names
@@ -224,6 +227,18 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
         enroll_again(gallery, model)
 
 
+def test_to_enroll_again_is_advised_only_where_all_audio_was_kept(tmp_path: Path, model: Model) -> None:
+    path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
+    with Gallery.open(path, model, create=True) as gallery:
+        print_ = model.embed(sound, 16_000)[None]
+        gallery.enroll("bell", print_, sources=["bell.wav"], voiced_s=0.4, audio=[to_flac(sound, 16_000)])
+        gallery.enroll("bell", random_prints(1), sources=["no audio"], voiced_s=0.1)
+    with pytest.raises(GalleryError) as refused:
+        Gallery.open(path, other)
+    assert str(refused.value).endswith("use that model, or another --gallery")
+
+
 def test_voices_do_not_become_sounds_unasked(tmp_path: Path, model: Model) -> None:
     path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
     voices = {"embedding_id": "voices", "name": "voices", "calibration": {"enroll": {"kind": "speaker"}}}
@@ -287,6 +302,39 @@ def test_two_programs_write_and_a_third_sees_it(tmp_path: Path, model: Model) ->
         assert set(gallery.matcher.names) == {"ben", "eve"}  # read anew: another program changed it
 
 
+def test_names_and_prints_are_read_at_one_moment(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery, Gallery.open(path) as other:
+        other._db.execute("PRAGMA busy_timeout = 0")
+        other.enroll("ada", random_prints(1), sources=["a"], voiced_s=1.0)
+        tried = 0
+
+        def enroll_meanwhile(statement: str) -> None:
+            nonlocal tried
+            if "FROM prints WHERE negative = 0" in statement:  # the names were read already
+                tried += 1
+                with suppress(GalleryError):  # it is locked, as it should be
+                    other.enroll("eve", random_prints(1), sources=["e"], voiced_s=1.0)
+
+        gallery._db.set_trace_callback(enroll_meanwhile)
+        assert gallery.matcher.names == ("ada",)
+        gallery._db.set_trace_callback(None)
+        assert tried == 1
+
+
+def test_who_listened_waits_as_long_for_a_change_as_anybody(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        assert gallery.matcher is gallery.matcher
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        done = threading.Timer(5 * LISTENING_PATIENCE_S, other.execute, ["ROLLBACK"])
+        done.start()
+        assert gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0) == 1
+        done.join()
+        other.close()
+
+
 def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
@@ -331,6 +379,22 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         shutil.copy(gallery.index_path, other.index_path)
         with pytest.raises(GalleryError, match="index of other prints"):
             other.match(random_prints(1)[0])
+
+
+def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: Path, model: Model) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
+    print_, audio = model.embed(sound, 16_000)[None], [to_flac(sound, 16_000)]
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("bell", print_, sources=["bell.wav"], voiced_s=0.4, audio=audio)
+        before = gallery.matcher
+        gallery.build_index()
+        assert gallery.matcher is not before  # it searches with the index now
+    with Gallery.open(path) as gallery:
+        assert enroll_again(gallery, other) == {"bell": 1}
+        assert not gallery.index_path.exists()
+        assert gallery.match(print_[0]).nearest == "bell"
 
 
 def test_an_index_of_8_bits_ranks_as_all_bits_do(tmp_path: Path) -> None:

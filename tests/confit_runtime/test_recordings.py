@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from confit_runtime import AudioError, Model, UsageError, load, recordings
+from confit_runtime.audio import StreamResampler
 from confit_runtime.calibration import count_false_accepts
 from confit_runtime.detect import Detector
 from confit_runtime.recordings import RowCache, clip_rows, score_recordings, stream_rows
@@ -62,6 +63,24 @@ def test_a_clip_is_heard_between_two_silences(kind: str, seconds: float, request
     model: Model = request.getfixturevalue(kind)
     hits = Detector.from_contract(model.contract).push(clip_rows(model, tone(1200, seconds)))
     assert [model.labels[hit.label] for hit in hits] == ["mid"]
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_a_recording_of_another_rate_is_scored_to_its_last_sample(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model: Model = request.getfixturevalue(kind)
+    pcm = tone(500, 0.3, 48_000)[:-900]  # ends aloud
+    soundfile.write(tmp_path / "one.wav", pcm, 48_000, subtype="FLOAT")
+    resampler = StreamResampler(48_000, RATE)
+    whole = np.concatenate([resampler.push(pcm), resampler.finish()])
+    np.testing.assert_allclose(stream_rows(model, tmp_path / "one.wav")[0], clip_rows(model, whole), atol=1e-5)
+
+
+def test_rows_do_not_depend_on_how_many_hops_a_call_has(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = clip_rows(model, tone(500, 0.5))
+    monkeypatch.setattr(recordings, "HOPS_A_CALL", 2)  # fewer than the warm-up
+    np.testing.assert_allclose(clip_rows(model, tone(500, 0.5)), whole, atol=1e-5)
 
 
 def test_nothing_is_scored_twice(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

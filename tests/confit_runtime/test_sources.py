@@ -32,6 +32,7 @@ from confit_runtime.sources import (
     input_devices,
     open_source,
 )
+from confit_runtime.sources.microphone import _Converter
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, tone
 
@@ -260,6 +261,16 @@ def test_a_microphone_that_does_not_come_back_in_time() -> None:
     assert [item.state for item in items if isinstance(item, Notice)] == ["away"]
 
 
+def test_the_gaps_of_an_absence_are_as_long_as_it_was() -> None:
+    microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged"), wait_s=0.6)
+    gaps: list[int] = []
+    began = time.monotonic()
+    with pytest.raises(DeviceError, match="did not come back"), microphone:
+        gaps.extend(item.samples for item in microphone if isinstance(item, Gap))
+    assert len(gaps) > 1
+    assert 0.4 < sum(gaps) / 48_000 <= time.monotonic() - began
+
+
 @pytest.mark.parametrize("then", ["stalls", "unplugged"])
 @pytest.mark.parametrize(
     ("rate", "name"),
@@ -290,6 +301,15 @@ def test_a_microphone_that_comes_back(then: str, rate: int, name: str) -> None:
     heard = np.concatenate(later)
     np.testing.assert_allclose(heard, tone(500, 1.0, 48_000)[: len(heard)], atol=2e-3)
     assert 0 < away <= took * 48_000
+
+
+def test_after_a_loss_a_converted_clock_is_right_and_the_sound_begins_anew() -> None:
+    convert, sound = _Converter(44_100, 48_000), tone(500, 0.31, 44_100)
+    given = len(convert.push(sound)) + convert.skip(44_101 - len(sound))
+    assert given == round(44_101 * 48_000 / 44_100)  # what was on its way in the resampler is lost too
+    given += len(convert.push(sound)) + convert.skip(44_101 - len(sound))
+    assert given == round(2 * 44_101 * 48_000 / 44_100)
+    np.testing.assert_array_equal(convert.push(sound), _Converter(44_100, 48_000).push(sound))
 
 
 def test_a_portaudio_that_cannot_be_started_for_a_while_is_tried_again() -> None:

@@ -15,6 +15,7 @@ from confit_runtime.audio import load_clip
 from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, tenths, voice_parts
 from confit_runtime.gallery import Gallery
 from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap, trigger
+from confit_runtime.voiced import cut_to_voice
 from tests.tiny_model import RATE, Floats, chord, silence, tone
 
 ADA, BEN = (300.0, 800.0, 1800.0), (500.0, 1200.0, 2600.0)
@@ -71,6 +72,16 @@ def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> No
                 heard.append([None if one is None else one.speaker for one in told])
         assert heard == [["ada", None], ["ben", "ben"], [None, None]]
         assert only.judge(detection(15.2, 15.8)) is None  # silence
+
+
+def test_a_speaker_is_known_by_what_was_said_before_a_short_detection(voices: Path, model: Model) -> None:
+    with Gallery.open(voices, model) as gallery:
+        tap = SpeakerTap(model, gallery)
+        tap.begin("scene", RATE)
+        tap.hear(scene()[: 2 * RATE], RATE)
+        told = tap.judge(detection(1.8, 1.9))
+        assert told is not None
+        assert told.speaker == "ada"
 
 
 @pytest.mark.parametrize("rate", [8_000, 48_000])
@@ -198,6 +209,26 @@ def test_too_little_voice_is_refused_with_what_is_missing(model: Model) -> None:
     assert (tenths(0.499), tenths(3.96)) == (0.4, 3.9)  # as little as it is, not as what is needed
     assert still_needed(3.5, "speaker") == LEAST_VOICE_S - 3.5
     assert still_needed(50.0, "speaker") == still_needed(0.0, "sound") == 0.0
+
+
+def test_silence_around_a_sound_counts_for_nothing(model: Model) -> None:
+    padded = np.concatenate([silence(1.0), tone(440, 0.3), silence(1.0)])
+    assert take(model, padded, "sound", "beep.wav").seconds == pytest.approx(0.3, abs=0.1)
+
+
+def test_who_is_asked_about_is_heard_where_they_speak(model: Model) -> None:
+    word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/seven.ogg", RATE)
+    clip = np.concatenate([silence(2.0), word, word, silence(2.0)])
+    asked = embed_query(model, clip, "speaker", "q.wav")
+    np.testing.assert_allclose(asked, model.embed(cut_to_voice(clip, RATE), RATE), atol=1e-6)
+    assert asked @ model.embed(clip, RATE) < 0.99
+
+
+def test_a_print_is_of_about_three_seconds_of_voice() -> None:
+    word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/seven.ogg", RATE)
+    voice = cut_to_voice(np.tile(word, 14), RATE)
+    parts = [len(voice_parts(voice[: round(seconds * RATE)], RATE)) for seconds in (1.0, 4.4, 4.9)]
+    assert parts == [1, 1, 2]
 
 
 def test_long_clips_give_several_prints_of_equal_length(model: Model) -> None:
