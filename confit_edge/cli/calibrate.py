@@ -267,11 +267,12 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
 
     from confit_edge import __version__
     from confit_runtime import device_file
-    from confit_runtime.contract import graph_of, seal
+    from confit_runtime.contract import read_sealed, seal
 
     if bake is not None:
         baked = dataclasses.replace(contract, calibration={**contract.calibration, "device": report})
-        device_file.write_whole(bake, seal(graph_of(loaded.path.read_bytes()), baked))
+        model = loaded.path.read_bytes()
+        device_file.write_whole(bake, seal(model[: read_sealed(model).graph_size], baked))
         return bake
     path = device_file.device_path(loaded.path)
     made = device_file.DeviceFile(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from confit_runtime.digest import sha256
 from confit_runtime.errors import ModelError
@@ -197,26 +197,20 @@ def seal(model: bytes, contract: Contract) -> bytes:
     return body + _metadata(DIGEST_KEY, sha256(body).hexdigest())
 
 
-def unseal(model: bytes) -> Contract:
-    """The contract of a sealed model file's bytes.
+class Sealed(NamedTuple):
+    """What a model file says of itself, its digests checked."""
+
+    contract: Contract
+    graph_size: int  # bytes of the ONNX model, which stands before contract and digest
+    graph_digest: str  # SHA-256 of the graph
+    digest: str  # SHA-256 of graph and contract, as it is written in the file
+
+
+def read_sealed(model: bytes) -> Sealed:
+    """A sealed model file's bytes, taken apart.
 
     Raises ModelError when the bytes are not a complete ONNX model of ours: truncated, damaged, or another tool's.
     """
-    return _opened(model)[0]
-
-
-def graph_of(model: bytes) -> bytes:
-    """What was sealed: the ONNX model without contract and digest. Raises ModelError as `unseal` does."""
-    return model[: _opened(model)[1]]
-
-
-def digest_of(model: bytes) -> str:
-    """The digest of graph and contract that stands in a sealed model. Raises ModelError as `unseal` does."""
-    return _opened(model)[2]
-
-
-def _opened(model: bytes) -> tuple[Contract, int, str]:
-    """The contract, where its metadata begins (whatever stands before is the model itself), and the digest of both."""
     parts = list(fields(model))
     if not any(number == _MODEL_GRAPH for number, _, _, _ in parts):
         raise ModelError("is not an ONNX model, or was cut short (copy it again)")
@@ -231,13 +225,21 @@ def _opened(model: bytes) -> tuple[Contract, int, str]:
         )
     if DIGEST_KEY not in entries:
         raise ModelError("has lost its digest: the file was cut short or edited (copy it again)")
+    text, begin, _ = entries[CONTRACT_KEY]
     digest, start, end = entries[DIGEST_KEY]
-    if end != len(model) or sha256(model[:start]).hexdigest() != digest:
+    hashed = sha256(model[:begin])
+    graph_digest = hashed.hexdigest()
+    hashed.update(model[begin:start])
+    if end != len(model) or hashed.hexdigest() != digest:
         raise ModelError(
             "does not match its own digest: the file was damaged or edited (copy it again, or export it anew)"
         )
-    text, begin, _ = entries[CONTRACT_KEY]
-    return Contract.from_json(text), begin, digest
+    return Sealed(Contract.from_json(text), begin, graph_digest, digest)
+
+
+def unseal(model: bytes) -> Contract:
+    """The contract of a sealed model file's bytes. Raises ModelError as `read_sealed` does."""
+    return read_sealed(model).contract
 
 
 def _metadata(key: str, value: str) -> bytes:

@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from confit_runtime.audio import Pcm, check_rate, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
-from confit_runtime.contract import DIGEST_KEY, Contract, digest_of, graph_of, unseal
+from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
 from confit_runtime.device_file import device_path, read_device_file
-from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
 from confit_runtime.session import State, bind, open_session
@@ -60,10 +59,8 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
             raise UsageError(f"{model}: {'is a folder, expected a' if path.is_dir() else 'no such'} model file")
         path = shipped_model(str(model))
     try:
-        data = path.read_bytes()
-        contract, digest, sealed = unseal(data), sha256(graph_of(data)).hexdigest(), digest_of(data)
-        del data  # onnxruntime reads the file itself: bytes that it is given it keeps
-        session = open_session(path, threads)
+        contract, _, digest, sealed = read_sealed(path.read_bytes())
+        session = open_session(path, threads)  # which reads the file itself: bytes that it is given it keeps
         if session.get_modelmeta().custom_metadata_map.get(DIGEST_KEY) != sealed:
             raise ModelError("was changed while it was being read (load it again)")
         _check_signature(contract, session)

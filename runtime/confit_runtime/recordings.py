@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tempfile
@@ -16,7 +17,6 @@ import numpy.typing as npt
 
 from confit_runtime.audio import Pcm, StreamResampler, decode, open_sound, sound_seconds
 from confit_runtime.device_file import write_whole
-from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.model import HOPS_A_CALL, WINDOWS_A_CALL, Model
 
@@ -209,7 +209,7 @@ def _split(name: str, rows: Rows, seconds: float) -> list[Recording]:
 
 
 def _digest(path: Path) -> str:
-    digest = sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
