@@ -102,7 +102,7 @@ def train(
         "manifest": str(manifest.resolve()),
         "fingerprint": corpus.fingerprint,
         "distilled": teaching.about if teaching else None,
-        "chosen_by": "mAP" if corpus.multi_label else "accuracy",
+        "chosen_by": _chosen_by(corpus.multi_label),
     }
     if resume and (before := begun(out)):
         refuse_other_training(out, before, started)
@@ -266,6 +266,11 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _chosen_by(multi_label: bool) -> str:
+    """What `probes.metrics.merit` is called."""
+    return "mAP" if multi_label else "accuracy"
+
+
 def begun(out: Path) -> dict[str, Any] | None:
     """The training that was begun, or finished, in `out`, as `started.json` tells it; None where none was. Raises ConfitError."""
     if (out / "run.json").is_file():
@@ -274,7 +279,7 @@ def begun(out: Path) -> dict[str, Any] | None:
             "recipe": info.recipe,
             "fingerprint": info.data["fingerprint"],
             "distilled": info.distilled,
-            "chosen_by": "mAP" if info.multi_label else "accuracy",
+            "chosen_by": _chosen_by(info.multi_label),
         }
     beginning = out / "started.json"
     if not beginning.is_file():

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from confit_edge.data.augment import coloured_noise, varied
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Corpus
+from confit_runtime.calibration import RELEASE
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, Hit, Rows, refractory_hops
 from confit_runtime.model import Model
@@ -66,7 +67,7 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
     on, min_hops = strictest(tried)
     score, _ = _run(rows, min_hops, unknown, contract, truth, on)
     thresholds = {
-        label: {"on": round(float(value), 4), "off": round(float(value) * 0.6, 4)}
+        label: {"on": round(float(value), 4), "off": round(float(value) * RELEASE, 4)}
         for label, value in zip(contract.labels, on, strict=True)
     }
     report = {
@@ -141,7 +142,7 @@ def _run(
     """The hits of `rows` at thresholds `on [classes]`, scored against the truth."""
     detector = Detector(
         on,
-        on * 0.6,
+        on * RELEASE,
         smoothing_hops=SMOOTHING,
         min_hops=min_hops,
         refractory_hops=refractory_hops(contract, contract.refractory_s),
