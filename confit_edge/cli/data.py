@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -200,7 +201,7 @@ def fetch(
         say(f"warning: {warning}")
     shown = ", ".join(f"{split} {size}" for split, size in sizes.items()) if any(sizes.values()) else "not split yet"
     print(f"{out}: {classes} classes, {len(fetched.manifest)} clips ({shown})")
-    say(f"from {fetched.tree}. Next: confit-edge data check {out}")
+    say(f"from {fetched.tree}. Next: confit-edge data check {quote(str(out))}")
 
 
 def _list_corpora(json: bool) -> None:

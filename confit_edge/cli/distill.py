@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -123,4 +124,4 @@ def distill(
         )
         return
     print_probes(trained.metrics)
-    say(f"wrote {out}. Next: confit-edge export {out} -o MODEL.onnx")
+    say(f"wrote {out}. Next: confit-edge export {quote(str(out))} -o MODEL.onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, TypeVar
 
 import typer
@@ -126,7 +127,7 @@ def export(
         return
     say(
         f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms a call"
-        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: confit-edge listen {out}"
+        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: confit-edge listen {quote(str(out))}"
     )
 
 

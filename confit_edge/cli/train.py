@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -231,4 +232,4 @@ def train(
         )
         return
     print_probes(trained.metrics)
-    say(f"wrote {out}. Next: confit-edge export {out} -o MODEL.onnx")
+    say(f"wrote {out}. Next: confit-edge export {quote(str(out))} -o MODEL.onnx")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
 from confit_runtime.listener import Listener, Tap, logged, streams_of
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from confit_runtime.stream import Detection, Stream
 
 _AHEAD = 64  # detections that may wait for a slow reader; then the source waits too, and says what that made it lose
+_POLL_S = 0.1  # how often a source that waits asks whether anybody still listens
 
 
 async def listen_async(
@@ -67,31 +68,40 @@ async def _from_thread(
     streams: list[Stream], source: Source, taps: Sequence[Tap], seconds: float | None
 ) -> AsyncGenerator[Detection, None]:
     loop = asyncio.get_running_loop()
-    found: asyncio.Queue[Detection | None] = asyncio.Queue(maxsize=_AHEAD)  # None: the end
+    found: asyncio.Queue[Detection | BaseException | None] = asyncio.Queue()  # None: the end
+    room, left = threading.Semaphore(_AHEAD), threading.Event()
+
+    def tell(what: Detection | BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(found.put_nowait, what)
 
     def work() -> None:
-        with source:
-            listener = Listener(streams, source.name, source.rate, taps=taps, seconds=seconds)
-            for event in listener.follow(source):
-                if (detection := logged(event, listener)) is not None:
-                    asyncio.run_coroutine_threadsafe(found.put(detection), loop).result()
+        try:
+            with source:
+                listener = Listener(streams, source.name, source.rate, taps=taps, seconds=seconds)
+                for event in listener.follow(source):
+                    if (detection := logged(event, listener)) is not None:
+                        while not room.acquire(timeout=_POLL_S):
+                            if left.is_set():
+                                return
+                        tell(detection)
+        except BaseException as error:  # noqa: BLE001 - it is raised where somebody listens
+            tell(error)
+        else:
+            tell(None)
 
-    async def worker() -> None:
-        # a thread of its own: those of the loop are few, and this one is busy for as long as somebody listens
-        with ThreadPoolExecutor(1, thread_name_prefix="confit-listen") as alone:
-            try:
-                await loop.run_in_executor(alone, work)
-            finally:
-                await found.put(None)
-
-    task = asyncio.create_task(worker())
+    # a thread of its own, for those of the loop are few and this one is busy for as long as somebody listens; and no task
+    # stands for it, which a loop that ends might cancel, and wait for, before the task that would stop the source
+    thread = threading.Thread(target=work, name="confit-listen", daemon=True)
+    thread.start()
     try:
-        while (detection := await found.get()) is not None:
-            yield detection
-        await task
+        while (what := await found.get()) is not None:
+            if isinstance(what, BaseException):
+                raise what
+            room.release()
+            yield what
     finally:
+        left.set()
         source.stop()
-        while not task.done():
-            while not found.empty():  # the thread may be waiting for room
-                found.get_nowait()
-            await asyncio.wait([task], timeout=0.02)
+        while thread.is_alive():
+            await asyncio.sleep(0.02)

@@ -507,6 +507,7 @@ READER = """
 import os, sys
 import numpy as np
 import numpy.ma  # numpy loads it late, when a user of no rights may not be able to
+import urllib.parse  # and so does pathlib
 from confit_runtime import GalleryError, load
 from confit_runtime.gallery import Gallery
 

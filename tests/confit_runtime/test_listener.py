@@ -278,6 +278,27 @@ def test_a_cancelled_task_stops_the_source_and_closes_it(model: Model) -> None:
     assert source.left.wait(5)
 
 
+def test_a_loop_that_ends_ends_those_that_still_listen(model: Model) -> None:
+    """Whichever of its tasks it cancels first: no thread is waited for before its source is stopped."""
+    sources = [Scripted(chunks(silence(0.1)), endless=True) for _ in range(8)]
+
+    async def hear(source: Scripted) -> None:
+        async with aclosing(listen_async(model, source)) as events:
+            async for _ in events:
+                raise AssertionError("nothing is to be heard")
+
+    async def main() -> None:
+        listening = [asyncio.create_task(hear(source)) for source in sources]
+        await asyncio.sleep(0.2)
+        assert not any(task.done() for task in listening)
+
+    program = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    program.start()
+    program.join(30)
+    assert not program.is_alive()
+    assert all(source.left.is_set() for source in sources)
+
+
 def test_asyncio_raises_what_the_source_raises(model: Model) -> None:
     async def hear() -> list[Detection]:
         torn = Scripted([*chunks(scene()), (np.full(9, np.nan, np.float32), RATE)])
