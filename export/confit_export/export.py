@@ -341,6 +341,11 @@ def _finish(
         f"thresholds from a validation stream of {chosen.report['seconds'] / 60:.1f} minutes: "
         f"{chosen.report['found']} of {chosen.report['words']} found, {chosen.report['false_accepts']} false accepts"
     )
+    if 2 * chosen.report["found"] < chosen.report["words"]:
+        say(
+            "beware: with such thresholds a device hears fewer than half of what is said to it, for lower ones let too much"
+            " else through. Train with --background, or with more clips; for names that are enrolled it may serve as it is"
+        )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
     known = corpus.training_clips().targets[rows]
     return replace(

@@ -29,9 +29,10 @@ async def listen_async(
     """Detections as they complete, without holding up the event loop: the models run in a worker thread.
 
     `source` is a source, or its name, as for `listen`; or an asynchronous iterable of `(pcm, rate)` chunks, such as what
-    a network client sends: all of one rate, mono in -1..1. It ends when the source ends or after `seconds`. Cancelling
-    the task that iterates, or leaving `async with aclosing(listen_async(...)) as events`, stops the source and closes it
-    before anything else happens. Raises what the source raises.
+    a network client sends: all of one rate, mono in -1..1. It ends when the source ends or after `seconds`. Leaving
+    `async with aclosing(listen_async(...)) as events`, also because the task is cancelled, stops the source and closes it
+    before anything else happens; one that is left without `aclosing` is stopped when Python collects it. Raises what the
+    source raises.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):

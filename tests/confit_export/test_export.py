@@ -440,6 +440,15 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
         run_corpus(run, fewer)
 
 
+def test_a_model_that_hears_little_is_told_of(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
+    for scale, told in ((0.0, True), (1.0, False)):  # a probe that knows nothing, and the run's own
+        probe = replace(run.linear, weight=scale * run.linear.weight, bias=scale * run.linear.bias)
+        said: list[str] = []
+        changed = replace(run, linear=probe)
+        export_run(changed, run_corpus, tmp_path / f"{scale}.onnx", quantize=False, force=True, say=said.append)
+        assert any(line.startswith("beware: with such thresholds") for line in said) == told
+
+
 def test_a_model_file_must_be_called_onnx(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     for name in ("words", "words.bin", "words.onnx.zip"):
         with pytest.raises(UsageError, match=r"\.onnx"):
