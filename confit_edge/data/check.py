@@ -56,7 +56,7 @@ class Report:
     torn_groups: dict[str, list[str]]  # group -> the splits it is in
     missing: dict[str, list[str]]  # split -> the classes that have no clip there; empty when there are no splits
     warnings: list[str]  # a sentence each: what is wrong, and what to do about it
-    trainable: bool  # whether `train` could split the usable clips
+    trainable: bool  # whether `train` could split the usable clips, and no class has lost all of its own
 
     @property
     def leaks(self) -> bool:
@@ -152,7 +152,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         torn_groups=groups_across_splits(manifest),
         missing=missing_classes(rest) if has_splits else {},
         warnings=[],
-        trainable=isinstance(made, Manifest),
+        trainable=isinstance(made, Manifest) and all(stats.clips for stats in classes.values()),
     )
     of_splits = _warn_of_splits(manifest, rest, made)
     return replace(report, warnings=[*_warn(report), *of_splits, *_warn_of_levels(loud)])

@@ -186,7 +186,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
         finally:
             part.unlink(missing_ok=True)
     except (OSError, UnicodeEncodeError) as error:
-        raise ManifestError(f"{target}: cannot be written ({error})") from error
+        raise ManifestError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 def is_written(path: Path) -> bool:

@@ -138,7 +138,7 @@ def _flaw_findings(check: Soundcheck, dropped_s: float) -> list[Finding]:
                 "bad", f"the sound broke off {check.holes} times: a loose cable, a weak power supply, a busy USB bus"
             )
         )
-    if check.peak_db > QUIETEST_DB and check.bandwidth_hz < 0.6 * min(_SPEECH_HZ, check.rate / 2):
+    if check.peak_db > QUIETEST_DB and check.bandwidth_hz < 0.6 * _SPEECH_HZ:
         found.append(
             Finding(
                 "warning",

@@ -128,6 +128,7 @@ def test_unusable_clips_are_counted_by_kind_and_stop_nothing(folder: Path) -> No
     assert report.missing["train"] == []  # of the classes that are left
     assert says(report, "6 clips cannot be used (5 silent, 1 missing)")
     assert says(report, "no clip of class 'y' can be used")
+    assert not report.trainable  # `train` refuses it, too
     assert "  0.wav: no such file" in report.text()
 
     for number in range(10):

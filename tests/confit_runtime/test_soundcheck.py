@@ -76,6 +76,7 @@ def test_a_headset_in_telephone_mode_is_told_from_a_wide_one() -> None:
     assert soundcheck(narrow, 48_000).bandwidth_hz < 4_300
     assert soundcheck(wide, 48_000).bandwidth_hz > 15_000
     assert "hears nothing above" in words(narrow, 48_000)
+    assert "hears nothing above" in words(resample(wide, 48_000, 8_000), 8_000)  # whatever rate it claims
 
 
 def test_holes_and_losses_are_counted() -> None:
