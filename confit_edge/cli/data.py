@@ -93,12 +93,13 @@ def split(
 ) -> None:
     """Split clips into train, val and test so that no group is torn apart and every class is in each, where it can be.
 
-    Train fits, val chooses (epoch, thresholds), test is reported once. Training makes the same splits by itself; write
-    them down to keep them while the data grows, or to share them.
+    Train fits, val chooses (epoch, thresholds), test is reported once. Clips that cannot be used are left out, as training
+    does; it makes the same splits by itself: write them down to keep them while the data grows, or to share them.
     """
     from dataclasses import replace
 
-    from confit_edge.data.manifest import SPLITS, is_written, read_manifest, write_manifest
+    from confit_edge.data.clips import ClipStore, count_kinds, usable_clips
+    from confit_edge.data.manifest import SPLITS, ManifestError, is_written, read_manifest, write_manifest
     from confit_edge.data.splits import missing_classes, with_splits
 
     shares = parse_fractions(fractions)
@@ -113,6 +114,16 @@ def split(
     manifest = read_manifest(source, label_column=label_column, group_column=group_column, split_by=split_by)
     if anew:
         manifest = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
+    classes = set(manifest.classes)
+    with _progress("decoding") as progress:
+        manifest, problems = usable_clips(manifest, ClipStore(RATE), progress=progress)
+    kinds = count_kinds(problems)
+    left_out = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    if lost := classes - set(manifest.classes):
+        raise ManifestError(
+            f"{source}: no clip of class {', '.join(map(repr, sorted(lost)))} can be used ({left_out}); see `confit-edge"
+            f" data check {quote(str(source))}`"
+        )
     kept = any(clip.split for clip in manifest.clips)
     manifest = with_splits(manifest, seed=seed, fractions=shares)
     write_manifest(manifest, out)
@@ -120,9 +131,11 @@ def split(
     sizes = {name: len(manifest.select(name)) for name in SPLITS}
     missing = missing_classes(manifest)
     if json:
-        emit("split", out=str(out), made=not kept, clips=sizes, missing=missing)
+        emit("split", out=str(out), made=not kept, clips=sizes, missing=missing, left_out=kinds)
         return
     print(f"{out}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+    if problems:
+        say(f"left out, being of no use: {left_out} (`confit-edge data check {quote(str(source))}` names them)")
     if kept:
         say("the manifest's own splits were kept; --anew makes new ones")
     if sizes["test"] and missing["test"]:

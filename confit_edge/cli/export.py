@@ -71,7 +71,7 @@ def export(
     """
     from confit_edge.runs import read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import export_run
+    from confit_export.export import export_run, hears
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
@@ -125,9 +125,14 @@ def export(
             cautions=beware,
         )
         return
+    then = (
+        f"listen {quote(str(out))}"
+        if hears(contract.calibration["detection"])
+        else f"enroll {quote(str(out))} NAME CLIP..."
+    )
     say(
         f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms a call"
-        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: confit-edge listen {quote(str(out))}"
+        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: confit-edge {then}"
     )
 
 

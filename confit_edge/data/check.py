@@ -205,11 +205,10 @@ def _warn(report: Report) -> list[str]:
             f"leak: group {_names(list(report.torn_groups))} is in several splits: keep all clips of a group in one"
             " split, or make new splits with `confit-edge data split --anew`"
         )
-    for copy in report.duplicates:
-        if copy.across_labels:
-            warnings.append(f"leak: the same sound has different labels ({_names(copy.paths)}): remove the wrong ones")
-        elif copy.across_splits:
-            warnings.append(f"leak: the same sound is in several splits ({_names(copy.paths)}): keep one of them")
+    mislabelled = [copy for copy in report.duplicates if copy.across_labels]
+    leaking = [copy for copy in report.duplicates if copy.across_splits and not copy.across_labels]
+    warnings += _each(mislabelled, "leak: the same sound has different labels", "remove the wrong ones")
+    warnings += _each(leaking, "leak: the same sound is in several splits", "keep one of them")
     harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
     if harmless:
         warnings.append(
@@ -230,6 +229,13 @@ def _warn(report: Report) -> list[str]:
     if background := advice_on_background(report.classes):
         warnings.append(background)
     return warnings
+
+
+def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
+    """A line for each of the first, and one for the rest."""
+    lines = [f"{fault} ({_names(copy.paths)}): {cure}" for copy in copies[:SHOWN]]
+    more = len(copies) - SHOWN
+    return [*lines, f"{fault}: {_count(more, 'more sound')}, which --json lists: {cure}"] if more > 0 else lines
 
 
 def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:

@@ -107,16 +107,8 @@ def load_clips(
     made of clips that can be used. Raises ManifestError when no clip of some class is left, and with `strict` when any
     is lost.
     """
-    clips: list[Clip] = []
     samples: list[Pcm] = []
-    problems: list[ClipProblem] = []
-    for clip, outcome in decode(manifest, store, min_seconds=min_seconds, progress=progress):
-        if isinstance(outcome, ClipProblem):
-            problems.append(outcome)
-        else:
-            clips.append(clip)
-            samples.append(outcome)
-    usable = replace(manifest, clips=tuple(clips))
+    usable, problems = usable_clips(manifest, store, min_seconds=min_seconds, progress=progress, keep=samples.append)
     if problems:
         first = f"{problems[0].path}: {problems[0].detail}"
         if strict:
@@ -128,6 +120,26 @@ def load_clips(
                 f"{manifest.source}: no clip of class {names} can be used; the first problem is {first}"
             )
     return usable, samples, problems
+
+
+def usable_clips(
+    manifest: Manifest,
+    store: ClipStore,
+    *,
+    min_seconds: float = 0.05,
+    progress: Progress | None = None,
+    keep: Callable[[Pcm], object] = lambda pcm: None,
+) -> tuple[Manifest, list[ClipProblem]]:
+    """The manifest of the clips that can be used, whose samples go to `keep` one by one, and what is wrong with the others."""
+    clips: list[Clip] = []
+    problems: list[ClipProblem] = []
+    for clip, outcome in decode(manifest, store, min_seconds=min_seconds, progress=progress):
+        if isinstance(outcome, ClipProblem):
+            problems.append(outcome)
+        else:
+            clips.append(clip)
+            keep(outcome)
+    return replace(manifest, clips=tuple(clips)), problems
 
 
 def decode(

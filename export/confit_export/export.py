@@ -341,7 +341,7 @@ def _finish(
         f"thresholds from a validation stream of {chosen.report['seconds'] / 60:.1f} minutes: "
         f"{chosen.report['found']} of {chosen.report['words']} found, {chosen.report['false_accepts']} false accepts"
     )
-    if 2 * chosen.report["found"] < chosen.report["words"]:
+    if not hears(chosen.report):
         say(
             "beware: with such thresholds a device hears fewer than half of what is said to it, for lower ones let too much"
             " else through. Train with --background, or with more clips; for names that are enrolled it may serve as it is"
@@ -358,6 +358,11 @@ def _finish(
             "detection": chosen.report,
         },
     )
+
+
+def hears(detection: Mapping[str, Any]) -> bool:
+    """Whether a device would hear at least half of what is said to it, by a contract's `calibration["detection"]`."""
+    return bool(2 * detection["found"] >= detection["words"])
 
 
 def _fired(model: Model, corpus: Corpus, seed: int) -> dict[str, Any] | None:

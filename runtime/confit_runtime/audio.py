@@ -46,8 +46,6 @@ def read_audio(path: str | Path) -> tuple[Pcm, int]:
 
 def open_sound(path: str | Path) -> Any:
     """Open a sound file for `decode`, as a `soundfile.SoundFile`. Raises UsageError, AudioError."""
-    import soundfile
-
     path = Path(path)
     if not path.is_file():
         raise UsageError(
@@ -57,7 +55,7 @@ def open_sound(path: str | Path) -> Any:
         with path.open("rb"):  # for libsndfile says of no file why the system refuses it
             pass
         # a name need not be UTF-8, and as bytes it need not be text either
-        sound = soundfile.SoundFile(str(path) if os.name == "nt" else os.fsencode(path))
+        sound = _forward(str(path) if os.name == "nt" else os.fsencode(path))
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror}); may you read it?") from error
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
@@ -69,6 +67,21 @@ def open_sound(path: str | Path) -> Any:
     return sound
 
 
+def _forward(name: str | bytes) -> Any:
+    """A `soundfile.SoundFile` that never seeks.
+
+    soundfile seeks to where it is after each read of what can be sought. In MP3 a frame may lean on those before it, which
+    a seek forgets: read by blocks, sound of a low bit rate came out broken at the seams.
+    """
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return Forward(name)
+
+
 def sound_seconds(path: str | Path) -> float:
     """How long a sound file is, as its header says. Raises UsageError, AudioError."""
     with open_sound(path) as sound:
@@ -76,12 +89,12 @@ def sound_seconds(path: str | Path) -> float:
 
 
 def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
-    """The rest of an open sound file as mono blocks `[<= block]`.
+    """A sound file that was just opened as mono blocks `[<= block]`.
 
     Raises AudioError when the file breaks off or is damaged on the way: some decoders stop early without a word, so
     what came is held against what the header promised (to 0.1 s, for MP3 lengths may be estimates).
     """
-    missing = sound.frames - sound.tell()
+    missing = sound.frames
     try:
         while len(frames := sound.read(block, dtype="float32", always_2d=True)):
             missing -= len(frames)

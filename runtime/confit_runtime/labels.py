@@ -74,8 +74,9 @@ def _read_csv(source: Path) -> list[Labelled]:
         where = f"{source}, line {rows.line_num}"
         if not any(cell.strip() for cell in cells):
             continue
-        if len(cells) != len(header):
+        if len(cells) > len(header):
             raise LabelError(f"{where}: has {len(cells)} cells, the header has {len(header)}")
+        cells += [""] * (len(header) - len(cells))  # of a recording without sounds spreadsheets write the path alone
         name, start, end, label = (cells[place].strip() for place in at)
         if not name:
             raise LabelError(f"{where}: path is empty")

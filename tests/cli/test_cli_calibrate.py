@@ -231,6 +231,10 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     assert "labels that tiny does not have: Low (low?); they count as other sounds" in err
     assert "hours of 1 recording:" in out
     assert "these intervals are of 1 recording, not of sounds" in out
+    table.write_text(f"{head}{kitchen},2.0,2.3,low\n{sounds / 'labelled' / 'hall.wav'}\n", encoding="utf-8")
+    code, out, _ = confit("evaluate", model, table)
+    assert code == 0
+    assert "hours of 2 recordings" in out
 
 
 def test_recordings_without_labels_are_counted(

@@ -81,6 +81,7 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
         "made": False,
         "clips": {"train": 4, "val": 4, "test": 4},
         "missing": {"train": [], "val": [], "test": []},
+        "left_out": {},
     }
     assert read_manifest(folder / "again.csv").fingerprint() == made.fingerprint()
 
@@ -95,6 +96,22 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     anew = run("split", out, "-o", folder / "anew.csv", "--anew", "--fractions", "50/50/0", cache=folder / "cache")
     assert anew.returncode == 0, anew.stderr
     assert "test 0" in anew.stdout
+
+
+def test_split_leaves_out_what_cannot_be_used(folder: Path) -> None:
+    (folder / "set" / "yes" / "ann" / "1.wav").write_text("text")
+    done = run("split", folder / "set", "-o", folder / "m.csv", cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "left out, being of no use: 1 unreadable (`confit-edge data check" in done.stderr
+    made = read_manifest(folder / "m.csv")
+    assert len(made) == 11
+    assert "1.wav" not in {clip.path.name for clip in made.clips if clip.path.parts[-3:-1] == ("yes", "ann")}
+    for clip in (folder / "set" / "yes").rglob("*.wav"):
+        clip.write_text("text")
+    lost = run("split", folder / "set", "-o", folder / "lost.csv", cache=folder / "cache")
+    assert lost.returncode == 1
+    assert "no clip of class 'yes' can be used (6 unreadable)" in lost.stderr
+    assert not (folder / "lost.csv").exists()
 
 
 def test_split_by_another_column(folder: Path) -> None:

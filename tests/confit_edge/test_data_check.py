@@ -107,6 +107,19 @@ def test_one_sound_in_two_places(folder: Path) -> None:
     assert "  1.wav = 9.wav" in report.text().splitlines()
 
 
+def test_of_many_leaks_the_first_are_told_and_all_are_listed(folder: Path) -> None:
+    rows = []
+    for number in range(20, 34):
+        sound(folder / f"{number}.wav", number)
+        (folder / f"{number}-copy.wav").write_bytes((folder / f"{number}.wav").read_bytes())
+        rows += [f"{number}.wav,x,g0,train\n", f"{number}-copy.wav,x,g4,test\n"]
+    report = report_of(folder, CLEAN + "".join(rows))
+    leaks = [warning for warning in report.warnings if warning.startswith("leak")]
+    assert len(leaks) == 11
+    assert leaks[-1].startswith("leak: the same sound is in several splits: 4 more sounds")
+    assert len(report.to_dict()["duplicates"]) == 14
+
+
 def test_equal_sounds_are_found_across_formats(folder: Path) -> None:
     pcm = np.random.default_rng(0).integers(-9_000, 9_000, 8_000, dtype=np.int16)
     soundfile.write(folder / "0.wav", pcm, RATE, subtype="PCM_16")

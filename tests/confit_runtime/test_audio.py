@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from confit_runtime import AudioError, UsageError
-from confit_runtime.audio import StreamResampler, check_rate, load_clip, read_audio, resample, to_mono
+from confit_runtime.audio import (
+    StreamResampler,
+    check_rate,
+    decode,
+    load_clip,
+    open_sound,
+    read_audio,
+    resample,
+    to_mono,
+)
 from tests.tiny_model import silence, tone
 
 
@@ -47,6 +56,24 @@ def test_reads_compressed_files(tmp_path: Path, suffix: str) -> None:
     )
     pcm, rate = read_audio(path)
     assert abs(len(pcm) / rate - 1.0) < 0.01
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_mp3_of_a_low_bit_rate_is_the_same_by_blocks(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "clip.mp3"
+    soundfile.write(path, NOISE, rate, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.9)
+    whole, _ = soundfile.read(path, dtype="float32")
+    with open_sound(path) as sound:
+        by_blocks = np.concatenate(list(decode(sound, block=4096)))
+    np.testing.assert_allclose(by_blocks, whole, atol=1e-6)
+
+
+def test_reads_what_cannot_be_sought(tmp_path: Path) -> None:
+    path = tmp_path / "telephone.wav"
+    soundfile.write(path, tone(440, 1.0, 8_000), 8_000, subtype="GSM610")
+    pcm, rate = read_audio(path)
+    assert (rate, len(pcm)) == (8_000, 8_320)  # whole blocks of the codec
+    assert np.abs(pcm).max() > 0.2
 
 
 @pytest.mark.parametrize("suffix", ["flac", "ogg", "opus"])
