@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from confit_edge.cli._console import Bar, Json, emit, say
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
-    from confit_runtime.calibration import Chosen, Counts, Positive
+    from confit_runtime.calibration import Positive
     from confit_runtime.contract import Contract
     from confit_runtime.model import Model
 
@@ -75,6 +73,7 @@ def calibrate(
     """
     import dataclasses
 
+    from confit_edge.cli import _calibrated as calibrated
     from confit_runtime import load
     from confit_runtime.calibration import choose, count_false_accepts, det_curve, may_fire, thresholds
     from confit_runtime.device_file import device_path, refuse_calibrated
@@ -107,19 +106,22 @@ def calibrate(
         )
     places, counts = may_fire(contract), count_false_accepts(contract, recordings)
     chosen = choose(counts, target_fa_per_hour, confidence)
+    beware = calibrated.cautions(counts, chosen, contract, recordings)
     contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
     heard = _hear(loaded, contract, clips, json)
     report = {
-        **_report(contract, places, counts, chosen, heard, confidence),
+        **calibrated.report(contract, places, counts, chosen, heard, confidence),
         "target_fa_per_hour": target_fa_per_hour,
         "confidence": confidence,
         "met": chosen.met,
     }
     curve = det_curve(counts, chosen, contract, heard, confidence)
     if plot is not None:
-        _write_curve(plot, curve, report)
+        calibrated.write_curve(plot, curve, report)
     if json:
-        emit("summary", **report, thresholds=contract.thresholds, det=curve)
+        emit("summary", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
+    for caution in beware:
+        say(f"beware: {caution}")
     if not chosen.met:
         hours = report["hours"]
         raise ConfitError(
@@ -129,7 +131,7 @@ def calibrate(
         )
     written = _write(loaded, contract, {**report, "det": curve}, bake)
     if not json:
-        _print(contract, report)
+        calibrated.print_table(contract, report)
     say(f"wrote {written}")
 
 
@@ -208,58 +210,6 @@ def _hear(
     return heard
 
 
-def _report(
-    contract: Contract,
-    places: Sequence[int],
-    counts: Counts,
-    chosen: Chosen,
-    heard: Sequence[Positive],
-    confidence: float,
-) -> dict[str, Any]:
-    """What was measured: of the whole model, and of each label at `places`."""
-    import numpy as np
-
-    from confit_runtime.calibration import NEVER
-    from confit_runtime.intervals import poisson_interval
-
-    hours, held_out = float(counts.hours.sum()), int(chosen.held_out.sum())
-    fired = np.take_along_axis(counts.events.sum(axis=1), chosen.levels[:, None], axis=1)[:, 0]
-    labels: dict[str, dict[str, Any]] = {}
-    for place in places:
-        label = contract.labels[place]
-        level, own = contract.thresholds[label]["on"], [positive for positive in heard if positive.label == label]
-        labels[label] = {
-            "threshold": level,
-            "fires": level < NEVER,
-            "false_accepts": int(fired[place]),
-            **_share([one.level < level for one in own], [one.group for one in own], confidence),
-        }
-    missed = [positive.level < labels[positive.label]["threshold"] for positive in heard]
-    return {
-        "model": contract.name,
-        "hours": hours,
-        "recordings": len(counts.hours),
-        "fa_per_hour_bound": chosen.bound,
-        "fa_per_hour": held_out / hours,
-        "fa_per_hour_interval": list(poisson_interval(held_out, hours, confidence)),
-        "false_accepts_held_out": held_out,
-        "false_accepts": int(fired.sum()),
-        **_share(missed, [positive.group for positive in heard], confidence),
-        "confusions": sum(bool(positive.others) for positive in heard),
-        "labels": labels,
-    }
-
-
-def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> dict[str, Any]:
-    """The false rejects of clips, with an interval that resamples their groups where there are some."""
-    from confit_runtime.intervals import grouped_share_interval
-
-    if not missed:
-        return {}
-    low, high = grouped_share_interval(missed, groups, confidence)
-    return {"clips": len(missed), "frr": sum(missed) / len(missed), "frr_interval": [low, high]}
-
-
 def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path | None) -> Path:
     """The device file beside the model, or a copy of the model with the thresholds in its contract."""
     import dataclasses
@@ -290,42 +240,6 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
     )
     device_file.write_whole(path, made.to_json().encode())
     return path
-
-
-def _print(contract: Contract, report: dict[str, Any]) -> None:
-    print(f"{'label':<16}{'threshold':>10}{'false accepts':>15}{'false rejects':>15}")
-    for label, row in report["labels"].items():
-        threshold = f"{row['threshold']:.4f}" if row["fires"] else "never"
-        print(f"{label:<16}{threshold:>10}{row['false_accepts']:>15}{_percent(row):>15}")
-    print(
-        f"at most {report['fa_per_hour_bound']:.2f} false accepts an hour of all labels together"
-        f" ({100 * report['confidence']:g} % sure), from {report['hours']:.2f} hours in {report['recordings']} recordings"
-    )
-    if "frr" in report:
-        low, high = report["frr_interval"]
-        print(
-            f"{100 * report['frr']:.1f} % of {report['clips']} clips missed [{100 * low:.1f}, {100 * high:.1f}],"
-            f" {report['confusions']} taken for another label"
-        )
-    if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
-        say(f"never fires any more, for these recordings hold what sounds like it: {', '.join(silent)}")
-
-
-def _percent(row: dict[str, Any]) -> str:
-    return f"{100 * row['frr']:.1f} % of {row['clips']}" if "frr" in row else "-"
-
-
-def _write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
-    """DET.png, and DET.csv beside it."""
-    from confit_edge.geometry.plots import det
-    from confit_runtime.device_file import write_whole
-
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(curve[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(curve)
-    write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
-    det(curve, report, plot)
 
 
 def _rounded_up(rate: float) -> float:

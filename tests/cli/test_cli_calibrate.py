@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.cli._calibrated import cautions
 from confit_runtime import load
+from confit_runtime.calibration import LEVELS, Counts, choose
+from confit_runtime.recordings import Recording
 from tests import tiny_model
 from tests.tiny_model import RATE, Floats, silence, tone
 
@@ -113,6 +116,36 @@ def test_a_copy_is_baked_and_means_the_same(confit: Confit, sounds: Path, model:
     assert baked.contract.embedding_id == plain.contract.embedding_id
     assert baked.contract.thresholds["low"]["on"] != plain.contract.thresholds["low"]["on"]
     np.testing.assert_array_equal(baked.rows(tone(500, 1.0), RATE)[0], plain.rows(tone(500, 1.0), RATE)[0])
+
+
+def test_recordings_that_hold_the_models_own_sounds_are_told_of(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    own = np.tile(np.concatenate([tone(500, 0.3), silence(7)]), 10)
+    soundfile.write(tmp_path / "own.flac", own + hiss(len(own) / RATE, 20)[: len(own)], RATE)
+    arguments = ("--negatives", sounds / "negatives", "--negatives", tmp_path / "own.flac", "--target-fa-per-hour", 20)
+    code, out, err = confit("calibrate", model, *arguments, "--json")
+    assert code == 0, err
+    caution, raised = json.loads(out)["cautions"]
+    assert f"fires often in these recordings: low (10 times, 10 in {tmp_path / 'own.flac'})" in caution
+    assert caution in err
+    assert "mid (to " in raised  # by the margin that this recording asks of the others
+    assert json.loads(confit("calibrate", model, *arguments[2:], "--only", "mid", "--json")[1])["cautions"] == []
+    assert json.loads(confit("calibrate", model, *arguments[:2], *arguments[4:], "--json")[1])["cautions"] == []
+
+
+def test_a_label_that_others_raised_is_told_of(model: Path) -> None:
+    contract = load(model).contract
+    events = np.zeros((len(contract.labels), 4, len(LEVELS)), np.int64)
+    low, mid = contract.labels.index("low"), contract.labels.index("mid")
+    events[mid, 0, : np.searchsorted(LEVELS, 0.99)] = 4  # the surprise of one recording, below what its own level heeds
+    events[low, 1, : np.searchsorted(LEVELS, 0.3)] = 1
+    counts = Counts(events, np.full(4, 2.0))
+    chosen = choose(counts, 0.5)
+    (caution,) = cautions(counts, chosen, contract, [Recording(f"r{at}", [], 7200.0) for at in range(4)])
+    assert "low (to 0.990, fired at 0.3" in caution
+    assert "high (to 0.990, never fired)" in caution
+    assert "mid" not in caution
 
 
 def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> None:

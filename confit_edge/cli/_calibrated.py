@@ -1,0 +1,144 @@
+"""What `calibrate` found: its report, the table it prints, its curve, and what to beware of."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from confit_edge.cli._console import say
+from confit_runtime.calibration import LEVELS, NEVER, STEP, Chosen, Counts, Positive
+from confit_runtime.contract import Contract
+from confit_runtime.intervals import grouped_share_interval, poisson_interval
+from confit_runtime.recordings import Recording
+
+SHOWN = 5  # labels named in a remark
+HIGH = 0.9  # a threshold that misses many a clip
+FAR = round(1.0 / STEP)  # levels above what was fired at, in log odds of 1
+
+
+def report(
+    contract: Contract,
+    places: Sequence[int],
+    counts: Counts,
+    chosen: Chosen,
+    heard: Sequence[Positive],
+    confidence: float,
+) -> dict[str, Any]:
+    """What was measured: of the whole model, and of each label at `places`."""
+    hours, held_out = float(counts.hours.sum()), int(chosen.held_out.sum())
+    fired = np.take_along_axis(counts.events.sum(axis=1), chosen.levels[:, None], axis=1)[:, 0]
+    labels: dict[str, dict[str, Any]] = {}
+    for place in places:
+        label = contract.labels[place]
+        level, own = contract.thresholds[label]["on"], [positive for positive in heard if positive.label == label]
+        labels[label] = {
+            "threshold": level,
+            "fires": level < NEVER,
+            "false_accepts": int(fired[place]),
+            **_share([one.level < level for one in own], [one.group for one in own], confidence),
+        }
+    missed = [positive.level < labels[positive.label]["threshold"] for positive in heard]
+    return {
+        "model": contract.name,
+        "hours": hours,
+        "recordings": len(counts.hours),
+        "fa_per_hour_bound": chosen.bound,
+        "fa_per_hour": held_out / hours,
+        "fa_per_hour_interval": list(poisson_interval(held_out, hours, confidence)),
+        "false_accepts_held_out": held_out,
+        "false_accepts": int(fired.sum()),
+        **_share(missed, [positive.group for positive in heard], confidence),
+        "confusions": sum(bool(positive.others) for positive in heard),
+        "labels": labels,
+    }
+
+
+def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> dict[str, Any]:
+    """The false rejects of clips, with an interval that resamples their groups where there are some."""
+    if not missed:
+        return {}
+    low, high = grouped_share_interval(missed, groups, confidence)
+    return {"clips": len(missed), "frr": sum(missed) / len(missed), "frr_interval": [low, high]}
+
+
+def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording]) -> list[str]:
+    """What to beware of, by the thresholds that `contract` came with.
+
+    That is recordings that seem to hold the model's own sounds, and labels raised for what others fired at.
+    """
+    together, told = counts.events.sum(axis=1), []
+    own_words, raised = [], []
+    for label in contract.can_fire:
+        place, on = contract.labels.index(label), contract.thresholds[label]["on"]
+        at = int(np.searchsorted(LEVELS, on))
+        level, fired = int(chosen.levels[place]), together[place]
+        if fired[at] and LEVELS[chosen.own[place]] > on:  # so often there that its own level had to rise
+            where = int(counts.events[place, :, at].argmax())
+            most = f"{counts.events[place, where, at]} in {recordings[where].name}"
+            own_words.append((int(fired[at]), f"{label} ({fired[at]} times, {most})"))
+        heard = np.flatnonzero(fired)
+        top = int(heard[-1]) if len(heard) else 0
+        if HIGH <= LEVELS[level] < NEVER and level - top >= FAR:
+            fired_at = f"fired at {LEVELS[top]:.2f}" if len(heard) else "never fired"
+            raised.append((level - top, f"{label} (to {LEVELS[level]:.3f}, {fired_at})"))
+    if own_words:
+        told.append(
+            "at the thresholds it came with, the model fires often in these recordings: "
+            f"{_first(own_words)}. Where they hold the sound itself, the new thresholds make the model deaf to it: listen"
+            " there, and leave such recordings out"
+        )
+    if raised:
+        told.append(
+            "the margin that is common to all labels raised some far above anything that they fired for:"
+            f" {_first(raised)}. A label that matters can be calibrated by itself, into a copy of the model:"
+            " --only LABEL --bake LABEL.onnx"
+        )
+    return told
+
+
+def _first(found: list[tuple[int, str]]) -> str:
+    """The greatest of them, and how many more there are."""
+    found = sorted(found, key=lambda one: -one[0])
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(text for _, text in found[:SHOWN]) + more
+
+
+def print_table(contract: Contract, report: dict[str, Any]) -> None:
+    print(f"{'label':<16}{'threshold':>10}{'false accepts':>15}{'false rejects':>15}")
+    for label, row in report["labels"].items():
+        threshold = f"{row['threshold']:.4f}" if row["fires"] else "never"
+        print(f"{label:<16}{threshold:>10}{row['false_accepts']:>15}{_percent(row):>15}")
+    print(
+        f"at most {report['fa_per_hour_bound']:.2f} false accepts an hour of all labels together"
+        f" ({100 * report['confidence']:g} % sure), from {report['hours']:.2f} hours in {report['recordings']} recordings"
+    )
+    if "frr" in report:
+        low, high = report["frr_interval"]
+        print(
+            f"{100 * report['frr']:.1f} % of {report['clips']} clips missed [{100 * low:.1f}, {100 * high:.1f}],"
+            f" {report['confusions']} taken for another label"
+        )
+    if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
+        say(f"never fires any more, for these recordings hold what sounds like it: {', '.join(silent)}")
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return f"{100 * row['frr']:.1f} % of {row['clips']}" if "frr" in row else "-"
+
+
+def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
+    """DET.png, and DET.csv beside it."""
+    from confit_edge.geometry.plots import det
+    from confit_runtime.device_file import write_whole
+
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(curve[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(curve)
+    write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
+    det(curve, report, plot)
