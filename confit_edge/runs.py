@@ -9,6 +9,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy.typing as npt
@@ -134,7 +135,7 @@ def read_run(path: Path) -> Run:
 
     if (path / CHECKPOINT).is_file() and not (path / "run.json").is_file():
         raise UsageError(
-            f"{path}: this training has not finished; go on with it: confit-edge train MANIFEST -o {path} --resume"
+            f"{path}: this training has not finished; go on with it: confit-edge train MANIFEST -o {quote(str(path))} --resume"
         )
     if absent := [name for name in _FILES if not (path / name).is_file()]:
         raise UsageError(f"{path}: not a run (it lacks {', '.join(absent)}); make one with `confit-edge train`")

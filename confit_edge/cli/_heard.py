@@ -32,6 +32,7 @@ class Heard:
     def __init__(self, name: str, streams: Sequence[Stream], *, json: bool, clips: bool = False) -> None:
         self._name, self._streams, self._json, self._clips = name, streams, json, clips
         self._counts: Counter[tuple[str, str]] = Counter()  # (model, label)
+        self._withheld: Counter[tuple[str, str]] = Counter()
         self._seconds, self._dropped = 0.0, 0
         self._began = False
         self._view: LiveView | None = None
@@ -69,6 +70,7 @@ class Heard:
         finally:
             self._seconds += listener.samples / source.rate
             self._dropped += listener.dropped_samples
+            self._withheld += listener.withheld
         if not (listener.samples or listener.full):
             raise AudioError(f"{source.name}: ended without any sound; look at what should have made it")
         if self._clips:
@@ -105,20 +107,30 @@ class Heard:
 
     def _tell_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
         if self._json:
-            self._emit_summaries(counts, listener.samples / listener.rate, listener.dropped_samples, clip=clip)
+            seconds = listener.samples / listener.rate
+            self._emit_summaries(counts, listener.withheld, seconds, listener.dropped_samples, clip=clip)
         elif not counts:
             print(f"{clip}: nothing", flush=True)
 
     def _summary(self) -> None:
         """One for each model: how often it heard what."""
         if self._json:
-            self._emit_summaries(self._counts, self._seconds, self._dropped)
+            self._emit_summaries(self._counts, self._withheld, self._seconds, self._dropped)
             return
         for name in [stream.model.name for stream in self._streams]:
-            heard = ", ".join(f"{label} {count}" for label, count in _of(name, self._counts).most_common()) or "nothing"
-            say(f"{name}: {heard} in {self._seconds:.1f} s")
+            heard = _listed(_of(name, self._counts)) or "nothing"
+            withheld = _listed(_of(name, self._withheld))
+            more = f"; kept back: {withheld}" if withheld else ""
+            say(f"{name}: {heard} in {self._seconds:.1f} s{more}")
 
-    def _emit_summaries(self, counts: Counter[tuple[str, str]], seconds: float, dropped: int, **clip: str) -> None:
+    def _emit_summaries(
+        self,
+        counts: Counter[tuple[str, str]],
+        withheld: Counter[tuple[str, str]],
+        seconds: float,
+        dropped: int,
+        **clip: str,
+    ) -> None:
         for name in [stream.model.name for stream in self._streams]:
             emit(
                 "summary",
@@ -127,8 +139,13 @@ class Heard:
                 **clip,
                 seconds=round(seconds, 3),
                 detections=dict(_of(name, counts)),
+                withheld=dict(_of(name, withheld)),
                 dropped_samples=dropped,
             )
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{label} {count}" for label, count in counts.most_common())
 
 
 def _of(name: str, counts: Counter[tuple[str, str]]) -> Counter[str]:

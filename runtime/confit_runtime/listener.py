@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ class Listener:
     `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
     in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
     another as one, when sound is back). After `seconds` of the source's own time it is `full`, and hears no more.
-    `samples` and `dropped_samples` count in the source's own samples.
+    `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
+    of model and label.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Listener:
     ) -> None:
         self.streams, self.name, self.rate, self.taps = streams, name, rate, taps
         self.samples = self.dropped_samples = 0
+        self.withheld: Counter[tuple[str, str]] = Counter()
         self._end = None if seconds is None else round(seconds * rate)
         self._gap: Gap | None = None  # not told yet
         for stream in streams:
@@ -128,7 +131,9 @@ class Listener:
             told: Detection | None = detection
             for tap in self.taps:
                 told = told and tap.judge(told)
-            if told is not None:
+            if told is None:
+                self.withheld[detection.model, detection.label] += 1
+            else:
                 yield told
 
 

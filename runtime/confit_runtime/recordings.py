@@ -93,8 +93,8 @@ def score_recordings(
     Short files of one folder are one recording, for they were likely made together; a long one counts as several. What
     was scored is in the cache at once, so that an hour is not lost with a process. Raises UsageError, AudioError.
     """
-    _refuse_twins(paths)
     lengths = {path: sound_seconds(path) for path in paths}
+    _refuse_twins(paths)
     whole, done = sum(lengths.values()), 0.0
     together: dict[str, list[tuple[Rows, float]]] = {}
     found: list[Recording] = []

@@ -104,6 +104,7 @@ def test_listen_to_a_file(home: Path) -> None:
         "source": "scene.flac",
         "seconds": 2.5,
         "detections": {"low": 1, "mid": 1},
+        "withheld": {},
         "dropped_samples": 0,
     }
 
@@ -314,6 +315,7 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
         "clip": "a.wav",
         "seconds": 2.5,
         "detections": {"low": 1, "mid": 1},
+        "withheld": {},
         "dropped_samples": 0,
     }
     assert (second["clip"], second["seconds"], second["detections"]) == ("deep/er/b.wav", 1.0, {})

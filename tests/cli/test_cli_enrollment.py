@@ -82,7 +82,7 @@ def test_a_saved_trigger_is_taught_as_a_false_alarm(clips: Path, tmp_path: Path)
     assert lines(done)[0]["negative"] is True
     again = lines(run(tmp_path, *listen, "--gallery", "house.db"))
     assert [line["label"] for line in again if line["type"] == "detection"] == ["seven"]
-    assert again[-1]["detections"] == {"seven": 1}
+    assert (again[-1]["detections"], again[-1]["withheld"]) == ({"seven": 1}, {"one": 1})
 
 
 def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
@@ -92,7 +92,10 @@ def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
     voices = ("--speaker-model", "speakers")
     heard = lines(run(tmp_path, *listen, *voices, "--json"))
     assert [(line["label"], line["speaker"]) for line in heard[:-1]] == [("one", None), ("seven", None)]
-    assert len(lines(run(tmp_path, *listen, *voices, "--only", "lily", "--json"))) == 1  # the summary
+    (summary,) = lines(run(tmp_path, *listen, *voices, "--only", "lily", "--json"))
+    assert (summary["detections"], summary["withheld"]) == ({}, {"one": 1, "seven": 1})
+    silent = run(tmp_path, *listen, *voices, "--only", "lily")
+    assert silent.stderr.rstrip().endswith("s; kept back: one 1, seven 1")
     for options, what in (
         ([*listen, *voices, "--only", "ada"], "--only ada: is not enrolled"),
         (["listen", "digits", "--source", "x.wav", "--only", "lily"], "--speaker-model"),
