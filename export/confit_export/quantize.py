@@ -184,7 +184,8 @@ def _static(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target
 def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target: Target) -> onnx.ModelProto:
     """Convolutions static; matrix products and recurrent layers with scales taken from each input as it comes.
 
-    A dynamic convolution is slower than fp32 (ConvInteger), so there is none.
+    A dynamic convolution is slower than fp32 (ConvInteger), so there is none. Where scales are taken, the graph takes one
+    window a call.
     """
     from onnxruntime.quantization import quantize_dynamic
 
@@ -209,7 +210,10 @@ def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], targe
             weight_type=types.weights,
             extra_options={"MatMulConstBOnly": True},
         )
-        return onnx.load(out)
+        alone = onnx.load(out)
+    # a scale is taken from all that is computed together: one window, or it would depend on its neighbours
+    alone.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return alone
 
 
 def _stored(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> onnx.ModelProto:

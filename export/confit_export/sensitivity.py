@@ -71,9 +71,10 @@ def embed(model: onnx.ModelProto, windows: Floats) -> Floats:
     """The embedding of each window `[n, window]`, `[n, dim]`; a stream's is its last row."""
     session = open_session(model)
     states = [entry for entry in session.get_inputs() if entry.name != "pcm"]
+    at_once = 1 if session.get_inputs()[0].shape[0] == 1 else AT_ONCE
     found = []
-    for start in range(0, len(windows), AT_ONCE):
-        part = windows[start : start + AT_ONCE]
+    for start in range(0, len(windows), at_once):
+        part = windows[start : start + at_once]
         feed = {entry.name: np.zeros((len(part), *entry.shape[1:]), np.float32) for entry in states}
         found.append(session.run(["embedding"], {"pcm": part, **feed})[0][:, -1])
     return np.concatenate(found)

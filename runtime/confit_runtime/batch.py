@@ -59,6 +59,20 @@ class Batch:
         return self._scores[:, :ready].copy(), self._embedding[:, :ready].copy()
 
     def _bind(self, before: State, after: State) -> Callable[[], None]:
+        inputs = {"pcm": self._pcm, **before}
         outputs: State = {"scores": self._scores, "embedding": self._embedding}
         outputs |= {f"{name}_out": state for name, state in after.items()}
-        return self.model.bind({"pcm": self._pcm, **before}, outputs)
+        if not self.model.alone:
+            return self.model.bind(inputs, outputs)
+        each = [
+            self.model.bind(
+                *({name: array[at : at + 1] for name, array in arrays.items()} for arrays in (inputs, outputs))
+            )
+            for at in range(self.streams)
+        ]
+
+        def call_each() -> None:
+            for call in each:
+                call()
+
+        return call_each

@@ -123,6 +123,11 @@ class Model:
         return self.contract.name
 
     @cached_property
+    def alone(self) -> bool:
+        """Whether the graph takes one window a call, as where int8 scales are taken from each."""
+        return bool(next(entry for entry in self._session.get_inputs() if entry.name == "pcm").shape[0] == 1)
+
+    @cached_property
     def cohort(self) -> Floats:
         """Embeddings `[n, dim]` of sounds that are not enrolled: what an open-set score is measured against."""
         if "cohort" not in {output.name for output in self._session.get_outputs()}:
@@ -143,6 +148,10 @@ class Model:
         for a windowed one. Returns `scores [streams, hops, classes]`, `embedding [streams, hops, dim]`, next state.
         """
         names = ["scores", "embedding", *(f"{name}_out" for name in state)]
+        if self.alone and len(pcm) > 1:
+            each = [self._session.run(names, {"pcm": window[None]}) for window in pcm]
+            scores, embedding = (np.concatenate(arrays) for arrays in zip(*each, strict=True))
+            return scores, embedding, {}
         scores, embedding, *rest = self._session.run(names, {"pcm": pcm, **state})
         return scores, embedding, dict(zip(state, rest, strict=True))
 
