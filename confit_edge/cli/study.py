@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
+from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from confit_edge.studies.engine import Planned
@@ -33,7 +34,9 @@ def study(
             "-o", "--out", help="The folder of the study; where it holds one, it is gone on with.", show_default=False
         ),
     ],
-    seeds: Annotated[int, typer.Option(min=1, help="How often each trial is done, each time with the next seed.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How often each trial is done, each time with the next seed [3].")
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="A YAML recipe of what the study does not vary: encoder, epochs, ...", show_default=False),
@@ -83,10 +86,14 @@ def study(
     from confit_edge.studies.engine import prepare, run
     from confit_edge.studies.report import write_report
 
+    if earlier:
+        for option, given in (("--seeds", seeds), ("--train-groups", train_groups)):
+            if given is not None:
+                raise UsageError(f"{option} is of trainings, and --from reads what was trained before: leave it out")
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
     with Progress(json_lines) as progress:
-        planned = prepare(question, source, out, seeds=seeds, groups=train_groups, earlier=earlier, watch=progress)
+        planned = prepare(question, source, out, seeds=seeds or 3, groups=train_groups, earlier=earlier, watch=progress)
         progress.cost(planned, jobs)
         if dry_run:
             return

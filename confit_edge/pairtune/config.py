@@ -135,6 +135,11 @@ class Recipe:
             raise UsageError(
                 "recipe keys 'soup' and 'patience': the trainings of a soup are of one length, so none ends early"
             )
+        if self.averaging and self.patience:
+            raise UsageError(
+                "recipe keys 'averaging' and 'patience': of a training that may end early nobody knows when its last part"
+                " begins"
+            )
         if not 0 < self.lr_decay <= 1:
             raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1, is {self.lr_decay}")
         if self.freeze not in ("none", "features", "all") and not re.fullmatch(r"[1-9][0-9]*", self.freeze):

@@ -66,10 +66,6 @@ def train(
     device, watch = ranks.device, watch if ranks.main else None
     recipe = settled(recipe, device)
     check_out(out, resume)
-    if recipe.averaging and recipe.patience and not resume:
-        raise UsageError(
-            "recipe keys 'averaging' and 'patience': of a training that may end early nobody knows when its last part begins"
-        )
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
     lasts_s = encoder.window / encoder.sample_rate
     if watch and recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:

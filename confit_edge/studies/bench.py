@@ -44,7 +44,10 @@ class Source:
 
 def source_of(manifest: Path, recipe: Recipe) -> Source:
     """A source that means the same in any folder and on any day."""
-    return Source(manifest.resolve(), settled(recipe, pick_device(recipe.device)))
+    settled_recipe = settled(recipe, pick_device(recipe.device))
+    if Path(recipe.encoder).is_dir():
+        settled_recipe = replace(settled_recipe, encoder=str(Path(recipe.encoder).resolve()))
+    return Source(manifest.resolve(), settled_recipe)
 
 
 class Bench:
@@ -147,7 +150,11 @@ def rivals(trial: Trial, *, frozen: bool = True) -> list[Trial]:
         return {"objective": objective, **trial.arm}
 
     return [
-        *([replace(trial, arm=arm("frozen"), train=False)] if frozen else []),
+        *(
+            [replace(trial, arm=arm("frozen"), recipe=replace(trial.recipe, head_init="random"), train=False)]
+            if frozen
+            else []
+        ),
         replace(trial, arm=arm("finetune"), recipe=replace(trial.recipe, objective="finetune")),
-        replace(trial, arm=arm("pairtune"), recipe=replace(trial.recipe, objective="pairtune")),
+        replace(trial, arm=arm("pairtune"), recipe=replace(trial.recipe, objective="pairtune", head_init="random")),
     ]

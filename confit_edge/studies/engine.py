@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from confit_edge import __version__
+from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import DivergedError
+from confit_edge.runs import weights_sha256
 from confit_edge.studies import find
 from confit_edge.studies.bench import Bench, Source
 from confit_edge.studies.cost import Pace, expected, measure_pace
@@ -74,6 +78,7 @@ def prepare(
                 raise UsageError(
                     f"--from: study {study.name} trains its own encoders; only isotropy reads earlier ones"
                 )
+            _refuse_namesakes(earlier)
             planned = [trial for path in earlier for trial in study.plan_from(path, source.recipe)]
         else:
             for seed in range(source.recipe.seed, source.recipe.seed + seeds):
@@ -85,6 +90,8 @@ def prepare(
             "train_groups": groups,
             "manifest": str(source.manifest),
             "fingerprint": corpus.fingerprint,
+            "encoder_sha256": weights_sha256(bench.encoder(source.recipe)),
+            "version": __version__,
         }
         journal = Journal(out, header)
         trials = {trial.key(study.name): trial for trial in planned}
@@ -99,9 +106,21 @@ def prepare(
                 cost[key] = 0.0
                 continue
             if key not in done and kind not in paces:
-                paces[kind] = measure_pace(bench, replace(trial.recipe, objective="pairtune", seed=source.recipe.seed))
+                paces[kind] = measure_pace(bench, _for_pace(trial.recipe, source.recipe.seed))
             cost[key] = done[key].cpu_seconds if key in done else expected(trial, bench, paces[kind])
     return Planned(study, source, journal, trials, cost, done)
+
+
+def _refuse_namesakes(earlier: list[Path]) -> None:
+    """Raise UsageError where two folders have one name, by which a study tells what it reads apart."""
+    name, times = Counter(path.resolve().name for path in earlier).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"--from: {times} folders are named {name}, so what was read of each could not be told apart")
+
+
+def _for_pace(recipe: Recipe, seed: int) -> Recipe:
+    """What is timed for trials of `recipe`, whatever their objective."""
+    return replace(recipe, objective="pairtune", head_init="random", seed=seed)
 
 
 def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:

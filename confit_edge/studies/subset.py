@@ -70,6 +70,16 @@ def clips_per_class(corpus: Corpus) -> dict[str, int]:
     return {corpus.classes[column]: int(counts[column]) for column in _known(corpus)}
 
 
+def refuse_untested(corpus: Corpus) -> None:
+    """Raise UsageError where a class has no test clip: of a study that draws classes, a trial may have those alone."""
+    without = [corpus.classes[column] for column in _known(corpus) if not corpus.test.targets[:, column].any()]
+    if without:
+        raise UsageError(
+            f"class {', '.join(map(repr, without))} has no test clip, and this study draws classes to report on: give"
+            " each of them test clips, or leave it out of the manifest"
+        )
+
+
 def _known(corpus: Corpus) -> list[int]:
     return [column for column, name in enumerate(corpus.classes) if name != corpus.unknown]
 

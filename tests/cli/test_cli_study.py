@@ -124,6 +124,9 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
         (["shots", "--train-groups", "9"], r"--train-groups 9: there are 4 groups to train on"),
         (["shots", "--from", "x"], r"--from: study shots trains its own encoders"),
         (["isotropy", "--from", "nowhere"], r"nowhere: not a run"),
+        (["isotropy", "--from", "a/run", "--from", "b/run"], r"--from: 2 folders are named run"),
+        (["isotropy", "--from", "x", "--seeds", "2"], r"--seeds is of trainings"),
+        (["isotropy", "--from", "x", "--train-groups", "2"], r"--train-groups is of trainings"),
         (["shots", "-o", __file__], r"is a file; -o names a folder for the study"),
     ],
 )

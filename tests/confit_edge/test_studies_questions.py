@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from confit_edge.data.corpus import read_corpus
+from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_edge.studies import find, names
-from confit_edge.studies.bench import source_of
+from confit_edge.studies.bench import Bench, source_of
 from confit_edge.studies.engine import Planned, prepare, run
+from confit_edge.studies.questions import unseen
 from confit_edge.studies.report import write_report
 from confit_edge.studies.results import Results
 from confit_edge.studies.subset import cut
@@ -171,3 +175,82 @@ def test_unseen_needs_classes_to_hold_back(tones: Path, recipe: Recipe, tmp_path
         )
     with pytest.raises(UsageError, match="at least 4 classes"):
         plan("unseen", few, recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["classes", "unseen"])
+def test_studies_that_draw_classes_want_each_in_test(name: str, tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    some, manifest = tmp_path / "some.csv", read_manifest(tones)
+    clips = tuple(clip for clip in manifest.clips if clip.split != "test" or clip.labels != ("tone2",))
+    write_manifest(replace(manifest, clips=clips, source=some), some)
+    with pytest.raises(UsageError, match="class 'tone2' has no test clip"):
+        plan(name, some, recipe, tmp_path / "out")
+
+
+def test_unseen_has_prints_of_the_groups_that_it_trained_on(
+    tones: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan("unseen", tones, recipe, tmp_path / "out")
+    given: list[set[str]] = []
+    drawn = unseen.episodes
+
+    def watched(prints: Any, clips: Clips, *rest: Any) -> Any:
+        given.append(set(clips.groups))
+        return drawn(prints, clips, *rest)
+
+    monkeypatch.setattr(unseen, "episodes", watched)
+    frozen = next(trial for trial in planned.trials.values() if not trial.train)
+    bench = Bench(planned.source)
+    find("unseen").measure(bench, frozen)
+    assert given
+    assert all(groups == set(cut(bench.corpus(), Subset(groups=3), 0).train.groups) for groups in given)
+
+
+def test_shots_trains_as_long_for_every_seed(tones: Path, recipe: Recipe) -> None:
+    corpus = read_corpus(tones, rate=16_000, seed=0)
+    few, many = (cut(corpus, Subset(shots=shots), 0) for shots in (2, 6))
+
+    def epochs(part: Corpus) -> dict[tuple[object, ...], int]:
+        trials = find("shots").plan(part, recipe)
+        return {tuple(trial.arm.values()): trial.recipe.epochs for trial in trials if trial.arm["clips"] == "even"}
+
+    assert epochs(few).items() < epochs(many).items()
+
+
+def test_temperature_is_asked_of_losses_that_have_one(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does nothing with loss triplet"):
+        plan("temperature", tones, replace(recipe, loss="triplet", mining="semi-hard"), tmp_path / "out")
+
+
+def test_batch_varies_only_windows_that_the_encoder_has(tones: Path) -> None:
+    corpus = read_corpus(tones, rate=16_000, seed=0)
+    for encoder, windows in (("ge2e", {1.6}), ("speech-embedding", {1.2, 1.6})):
+        trials = find("batch").plan(corpus, Recipe(encoder=encoder, window=1.6))
+        assert {trial.arm["window"] for trial in trials} == windows
+
+
+def test_a_recipe_for_vanilla_alone_does_not_stop_a_study(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    planned = plan("classes", tones, replace(recipe, objective="finetune", head_init="probe"), tmp_path / "out")
+    begins = {trial.arm["objective"]: trial.recipe.head_init for trial in planned.trials.values()}
+    assert begins == {"frozen": "random", "finetune": "probe", "pairtune": "random"}
+
+
+def test_a_study_is_of_the_weights_it_began_with(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(recipe.encoder, checkpoint)
+    planned = plan("classes", tones, replace(recipe, encoder=str(checkpoint)), tmp_path / "out")
+    planned.journal.begin()
+    plan("classes", tones, replace(recipe, encoder=str(checkpoint)), tmp_path / "out")
+    weights = load_file(checkpoint / "model.safetensors")
+    first = sorted(weights)[0]
+    save_file({**weights, first: weights[first] + 1e-3}, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match="differs in encoder_sha256"):
+        plan("classes", tones, replace(recipe, encoder=str(checkpoint)), tmp_path / "out")
+
+
+def test_a_study_means_the_same_from_another_folder(
+    recipe: Recipe, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Path(recipe.encoder)
+    monkeypatch.chdir(checkpoint.parent)
+    source = source_of(tones, replace(recipe, encoder=checkpoint.name))
+    assert source == source_of(tones, recipe)

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from confit_edge.data.corpus import Corpus
+from confit_edge.encoders import BUILT_IN, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.studies.phrases import ranking, versus
 from confit_edge.studies.results import Estimate, Results, Side
@@ -23,21 +24,31 @@ FACTORS = ("batch", "window", "hardness")
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     """PairTune at every combination. A batch holds no more classes than there are; two that come to the same are one."""
     classes = len(corpus.classes)
+    windows = _windows(recipe)
     batches = dict.fromkeys((min(wide, classes), clips) for wide, clips in BATCHES)
     trials = []
-    for (wide, clips), share, hardness in product(batches, WINDOWS, HARDNESS):
+    for (wide, clips), window, hardness in product(batches, windows, HARDNESS):
         changed = replace(
             recipe,
             objective="pairtune",
             mining="hardness",
             classes_per_batch=wide,
             clips_per_class=clips,
-            window=round(share * recipe.window, 3),
+            window=window,
             hardness=hardness,
         )
         arm: Arm = {"batch": wide * clips, "window": changed.window, "hardness": hardness}
         trials.append(Trial({"objective": "pairtune", **arm}, changed))
     return trials
+
+
+def _windows(recipe: Recipe) -> list[float]:
+    """The windows to try, in seconds: those that the encoder tells apart, for some have one length or steps of it."""
+    asked = [round(share * recipe.window, 3) for share in WINDOWS]
+    if recipe.encoder.replace("_", "-") not in BUILT_IN:
+        return asked
+    lengths = {pretrained(recipe.encoder, window).window: window for window in asked}
+    return list(lengths.values())
 
 
 def conclude(results: Results) -> list[str]:

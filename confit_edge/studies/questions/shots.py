@@ -24,13 +24,14 @@ EVEN, UNEVEN, SPREAD = "even", "long tail", "as the tail, spread evenly"
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     """Each number of clips that every class has; and a long tail, beside about as many clips in all spread evenly.
 
-    The epochs grow as the clips become fewer, so that a trial is not simply a shorter training.
+    The epochs grow as the clips become fewer, so that a trial is not simply a shorter training; by the same for every
+    seed, though one may draw groups with fewer clips than another.
     """
     there = min(clips_per_class(corpus).values())
     shots = [count for count in SHOTS if count <= there]
     trials = []
     for count in shots:
-        longer = replace(recipe, epochs=math.ceil(recipe.epochs * min(LONGEST, shots[-1] / count)))
+        longer = replace(recipe, epochs=math.ceil(recipe.epochs * min(LONGEST, SHOTS[-1] / count)))
         trials += rivals(Trial({"clips": EVEN, "shots": count}, longer, Subset(shots=count)))
     most, tail = shots[-1], min(TAIL, float(shots[-1]))
     sizes = tail_sizes(corpus, most, tail, recipe.seed)

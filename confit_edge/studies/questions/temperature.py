@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.config import Recipe, refuse_idle
 from confit_edge.studies.bench import rivals
 from confit_edge.studies.phrases import against_vanilla, ranking
 from confit_edge.studies.results import Results, Side
@@ -16,7 +16,11 @@ TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """PairTune at each temperature; beside it the encoder as it is, and vanilla fine-tuning."""
+    """PairTune at each temperature; beside it the encoder as it is, and vanilla fine-tuning.
+
+    Raises UsageError where the recipe's loss has no temperature.
+    """
+    refuse_idle(replace(recipe, objective="pairtune", head_init="random"), ["temperature"])
     frozen, finetune, pairtune = rivals(Trial({}, recipe))
     return [
         frozen,

@@ -17,7 +17,7 @@ from confit_edge.studies.bench import Bench, rivals, tally, trained
 from confit_edge.studies.phrases import versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
-from confit_edge.studies.subset import DOMAINS, clips_per_class, shifted, with_classes
+from confit_edge.studies.subset import DOMAINS, clips_per_class, cut, refuse_untested, shifted, with_classes
 from confit_edge.studies.trial import Arm, Point, Subset, Tally, Trial
 from confit_runtime.errors import UsageError
 
@@ -34,6 +34,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     there = len(clips_per_class(corpus))
     if there < 4 or corpus.multi_label:
         raise UsageError("study unseen needs clips of one label each, and at least 4 classes: half are never trained")
+    refuse_untested(corpus)
     return rivals(Trial({}, recipe, Subset(classes=there - there // 2)))
 
 
@@ -47,7 +48,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     encoder, _ = trained(bench, trial, corpus)
     seed, rate = trial.recipe.seed, encoder.sample_rate
     probes = dual_probe(encoder, corpus, trial.recipe, bench.device)
-    whole = bench.corpus()
+    whole = cut(bench.corpus(), Subset(groups=trial.subset.groups), seed)
     strange = [name for name in clips_per_class(whole) if name not in corpus.classes]
     novel = with_classes(replace(whole, unknown=None), strange)
     prints = embed_clips(encoder, novel.train.pcm, bench.device)
