@@ -22,6 +22,7 @@ from confit_edge.cli._training import (
     print_probes,
     told_when_stopped,
 )
+from confit_runtime.errors import UsageError
 
 _LESSON = "Lesson"
 
@@ -32,8 +33,12 @@ def distill(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The student's run folder to write.")],
     student: Annotated[
-        str, typer.Option(help="The encoder to teach, as --encoder of `confit-edge train`.")
-    ] = "speech-embedding",
+        str | None,
+        typer.Option(
+            help="The encoder to teach, as --encoder of `confit-edge train` [the recipe's, else speech-embedding].",
+            show_default=False,
+        ),
+    ] = None,
     unlabelled: Annotated[
         list[Path] | None,
         typer.Option(
@@ -78,6 +83,7 @@ def distill(
         confit-edge distill runs/whisper -o runs/student --unlabelled recordings/ --epochs 30
     """
     given: dict[str, Any] = {
+        "encoder": student,
         "epochs": epochs,
         "lr": lr,
         "unlabelled_per_batch": unlabelled_per_batch,
@@ -95,13 +101,17 @@ def distill(
 
     if lr is not None:
         flags["lr"] = learning_rates(lr)
+    settings = {**read_yaml(recipe), **flags} if recipe else flags
+    if unlabelled_per_batch is not None and not unlabelled:
+        raise UsageError("--unlabelled-per-batch does nothing without --unlabelled")
+    if similarity_temperature is not None and settings.get("similarity_weight") == 0:
+        raise UsageError("--similarity-temperature does nothing with a similarity weight of 0")
     with told_when_stopped(out), Progress(json_lines) as progress:
         trained = run_distillation(
             run,
             out,
-            student=student,
             unlabelled=unlabelled or [],
-            settings={**read_yaml(recipe), **flags} if recipe else flags,
+            settings=settings,
             source=str(recipe) if recipe else "the command line",
             manifest=manifest,
             resume=resume,

@@ -31,7 +31,6 @@ def distill(
     run: Path,
     out: Path,
     *,
-    student: str = "speech-embedding",
     unlabelled: list[Path],
     settings: dict[str, Any],
     source: str,
@@ -39,21 +38,24 @@ def distill(
     resume: bool = False,
     watch: Watcher | None = None,
 ) -> Trained | None:
-    """Teach the encoder `student` what the encoder of `run` knows, and write the student's run `out`.
+    """Teach a smaller encoder what the encoder of `run` knows, and write the student's run `out`.
 
     `settings` are recipe keys of training and of `Lesson`, named in errors by their `source`; what they leave open is the
-    teacher's where it is of the data, else the default. `unlabelled` are folders or files of any sound. `manifest` says
-    where the run's own clips are now. Resumed as `train` is; None when `out` is finished already.
+    teacher's where it is of the data, else the default: the student is their `encoder`. `unlabelled` are folders or files
+    of any sound. `manifest` says where the run's own clips are now. Resumed as `train` is; None when `out` is finished
+    already.
     """
     check_out(out, resume)
     teacher = runs.read_run(run)
-    recipe, lesson = student_recipe(teacher.info.recipe, {**settings, "encoder": student}, source)
+    recipe, lesson = student_recipe(teacher.info.recipe, settings, source)
     data = manifest or Path(teacher.info.data["manifest"])
     if not data.exists():
         raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
     if json.loads(json.dumps(encoder.spec())) == teacher.info.encoder:
-        raise UsageError(f"--student {student}: {run} is of that encoder itself; a student is another, smaller one")
+        raise UsageError(
+            f"--student {recipe.encoder}: {run} is of that encoder itself; a student is another, smaller one"
+        )
     rate = encoder.sample_rate
     files = list(dict.fromkeys(path for folder in unlabelled for path in sound_files(folder, "--unlabelled")))
     store, recordings, digest = ClipStore(rate), [], hashlib.sha256()

@@ -138,6 +138,7 @@ def test_bad_input_is_refused_on_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "keys.yaml").write_text("similarity: 1\n")
+    (tmp_path / "same.yaml").write_text(f"encoder: {checkpoints['whisper']}\n")
     judged = tmp_path / "judged"
     judged.mkdir()
     rows = [line.split(",") for line in small.read_text().splitlines()]
@@ -148,6 +149,9 @@ def test_bad_input_is_refused_on_one_line(
     cases: list[tuple[list[str | Path], int, list[str]]] = [
         ([tmp_path / "nowhere"], 2, ["nowhere: not a run"]),
         ([teacher, "--student", checkpoints["whisper"]], 2, ["--student", "that encoder itself"]),
+        ([teacher, "--recipe", tmp_path / "same.yaml"], 2, [str(checkpoints["whisper"]), "that encoder itself"]),
+        ([teacher, "--unlabelled-per-batch", "8"], 2, ["--unlabelled-per-batch", "--unlabelled"]),
+        ([teacher, "--similarity-weight", "0", "--similarity-temperature", "1"], 2, ["--similarity-temperature"]),
         ([teacher, "--student", "nothing-of-the-kind"], 2, ["nothing-of-the-kind"]),
         ([teacher, "--unlabelled", tmp_path / "empty"], 2, ["empty", "--unlabelled"]),
         ([teacher, "--unlabelled", tmp_path / "keys.yaml"], 1, ["keys.yaml"]),
