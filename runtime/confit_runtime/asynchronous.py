@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from confit_runtime.listener import Listener, Tap, logged, streams_of
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
     from confit_runtime.stream import Detection, Stream
 
+Event = TypeVar("Event")
+
 _AHEAD = 64  # detections that may wait for a slow reader; then the source waits too, and says what that made it lose
 _POLL_S = 0.1  # how often a source that waits asks whether anybody still listens
+
+log = logging.getLogger(__name__)
 
 
 async def listen_async(
@@ -31,8 +36,8 @@ async def listen_async(
     `source` is a source, or its name, as for `listen`; or an asynchronous iterable of `(pcm, rate)` chunks, such as what
     a network client sends: all of one rate, mono in -1..1. It ends when the source ends or after `seconds`. Leaving
     `async with aclosing(listen_async(...)) as events`, also because the task is cancelled, stops the source and closes it
-    before anything else happens; one that is left without `aclosing` is stopped when Python collects it. Raises what the
-    source raises.
+    before anything else happens (a second cancellation does not wait for that); one that is left without `aclosing` is
+    stopped when Python collects it. Raises what the source raises; what it raises when it is left already is logged.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):
@@ -49,20 +54,38 @@ async def _from_chunks(
     streams: list[Stream], source: AsyncIterable[Chunk | Gap | Notice], taps: Sequence[Tap], seconds: float | None
 ) -> AsyncGenerator[Detection, None]:
     listener: Listener | None = None
-    async for item in source:
-        if listener is None:
-            if not isinstance(item, tuple):
-                continue  # nothing was heard yet, so nothing was lost
-            listener = Listener(streams, "the client", item[1], taps=taps, seconds=seconds)
-        for event in await asyncio.to_thread(list, listener.take(item)):
-            if (detection := logged(event, listener)) is not None:
-                yield detection
-        if listener.full:
-            break
-    if listener is not None:
-        for event in await asyncio.to_thread(list, listener.finish()):
-            if (detection := logged(event, listener)) is not None:
-                yield detection
+    chunks = aiter(source)
+    try:
+        async for item in chunks:
+            if listener is None:
+                if not isinstance(item, tuple):
+                    continue  # nothing was heard yet, so nothing was lost
+                listener = Listener(streams, "the client", item[1], taps=taps, seconds=seconds)
+            for event in await _whole(listener.take(item)):
+                if (detection := logged(event, listener)) is not None:
+                    yield detection
+            if listener.full:
+                break
+        if listener is not None:
+            for event in await _whole(listener.finish()):
+                if (detection := logged(event, listener)) is not None:
+                    yield detection
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
+
+
+async def _whole(events: Iterator[Event]) -> list[Event]:
+    """All of `events`, worked out in a thread of the loop's; who is cancelled meanwhile leaves when it has come to its end.
+
+    Else a thread would go on with a stream that its owner takes to be free.
+    """
+    work = asyncio.get_running_loop().run_in_executor(None, list, events)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 async def _from_thread(
@@ -87,7 +110,10 @@ async def _from_thread(
                                 return
                         tell(detection)
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody listens
-            tell(error)
+            if left.is_set():
+                log.warning("%s: failed when nobody listened any more: %s", source.name, error)
+            else:
+                tell(error)
         else:
             tell(None)
 

@@ -244,6 +244,71 @@ def test_asyncio_hears_what_a_client_sends(model: Model) -> None:
     assert places(asyncio.run(hear())) == direct(model)
 
 
+def test_a_client_that_is_heard_no_longer_is_closed(model: Model) -> None:
+    closed: list[str] = []
+
+    async def client() -> AsyncIterator[Chunk | Gap | Notice]:
+        try:
+            for chunk in chunks(np.tile(scene(), 20)):
+                yield chunk
+        finally:
+            closed.append("client")
+
+    async def hear() -> list[str]:
+        heard = [event.label async for event in listen_async(model, client(), seconds=1.0)]
+        return [*heard, *closed]
+
+    assert asyncio.run(hear()) == ["low", "client"]
+
+
+def test_a_cancelled_task_leaves_no_thread_at_its_stream(model: Model) -> None:
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Tap):
+        def hear(self, pcm: Floats, rate: int) -> None:
+            begun.set()
+            go_on.wait(5)
+            done.set()
+
+    async def client() -> AsyncIterator[Chunk | Gap | Notice]:
+        yield tone(500, 0.3), RATE
+
+    async def hear() -> None:
+        async for _ in listen_async(model, client(), taps=[Slow()]):
+            raise AssertionError("nothing was to be heard yet")
+
+    async def main() -> None:
+        task = asyncio.create_task(hear())
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert done.is_set()
+
+    asyncio.run(main())
+
+
+def test_what_a_source_raises_when_it_was_left_is_logged(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    class Breaking(Scripted):
+        def __exit__(self, *details: object) -> None:
+            super().__exit__(*details)
+            raise OSError("the device broke")
+
+    source = Breaking(chunks(scene()), endless=True)
+
+    async def hear() -> None:
+        async with aclosing(listen_async(model, source)) as events:
+            async for _ in events:
+                return
+
+    asyncio.run(hear())
+    assert source.left.is_set()
+    assert "scripted: failed when nobody listened any more: the device broke" in caplog.text
+
+
 def test_leaving_an_asyncio_loop_stops_the_source_and_closes_it(model: Model) -> None:
     source = Scripted(chunks(np.tile(scene(), 200)), endless=True)
 
