@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit
+from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli.enroll import KindOption
 from confit_edge.cli.identify import Threshold, why_not
+from confit_runtime.errors import ConfitError
 
 
 def verify(
@@ -23,7 +24,7 @@ def verify(
     threshold: Threshold = None,
     json: Json = False,
 ) -> None:
-    """Say whether a clip is NAME. The exit status tells it too: 0 yes, 1 no (or it could not be told).
+    """Say whether a clip is NAME. The exit status tells it too: 0 yes, 1 no, 2 it could not be told.
 
     It is when its score for NAME reaches what is needed and neither anybody else who is enrolled, nor a stranger, nor a
     negative print is nearer; where it is not, which of these it was is said. A voice is no password: a recording of it
@@ -40,11 +41,15 @@ def verify(
     from confit_runtime.enrollment import embed_query
     from confit_runtime.gallery import Gallery, clean_name
 
-    name, loaded = clean_name(name), load(model)
-    with Gallery.open(gallery, loaded, threshold=threshold) as opened:
-        matcher, settled = opened.matcher, kind or opened.kind
-    embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
-    match = matcher.verify(name, embedding)
+    try:
+        name, loaded = clean_name(name), load(model)
+        with Gallery.open(gallery, loaded, threshold=threshold) as opened:
+            matcher, settled = opened.matcher, kind or opened.kind
+        embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
+        match = matcher.verify(name, embedding)
+    except ConfitError as error:
+        say(f"confit-edge: {error}")
+        raise typer.Exit(2) from error
     if json:
         fields = {key: value for key, value in dataclasses.asdict(match).items() if key != "name"}
         said = os.fsencode(clip).decode(errors="replace")

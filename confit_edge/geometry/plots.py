@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 matplotlib.use("Agg")
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 
 Floats = npt.NDArray[np.float32]
@@ -21,7 +22,18 @@ Doubles = npt.NDArray[np.float64]
 SHOWN = 40  # classes that can be read in one plot
 MAPPED = 4000  # clips
 FEW = 10  # clips: UMAP and t-SNE place each by its neighbours
+# of scripts that matplotlib's own font lacks, where a system has them
+FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+    "Droid Sans Fallback", "IPAGothic", "IPAexGothic", "VL Gothic", "NanumGothic", "Hiragino Sans", "PingFang SC",
+    "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS", "Noto Sans Devanagari",
+    "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil", "FreeSans",
+)  # fmt: skip
 INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen": "#9aa5b1"}
+
+
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+plt.rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in _INSTALLED)]
 
 
 def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -69,11 +81,11 @@ def confusion_matrix(
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (truth, predicted), 1)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    title = "Confusion on test clips (% of what was said)"
+    title = "Confusion on test clips\n(% of what was said)"
     if len(classes) > SHOWN:
         wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
         shown = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
-        share, title = share[np.ix_(shown, shown)], f"{title}:\nthe {SHOWN} most confused of {len(classes)} classes"
+        share, title = share[np.ix_(shown, shown)], f"{title}\nthe {SHOWN} most confused of {len(classes)} classes"
         classes = [classes[index] for index in shown]
     size = max(4.0, 0.28 * len(classes) + 1.5)
     figure, axes = plt.subplots(figsize=(size, size))

@@ -71,6 +71,9 @@ def test_voices_are_enrolled_identified_and_verified(clips: Path, tmp_path: Path
     assert [(done.returncode, lines(done)[0]["verified"]) for done in (yes, no)] == [(0, True), (1, False)]
     assert lines(no)[0]["runner_up"] == "lily"
     assert run(tmp_path, "verify", "speakers", "nobody", asked[0]).returncode == 2
+    (tmp_path / "text.wav").write_text("no sound")
+    untold = run(tmp_path, "verify", "speakers", "santa", "text.wav")
+    assert (untold.returncode, untold.stdout, len(untold.stderr.splitlines())) == (2, "", 1)  # which is no "no"
 
 
 def test_a_saved_trigger_is_taught_as_a_false_alarm(clips: Path, tmp_path: Path) -> None:
