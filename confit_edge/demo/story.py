@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from textwrap import fill
 from typing import Any
 
@@ -74,6 +75,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     make_folder(out)
     started = time.monotonic()
     demo = Demo(out, seed, say, watch)
+    demo.say("Five to seven minutes on two cores: nothing of what follows is precomputed.")
     words = word_manifest(demo)
     pairtune, finetune, memory = train_words(demo, words)
     summary: dict[str, Any] = {"seed": seed, "accuracy": accuracy_table(demo, pairtune, finetune)}
@@ -103,11 +105,10 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     command = (
         "confit-edge" if shutil.which("confit-edge") else os.path.relpath(Path(sys.executable).parent / "confit-edge")
     )
-    demo.say(f"  {command} listen {exported.path} --source {out / 'stream.flac'}")
-    demo.say(
-        f"  {command} evaluate {exported.path} {out / 'stream.flac'}    (which words it missed, and at what noise)"
-    )
-    demo.say(f"  {command} listen {exported.path}            (your microphone)")
+    command, model, stream = (quote(str(part)) for part in (command, exported.path, out / "stream.flac"))
+    demo.say(f"  {command} listen {model} --source {stream}")
+    demo.say(f"  {command} evaluate {model} {stream}    (which words it missed, and at what noise)")
+    demo.say(f"  {command} listen {model}            (your microphone)")
     return summary
 
 
