@@ -210,12 +210,19 @@ def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path
         import_names(three, given)
 
 
+def enroll_bell(gallery: Gallery, model: Model) -> Floats:
+    """Enroll a bell and keep its audio; its print `[1, dim]`."""
+    sound = chord((300.0, 2600.0), 0.4)
+    print_: Floats = model.embed(sound, 16_000)[None]
+    gallery.enroll("bell", print_, sources=["bell.wav"], voiced_s=0.4, audio=[to_flac(sound, 16_000)])
+    return print_
+
+
 def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: Model) -> None:
-    path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
+    path = tmp_path / "gallery.db"
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
     with Gallery.open(path, model, create=True) as gallery:
-        print_ = model.embed(sound, 16_000)[None]
-        gallery.enroll("bell", print_, sources=["bell.wav"], voiced_s=0.4, audio=[to_flac(sound, 16_000)])
+        print_ = enroll_bell(gallery, model)
     with pytest.raises(GalleryError, match=r"another model .*gallery re-enroll .*other\.onnx"):
         Gallery.open(path, other)
     with Gallery.open(path) as gallery:
@@ -228,11 +235,10 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
 
 
 def test_to_enroll_again_is_advised_only_where_all_audio_was_kept(tmp_path: Path, model: Model) -> None:
-    path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
+    path = tmp_path / "gallery.db"
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
     with Gallery.open(path, model, create=True) as gallery:
-        print_ = model.embed(sound, 16_000)[None]
-        gallery.enroll("bell", print_, sources=["bell.wav"], voiced_s=0.4, audio=[to_flac(sound, 16_000)])
+        enroll_bell(gallery, model)
         gallery.enroll("bell", random_prints(1), sources=["no audio"], voiced_s=0.1)
     with pytest.raises(GalleryError) as refused:
         Gallery.open(path, other)
