@@ -165,7 +165,7 @@ def _keep(take: Take, folder: Path, form: str, trim: bool) -> Path:
     import soundfile
 
     from confit_runtime.device_file import write_whole
-    from confit_runtime.recording import trimmed
+    from confit_runtime.voiced import trimmed
 
     folder.mkdir(parents=True, exist_ok=True)
     taken = [int(file.stem) for file in folder.iterdir() if file.stem.isdecimal()]

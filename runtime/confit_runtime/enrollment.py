@@ -13,7 +13,7 @@ from confit_runtime.audio import Pcm
 from confit_runtime.contract import Contract
 from confit_runtime.errors import AudioError, ModelError
 from confit_runtime.model import Floats, Model
-from confit_runtime.voiced import cut_to_voice, sounding_seconds, voiced_seconds
+from confit_runtime.voiced import cut_to_voice, sounding_seconds, sounding_segments, voiced_seconds
 
 Kind = Literal["speaker", "sound"]
 
@@ -21,6 +21,7 @@ SHORTEST_SOUND_S = 0.1
 SHORTEST_VOICE_S = 0.5  # of one clip
 LEAST_VOICE_S = 4.0  # of all clips of a name: less, and the next sentence sounds like somebody else
 PRINT_S = 3.0  # of voice that a print is made of
+QUIET_DB = (-80.0, -65.0, -50.0, -40.0)  # of full scale: rooms in which nothing sounds
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def kind_of(contract: Contract) -> Kind:
 
 def take(model: Model, pcm: Pcm, kind: Kind, source: str) -> Taken:
     """The prints of a clip `[samples]` at the model's rate. Raises AudioError naming `source` on one with too little."""
-    sounds = [pcm] if kind == "sound" else voice_parts(pcm, model.contract.sample_rate)
+    sounds = sound_parts(model, pcm) if kind == "sound" else voice_parts(pcm, model.contract.sample_rate)
     seconds = _seconds(model, pcm, kind, source)
     rate = model.contract.sample_rate
     return Taken(np.stack([model.embed(sound, rate) for sound in sounds]), sounds, seconds)
@@ -53,7 +54,15 @@ def embed_query(model: Model, pcm: Pcm, kind: Kind, source: str) -> Floats:
     """The embedding `[dim]` of a clip `[samples]` somebody asks about: of a voice, where it speaks. Raises AudioError."""
     _seconds(model, pcm, kind, source)
     rate = model.contract.sample_rate
-    return model.embed(pcm if kind == "sound" else cut_to_voice(pcm, rate), rate)
+    return embed_sound(model, pcm) if kind == "sound" else model.embed(cut_to_voice(pcm, rate), rate)
+
+
+def embed_sound(model: Model, pcm: Pcm) -> Floats:
+    """The embedding `[dim]` of the sounds in a clip `[samples]` at the model's rate, together: of unit length."""
+    parts = sound_parts(model, pcm)
+    mean = np.mean([model.embed(part, model.contract.sample_rate) for part in parts], axis=0)
+    together: Floats = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return together
 
 
 def still_needed(voiced_s: float, kind: Kind) -> float:
@@ -70,6 +79,41 @@ def voice_parts(pcm: Pcm, rate: int) -> list[Pcm]:
     """The voice in a clip `[samples]` in parts of about `PRINT_S`, of equal length."""
     voice = cut_to_voice(pcm, rate)
     return np.array_split(voice, max(1, round(len(voice) / rate / PRINT_S)))
+
+
+def sound_parts(model: Model, pcm: Pcm) -> list[Pcm]:
+    """The sounds in a clip `[samples]` at the model's rate, parted by long pauses; each with the room in its window.
+
+    An embedding is a mean over windows, and of a short sound in a long clip most windows hold only the room. A clip that
+    is no longer than the window is one part, as it is.
+    """
+    window = model.contract.window
+    if len(pcm) <= window:
+        return [pcm]
+    parts = []
+    for first, last in sounding_segments(pcm, model.contract.sample_rate):
+        # with the room around it, as it will be heard; as much on both sides, for it stands in the middle of the window
+        around = min(max(0, window - (last - first)) // 2, first, len(pcm) - last)
+        parts.append(pcm[first - around : last + around])
+    return parts
+
+
+def quiet_prints(model: Model) -> Floats:
+    """Embeddings `[n, dim]` of rooms in which nothing sounds: soft noise, white and rumbling, at several levels.
+
+    A cohort for enrolled sounds: no training set holds every silence, and what is nearer to one than to any print is not
+    a sound that was enrolled.
+    """
+    # the powers of a primitive multiplier are as good as random in their high bits; numpy.random takes 3 MB to import
+    powers = np.cumprod(np.full(model.contract.window, 0x2C9277B5, np.uint32), dtype=np.uint32)
+    white = (powers >> 8) / 2.0**23 - 1.0
+    rumble = np.cumsum(white - white.mean())
+    found = []
+    for level in QUIET_DB:
+        for noise in (white, rumble):
+            soft = 10 ** (level / 20) * noise / np.sqrt(np.square(noise).mean())
+            found.append(model.embed(soft.astype(np.float32), model.contract.sample_rate))
+    return np.stack(found)
 
 
 def to_flac(pcm: Pcm, rate: int) -> bytes:

@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.enrollment import Kind, kind_of
+from confit_runtime.enrollment import Kind, kind_of, quiet_prints
 from confit_runtime.errors import GalleryBusyError, GalleryError, UsageError
 from confit_runtime.matcher import Levels, Match, Matcher, unit
 from confit_runtime.migrations import Binding, bind, bound, damaged, lay_out, prepare, reported
@@ -61,6 +61,7 @@ class Gallery:
         self.path, self._db, self._model, self._levels = path, db, model, levels
         self.binding = bound(path, db)
         self._seen = self._version()
+        self._quiet: Floats | None = None  # embeddings of a quiet room
         self._matcher: Matcher | None = self._load() if model is not None else None
 
     @classmethod
@@ -347,6 +348,7 @@ class Gallery:
                 rows = zip(to_blobs(embeddings), (place for (place,) in places.fetchall()), strict=True)
                 db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", list(rows))
             bind(db, binding)
+        self._quiet = None
         self._model, self._levels, self.binding = model, Levels.of(model.contract, None, None), binding
 
     @contextmanager
@@ -395,12 +397,21 @@ class Gallery:
             [self._name(name) for name in names.values()],
             owners,
             prints,
-            self._model.cohort,
+            self._cohort(),
             levels=self._levels,
             search=IndexSearch(self.index_path, ids, prints) if self.index_path.exists() else None,
             vetoed=vetoed,
             vetoes=vetoes,
         )
+
+    def _cohort(self) -> Floats:
+        """What is not enrolled: the model's own sounds, and for sounds the quiet around them."""
+        assert self._model is not None
+        if self.kind == "speaker":
+            return self._model.cohort
+        if self._quiet is None:
+            self._quiet = quiet_prints(self._model)
+        return np.concatenate([self._model.cohort, self._quiet])
 
     def _rows(self, place: dict[int, int], negative: int) -> tuple[Places, Places, Floats]:
         """Of all prints of a kind, in order of name: ids `[n]`, the places of their names `[n]`, embeddings `[n, dim]`."""

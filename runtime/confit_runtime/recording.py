@@ -10,10 +10,8 @@ import numpy as np
 
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.soundcheck import FRAME_S, Soundcheck, fault_of, frame_levels, soundcheck
+from confit_runtime.soundcheck import FRAME_S, Soundcheck, fault_of, soundcheck
 from confit_runtime.sources import Gap, Notice, Source
-
-EDGE_S = 0.15  # what `trimmed` leaves before and after the sound
 
 Show = Callable[[float, Pcm], None]  # seconds to go (below 0: of the countdown), and the newest sound
 
@@ -66,14 +64,3 @@ def check_live(source: Source) -> None:
     """Raises UsageError on a source that clips cannot be recorded from."""
     if not source.live:
         raise UsageError(f"{source.name}: is a recording already; clips are recorded from a microphone or a stream")
-
-
-def trimmed(pcm: Pcm, rate: int) -> Pcm:
-    """A clip without the quiet before and after its sound, but for 0.15 s; as it is where it is all alike."""
-    levels = frame_levels(pcm, rate)
-    loud, noise = np.percentile(levels, 95), np.percentile(levels, 10)
-    sounding = np.flatnonzero(levels >= max(noise + 10.0, loud - 30.0))
-    if loud - noise < 10.0 or not len(sounding):
-        return pcm
-    frame, edge = round(rate * FRAME_S), round(rate * EDGE_S)
-    return pcm[max(0, sounding[0] * frame - edge) : (sounding[-1] + 1) * frame + edge]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from confit_runtime.audio import Pcm
+from confit_runtime.audio import Pcm, resample
 from confit_runtime.device_file import write_whole
-from confit_runtime.enrollment import to_flac
+from confit_runtime.enrollment import embed_sound, to_flac
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.model import Model
@@ -105,9 +105,10 @@ class VetoTap(RecentAudio):
         if detection.model != self._model.name or not (matcher := self._gallery.matcher).has_vetoes:
             return detection
         sound = trigger(self, detection, self._model)
-        if len(sound) and matcher.vetoes(detection.label, self._model.embed(sound, self.rate)):
-            return None
-        return detection
+        if not len(sound):
+            return detection
+        embedding = embed_sound(self._model, resample(sound, self.rate, self._model.contract.sample_rate))
+        return None if matcher.vetoes(detection.label, embedding) else detection
 
 
 class SaveTap(RecentAudio):

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.audio import Pcm
+from confit_runtime.soundcheck import FRAME_S as LEVEL_FRAME_S
+from confit_runtime.soundcheck import frame_levels
 
 FRAME_S, STEP_S = 0.032, 0.010
 LOW_HZ, HIGH_HZ = 100.0, 4000.0  # where voices have their energy
@@ -16,6 +18,8 @@ FLATTEST = 0.42  # the flatness of white noise is 0.56, of vowels below 0.1
 LONGEST_GAP_S, SHORTEST_S, EDGE_S = 0.15, 0.06, 0.03
 PAUSE_S = 0.6  # as long a one is kept whole
 SILENCE_DB = -70.0
+LEAST_ABOVE_NOISE_DB, SOUND_BELOW_PEAK_DB, LOUDEST_FRAMES = 10.0, 30.0, 3  # of what counts as sound, of any kind
+QUIET_S = 0.15  # before and after it
 FRAMES_A_PART = 4096  # a long recording must not need its spectra all at once
 
 Bools = npt.NDArray[np.bool_]
@@ -61,6 +65,33 @@ def cut_to_voice(pcm: Pcm, sample_rate: int) -> Pcm:
     for start, end in voiced_segments(pcm, sample_rate):
         kept[max(0, start - around) : end + around] = True
     return pcm[kept]
+
+
+def sounding_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
+    """The stretches `(first, last + 1)` in samples of a clip `[samples]` that hold any sound, in order, parted by long pauses.
+
+    A frame of 20 ms sounds when it is near the clip's loudest and clearly above its quiet ones; before and after each
+    stretch stands some quiet. Of a clip that is all alike it is one: the clip.
+    """
+    levels = frame_levels(pcm, sample_rate)
+    loud, noise = np.sort(levels)[-LOUDEST_FRAMES:][0], np.percentile(levels, 10)
+    if loud - noise < LEAST_ABOVE_NOISE_DB:
+        return [(0, len(pcm))]
+    mask = levels >= max(noise + LEAST_ABOVE_NOISE_DB, loud - SOUND_BELOW_PEAK_DB)
+    frame, edge = round(LEVEL_FRAME_S * sample_rate), round(QUIET_S * sample_rate)
+    found: list[tuple[int, int]] = []
+    for first, last in _runs(mask):
+        if found and (first * frame - found[-1][1]) < PAUSE_S * sample_rate:
+            found[-1] = (found[-1][0], last * frame)
+        else:
+            found.append((first * frame, last * frame))
+    return [(max(0, first - edge), min(len(pcm), last + edge)) for first, last in found]
+
+
+def trimmed(pcm: Pcm, sample_rate: int) -> Pcm:
+    """A clip without the quiet before and after its sound, but for a little; as it is where it is all alike."""
+    segments = sounding_segments(pcm, sample_rate)
+    return pcm[segments[0][0] : segments[-1][1]]
 
 
 def sounding_seconds(pcm: Pcm, sample_rate: int) -> float:

@@ -8,9 +8,10 @@ import pytest
 from confit_edge.demo import DATA
 from confit_runtime import AudioError, DeviceError, UsageError
 from confit_runtime.audio import read_audio, resample
-from confit_runtime.recording import record_clip, trimmed
+from confit_runtime.recording import record_clip
 from confit_runtime.soundcheck import fault_of, findings, soundcheck
 from confit_runtime.sources import FileSource, Microphone
+from confit_runtime.voiced import trimmed
 from tests.confit_runtime.fake_sounddevice import FakePortAudio
 from tests.tiny_model import Floats, silence, tone
 

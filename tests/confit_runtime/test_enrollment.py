@@ -1,0 +1,113 @@
+"""What a clip gives to a gallery: the sounds in it, however much room is around them, and never the room itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confit_runtime import Model, load
+from confit_runtime.enrollment import embed_query, quiet_prints, sound_parts, take
+from confit_runtime.gallery import Gallery
+from confit_runtime.matcher import Levels, Matcher
+from confit_runtime.voiced import sounding_segments
+from tests import tiny_model
+from tests.tiny_model import RATE, Floats, silence, tone
+
+
+def room(seconds: float, level: float = 1e-3, seed: int = 0) -> Floats:
+    noise: Floats = (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+    return noise
+
+
+def among(sound: Floats, before: float, after: float, level: float = 1e-3) -> Floats:
+    clip = np.concatenate([silence(before), sound, silence(after)])
+    return clip + room(len(clip) / RATE, level)[: len(clip)]
+
+
+def bell(seconds: float = 1.5) -> Floats:
+    """Two partials that die away, as of a doorbell."""
+    at = np.arange(round(seconds * RATE)) / RATE
+    wave: Floats = (0.4 * np.exp(-4 * at) * (np.sin(2 * np.pi * 660 * at) + np.sin(2 * np.pi * 1320 * at))).astype("f4")
+    return wave
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(tiny_model.build(tmp_path_factory.mktemp("model") / "tiny.onnx"))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Model:
+    return load("digits")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2.0, 1.6), (0.1, 9.0), (5.0, 0.0)])
+def test_a_sound_in_a_long_clip_is_the_sound_and_not_the_room(digits: Model, before: float, after: float) -> None:
+    tight = take(digits, among(bell(0.8), 0.2, 0.2), "sound", "tight")
+    long = take(digits, among(bell(0.8), before, after), "sound", "long")
+    (print_,) = long.embeddings
+    assert print_ @ tight.embeddings[0] > 0.98
+    asked = embed_query(digits, among(bell(0.8), after, before), "sound", "asked")
+    assert asked @ tight.embeddings[0] > 0.98
+    assert np.linalg.norm(asked) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_sounds_with_a_long_pause_between_are_prints_of_their_own(model: Model) -> None:
+    clip = np.concatenate([among(tone(500, 0.4), 0.5, 0.5), among(tone(1200, 0.4), 0.5, 2.0)])
+    taken = take(model, clip, "sound", "two")
+    assert len(taken.embeddings) == len(taken.sounds) == 2
+    for print_, pitch in zip(taken.embeddings, (500, 1200), strict=True):
+        assert print_ @ take(model, tone(pitch, 0.4), "sound", "one").embeddings[0] > 0.9
+    both = embed_query(model, clip, "sound", "both")
+    assert min(taken.embeddings @ both) > 0.5
+
+
+def test_a_short_clip_is_taken_as_it_is(model: Model) -> None:
+    clip = among(tone(500, 0.05), 0.01, 0.02)[: model.contract.window]
+    (part,) = sound_parts(model, clip)
+    assert part is clip
+    long = among(tone(500, 0.05), 1.0, 1.0)
+    (part,) = sound_parts(model, long)
+    assert len(part) == pytest.approx(0.35 * RATE, abs=0.03 * RATE)  # a little before and after it
+    assert np.abs(part).argmax() == pytest.approx(len(part) / 2, abs=0.03 * RATE)
+
+
+def test_segments_are_what_a_loop_over_frames_finds() -> None:
+    rng, frame = np.random.default_rng(0), RATE // 50
+    for _ in range(30):
+        loud = np.repeat(rng.random(rng.integers(4, 12)) < 0.5, rng.integers(10, 50))
+        loud[:4] = True  # of at least three frames
+        pcm = np.concatenate([np.where(one, 0.3, 1e-4) * rng.choice([-1.0, 1.0], frame) for one in loud])
+        if loud.mean() > 0.85:  # the quiet must be a tenth to be told
+            continue
+        wanted: list[list[int]] = []
+        for at, one in enumerate(loud):
+            if one and wanted and at - wanted[-1][1] < 30:  # 0.6 s
+                wanted[-1][1] = at + 1
+            elif one:
+                wanted.append([at, at + 1])
+        edge = round(0.15 * RATE)
+        assert sounding_segments(pcm.astype(np.float32), RATE) == [
+            (max(0, first * frame - edge), min(len(pcm), last * frame + edge)) for first, last in wanted
+        ]
+
+
+@pytest.mark.parametrize("level", [0.0, 3e-4, 3e-3, 3e-2])
+def test_a_quiet_room_is_nobody_in_a_gallery_of_sounds(digits: Model, tmp_path: Path, level: float) -> None:
+    """A model of speech knows little of bells, and finds one nearer to silence than to anything it was trained on."""
+    prints = take(digits, bell(), "sound", "bell").embeddings
+    rows = digits.rows(room(4.0, level), RATE)[1]
+    unguarded = Matcher(["bell"], [0], prints, digits.cohort, levels=Levels.of(digits.contract, None, None))
+    with Gallery.open(tmp_path / "house.db", digits, create=True) as gallery:
+        gallery.enroll("bell", prints, sources=["bell.wav"], voiced_s=1.0)
+        assert not any(gallery.match(row).name for row in rows)
+        assert gallery.match(embed_query(digits, among(bell(), 2.0, 2.0), "sound", "asked")).name == "bell"
+    assert any(unguarded.match(row).name for row in rows)
+
+
+def test_quiet_is_the_same_for_everyone(digits: Model) -> None:
+    one, other = quiet_prints(digits), quiet_prints(load("digits"))
+    np.testing.assert_array_equal(one, other)
+    assert (one @ digits.embed(silence(1.3), RATE)).max() > 0.9
