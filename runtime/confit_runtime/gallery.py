@@ -325,8 +325,14 @@ class Gallery:
             removed = db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,)).rowcount
             erase_index(self.index_path)
             db.execute("DELETE FROM names WHERE id = ?", (name_id,))
-        with reported(self.path):
-            self._db.execute("VACUUM")
+        try:
+            with reported(self.path):
+                self._db.execute("VACUUM")
+        except GalleryError as error:  # it is forgotten all the same: what is deleted is overwritten
+            log.warning(
+                "%s: %r is forgotten, but the file could not be made smaller (is the disk full?)", self.path, name
+            )
+            log.debug("%s", error)
         return int(removed)
 
     def rename(self, old: str, new: str) -> None:
@@ -353,7 +359,10 @@ class Gallery:
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is on the disk afterwards, or nothing. Raises GalleryError."""
+        """One transaction, with all changes made within: all of it is on the disk afterwards, or nothing. Raises GalleryError."""
+        if self._db.in_transaction:
+            yield self._db
+            return
         with reported(self.path):
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")

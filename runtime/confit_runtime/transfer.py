@@ -40,17 +40,31 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
 def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
     """Add another gallery's prints to this one; prints it has already are left out. Returns how many came, by name.
 
-    Raises GalleryError when the two were enrolled with different models, UsageError when one of the names cannot be
-    enrolled; nothing is written then.
+    Raises GalleryError when the two were enrolled with different models, UsageError when one holds voices and the other
+    sounds, when one of the names cannot be enrolled, or when prints of it stand here under another name, which would make
+    both unknown; nothing is written then.
     """
     if (source.embedding_id, source.dim) != (target.embedding_id, target.dim):
         raise GalleryError(
             f"{source.path}: was enrolled with another model than {target.path}, and prints of two models do not compare"
         )
+    if source.binding.kind and target.binding.kind and source.binding.kind != target.binding.kind:
+        raise UsageError(
+            f"{source.path}: holds {OF_KIND[source.kind]}, and {target.path} holds {OF_KIND[target.kind]}: import it into"
+            " another --gallery"
+        )
     names = [new_name(name) for name in {**source.names(), **source.negatives()}]
-    before = _counts(target)
     for name in names:
-        _add(target, name, source.prints(name), source.voiced_s(name))
+        if others := target.owners(source.blobs(name, negative=False)) - {name}:
+            other = min(others)
+            raise UsageError(
+                f"{source.path}: prints of {name!r} are enrolled in {target.path} as {other!r}, and a sound under two names is"
+                f" unknown: take one away, with `confit-edge gallery remove` or `gallery rename`"
+            )
+    before = _counts(target)
+    with target.change():
+        for name in names:
+            _add(target, name, source.prints(name), source.voiced_s(name))
     after = _counts(target)
     return {name: after[name] - before[name] for name in names}
 

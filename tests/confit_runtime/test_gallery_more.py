@@ -210,6 +210,47 @@ def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path
         import_names(three, given)
 
 
+def test_prints_do_not_come_under_a_second_name(tmp_path: Path, model: Model) -> None:
+    with Gallery.open(tmp_path / "one.db", model, create=True) as one:
+        one.enroll("ada", random_prints(2), sources=["a", "b"], voiced_s=3.0)
+        one.enroll("bob", random_prints(1), sources=["c"], voiced_s=3.0)
+        export_names(one, [], tmp_path / "both.db")
+        one.rename("bob", "robert")
+        with (
+            Gallery.open(tmp_path / "both.db") as given,
+            pytest.raises(UsageError, match=r"'bob' are enrolled in .* as 'robert'"),
+        ):
+            import_names(one, given)
+        assert one.names() == {"ada": 2, "robert": 1}
+
+
+def test_voices_are_not_imported_among_sounds(tmp_path: Path, model: Model) -> None:
+    with (
+        Gallery.open(tmp_path / "voices.db", model, create=True, kind="speaker") as voices,
+        Gallery.open(tmp_path / "sounds.db", model, create=True, kind="sound") as sounds,
+    ):
+        voices.enroll("ada", random_prints(1), sources=["a"], voiced_s=5.0)
+        with pytest.raises(UsageError, match=r"voices\.db: holds voices, and .*sounds\.db holds sounds"):
+            import_names(sounds, voices)
+        assert sounds.names() == {}
+
+
+def test_an_import_that_cannot_be_written_leaves_nothing_of_it(tmp_path: Path, model: Model) -> None:
+    with Gallery.open(tmp_path / "many.db", model, create=True) as many:
+        for name in ("ada", "bob", "eve"):
+            many.enroll(name, random_prints(200), sources=["x"] * 200, voiced_s=5.0)
+    with Gallery.open(tmp_path / "house.db", model, create=True) as house, Gallery.open(tmp_path / "many.db") as given:
+        house.enroll("carl", random_prints(1), sources=["y"], voiced_s=5.0)
+        with house.change() as db:
+            db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0] + 8}")
+        with pytest.raises(GalleryError, match="is the disk full"):
+            import_names(house, given)
+        assert house.names() == {"carl": 1}
+        with house.change() as db:
+            db.execute("PRAGMA max_page_count = 100000")
+        assert import_names(house, given) == {"ada": 200, "bob": 200, "eve": 200}
+
+
 def enroll_bell(gallery: Gallery, model: Model) -> Floats:
     """Enroll a bell and keep its audio; its print `[1, dim]`."""
     sound = chord((300.0, 2600.0), 0.4)
