@@ -49,7 +49,7 @@ def classify(
             emit("classification", clip=clip, label=found.label, score=found.score, scores=found.scores)
         else:
             best = sorted(found.scores.items(), key=lambda pair: -pair[1])[1:SHOWN]
-            print(f"{clip}  {found.label}  {found.score:.2f}  ({_then(best)})", flush=True)
+            print(f"{clip}  {found.label}  {found.score:.2f}{_then(best)}", flush=True)
     if json:
         emit("summary", clips=len(paths), labels=dict(heard.most_common()), failed=failed)
     if failed:
@@ -57,4 +57,5 @@ def classify(
 
 
 def _then(others: list[tuple[str, float]]) -> str:
-    return "then " + ", ".join(f"{label} {score:.2f}" for label, score in others)
+    listed = ", ".join(f"{label} {score:.2f}" for label, score in others)
+    return f"  (then {listed})" if listed else ""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeGuard
 
 import typer
 
@@ -119,6 +119,8 @@ def enroll(
         if settled == "sound" and not negative:
             _tell_known(loaded, name, [sound for _, one in taken for sound in one.sounds])
         embeddings = np.concatenate([one.embeddings for _, one in taken])
+        if not negative:
+            _tell_odd(name, taken, loaded, there, settled)
         # a clip's prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
         blobs = to_blobs(embeddings)
@@ -155,7 +157,8 @@ def enroll(
     else:
         print(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
     if left_out:
-        say(f"{prints_text(left_out, negative)} left out: {name} has the same already, or they were given twice")
+        kept = ", and their audio is not kept" if keep_audio else ""
+        say(f"{prints_text(left_out, negative)} left out: {name} has the same already, or they were given twice{kept}")
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
 
 
@@ -200,11 +203,48 @@ def _tell_known(model: Model, name: str, sounds: list[Pcm]) -> None:
     """Say so where most of the sounds are what the model has a label for: that fires, and the cohort holds such sounds."""
     labels = Counter(model.classify(sound, model.contract.sample_rate).label for sound in sounds)
     label, count = labels.most_common(1)[0]
-    if 2 * count > len(sounds) and label in model.contract.firing_labels:
+    if name in model.contract.firing_labels:
+        say(
+            f"beware: {name!r} is a label of {model.name} too, so where both fire one sound is told twice; take another name"
+        )
+    elif 2 * count > len(sounds) and label in model.contract.firing_labels:
         say(
             f"beware: most of these sound like {label!r}, which {model.name} knows and fires for; as {name!r} they will often"
             " be answered as a stranger"
         )
+
+
+def _tell_odd(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None, kind: Kind) -> None:
+    """Say which clips are taken for another name, and which of a voice are unlike the rest: either spoils answers."""
+    import numpy as np
+
+    from confit_runtime.matcher import Levels, print_score
+
+    if gallery is not None and set(gallery.names()) - {name}:
+        matcher = gallery.matcher
+        others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
+        for other in (enrolled for enrolled in others if enrolled not in (None, name)):
+            say(
+                f"beware: {others[other]} of {others.total()} prints are answered as {other!r}, who is enrolled: is it the"
+                " same? Of two names that are equally near the answer is unknown"
+            )
+    known = [one.embedding for one in gallery.prints(name) if not one.negative] if _has(gallery, name) else []
+    clips = [clip for clip, one in taken for _ in one.embeddings]
+    every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
+    if kind == "speaker" and len(every) > 2:
+        needed = Levels.of(model.contract, None, None).threshold
+        for at, clip in enumerate(clips, start=len(known)):
+            score = print_score(np.delete(every, at, axis=0), every[at])
+            if score < needed:
+                say(
+                    f"beware: {clip}: is unlike the rest of {name} ({score:.2f}, and {needed:.2f} is needed to be known by"
+                    " it): noise, or somebody else? One such print lets others pass for the name; `confit-edge gallery show`"
+                    " tells how alike they are"
+                )
+
+
+def _has(gallery: Gallery | None, name: str) -> TypeGuard[Gallery]:
+    return gallery is not None and name in gallery.names()
 
 
 def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:

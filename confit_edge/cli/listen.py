@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -170,10 +171,10 @@ def _levels(options: list[str]) -> tuple[float | None, dict[str, float]]:
             level = float(value)
         except ValueError as error:
             raise UsageError(
-                f"--threshold {option}: expected LABEL=VALUE or VALUE, a number between 0 and 1"
+                f"--threshold {option}: expected LABEL=VALUE or VALUE, a number (of a label from 0 to 1, of a name from -1 to 1)"
             ) from error
         if equals:
-            own[label] = level
+            own[_plain(label)] = level
         else:
             general = level
     return general, own
@@ -181,14 +182,20 @@ def _levels(options: list[str]) -> tuple[float | None, dict[str, float]]:
 
 def _with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
     levels = {} if general is None else dict.fromkeys(model.labels, general)
-    return model.with_thresholds(levels | {label: own[label] for label in model.contract.firing_labels if label in own})
+    named = {label: own[_plain(label)] for label in model.contract.firing_labels if _plain(label) in own}
+    return model.with_thresholds(levels | named)
+
+
+def _plain(name: str) -> str:
+    """A label or a name, however its accents are spelt."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _check_fire(own: dict[str, float], models: list[Model], names: list[str]) -> None:
     """Raise UsageError on a threshold for what never fires: no label, or the one for everything else, and no name."""
     labels = list(dict.fromkeys(label for model in models for label in model.contract.firing_labels))
     for label, level in own.items():
-        if label not in [*labels, *names]:
+        if label not in map(_plain, [*labels, *names]):
             enrolled = f"; enrolled: {', '.join(names)}" if names else ""
             raise UsageError(
                 f"--threshold {label}={level:g}: {label!r} never fires (what does: {', '.join(labels) or 'no label'}{enrolled})"

@@ -29,6 +29,7 @@ Places = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 100
+_REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows in a line, too
 NOBODY = "unknown"  # how an answer that is nobody is told
 OF_KIND = {"speaker": "voices", "sound": "sounds"}
 ROWS_AT_ONCE = 20_000
@@ -59,6 +60,7 @@ class Gallery:
     def __init__(self, path: Path, db: sqlite3.Connection, model: Model | None, levels: Levels | None) -> None:
         """Use `Gallery.open`."""
         self.path, self._db, self._model, self._levels = path, db, model, levels
+        self._file = _identity(path)
         self.binding = bound(path, db)
         self._seen = self._version()
         self._quiet: Floats | None = None  # embeddings of a quiet room
@@ -98,13 +100,9 @@ class Gallery:
             binding = _binding(model, kind) if create else None
         if not path.exists():
             _check_folder(path.parent)
-        writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         with reported(path):
-            db = _connect(path, create, writable)
+            db = _ready(path, binding, create=create)
             try:
-                for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"):
-                    db.execute(f"PRAGMA {pragma}")
-                db = prepare(path, db, binding, writable=writable)
                 return cls(path, db, model, levels)
             except BaseException:
                 db.close()
@@ -175,14 +173,19 @@ class Gallery:
     def matcher(self) -> Matcher:
         """The prints as they are now, to match against; the same object for as long as nothing was changed.
 
-        While another program is changing them, those from before are given, and the log says so. Raises UsageError on a
+        While another program is changing them, those from before are given, and the log says so. Where the file was
+        replaced (a copy was restored), it is that file's, and nobody is enrolled while there is none. Raises UsageError on a
         gallery opened without a model, GalleryError where another program bound it to another model.
         """
         if self._model is None:
             raise UsageError(f"{self.path}: was opened without its model, so there is nothing to match with")
+        if (file := _identity(self.path)) != self._file:
+            self._file, self._matcher = file, self._replaced(file)
         if self._matcher is None:
             with reported(self.path):
                 self._seen, self._matcher = self._version(), self._load()
+            return self._matcher
+        if file is None:
             return self._matcher
         try:
             with reported(self.path), self._patience(LISTENING_PATIENCE_S):
@@ -363,11 +366,29 @@ class Gallery:
         if self._db.in_transaction:
             yield self._db
             return
+        if _identity(self.path) != self._file:
+            raise GalleryError(
+                f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
+            )
         with reported(self.path):
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
             self._matcher = None
+
+    def _replaced(self, file: tuple[int, int] | None) -> Matcher | None:
+        """Go on with the file that stands at the path now; without one, a matcher of nobody."""
+        if file is None:
+            assert self._levels is not None
+            log.warning("%s: is not there any more, so nobody is enrolled", self.path)
+            nobody = np.zeros((0, self.dim), np.float32)
+            return Matcher([], [], nobody, nobody, levels=self._levels)
+        log.warning("%s: was replaced; its names are those of the new file", self.path)
+        with reported(self.path):
+            opened = _ready(self.path, None)
+            self._db.close()
+            self._db = opened
+        return None
 
     def _id_of(self, name: str) -> int:
         row = self._db.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
@@ -458,15 +479,16 @@ def clean_name(name: str) -> str:
     clean = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(clean) <= LONGEST_NAME:
         raise UsageError(f"a name has 1 to {LONGEST_NAME} characters, got {len(clean)}")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in clean):
-        raise UsageError(f"a name holds no control characters or line breaks, got {clean!r}")
+    if any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") or one in _REVERSING for one in clean):
+        raise UsageError(f"a name holds no control characters, line breaks or overrides of direction, got {clean!r}")
     return clean
 
 
 def new_name(name: str) -> str:
     """A name to be enrolled, as it is kept. Raises UsageError on what `clean_name` refuses, and on "unknown"."""
     clean = clean_name(name)
-    if clean.casefold() == NOBODY:
+    looks = "".join(one for one in unicodedata.normalize("NFKC", clean) if unicodedata.category(one) != "Cf")
+    if looks.strip().casefold() in (NOBODY, ""):
         raise UsageError(
             f"nobody can be called {clean!r}: it is the answer where nobody is near enough; choose another name"
         )
@@ -499,6 +521,28 @@ def _check_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: no such folder for a gallery")
     if not os.access(folder, os.W_OK):
         raise GalleryError(f"{folder}: the folder cannot be written: choose another one for the gallery")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file stands at a path, if one does."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _ready(path: Path, binding: Binding | None, *, create: bool = False) -> sqlite3.Connection:
+    """An open connection to a gallery of today's layout. Raises GalleryError, and SQLite's errors."""
+    writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    db = _connect(path, create, writable)
+    try:
+        for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"):
+            db.execute(f"PRAGMA {pragma}")
+        return prepare(path, db, binding, writable=writable)
+    except BaseException:
+        db.close()
+        raise
 
 
 def _connect(path: Path, create: bool, writable: bool) -> sqlite3.Connection:

@@ -91,7 +91,8 @@ class Matcher:
     """The prints of a gallery at one moment: immutable, safe to share between threads.
 
     A name's score is the cosine between the embedding and the centroid of the name's three nearest prints, weighted by
-    their similarity; names are scored that own one of the 64 nearest prints. The answer is unknown when the best score is
+    their similarity; names are scored that own one of the 64 nearest prints (or of more, where those are all of one name).
+    The answer is unknown when the best score is
     below its threshold, or within `margin` of the next name's, or no better than the mean cosine of the three nearest
     sounds of the `cohort`, or than that of a negative print of the name.
 
@@ -204,7 +205,13 @@ class Matcher:
 
     def _ranking(self, query: Floats) -> list[tuple[float, int]]:
         """The two best scores, with the places of their names."""
-        owners = np.unique(self._owners[self._search.nearest(query, NEIGHBOURS)])
+        count, enrolled = NEIGHBOURS, len(self.enrolled)
+        owners = np.unique(self._owners[self._search.nearest(query, count)])
+        while len(owners) < min(2, enrolled) and count < len(
+            self._prints
+        ):  # all of one name: the margin is to the next, wherever it is
+            count *= 4
+            owners = np.unique(self._owners[self._search.nearest(query, count)])
         ranking = sorted(((self._score(int(place), query), -int(place)) for place in owners), reverse=True)
         return [(score, -place) for score, place in ranking[:2]]
 

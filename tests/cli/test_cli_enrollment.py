@@ -159,6 +159,40 @@ def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
 
 
+def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path, confit: Confit) -> None:
+    own, other = ([clips / f"{voice}-{at}.flac" for at in range(4)] for voice in ("am_santa", "zf_xiaoyi"))
+    status, _, said = confit("enroll", "speakers", "santa", *own[:3])
+    assert (status, "beware" in said) == (0, False)
+    status, _, said = confit("enroll", "speakers", "santa", other[0])
+    assert status == 0
+    odd = [line for line in said.splitlines() if line.startswith("beware: ")]
+    assert odd
+    assert all(line.startswith(f"beware: {other[0]}: is unlike the rest of santa (0.") for line in odd)
+    assert confit("enroll", "speakers", "nick", *own[2:], "--gallery", "one.db")[0] == 0
+    status, _, said = confit("enroll", "speakers", "claus", *own[:2], "--gallery", "one.db")
+    assert status == 0
+    assert "prints are answered as 'nick', who is enrolled: is it the same?" in said
+
+
+def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words: Path, confit: Confit) -> None:
+    given = [clips / f"bf_lily-{at}.flac" for at in range(3)]
+    assert confit("enroll", "speakers", "Zo\u00eb", *given)[0] == 0
+    listen = (
+        "listen",
+        "digits",
+        "--source",
+        clips / "scene.flac",
+        "--gallery",
+        "gallery.db",
+        "--speaker-model",
+        "speakers",
+    )
+    status, _, said = confit(*listen, "--only", "Zoe\u0308", "--threshold", "Zoe\u0308=0.5")
+    assert status == 0, said
+    status, _, said = confit(*listen, "--threshold", "Zoe=0.5")
+    assert (status, "'Zoe' never fires" in said) == (2, True)
+
+
 def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None:
     match = Match(None, "too low", "ada", 0.7196, None, None, None, 0.7204)
     assert why_not(match, "ada") == "just below the 0.72 needed"

@@ -18,7 +18,7 @@ import pytest
 from confit_runtime import GalleryError, Model, UsageError, load
 from confit_runtime.enrollment import to_flac
 from confit_runtime.gallery import LISTENING_PATIENCE_S, Gallery
-from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness
+from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness, unit
 from confit_runtime.search import ExactSearch, IndexSearch, build_index
 from confit_runtime.transfer import enroll_again, export_names, import_names
 from tests import tiny_model
@@ -382,6 +382,18 @@ def test_who_listened_waits_as_long_for_a_change_as_anybody(tmp_path: Path, mode
         other.close()
 
 
+@pytest.mark.parametrize(
+    "name", ["Unknown", "un\u200bknown", "unknown\u200e", "\uff55nknown", "UNKNOWN ", "\u200b", "ad\u202ea", "a\u2066b"]
+)
+def test_nobody_is_called_unknown_however_it_is_spelt(tmp_path: Path, model: Model, name: str) -> None:
+    with Gallery.open(tmp_path / "house.db", model, create=True) as gallery:
+        with pytest.raises(UsageError):
+            gallery.enroll(name, random_prints(1), sources=["x"], voiced_s=5.0)
+        family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+        assert gallery.enroll(family, random_prints(1), sources=["x"], voiced_s=5.0) == 1  # joined by Cf
+        assert list(gallery.names()) == [family]
+
+
 def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
@@ -397,6 +409,48 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, model: Model
     assert "is the disk full?" in done.stderr.splitlines()[-1]
     with Gallery.open(path, model) as gallery:
         assert gallery.names() == {"ada": 3, "eve": 2 * done.stdout.count("done")}
+
+
+def test_a_file_that_was_replaced_is_read_and_one_that_is_gone_is_nobody(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, other = tmp_path / "house.db", tmp_path / "backup.db"
+    ada, eve = random_prints(2)
+    for file, name, print_ in ((path, "ada", ada), (other, "eve", eve)):
+        with Gallery.open(file, model, create=True) as gallery:
+            gallery.enroll(name, print_[None], sources=["x"], voiced_s=5.0)
+    with Gallery.open(path, model) as gallery:
+        assert gallery.match(ada).name == "ada"
+        shutil.copy(other, tmp_path / "copy.db")
+        (tmp_path / "copy.db").replace(path)
+        with pytest.raises(GalleryError, match="was replaced or removed while it was open"):
+            gallery.enroll("bob", random_prints(1), sources=["x"], voiced_s=5.0)
+        assert (gallery.match(ada).name, gallery.match(eve).name) == (None, "eve")
+        assert list(gallery.names()) == ["eve"]
+        gallery.enroll("bob", random_prints(1), sources=["x"], voiced_s=5.0)
+        path.unlink()
+        assert gallery.match(eve).reason == gallery.match(ada).reason == "nobody"
+        other.replace(path)
+        assert gallery.match(eve).name == "eve"
+    assert [record.message.split(": ", 1)[1][:16] for record in caplog.records] == [
+        "was replaced; it", "is not there any", "was replaced; it",
+    ]  # fmt: skip
+
+
+def test_a_name_of_very_many_prints_does_not_hide_the_next(tmp_path: Path, model: Model) -> None:
+    ada, mum = np.zeros((2, model.contract.embedding_dim), np.float32)
+    ada[0], mum[0], mum[1] = 1.0, 1.0, 0.1
+    many = unit(ada + 0.01 * random_prints(300))
+    with Gallery.open(tmp_path / "house.db", model, create=True) as gallery:
+        gallery.enroll("ada", many, sources=["x"] * 300, voiced_s=900.0)
+        gallery.enroll("mum", mum[None], sources=["x"], voiced_s=5.0)
+        gallery.enroll("far", -ada[None], sources=["x"], voiced_s=5.0)
+        match = gallery.match(ada)
+        assert (match.name, match.reason, match.runner_up) == (None, "too close", "mum")
+        gallery.remove("mum")
+        assert gallery.match(ada).name == "ada"
+        gallery.remove("far")
+        assert gallery.match(ada).runner_up is None
 
 
 # the index

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,22 @@ def test_a_speaker_is_known_by_what_was_said_before_a_short_detection(voices: Pa
         assert told.speaker == "ada"
 
 
+@pytest.mark.parametrize(("second", "speaker"), [(ADA, "ada"), (BEN, None), ((1000.0, 3600.0), None)])
+def test_who_spoke_before_has_not_said_what_another_says(
+    voices: Path, model: Model, second: tuple[float, ...], speaker: str | None
+) -> None:
+    pause = silence(0.3)
+    with Gallery.open(voices, model) as gallery:
+        tap = SpeakerTap(model, gallery)
+        tap.begin("scene", RATE)
+        tap.hear(np.concatenate([silence(1.0), chord(ADA, 2.2), pause, chord(second, 0.5), pause]), RATE)
+        told = tap.judge(detection(3.6, 3.9))
+        assert told is not None
+        assert told.speaker == speaker
+        everything = tap.between(round(0.9 * RATE), round(3.9 * RATE))
+        assert gallery.match(model.embed(everything, RATE)).name == "ada"  # which alone would not tell
+
+
 @pytest.mark.parametrize("rate", [8_000, 48_000])
 def test_the_sound_of_a_detection_is_its_window_in_the_sources_own_samples(model: Model, rate: int) -> None:
     pcm = np.arange(5 * rate, dtype=np.float32)
@@ -160,6 +178,26 @@ def test_every_trigger_has_a_file_of_its_own(tmp_path: Path, model: Model) -> No
     kept = [file.name for file in sorted((tmp_path / "triggers").iterdir())]
     assert len(kept) == 4
     assert sum("-a-" in name for name in kept) == sum("-b-" in name for name in kept) == 2
+
+
+def test_listeners_that_began_together_keep_what_both_heard(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
+    taps = [SaveTap(tmp_path, [model]) for _ in range(4)]
+    for tap in taps:
+        tap.begin("mic", RATE)
+        tap.hear(chord(ADA, 2.0), RATE)
+    workers = [
+        threading.Thread(target=lambda tap=tap: [tap.judge(detection(1.2, 1.3)) for _ in range(10)]) for tap in taps
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    kept = list(tmp_path.iterdir())
+    assert len(kept) == 40
+    assert all(path.read_bytes().startswith(b"fLaC") for path in kept)
 
 
 def test_where_a_trigger_cannot_be_kept_listening_goes_on(

@@ -1,0 +1,140 @@
+"""Who is named where one voice speaks and another says the word: `listen --speaker-model`, with voices that nobody trained on.
+
+    python -m benchmarks.handover
+
+writes benchmarks/results/handover.json. Of the demo's test voices three are enrolled, drawn anew each time, each from four
+sentences of five words. One of them says five words, and after a pause a digit is said: by the same voice, by another that
+is enrolled, or by one that is not. `digits` hears it, `speakers` says by whom. Noise of -60 dBFS stands under all of it. An
+interval resamples the draws.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.report import RESULTS, machine, write_json
+from benchmarks.sources import DEMO
+from confit_runtime import Detection, Gallery, Listener, load
+from confit_runtime.audio import load_clip
+from confit_runtime.enrollment import take
+from confit_runtime.model import Model
+from confit_runtime.speaker import SpeakerTap
+
+RATE, DRAWS, ENROLLED, TIMES = 16_000, 20, 3, 4
+PAUSES_S = (0.3, 0.8, 1.5)
+SPEAKERS = ("the same voice", "another that is enrolled", "one that is not")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SENTENCE, SENTENCES = 5, 4
+
+Floats = npt.NDArray[np.float32]
+
+
+class Voices:
+    """The words of the demo's test voices."""
+
+    def __init__(self) -> None:
+        with (DEMO / "manifest.csv").open(newline="", encoding="utf-8") as table:
+            rows = [row for row in csv.DictReader(table) if row["split"] == "test"]
+        self.clips: dict[str, dict[str, Floats]] = defaultdict(dict)
+        for row in rows:
+            self.clips[row["group"]][row["label"]] = load_clip(DEMO / row["path"], RATE)
+        self.names = sorted(self.clips)
+        common = set.intersection(*(set(words) for words in self.clips.values()))
+        self.others = sorted(common - set(DIGITS))
+        self.digits = sorted(common & set(DIGITS))
+
+    def sentence(self, voice: str, words: list[str]) -> Floats:
+        pause = np.zeros(RATE // 10, np.float32)
+        return np.concatenate([part for word in words for part in (self.clips[voice][word], pause)])
+
+
+def enroll(gallery: Gallery, model: Model, voices: Voices, names: list[str]) -> None:
+    for name in names:
+        for at in range(SENTENCES):
+            words = voices.others[at * SENTENCE : (at + 1) * SENTENCE]
+            taken = take(model, voices.sentence(name, words), "speaker", name)
+            gallery.enroll(name, taken.embeddings, sources=[name] * len(taken.embeddings), voiced_s=taken.seconds)
+
+
+def spoken(voices: Voices, first: str, second: str, pause_s: float, rng: np.random.Generator) -> tuple[Floats, float]:
+    """A sentence of one voice and a digit of another, and when that begins."""
+    words = [str(word) for word in rng.choice(voices.others, SENTENCE, replace=False)]
+    before = [
+        np.zeros(3 * RATE // 2, np.float32),
+        voices.sentence(first, words),
+        np.zeros(round(pause_s * RATE), np.float32),
+    ]
+    digit = voices.clips[second][str(rng.choice(voices.digits))]
+    clip = np.concatenate([*before, digit, np.zeros(3 * RATE // 2, np.float32)])
+    noise = 1e-3 * rng.standard_normal(len(clip))
+    return (clip + noise).astype(np.float32), sum(map(len, before)) / RATE
+
+
+def main() -> None:
+    voices, words, model = Voices(), load("digits"), load("speakers")
+    named: dict[tuple[str, float], list[list[tuple[bool, bool]]]] = defaultdict(list)
+    for draw in range(DRAWS):
+        rng = np.random.default_rng(draw)
+        order = [str(name) for name in rng.permutation(voices.names)]
+        enrolled, strangers = order[:ENROLLED], order[ENROLLED:]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Gallery.open(Path(folder) / "voices.db", model, create=True) as gallery,
+        ):
+            enroll(gallery, model, voices, enrolled)
+            stream, tap = words.stream(), SpeakerTap(model, gallery)
+            for who in SPEAKERS:
+                for pause_s in PAUSES_S:
+                    found = []
+                    for _ in range(TIMES):
+                        first, another = (str(name) for name in rng.permutation(enrolled)[:2])
+                        second = {SPEAKERS[0]: first, SPEAKERS[1]: another, SPEAKERS[2]: str(rng.choice(strangers))}[
+                            who
+                        ]
+                        clip, begins = spoken(voices, first, second, pause_s, rng)
+                        listener = Listener([stream], "clip", RATE, taps=[tap])
+                        events = [*listener.take((clip, RATE)), *listener.finish()]
+                        found += [
+                            (event.speaker == first, event.speaker == second)
+                            for event in events
+                            if isinstance(event, Detection) and event.end_s > begins
+                        ]
+                    named[who, pause_s].append(found)
+        print(f"draw {draw + 1} of {DRAWS}", flush=True)
+    rows = [row(who, pause_s, draws) for (who, pause_s), draws in named.items()]
+    result = {
+        "command": "python -m benchmarks.handover",
+        "voices": voices.names,
+        "draws": DRAWS,
+        "enrolled": ENROLLED,
+        "rows": rows,
+        **machine(),
+    }
+    write_json(RESULTS / "handover.json", result)
+    for entry in rows:
+        print(entry)
+
+
+def row(who: str, pause_s: float, draws: list[list[tuple[bool, bool]]]) -> dict[str, object]:
+    """The shares of heard words that were put down to the voice before, and to the one that spoke."""
+    rng = np.random.default_rng(0)
+    counts = np.array(
+        [[len(found), *(sum(column) for column in zip(*found, strict=True))] if found else [0, 0, 0] for found in draws]
+    )
+    drawn = counts[rng.integers(len(counts), size=(2000, len(counts)))].sum(axis=1)
+    entry: dict[str, object] = {"who": who, "pause_s": pause_s, "words": int(counts[:, 0].sum())}
+    for column, name in ((1, "named_first"), (2, "named_who_spoke")):
+        shares = drawn[:, column] / np.maximum(drawn[:, 0], 1)
+        entry[name] = round(float(counts[:, column].sum() / counts[:, 0].sum()), 4)
+        entry[f"{name}_interval"] = [round(float(value), 4) for value in np.quantile(shares, [0.025, 0.975])]
+    return entry
+
+
+if __name__ == "__main__":
+    main()
