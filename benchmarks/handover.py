@@ -23,6 +23,7 @@ from benchmarks.sources import DEMO
 from confit_runtime import Detection, Gallery, Listener, load
 from confit_runtime.audio import load_clip
 from confit_runtime.enrollment import take
+from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.model import Model
 from confit_runtime.speaker import SpeakerTap
 
@@ -123,16 +124,12 @@ def main() -> None:
 
 def row(who: str, pause_s: float, draws: list[list[tuple[bool, bool]]]) -> dict[str, object]:
     """The shares of heard words that were put down to the voice before, and to the one that spoke."""
-    rng = np.random.default_rng(0)
-    counts = np.array(
-        [[len(found), *(sum(column) for column in zip(*found, strict=True))] if found else [0, 0, 0] for found in draws]
-    )
-    drawn = counts[rng.integers(len(counts), size=(2000, len(counts)))].sum(axis=1)
-    entry: dict[str, object] = {"who": who, "pause_s": pause_s, "words": int(counts[:, 0].sum())}
-    for column, name in ((1, "named_first"), (2, "named_who_spoke")):
-        shares = drawn[:, column] / np.maximum(drawn[:, 0], 1)
-        entry[name] = round(float(counts[:, column].sum() / counts[:, 0].sum()), 4)
-        entry[f"{name}_interval"] = [round(float(value), 4) for value in np.quantile(shares, [0.025, 0.975])]
+    draw_of = [str(number) for number, found in enumerate(draws) for _ in found]
+    entry: dict[str, object] = {"who": who, "pause_s": pause_s, "words": len(draw_of)}
+    for column, name in enumerate(("named_first", "named_who_spoke")):
+        named = [word[column] for found in draws for word in found]
+        entry[name] = round(sum(named) / len(named), 4)
+        entry[f"{name}_interval"] = [round(bound, 4) for bound in grouped_share_interval(named, draw_of, 0.95)]
     return entry
 
 

@@ -47,7 +47,9 @@ def export(
     qat_epochs: Annotated[int, typer.Option(help="Epochs of quantisation-aware fine-tuning before.", min=0)] = 0,
     sweep_minutes: Annotated[
         float,
-        typer.Option(help="How long to look for the layers that hurt, where the gate fails; continued next time."),
+        typer.Option(
+            help="How long to look for the layers that hurt, where the gate fails; continued next time.", min=0.0
+        ),
     ] = 20.0,
     force: Annotated[bool, typer.Option("--force", help="Write the file though the gate fails; it says so.")] = False,
     data: Annotated[Path | None, typer.Option(help="The run's manifest, where it has moved since training.")] = None,

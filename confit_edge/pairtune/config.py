@@ -135,6 +135,8 @@ class Recipe:
             raise UsageError(
                 "recipe keys 'soup' and 'patience': the trainings of a soup are of one length, so none ends early"
             )
+        if self.lora_rank and self.freeze == "all":
+            raise UsageError("recipe keys 'lora_rank' and 'freeze' all: adapters of a frozen encoder learn nothing")
         if self.averaging and self.patience:
             raise UsageError(
                 "recipe keys 'averaging' and 'patience': of a training that may end early nobody knows when its last part"

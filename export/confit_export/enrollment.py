@@ -33,19 +33,28 @@ def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
 
 
 def enrollment_prior(
-    val: Floats, val_targets: Targets, cohort: Floats, cohort_targets: Targets, seed: int
+    val: Floats,
+    val_targets: Targets,
+    cohort: Floats,
+    cohort_targets: Targets,
+    seed: int,
+    *,
+    nobody: int | None = None,
 ) -> dict[str, float]:
     """The similarity that only one stranger in a hundred reaches, among validation clips, and how alike prints are.
 
     Each validation class in turn is enrolled from three clips, and clips without it try to pass for it, with all that the
     two are taken out of the cohort, as if nothing of it had been known at training. `val [clips, dim]` and `cohort [n, dim]`
-    are of unit length, `val_targets` and `cohort_targets` `[.., classes]` 0/1: a clip may have several classes, or none. A
+    are of unit length, `val_targets` and `cohort_targets` `[.., classes]` 0/1: a clip may have several classes, or none.
+    Class `nobody`, which is no name but all the rest, is not enrolled; its clips are strangers. A
     stranger who is nearer to the cohort than to the prints is refused whatever the threshold, and counts as 0.
     """
     rng = np.random.default_rng([seed, 5])
     strangers: list[float] = []
     alike: list[float] = []
     for enrolled in np.flatnonzero(val_targets.any(axis=0)):
+        if enrolled == nobody:
+            continue
         members = np.flatnonzero(val_targets[:, enrolled])
         prints = val[rng.choice(members, min(ENROLLED, len(members)), replace=False)]
         others = np.flatnonzero(val_targets[:, enrolled] == 0)

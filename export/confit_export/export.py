@@ -31,7 +31,7 @@ from confit_export.model_file import draft, provisional, replace_cohort, sealed
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_export.rewrite import int8_states
-from confit_export.search import Found, search
+from confit_export.search import Found, all_but, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_runtime.calibration import hear_positive
@@ -114,7 +114,7 @@ def export_run(
         others = {"--keep-fp32": keep_fp32, "--qat-epochs": qat_epochs}
         _refuse_idle("--no-quantize", {"--scheme": scheme != "static", **ranges, **others})
     elif scheme in ("weight-only", "fp16"):
-        _refuse_idle(f"--scheme {scheme}: computes in fp32, so", ranges)
+        _refuse_idle(f"--scheme {scheme}: computes in fp32, so", {**ranges, "--qat-epochs": qat_epochs})
     _check_request(out, run.encoder, scheme if quantize else None, fuse)
     make_folder(out.parent)
     seed, encoder = run.recipe.seed, run.encoder.eval()
@@ -241,13 +241,11 @@ class _Work:
                 f"--target {target}: this processor gets products of 8-bit weights wrong (x86 without VNNI), so the gate sees"
                 " worse than the target will; export there, or take --target portable"
             )
+        quantizer = self._quantizer(self.made, scheme, target, calibration)
         if qat_epochs:
-            tuned = fine_tune(self.made.encoder, self.corpus, self.run, preset(target), qat_epochs, self.say)
-            self.made = Assembled.of(tuned, self.run, self.cohort)
-            self.parity["qat_epochs"] = qat_epochs
-        feeds = calibration_feeds(self.made.graph, self.made.encoder, self.corpus, self.run)
+            quantizer = self._fine_tuned(quantizer, qat_epochs, keep_fp32)
         found = search(
-            Quantizer.of(self.made.graph, scheme, target, self.made.model.fp32_scopes, feeds, calibration),
+            quantizer,
             partial(self._judge, precision="int8"),
             validation_windows(self.made.encoder, self.corpus, self.run.recipe.seed),
             keep_fp32,
@@ -257,13 +255,36 @@ class _Work:
         )
         verdict, written = found.verdict, PRECISION[scheme]
         self.say(f"{scheme} {written} against fp32: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
-        self._fail(verdict.failures, *_blame(found))
+        self._fail(verdict.failures, *_blame(found, qat_epochs))
         self.graph = found.graph
         int8_states(self.graph)
         precision = written if found.layers else "fp32"
         by_layer = dict.fromkeys(found.layers, written)
         self.contract = self.made.contract(self.run, self.graph, by_layer, precision=precision, **self.named)
         self.parity |= _parity(found, scheme, target, calibration)
+
+    def _quantizer(self, made: Assembled, scheme: Scheme, target: Target, calibration: Calibration) -> Quantizer:
+        feeds = calibration_feeds(made.graph, made.encoder, self.corpus, self.run)
+        return Quantizer.of(made.graph, scheme, target, made.model.fp32_scopes, feeds, calibration)
+
+    def _fine_tuned(self, before: Quantizer, epochs: int, keep_fp32: tuple[str, ...]) -> Quantizer:
+        """The graph fine-tuned for being rounded, if rounded it is nearer to the run's own model than it was `before`."""
+        tuned = fine_tune(self.made.encoder, self.corpus, self.run, preset(before.target), epochs, self.say)
+        made = Assembled.of(tuned, self.run, self.cohort)
+        after = self._quantizer(made, before.scheme, before.target, before.calibration)
+        was, is_ = (
+            self._judge(quantizer(all_but(quantizer.layers, keep_fp32)), precision="int8").cosine
+            for quantizer in (before, after)
+        )
+        if is_ <= was:
+            self.say(
+                f"fine-tuned it is no nearer to fp32 than without (mean cosine {is_:.4f}, {was:.4f}): left as it was"
+            )
+            self.parity["qat_epochs"] = 0
+            return before
+        self.say(f"fine-tuned it is nearer to fp32 (mean cosine {is_:.4f}, {was:.4f} without)")
+        self.made, self.parity["qat_epochs"] = made, epochs
+        return after
 
     def _judge(self, graph: onnx.ModelProto, *, precision: str) -> Verdict:
         """`graph` against the run's own fp32 model, on validation."""
@@ -302,18 +323,19 @@ def stream_difference(model: Model, encoder: Encoder, corpus: Corpus, seconds: f
     return float(np.abs(np.concatenate(parts)[contract.warmup_hops :] - offline).max())
 
 
-def _blame(found: Found) -> list[str]:
+def _blame(found: Found, qat_epochs: int) -> list[str]:
     """The layers that hurt most, in words, and what can be done."""
     errors = found.sweep.errors if found.sweep else {}
     worst = ", ".join(f"{layer} {error:.4f}" for layer, error in list(errors.items())[:NAMED])
     blamed = [f"to blame, by 1 - cosine when quantised alone: {worst}"] if worst else []
-    return [*blamed, "try --calibration percentile, --qat-epochs 3, another --scheme, or export with --no-quantize"]
+    tuning = "" if qat_epochs else "--qat-epochs 3, "
+    return [*blamed, f"try --calibration percentile, {tuning}another --scheme, or export with --no-quantize"]
 
 
 def _parity(found: Found, scheme: Scheme, target: Target, calibration: Calibration) -> dict[str, Any]:
     """How the quantised graph was made, and how it stands against fp32."""
     made: dict[str, Any] = {"scheme": scheme, "target": target, "kept_fp32": found.kept, **found.verdict.to_dict()}
-    if scheme in ("static", "dynamic"):
+    if scheme in ("static", "dynamic") and found.layers:
         made |= {"calibration": calibration, "weight_bits": preset(target).weight_bits}
     if found.sweep:
         made["sweep"] = {"errors": found.sweep.errors, "unmeasured": found.sweep.unmeasured}
@@ -354,10 +376,14 @@ def _finish(
         smoothing_hops=chosen.smoothing_hops,
         min_hops=chosen.min_hops,
         calibration={
-            "enroll": enrollment_prior(val, corpus.val.targets, cohort, known, seed),
+            "enroll": enrollment_prior(val, corpus.val.targets, cohort, known, seed, nobody=_nobody(corpus)),
             "detection": chosen.report,
         },
     )
+
+
+def _nobody(corpus: Corpus) -> int | None:
+    return None if corpus.unknown is None else corpus.classes.index(corpus.unknown)
 
 
 def hears(detection: Mapping[str, Any]) -> bool:

@@ -64,11 +64,29 @@ def draft(
 
 
 def embedding_id(graph: onnx.ModelProto) -> str:
-    """A hash of everything up to the embedding: thresholds, head and cohort may change without orphaning a gallery."""
+    """A hash of everything up to the embedding: thresholds, head and cohort may change without orphaning a gallery.
+
+    Of nodes in their order and of weights as they are first used, by numbers: names are given over the whole graph, and so
+    differ with the head.
+    """
     nodes, tensors = ancestors(graph.graph, "embedding")
+    weights, numbers = {tensor.name: tensor for tensor in tensors}, dict[str, int]()
     digest = hashlib.sha256()
-    for part in [*nodes, *sorted(tensors, key=lambda tensor: tensor.name)]:
-        digest.update(part.SerializeToString(deterministic=True))
+    for node in nodes:
+        plain = onnx.NodeProto()
+        plain.CopyFrom(node)
+        plain.name = plain.doc_string = ""
+        for names in (plain.input, plain.output):
+            for at, name in enumerate(names):
+                if not name:  # an input that is left out
+                    continue
+                if name not in numbers and name in weights:
+                    weight = onnx.TensorProto()
+                    weight.CopyFrom(weights[name])
+                    weight.name = ""
+                    digest.update(weight.SerializeToString(deterministic=True))
+                names[at] = str(numbers.setdefault(name, len(numbers)))
+        digest.update(plain.SerializeToString(deterministic=True))
     return digest.hexdigest()[:32]
 
 

@@ -45,8 +45,7 @@ def search(
     `keep` names layers that stay in fp32 from the start, by their beginning. At most half of the layers are given up:
     a model beyond that is better left in fp32. Raises UsageError when `keep` names no layer.
     """
-    own = kept_by_name(quantizer.layers, keep)
-    wanted = [layer for layer in quantizer.layers if layer not in own]
+    own, wanted = kept_by_name(quantizer.layers, keep), all_but(quantizer.layers, keep)
     graph = quantizer(wanted)
     first = Found(graph, wanted, own, judge(graph), None)
     if not first.verdict.failures or not wanted:
@@ -65,6 +64,15 @@ def search(
             say(f"the gate is passed with {count} of {len(wanted)} layers in fp32: {', '.join(worst[:count])}")
             return found
     return Found(first.graph, wanted, own, first.verdict, measured)
+
+
+def all_but(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
+    """The layers that `keep` does not name. Raises UsageError where that leaves none of some."""
+    own = kept_by_name(layers, keep)
+    wanted = [layer for layer in layers if layer not in own]
+    if own and not wanted:
+        raise UsageError(f"--keep-fp32 {' '.join(keep)}: leaves no layer to quantise: export with --no-quantize")
+    return wanted
 
 
 def kept_by_name(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:

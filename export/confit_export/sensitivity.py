@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ Floats = npt.NDArray[np.float32]
 
 WINDOWS = 48
 AT_ONCE = 8
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ def sweep(quantizer: Quantizer, windows: Floats, cache: Path, minutes: float) ->
     not made again.
     """
     journal = cache / "sweeps" / f"{_fingerprint(quantizer, windows)}.json"
-    errors: dict[str, float] = json.loads(journal.read_text(encoding="utf-8")) if journal.is_file() else {}
+    errors = _errors_in(journal)
     reference = embed(quantizer.fp32, windows)
-    end = time.monotonic() + 60 * minutes
+    end, kept = time.monotonic() + 60 * minutes, True
     for layer in quantizer.layers:
         if layer in errors:
             continue
@@ -61,10 +64,32 @@ def sweep(quantizer: Quantizer, windows: Floats, cache: Path, minutes: float) ->
             break
         cosine = (embed(quantizer([layer]), windows) * reference).sum(axis=1)
         errors[layer] = round(float(1 - cosine.mean()), 6)
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        write_text(journal, json.dumps(errors, indent=1) + "\n")
+        if kept:
+            kept = _keep(journal, errors)
     ordered = sorted(errors, key=lambda layer: (-errors[layer], layer))
     return Sweep({layer: errors[layer] for layer in ordered}, len(quantizer.layers) - len(errors))
+
+
+def _errors_in(journal: Path) -> dict[str, float]:
+    """What was measured before; nothing where that cannot be read, for it can be measured again."""
+    try:
+        found = json.loads(journal.read_text(encoding="utf-8"))
+        return {str(layer): float(error) for layer, error in found.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s: cannot be read (%s); its layers are measured again", journal, error)
+        return {}
+
+
+def _keep(journal: Path, errors: dict[str, float]) -> bool:
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        write_text(journal, json.dumps(errors, indent=1) + "\n")
+    except OSError as error:
+        log.warning("%s: what is measured cannot be kept (%s); set CONFIT_EDGE_CACHE", journal.parent, error.strerror)
+        return False
+    return True
 
 
 def embed(model: onnx.ModelProto, windows: Floats) -> Floats:

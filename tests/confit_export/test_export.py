@@ -229,6 +229,8 @@ def test_recurrent_layers_are_counted(kind: str, gates: int) -> None:
         ({"quantize": False, "keep_fp32": ("x",)}, "--keep-fp32 would do nothing"),
         ({"scheme": "weight-only", "target": "avx512-vnni"}, "--target would do nothing"),
         ({"scheme": "fp16", "calibration": "entropy"}, "--calibration would do nothing"),
+        ({"scheme": "weight-only", "qat_epochs": 1}, "--qat-epochs would do nothing"),
+        ({"keep_fp32": ("/stack",)}, "--keep-fp32 /stack: leaves no layer to quantise"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(
@@ -401,11 +403,12 @@ def test_the_embedding_id_is_of_the_embedding_only(
         return export_run(changed, run_corpus, tmp_path / "words.onnx", quantize=False, say=quiet).contract.embedding_id
 
     other_head = replace(run, linear=run.linear.sharpened(1.5))
+    several = replace(run, linear=replace(run.linear, multi_label=not run.linear.multi_label))
     other_weights = replace(run, encoder=copy.deepcopy(run.encoder))
     with torch.no_grad():
         next(iter(other_weights.encoder.parameters())).view(-1)[0] += 1e-3
     before = exports["fp32"].contract.embedding_id
-    assert embedding_id(other_head) == before
+    assert embedding_id(other_head) == embedding_id(several) == before
     assert embedding_id(other_weights) != before
     assert exports["int8"].contract.embedding_id != before
 

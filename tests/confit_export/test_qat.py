@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.runs import Run
+from confit_export import qat
+from confit_export.export import export_run
 from confit_export.qat import RoundedInput, RoundedWeight, fine_tune
 from confit_export.targets import preset
 
@@ -67,3 +70,22 @@ def test_fine_tuning_an_attention_encoder_is_repeatable_though_it_has_dropout(
         made = fine_tune(encoder, few, of_encoder, preset("portable"), 1, lambda line: None)
         weights.append(torch.cat([weight.flatten() for weight in made.parameters()]))
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_what_fine_tuning_makes_worse_is_not_taken(
+    run: Run, run_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: bool
+) -> None:
+    """Few clips and few steps may carry the encoder further away than rounding does."""
+    if spoilt:
+        monkeypatch.setattr(qat, "LR", 1e-2)
+    said: list[str] = []
+    made = export_run(run, run_corpus, tmp_path / "m.onnx", qat_epochs=1, say=said.append)
+    plain = export_run(run, run_corpus, tmp_path / "p.onnx", say=lambda line: None)
+    taken = made.contract.parity["qat_epochs"] == 1
+    assert any("fine-tuned it is nearer" in line for line in said) == taken
+    assert any("left as it was" in line for line in said) == (not taken)
+    assert made.contract.parity["cosine"] >= plain.contract.parity["cosine"]
+    if spoilt:
+        assert not taken
+        assert made.contract.embedding_id == plain.contract.embedding_id

@@ -222,6 +222,20 @@ def test_the_sweep_finds_the_layer_that_was_spoilt_and_resumes(
     assert found.unmeasured == 0
     again = sweep(spoiler, windows, tmp_path, minutes=0)  # from what was kept
     assert again == found
+    (journal,) = (tmp_path / "sweeps").iterdir()
+    journal.write_text('{"a')
+    assert sweep(spoiler, windows, tmp_path, minutes=0).unmeasured == 20
+    journal.write_text("[1]")
+    assert sweep(spoiler, windows, tmp_path, minutes=0).unmeasured == 20
+
+
+def test_a_sweep_that_cannot_be_kept_is_made_all_the_same(
+    quantizer: Quantizer, windows: Floats, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    few = Quantizer(**{**vars(quantizer), "layers": quantizer.layers[:2]})
+    assert len(sweep(few, windows, tmp_path / "file", minutes=5).errors) == 2
+    assert [record.message.rsplit("; ", 1)[1] for record in caplog.records] == ["set CONFIT_EDGE_CACHE"]
 
 
 def test_exports_of_both_precisions_share_what_they_measure(exports: dict[str, Exported]) -> None:

@@ -22,6 +22,7 @@ from confit_export.export import Exported, export_run
 from confit_export.thresholds import choose, strictest, validation_stream
 from confit_runtime import load
 from confit_runtime.detect import Detector, Hit
+from confit_runtime.matcher import likeness
 from confit_runtime.scoring import Heard, Score, score_detections
 from tests import tiny_model
 
@@ -213,6 +214,15 @@ def test_who_shares_a_label_is_no_stranger_and_a_clip_without_one_is_never_enrol
     targets = np.array([[1, 0]] * 2 + [[0, 1]] * 2 + [[1, 1]] * 2 + [[0, 0]] * 3, np.int8)
     found = enrollment_prior(clips, targets, clips, targets, seed=0)
     assert found["trials"] == 2 * 5  # of each sound: two clips of the other alone, and three of neither
+
+
+def test_what_is_unknown_is_nobody_to_be_enrolled_and_a_stranger_all_the_same() -> None:
+    clips = unit(np.random.default_rng(0).standard_normal((9, 16)))
+    targets = one_of(np.repeat(np.arange(3), 3))
+    found = enrollment_prior(clips, targets, clips, targets, seed=0, nobody=2)
+    assert found["trials"] == 2 * 6
+    alike = [likeness(clips[first : first + 3]) for first in (0, 3)]
+    assert found["genuine"] == pytest.approx(np.mean(alike), abs=1e-4)
 
 
 def test_an_exported_prior_lets_the_enrolled_in(exports: dict[str, Exported], run_corpus: Corpus) -> None:
