@@ -21,6 +21,7 @@ from confit_runtime.model import load
 ROUNDS = 3
 ROUND_SECONDS = 0.15
 LIBRARY = "confit-edge"
+HARDLY_ANY = 0.05  # of the multiply-adds
 CLEARLY_SLOWER = 0.95  # of fp32's speed: nearer to it chance decides
 _MARKS = re.compile(r"[\\`*_<>&|]")  # of Markdown and HTML
 
@@ -69,8 +70,16 @@ def _middle(rounds: list[Latency]) -> Latency:
 
 
 def recommendation(contract: Contract, timing: Timing) -> str | None:
-    """What to do where fp32 is clearly faster here than a model that computes in int8; None where it is not."""
-    if contract.precision != "int8" or timing.speedup >= CLEARLY_SLOWER:
+    """What to do where int8 gains nothing: hardly any of it is computed in int8, or fp32 is clearly faster here; else None."""
+    if contract.precision != "int8":
+        return None
+    macs = contract.cost["macs_per_second"]
+    if macs.get("int8", 0) < HARDLY_ANY * sum(macs.values()):
+        return (
+            "Hardly any of this model is computed in int8 (recurrent layers have no such kernel), so it is hardly smaller than"
+            " in fp32: export with --scheme weight-only, which stores all of its weights in int8."
+        )
+    if timing.speedup >= CLEARLY_SLOWER:
         return None
     return (
         f"On this machine ({platform.machine()}) fp32 is faster: {timing.fp32.cpu_ms:.3f} ms of processor time a call"
@@ -108,7 +117,7 @@ def card(made: Exported, timing: Timing) -> str:
         "",
         "An audio classifier for CPU devices, in one ONNX file: PCM in, scores and embedding out, with its contract inside.",
         "",
-        *_table(facts(contract, made.bytes)),
+        *table(facts(contract, made.bytes)),
         "",
         f"{tested}In fp32 the file would be {made.fp32_bytes / 1e6:.2f} MB."
         " Intervals resample groups (speakers, recordings). Multiply-adds are those of convolutions, matrix products and"
@@ -118,7 +127,7 @@ def card(made: Exported, timing: Timing) -> str:
         "",
         f"{platform.machine()}, one thread; other machines differ. A call takes one {unit}.",
         "",
-        *_table(
+        *table(
             [
                 ("latency of a call, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
                 ("the same in fp32", f"{timing.fp32.p50_ms:.2f} / {timing.fp32.p99_ms:.2f} ms"),
@@ -171,6 +180,6 @@ def front_matter(contract: Contract) -> str:
     return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
 
 
-def _table(rows: list[tuple[str, str]]) -> list[str]:
+def table(rows: list[tuple[str, str]]) -> list[str]:
     escaped = [(name, _MARKS.sub(r"\\\g<0>", value)) for name, value in rows]
     return ["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in escaped)]

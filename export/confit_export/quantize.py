@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from confit_export.calibration import Calibration, Feed, quiet, tensor_ranges
 from confit_export.frames import by_frame, over_time, rounded_weight
 from confit_export.targets import Target, preset
+from confit_runtime.errors import UsageError
 
 Scheme = Literal["static", "dynamic", "weight-only", "fp16"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -53,6 +54,9 @@ class Quantizer:
         if scheme in ("static", "dynamic"):
             ranges = tensor_ranges(fp32, feeds, calibration, [*LAYERS, *CARRIERS])
         layers = quantisable(fp32, scheme, fp32_scopes)
+        kinds = {node.name: node.op_type for node in fp32.graph.node}
+        if scheme == "dynamic" and {kinds[layer] for layer in layers} <= {"Conv"}:
+            raise UsageError("--scheme dynamic: this encoder has convolutions only, whose scales are fixed: use static")
         return cls(fp32, scheme, target, calibration, feeds, layers, ranges)
 
     def __call__(self, layers: Collection[str]) -> onnx.ModelProto:

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from confit_export.export import Exported
-from confit_export.model_card import front_matter
+from confit_export.model_card import Timing, front_matter, recommendation, table
 from confit_runtime import load
+from confit_runtime.bench import call_latency
 from confit_runtime.gemm import saturates
 
 Confit = Callable[..., tuple[int, str, str]]
@@ -42,6 +43,11 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     for part in ("static for avx2, ranges by percentile", "/stack/layers.4/Conv", "p50 / p99", "peak memory"):
         assert part in body
     assert "2 fp32, 19 int8" in body
+    latency = call_latency(load(out))
+    timing = Timing(latency, latency, None)
+    assert recommendation(contract, timing) is None
+    hardly = replace(contract, cost={"macs_per_second": {"fp32": 99, "int8": 1}})
+    assert "--scheme weight-only" in str(recommendation(hardly, timing))
 
     code, told, err = confit("inspect", out, "--no-measure")
     assert code == 0, err
@@ -119,3 +125,7 @@ def test_eight_bit_weights_where_they_are_wrong_are_told_of(
     assert ("export there, or take --target portable" in " ".join(err.split())) == wrong
     assert load(out).contract.parity["weight_bits"] == bits
     assert ("its 8-bit weights are wrong on this processor" in caplog.text) == wrong
+
+
+def test_a_card_shows_labels_as_they_are() -> None:
+    assert table([("labels", "<unk>, _go_, *, a|b, yes")])[2] == r"| labels | \<unk\>, \_go\_, \*, a\|b, yes |"

@@ -162,6 +162,13 @@ def test_dynamic_is_refused_for_a_stream_with_the_reason(run: Run, run_corpus: C
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dynamic_is_refused_where_nothing_would_be(
+    fp32: onnx.ModelProto, assembled: StreamingModel, feeds: list[Feed]
+) -> None:
+    with pytest.raises(UsageError, match="convolutions only"):
+        Quantizer.of(fp32, "dynamic", "portable", assembled.fp32_scopes, feeds, "minmax")
+
+
 def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     made = export_run(run, run_corpus, tmp_path / "words.onnx", scheme="weight-only", say=lambda line: None)
     contract = load(made.path).contract
