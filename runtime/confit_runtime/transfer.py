@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.audio import Pcm, resample
-from confit_runtime.enrollment import Kind, kind_of
+from confit_runtime.enrollment import Kind, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.gallery import OF_KIND, Gallery, Print, clean_name, new_name
-from confit_runtime.model import Model
+from confit_runtime.model import Floats, Model
 
 
 def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, int]:
@@ -82,7 +82,7 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
             f"{gallery.path}: holds {holds}, and {model.name} is for {OF_KIND[of_model]}: use a model for {holds}, or"
             f" another --gallery (--kind {gallery.kind}, if {model.name} is for {holds} all the same)"
         )
-    made = {}
+    made, settled = {}, kind or of_model
     for name in {**gallery.names(), **gallery.negatives()}:
         prints = gallery.prints(name)
         if absent := sum(one.audio is None for one in prints):
@@ -90,8 +90,9 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
                 f"{gallery.path}: the audio of {absent} of {name}'s {len(prints)} prints was not kept (enroll --keep-audio):"
                 " enroll from clips again, into another --gallery"
             )
-        made[name] = np.stack([model.embed(*_decoded(gallery, one.audio, model)) for one in prints])
-    gallery.replace_prints(model, kind or of_model, made)
+        sounds = [_decoded(gallery, one.audio, model) for one in prints]
+        made[name] = np.stack([_embedded(model, sound, settled) for sound in sounds])
+    gallery.replace_prints(model, settled, made)
     return {name: len(embeddings) for name, embeddings in made.items()}
 
 
@@ -115,11 +116,17 @@ def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> No
                 )
 
 
-def _decoded(gallery: Gallery, flac: bytes | None, model: Model) -> tuple[Pcm, int]:
+def _embedded(model: Model, sound: Pcm, kind: Kind) -> Floats:
+    """A kept sound as this model takes it: another's window may have left more room around it."""
+    return embed_sound(model, sound) if kind == "sound" else model.embed(sound, model.contract.sample_rate)
+
+
+def _decoded(gallery: Gallery, flac: bytes | None, model: Model) -> Pcm:
+    """Kept audio `[samples]` at the model's rate."""
     import soundfile
 
     try:
         pcm, rate = soundfile.read(io.BytesIO(flac or b""), dtype="float32")
     except (RuntimeError, ValueError, TypeError) as error:
         raise GalleryError(f"{gallery.path}: audio that was kept in it is damaged") from error
-    return resample(pcm, rate, model.contract.sample_rate), model.contract.sample_rate
+    return resample(pcm, rate, model.contract.sample_rate)
