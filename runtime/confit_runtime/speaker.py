@@ -85,12 +85,21 @@ class SpeakerTap(RecentAudio):
     def __init__(self, model: Model, gallery: Gallery, only: Collection[str] = ()) -> None:
         super().__init__()
         self._model, self._gallery, self._only = model, gallery, set(only)
+        self._told = False
 
     def judge(self, detection: Detection) -> Detection | None:
         speaker = self._speaker(detection)
         if self._only and speaker not in self._only:
+            self._tell_where_none_can_be()
             return None
         return dataclasses.replace(detection, speaker=speaker)
+
+    def _tell_where_none_can_be(self) -> None:
+        """Who alone is listened to may have been removed or renamed meanwhile: then all is dropped, and the log says so once."""
+        if not self._told and not self._only.intersection(self._gallery.matcher.enrolled):
+            self._told = True
+            names = ", ".join(sorted(self._only))
+            log.warning("%s: %s is not enrolled any more, so nothing is told", self._gallery.path, names)
 
     def _speaker(self, detection: Detection) -> str | None:
         before = round(VOICE_BEFORE_S * self.rate)

@@ -76,6 +76,20 @@ def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> No
         assert only.judge(detection(15.2, 15.8)) is None  # silence
 
 
+def test_who_alone_is_listened_to_may_go(voices: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    with Gallery.open(voices, model) as gallery:
+        tap = SpeakerTap(model, gallery, ["ben"])
+        tap.begin("scene", RATE)
+        tap.hear(scene(), RATE)
+        assert tap.judge(detection(15.2, 15.8)) is None
+        assert not caplog.records
+        gallery.rename("ben", "benjamin")
+        assert [tap.judge(detection(15.2, 15.8)) for _ in range(3)] == [None] * 3
+    assert [record.message for record in caplog.records] == [
+        f"{voices}: ben is not enrolled any more, so nothing is told"
+    ]
+
+
 def test_a_speaker_is_known_by_what_was_said_before_a_short_detection(voices: Path, model: Model) -> None:
     with Gallery.open(voices, model) as gallery:
         tap = SpeakerTap(model, gallery)
