@@ -116,12 +116,14 @@ def enroll(
         else:
             sounds = _recorded(loaded, source, takes, take_seconds, settled)
         taken = _taken(loaded, sounds, settled)
+        if settled == "sound":
+            _tell_quiet(loaded, taken)
         if settled == "sound" and not negative:
             _tell_known(loaded, name, [sound for _, one in taken for sound in one.sounds])
         embeddings = np.concatenate([one.embeddings for _, one in taken])
         if not negative:
             _tell_odd(name, taken, loaded, there, settled)
-        # a clip's prints are of equal length
+        # a clip's seconds are shared out: of voices its prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
         blobs = to_blobs(embeddings)
         if there and not negative:
@@ -212,6 +214,19 @@ def _tell_known(model: Model, name: str, sounds: list[Pcm]) -> None:
             f"beware: most of these sound like {label!r}, which {model.name} knows and fires for; as {name!r} they will often"
             " be answered as a stranger"
         )
+
+
+def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
+    """Say which clips are to the model hardly more than a quiet room: what is enrolled of them would fire in one."""
+    from confit_runtime.enrollment import QUIET_ALIKE, quiet_prints
+
+    quiet = quiet_prints(model)
+    for clip, one in taken:
+        if (alike := float((one.embeddings @ quiet.T).max())) >= QUIET_ALIKE:
+            say(
+                f"beware: {clip}: is to {model.name} hardly more than a quiet room ({alike:.2f} alike), and may be told in any:"
+                " record it louder, or nearer"
+            )
 
 
 def _tell_odd(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None, kind: Kind) -> None:

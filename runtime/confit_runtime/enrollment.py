@@ -22,6 +22,7 @@ SHORTEST_VOICE_S = 0.5  # of one clip
 LEAST_VOICE_S = 4.0  # of all clips of a name: less, and the next sentence sounds like somebody else
 PRINT_S = 3.0  # of voice that a print is made of
 QUIET_DB = (-80.0, -65.0, -50.0, -40.0)  # of full scale: rooms in which nothing sounds
+QUIET_ALIKE = 0.98  # cosine with one of these from which on a print is hardly a sound
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def voice_parts(pcm: Pcm, rate: int) -> list[Pcm]:
 
 
 def sound_parts(model: Model, pcm: Pcm) -> list[Pcm]:
-    """The sounds in a clip `[samples]` at the model's rate, parted by long pauses; each with the room in its window.
+    """The sounds in a clip `[samples]` at the model's rate, parted by long pauses; each with the room around it.
 
     An embedding is a mean over windows, and of a short sound in a long clip most windows hold only the room. A clip that
     is no longer than the window is one part, as it is.
@@ -91,7 +92,7 @@ def sound_parts(model: Model, pcm: Pcm) -> list[Pcm]:
     if len(pcm) <= window:
         return [pcm]
     parts = []
-    for first, last in sounding_segments(pcm, model.contract.sample_rate):
+    for first, last in sounding_segments(pcm, model.contract.sample_rate, SHORTEST_SOUND_S):
         # with the room around it, as it will be heard; as much on both sides, for it stands in the middle of the window
         around = min(max(0, window - (last - first)) // 2, first, len(pcm) - last)
         parts.append(pcm[first - around : last + around])

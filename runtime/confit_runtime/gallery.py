@@ -180,7 +180,7 @@ class Gallery:
         if self._model is None:
             raise UsageError(f"{self.path}: was opened without its model, so there is nothing to match with")
         if (file := _identity(self.path)) != self._file:
-            self._file, self._matcher = file, self._replaced(file)
+            self._matcher = self._replaced(file)
         if self._matcher is None:
             with reported(self.path):
                 self._seen, self._matcher = self._version(), self._load()
@@ -381,13 +381,17 @@ class Gallery:
         if file is None:
             assert self._levels is not None
             log.warning("%s: is not there any more, so nobody is enrolled", self.path)
-            nobody = np.zeros((0, self.dim), np.float32)
+            nobody, self._file = np.zeros((0, self.dim), np.float32), None
             return Matcher([], [], nobody, nobody, levels=self._levels)
+        try:
+            with reported(self.path):
+                opened = _ready(self.path, None)
+        except GalleryError as error:  # it may not be written to its end yet
+            log.warning("%s; until it can be read its names are as they were", error)
+            return self._matcher
         log.warning("%s: was replaced; its names are those of the new file", self.path)
-        with reported(self.path):
-            opened = _ready(self.path, None)
-            self._db.close()
-            self._db = opened
+        self._db.close()
+        self._db, self._file = opened, file
         return None
 
     def _id_of(self, name: str) -> int:
@@ -479,14 +483,19 @@ def clean_name(name: str) -> str:
     clean = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(clean) <= LONGEST_NAME:
         raise UsageError(f"a name has 1 to {LONGEST_NAME} characters, got {len(clean)}")
-    if any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") or one in _REVERSING for one in clean):
-        raise UsageError(f"a name holds no control characters, line breaks or overrides of direction, got {clean!r}")
+    if any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") for one in clean):
+        raise UsageError(f"a name holds no control characters or line breaks, got {clean!r}")
     return clean
 
 
 def new_name(name: str) -> str:
-    """A name to be enrolled, as it is kept. Raises UsageError on what `clean_name` refuses, and on "unknown"."""
+    """A name to be enrolled, as it is kept.
+
+    Raises UsageError on what `clean_name` refuses, on what would turn a line around, and on "unknown", however it is spelt.
+    """
     clean = clean_name(name)
+    if any(one in _REVERSING for one in clean):
+        raise UsageError(f"a name holds no marks that turn the direction of a line, got {clean!r}")
     looks = "".join(one for one in unicodedata.normalize("NFKC", clean) if unicodedata.category(one) != "Cf")
     if looks.strip().casefold() in (NOBODY, ""):
         raise UsageError(

@@ -123,6 +123,7 @@ class Matcher:
         self._search = search or ExactSearch(self._prints)
         places = np.arange(len(self.names) + 1)
         self._starts = np.searchsorted(self._owners, places)
+        self._enrolled = int(np.count_nonzero(np.diff(self._starts)))
         self._vetoes = np.zeros((0, prints.shape[1]), np.float32) if vetoes is None else np.ascontiguousarray(vetoes)
         self._veto_starts = np.searchsorted(np.asarray(vetoed, np.int64), places)
         self._shifts: dict[int, float] = {}  # of thresholds, filled as names are asked for
@@ -205,9 +206,9 @@ class Matcher:
 
     def _ranking(self, query: Floats) -> list[tuple[float, int]]:
         """The two best scores, with the places of their names."""
-        count, enrolled = NEIGHBOURS, len(self.enrolled)
+        count = NEIGHBOURS
         owners = np.unique(self._owners[self._search.nearest(query, count)])
-        while len(owners) < min(2, enrolled) and count < len(
+        while len(owners) < min(2, self._enrolled) and count < len(
             self._prints
         ):  # all of one name: the margin is to the next, wherever it is
             count *= 4
@@ -237,7 +238,11 @@ class Matcher:
 
     def _nearest_veto(self, place: int, query: Floats) -> float:
         start, end = self._veto_starts[place], self._veto_starts[place + 1]
-        return float((self._vetoes[start:end] @ query).max()) if end > start else -math.inf
+        if end == start:
+            return -math.inf
+        prints = self._vetoes[start:end]
+        # of a clip of several sounds the query is their mean, and each of its prints one of them: as a name is scored, too
+        return max(float((prints @ query).max()), print_score(prints, query))
 
 
 def unit(rows: Floats) -> Floats:

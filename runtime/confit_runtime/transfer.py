@@ -55,11 +55,12 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
         )
     names = [new_name(name) for name in {**source.names(), **source.negatives()}]
     for name in names:
-        if others := target.owners(source.blobs(name, negative=False)) - {name}:
+        blobs = source.blobs(name, negative=False)
+        if others := (target.owners(blobs) | source.owners(blobs)) - {name}:
             other = min(others)
             raise UsageError(
-                f"{source.path}: prints of {name!r} are enrolled in {target.path} as {other!r}, and a sound under two names is"
-                f" unknown: take one away, with `confit-edge gallery remove` or `gallery rename`"
+                f"{source.path}: prints of {name!r} are enrolled there or in {target.path} as {other!r}, and a sound under two"
+                " names is unknown: take one away, with `confit-edge gallery remove`"
             )
     before = _counts(target)
     with target.change():

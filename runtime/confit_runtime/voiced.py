@@ -67,13 +67,14 @@ def cut_to_voice(pcm: Pcm, sample_rate: int) -> Pcm:
     return pcm[kept]
 
 
-def sounding_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
+def sounding_segments(pcm: Pcm, sample_rate: int, shortest_s: float = 0.0) -> list[tuple[int, int]]:
     """The stretches `(first, last + 1)` in samples of a clip `[samples]` that hold any sound, in order, parted by long pauses.
 
     A frame of 20 ms sounds when it is near the clip's loudest and clearly above its quiet ones; before and after each
-    stretch stands some quiet. Of a clip that is all alike it is one: the clip.
+    stretch stands some quiet. Of a clip that is all alike it is one: the clip. Stretches that sound for less than
+    `shortest_s` are left out, where there is a longer one.
     """
-    levels = frame_levels(pcm, sample_rate)
+    levels = frame_levels(pcm - pcm.mean(), sample_rate)
     loud, noise = np.sort(levels)[-LOUDEST_FRAMES:][0], np.percentile(levels, 10)
     if loud - noise < LEAST_ABOVE_NOISE_DB:
         return [(0, len(pcm))]
@@ -85,7 +86,8 @@ def sounding_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
             found[-1] = (found[-1][0], last * frame)
         else:
             found.append((first * frame, last * frame))
-    return [(max(0, first - edge), min(len(pcm), last + edge)) for first, last in found]
+    long = [(first, last) for first, last in found if last - first >= shortest_s * sample_rate]
+    return [(max(0, first - edge), min(len(pcm), last + edge)) for first, last in long or found]
 
 
 def trimmed(pcm: Pcm, sample_rate: int) -> Pcm:

@@ -174,6 +174,16 @@ def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path
     assert "prints are answered as 'nick', who is enrolled: is it the same?" in said
 
 
+def test_a_clip_of_hardly_more_than_the_room_is_told_of(words: Path, confit: Confit) -> None:
+    rng = np.random.default_rng(0)
+    soundfile.write("room.flac", 3e-3 * rng.standard_normal(4 * RATE), RATE)
+    status, _, said = confit("enroll", "digits", "nothing", "room.flac", "--gallery", "words.db")
+    assert status == 0
+    assert "beware: room.flac: is to digits hardly more than a quiet room" in said
+    status, _, said = confit("enroll", "digits", "bed", word("bed", "bf_lily"), "--gallery", "words.db")
+    assert (status, "quiet room" in said) == (0, False)
+
+
 def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words: Path, confit: Confit) -> None:
     given = [clips / f"bf_lily-{at}.flac" for at in range(3)]
     assert confit("enroll", "speakers", "Zo\u00eb", *given)[0] == 0

@@ -64,6 +64,23 @@ def test_sounds_with_a_long_pause_between_are_prints_of_their_own(model: Model) 
     assert min(taken.embeddings @ both) > 0.5
 
 
+def test_a_click_is_no_sound_of_its_own_and_a_direct_current_is_none(digits: Model) -> None:
+    clip = np.concatenate([among(bell(), 0.5, 1.0), among(0.3 * tone(2000, 0.03), 0.5, 1.0)])
+    assert len(take(digits, clip, "sound", "bell and click").embeddings) == 1
+    shifted = take(digits, among(bell(), 1.5, 2.0) + np.float32(0.05), "sound", "direct current")
+    assert len(shifted.sounds[0]) < 2 * RATE
+
+
+def test_a_negative_of_several_sounds_refuses_the_clip_it_is_of(digits: Model, tmp_path: Path) -> None:
+    clip = np.concatenate([among(bell(), 0.5, 1.0), among(tone(500, 0.4), 0.5, 1.0)])
+    prints, asked = take(digits, clip, "sound", "two").embeddings, embed_query(digits, clip, "sound", "two")
+    assert len(prints) == 2
+    with Gallery.open(tmp_path / "house.db", digits, create=True) as gallery:
+        for negative in (False, True):
+            gallery.enroll("x", prints, sources=["two"] * 2, voiced_s=1.0, negative=negative)
+        assert gallery.match(asked).reason == "negative"
+
+
 def test_a_short_clip_is_taken_as_it_is(model: Model) -> None:
     clip = among(tone(500, 0.05), 0.01, 0.02)[: model.contract.window]
     (part,) = sound_parts(model, clip)

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +218,7 @@ def test_prints_do_not_come_under_a_second_name(tmp_path: Path, model: Model) ->
         one.rename("bob", "robert")
         with (
             Gallery.open(tmp_path / "both.db") as given,
-            pytest.raises(UsageError, match=r"'bob' are enrolled in .* as 'robert'"),
+            pytest.raises(UsageError, match=r"'bob' are enrolled there or in .* as 'robert'"),
         ):
             import_names(one, given)
         assert one.names() == {"ada": 2, "robert": 1}
@@ -383,7 +383,18 @@ def test_who_listened_waits_as_long_for_a_change_as_anybody(tmp_path: Path, mode
 
 
 @pytest.mark.parametrize(
-    "name", ["Unknown", "un\u200bknown", "unknown\u200e", "\uff55nknown", "UNKNOWN ", "\u200b", "ad\u202ea", "a\u2066b"]
+    "name",
+    [
+        "\u2068ada\u2069",
+        "Unknown",
+        "un\u200bknown",
+        "unknown\u200e",
+        "\uff55nknown",
+        "UNKNOWN ",
+        "\u200b",
+        "ad\u202ea",
+        "a\u2066b",
+    ],
 )
 def test_nobody_is_called_unknown_however_it_is_spelt(tmp_path: Path, model: Model, name: str) -> None:
     with Gallery.open(tmp_path / "house.db", model, create=True) as gallery:
@@ -435,6 +446,31 @@ def test_a_file_that_was_replaced_is_read_and_one_that_is_gone_is_nobody(
     assert [record.message.split(": ", 1)[1][:16] for record in caplog.records] == [
         "was replaced; it", "is not there any", "was replaced; it",
     ]  # fmt: skip
+
+
+def test_a_name_that_an_older_version_allowed_is_listed_and_can_be_removed(tmp_path: Path, model: Model) -> None:
+    path, name = tmp_path / "house.db", "\u2068ada\u2069"
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("ada", random_prints(1), sources=["x"], voiced_s=5.0)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE names SET name = ?", (name,))
+    with Gallery.open(path, model) as gallery:
+        assert gallery.names() == {name: 1}
+        assert gallery.remove(name) == 1
+
+
+def test_a_file_that_is_being_written_leaves_the_names_as_they_were(tmp_path: Path, model: Model) -> None:
+    path, ada = tmp_path / "house.db", random_prints(1)[0]
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("ada", ada[None], sources=["x"], voiced_s=5.0)
+        whole = path.read_bytes()
+        path.unlink()
+        path.touch()
+        assert gallery.match(ada).name == "ada"
+        path.write_bytes(whole)
+        assert gallery.match(ada).name == "ada"
+        gallery.rename("ada", "eve")
+        assert gallery.match(ada).name == "eve"
 
 
 def test_a_name_of_very_many_prints_does_not_hide_the_next(tmp_path: Path, model: Model) -> None:
