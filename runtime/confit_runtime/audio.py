@@ -161,10 +161,12 @@ def check_rate(rate: float) -> int:
 
 def resample(pcm: Pcm, rate: int, to: int) -> Pcm:
     """Resample a whole clip `[samples]` from `rate` to `to` Hz (soxr, high quality)."""
+    check_rate(rate)
+    if rate == to:
+        return pcm
     import soxr
 
-    check_rate(rate)
-    return pcm if rate == to else soxr.resample(pcm, rate, to, quality="HQ").astype(np.float32, copy=False)
+    return soxr.resample(pcm, rate, to, quality="HQ").astype(np.float32, copy=False)
 
 
 def load_clip(path: str | Path, rate: int) -> Pcm:
