@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -218,11 +218,10 @@ def _tell_known(model: Model, name: str, sounds: list[Pcm]) -> None:
 
 def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
     """Say which clips are to the model hardly more than a quiet room: what is enrolled of them would fire in one."""
-    from confit_runtime.enrollment import QUIET_ALIKE, quiet_prints
+    from confit_runtime.enrollment import QUIET_ALIKE
 
-    quiet = quiet_prints(model)
     for clip, one in taken:
-        if (alike := float((one.embeddings @ quiet.T).max())) >= QUIET_ALIKE:
+        if (alike := float((one.embeddings @ model.quiet.T).max())) >= QUIET_ALIKE:
             say(
                 f"beware: {clip}: is to {model.name} hardly more than a quiet room ({alike:.2f} alike), and may be told in any:"
                 " record it louder, or nearer"
@@ -243,7 +242,8 @@ def _tell_odd(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: 
                 f"beware: {others[other]} of {others.total()} prints are answered as {other!r}, who is enrolled: is it the"
                 " same? Of two names that are equally near the answer is unknown"
             )
-    known = [one.embedding for one in gallery.prints(name) if not one.negative] if _has(gallery, name) else []
+    prints = gallery.prints(name) if gallery is not None and name in gallery.names() else []
+    known = [one.embedding for one in prints if not one.negative]
     clips = [clip for clip, one in taken for _ in one.embeddings]
     every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
     if kind == "speaker" and len(every) > 2:
@@ -256,10 +256,6 @@ def _tell_odd(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: 
                     " it): noise, or somebody else? One such print lets others pass for the name; `confit-edge gallery show`"
                     " tells how alike they are"
                 )
-
-
-def _has(gallery: Gallery | None, name: str) -> TypeGuard[Gallery]:
-    return gallery is not None and name in gallery.names()
 
 
 def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:

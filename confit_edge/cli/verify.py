@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json, emit
 from confit_edge.cli.enroll import KindOption
 from confit_edge.cli.identify import Threshold, why_not
-from confit_runtime.errors import ConfitError
+from confit_runtime.errors import ConfitError, UsageError
 
 
 def verify(
@@ -48,8 +48,7 @@ def verify(
         embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
         match = matcher.verify(name, embedding)
     except ConfitError as error:
-        say(f"confit-edge: {error}")
-        raise typer.Exit(2) from error
+        raise UsageError(str(error)) from error  # whose exit status is another than that of a no
     if json:
         fields = {key: value for key, value in dataclasses.asdict(match).items() if key != "name"}
         said = os.fsencode(clip).decode(errors="replace")

@@ -61,6 +61,11 @@ class Corpus:
     background_val: list[Pcm]
     problems: list[ClipProblem]
 
+    @property
+    def unknown_column(self) -> int | None:
+        """The place of the unknown class in `classes`, where there is one."""
+        return None if self.unknown is None else self.classes.index(self.unknown)
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of everything read: clips, labels, groups, splits and background."""

@@ -61,8 +61,7 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
     typicality = None
     if not corpus.multi_label:
-        unknown = corpus.classes.index(corpus.unknown) if corpus.unknown is not None else None
-        typicality = Typicality.fit(*fitting, *choosing, unknown=unknown)
+        typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
     for name, probe in (("linear", linear), ("knn", knn)):

@@ -149,12 +149,14 @@ def rivals(trial: Trial, *, frozen: bool = True) -> list[Trial]:
     def arm(objective: str) -> dict[str, str | int | float]:
         return {"objective": objective, **trial.arm}
 
+    headless = replace(trial.recipe, head_init="random")
     return [
-        *(
-            [replace(trial, arm=arm("frozen"), recipe=replace(trial.recipe, head_init="random"), train=False)]
-            if frozen
-            else []
-        ),
+        *([replace(trial, arm=arm("frozen"), recipe=headless, train=False)] if frozen else []),
         replace(trial, arm=arm("finetune"), recipe=replace(trial.recipe, objective="finetune")),
-        replace(trial, arm=arm("pairtune"), recipe=replace(trial.recipe, objective="pairtune", head_init="random")),
+        replace(trial, arm=arm("pairtune"), recipe=pairtuned(trial.recipe)),
     ]
+
+
+def pairtuned(recipe: Recipe) -> Recipe:
+    """The recipe with PairTune for its objective, which has no head to begin anyhow."""
+    return replace(recipe, objective="pairtune", head_init="random")

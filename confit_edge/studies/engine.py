@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge import __version__
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import DivergedError
 from confit_edge.runs import weights_sha256
 from confit_edge.studies import find
-from confit_edge.studies.bench import Bench, Source
+from confit_edge.studies.bench import Bench, Source, pairtuned
 from confit_edge.studies.cost import Pace, expected, measure_pace
 from confit_edge.studies.journal import Journal
 from confit_edge.studies.results import Results
@@ -106,7 +105,7 @@ def prepare(
                 cost[key] = 0.0
                 continue
             if key not in done and kind not in paces:
-                paces[kind] = measure_pace(bench, _for_pace(trial.recipe, source.recipe.seed))
+                paces[kind] = measure_pace(bench, replace(pairtuned(trial.recipe), seed=source.recipe.seed))
             cost[key] = done[key].cpu_seconds if key in done else expected(trial, bench, paces[kind])
     return Planned(study, source, journal, trials, cost, done)
 
@@ -116,11 +115,6 @@ def _refuse_namesakes(earlier: list[Path]) -> None:
     name, times = Counter(path.resolve().name for path in earlier).most_common(1)[0]
     if times > 1:
         raise UsageError(f"--from: {times} folders are named {name}, so what was read of each could not be told apart")
-
-
-def _for_pace(recipe: Recipe, seed: int) -> Recipe:
-    """What is timed for trials of `recipe`, whatever their objective."""
-    return replace(recipe, objective="pairtune", head_init="random", seed=seed)
 
 
 def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:

@@ -376,14 +376,10 @@ def _finish(
         smoothing_hops=chosen.smoothing_hops,
         min_hops=chosen.min_hops,
         calibration={
-            "enroll": enrollment_prior(val, corpus.val.targets, cohort, known, seed, nobody=_nobody(corpus)),
+            "enroll": enrollment_prior(val, corpus.val.targets, cohort, known, seed, nobody=corpus.unknown_column),
             "detection": chosen.report,
         },
     )
-
-
-def _nobody(corpus: Corpus) -> int | None:
-    return None if corpus.unknown is None else corpus.classes.index(corpus.unknown)
 
 
 def hears(detection: Mapping[str, Any]) -> bool:

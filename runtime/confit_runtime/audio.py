@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def open_sound(path: str | Path) -> Any:
         with path.open("rb"):  # for libsndfile says of no file why the system refuses it
             pass
         # a name need not be UTF-8, and as bytes it need not be text either
-        sound = _forward(str(path) if os.name == "nt" else os.fsencode(path))
+        sound = _forward()(str(path) if os.name == "nt" else os.fsencode(path))
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror}); may you read it?") from error
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
@@ -67,8 +68,9 @@ def open_sound(path: str | Path) -> Any:
     return sound
 
 
-def _forward(name: str | bytes) -> Any:
-    """A `soundfile.SoundFile` that never seeks.
+@cache
+def _forward() -> type[Any]:
+    """The class of a `soundfile.SoundFile` that never seeks.
 
     soundfile seeks to where it is after each read of what can be sought. In MP3 a frame may lean on those before it, which
     a seek forgets: read by blocks, sound of a low bit rate came out broken at the seams.
@@ -79,7 +81,7 @@ def _forward(name: str | bytes) -> Any:
         def seekable(self) -> bool:
             return False
 
-    return Forward(name)
+    return Forward
 
 
 def sound_seconds(path: str | Path) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from confit_runtime.audio import Pcm
 from confit_runtime.contract import Contract
 from confit_runtime.errors import AudioError, ModelError
+from confit_runtime.matcher import unit
 from confit_runtime.model import Floats, Model
 from confit_runtime.voiced import cut_to_voice, sounding_seconds, sounding_segments, voiced_seconds
 
@@ -21,8 +22,7 @@ SHORTEST_SOUND_S = 0.1
 SHORTEST_VOICE_S = 0.5  # of one clip
 LEAST_VOICE_S = 4.0  # of all clips of a name: less, and the next sentence sounds like somebody else
 PRINT_S = 3.0  # of voice that a print is made of
-QUIET_DB = (-80.0, -65.0, -50.0, -40.0)  # of full scale: rooms in which nothing sounds
-QUIET_ALIKE = 0.98  # cosine with one of these from which on a print is hardly a sound
+QUIET_ALIKE = 0.98  # cosine with a quiet room from which on a print is hardly a sound
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def embed_query(model: Model, pcm: Pcm, kind: Kind, source: str) -> Floats:
 def embed_sound(model: Model, pcm: Pcm) -> Floats:
     """The embedding `[dim]` of the sounds in a clip `[samples]` at the model's rate, together: of unit length."""
     parts = sound_parts(model, pcm)
-    mean = np.mean([model.embed(part, model.contract.sample_rate) for part in parts], axis=0)
-    together: Floats = mean / max(float(np.linalg.norm(mean)), 1e-12)
-    return together
+    return unit(np.mean([model.embed(part, model.contract.sample_rate) for part in parts], axis=0))
 
 
 def still_needed(voiced_s: float, kind: Kind) -> float:
@@ -97,24 +95,6 @@ def sound_parts(model: Model, pcm: Pcm) -> list[Pcm]:
         around = min(max(0, window - (last - first)) // 2, first, len(pcm) - last)
         parts.append(pcm[first - around : last + around])
     return parts
-
-
-def quiet_prints(model: Model) -> Floats:
-    """Embeddings `[n, dim]` of rooms in which nothing sounds: soft noise, white and rumbling, at several levels.
-
-    A cohort for enrolled sounds: no training set holds every silence, and what is nearer to one than to any print is not
-    a sound that was enrolled.
-    """
-    # the powers of a primitive multiplier are as good as random in their high bits; numpy.random takes 3 MB to import
-    powers = np.cumprod(np.full(model.contract.window, 0x2C9277B5, np.uint32), dtype=np.uint32)
-    white = (powers >> 8) / 2.0**23 - 1.0
-    rumble = np.cumsum(white - white.mean())
-    found = []
-    for level in QUIET_DB:
-        for noise in (white, rumble):
-            soft = 10 ** (level / 20) * noise / np.sqrt(np.square(noise).mean())
-            found.append(model.embed(soft.astype(np.float32), model.contract.sample_rate))
-    return np.stack(found)
 
 
 def to_flac(pcm: Pcm, rate: int) -> bytes:

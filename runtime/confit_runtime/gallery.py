@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.enrollment import Kind, kind_of, quiet_prints
+from confit_runtime.enrollment import Kind, kind_of
 from confit_runtime.errors import GalleryBusyError, GalleryError, UsageError
 from confit_runtime.matcher import Levels, Match, Matcher, unit
 from confit_runtime.migrations import Binding, bind, bound, damaged, lay_out, prepare, reported
@@ -63,7 +63,6 @@ class Gallery:
         self._file = _identity(path)
         self.binding = bound(path, db)
         self._seen = self._version()
-        self._quiet: Floats | None = None  # embeddings of a quiet room
         self._matcher: Matcher | None = self._load() if model is not None else None
 
     @classmethod
@@ -270,12 +269,19 @@ class Gallery:
 
     def owners(self, blobs: Iterable[bytes]) -> set[str]:
         """The names that have one of these prints."""
+        return set().union(*self.holders(blobs).values())
+
+    def holders(self, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
+        """Of each of these prints the names that have it."""
+        found: dict[bytes, set[str]] = {blob: set() for blob in blobs}
         with reported(self.path):
-            wanted = set(blobs)
             rows = self._db.execute(
                 "SELECT name, embedding FROM prints JOIN names ON name_id = names.id WHERE negative = 0"
             )
-            return {name for name, blob in rows if blob in wanted}
+            for name, blob in rows:
+                if blob in found:
+                    found[blob].add(name)
+        return found
 
     def voiced_s(self, name: str) -> float:
         """How many seconds of sound a name was enrolled from. Raises UsageError on an unknown name."""
@@ -357,7 +363,6 @@ class Gallery:
                 rows = zip(to_blobs(embeddings), (place for (place,) in places.fetchall()), strict=True)
                 db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", list(rows))
             bind(db, binding)
-        self._quiet = None
         self._model, self._levels, self.binding = model, Levels.of(model.contract, None, None), binding
 
     @contextmanager
@@ -441,11 +446,8 @@ class Gallery:
     def _cohort(self) -> Floats:
         """What is not enrolled: the model's own sounds, and for sounds the quiet around them."""
         assert self._model is not None
-        if self.kind == "speaker":
-            return self._model.cohort
-        if self._quiet is None:
-            self._quiet = quiet_prints(self._model)
-        return np.concatenate([self._model.cohort, self._quiet])
+        cohort = self._model.cohort
+        return cohort if self.kind == "speaker" else np.concatenate([cohort, self._model.quiet])
 
     def _rows(self, place: dict[int, int], negative: int) -> tuple[Places, Places, Floats]:
         """Of all prints of a kind, in order of name: ids `[n]`, the places of their names `[n]`, embeddings `[n, dim]`."""

@@ -92,9 +92,8 @@ class Matcher:
 
     A name's score is the cosine between the embedding and the centroid of the name's three nearest prints, weighted by
     their similarity; names are scored that own one of the 64 nearest prints (or of more, where those are all of one name).
-    The answer is unknown when the best score is
-    below its threshold, or within `margin` of the next name's, or no better than the mean cosine of the three nearest
-    sounds of the `cohort`, or than that of a negative print of the name.
+    The answer is unknown when the best score is below its threshold, or within `margin` of the next name's, or no better
+    than the mean cosine of the three nearest sounds of the `cohort`, or than that of a negative print of the name.
 
     A threshold is the model's, moved by how alike the name's own prints are (each against the others) compared with what
     the model was calibrated on, and shrunk: `p` prints weigh `p / (p + 4.5)`. Prints that agree less, as from a far
@@ -206,15 +205,17 @@ class Matcher:
 
     def _ranking(self, query: Floats) -> list[tuple[float, int]]:
         """The two best scores, with the places of their names."""
-        count = NEIGHBOURS
-        owners = np.unique(self._owners[self._search.nearest(query, count)])
-        while len(owners) < min(2, self._enrolled) and count < len(
-            self._prints
-        ):  # all of one name: the margin is to the next, wherever it is
-            count *= 4
-            owners = np.unique(self._owners[self._search.nearest(query, count)])
-        ranking = sorted(((self._score(int(place), query), -int(place)) for place in owners), reverse=True)
+        ranking = sorted(((self._score(place, query), -place) for place in self._near(query)), reverse=True)
         return [(score, -place) for score, place in ranking[:2]]
+
+    def _near(self, query: Floats) -> list[int]:
+        """The places of the names that own the nearest prints: two, where there are two, for the margin is to the next."""
+        count = NEIGHBOURS
+        while True:
+            owners = np.unique(self._owners[self._search.nearest(query, count)])
+            if len(owners) >= min(2, self._enrolled) or count >= len(self._prints):
+                return [int(place) for place in owners]
+            count *= 4
 
     def _score(self, place: int, query: Floats) -> float:
         return print_score(self._prints[self._starts[place] : self._starts[place + 1]], query)

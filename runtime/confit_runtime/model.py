@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+QUIET_DB = (-80.0, -65.0, -50.0, -40.0)  # of full scale: rooms in which nothing sounds
 HOPS_A_CALL, WINDOWS_A_CALL = 256, 16  # of a whole clip, by a streaming model and by one of windows
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,24 @@ class Model:
         size = self.contract.hop if self.contract.streaming else self.contract.window
         feed = {"pcm": np.zeros((1, size), np.float32), **self.initial_state(1)}
         return self._session.run(["cohort"], feed)[0]
+
+    @cached_property
+    def quiet(self) -> Floats:
+        """Embeddings `[n, dim]` of rooms in which nothing sounds: soft noise, white and rumbling, at several levels.
+
+        They stand beside the cohort where sounds are enrolled: no training set holds every silence, and what is nearer to
+        one than to any print is not a sound that was enrolled.
+        """
+        # the powers of a primitive multiplier are as good as random in their high bits; numpy.random takes 3 MB to import
+        powers = np.cumprod(np.full(self.contract.window, 0x2C9277B5, np.uint32), dtype=np.uint32)
+        white = (powers >> 8) / 2.0**23 - 1.0
+        rumble = np.cumsum(white - white.mean())
+        found = []
+        for level in QUIET_DB:
+            for noise in (white, rumble):
+                soft = 10 ** (level / 20) * noise / np.sqrt(np.square(noise).mean())
+                found.append(self.embed(soft.astype(np.float32), self.contract.sample_rate))
+        return np.stack(found)
 
     def initial_state(self, streams: int) -> State:
         """The state of `streams` streams that have heard nothing: zeros."""

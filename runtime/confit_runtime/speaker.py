@@ -20,6 +20,7 @@ from confit_runtime.device_file import write_whole
 from confit_runtime.enrollment import embed_sound, to_flac
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
+from confit_runtime.matcher import Match, Matcher
 from confit_runtime.model import Model
 from confit_runtime.stream import Detection
 from confit_runtime.voiced import cut_to_voice, voiced_seconds
@@ -102,21 +103,24 @@ class SpeakerTap(RecentAudio):
             log.warning("%s: %s is not enrolled any more, so nothing is told", self._gallery.path, names)
 
     def _speaker(self, detection: Detection) -> str | None:
-        before = round(VOICE_BEFORE_S * self.rate)
-        heard = self.between(min(detection.start_sample, detection.end_sample - before), detection.end_sample)
-        if voiced_seconds(heard, self.rate) < SHORTEST_WORD_S:
-            return None
         matcher = self._gallery.matcher
-        name = matcher.match(self._model.embed(cut_to_voice(heard, self.rate), self.rate)).name
-        if name is None:
+        spoke = self._match(matcher, detection, VOICE_BEFORE_S, 0.0, SHORTEST_WORD_S)
+        if spoke is None or spoke.name is None:
             return None
-        before, after = (round(seconds * self.rate) for seconds in WORD_S)
-        first = min(detection.start_sample, detection.end_sample - before)
-        word = self.between(first, detection.end_sample + after)
-        if voiced_seconds(word, self.rate) < LEAST_OF_WORD_S:
+        said = self._match(matcher, detection, *WORD_S, LEAST_OF_WORD_S)
+        if said is None or said.nearest != spoke.name or said.score < said.threshold - WORD_SLACK:
             return None
-        said = matcher.match(self._model.embed(cut_to_voice(word, self.rate), self.rate))
-        return name if said.nearest == name and said.score >= said.threshold - WORD_SLACK else None
+        return spoke.name
+
+    def _match(
+        self, matcher: Matcher, detection: Detection, before_s: float, after_s: float, least_s: float
+    ) -> Match | None:
+        """Whose voice is heard from so long before a detection's end (or its start) until after it; None of too little."""
+        first = min(detection.start_sample, detection.end_sample - round(before_s * self.rate))
+        heard = self.between(first, detection.end_sample + round(after_s * self.rate))
+        if voiced_seconds(heard, self.rate) < least_s:
+            return None
+        return matcher.match(self._model.embed(cut_to_voice(heard, self.rate), self.rate))
 
 
 class VetoTap(RecentAudio):

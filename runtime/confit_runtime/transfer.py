@@ -54,9 +54,11 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
             " another --gallery"
         )
     names = [new_name(name) for name in {**source.names(), **source.negatives()}]
+    blobs = {name: source.blobs(name, negative=False) for name in names}
+    every = set().union(*blobs.values())
+    here, there = target.holders(every), source.holders(every)
     for name in names:
-        blobs = source.blobs(name, negative=False)
-        if others := (target.owners(blobs) | source.owners(blobs)) - {name}:
+        if others := set().union(*(here[blob] | there[blob] for blob in blobs[name])) - {name}:
             other = min(others)
             raise UsageError(
                 f"{source.path}: prints of {name!r} are enrolled there or in {target.path} as {other!r}, and a sound under two"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from confit_runtime import Model, load
-from confit_runtime.enrollment import embed_query, quiet_prints, sound_parts, take
+from confit_runtime.enrollment import embed_query, sound_parts, take
 from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.voiced import sounding_segments
@@ -125,6 +125,6 @@ def test_a_quiet_room_is_nobody_in_a_gallery_of_sounds(digits: Model, tmp_path: 
 
 
 def test_quiet_is_the_same_for_everyone(digits: Model) -> None:
-    one, other = quiet_prints(digits), quiet_prints(load("digits"))
+    one, other = digits.quiet, load("digits").quiet
     np.testing.assert_array_equal(one, other)
     assert (one @ digits.embed(silence(1.3), RATE)).max() > 0.9

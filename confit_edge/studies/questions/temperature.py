@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe, refuse_idle
-from confit_edge.studies.bench import rivals
+from confit_edge.studies.bench import pairtuned, rivals
 from confit_edge.studies.phrases import against_vanilla, ranking
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
@@ -20,7 +20,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
     Raises UsageError where the recipe's loss has no temperature.
     """
-    refuse_idle(replace(recipe, objective="pairtune", head_init="random"), ["temperature"])
+    refuse_idle(pairtuned(recipe), ["temperature"])
     frozen, finetune, pairtune = rivals(Trial({}, recipe))
     return [
         frozen,
