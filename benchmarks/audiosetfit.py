@@ -29,10 +29,10 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.fetch import CACHE
-from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.tasks import TASKS, build
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import epoch_batches
 from confit_edge.pairtune.trainer import fit

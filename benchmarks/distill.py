@@ -24,14 +24,14 @@ from typing import Any
 import torch
 
 from benchmarks.fetch import CACHE
-from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.row import CPU, Bools, by_group
 from benchmarks.summary import differences
 from benchmarks.tasks import TASKS, Task, build, unique
 from confit_edge.data.augment import Pcm
 from confit_edge.data.clips import ClipStore
 from confit_edge.data.corpus import Corpus, read_corpus
-from confit_edge.encoders import Encoder, pretrained
+from confit_edge.encoders import Encoder, encoder_label, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.distill import Lesson, Teaching
 from confit_edge.pairtune.machine import pick_precision

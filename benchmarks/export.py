@@ -27,10 +27,10 @@ import torch
 
 from benchmarks import tasks
 from benchmarks.fetch import CACHE
-from benchmarks.report import RESULTS, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.sources import DEMO
 from confit_edge.data.corpus import Corpus, read_corpus
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train

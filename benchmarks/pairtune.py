@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fetch import CACHE
-from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.row import Plan, measure
 from benchmarks.summary import markdown, summarise
 from benchmarks.tasks import SPLITS, TASKS, build
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError, UsageError

@@ -32,8 +32,3 @@ def machine() -> dict[str, Any]:
 def encoder_argument(label: str) -> str:
     """An encoder of results as a command takes it: a local folder stands in a DIR of whoever runs it."""
     return label if label in BUILT_IN or "/" in label else f"DIR/{label}"
-
-
-def encoder_label(name: str) -> str:
-    """An encoder as results name it: a local directory by its last part."""
-    return Path(name).resolve().name if Path(name).is_dir() else name

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.report import encoder_label
 from benchmarks.step import step_ratio
 from confit_edge.data.corpus import Corpus, read_corpus
-from confit_edge.encoders import BUILT_IN, pretrained
+from confit_edge.encoders import BUILT_IN, encoder_label, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry.measures import describe
 from confit_edge.pairtune.config import Recipe

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.report import RESULTS, encoder_argument, encoder_label, machine, write_json
+from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.sources import DEMO
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import epoch_batches, make_augmenter

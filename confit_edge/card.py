@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from confit_edge.encoders import encoder_label
 from confit_runtime.cautions import cautions, ungrouped
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "---",
         f"# {info.name}",
         "",
-        f"`{recipe['encoder']}` {_taught(info)} on {data['clips']['train']} clips"
+        f"`{encoder_label(recipe['encoder'])}` {_taught(info)} on {data['clips']['train']} clips"
         f" of {len(info.classes)} classes"
         f" ({data['groups']['train']} groups), {_kept(info)}, seed {recipe['seed']}.",
         "",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,11 +35,12 @@ def make_folder(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write `tensors`, wherever they lie, to a safetensors file.
+    """Write `tensors`, wherever they lie, to a safetensors file. Raises ConfitError where it cannot be written.
 
     They are written inside a hidden folder, since safetensors lays a file of its own beside the one it is told to write
     and a killed process leaves it there: the next to write or remove this file removes the folder with all that is in it.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # cloned, since safetensors refuses tensors that share memory
@@ -51,7 +52,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     temporary = folder / path.name
-    save_file(own, temporary, metadata)
+    try:
+        save_file(own, temporary, metadata)
+    except SafetensorError as error:  # a full disk, which it does not tell as an OSError
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ConfitError(f"{path}: cannot be written ({error})") from error
     temporary.chmod(folder.stat().st_mode & 0o666)  # as of any new file; safetensors lets nobody else read its own
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())

@@ -100,6 +100,9 @@ def main(manifest: str, out: str) -> None:
         # what diverged is seen in validation only, and there by the first process alone
         _refusal(lambda: weights(corpus, lr=1e6, clips_per_class=6, epochs=1)),
     ]
+    # of two machines without a common folder the first alone has what it wrote
+    os.chdir(out if rank == "0" else Path(out).parent)
+    refusals.append(_refusal(lambda: join("cpu").everywhere(Path("gradients-0.safetensors"))))
     (Path(out) / f"refusals-{rank}.txt").write_text("\n".join(refusals), encoding="utf-8")
 
 

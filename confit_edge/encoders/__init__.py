@@ -15,6 +15,16 @@ from confit_runtime.errors import ConfitError, UsageError
 BUILT_IN = ("speech-embedding", "ge2e", "yamnet")
 
 
+def is_folder(name: str) -> bool:
+    """Whether the encoder `name` is that of a local directory: not one that ships, and there is such a directory."""
+    return name.replace("_", "-") not in BUILT_IN and Path(name).is_dir()
+
+
+def encoder_label(name: str) -> str:
+    """An encoder as cards, model files and results name it: a local folder by its last part, for nobody needs its path."""
+    return Path(name).resolve().name if is_folder(name) or Path(name).is_absolute() else name
+
+
 def pretrained(
     name: str,
     window_s: float,

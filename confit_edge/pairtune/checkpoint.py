@@ -1,4 +1,7 @@
-"""A training interrupted at any moment goes on from its last whole epoch, to the same weights bit for bit.
+"""A training interrupted at any moment goes on from its last whole epoch, to the same weights; on a CPU bit for bit.
+
+On a GPU some sums are of no fixed order (torch's deterministic algorithms are slower, and some are missing), so that no
+two trainings there are alike to the last bit, interrupted or not.
 
 One safetensors file, replaced atomically after each epoch: tensors of the modules and of the optimiser, and plain data
 (epoch, history, kept) as JSON in its header. No random generator needs saving: each epoch draws from (seed, epoch).

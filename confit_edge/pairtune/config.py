@@ -68,7 +68,7 @@ class Recipe:
     classes_per_batch: int = 16
     clips_per_class: int | None = None  # as many as make a batch of 64, at least 4, and not more than a class has
     accumulate: int = 1  # batches that one step of the optimiser stands on; each is contrasted for itself
-    chunk_size: int = 0  # clips embedded at a time, which memory must hold (0: the whole batch)
+    chunk_size: int = 0  # clips that a step embeds at a time, with what their gradient needs (0: the whole batch)
     # the optimiser
     lr: tuple[float, ...] = ()  # of the encoder; of none its own, and several are tried on validation
     head_lr: float = 2e-3

@@ -120,7 +120,7 @@ class Distil(Objective):
         2202.10054).
         """
         encoder.eval()
-        heard = encoder(windows) * self.dim**0.5
+        heard = torch.cat([encoder(part) for part in windows.split(64)]) * self.dim**0.5
         wanted = _centred(targets.split(self.widths, dim=1)[2])
         mean, aim = heard.mean(dim=0), wanted.mean(dim=0)
         spread = (heard - mean).T @ (heard - mean) + ridge * len(heard) * torch.eye(self.dim, device=heard.device)

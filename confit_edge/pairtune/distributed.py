@@ -19,13 +19,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.pairtune.machine import pick_device
+from confit_edge.pairtune.machine import named_device, pick_device
 from confit_runtime.errors import UsageError
 
 PIECE = 2**24  # values averaged in one exchange: 64 MB
@@ -85,6 +86,19 @@ class Ranks:
             carrier.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(broadcast(carrier).tolist()))
 
+    def everywhere(self, path: Path) -> bool:
+        """Whether the file `path` is there. Raises UsageError, on every process, where only some of them see it."""
+        if self.count == 1:
+            return path.is_file()
+        from accelerate.utils import reduce
+
+        seen = int(reduce(torch.tensor([int(path.is_file())], device=self.device), "sum"))
+        if 0 < seen < self.count:
+            raise UsageError(
+                f"{path}: {seen} of the {self.count} processes see it; let all of them write to and read from one folder"
+            )
+        return bool(seen)
+
     def start_alike(self, modules: Iterable[nn.Module]) -> None:
         """Give every process process 0's weights and buffers."""
         if self.count == 1:
@@ -108,16 +122,16 @@ def join(device: str) -> Ranks:
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Ranks(pick_device(device))
-    chosen = pick_device(device)
-    if chosen.index is not None:
-        raise UsageError(f"--device {device}: several processes take a device each; use --device {chosen.type}")
+    wanted = named_device(device)  # not tried before each process has its own: all of them would begin with the first
+    if wanted.index is not None:
+        raise UsageError(f"--device {device}: several processes take a device each; use --device {wanted.type}")
     from accelerate import PartialState
 
-    state = PartialState(cpu=chosen.type == "cpu")
+    state = PartialState(cpu=wanted.type == "cpu")
     _leave_at_exit()
-    if state.device.type != chosen.type:
+    if state.device.type != wanted.type:
         raise UsageError(f"--device {device}: the processes were launched for {state.device.type}")
-    return Ranks(state.device, state.process_index, state.num_processes)
+    return Ranks(pick_device(str(state.device)), state.process_index, state.num_processes)
 
 
 @cache

@@ -5,27 +5,40 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from confit_edge.pairtune.config import Precision
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 KEPT_BYTES = 2**31 - 1  # the largest an int holds
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one, else the CPU) or a torch device by name. Raises UsageError for one not here."""
+def named_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is one, else the CPU) or a torch device by name, untried. Raises UsageError for no name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        return torch.device(name)
+    except RuntimeError as error:
+        raise _unusable(name, error) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The same, and it can be computed on. Raises UsageError for one that is not here."""
+    device = named_device(name)
+    try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from error
+        raise _unusable(name, error) from error
     return device
+
+
+def _unusable(name: str, error: Exception) -> UsageError:
+    return UsageError(f"--device {name}: not usable here ({str(error).splitlines()[0]})")
 
 
 def pick_precision(name: Precision, device: torch.device) -> Precision:
@@ -33,7 +46,7 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities()
     return "bf16" if device.type == "cpu" and (able.get("avx512_bf16") or able.get("amx_bf16")) else "fp32"
 
@@ -48,6 +61,20 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raises ConfitError saying what needs less of it where the memory, of the machine or of a GPU, does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise ConfitError(
+            "not enough memory for this training: try --chunk-size 8 (the same batches and gradients, a few clips at a"
+            " time), then fewer classes or clips a batch, a shorter --window, or --precision bf16"
+        ) from error
 
 
 def mixed_precision(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:

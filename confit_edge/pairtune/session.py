@@ -15,7 +15,7 @@ from confit_edge import files, runs
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
@@ -23,7 +23,7 @@ from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.machine import keep_freed_memory, pick_precision
+from confit_edge.pairtune.machine import enough_memory, keep_freed_memory, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.trainer import Fitted, Watcher, fit
@@ -99,10 +99,12 @@ def train(
         "fingerprint": corpus.fingerprint,
         "distilled": teaching.about if teaching else None,
         "chosen_by": _chosen_by(corpus.multi_label),
+        "processes": ranks.count,
     }
+    finished = ranks.everywhere(out / "run.json")
     if resume and (before := begun(out)):
         refuse_other_training(out, before, started)
-    if (out / "run.json").is_file():
+    if finished:
         return None
     beginning = out / "started.json"
     curves = Curves(out / "tensorboard", watch) if tensorboard and ranks.main else None
@@ -110,7 +112,7 @@ def train(
     if ranks.main:
         files.make_folder(out)
         files.write_text(beginning, json.dumps(started, indent=2))
-    with contextlib.closing(curves) if curves else contextlib.nullcontext():
+    with enough_memory(), contextlib.closing(curves) if curves else contextlib.nullcontext():
         trained = train_corpus(
             encoder,
             corpus,
@@ -134,7 +136,13 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe as it means the same in any folder: paths absolute, as a run's manifest is, and the precision chosen."""
     background = str(Path(recipe.background).resolve()) if recipe.background else None
     rooms = str(Path(recipe.rooms).resolve()) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms
-    return replace(recipe, precision=pick_precision(recipe.precision, device), background=background, rooms=rooms)
+    return replace(
+        recipe,
+        encoder=str(Path(recipe.encoder).resolve()) if is_folder(recipe.encoder) else recipe.encoder,
+        precision=pick_precision(recipe.precision, device),
+        background=background,
+        rooms=rooms,
+    )
 
 
 def train_corpus(
@@ -305,6 +313,10 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
         changed.append("the data")
     if before.get("chosen_by", "accuracy") != started["chosen_by"]:
         changed.append("what epochs are chosen by")
+    if (processes := before.get("processes", started["processes"])) != started[
+        "processes"
+    ]:  # each draws its own dropout
+        changed.append(f"the number of processes ({processes}, now {started['processes']})")
     if before.get("distilled") != started["distilled"]:
         changed.append("the teacher or what it teaches from")
     if changed:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import copy
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
+
+
+def averaged(modules: nn.Module) -> AveragedModel:
+    """A running mean of the weights and buffers of `modules`, on any device.
+
+    A buffer of whole numbers (the batches that a batch normalisation has seen) has no mean: the last is taken.
+    """
+    mean = get_swa_avg_fn()
+
+    def each(before: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
+        return mean(before, now, count) if now.is_floating_point() else now
+
+    return AveragedModel(modules, avg_fn=each, use_buffers=True)
 
 
 class Soup(nn.Module):
@@ -18,7 +31,7 @@ class Soup(nn.Module):
     def __init__(self, modules: nn.Module) -> None:
         super().__init__()
         self.start = copy.deepcopy(modules)
-        self.mean = AveragedModel(modules, use_buffers=True)
+        self.mean = averaged(modules)
 
     def begin(self, modules: nn.Module) -> None:
         """Each training is to start at the weights of `modules` as they are."""

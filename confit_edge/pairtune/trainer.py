@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
@@ -29,7 +28,7 @@ from confit_edge.pairtune.items import ahead, epoch_batches, make_augmenter, tra
 from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
-from confit_edge.pairtune.soup import Soup
+from confit_edge.pairtune.soup import Soup, averaged
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -163,7 +162,7 @@ class Training:
         self.tell: Watcher = watch or (lambda event: None)
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
         self.together = nn.ModuleDict(self.modules)
-        self.average = AveragedModel(self.together, use_buffers=True) if recipe.averaging else None
+        self.average = averaged(self.together) if recipe.averaging else None
         self.soup = Soup(self.together) if recipe.soup > 1 else None
         self.optimiser = make_optimiser(encoder, objective, recipe, lr)
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -236,7 +235,7 @@ class Training:
         return self.modules | {name: module for name, module in beside.items() if module is not None}
 
     def _start(self, checkpoint_path: Path | None) -> Progress:
-        if checkpoint_path and checkpoint_path.is_file():
+        if checkpoint_path and self.ranks.everywhere(checkpoint_path):
             plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser)
             self.ranks.wait()  # all have read it before the first replaces or removes it
             done = len(plain["history"])

@@ -44,10 +44,7 @@ class Source:
 
 def source_of(manifest: Path, recipe: Recipe) -> Source:
     """A source that means the same in any folder and on any day."""
-    settled_recipe = settled(recipe, pick_device(recipe.device))
-    if Path(recipe.encoder).is_dir():
-        settled_recipe = replace(settled_recipe, encoder=str(Path(recipe.encoder).resolve()))
-    return Source(manifest.resolve(), settled_recipe)
+    return Source(manifest.resolve(), settled(recipe, pick_device(recipe.device)))
 
 
 class Bench:

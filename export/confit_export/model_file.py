@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from confit_edge import __version__
+from confit_edge.encoders import encoder_label
 from confit_edge.encoders.base import Encoder
 from confit_edge.runs import Run, weights_sha256
 from confit_export import thresholds
@@ -49,7 +50,7 @@ def draft(
         smoothing_hops=1,
         min_hops=2,
         refractory_s=thresholds.REFRACTORY_S,
-        encoder={"name": info.recipe["encoder"], "weights_sha256": weights_sha256(encoder)},
+        encoder={"name": encoder_label(info.recipe["encoder"]), "weights_sha256": weights_sha256(encoder)},
         embedding_id=embedding_id(graph),
         embedding_dim=encoder.dim,
         precision=precision,

@@ -67,10 +67,11 @@ def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
 def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None:
     said = [(trained / f"refusals-{rank}.txt").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
     assert said[0] == said[1]
-    over_batch, one_device, diverged = said[0]
+    over_batch, one_device, diverged, apart = said[0]
     assert "normalises over the batch (layers.44)" in over_batch
     assert "--device cpu:0" in one_device
     assert "smaller lr" in diverged
+    assert "1 of the 2 processes see it" in apart
 
 
 def test_processes_leave_each_other_before_they_end(trained: Path) -> None:
@@ -103,4 +104,6 @@ def test_one_process_alone_exchanges_nothing() -> None:
     share = torch.randn(3, 2, requires_grad=True)
     assert alone.gather(share, 3) is share
     assert alone.agree({"val_linear": 0.5}) == {"val_linear": 0.5}
+    assert alone.everywhere(Path(__file__))
+    assert not alone.everywhere(Path(__file__) / "nothing")
     assert alone.main

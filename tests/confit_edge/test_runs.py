@@ -17,10 +17,10 @@ import torch
 
 from confit_edge import runs
 from confit_edge.data.corpus import read_corpus
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.session import train, train_corpus
+from confit_edge.pairtune.session import settled, train, train_corpus
 from confit_edge.probes.metrics import correct, mean_average_precision
 from confit_edge.runs import Run, read_run, weights_sha256
 from confit_runtime.errors import ConfitError, UsageError
@@ -284,6 +284,19 @@ def test_killed_while_the_run_is_being_written_it_is_written_again(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_recipe_means_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("checkpoint", "ge2e"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    settled_recipe = settled(Recipe(encoder="./checkpoint", background="hum"), torch.device("cpu"))
+    assert settled_recipe.encoder == str(tmp_path / "checkpoint")
+    assert settled_recipe.background == str(tmp_path / "hum")
+    for name in ("ge2e", "openai/whisper-tiny"):  # what ships goes before a folder of its name
+        assert settled(Recipe(encoder=name), torch.device("cpu")).encoder == name
+    assert encoder_label(settled_recipe.encoder) == "checkpoint"
+    assert encoder_label("openai/whisper-tiny") == "openai/whisper-tiny"
+
+
 def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Path], tmp_path: Path) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
     recipe = Recipe(epochs=2, probe_views=1, frozen_baseline=False, clips_per_class=2)
@@ -299,6 +312,12 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     changed = Recipe(**{**recipe.to_dict(), "lr": (1e-3,), "temperature": 0.2})
     with pytest.raises(UsageError, match=r"differ: lr \(its own, now 0\.001\), temperature \(0\.1, now 0\.2\)$"):
         train(manifest, tmp_path / "run", changed, resume=True)
+    beginning = tmp_path / "run" / "started.json"
+    by_one = beginning.read_text()
+    beginning.write_text(by_one.replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(UsageError, match=r"differ: the number of processes \(2, now 1\)$"):
+        train(manifest, tmp_path / "run", recipe, resume=True)
+    beginning.write_text(by_one)
     clip = sorted(manifest.parent.glob("yes-*.ogg"))[0]
     original = clip.read_bytes()
     soundfile.write(clip, np.random.default_rng(0).uniform(-0.1, 0.1, 9000), 16_000, format="OGG", subtype="OPUS")

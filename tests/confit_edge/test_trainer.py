@@ -14,16 +14,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.machine import pick_device, pick_precision
+from confit_edge.pairtune.machine import enough_memory, pick_device, pick_precision
 from confit_edge.pairtune.objectives import FineTune, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
+from confit_edge.pairtune.soup import averaged
 from confit_edge.pairtune.trainer import Fitted, Progress, fit
 from confit_edge.pairtune.validation import head_probe, quick_sample, standard_error
 from confit_runtime.errors import ConfitError, UsageError
@@ -519,6 +520,42 @@ def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
     assert averaged[31:] == sorted(averaged[31:], reverse=True)
     assert averaged[149] > AVERAGED_RATE
     assert averaged[150:] == pytest.approx([AVERAGED_RATE] * 150)
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16")])
+def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(
+    capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # of a GPU that is not here: torch's own question is answered, by what its cards would say
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or capability >= (8, 0)
+    )
+    assert pick_precision("auto", torch.device("cuda")) == precision
+
+
+def test_too_little_memory_says_what_needs_less() -> None:
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory: 8 GB"),
+    ):
+        with pytest.raises(ConfitError, match=r"not enough memory .*--chunk-size"), enough_memory():
+            raise error
+    with pytest.raises(RuntimeError, match="sizes differ"), enough_memory():
+        raise RuntimeError("sizes differ")
+
+
+def test_a_mean_of_weights_leaves_whole_numbers_whole() -> None:
+    # torch's own mean of several tensors at once, which it takes on a GPU, cannot divide them
+    counted = nn.BatchNorm1d(2)
+    mean = averaged(counted)
+    for seen in (3, 7):
+        counted.num_batches_tracked.fill_(seen)
+        counted.weight.data.fill_(seen)
+        mean.update_parameters(counted)
+    assert mean.module.num_batches_tracked == 7
+    assert mean.module.weight.tolist() == [5.0, 5.0]
+    assert mean.avg_fn is not None
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "abacus"])
