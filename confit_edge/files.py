@@ -1,4 +1,8 @@
-"""Files written whole or not at all: a process killed at any moment leaves the former file or the new one."""
+"""The files of a run, written whole or not at all: a killed process leaves the former file or the new one.
+
+A run has one writer at a time, so what a killed one leaves has a name by which the next one clears it away; files that
+several processes may write at once are written by `confit_runtime.files`.
+"""
 
 from __future__ import annotations
 

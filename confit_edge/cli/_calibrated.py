@@ -134,7 +134,7 @@ def _percent(row: dict[str, Any]) -> str:
 def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
     """DET.png, and DET.csv beside it."""
     from confit_edge.geometry.plots import det
-    from confit_runtime.device_file import write_whole
+    from confit_runtime.files import write_whole
 
     text = io.StringIO()
     table = csv.DictWriter(text, list(curve[0]), lineterminator="\n")

@@ -218,11 +218,12 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
     from confit_edge import __version__
     from confit_runtime import device_file
     from confit_runtime.contract import read_sealed, seal
+    from confit_runtime.files import write_whole
 
     if bake is not None:
         baked = dataclasses.replace(contract, calibration={**contract.calibration, "device": report})
         model = loaded.path.read_bytes()
-        device_file.write_whole(bake, seal(model[: read_sealed(model).graph_size], baked))
+        write_whole(bake, seal(model[: read_sealed(model).graph_size], baked))
         return bake
     path = device_file.device_path(loaded.path)
     made = device_file.DeviceFile(
@@ -238,7 +239,7 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
         made=datetime.date.today().isoformat(),
         version=__version__,
     )
-    device_file.write_whole(path, made.to_json().encode())
+    write_whole(path, made.to_json().encode())
     return path
 
 

@@ -164,7 +164,7 @@ def _keep(take: Take, folder: Path, form: str, trim: bool) -> Path:
     """Write a clip under the next free number."""
     import soundfile
 
-    from confit_runtime.device_file import write_whole
+    from confit_runtime.files import write_whole
     from confit_runtime.voiced import trimmed
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _listed(manifest: Path) -> list[list[str]]:
 
 def _list(manifest: Path, path: Path, label: str, group: str) -> None:
     """Add a clip to the manifest. Raises UsageError where that cannot be read, or has other columns."""
-    from confit_runtime.device_file import write_whole
+    from confit_runtime.files import write_whole
 
     rows = _listed(manifest)
     table = io.StringIO()

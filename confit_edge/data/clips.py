@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from confit_edge.data.manifest import Clip, Manifest, ManifestError
 from confit_edge.data.pack import Pack
 from confit_runtime.audio import Pcm, check_rate, load_clip, read_audio
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import default_cache
 
 log = logging.getLogger(__name__)
 
@@ -193,12 +193,3 @@ def _kind(path: Path) -> ProblemKind:
 def sound_digest(pcm: Pcm) -> bytes:
     """What two clips have in common exactly when they decode to the very same samples."""
     return hashlib.sha256(pcm.data).digest()
-
-
-def default_cache() -> Path:
-    """Where what can be made again is kept: $CONFIT_EDGE_CACHE, or a folder in the user's home."""
-    chosen = os.environ.get("CONFIT_EDGE_CACHE")
-    if chosen:
-        return Path(chosen)
-    home = os.path.expanduser("~")
-    return Path(home if home != "~" else tempfile.gettempdir(), ".cache", "confit-edge")  # a user id may have no home

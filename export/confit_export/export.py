@@ -13,7 +13,6 @@ import onnx
 import torch
 
 from confit_edge.data.augment import Augmenter
-from confit_edge.data.clips import default_cache
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.files import make_folder
@@ -37,8 +36,9 @@ from confit_export.targets import Target, preset
 from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
 from confit_runtime.describe import share
-from confit_runtime.device_file import refuse_calibrated, write_whole
+from confit_runtime.device_file import refuse_calibrated
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import default_cache, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows

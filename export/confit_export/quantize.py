@@ -25,6 +25,13 @@ PRECISION = {"static": "int8", "dynamic": "int8", "weight-only": "int8 weights",
 LAYERS = ("Conv", "MatMul", "Gemm")
 CARRIERS = ("Clip", "Concat", "LeakyRelu", "MaxPool", "Relu", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 WEIGHTS_OF = {"Conv": (1,), "MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2), "GRU": (1, 2)}
+ON_THE_FLY = ("MatMul", "Gemm", "LSTM")  # what onnxruntime computes in int8 with scales taken from each input
+KINDS: dict[Scheme, tuple[str, ...]] = {
+    "static": LAYERS,
+    "dynamic": ("Conv", *ON_THE_FLY),
+    "weight-only": tuple(WEIGHTS_OF),
+    "fp16": tuple(WEIGHTS_OF),
+}
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,16 @@ class Quantizer:
 def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, ...]) -> tuple[str, ...]:
     """The nodes with weights of their own that a scheme can quantise.
 
-    Products of two activations (attention) have no weights to shrink. Recurrent layers have no static int8 kernel:
-    the other schemes take them. A layer that takes sound itself keeps it in fp32: 8 bits over the loudest sample leave
-    nothing of a quiet one.
+    Products of two activations (attention) have no weights to shrink. Recurrent layers have no static int8 kernel, and a
+    GRU none at all: the other schemes take them. A layer that takes sound itself keeps it in fp32: 8 bits over the loudest
+    sample leave nothing of a quiet one.
     """
-    kinds = LAYERS if scheme == "static" else tuple(WEIGHTS_OF)
     weights = {tensor.name for tensor in model.graph.initializer}
     sound = _sound(model) if scheme in ("static", "dynamic") else set()
     return tuple(
         node.name
         for node in model.graph.node
-        if node.op_type in kinds
+        if node.op_type in KINDS[scheme]
         and node.input[1] in weights
         and not node.name.startswith(fp32_scopes)
         and node.input[0] not in sound
@@ -186,7 +192,7 @@ def _static(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target
 
 
 def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target: Target) -> onnx.ModelProto:
-    """Convolutions static; matrix products and recurrent layers with scales taken from each input as it comes.
+    """Convolutions static; matrix products and LSTMs with scales taken from each input as it comes.
 
     A dynamic convolution is slower than fp32 (ConvInteger), so there is none. Where scales are taken, the graph takes one
     window a call.
@@ -207,7 +213,7 @@ def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], targe
         quantize_dynamic(
             source,
             out,
-            op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+            op_types_to_quantize=list(ON_THE_FLY),
             nodes_to_quantize=others,
             per_channel=types.per_channel,
             reduce_range=types.reduce_range,

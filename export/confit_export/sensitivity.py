@@ -48,7 +48,7 @@ def validation_windows(encoder: Encoder, corpus: Corpus, seed: int) -> Floats:
 
 
 def sweep(quantizer: Quantizer, windows: Floats, cache: Path, minutes: float) -> Sweep:
-    """Measure each layer of the quantizer, the most costly to keep in fp32 last, for at most so many minutes.
+    """Measure each layer of the quantizer, in the order of the graph, for at most so many minutes.
 
     What is measured is kept in `cache`, so a sweep that was stopped goes on where it was, and one that was finished is
     not made again.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.audio import Pcm, StreamResampler, decode, open_sound, sound_seconds
-from confit_runtime.device_file import write_whole
+from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, ConfitError, UsageError
+from confit_runtime.files import default_cache, write_whole
 from confit_runtime.model import HOPS_A_CALL, WINDOWS_A_CALL, Model
 
 Rows = npt.NDArray[np.float32]
@@ -44,9 +43,8 @@ class RowCache:
 
     @classmethod
     def default(cls) -> RowCache:
-        """In $CONFIT_EDGE_CACHE, or ~/.cache/confit-edge."""
-        chosen = os.environ.get("CONFIT_EDGE_CACHE")
-        return cls((Path(chosen) if chosen else Path.home() / ".cache" / "confit-edge") / "heard")
+        """In `default_cache()`."""
+        return cls(default_cache() / "heard")
 
     def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Rows, float]:
         """`stream_rows` of a file and its seconds, from the cache where it is there. Raises as `stream_rows` does."""
@@ -209,7 +207,7 @@ def _split(name: str, rows: Rows, seconds: float) -> list[Recording]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+    digest = sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)

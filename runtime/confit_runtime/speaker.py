@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.audio import Pcm, resample
-from confit_runtime.device_file import write_whole
 from confit_runtime.enrollment import embed_sound, to_flac
+from confit_runtime.files import write_whole
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.matcher import Match, Matcher

@@ -28,6 +28,7 @@ from confit_export import export
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
 from confit_runtime import Model, load
+from confit_runtime.cautions import cautions
 from confit_runtime.contract import unseal
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -367,6 +368,8 @@ def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) ->
         assert contract.unknown_label == "unknown"
         assert contract.encoder["weights_sha256"] == weights_sha256(run.encoder)
         assert contract.data["fingerprint"] == run.info.data["fingerprint"]
+        assert cautions(contract.data) == cautions(run.info.data)
+        assert contract.data["repeated"] == run.info.data["repeated"]
         assert (contract.window, contract.hop, contract.embedding_dim) == (20_480, 1_280, 96)
         assert contract.window == (contract.warmup_hops + 1) * contract.hop
         assert contract.latency_samples == contract.window // 2

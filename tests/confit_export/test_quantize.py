@@ -119,6 +119,36 @@ def naive_graph() -> onnx.ModelProto:
     return helper.make_model(helper.make_graph(nodes, "naive", [entry, state], [out], [*weights, *places]))
 
 
+def test_a_layer_that_is_said_to_be_int8_is() -> None:
+    """Every kind of layer, one after another: what a scheme names is no longer of its own kind, and all else is."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (1, 1, 1), "wl": (1, 16, 4), "rl": (1, 16, 4), "wg": (1, 12, 4), "rg": (1, 12, 4), "mat": (4, 4)}
+    weights = [numpy_helper.from_array(rng.standard_normal(size).astype(np.float32), at) for at, size in shapes.items()]
+    weights.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    nodes = [
+        helper.make_node("Conv", ["pcm", "conv"], ["a"], "sound"),
+        helper.make_node("LSTM", ["a", "wl", "rl"], ["b"], "lstm", hidden_size=4),
+        helper.make_node("Squeeze", ["b", "axis"], ["c"], "out of lstm"),
+        helper.make_node("GRU", ["c", "wg", "rg"], ["d"], "gru", hidden_size=4),
+        helper.make_node("Squeeze", ["d", "axis"], ["e"], "out of gru"),
+        helper.make_node("MatMul", ["e", "mat"], ["embedding"], "product"),
+    ]
+    entry = helper.make_tensor_value_info("pcm", TensorProto.FLOAT, [1, 1, 4])
+    out = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph(nodes, "recurrent", [entry], [out], weights),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    feeds = [{"pcm": rng.standard_normal((1, 1, 4)).astype(np.float32)} for _ in range(3)]
+    quantizer = Quantizer.of(model, "dynamic", "portable", (), feeds, "minmax")
+    assert quantizer.layers == ("lstm", "product")
+    kinds = Counter(node.op_type for node in quantizer(quantizer.layers).graph.node)
+    assert (kinds["LSTM"], kinds["MatMul"], kinds["GRU"], kinds["DynamicQuantizeLSTM"]) == (0, 0, 1, 1)
+    assert quantisable(model, "static", ()) == ("product",)
+    assert quantisable(model, "weight-only", ()) == ("sound", "lstm", "gru", "product")
+
+
 def test_only_what_leads_from_a_layer_to_a_layer_is_carried() -> None:
     model = naive_graph()
     assert quantisable(model, "static", ("conv c",)) == ("conv b",)  # "conv a" takes sound
