@@ -24,8 +24,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with a training that was stopped; the result is the same (on a CPU, bit for bit). `train` needs no other"
-        " option then.",
+        help="Go on with a training that was stopped; the result is the same (on a CPU, bit for bit).",
     ),
 ]
 Epochs = Annotated[int | None, option("Passes over the training clips [12].", METHOD)]

@@ -28,8 +28,8 @@ KindOption = Annotated[
     Literal["speaker", "sound"] | None,
     typer.Option(
         "--kind",
-        help="What a name is: a speaker (long pauses cut, 4 s at least) or a sound. The gallery says which, if not you, and"
-        " of a new one the model.",
+        help="What a name is: a speaker (of whom only the voice is heard, long pauses cut) or a sound. If not you, the"
+        " gallery says which, and of a new one the model.",
     ),
 ]
 

@@ -33,8 +33,9 @@ def evaluate(
     """Score a model on long labelled recordings, in the terms that calibrate promises.
 
     False accepts an hour, false rejects by label and by signal-to-noise ratio, latency, and what fired for what. The model
-    listens as `listen` does, with the thresholds of its device file where it has one. A detection is true from the beginning
-    of a sound with its label to a second after its end; everything else is a false accept, two within a second being one.
+    listens as `listen` does, with the thresholds of its device file where it has one. A detection is true from a quarter of
+    a second before a sound with its label to a second after its end; everything else is a false accept, two within a second
+    being one.
 
     The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. In
     Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder.

@@ -202,6 +202,8 @@ def train(
     A run holds the encoder, the probes, metrics on unseen groups, plots and a card. Splits never share a group
     (speaker, recording): give a `group` column where clips come from the same source. Next: `confit-edge export`.
 
+    A training that was stopped goes on with `train MANIFEST -o RUN --resume`; it needs no other option.
+
     Example: `confit-edge train words.csv -o runs/words --background noise/ --epochs 12`
     """
     flags = {

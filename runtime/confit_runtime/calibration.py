@@ -138,18 +138,6 @@ def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dic
     return levels
 
 
-def count_hits(contract: Contract, recordings: Sequence[Recording]) -> dict[str, int]:
-    """How often each label fires in the recordings at the contract's own thresholds, by the detector itself."""
-    found = dict.fromkeys(contract.labels, 0)
-    detector = Detector.from_contract(contract)
-    for recording in recordings:
-        for rows in recording.pieces:
-            detector.reset()
-            for hit in detector.push(rows):
-                found[contract.labels[hit.label]] += 1
-    return found
-
-
 @dataclass(frozen=True)
 class Positive:
     """A clip that holds `label`: the highest level at which it fires for it, and what else fires at the thresholds."""

@@ -14,7 +14,6 @@ from confit_runtime.errors import GalleryError, UsageError
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-EXACT_UP_TO = 100_000  # prints; beyond, an index is worth its file
 CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
 TOLD_EVERY = 5_000  # prints of an index that is being made

@@ -18,12 +18,12 @@ from confit_runtime.calibration import (
     Counts,
     choose,
     count_false_accepts,
-    count_hits,
     det_curve,
     hear_positive,
     thresholds,
 )
 from confit_runtime.contract import Contract
+from confit_runtime.detect import Detector
 from confit_runtime.intervals import poisson_upper, resampled_upper
 from confit_runtime.recordings import Recording
 from tests import tiny_model
@@ -53,8 +53,14 @@ def test_counts_are_the_detectors(seed: int, place: int, kind: dict[str, object]
 
 
 def hits_at(contract: Contract, recording: Recording, level: float) -> list[int]:
+    """How often each label fires at one level, by the detector itself."""
     at = dataclasses.replace(contract, thresholds=thresholds(contract, np.full(len(contract.labels), level)))
-    return list(count_hits(at, [recording]).values())
+    detector, found = Detector.from_contract(at), [0] * len(contract.labels)
+    for rows in recording.pieces:
+        detector.reset()
+        for hit in detector.push(rows):
+            found[hit.label] += 1
+    return found
 
 
 def world(rng: np.random.Generator, recordings: int, rates: npt.NDArray[np.float64]) -> Counts:
