@@ -166,7 +166,8 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
     source = manifest or Path(run.info.data["manifest"])
     if not source.exists():
         raise UsageError(
-            f"{source}: the run's manifest is not there; say where it is now (export --data; probe, analyze and distill --manifest)"
+            f"{source}: the run's manifest is not there; say where it is now (export --data; probe, analyze and distill"
+            " --manifest)"
         )
     corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:

@@ -102,13 +102,16 @@ def streams_per_core(model: Model, calls: int = 7) -> int:
     contract = model.contract
     hop_s = contract.hop / contract.sample_rate
     low, high, guess = 0, MOST_STREAMS + 1, 1
+    before = (0, 0.0)
     while high - low > max(1, low // 50):
         took = _call_s(model, guess, calls)
         low, high = (guess, high) if took < hop_s else (low, guess)
-        # time grows nearly in proportion to the streams: look a little beyond where it would fill the hop
-        guess = min(int(guess * hop_s / took * (1.01 if took < hop_s else 0.99)), MOST_STREAMS)
-        if not low < guess < high:
-            guess = (low + high) // 2
+        # a call takes a time of its own and one for each stream: look a little beyond where they would fill the hop
+        each, before = (took - before[1]) / (guess - before[0]), (guess, took)
+        fit, in_proportion = guess + (hop_s - took) / max(each, 1e-12), guess * hop_s / took
+        guess = min(int(min(fit, 2 * in_proportion) * (1.01 if took < hop_s else 0.99)), MOST_STREAMS)
+        if not low < guess < high:  # halfway to what was too many; twice what was not, for far more may fill the memory
+            guess = (low + high) // 2 if high <= MOST_STREAMS else min(2 * low, MOST_STREAMS)
     return low
 
 

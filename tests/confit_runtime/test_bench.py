@@ -88,6 +88,9 @@ def test_streams_per_core_is_the_largest_in_real_time(model: Model, monkeypatch:
         assert 0.98 * streams <= found <= streams
         assert len(asked) <= 12
     assert takes(0.0, 1e-9) == 2048
+    for streams in range(1, 60):  # what a model cannot carry is not tried at twice the number: it would fill a memory
+        assert takes(0.0, hop_s / (streams + 0.01)) == streams
+        assert max(asked) <= 2 * streams
 
 
 def test_streams_are_counted_on_the_real_model(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
