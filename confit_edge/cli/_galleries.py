@@ -78,7 +78,7 @@ def opened(
             if unknown := [name for name in wanted if name not in voices.names()]:
                 enrolled = ", ".join(voices.names()) or "nobody"
                 raise UsageError(f"--only {unknown[0]}: is not enrolled in {voices.path} (enrolled: {enrolled})")
-            placed.taps.append(SpeakerTap(speaker_model, voices, wanted))
+            placed.taps.append(SpeakerTap(speaker_model, voices, wanted, models))
         if save is not None:
             placed.taps.append(_save_tap(save, models))
         yield placed

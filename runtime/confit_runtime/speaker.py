@@ -27,13 +27,19 @@ from confit_runtime.voiced import cut_to_voice, voiced_seconds
 
 log = logging.getLogger(__name__)
 
-RECENT_S = 6.0
+RECENT_S, SLACK_S = 6.0, 1.0  # that are held at least; and more than is needed, for sound comes in pieces
 SHORTEST_WORD_S = 0.2
 MOST_TRIGGERS = 10_000  # files, some hundred megabytes
 VOICE_BEFORE_S = 3.0  # how far back before the end of a detection a voice is looked for
 # of the word that fired, before the detection's end and after; and what it may score less than a name needs. Chosen on
 # the demo's validation voices: others who speak after an enrolled one are told from it, its own words rarely dropped
 WORD_S, LEAST_OF_WORD_S, WORD_SLACK = (0.6, 0.3), 0.1, 0.1
+
+
+def reach_s(models: Collection[Model]) -> float:
+    """How many seconds a detection by one of `models` looks back on: its window, and a voice before."""
+    windows = [(one.window + one.latency_samples) / one.sample_rate for one in (model.contract for model in models)]
+    return max([RECENT_S, *(window + VOICE_BEFORE_S + SLACK_S for window in windows)])
 
 
 class RecentAudio(Tap):
@@ -80,11 +86,14 @@ class SpeakerTap(RecentAudio):
     What is judged is the voice in the three seconds up to the detection's end, for a word alone is little to know a voice
     by. Whoever that is must have said the word, too: the word alone must be nearest to the same name, and within
     `WORD_SLACK` of what the name needs. Where it is not, where there is too little voice, or where nobody enrolled is near
-    enough, the speaker is None. The gallery is read anew when another program has changed it.
+    enough, the speaker is None. The gallery is read anew when another program has changed it. `models` are those whose
+    detections are named: of a window of many seconds more must be held.
     """
 
-    def __init__(self, model: Model, gallery: Gallery, only: Collection[str] = ()) -> None:
-        super().__init__()
+    def __init__(
+        self, model: Model, gallery: Gallery, only: Collection[str] = (), models: Collection[Model] = ()
+    ) -> None:
+        super().__init__(reach_s(models))
         self._model, self._gallery, self._only = model, gallery, set(only)
         self._told = False
 
@@ -127,7 +136,7 @@ class VetoTap(RecentAudio):
     """Drops detections whose sound is one that was enrolled as negative of their label (`enroll --negative`)."""
 
     def __init__(self, model: Model, gallery: Gallery) -> None:
-        super().__init__()
+        super().__init__(reach_s([model]))
         self._model, self._gallery = model, gallery
 
     def judge(self, detection: Detection) -> Detection | None:
@@ -148,7 +157,7 @@ class SaveTap(RecentAudio):
 
     def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
         """Makes the folder where it is not there. Raises OSError when it cannot be made or written."""
-        super().__init__()
+        super().__init__(reach_s(models))
         self._folder, self._models = folder, {model.name: model for model in models}
         self._source, self._began, self._count = "", time.strftime("%Y%m%d-%H%M%S"), 0
         self._failing = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import threading
@@ -165,6 +166,24 @@ def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Mod
     end, half = round(1.3 * RATE), model.contract.window // 2
     first = min(round(1.2 * RATE), end - half)
     np.testing.assert_allclose(sound, pcm[first : end + half], atol=1e-4)
+
+
+def test_of_a_window_of_many_seconds_all_is_kept(tmp_path: Path, model: Model) -> None:
+    wide = copy.copy(model)
+    hop = model.contract.hop
+    window = 10 * RATE // hop * hop
+    wide.contract = dataclasses.replace(
+        model.contract, window=window, warmup_hops=window // hop - 1, latency_samples=window // 2
+    )
+    pcm = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE).astype(np.float32)
+    tap = SaveTap(tmp_path, [model, wide])
+    tap.begin("scene", RATE)
+    for second in np.split(pcm, 20):
+        tap.hear(second, RATE)
+    tap.judge(detection(14.0, 14.5))  # told at 19.5 s
+    sound, _ = soundfile.read(next(tmp_path.iterdir()), dtype="float32")
+    last = round(14.5 * RATE) + window // 2
+    np.testing.assert_allclose(sound, pcm[last - window : last], atol=1e-4)
 
 
 def test_a_trigger_at_the_very_start_holds_what_was_heard_of_it(tmp_path: Path, model: Model) -> None:
