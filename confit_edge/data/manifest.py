@@ -261,6 +261,11 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
         label = _text(value, column, where)
         if not label:
             raise ManifestError(f"{where}: {column} is empty; label the clip or remove the row")
+        if "|" in label:
+            raise ManifestError(
+                f"{where}: {column} {label!r} holds a vertical bar, which joins several labels: call the column `labels`, or"
+                " name the class otherwise"
+            )
         return (_reserved(label),)
     parts = value if isinstance(value, list) else _text(value, column, where).split("|")
     labels = [_text(part, column, where) for part in parts]
