@@ -60,7 +60,7 @@ class Run:
     encoder: Encoder
     linear: LinearProbe
     knn: KnnProbe
-    typicality: Typicality | None
+    typicality: Typicality | None  # None only where a study leaves it out
     metrics: dict[str, Any]
 
 
@@ -83,7 +83,7 @@ def write_run(
     projection: dict[str, Tensor],
     linear: LinearProbe,
     knn: KnnProbe,
-    typicality: Typicality | None,
+    typicality: Typicality,
     metrics: dict[str, Any],
     history: list[dict[str, float]],
     card: str,
@@ -98,8 +98,7 @@ def write_run(
         "knn.prints": knn.prints,
         "knn.targets": knn.targets,
     }
-    if typicality:
-        arrays |= {f"typicality.{key}": getattr(typicality, key) for key in ("slope", "offset", "axes")}
+    arrays |= {f"typicality.{key}": getattr(typicality, key) for key in ("slope", "offset", "axes")}
     write_tensors(path / "probe.safetensors", {key: torch.from_numpy(value) for key, value in arrays.items()})
     columns = list(dict.fromkeys(key for row in history for key in row))
     with (path / "history.csv").open("w", newline="", encoding="utf-8") as handle:
@@ -177,9 +176,7 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
     return corpus
 
 
-def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typicality | None:
-    if info.multi_label:
-        return None
+def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typicality:
     slope, offset, axes = (arrays[f"typicality.{key}"] for key in ("slope", "offset", "axes"))
     classes = len(info.classes)
     if slope.shape != (classes, dim) or offset.shape != (classes,) or axes.ndim != 2 or axes.shape[1] != dim:

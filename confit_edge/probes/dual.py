@@ -29,12 +29,12 @@ Targets = npt.NDArray[np.int8]
 class DualProbe:
     """Both probes of one frozen encoder, and the embeddings they were judged on.
 
-    `typicality` is what a device weighs the linear probe's probabilities by; None where a clip may have several labels.
+    `typicality` is what a device weighs the linear probe's probabilities by.
     """
 
     linear: LinearProbe
     knn: KnnProbe
-    typicality: Typicality | None
+    typicality: Typicality
     metrics: dict[str, Any]  # {"linear" | "knn": {"val" | "test": Accuracy as a dict}, "k": int, "metric": str}
     val_embeddings: Floats
     test_embeddings: Floats
@@ -59,9 +59,7 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     else:
         fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device))
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
-    typicality = None
-    if not corpus.multi_label:
-        typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
+    typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
     for name, probe in (("linear", linear), ("knn", knn)):

@@ -59,20 +59,20 @@ class Typicality:
         *,
         unknown: int | None = None,
     ) -> Typicality:
-        """On embeddings `[clips, dim]` of length 1 with one class each (0/1 `[clips, classes]`).
+        """On embeddings `[clips, dim]` of length 1 with their classes (0/1 `[clips, classes]`).
 
-        Each class but `unknown` needs a training clip. The fewer clips there are beyond one a class, the fewer directions
-        are told apart: with next to none, D is the plain distance.
+        A clip of several classes counts in each; what else is heard in it is then among the ways in which clips of one class
+        differ. Each class but `unknown` needs a training clip. The fewer clips there are beyond one a class, the fewer
+        directions are told apart: with next to none, D is the plain distance.
         """
         known = [column for column in range(targets.shape[1]) if column != unknown]
-        labels, val_labels = targets.argmax(axis=1), val_targets.argmax(axis=1)
         means = np.zeros((targets.shape[1], embeddings.shape[1]))
         for column in known:
-            means[column] = embeddings[labels == column].astype(np.float64).mean(axis=0)
-        within = embeddings[labels != unknown] - means[labels[labels != unknown]]
+            means[column] = embeddings[targets[:, column] > 0].astype(np.float64).mean(axis=0)
+        within = _from_their_means(embeddings, targets, means, unknown)
         axes = _axes(within, len(known))
-        own = val_labels != unknown
-        apart = val_embeddings[own] - means[val_labels[own]] if own.any() else within
+        apart = _from_their_means(val_embeddings, val_targets, means, unknown)
+        apart = apart if len(apart) else within
         distance = (apart**2).sum(axis=1) - ((apart @ axes.T) ** 2).sum(axis=1)
         scale = math.log(2) / max(2 * float(np.median(distance)), NEAREST)
         axes = axes * scale**0.5
@@ -82,6 +82,16 @@ class Typicality:
         if unknown is not None:
             slope[unknown], offset[unknown] = 0, -math.log(UNKNOWN)
         return cls(slope.astype(np.float32), offset.astype(np.float32), axes.astype(np.float32), unknown)
+
+
+def _from_their_means(
+    embeddings: Floats, targets: npt.NDArray[np.int8], means: npt.NDArray[np.float64], unknown: int | None
+) -> npt.NDArray[np.float64]:
+    """`[n, dim]`: each embedding less the mean of each of its classes but `unknown`."""
+    clips, classes = np.nonzero(targets)
+    kept = classes != (-1 if unknown is None else unknown)
+    apart: npt.NDArray[np.float64] = embeddings[clips[kept]] - means[classes[kept]]
+    return apart
 
 
 def _axes(within: npt.NDArray[np.float64], classes: int) -> npt.NDArray[np.float64]:

@@ -57,12 +57,14 @@ class Head(nn.Module):
         # `confit_edge.encoders.base.normalise`, in one node
         embedding = functional.layer_norm(pooled, self.scale.shape, weight=self.scale, eps=1e-24)
         if self.typicality is None:
-            logits = self.linear(embedding)
-            return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)), embedding
+            return self._probabilities(self.linear(embedding)), embedding
         logits, exponent, along = self.linear(embedding).split(self.sizes, dim=-1)
         if self.sizes[2]:
             exponent = exponent + (along * along) @ self.quadratic
-        return logits.softmax(dim=-1) * exponent.exp(), embedding
+        return self._probabilities(logits) * exponent.exp(), embedding
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 
 
 class StreamingModel(nn.Module):
@@ -98,7 +100,7 @@ class WindowedModel(nn.Module):
 
 
 def assemble(encoder: Encoder, probe: LinearProbe, typicality: Typicality | None) -> StreamingModel | WindowedModel:
-    """The export form of a frozen encoder with its linear probe and, for a single-label model, the typicality."""
+    """The export form of a frozen encoder with its linear probe and, where it is given, the typicality."""
     return (StreamingModel if encoder.streaming else WindowedModel)(encoder, Head(probe, typicality)).eval()
 
 

@@ -41,8 +41,8 @@ def naive(train: tuple[Floats, Targets], val: tuple[Floats, Targets], rows: Floa
     """Each factor by a covariance that is inverted: the leading directions as they are, one variance in all others."""
     (x, y), (val_x, val_y) = train, val
     known = [label for label in range(y.shape[1]) if label != unknown]
-    means = {label: x[y.argmax(axis=1) == label].astype(np.float64).mean(axis=0) for label in known}
-    within = [clip - means[label] for clip, label in zip(x, y.argmax(axis=1), strict=True) if label != unknown]
+    means = {label: x[y[:, label] == 1].astype(np.float64).mean(axis=0) for label in known}
+    within = [clip - means[label] for clip, own in zip(x, y, strict=True) for label in known if own[label]]
     scatter = sum(np.outer(one, one) for one in within)
     values, directions = np.linalg.eigh(scatter)
     rank = min(module.RANK, DIM // 3, (len(within) - len(known)) // module.ROWS_A_DIRECTION)
@@ -53,7 +53,7 @@ def naive(train: tuple[Floats, Targets], val: tuple[Floats, Targets], rows: Floa
     def distance(row: Floats, label: int) -> float:
         return float((row - means[label]) @ inverse @ (row - means[label]))
 
-    usual = [distance(row, label) for row, label in zip(val_x, val_y.argmax(axis=1), strict=True) if label != unknown]
+    usual = [distance(row, label) for row, own in zip(val_x, val_y, strict=True) for label in known if own[label]]
     factors = np.full((len(rows), y.shape[1]), 0.5)
     for at, row in enumerate(rows):
         for label in known:
@@ -81,6 +81,20 @@ def test_a_factor_halves_with_twice_the_usual_mahalanobis_distance(clips: int, u
     else:
         expected = naive(train, val, other, unknown)
     np.testing.assert_allclose(found.factors(other), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("unknown", [None, 2])
+def test_a_clip_of_several_classes_counts_in_each_and_one_of_none_in_none(unknown: int | None) -> None:
+    rng = np.random.default_rng(3)
+    sets = [clouds(60, 0), clouds(10, 1)]
+    for _, targets in sets:
+        more = rng.integers(CLASSES, size=len(targets))
+        targets[np.arange(len(targets)), more] = 1
+        targets[::7] = 0
+    train, val = sets
+    other, _ = clouds(3, 2)
+    found = Typicality.fit(*train, *val, unknown=unknown)
+    np.testing.assert_allclose(found.factors(other), naive(train, val, other, unknown), atol=1e-4)
 
 
 def test_what_lies_between_classes_is_typical_of_none_and_what_clips_differ_in_anyway_counts_little() -> None:
