@@ -294,7 +294,9 @@ class Warping:
             smoothing_hops=1,
             min_hops=1,
         )
-        recordings = [Recording(name, [self.rows(those, buffer)], seconds) for name, those, seconds in frames]
+        recordings = [
+            Recording(name, [self.rows(those, buffer)], seconds, [(name, 0.0)]) for name, those, seconds in frames
+        ]
         rows = {
             condition: [(clip, self.rows(those, buffer)) for clip, those in some] for condition, some in clips.items()
         }

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from confit_edge.cli._console import say
-from confit_runtime.calibration import LEVELS, NEVER, STEP, Chosen, Counts, Positive
+from confit_runtime.calibration import LEVELS, NEVER, STEP, Chosen, Counts, Positive, decisive
 from confit_runtime.contract import Contract
-from confit_runtime.intervals import grouped_share_interval, poisson_interval
+from confit_runtime.intervals import FEWEST_GROUPS, grouped_share_interval, poisson_interval
 from confit_runtime.recordings import Recording
 
 SHOWN = 5  # labels named in a remark
 HIGH = 0.9  # a threshold that misses many a clip
+CURVE = "margin,fa_per_hour,"  # that a table of the curve begins with
+DEAF = 0.9  # of a label's clips that are missed
 FAR = round(1.0 / STEP)  # levels above what was fired at, in log odds of 1
 
 
@@ -66,10 +68,20 @@ def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> 
     return {"clips": len(missed), "frr": sum(missed) / len(missed), "frr_interval": [low, high]}
 
 
+def below(contract: Contract, chosen: Chosen) -> str:
+    """The labels whose thresholds would fall below those that `contract` came with, and to what."""
+    fallen = []
+    for label in contract.can_fire:
+        came_with, level = contract.thresholds[label]["on"], chosen.thresholds[contract.labels.index(label)]
+        if level < came_with:
+            fallen.append((round(1e6 * (came_with - level)), f"{label} ({came_with:.2f}, not {level:.2f})"))
+    return _first(fallen)
+
+
 def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording]) -> list[str]:
     """What to beware of, by the thresholds that `contract` came with.
 
-    That is recordings that seem to hold the model's own sounds, and labels raised for what others fired at.
+    That is recordings that seem to hold the model's own sounds, labels raised for what others fired at, and few files.
     """
     together, told = counts.events.sum(axis=1), []
     own_words, raised = [], []
@@ -92,11 +104,22 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             f"{_first(own_words)}. Where they hold the sound itself, the new thresholds make the model deaf to it: listen"
             " there, and leave such recordings out"
         )
-    if raised:
+    if raised or chosen.margin >= FAR:
+        by = "; ".join(
+            f"{one.label} at {one.score:.3f} in {one.file} at {one.at_s:.1f} s"
+            for one in decisive(counts, chosen, contract, recordings)
+        )
+        what = f" far above anything that they fired for, {_first(raised)}" if raised else ""
         told.append(
-            "the margin that is common to all labels raised some far above anything that they fired for:"
-            f" {_first(raised)}. A label that matters can be calibrated by itself, into a copy of the model:"
-            " --only LABEL --bake LABEL.onnx"
+            f"the margin that is common to all labels raised them{what}. What raised it: {by}. Where that is the sound itself,"
+            " leave the recording out; a label that matters can be calibrated by itself, into a copy of the model: --only"
+            " LABEL --bake LABEL.onnx"
+        )
+    files = {file for recording in recordings for file, _ in recording.places}
+    if len(files) < FEWEST_GROUPS:
+        told.append(
+            f"all hours are of {len(files)} file{'s' if len(files) > 1 else ''}: cut into half hours, each counts as a recording,"
+            " though they are more alike than recordings of several days and rooms: the bound is for hours like these"
         )
     return told
 
@@ -125,6 +148,8 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
         )
     if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
         say(f"never fires any more, for these recordings hold what sounds like it: {', '.join(silent)}")
+    if deaf := [label for label, row in report["labels"].items() if row["fires"] and row.get("frr", 0.0) >= DEAF]:
+        say(f"hardly fires any more, for {100 * DEAF:g} % or more of its clips are missed: {', '.join(deaf)}")
 
 
 def _percent(row: dict[str, Any]) -> str:

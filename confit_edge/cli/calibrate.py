@@ -37,6 +37,14 @@ def calibrate(
         list[str] | None,
         typer.Option(metavar="LABEL", help="Let only this label fire; may be repeated. Fewer share the false accepts."),
     ] = None,
+    lower: Annotated[
+        bool,
+        typer.Option(
+            "--lower",
+            help="Let thresholds fall below those the model came with, too: where the recordings hold all that the device will"
+            " ever hear, speech and television among it.",
+        ),
+    ] = False,
     confidence: Annotated[float, typer.Option(metavar="SHARE", help="How sure the bound is.")] = 0.95,
     bake: Annotated[
         Path | None,
@@ -55,9 +63,10 @@ def calibrate(
 
     Every recording is streamed through the model, hours of it if you have them: what a device hears all day, such as talk,
     television and music, but none of the model's own sounds. The thresholds are the lowest at which the upper bound of
-    false accepts an hour, of all labels together, is at most the target. At 95 % and 0.5 an hour that takes six hours at
-    the least. Recordings, not minutes, are what the bound counts with: many short ones of many kinds say more than one long
-    one. Stopped, it goes on where it was.
+    false accepts an hour, of all labels together, is at most the target, and not below those that the model came with: hours
+    in which little sounds would allow anything (--lower does). At 95 % and 0.5 an hour that takes six hours at the least.
+    Recordings, not minutes, are what the bound counts with: many short ones of many kinds say more than one long
+    one. Stopped, it goes on at the file that it was in.
 
     It writes MODEL.device.json beside the model, which every program that loads the model then reads.
 
@@ -75,7 +84,7 @@ def calibrate(
 
     from confit_edge.cli import _calibrated as calibrated
     from confit_runtime import load
-    from confit_runtime.calibration import choose, count_false_accepts, det_curve, may_fire, thresholds
+    from confit_runtime.calibration import choose, count_false_accepts, det_curve, levels_of, may_fire, thresholds
     from confit_runtime.device_file import device_path, refuse_calibrated
     from confit_runtime.recordings import RowCache, score_recordings
     from confit_runtime.sources import find_clips
@@ -106,6 +115,9 @@ def calibrate(
         )
     places, counts = may_fire(contract), count_false_accepts(contract, recordings)
     chosen = choose(counts, target_fa_per_hour, confidence)
+    could_fall = calibrated.below(contract, chosen)
+    if not lower:
+        chosen = dataclasses.replace(chosen, lowest=levels_of(contract))
     beware = calibrated.cautions(counts, chosen, contract, recordings)
     contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
     heard = _hear(loaded, contract, clips, json)
@@ -132,6 +144,11 @@ def calibrate(
     written = _write(loaded, contract, {**report, "det": curve}, bake)
     if not json:
         calibrated.print_table(contract, report)
+    if could_fall and not lower:
+        say(
+            f"kept at the threshold the model came with, for too little in these recordings is like it: {could_fall}."
+            " Where they hold all that the device will ever hear, --lower finds more of it"
+        )
     say(f"wrote {written}")
 
 
@@ -146,7 +163,17 @@ def _check(target: float, confidence: float, bake: Path | None, plot: Path | Non
         raise UsageError(f"--plot {plot}: the plot's name ends with .png")
     if plot is not None:
         _check_place(plot, "name a --plot DET.png in another")
+        _check_table(plot)
         from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours
+
+
+def _check_table(plot: Path) -> None:
+    """Raise UsageError where the table beside the plot would replace one of something else, such as labels."""
+    from confit_edge.cli._calibrated import CURVE
+
+    table = plot.with_suffix(".csv")
+    if table.exists() and not table.read_bytes().startswith(CURVE.encode()):
+        raise UsageError(f"--plot {plot}: would replace {table}, which is no such curve; name another DET.png")
 
 
 def _check_place(path: Path, advice: str) -> None:
@@ -166,6 +193,11 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
     for label in labels:
         if label not in contract.firing_labels:
             raise UsageError(f"--only {label}: {contract.name} has no such label ({', '.join(contract.labels)})")
+        if label not in contract.can_fire:
+            raise UsageError(
+                f"--only {label}: {contract.name} was made with it set never to fire (those that do:"
+                f" {', '.join(contract.can_fire)}); calibrate the model that it was made from"
+            )
     return only(contract, labels)
 
 

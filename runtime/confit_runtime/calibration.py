@@ -50,6 +50,7 @@ class Chosen:
     `own [labels]` is each label's level, `margin` the places that all are raised by, `bound` the upper bound of false
     accepts an hour and `held_out` the false accepts `[recordings]` it stands on. `met` tells whether the bound is at most
     the target; where it is not, the thresholds are those at which none was held out, and `more_hours` are missing.
+    No label is brought below its threshold of `lowest [labels]`: fewer false accepts than promised.
     """
 
     own: Ints
@@ -58,15 +59,18 @@ class Chosen:
     held_out: Ints
     met: bool
     more_hours: float
+    lowest: npt.NDArray[np.float64] | None = None
 
     @property
     def levels(self) -> Ints:
-        return _raised(self.own, self.margin)
+        """The places at the thresholds, or next below them."""
+        places: Ints = np.searchsorted(LEVELS, self.thresholds, side="right") - 1
+        return places
 
     @property
     def thresholds(self) -> npt.NDArray[np.float64]:
-        on: npt.NDArray[np.float64] = LEVELS[self.levels]
-        return on
+        on: npt.NDArray[np.float64] = LEVELS[_raised(self.own, self.margin)]
+        return on if self.lowest is None else np.maximum(on, self.lowest)
 
 
 def count_false_accepts(contract: Contract, recordings: Sequence[Recording]) -> Counts:
@@ -177,9 +181,51 @@ def det_curve(
     return points
 
 
+@dataclass(frozen=True)
+class Highest:
+    """The sound for which a label's score was highest: in which file, and at which second of it."""
+
+    label: str
+    score: float
+    file: str
+    at_s: float
+
+
+def decisive(
+    counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording], most: int = 3
+) -> list[Highest]:
+    """The false accepts that lie highest above the level of their label that the other recordings give: they set the margin.
+
+    At most one of a label and a recording. None where nothing reached its label's level.
+    """
+    together, found = counts.events.sum(axis=1), []
+    for at, recording in enumerate(recordings):
+        others = _own(together - counts.events[:, at])
+        for place in may_fire(contract):
+            reached = np.flatnonzero(counts.events[place, at])
+            if len(reached) and reached[-1] >= others[place]:
+                found.append((int(reached[-1] - others[place]), place, recording))
+    found.sort(key=lambda one: -one[0])
+    return [_highest(contract, place, recording) for _, place, recording in found[:most]]
+
+
+def _highest(contract: Contract, place: int, recording: Recording) -> Highest:
+    tops = [firing_levels(contract, rows)[0][:, place] for rows in recording.pieces]
+    piece = int(np.argmax([top.max(initial=-np.inf) for top in tops]))
+    row = int(tops[piece].argmax())
+    file, start_s = recording.places[piece]
+    seconds = max(0.0, start_s + (row * contract.hop - contract.latency_samples) / contract.sample_rate)
+    return Highest(contract.labels[place], float(tops[piece][row]), file, seconds)
+
+
 def may_fire(contract: Contract) -> list[int]:
     """The places of the labels that can fire."""
     return [contract.labels.index(label) for label in contract.can_fire]
+
+
+def levels_of(contract: Contract) -> npt.NDArray[np.float64]:
+    """The thresholds `[labels]` of a contract."""
+    return np.array([contract.thresholds[label]["on"] for label in contract.labels])
 
 
 def only(contract: Contract, labels: Collection[str]) -> Contract:

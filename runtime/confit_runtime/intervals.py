@@ -11,6 +11,10 @@ import numpy.typing as npt
 
 DRAWS = 2000
 FEWEST_GROUPS = 5  # that can be resampled: of fewer the draws say next to nothing
+# correlation of the clips of a group: with as little, intervals of 5 to 40 groups held 91 % of the time and more, mostly 95 %
+# and more, where the true one was anything from 0.05 to 0.3
+LEAST_ALIKE = 0.05
+_TINY = 1e-300
 
 
 def poisson_upper(count: int, exposure: float, confidence: float = 0.95) -> float:
@@ -37,13 +41,16 @@ def poisson_interval(count: int, exposure: float, confidence: float = 0.95) -> t
     return low, high
 
 
-def share_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The two-sided exact interval of a share (Clopper and Pearson 1934); (0, 1) for no trials."""
-    if trials == 0:
+def share_interval(hits: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
+    """The two-sided exact interval of a share (Clopper and Pearson 1934); (0, 1) for no trials.
+
+    Of counts that are no whole numbers, such as effective ones, it is that of the same beta distributions.
+    """
+    if trials <= 0:
         return 0.0, 1.0
     tail = (1 - confidence) / 2
-    high = 1.0 if hits == trials else _falling_root(lambda share: _binomial_cdf(hits, trials, share), tail, 0.0, 1.0)
-    low = 0.0 if hits == 0 else _falling_root(lambda share: _binomial_cdf(hits - 1, trials, share), 1 - tail, 0.0, 1.0)
+    high = 1.0 if hits >= trials else _beta_quantile(1 - tail, hits + 1, trials - hits)
+    low = 0.0 if hits <= 0 else _beta_quantile(tail, hits, trials - hits + 1)
     return low, high
 
 
@@ -69,18 +76,29 @@ def resampled_interval(
 def grouped_share_interval(
     hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The two-sided interval of the share of `hits`, the groups (speakers, recordings) resampled.
+    """The two-sided interval of the share of `hits` among clips that come in groups (speakers, recordings).
 
-    Where there are fewer than five groups, or all clips agree, it is the exact one of so many groups or clips.
+    The exact one of an effective number of clips (Korn and Graubard 1998): their number over the design effect, which is how
+    much more the share varies than of independent clips, and over the widening that Student's t has for so few groups. Few
+    misses tell little of how unlike groups are, so that their clips count as correlated by `LEAST_ALIKE` at the least.
+    Of one group nothing is known but itself: it counts as one clip.
     """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) == len(hits):
-        return share_interval(sum(hits), len(hits), confidence)
-    if len(names) < FEWEST_GROUPS or len(set(hits)) == 1:
-        share = sum(hits) / len(hits)
-        return share_interval(round(share * len(names)), len(names), confidence)
-    by_group = np.bincount(member, weights=np.asarray(hits, np.float64))
-    return resampled_interval(by_group, np.bincount(member).astype(np.float64), confidence)
+    right = np.asarray(hits, np.float64)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    each, clips = np.bincount(member).astype(np.float64), len(right)
+    share, count = float(right.mean()), len(each)
+    if count == clips:
+        return share_interval(right.sum(), clips, confidence)
+    if count == 1:
+        return share_interval(round(share), 1, confidence)
+    effect = 1 + LEAST_ALIKE * (float((each**2).sum()) / clips - 1)
+    if 0 < share < 1:
+        apart = np.bincount(member, weights=right) - share * each
+        effect = max(effect, count / (count - 1) * float((apart**2).sum()) / (clips * share * (1 - share)))
+    quantile = (1 + confidence) / 2
+    widening = _student_quantile(quantile, count - 1) / _student_quantile(quantile, clips - 1)
+    effective = clips / effect / widening**2
+    return share_interval(share * effective, effective, confidence)
 
 
 def _resampled(counts: npt.NDArray, amounts: npt.NDArray, draws: int) -> npt.NDArray[np.float64]:
@@ -106,26 +124,42 @@ def _poisson_cdf(count: int, mean: float) -> float:
     return min(1.0, last * (1.0 + float(below.sum())))
 
 
-def _binomial_cdf(hits: int, trials: int, share: float) -> float:
-    if share <= 0:
-        return 1.0
-    if share >= 1:
-        return float(hits >= trials)
-    whole = math.lgamma(trials + 1)
-    logs = [
-        whole
-        - math.lgamma(k + 1)
-        - math.lgamma(trials - k + 1)
-        + k * math.log(share)
-        + (trials - k) * math.log1p(-share)
-        for k in range(hits + 1)
-    ]
-    return math.exp(_log_sum(logs))
+def _beta_quantile(share: float, a: float, b: float) -> float:
+    return _falling_root(lambda x: 1 - _beta_cdf(x, a, b), 1 - share, 0.0, 1.0)
 
 
-def _log_sum(logs: list[float]) -> float:
-    largest = max(logs)
-    return largest + math.log(sum(math.exp(value - largest) for value in logs))
+@lru_cache(maxsize=64)
+def _student_quantile(share: float, freedom: float) -> float:
+    """Of Student's t with so many degrees of freedom, for a `share` above a half."""
+
+    def above(t: float) -> float:
+        return 0.5 * _beta_cdf(freedom / (freedom + t * t), freedom / 2, 0.5)
+
+    return _falling_root(above, 1 - share, 0.0, 1e6)
+
+
+def _beta_cdf(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function, by its continued fraction (Lentz's method; DLMF 8.17.22)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side
+        return 1 - _beta_cdf(1 - x, b, a)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    value, up, down = 1.0, 1.0, 0.0
+    for step in range(1000):
+        half = step // 2
+        if step == 0:
+            term = 1.0
+        elif step % 2 == 0:
+            term = half * (b - half) * x / ((a + step - 1) * (a + step))
+        else:
+            term = -(a + half) * (a + b + half) * x / ((a + step - 1) * (a + step))
+        down = 1 / ((1 + term * down) or _TINY)
+        up = (1 + term / up) or _TINY
+        value *= up * down
+        if abs(up * down - 1) < 1e-14:
+            break
+    return front * (value - 1) / a
 
 
 def _falling_root(function: Callable[[float], float], value: float, low: float, high: float) -> float:

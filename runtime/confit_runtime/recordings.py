@@ -28,11 +28,15 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Recording:
-    """One unit of resampling: score rows `[hops, classes]` of each piece of sound in it, and how long that is."""
+    """One unit of resampling: score rows `[hops, classes]` of each piece of sound in it, and how long that is.
+
+    `places` says of each piece in which file it is, and at which second that begins.
+    """
 
     name: str
     pieces: list[Rows]
     seconds: float
+    places: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -94,18 +98,19 @@ def score_recordings(
     lengths = {path: sound_seconds(path) for path in paths}
     _refuse_twins(paths)
     whole, done = sum(lengths.values()), 0.0
-    together: dict[str, list[tuple[Rows, float]]] = {}
+    together: dict[str, list[tuple[Path, Rows, float]]] = {}
     found: list[Recording] = []
     for path, length in lengths.items():
         rows, seconds = cache.rows(model, path, partial(_tell_sum, tell, path.name, done, whole))
         done += length
         if seconds < SHORT_S:
-            together.setdefault(str(path.parent), []).append((rows, seconds))
+            together.setdefault(str(path.parent), []).append((path, rows, seconds))
         else:
             found += _split(str(path), rows, seconds)
     for folder, parts in together.items():
-        seconds = sum(length for _, length in parts)
-        found.append(Recording(f"{folder} ({len(parts)} short files)", [rows for rows, _ in parts], seconds))
+        files, pieces, lengths_s = zip(*parts, strict=True)
+        places = [(str(path), 0.0) for path in files]
+        found.append(Recording(f"{folder} ({len(parts)} short files)", list(pieces), sum(lengths_s), places))
     return found
 
 
@@ -126,23 +131,26 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
     """Score rows `[hops, classes]` of a sound file of any length as `listen` hears it, and its seconds.
 
     Silence stands before and after it, so that all of it is scored, and as often as any sound on a device: what a file
-    counts for is as long as it is. `tell(seconds)` is called as it goes on. Raises UsageError, AudioError.
+    counts for is as long as it is. `tell(seconds)` is called as it goes on. Raises UsageError, and AudioError also for
+    nothing but zeros: no microphone gives them, and a muted one proves nothing.
     """
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
         resampler = StreamResampler(rate, model.contract.sample_rate)
         before, after = _silences(model)
-        scorer, samples = _Scorer(model), 0
+        scorer, samples, sounds = _Scorer(model), 0, False
         parts = list(scorer.push(before))
         for block in decode(sound):
             if not np.isfinite(block).all():
                 raise AudioError(f"{path}: holds NaN or infinite samples")
-            samples += len(block)
+            samples, sounds = samples + len(block), sounds or bool(block.any())
             parts += scorer.push(resampler.push(block))
             tell(samples / rate)
         parts += scorer.push(np.concatenate([resampler.finish(), after]), last=True)
     if samples == 0:
         raise AudioError(f"{path}: holds no samples")
+    if not sounds:
+        raise AudioError(f"{path}: is digital silence, nothing but zeros: was the microphone muted? Leave it out")
     return np.concatenate([np.zeros((0, len(model.labels)), np.float32), *parts]), samples / rate
 
 
@@ -203,7 +211,10 @@ def _split(name: str, rows: Rows, seconds: float) -> list[Recording]:
     count = max(1, round(seconds / LONG_S))
     parts = np.array_split(rows, count)
     names = [name] if count == 1 else [f"{name} ({part + 1} of {count})" for part in range(count)]
-    return [Recording(part, [piece], seconds / count) for part, piece in zip(names, parts, strict=True)]
+    return [
+        Recording(part, [piece], seconds / count, [(name, at * seconds / count)])
+        for at, (part, piece) in enumerate(zip(names, parts, strict=True))
+    ]
 
 
 def _digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,8 +108,9 @@ def test_too_few_hours_are_said_and_nothing_is_written(confit: Confit, sounds: P
 def test_a_copy_is_baked_and_means_the_same(confit: Confit, sounds: Path, model: Path) -> None:
     out = model.parent / "kitchen.onnx"
     code, _, err = confit(
-        "calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--bake", out
-    )
+        "calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--bake", out,
+        "--lower",
+    )  # fmt: skip
     assert code == 0, err
     assert not (model.parent / "tiny.device.json").exists()
     baked, plain = load(out), load(model)
@@ -130,7 +132,11 @@ def test_recordings_that_hold_the_models_own_sounds_are_told_of(
     assert f"fires often in these recordings: low (10 times, 10 in {tmp_path / 'own.flac'})" in caution
     assert caution in err
     assert "mid (to " in raised  # by the margin that this recording asks of the others
-    assert json.loads(confit("calibrate", model, *arguments[2:], "--only", "mid", "--json")[1])["cautions"] == []
+    where = re.search(rf"What raised it: low at [01]\.\d+ in {tmp_path / 'own.flac'} at ([0-9.]+) s", raised)
+    assert where is not None, raised
+    assert float(where[1]) % 7.3 == pytest.approx(0.15, abs=0.4)  # in the middle of one of the tones
+    (few,) = json.loads(confit("calibrate", model, *arguments[2:], "--only", "mid", "--json")[1])["cautions"]
+    assert "all hours are of 1 file:" in few
     assert json.loads(confit("calibrate", model, *arguments[:2], *arguments[4:], "--json")[1])["cautions"] == []
 
 
@@ -142,10 +148,56 @@ def test_a_label_that_others_raised_is_told_of(model: Path) -> None:
     events[low, 1, : np.searchsorted(LEVELS, 0.3)] = 1
     counts = Counts(events, np.full(4, 2.0))
     chosen = choose(counts, 0.5)
-    (caution,) = cautions(counts, chosen, contract, [Recording(f"r{at}", [], 7200.0) for at in range(4)])
+    rows = np.zeros((40, len(contract.labels)), np.float32)
+    rows[20:30, mid] = 0.98
+    recordings = [Recording(f"r{at}", [rows if at == 0 else 0 * rows], 7200.0, [(f"{at}.wav", 0.0)]) for at in range(4)]
+    caution, few = cautions(counts, chosen, contract, recordings)
+    assert "What raised it: mid at 0.980 in 0.wav at " in caution
+    assert "4 files" in few
     assert "low (to 0.990, fired at 0.3" in caution
     assert "high (to 0.990, never fired)" in caution
-    assert "mid" not in caution
+    assert "mid (" not in caution
+
+
+def test_hours_in_which_little_sounds_allow_nothing(confit: Confit, model: Path, tmp_path: Path) -> None:
+    """An empty house never comes near a threshold: by its hours alone anything might fire."""
+    for at in range(5):
+        night = 1e-4 * np.random.default_rng(at).standard_normal(RATE * 70)
+        soundfile.write(tmp_path / f"night-{at}.flac", night.astype(np.float32), RATE)
+    arguments = ("calibrate", model, "--negatives", tmp_path / "night-*.flac", "--target-fa-per-hour", 40)
+    before = {label: level["on"] for label, level in load(model, calibrated=False).contract.thresholds.items()}
+    code, _, err = confit(*arguments)
+    assert code == 0, err
+    assert "kept at the threshold the model came with" in err
+    assert "low (0.60, not 0.05)" in err
+    assert {label: level["on"] for label, level in load(model).contract.thresholds.items()} == before
+    code, out, err = confit(*arguments, "--lower", "--json")
+    assert code == 0, err
+    assert json.loads(out)["thresholds"]["low"]["on"] < 0.1
+    soundfile.write(tmp_path / "muted.flac", silence(70), RATE)
+    code, _, err = confit("calibrate", model, "--negatives", tmp_path / "muted.flac")
+    assert code == 1
+    assert "muted.flac: is digital silence" in err
+
+
+def test_a_label_that_was_set_never_to_fire_is_not_calibrated(confit: Confit, sounds: Path, model: Path) -> None:
+    target, baked = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20), model.parent / "low.onnx"
+    assert confit("calibrate", model, *target, "--only", "low", "--bake", baked)[0] == 0
+    code, _, err = confit("calibrate", baked, *target, "--only", "mid")
+    assert code == 2
+    assert "--only mid: tiny was made with it set never to fire (those that do: low)" in err
+
+
+def test_a_curve_replaces_no_table_of_something_else(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "kitchen.csv"
+    table.write_text("path,start_s,end_s,label\n")
+    arguments = ("calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
+    code, _, err = confit(*arguments, "--plot", tmp_path / "kitchen.png")
+    assert code == 2
+    assert "would replace" in err
+    assert table.read_text() == "path,start_s,end_s,label\n"
+    for _ in range(2):  # its own it does
+        assert confit(*arguments, "--plot", tmp_path / "det.png")[0] == 0
 
 
 def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> None:

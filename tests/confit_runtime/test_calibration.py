@@ -44,7 +44,7 @@ def rows_of(seed: int, hops: int, classes: int = 4) -> npt.NDArray[np.float32]:
 def test_counts_are_the_detectors(seed: int, place: int, kind: dict[str, object]) -> None:
     """A lower level may fire less often, being armed again later: it counts as often as any level above it."""
     contract = tiny_model.contract(**kind)
-    recording = Recording("one", np.split(rows_of(seed, 80), [50]), 1.6)
+    recording = Recording("one", np.split(rows_of(seed, 80), [50]), 1.6, [("a.wav", 0.0), ("b.wav", 0.0)])
     fired = [hits_at(contract, recording, level) for level in LEVELS[place : place + 60]]
     above = [hits_at(contract, recording, level) for level in LEVELS[place + 60 :]]
     counts = count_false_accepts(contract, [recording])

@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from confit_runtime import intervals
 from confit_runtime.intervals import (
     grouped_share_interval,
     poisson_interval,
@@ -51,17 +54,52 @@ def test_events_in_one_recording_are_less_sure_than_as_many_in_all() -> None:
     assert low < 0.5 < high
 
 
+@pytest.mark.parametrize("misses", [0, 1, 2, 30])
+def test_one_miss_more_never_makes_a_share_much_surer(misses: int) -> None:
+    """Resampled, a miss in one of five groups said more than none at all: an interval 87 times as narrow."""
+    groups = [str(at // 100) for at in range(500)]
+    now, more = (grouped_share_interval([True] * n + [False] * (500 - n), groups) for n in (misses, misses + 1))
+    assert now[0] <= more[0] + 1e-12
+    assert now[1] < more[1]
+
+
 def test_a_share_of_groups_is_as_sure_as_its_groups_are_many() -> None:
     hits = [True, True, False, False] * 6
-    alone, by_six, by_two = (
-        grouped_share_interval(hits, groups)
-        for groups in (
-            [str(at) for at in range(24)],
-            ["abcdef"[at // 4] for at in range(24)],
-            ["ab"[at // 12] for at in range(24)],
-        )
+    groupings = (
+        [str(at) for at in range(24)],
+        ["abcdef"[at // 4] for at in range(24)],
+        ["ab"[at // 12] for at in range(24)],
     )
-    assert alone == share_interval(12, 24)
-    assert by_six == (0.5, 0.5)  # every group alike: resampling them changes nothing
-    assert by_two == share_interval(1, 2)
-    assert grouped_share_interval([True] * 24, ["abcdef"[at // 4] for at in range(24)]) == share_interval(6, 6)
+    alone, by_six, by_two = (grouped_share_interval(hits, groups) for groups in groupings)
+    assert alone == pytest.approx(share_interval(12, 24))
+    assert by_two[0] < by_six[0] < 0.5 < by_six[1] < by_two[1]
+    assert grouped_share_interval(hits, ["a"] * 24) == share_interval(0, 1)
+    unlike = [at // 4 < 3 for at in range(24)]  # groups that are wholly right or wholly wrong are clips of their own
+    low, high = grouped_share_interval(unlike, groupings[1])
+    assert low <= share_interval(3, 6)[0]
+    assert high >= share_interval(3, 6)[1]
+
+
+@pytest.mark.parametrize(("share", "alike"), [(0.05, 0.05), (0.05, 0.2), (0.3, 0.2)])
+@pytest.mark.parametrize(("groups", "clips"), [(5, 20), (10, 20), (18, 29)])
+def test_the_true_share_is_inside_as_often_as_is_said(share: float, alike: float, groups: int, clips: int) -> None:
+    rng, worlds, inside = np.random.default_rng(0), 200, 0
+    names = [str(at // clips) for at in range(groups * clips)]
+    spread = (1 - alike) / alike
+    for _ in range(worlds):
+        own = rng.beta(share * spread, (1 - share) * spread, groups)
+        hits = rng.random(groups * clips) < np.repeat(own, clips)
+        low, high = grouped_share_interval(hits.tolist(), names)
+        inside += low <= share <= high
+    assert inside / worlds > 0.9
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 17, 500])
+def test_quantiles_are_students(freedom: int) -> None:
+    for share in (0.8, 0.975, 0.9995):
+        assert intervals._student_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-8)
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.01, 400), st.floats(0.01, 400))
+def test_the_incomplete_beta_function_is_scipys(x: float, a: float, b: float) -> None:
+    assert intervals._beta_cdf(x, a, b) == pytest.approx(stats.beta.cdf(x, a, b), abs=1e-11)

@@ -143,8 +143,13 @@ def test_sound_that_cannot_be_scored(model: Model, tmp_path: Path) -> None:
     soundfile.write(path, silence(0), RATE)
     with pytest.raises(AudioError, match=r"bad\.wav.*no samples"):
         stream_rows(model, path)
-    soundfile.write(path, silence(0.01), RATE)
+    soundfile.write(path, tone(500, 0.01), RATE)
     assert len(stream_rows(model, path)[0]) >= WINDOW // HOP
+    both = tone(500, 1.0)
+    for muted in (silence(1.0), np.stack([both, -both], axis=1)):  # of two channels in antiphase nothing is left
+        soundfile.write(path, muted, RATE, subtype="FLOAT")
+        with pytest.raises(AudioError, match=r"bad\.wav: is digital silence"):
+            stream_rows(model, path)
 
 
 def test_a_long_recording_is_parted_and_no_row_counts_twice(
