@@ -284,6 +284,7 @@ def begun(out: Path) -> dict[str, Any] | None:
             "fingerprint": info.data["fingerprint"],
             "distilled": info.distilled,
             "chosen_by": _chosen_by(info.multi_label),
+            "processes": None,  # what is finished is not gone on with, by however many
         }
     beginning = out / "started.json"
     if not beginning.is_file():
@@ -292,6 +293,8 @@ def begun(out: Path) -> dict[str, Any] | None:
         told: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train anew") from error
+    if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes"} - set(told):
+        raise ConfitError(f"{beginning}: lacks {', '.join(sorted(missing))}; remove {out} and train anew")
     return told
 
 
@@ -311,13 +314,11 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
     ]
     if before["fingerprint"] != started["fingerprint"] and recipe["background"] == started["recipe"]["background"]:
         changed.append("the data")
-    if before.get("chosen_by", "accuracy") != started["chosen_by"]:
+    if before["chosen_by"] != started["chosen_by"]:
         changed.append("what epochs are chosen by")
-    if (processes := before.get("processes", started["processes"])) != started[
-        "processes"
-    ]:  # each draws its own dropout
-        changed.append(f"the number of processes ({processes}, now {started['processes']})")
-    if before.get("distilled") != started["distilled"]:
+    if before["processes"] not in (None, started["processes"]):  # each draws its own dropout
+        changed.append(f"the number of processes ({before['processes']}, now {started['processes']})")
+    if before["distilled"] != started["distilled"]:
         changed.append("the teacher or what it teaches from")
     if changed:
         raise UsageError(f"{out}: --resume needs the same training, but these differ: {', '.join(changed)}")

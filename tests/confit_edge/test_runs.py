@@ -322,6 +322,9 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     beginning.write_text(by_one.replace('"processes": 1', '"processes": 2'))
     with pytest.raises(UsageError, match=r"differ: the number of processes \(2, now 1\)$"):
         train(manifest, tmp_path / "run", recipe, resume=True)
+    beginning.write_text(json.dumps({key: value for key, value in json.loads(by_one).items() if key != "chosen_by"}))
+    with pytest.raises(ConfitError, match=r"started\.json: lacks chosen_by; remove"):
+        train(manifest, tmp_path / "run", recipe, resume=True)
     beginning.write_text(by_one)
     clip = sorted(manifest.parent.glob("yes-*.ogg"))[0]
     original = clip.read_bytes()
