@@ -95,13 +95,7 @@ def enroll(
     from confit_runtime.sources import find_clips
 
     name = new_name(name)
-    if bool(clips) == mic:
-        raise UsageError("enroll takes clips, or --mic to record them: one of the two")
-    if not mic:
-        for option, given in (("--source", source), ("--takes", takes), ("--seconds", take_seconds)):
-            if given is not None:
-                raise UsageError(f"{option} is for --mic; clips that are there are taken as they are")
-    source, takes, take_seconds = source or "mic", takes or 3, take_seconds or 4.0
+    _check_options(clips, mic, {"--source": source, "--takes": takes, "--seconds": take_seconds})
     loaded = load(model)
     rate = loaded.contract.sample_rate
     with ExitStack() as stack:
@@ -114,15 +108,13 @@ def enroll(
         if clips:
             sounds = [(str(path), path) for path in find_clips(clips)]
         else:
-            sounds = _recorded(loaded, source, takes, take_seconds, settled)
+            sounds = _recorded(loaded, source or "mic", takes or 3, take_seconds or 4.0, settled)
         taken = _taken(loaded, sounds, settled)
         if settled == "sound":
             _tell_quiet(loaded, taken)
-        if settled == "sound" and not negative:
-            _tell_known(loaded, name, [sound for _, one in taken for sound in one.sounds])
-        embeddings = np.concatenate([one.embeddings for _, one in taken])
         if not negative:
             _tell_odd(name, taken, loaded, there, settled)
+        embeddings = np.concatenate([one.embeddings for _, one in taken])
         # a clip's seconds are shared out: of voices its prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
         blobs = to_blobs(embeddings)
@@ -164,6 +156,15 @@ def enroll(
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
 
 
+def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object]) -> None:
+    """Raise UsageError unless there are clips or a microphone, and the options of a microphone are for one."""
+    if bool(clips) == mic:
+        raise UsageError("enroll takes clips, or --mic to record them: one of the two")
+    given = [option for option, value in for_mic.items() if value is not None]
+    if given and not mic:
+        raise UsageError(f"{given[0]} is for --mic; clips that are there are taken as they are")
+
+
 def prints_text(count: int, negative: bool = False) -> str:
     return f"{count} {'negative ' if negative else ''}print{'s' if count != 1 else ''}"
 
@@ -201,8 +202,9 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
     return taken
 
 
-def _tell_known(model: Model, name: str, sounds: list[Pcm]) -> None:
+def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None:
     """Say so where most of the sounds are what the model has a label for: that fires, and the cohort holds such sounds."""
+    sounds = [sound for _, one in taken for sound in one.sounds]
     labels = Counter(model.classify(sound, model.contract.sample_rate).label for sound in sounds)
     label, count = labels.most_common(1)[0]
     if name in model.contract.firing_labels:
@@ -229,33 +231,45 @@ def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
 
 
 def _tell_odd(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None, kind: Kind) -> None:
-    """Say which clips are taken for another name, and which of a voice are unlike the rest: either spoils answers."""
+    """Say what would spoil answers: prints like another name's or a label's sound, or of a voice unlike its others."""
+    if kind == "sound":
+        _tell_known(model, name, taken)
+    if gallery is not None and set(gallery.names()) - {name}:
+        _tell_taken_for_others(name, taken, gallery)
+    if kind == "speaker":
+        _tell_unlike_the_rest(name, taken, model, gallery)
+
+
+def _tell_taken_for_others(name: str, taken: list[tuple[str, Taken]], gallery: Gallery) -> None:
+    matcher = gallery.matcher
+    others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
+    for other in (enrolled for enrolled in others if enrolled not in (None, name)):
+        say(
+            f"beware: {others[other]} of {others.total()} prints are answered as {other!r}, who is enrolled: is it the"
+            " same? Of two names that are equally near the answer is unknown"
+        )
+
+
+def _tell_unlike_the_rest(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None) -> None:
     import numpy as np
 
     from confit_runtime.matcher import Levels, print_score
 
-    if gallery is not None and set(gallery.names()) - {name}:
-        matcher = gallery.matcher
-        others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
-        for other in (enrolled for enrolled in others if enrolled not in (None, name)):
-            say(
-                f"beware: {others[other]} of {others.total()} prints are answered as {other!r}, who is enrolled: is it the"
-                " same? Of two names that are equally near the answer is unknown"
-            )
     prints = gallery.prints(name) if gallery is not None and name in gallery.names() else []
     known = [one.embedding for one in prints if not one.negative]
     clips = [clip for clip, one in taken for _ in one.embeddings]
     every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
-    if kind == "speaker" and len(every) > 2:
-        needed = Levels.of(model.contract, None, None).threshold
-        for at, clip in enumerate(clips, start=len(known)):
-            score = print_score(np.delete(every, at, axis=0), every[at])
-            if score < needed:
-                say(
-                    f"beware: {clip}: is unlike the rest of {name} ({score:.2f}, and {needed:.2f} is needed to be known by"
-                    " it): noise, or somebody else? One such print lets others pass for the name; `confit-edge gallery show`"
-                    " tells how alike they are"
-                )
+    if len(every) <= 2:  # of two, neither is the odd one
+        return
+    needed = Levels.of(model.contract, None, None).threshold
+    for at, clip in enumerate(clips, start=len(known)):
+        score = print_score(np.delete(every, at, axis=0), every[at])
+        if score < needed:
+            say(
+                f"beware: {clip}: is unlike the rest of {name} ({score:.2f}, and {needed:.2f} is needed to be known by"
+                " it): noise, or somebody else? One such print lets others pass for the name; `confit-edge gallery show`"
+                " tells how alike they are"
+            )
 
 
 def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:
