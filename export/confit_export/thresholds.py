@@ -150,7 +150,7 @@ def _run(
         exclusive=not contract.multi_label,
     )
     hits = detector.push(rows)
-    heard = [Heard(contract.labels[hit.label], _end_s(hit, contract) - 0.1, _end_s(hit, contract)) for hit in hits]
+    heard = [Heard(contract.labels[hit.label], end, end) for hit in hits for end in [_end_s(hit, contract)]]
     return score_detections(truth, heard), hits
 
 

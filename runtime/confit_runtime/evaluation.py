@@ -13,7 +13,7 @@ import numpy.typing as npt
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import AudioError
 from confit_runtime.labels import Labelled
-from confit_runtime.scoring import EARLY_S, LATE_S, Heard, Score, score_detections
+from confit_runtime.scoring import Heard, Score, reach, score_detections
 from confit_runtime.sources import FileSource
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ SNR_STEPS = (0.0, 5.0, 10.0, 20.0)
 class Judged:
     """One recording: its sounds that the model should find, whether it did, and what it heard falsely.
 
-    `snr_db` is estimated for each sound; `latency_s` is the time from a found sound's end to the moment it was told, None
-    where it was not found; `others` are the labelled sounds that are none of the model's.
+    `snr_db` is estimated for each sound; `latency_s` is the time from a found sound's end to the moment at which what found
+    it was told, None where it was not found; `others` are the labelled sounds that are none of the model's.
     """
 
     name: str
@@ -71,8 +71,8 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
         score,
         [snr[recording.sounds.index(heard)] for heard in sounds],
         [
-            _latency(heard, [(one, told) for one, (_, told) in zip(detections, found, strict=True)]) if hit else None
-            for heard, hit in zip(sounds, score.found, strict=True)
+            None if place is None else found[place][1] - heard.end_s
+            for heard, place in zip(sounds, score.found_by, strict=True)
         ],
     )
 
@@ -149,21 +149,8 @@ def snr_band(snr_db: float) -> str:
 
 def what_was_there(accept: Heard, judged: Judged) -> str:
     """The label of the sound in which a false accept was heard, or `nothing`."""
-    near = [
-        heard
-        for heard in [*judged.sounds, *judged.others]
-        if heard.start_s - EARLY_S <= accept.end_s <= heard.end_s + LATE_S
-    ]
+    near = [heard for heard in [*judged.sounds, *judged.others] if reach(heard)[0] <= accept.end_s <= reach(heard)[1]]
     return min(near, key=lambda heard: abs(heard.end_s - accept.end_s)).label if near else "nothing"
-
-
-def _latency(heard: Heard, detections: list[tuple[Heard, float]]) -> float:
-    """From the end of a sound to the first moment one of its detections was told."""
-    return min(
-        told - heard.end_s
-        for one, told in detections
-        if one.label == heard.label and heard.start_s - EARLY_S <= one.end_s <= heard.end_s + LATE_S
-    )
 
 
 def _places(spans_s: list[tuple[float, float]], rate: int) -> npt.NDArray[np.int64]:

@@ -22,38 +22,51 @@ class Heard:
 
 @dataclass(frozen=True)
 class Score:
-    """`found[i]` tells whether sound i was detected with its own label; the rest are false accepts, debounced by label."""
+    """`found_by[i]` is the place of the detection that found sound i, None where none did; what was heard falsely, debounced."""
 
-    found: list[bool]
+    found_by: list[int | None]
     false_accepts: list[Heard]
+
+    @property
+    def found(self) -> list[bool]:
+        """Of each sound, whether it was detected with its own label."""
+        return [place is not None for place in self.found_by]
 
     @property
     def recall(self) -> float:
         return sum(self.found) / len(self.found) if self.found else float("nan")
 
 
+def reach(sound: Heard) -> tuple[float, float]:
+    """From when to when, in seconds, a detection must end to be of this sound."""
+    return sound.start_s - EARLY_S, sound.end_s + LATE_S
+
+
 def score_detections(truth: list[Heard], detections: Iterable[Heard]) -> Score:
     """Match detections with the sounds that are there.
 
     A detection is true when a sound of its label ends at most 1 s before the detection does, and has begun by then
-    (0.25 s of slack). A second detection of the same sound is neither found twice nor a false accept. Everything else
-    is a false accept: a detection on audio without the class, a wrong label included.
+    (0.25 s of slack). In order of time each finds, of the sounds that it may be of and that none has found, the one that
+    ends first, so that as many are found as can be. Where all have been found it is neither found twice nor a false
+    accept. Everything else is a false accept: a detection on audio without the class, a wrong label included.
     """
-    found = [False] * len(truth)
+    found_by: list[int | None] = [None] * len(truth)
     false_accepts: list[Heard] = []
+    reaches = [reach(sound) for sound in truth]
     last: dict[str, float] = {}  # when the last false accept of each label ended
     coming: dict[str, deque[int]] = defaultdict(deque)  # by label, in order of time: sounds that have not begun
     near: dict[str, list[int]] = defaultdict(list)  # and those that may still be detected
     for index in sorted(range(len(truth)), key=lambda index: truth[index].start_s):
         coming[truth[index].label].append(index)
-    for detection in sorted(detections, key=lambda heard: heard.end_s):
+    for place, detection in sorted(enumerate(detections), key=lambda numbered: numbered[1].end_s):
         ahead, now = coming[detection.label], detection.end_s
-        while ahead and truth[ahead[0]].start_s - EARLY_S <= now:
+        while ahead and reaches[ahead[0]][0] <= now:
             near[detection.label].append(ahead.popleft())
-        near[detection.label] = [index for index in near[detection.label] if now <= truth[index].end_s + LATE_S]
+        near[detection.label] = [index for index in near[detection.label] if now <= reaches[index][1]]
         if matching := near[detection.label]:
-            found[min([index for index in matching if not found[index]] or matching)] = True
+            if missing := [index for index in matching if found_by[index] is None]:
+                found_by[min(missing, key=lambda index: truth[index].end_s)] = place
         elif detection.label not in last or now - last[detection.label] >= DEBOUNCE_S:
             false_accepts.append(detection)
             last[detection.label] = now
-    return Score(found, false_accepts)
+    return Score(found_by, false_accepts)

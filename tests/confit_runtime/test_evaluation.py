@@ -121,6 +121,16 @@ def test_latency_is_that_of_the_label_of_the_sound(model: Model, tmp_path: Path)
     assert judged.latency_s == [pytest.approx(0.0, abs=0.2)]
 
 
+def test_latency_is_that_of_the_detection_that_found_the_sound(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "two.wav"
+    pcm = [silence(0.9), tone(500, 0.3), silence(0.6), tone(500, 0.3), silence(1.5)]
+    soundfile.write(path, np.concatenate(pcm), RATE)
+    sounds = [Heard("low", 0.9, 1.2), Heard("low", 1.1, 2.1)]  # the first is told once the second may have begun
+    judged = judge(model, Labelled(path, 3.6, sounds))
+    assert judged.score.found_by == [0, 1]
+    assert judged.latency_s == [pytest.approx(-0.2, abs=0.1), pytest.approx(-0.2, abs=0.1)]
+
+
 def test_what_is_found_when_the_recording_is_over_is_told_at_its_end(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     soundfile.write(path, np.concatenate([silence(0.5), tone(3600, 0.04)]), RATE)
@@ -130,7 +140,7 @@ def test_what_is_found_when_the_recording_is_over_is_told_at_its_end(model: Mode
 
 def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
     sounds, others = [Heard("low", 0.0, 2.1)], [Heard("parrot", 1.9, 2.6)]
-    judged = Judged("x", 9.0, sounds, others, Score([False], []), [0.0], [None])
+    judged = Judged("x", 9.0, sounds, others, Score([None], []), [0.0], [None])
     assert what_was_there(Heard("high", 2.0, 2.2), judged) == "low"
     assert what_was_there(Heard("high", 2.3, 2.5), judged) == "parrot"
 

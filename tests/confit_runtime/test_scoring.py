@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from confit_runtime.scoring import DEBOUNCE_S, EARLY_S, LATE_S, Heard, Score, score_detections
+from confit_runtime.scoring import DEBOUNCE_S, EARLY_S, LATE_S, Heard, score_detections
 
 YES = Heard("yes", 10.0, 10.6)
 
@@ -47,6 +50,18 @@ def test_two_sounds_close_together_need_two_detections() -> None:
     assert score_detections(truth, [at(11.5), at(11.1)]).found == [True, True]  # in whatever order they come
 
 
+def test_each_sound_keeps_the_place_of_the_detection_that_found_it() -> None:
+    truth = [Heard("go", 0.0, 1.0), Heard("go", 1.2, 2.0), Heard("go", 7.0, 8.0)]
+    score = score_detections(truth, [at(2.2, "go"), at(5.0, "go"), at(1.1, "go")])
+    assert score.found_by == [2, 0, None]
+    assert score.found == [True, True, False]
+
+
+def test_of_sounds_within_one_another_the_one_that_ends_first_is_found_first() -> None:
+    truth = [Heard("yes", 0.0, 10.0), Heard("yes", 4.0, 5.0)]
+    assert score_detections(truth, [at(4.5), at(9.5)]).found_by == [1, 0]
+
+
 def test_false_accepts_of_one_label_within_a_second_are_one() -> None:
     detections = [at(1.0), at(1.5), at(1.99), at(2.0), at(4.0), at(1.2, "no")]
     assert score_detections([], detections).false_accepts == [at(1.0), at(1.2, "no"), at(2.0), at(4.0)]
@@ -58,21 +73,20 @@ def test_nothing_said_and_nothing_heard() -> None:
     assert score_detections([YES, Heard("no", 1, 2)], iter([at(10.6)])).recall == 0.5
 
 
-def naive(truth: list[Heard], detections: list[Heard]) -> Score:
-    """By looking at each sound for each detection."""
-    found, wrong = [False] * len(truth), list[Heard]()
+def reaches(detection: Heard, sound: Heard) -> bool:
+    return sound.label == detection.label and sound.start_s - EARLY_S <= detection.end_s <= sound.end_s + LATE_S
+
+
+def naive(truth: list[Heard], detections: list[Heard]) -> list[Heard]:
+    """The false accepts, by looking at each sound for each detection."""
+    wrong = list[Heard]()
     for detection in sorted(detections, key=lambda heard: heard.end_s):
-        matching = [
-            index
-            for index, sound in enumerate(truth)
-            if sound.label == detection.label and sound.start_s - EARLY_S <= detection.end_s <= sound.end_s + LATE_S
-        ]
         earlier = [accept for accept in wrong if accept.label == detection.label]
-        if matching:
-            found[next((index for index in matching if not found[index]), matching[0])] = True
-        elif not earlier or detection.end_s - earlier[-1].end_s >= DEBOUNCE_S:
+        if any(reaches(detection, sound) for sound in truth):
+            continue
+        if not earlier or detection.end_s - earlier[-1].end_s >= DEBOUNCE_S:
             wrong.append(detection)
-    return Score(found, wrong)
+    return wrong
 
 
 spans = st.builds(
@@ -85,5 +99,12 @@ spans = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(truth=st.lists(spans, max_size=12), detections=st.lists(spans, max_size=12))
-def test_in_one_pass_it_finds_what_looking_at_every_pair_finds(truth: list[Heard], detections: list[Heard]) -> None:
-    assert score_detections(truth, detections) == naive(truth, detections)
+def test_in_one_pass_as_many_are_found_as_there_can_be(truth: list[Heard], detections: list[Heard]) -> None:
+    score = score_detections(truth, detections)
+    assert score.false_accepts == naive(truth, detections)
+    pairs = [[reaches(detection, sound) for detection in detections] for sound in truth]
+    finding = [place for place in score.found_by if place is not None]
+    assert len(set(finding)) == len(finding)  # no detection finds two
+    assert all(place is None or pairs[index][place] for index, place in enumerate(score.found_by))
+    if truth and detections:
+        assert len(finding) == int((maximum_bipartite_matching(csr_array(np.array(pairs, np.int8))) >= 0).sum())
