@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.errors import ConfitError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,18 +24,6 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises UsageError where that cannot be, or where nothing can be written in it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be made a folder ({error.strerror}); write somewhere else, with -o"
-        ) from error
-    if not os.access(path, os.W_OK):
-        raise UsageError(f"{path}: is a folder that may not be written; write somewhere else, with -o")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

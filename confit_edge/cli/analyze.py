@@ -31,11 +31,11 @@ def analyze(
 
     Example: `confit-edge analyze runs/pairtune runs/finetune -o geometry`
     """
-    from confit_edge.files import make_folder
     from confit_edge.geometry.report import analyse
     from confit_edge.pairtune.machine import pick_device
     from confit_edge.probes.tables import known
     from confit_edge.runs import read_run
+    from confit_runtime.files import make_folder
 
     if out:
         make_folder(out)  # what is wrong with it is said before anything is measured

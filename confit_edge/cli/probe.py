@@ -39,11 +39,11 @@ def probe(
 
     Example: `confit-edge probe runs/pairtune --baseline runs/finetune -o probe`
     """
-    from confit_edge.files import make_folder
     from confit_edge.pairtune.machine import pick_device
     from confit_edge.probes.report import side_by_side
     from confit_edge.probes.tables import known
     from confit_edge.runs import read_run
+    from confit_runtime.files import make_folder
 
     if out:
         make_folder(out)  # what is wrong with it is said before anything is measured

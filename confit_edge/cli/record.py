@@ -62,6 +62,7 @@ def record(
 
         confit-edge train clips -o run
     """
+    from confit_runtime.files import make_folder
     from confit_runtime.recording import check_live
     from confit_runtime.sources import open_source
 
@@ -70,7 +71,9 @@ def record(
     group = _folder_name("--group", group or time.strftime("%Y%m%d-%H%M%S"))
     label = _folder_name("LABEL", label)
     folder = out / label / group
-    _listed(out / MANIFEST)  # what is wrong with it is said before anything is recorded
+    _listed(out / MANIFEST)  # what is wrong with it, or with the folders, is said before anything is recorded
+    for place in (out, folder):
+        make_folder(place)
     kept = refused = 0
     try:
         with open_source(source) as opened:
@@ -167,7 +170,6 @@ def _keep(take: Take, folder: Path, form: str, trim: bool) -> Path:
     from confit_runtime.files import write_whole
     from confit_runtime.voiced import trimmed
 
-    folder.mkdir(parents=True, exist_ok=True)
     taken = [int(file.stem) for file in folder.iterdir() if file.stem.isdecimal()]
     path = folder / f"{max(taken, default=0) + 1:04}.{form}"
     sound = io.BytesIO()

@@ -23,7 +23,7 @@ from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manif
 from confit_edge.demo import DATA
 from confit_edge.demo.report import write_report
 from confit_edge.demo.side_by_side import peak_rss_mb, train_all
-from confit_edge.files import make_folder, write_text
+from confit_edge.files import write_text
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
@@ -36,6 +36,7 @@ from confit_export.export import Exported, export_run
 from confit_runtime.audio import load_clip
 from confit_runtime.enrollment import embed_query, take
 from confit_runtime.errors import UsageError
+from confit_runtime.files import make_folder
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, Score, score_detections

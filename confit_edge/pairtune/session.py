@@ -31,6 +31,7 @@ from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import make_folder
 
 
 @dataclass
@@ -110,7 +111,7 @@ def train(
     curves = Curves(out / "tensorboard", watch) if tensorboard and ranks.main else None
     ranks.wait()  # each process has looked into `out` before the first writes there
     if ranks.main:
-        files.make_folder(out)
+        make_folder(out)
         files.write_text(beginning, json.dumps(started, indent=2))
     with enough_memory(), contextlib.closing(curves) if curves else contextlib.nullcontext():
         trained = train_corpus(

@@ -15,7 +15,6 @@ import torch
 from confit_edge.data.augment import Augmenter
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.files import make_folder
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run
@@ -38,7 +37,7 @@ from confit_runtime.contract import Contract
 from confit_runtime.describe import share
 from confit_runtime.device_file import refuse_calibrated
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import default_cache, write_whole
+from confit_runtime.files import default_cache, make_folder, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows

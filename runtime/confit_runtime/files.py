@@ -1,10 +1,12 @@
-"""Files written whole or not at all, and where what can be made again is kept."""
+"""Files written whole or not at all, folders to write in, and where what can be made again is kept."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+from confit_runtime.errors import UsageError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -18,6 +20,18 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises UsageError where that cannot be, or where nothing can be written in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be made a folder ({error.strerror}); write somewhere else, with -o"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{path}: is a folder that may not be written; write somewhere else, with -o")
 
 
 def default_cache() -> Path:

@@ -559,6 +559,8 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen tiny.onnx --source=", 2, "a source or clip without a name"),
         ("record low -o clips --source scene.flac", 2, "scene.flac: is a recording already"),
         ("record low -o clips --source -", 2, "not from a pipe"),
+        ("record low -o text.wav", 2, "text.wav: cannot be made a folder (File exists); write somewhere else, with -o"),
+        ("record low -o taken --group ada", 2, "taken/low/ada: cannot be made a folder (Not a directory)"),
         ("listen tiny.onnx --source text.wav", 1, "text.wav: cannot be read as sound"),
         ("listen tiny.onnx --source nothing.wav", 2, "nothing.wav: no such file"),
         ("listen tiny.onnx --source -", 2, "--rate"),
@@ -597,6 +599,8 @@ def test_what_is_wrong_is_said_in_one_line(home: Path, arguments: str, status: i
     (home / "future.db").write_bytes(data[:60] + (99).to_bytes(4, "big") + data[64:])  # user_version
     (home / "cut.db").write_bytes(data[: len(data) // 2])
     (home / "copy.db").write_bytes(data)
+    (home / "taken").mkdir(exist_ok=True)
+    (home / "taken" / "low").touch()
     done = run(home, *arguments.split())
     assert (done.returncode, done.stdout) == (status, "")
     assert message in done.stderr

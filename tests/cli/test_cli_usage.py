@@ -136,7 +136,7 @@ def test_a_path_that_is_empty_is_not_the_folder_one_is_in(confit: Confit) -> Non
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from confit_edge.files import make_folder
+from confit_runtime.files import make_folder
 if os.geteuid() == 0:  # root may write everywhere
     os.setgroups([])
     os.setgid(65534)
