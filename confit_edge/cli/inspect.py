@@ -33,15 +33,11 @@ def inspect(
 
     from confit_runtime.bench import call_latency, fresh_process
     from confit_runtime.describe import facts
-    from confit_runtime.device_file import device_path
     from confit_runtime.model import load
 
     loaded = load(model)
     size, contract = Path(loaded.path).stat().st_size, loaded.contract
-    device_file = path if (path := device_path(loaded.path)).exists() else None
     rows = facts(contract, size)
-    if device_file is not None:
-        rows.append(("device file", f"{device_file} sets the thresholds"))
     measured = {}
     if measure:
         latency, fresh = call_latency(loaded), fresh_process(loaded.path)
@@ -58,7 +54,7 @@ def inspect(
             model=str(loaded.path),
             bytes=size,
             contract=asdict(contract),
-            device_file=device_file and str(device_file),
+            device_file=contract.calibration.get("device", {}).get("file"),
             measured=measured,
         )
         return

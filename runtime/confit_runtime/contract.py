@@ -116,6 +116,11 @@ class Contract:
         return [label for label in self.labels if label != self.unknown_label and self.thresholds[label]["on"] <= 1]
 
     @property
+    def silenced(self) -> list[str]:
+        """The labels that are set never to fire: those with a threshold that no score reaches, but not `unknown_label`."""
+        return [label for label in self.firing_labels if label not in self.can_fire]
+
+    @property
     def streaming(self) -> bool:
         """Whether the model carries state from call to call (else it takes whole windows)."""
         return bool(self.state)

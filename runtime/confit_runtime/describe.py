@@ -51,7 +51,11 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
             rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
     if fired := metrics.get("fired"):
         told = f"{share(fired)} of {fired['n']}, each alone between silences"
-        rows.append((f"fires at these thresholds, {'test' if 'test' in metrics else 'validation'}", told))
+        rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
+    if "frr" in (device := contract.calibration.get("device", {})):
+        low, high = (100 * end for end in device["frr_interval"])
+        told = f"{100 * device['frr']:.1f} % [{low:.1f}, {high:.1f}] of {device['clips']} clips"
+        rows.append(("missed at the calibrated thresholds", told))
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
@@ -82,15 +86,18 @@ def _thresholds(contract: Contract) -> str:
         return "nothing fires: it is for enrolled names"
     (low, lowest), (high, highest) = by_level[0], by_level[-1]
     shown = f"{low:.4g} for all labels" if low == high else f"{low:.4g} ({lowest}) to {high:.4g} ({highest})"
-    silent = [label for label in contract.labels if label not in (*contract.can_fire, contract.unknown_label)]
-    return shown + (f"; never: {_some(silent)}" if silent else "")
+    return shown + (f"; never: {_some(contract.silenced)}" if contract.silenced else "")
 
 
 def _calibrated(contract: Contract) -> str:
-    if not (report := contract.calibration.get("device")):
+    if "device" not in contract.calibration:
         return "export, not calibrated since" if contract.can_fire else "-"
+    report = contract.calibration["device"]
+    source = f"{report['file']} of {report['made']}: " if "file" in report else ""
+    if "hours" not in report:
+        return f"{source}no report of a calibration"
     return (
-        f"calibration on {report['hours']:.2f} hours: at most {report['fa_per_hour_bound']:.2g} false accepts an hour"
+        f"{source}calibration on {report['hours']:.2f} hours: at most {report['fa_per_hour_bound']:.2g} false accepts an hour"
         f" ({100 * report['confidence']:g} % sure), target {report['target_fa_per_hour']:g}"
     )
 

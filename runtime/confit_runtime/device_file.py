@@ -34,7 +34,10 @@ class DeviceFile:
     version: str
 
     def apply(self, contract: Contract, digest: str, source: Path) -> Contract:
-        """`contract` with detection set as this says. Raises ModelError where it was made for another model."""
+        """`contract` with detection set as this says, and its calibration as `calibration["device"]`, with `file` and `made`.
+
+        Raises ModelError where it was made for another model.
+        """
         if digest != self.model_digest:
             raise ModelError(
                 f"{source}: is the calibration of another model ({self.model}), not of {contract.name}:"
@@ -49,7 +52,10 @@ class DeviceFile:
                 smoothing_hops=self.smoothing_hops,
                 min_hops=self.min_hops,
                 refractory_s=self.refractory_s,
-                calibration={**contract.calibration, "device": self.report},
+                calibration={
+                    **contract.calibration,
+                    "device": {**self.report, "file": str(source), "made": self.made},
+                },
             )
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import sys
@@ -338,11 +339,17 @@ def test_inspect_tells_the_thresholds_that_are_used(confit: Confit, sounds: Path
     assert code == 0
     assert "(mid)" not in out  # all that fire have one level
     assert "never: low, high" in out
-    assert "calibration on 0.23 hours: at most 13 false accepts an hour (95 % sure), target 20" in out
-    assert "tiny.device.json" in out
+    path, today = model.with_suffix(".device.json"), datetime.date.today().isoformat()
+    assert (
+        f"thresholds from  {path} of {today}: calibration on 0.23 hours: at most 13 false accepts an hour (95 %" in out
+    )
     told = json.loads(confit("inspect", model, "--no-measure", "--json")[1])
     assert told["device_file"] == str(model.with_suffix(".device.json"))
     assert told["contract"]["thresholds"]["mid"]["on"] < 1
+    path.write_text(json.dumps({**json.loads(path.read_text()), "report": {}}), encoding="utf-8")
+    out = confit("inspect", model, "--no-measure")[1]
+    assert f"thresholds from  {path} of {today}: no report of a calibration" in out
+    assert "never: low, high" in out
 
 
 def test_labels_that_cannot_be_read(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:

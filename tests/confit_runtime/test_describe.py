@@ -30,6 +30,21 @@ def test_thresholds_are_a_range_and_what_never_fires() -> None:
     )
 
 
+def test_what_was_missed_is_told_by_the_thresholds_that_missed_it() -> None:
+    fired = {"accuracy": 0.794, "low": 0.7, "high": 0.9, "n": 126}
+    report = {"hours": 7.7, "fa_per_hour_bound": 0.3894, "confidence": 0.95, "target_fa_per_hour": 0.5}
+    missed = {"clips": 540, "frr": 0.7, "frr_interval": [0.61, 0.789]}
+    plain = tiny_model.contract(metrics={"fired": fired, "test": fired})
+    told = dict(facts(plain, 1000))
+    assert told["fires at the export's thresholds, test"].startswith("79.4 % [70.0, 90.0] of 126")
+    assert "missed at the calibrated thresholds" not in told
+    told = dict(facts(dataclasses.replace(plain, calibration={"device": {**report, **missed}}), 1000))
+    assert told["missed at the calibrated thresholds"] == "70.0 % [61.0, 78.9] of 540 clips"
+    assert "missed at the calibrated thresholds" not in dict(
+        facts(dataclasses.replace(plain, calibration={"device": report}), 1000)
+    )
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -37,6 +52,7 @@ def test_thresholds_are_a_range_and_what_never_fires() -> None:
         {"metrics": {"gate": True}},
         {"parity": {"lost": []}},
         {"calibration": {"device": {"hours": 6}}},
+        {"calibration": {"device": {"frr": 0.5}}},
     ],
 )
 def test_reports_of_another_form_are_a_model_error(changes: dict[str, Any]) -> None:

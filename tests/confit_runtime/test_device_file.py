@@ -50,6 +50,7 @@ def test_detection_is_set_as_it_says(path: Path) -> None:
     contract = load(path).contract
     assert contract.thresholds["low"] == {"on": 0.9, "off": 0.5}
     assert (contract.smoothing_hops, contract.min_hops, contract.refractory_s) == (3, 4, 2.0)
+    assert contract.calibration["device"] == {"hours": 6.0, "file": str(device_path(path)), "made": "2026-11-24"}
     assert load(path, calibrated=False).contract.min_hops == 2
 
 
