@@ -38,7 +38,8 @@ def evaluate(
     being one.
 
     The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. In
-    Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder.
+    Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder. Labels of other
+    sounds tell what a false accept was, and may be all that there are; a sound to be found needs a start and an end.
 
     Examples:
 
@@ -76,20 +77,37 @@ def evaluate(
 
 
 def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contract) -> None:
-    """Warn of labels that the model does not have. Raises UsageError where it has none of them."""
+    """Warn of labels that the model does not have.
+
+    Raises UsageError where none is the model's but one is near to it, and on a point where a sound is to be found.
+    """
     from difflib import get_close_matches
 
-    own = {label.lower(): label for label in contract.labels if label != contract.unknown_label}
+    points = [
+        f"{sound.label} at {sound.start_s:g} s of {recording.path}"
+        for recording in recordings
+        for sound in recording.sounds
+        if sound.label in contract.firing_labels and sound.start_s == sound.end_s
+    ]
+    if points:
+        more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
+        raise UsageError(
+            f"{source}: {points[0]}{more} has no length, and what is heard is matched with where a sound begins and ends:"
+            " give it an end (in Audacity drag the label's edge over the sound)"
+        )
+    own = {label.lower(): label for label in contract.firing_labels}
     found = {sound.label for recording in recordings for sound in recording.sounds}
-    if not (strange := sorted(found - set(own.values()))):
+    if not (strange := sorted(found - set(contract.labels))):
         return
     near = {label: get_close_matches(label.lower(), own, 1) for label in strange}
     listed = ", ".join(f"{label} ({own[near[label][0]]}?)" if near[label] else label for label in strange)
-    if len(strange) == len(found):
-        raise UsageError(
-            f"{source}: holds none of the labels that {contract.name} can tell ({', '.join(own.values())}), but {listed}"
-        )
-    say(f"{source}: labels that {contract.name} does not have: {listed}; they count as other sounds")
+    if found & set(own.values()):
+        say(f"{source}: labels that {contract.name} does not have: {listed}; they count as other sounds")
+        return
+    none = f"{source}: holds none of the labels that {contract.name} can tell ({', '.join(own.values())}), but {listed}"
+    if any(near.values()):
+        raise UsageError(f"{none}: correct what is misspelt, and give what is another sound another name")
+    say(f"{none}; they count as other sounds, and only false accepts are measured")
 
 
 def summarise(judged: Sequence[Judged], confidence: float) -> dict[str, Any]:
@@ -172,7 +190,8 @@ def _print(report: dict[str, Any]) -> None:
         f"{_number(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
     )
-    print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
+    if report["false_rejects"]["sounds"]:
+        print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *report["snr"].items()]:
         if row["sounds"]:
             low, high = row["frr_interval"]

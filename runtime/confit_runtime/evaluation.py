@@ -109,16 +109,16 @@ class LocalPower:
         """The ratio of each sound in dB, from its own power and that of up to 1 s on each side of it.
 
         What lies within another labelled sound is no noise. Infinite where there is no sound around it, minus infinity
-        where it is no louder than what is around it; NaN where nothing around it is free of labels.
+        where it is no louder than what is around it; NaN where it has no length, or nothing around it is free of labels.
         """
         begun = np.searchsorted(np.sort(self._inside[:, 0]), self._edges, side="right")
         free = begun == np.searchsorted(np.sort(self._inside[:, 1]), self._edges, side="right")
         of_all, of_free = np.ones(len(free), bool), free
         found = []
         for inside, near in zip(self._inside, self._near, strict=True):
-            signal, _ = self._power(inside, of_all)
+            signal, length = self._power(inside, of_all)
             noise, samples = self._power(near, of_free)
-            if samples < 0.1 * self._rate:
+            if not length or samples < 0.1 * self._rate:
                 found.append(math.nan)
             elif signal <= noise:
                 found.append(-math.inf)

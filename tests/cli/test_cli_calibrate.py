@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -311,6 +312,14 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     code, _, err = confit("evaluate", model, table)
     assert code == 2
     assert "holds none of the labels that tiny can tell (low, mid, high), but Low (low?), parrot" in err
+    assert "correct what is misspelt" in err
+    table.write_text(f"{head}{kitchen},2.0,2.3,dishwasher\n{kitchen},8.0,8.3,parrot\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, table)
+    assert code == 0
+    assert "but dishwasher, parrot; they count as other sounds, and only false accepts are measured" in err
+    assert out.startswith("3 false accepts in")
+    assert "1 x low was heard, there was dishwasher" in out
+    assert "false rejects" not in out
     table.write_text(f"{head}{kitchen},2.0,2.3,Low\n{kitchen},5.3,5.6,mid\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, table)
     assert code == 0
@@ -321,6 +330,22 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     code, out, _ = confit("evaluate", model, table)
     assert code == 0
     assert "hours of 2 recordings" in out
+
+
+def test_a_sound_without_length_is_refused_where_it_should_be_found(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    for name in ("kitchen.wav", "hall.wav"):
+        shutil.copy(sounds / "labelled" / name, tmp_path)
+    (tmp_path / "hall.txt").write_text("1.5\t1.5\tmid\n", encoding="utf-8")
+    labels = tmp_path / "kitchen.txt"
+    labels.write_text("2.3\t2.3\tlow\n5.3\t5.6\tmid\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, tmp_path)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"mid at 1.5 s of {tmp_path / 'hall.wav'} (and 1 more) has no length" in err
+    (tmp_path / "hall.txt").write_text("1.5\t1.5\tparrot\n", encoding="utf-8")  # nothing is to be found there
+    labels.write_text("2.0\t2.3\tlow\n5.3\t5.6\tmid\n", encoding="utf-8")
+    assert confit("evaluate", model, tmp_path)[0] == 0
 
 
 def test_recordings_without_labels_are_counted(
