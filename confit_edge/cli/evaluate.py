@@ -35,7 +35,7 @@ def evaluate(
     False accepts an hour, false rejects by label and by signal-to-noise ratio, latency, and what fired for what. The model
     listens as `listen` does, with the thresholds of its device file where it has one. A detection is true from a quarter of
     a second before a sound with its label to a second after its end; everything else is a false accept, two within a second
-    being one.
+    being one. Sounds of labels that are set never to fire are counted apart, not as missed.
 
     The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. In
     Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder. Labels of other
@@ -69,7 +69,11 @@ def evaluate(
 
             judged.append(judge(loaded, recording, tell))
             done += judged[-1].seconds
-    report = {"model": loaded.name, **summarise(judged, confidence)}
+    report = {
+        "model": loaded.name,
+        "thresholds": _thresholds(loaded.contract),
+        **summarise(judged, loaded.contract, confidence),
+    }
     if json:
         emit("summary", **report)
     else:
@@ -87,7 +91,7 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
         f"{sound.label} at {sound.start_s:g} s of {recording.path}"
         for recording in recordings
         for sound in recording.sounds
-        if sound.label in contract.firing_labels and sound.start_s == sound.end_s
+        if sound.label in contract.can_fire and sound.start_s == sound.end_s
     ]
     if points:
         more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
@@ -110,8 +114,17 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
     say(f"{none}; they count as other sounds, and only false accepts are measured")
 
 
-def summarise(judged: Sequence[Judged], confidence: float) -> dict[str, Any]:
-    """The report on all recordings together."""
+def _thresholds(contract: Contract) -> dict[str, Any]:
+    """Where the thresholds are from, and what a calibration says of itself."""
+    if "device" not in contract.calibration:
+        return {"from": "export"}
+    report = contract.calibration["device"]
+    known = {key: report[key] for key in ("file", "made", "target_fa_per_hour", "fa_per_hour_bound") if key in report}
+    return {"from": "device file" if "file" in report else "calibrated copy", **known}
+
+
+def summarise(judged: Sequence[Judged], contract: Contract, confidence: float) -> dict[str, Any]:
+    """The report on all recordings together; `never_fire` counts the sounds of labels that are set never to fire."""
     import numpy as np
 
     from confit_runtime.evaluation import snr_band, what_was_there
@@ -131,6 +144,7 @@ def summarise(judged: Sequence[Judged], confidence: float) -> dict[str, Any]:
     ]
     latencies = [latency for one in judged for latency in one.latency_s if latency is not None]
     fired = Counter((accept.label, what_was_there(accept, one)) for one in judged for accept in one.score.false_accepts)
+    silenced = Counter(sound.label for one in judged for sound in one.others if sound.label in contract.silenced)
     bands: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
     labels: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
     for row in heard:
@@ -144,6 +158,7 @@ def summarise(judged: Sequence[Judged], confidence: float) -> dict[str, Any]:
         "fa_per_hour_interval": [low, high],
         "false_rejects": _rejects(heard, confidence),
         "labels": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
+        "never_fire": dict(sorted(silenced.items())),
         "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items(), key=_by_ratio)},
         "latency_s": _quantiles(latencies),
         "fired_for": [
@@ -190,13 +205,16 @@ def _print(report: dict[str, Any]) -> None:
         f"{_number(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
     )
-    if report["false_rejects"]["sounds"]:
+    print(f"thresholds of {_origin(report['thresholds'])}")
+    if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *report["snr"].items()]:
         if row["sounds"]:
             low, high = row["frr_interval"]
             share = f"{100 * row['frr']:>6.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
             print(f"{name:<20}{row['sounds']:>8}{row['missed']:>8}{share}")
+    for name, sounds in report["never_fire"].items():
+        print(f"{name:<20}{sounds:>8}{'-':>8}  set never to fire")
     if report["recordings"] < FEWEST_GROUPS and report["false_rejects"]["sounds"]:
         print(
             f"\nthese intervals are of {recordings}, not of sounds, for sounds of one recording are missed together:"
@@ -209,6 +227,19 @@ def _print(report: dict[str, Any]) -> None:
         )
     for row in report["fired_for"]:
         print(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")
+
+
+def _origin(thresholds: dict[str, Any]) -> str:
+    if thresholds["from"] == "export":
+        return "the export"
+    target = (
+        f", for {thresholds['target_fa_per_hour']:g} false accepts an hour"
+        if "target_fa_per_hour" in thresholds
+        else ""
+    )
+    if "file" in thresholds:
+        return f"{thresholds['file']}, made on {thresholds['made']}{target}"
+    return f"a calibration that was baked into the model{target}"
 
 
 def _number(count: int, what: str) -> str:

@@ -28,7 +28,8 @@ class Judged:
     """One recording: its sounds that the model should find, whether it did, and what it heard falsely.
 
     `snr_db` is estimated for each sound; `latency_s` is the time from a found sound's end to the moment at which what found
-    it was told, None where it was not found; `others` are the labelled sounds that are none of the model's.
+    it was told, None where it was not found; `others` are the labelled sounds that are none of the model's, or that are set
+    never to fire.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Judged:
 
 def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lambda seconds: None) -> Judged:
     """Stream a labelled recording through the model, hop by hop. Raises UsageError, AudioError."""
-    named = model.contract.firing_labels
+    named = model.contract.can_fire
     sounds = [heard for heard in recording.sounds if heard.label in named]
     others = [heard for heard in recording.sounds if heard.label not in named]
     stream, taken, found = model.stream(lead_in=True), 0, []

@@ -348,6 +348,32 @@ def test_a_sound_without_length_is_refused_where_it_should_be_found(
     assert confit("evaluate", model, tmp_path)[0] == 0
 
 
+def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confit, sounds: Path, model: Path) -> None:
+    code, out, _ = confit("evaluate", model, sounds / "labels.csv")
+    assert code == 0
+    assert "\nthresholds of the export\n" in out
+    assert "never to fire" not in out
+    arguments = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--only", "mid")
+    assert confit("calibrate", model, *arguments)[0] == 0
+    code, out, _ = confit("evaluate", model, sounds / "labels.csv")
+    path, today = model.with_suffix(".device.json"), datetime.date.today().isoformat()
+    assert code == 0
+    assert f"\nthresholds of {path}, made on {today}, for 20 false accepts an hour\n" in out
+    assert f"{'all':<20}{1:>8}{0:>8}" in out
+    assert f"{'low':<20}{2:>8}{'-':>8}  set never to fire\n" in out
+    report = json.loads(confit("evaluate", model, sounds / "labels.csv", "--json")[1])
+    assert (report["labels"].keys(), report["never_fire"]) == ({"mid"}, {"low": 2})
+    assert report["false_rejects"]["missed"] == 0
+    told = report["thresholds"]
+    assert (told["from"], told["file"], told["made"]) == ("device file", str(path), today)
+    assert told["target_fa_per_hour"] == 20 > told["fa_per_hour_bound"]
+    path.unlink()
+    baked = model.parent / "baked.onnx"
+    assert confit("calibrate", model, *arguments, "--bake", baked)[0] == 0
+    out = confit("evaluate", baked, sounds / "labels.csv")[1]
+    assert "\nthresholds of a calibration that was baked into the model, for 20 false accepts an hour\n" in out
+
+
 def test_recordings_without_labels_are_counted(
     confit: Confit, sounds: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,11 +13,12 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import AudioError, ConfitError, Model
+from confit_runtime import AudioError, ConfitError, Model, load
 from confit_runtime.audio import Pcm
 from confit_runtime.evaluation import NEARBY_S, Judged, LocalPower, judge, snr_band, what_was_there
 from confit_runtime.labels import Labelled, read_labelled
 from confit_runtime.scoring import Heard, Score
+from tests import tiny_model
 from tests.tiny_model import RATE, silence, tone
 
 
@@ -111,6 +112,17 @@ def test_a_recording_is_judged(model: Model, tmp_path: Path) -> None:
     assert latency is not None
     assert -0.3 < latency < 0.3
     assert missed is None
+
+
+def test_what_is_set_never_to_fire_is_not_missed(tmp_path: Path) -> None:
+    levels = {label: {"on": 1.01 if label == "low" else 0.6, "off": 0.3} for label in tiny_model.LABELS}
+    mute = load(tiny_model.build(tmp_path / "tiny.onnx", thresholds=levels))
+    path = tmp_path / "one.wav"
+    soundfile.write(path, np.concatenate([silence(0.5), tone(500, 0.3), silence(1), tone(1200, 0.3), silence(1)]), RATE)
+    judged = judge(mute, Labelled(path, 3.1, [Heard("low", 0.5, 0.8), Heard("mid", 1.8, 2.1)]))
+    assert judged.score.found == [True]
+    assert [(one.label, one.start_s) for one in (*judged.sounds, *judged.others)] == [("mid", 1.8), ("low", 0.5)]
+    assert what_was_there(Heard("mid", 0.7, 0.8), judged) == "low"
 
 
 def test_latency_is_that_of_the_label_of_the_sound(model: Model, tmp_path: Path) -> None:
