@@ -251,7 +251,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--objective", "finetune", "--loss", "triplet"], 2, ["--loss is of the objective pairtune"]),
         (["good.csv", "--window", "inf"], 2, ["--window inf"]),
         (["good.csv", "--device", "abacus"], 2, ["--device abacus"]),
-        (["good.csv", "--encoder", "empty"], 2, ["--encoder empty"]),
+        (["good.csv", "--encoder", "empty"], 2, ["--encoder ", "empty: holds no config.json"]),
         (["good.csv", "--lr", "1e6", "--epochs", "1"], 1, ["lr"]),
         (["good.csv", "-o", "notes.txt"], 2, ["notes.txt"]),
         (["good.csv", "-o", "."], 2, ["not empty"]),
