@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
+PACE_S = 10.0  # of sound, over which is judged whether it takes longer to hear than it lasts
+REMIND_S = 60.0  # of sound from one notice of that to the next
 
 
 class Tap:
@@ -44,7 +48,8 @@ class Listener:
 
     `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
     in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
-    another as one, when sound is back). After `seconds` of the source's own time it is `full`, and hears no more.
+    another as one, when sound is back). Where hearing takes longer than the sound lasts, and the sound is `live`, a notice
+    says so, once a minute at most. After `seconds` of the source's own time it is `full`, and hears no more.
     `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
     of model and label.
     """
@@ -62,6 +67,8 @@ class Listener:
         self.samples = self.dropped_samples = 0
         self.withheld: Counter[tuple[str, str]] = Counter()
         self._end = None if seconds is None else round(seconds * rate)
+        self.live = True  # the sound comes as it happens, and does not wait for who is slow
+        self._pace = _Pace()
         self._gap: Gap | None = None  # not told yet
         for stream in streams:
             stream.reset()
@@ -74,6 +81,7 @@ class Listener:
 
     def follow(self, source: Source) -> Iterator[Detection | Gap | Notice]:
         """All that is heard of a source, inside its `with` block."""
+        self.live = source.live
         for stream in self.streams:
             stream.live = source.live
         for item in source:
@@ -98,16 +106,32 @@ class Listener:
         for stream in self.streams:
             yield from self._judge(stream.finish())
 
-    def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection]:
+    def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection | Notice]:
         if self._end is not None:
             pcm = pcm[: self._end - self.samples]
         self.samples += len(pcm)
         most = max(1, round(MOST_S * rate))
         for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
+            began = perf_counter()
             for tap in self.taps:
                 tap.hear(part, rate)
+            spent = perf_counter() - began
             for stream in self.streams:
-                yield from self._judge(stream.accept(part, rate))
+                began = perf_counter()
+                found = list(self._judge(stream.accept(part, rate)))
+                spent += perf_counter() - began
+                yield from found
+            if self._pace.slow(len(part) / rate, spent) and self.live:
+                yield self._behind()
+
+    def _behind(self) -> Notice:
+        models = ", ".join(stream.model.name for stream in self.streams)
+        return Notice(
+            "behind",
+            f"{self.name}: this machine cannot keep up: hearing it with {models} takes {self._pace.times:.1f} times as long as"
+            " the sound lasts, so that it falls behind; where sound is lost on its way here, times come out too early. Take a"
+            " smaller model, fewer at once, --gate, or a faster machine",
+        )
 
     def _skip(self, gap: Gap) -> Iterator[Gap]:
         if self._gap is not None and self._gap.reason != gap.reason:
@@ -135,6 +159,36 @@ class Listener:
                 self.withheld[detection.model, detection.label] += 1
             else:
                 yield told
+
+
+class _Pace:
+    """Whether hearing takes longer than the sound lasts, by `PACE_S` of sound at a time.
+
+    The slowest part of each is left aside: one hiccup of the machine is made up for. `times` is how much longer it took.
+    """
+
+    def __init__(self) -> None:
+        self.times = 0.0
+        self._since = math.inf  # of sound, after it was told last
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sound = self._spent = self._slowest = 0.0
+
+    def slow(self, sound: float, spent: float) -> bool:
+        """Whether it is to be told now, after `sound` seconds more that took `spent` seconds."""
+        self._since += sound
+        self._sound += sound
+        self._spent += spent
+        self._slowest = max(self._slowest, spent)
+        if self._sound < PACE_S:
+            return False
+        self.times, slow = self._spent / self._sound, self._spent - self._slowest > self._sound
+        self._begin()
+        told = slow and self._since >= REMIND_S
+        if told:
+            self._since = 0.0
+        return told
 
 
 def listen(

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import confit_runtime.listener as listener_module
 from confit_runtime import AudioError, Detection, Listener, Model, Tap, listen, listen_async
 from confit_runtime.gallery import Gallery
 from confit_runtime.sources import Chunk, Gap, Microphone, Notice
@@ -200,6 +202,44 @@ def test_a_microphone_that_fails_in_every_way_still_hears(model: Model) -> None:
         "the microphone was away",
     }
     assert listener.samples == 4 * rate
+
+
+# keeping up
+
+
+class Slow(Tap):
+    """Takes so many times as long to hear a part as it lasts; the factors are for one part each, and the last for the rest."""
+
+    def __init__(self, *times: float) -> None:
+        self._times = list(times)
+
+    def hear(self, pcm: Floats, rate: int) -> None:
+        times = self._times.pop(0) if len(self._times) > 1 else self._times[0]
+        time.sleep(times * len(pcm) / rate)
+
+
+@pytest.mark.parametrize(
+    ("times", "live", "told"),
+    [
+        ((1.5,), True, 2),  # of seven spells, in which it is slow, two are a second of sound apart
+        ((1.5,), False, 0),
+        ((0.0,), True, 0),
+        ((20.0, 0.0), True, 0),  # a hiccup
+        ((20.0, 1.5), True, 2),
+    ],
+)
+def test_who_takes_longer_to_hear_than_the_sound_lasts_is_told(
+    model: Model, monkeypatch: pytest.MonkeyPatch, times: tuple[float, ...], live: bool, told: int
+) -> None:
+    monkeypatch.setattr(listener_module, "PACE_S", 0.2)
+    monkeypatch.setattr(listener_module, "REMIND_S", 1.0)
+    source = Scripted(chunks(scene()[: int(1.4 * RATE)], size=RATE // 50))
+    source.live = live
+    listener = Listener([model.stream()], source.name, RATE, taps=[Slow(*times)])
+    notices = [event for event in listener.follow(source) if isinstance(event, Notice)]
+    assert [notice.state for notice in notices] == ["behind"] * told
+    for notice in notices:
+        assert notice.text.startswith("scripted: this machine cannot keep up: hearing it with tiny takes ")
 
 
 # threads

@@ -24,9 +24,13 @@ class Gap:
 
 @dataclass(frozen=True)
 class Notice:
-    """The source went away and is waited for, or is back. Meanwhile its clock runs on: gaps say how far."""
+    """What happened to the source, besides its sound.
 
-    state: Literal["away", "back"]
+    It went "away" and is waited for, or is "back": meanwhile its clock runs on, and gaps say how far. Or what listens to it
+    falls "behind" (`confit_runtime.listener`).
+    """
+
+    state: Literal["away", "back", "behind"]
     text: str
 
 
