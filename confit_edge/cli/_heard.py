@@ -34,7 +34,7 @@ class Heard:
         self._counts: Counter[tuple[str, str]] = Counter()  # (model, label)
         self._withheld: Counter[tuple[str, str]] = Counter()
         self._seconds, self._dropped = 0.0, 0
-        self._began = False
+        self._began = self._narrow = False
         self._view: LiveView | None = None
 
     def __enter__(self) -> Self:
@@ -81,6 +81,10 @@ class Heard:
 
     def _tell(self, item: Detection | Gap | Notice, source: Source) -> None:
         if isinstance(item, Notice):
+            if item.state == "narrow":
+                if self._narrow:  # of a folder's clips the first was named
+                    return
+                self._narrow = True
             say(item.text)
             if self._json:
                 emit("notice", source=self._name, state=item.state, text=item.text)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import ConfitError
 
 SHOWN = 3  # labels of a clip, for a person
@@ -34,6 +35,7 @@ def classify(
     from confit_runtime.sources import find_clips
 
     paths, loaded = find_clips(clips), load(model)
+    tell_narrow(paths, loaded)
     heard: Counter[str] = Counter()
     failed = 0
     for path in paths:

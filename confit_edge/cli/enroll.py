@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def enroll(
             _check_known(name, loaded.contract, there)
         sounds: Sequence[tuple[str, Path | Pcm]]
         if clips:
-            sounds = [(str(path), path) for path in find_clips(clips)]
+            paths = find_clips(clips)
+            tell_narrow(paths, loaded)
+            sounds = [(str(path), path) for path in paths]
         else:
             sounds = _recorded(loaded, source or "mic", takes or 3, take_seconds or 4.0, settled)
         taken = _taken(loaded, sounds, settled)
@@ -297,13 +300,15 @@ def _check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
 def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
     """Clips from the microphone at the model's rate, each announced; one that is clipped or silent is recorded again."""
     from confit_edge.cli.record import level_line
-    from confit_runtime.audio import resample
+    from confit_runtime.audio import narrow, resample
     from confit_runtime.recording import record_clip
     from confit_runtime.sources import open_source
 
     wanted = "speak a sentence or two, as you will later" if kind == "speaker" else "make the sound"
     recorded: list[tuple[str, Pcm]] = []
     with open_source(source) as opened:
+        if (lacks := narrow(opened.name, opened.rate, model.name, model.contract.highest_hz)) is not None:
+            say(lacks)
         for attempt in range(2 * takes):
             say(f"clip {len(recorded) + 1} of {takes}: {wanted}, {seconds:g} s")
             take = record_clip(

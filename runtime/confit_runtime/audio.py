@@ -171,6 +171,17 @@ def resample(pcm: Pcm, rate: int, to: int) -> Pcm:
     return soxr.resample(pcm, rate, to, quality="HQ").astype(np.float32, copy=False)
 
 
+def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None:
+    """What to say of a source at `rate` Hz to models that hear up to `highest_hz`: what it lacks, and what to do; if so."""
+    if rate >= 2 * highest_hz:
+        return None
+    return (
+        f"{source}: comes at {rate} Hz and holds nothing above {rate / 2000:g} kHz, and {models} hears up to"
+        f" {highest_hz / 1000:g} kHz: of such sound it will miss more. Take a source of {2 * highest_hz:g} Hz or more, or train"
+        " for it: `confit-edge train ... --band-probability 0.5`"
+    )
+
+
 def load_clip(path: str | Path, rate: int) -> Pcm:
     """Read a clip as mono float32 at `rate` Hz. Raises AudioError on a clip with no samples or with NaN or infinity."""
     pcm, file_rate = read_audio(path)

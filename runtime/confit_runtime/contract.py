@@ -18,6 +18,7 @@ from confit_runtime.protobuf import bytes_field, fields, text_field
 SCHEMA = 1
 CONTRACT_KEY = "confit_edge"
 DIGEST_KEY = "confit_edge_sha256"
+HIGHEST_HZ = {"speech-embedding": 3800.0, "yamnet": 7500.0}  # of encoders that hear less than half their rate
 
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14  # field numbers of onnx.ModelProto
 
@@ -119,6 +120,11 @@ class Contract:
     def silenced(self) -> list[str]:
         """The labels that are set never to fire: those with a threshold that no score reaches, but not `unknown_label`."""
         return [label for label in self.firing_labels if label not in self.can_fire]
+
+    @property
+    def highest_hz(self) -> float:
+        """Up to where it hears: what its encoder's front end takes, or half its rate."""
+        return HIGHEST_HZ.get(str(self.encoder.get("name")).replace("_", "-"), self.sample_rate / 2)
 
     @property
     def streaming(self) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from confit_runtime.audio import narrow
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ class Listener:
 
     `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
     in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
-    another as one, when sound is back). Where hearing takes longer than the sound lasts, and the sound is `live`, a notice
-    says so, once a minute at most. After `seconds` of the source's own time it is `full`, and hears no more.
+    another as one, when sound is back). A notice says at the beginning where a model hears more than the source holds, and once a
+    minute at most where hearing takes longer than the sound lasts, and the sound is `live`. After `seconds` of the source's
+    own time it is `full`, and hears no more.
     `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
     of model and label.
     """
@@ -69,6 +71,7 @@ class Listener:
         self._end = None if seconds is None else round(seconds * rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
         self._pace = _Pace()
+        self._begun = False
         self._gap: Gap | None = None  # not told yet
         for stream in streams:
             stream.reset()
@@ -92,6 +95,9 @@ class Listener:
 
     def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Gap | Notice]:
         """What is heard when the source has given `item`. Nothing happens until it is iterated over."""
+        if not self._begun:
+            self._begun = True
+            yield from self._narrow()
         if isinstance(item, Notice):
             yield item
         elif isinstance(item, Gap):
@@ -123,6 +129,14 @@ class Listener:
                 yield from found
             if self._pace.slow(len(part) / rate, spent) and self.live:
                 yield self._behind()
+
+    def _narrow(self) -> Iterator[Notice]:
+        models: dict[float, list[str]] = defaultdict(list)  # by how high they hear
+        for stream in self.streams:
+            models[stream.model.contract.highest_hz].append(stream.model.name)
+        for highest_hz, names in models.items():
+            if (text := narrow(self.name, self.rate, ", ".join(names), highest_hz)) is not None:
+                yield Notice("narrow", text)
 
     def _behind(self) -> Notice:
         models = ", ".join(stream.model.name for stream in self.streams)

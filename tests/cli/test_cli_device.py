@@ -528,6 +528,29 @@ def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) 
     assert line.startswith("low.wav  low  ")
 
 
+def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path) -> None:
+    """By whatever verb, and of a folder for all of its clips."""
+    (tmp_path / "phone").mkdir()
+    for at in range(2):
+        soundfile.write(tmp_path / "phone" / f"{at}.wav", scene(8_000), 8_000)
+    beware = (
+        f"{tmp_path / 'phone' / '0.wav'}: comes at 8000 Hz and holds nothing above 4 kHz, and tiny hears up to 8 kHz"
+    )
+    enroll = ["enroll", "tiny.onnx", "phone", str(tmp_path / "phone"), "--gallery", str(tmp_path / "phone.db")]
+    for verb in (["listen", "tiny.onnx", "--source", str(tmp_path / "phone")], enroll):
+        done = run(home, *verb)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(beware) == done.stderr.count("--band-probability") == 1
+    done = run(home, "classify", "tiny.onnx", "text.wav", str(tmp_path / "phone"))
+    assert done.stderr.count(beware) == done.stderr.count("--band-probability") == 1
+    assert "--band-probability" not in run(home, "classify", "tiny.onnx", "scene.flac").stderr
+    pcm = (scene(8_000) * 32767).astype("<i2").tobytes()
+    done = run(home, "listen", "tiny.onnx", "--source", "-", "--rate", "8000", "--json", stdin=pcm)
+    first, *_ = map(json.loads, done.stdout.splitlines())
+    assert (first["type"], first["source"], first["state"]) == ("notice", "-", "narrow")
+    assert done.stderr.count(first["text"]) == 1
+
+
 def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:
     soundfile.write(home / "known.wav", tone(500, 0.5), 16_000)
     done = run(home, "enroll", "tiny.onnx", "eve", "known.wav", "--gallery", "known.db")

@@ -17,10 +17,11 @@ import pytest
 import soundfile
 
 import confit_runtime.listener as listener_module
-from confit_runtime import AudioError, Detection, Listener, Model, Tap, listen, listen_async
+from confit_runtime import AudioError, Detection, Listener, Model, Tap, listen, listen_async, load
 from confit_runtime.gallery import Gallery
 from confit_runtime.sources import Chunk, Gap, Microphone, Notice
 from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
+from tests import tiny_model
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import HOP, RATE, Floats, silence, tone
 
@@ -202,6 +203,37 @@ def test_a_microphone_that_fails_in_every_way_still_hears(model: Model) -> None:
         "the microphone was away",
     }
     assert listener.samples == 4 * rate
+
+
+# what a source lacks
+
+
+@pytest.mark.parametrize(("rate", "told"), [(8_000, 1), (RATE, 0), (44_100, 0)])
+def test_a_source_below_the_models_rate_is_told_of_once(model: Model, rate: int, told: int) -> None:
+    listener = Listener([model.stream(), model.stream()], "phone", rate)
+    events = list(listener.follow(Scripted(chunks(scene(rate), rate))))
+    assert [event.state for event in events if isinstance(event, Notice)] == ["narrow"] * told
+    assert isinstance(events[0], Notice) == bool(told)
+    for event in events[:told]:
+        assert isinstance(event, Notice)
+        assert event.text.startswith(
+            "phone: comes at 8000 Hz and holds nothing above 4 kHz, and tiny, tiny hears up to 8 kHz"
+        )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rate", "told"),
+    [
+        ("speech-embedding", 8_000, False),
+        ("speech-embedding", 6_000, True),
+        ("yamnet", 15_000, False),
+        ("ast", 15_000, True),
+    ],
+)
+def test_what_no_front_end_hears_is_not_missed(tmp_path: Path, encoder: str, rate: int, told: bool) -> None:
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", encoder={"name": encoder, "weights_sha256": ""}))
+    events = Listener([model.stream()], "phone", rate).take((silence(0.1, rate), rate))
+    assert [isinstance(event, Notice) for event in events] == [True] * told
 
 
 # keeping up

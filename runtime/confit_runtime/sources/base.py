@@ -26,11 +26,11 @@ class Gap:
 class Notice:
     """What happened to the source, besides its sound.
 
-    It went "away" and is waited for, or is "back": meanwhile its clock runs on, and gaps say how far. Or what listens to it
-    falls "behind" (`confit_runtime.listener`).
+    It went "away" and is waited for, or is "back": meanwhile its clock runs on, and gaps say how far. Or it is too "narrow"
+    for what listens to it, or that falls "behind" (`confit_runtime.listener`).
     """
 
-    state: Literal["away", "back", "behind"]
+    state: Literal["away", "back", "narrow", "behind"]
     text: str
 
 
