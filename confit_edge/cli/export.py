@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -52,6 +52,13 @@ def export(
         ),
     ] = 20.0,
     force: Annotated[bool, typer.Option("--force", help="Write the file though the gate fails; it says so.")] = False,
+    kind: Annotated[
+        Literal["speaker", "sound"] | None,
+        typer.Option(
+            help="What names are enrolled with it: a speaker, or a sound. Unsaid: speaker with the encoder ge2e or the label"
+            " column speaker or group, else sound."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="The run's manifest, where it has moved since training.")] = None,
     license: Annotated[str, typer.Option(help="The licence that goes into the model's contract.")] = "unspecified",
     json_lines: Json = False,
@@ -78,6 +85,7 @@ def export(
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
     from confit_runtime.cautions import cautions
+    from confit_runtime.enrollment import kind_of
 
     refuse_other_card(out)
     loaded = read_run(run)
@@ -95,11 +103,15 @@ def export(
         qat_epochs=qat_epochs,
         sweep_minutes=sweep_minutes,
         force=force,
+        kind=kind,
         license=license,
         say=say,
     )
     timing = time_model(made)
     card = write_card(made, timing)
+    if kind_of(made.contract) == "speaker":
+        how = "as asked for" if kind else "by its encoder or its label column; --kind sound makes it one for sounds"
+        say(f"it is a model for voices ({how}): who is enrolled with it is a speaker")
     contract, advice = made.contract, recommendation(made.contract, timing)
     if advice:
         say(advice)

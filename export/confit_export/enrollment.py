@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.corpus import Corpus
+from confit_edge.runs import Run
+from confit_runtime.enrollment import Kind
 from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Matcher, likeness
 
 Floats = npt.NDArray[np.float32]
@@ -14,6 +16,13 @@ Targets = npt.NDArray[np.int8]
 PRINTS_PER_CLASS, PRINTS_OF_UNKNOWN = 4, 40
 FALSE_ACCEPT_RATE = 0.01
 ENROLLED = 3
+SPEAKER_COLUMNS = ("speaker", "group")  # a model that was labelled by one of these tells voices apart
+
+
+def kind_of_run(run: Run) -> Kind:
+    """Whether its model tells voices apart or sounds: voices by the encoder made for them, or by the column it was labelled."""
+    labelled = run.recipe.label_column in SPEAKER_COLUMNS
+    return "speaker" if labelled or run.encoder.family == "ge2e" else "sound"
 
 
 def cohort_rows(corpus: Corpus, seed: int) -> list[int]:

@@ -21,7 +21,7 @@ from confit_edge.runs import Run
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
-from confit_export.enrollment import cohort_rows, enrollment_prior
+from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Heard, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
@@ -36,6 +36,7 @@ from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
 from confit_runtime.describe import share
 from confit_runtime.device_file import refuse_calibrated
+from confit_runtime.enrollment import Kind
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import default_cache, make_folder, write_whole
 from confit_runtime.gemm import saturates
@@ -98,11 +99,13 @@ def export_run(
     qat_epochs: int = 0,
     sweep_minutes: float = SWEEP_MINUTES,
     force: bool = False,
+    kind: Kind | None = None,
     license: str = "unspecified",
     say: Say,
 ) -> Exported:
     """Write `out`, one ONNX file with its contract.
 
+    `kind` is what the model tells apart, for who enrolls names with it; unsaid, it is that of the run (`kind_of_run`).
     `fuse` exchanges activations for ones that runtimes fuse (`confit_export.fuse`), and the gate holds for it alone too.
     Raises UsageError for what cannot be asked for, and ConfitError, leaving no file, when streaming differs from
     offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
@@ -136,7 +139,7 @@ def export_run(
     work.check_streaming()
     if quantize:
         work.quantize(scheme, target, calibration, keep_fp32, qat_epochs, sweep_minutes)
-    finished = _finish(run, corpus, out, work.graph, work.contract, windows, rows, say)
+    finished = _finish(run, corpus, out, work.graph, work.contract, windows, rows, kind or kind_of_run(run), say)
     shipped = provisional(out, work.graph, finished)
     measured = {
         "fp32": _measure(fp32_model, reference, corpus, seed),
@@ -349,6 +352,7 @@ def _finish(
     contract: Contract,
     windows: np.ndarray,
     rows: list[int],
+    kind: Kind,
     say: Say,
 ) -> Contract:
     """Put the cohort into the graph; the contract with what validation chooses, thresholds and the enrollment prior."""
@@ -375,7 +379,10 @@ def _finish(
         smoothing_hops=chosen.smoothing_hops,
         min_hops=chosen.min_hops,
         calibration={
-            "enroll": enrollment_prior(val, corpus.val.targets, cohort, known, seed, nobody=corpus.unknown_column),
+            "enroll": {
+                "kind": kind,
+                **enrollment_prior(val, corpus.val.targets, cohort, known, seed, nobody=corpus.unknown_column),
+            },
             "detection": chosen.report,
         },
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from confit_edge.demo.story import DATA
 from confit_export.export import Exported
 from confit_export.model_card import Timing, front_matter, recommendation, table
 from confit_runtime import load
@@ -63,6 +64,20 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     assert line["contract"] == json.loads(contract.to_json())
     assert line["measured"]["p50_ms"] > 0
     assert line["measured"]["first_score_s"] > 0
+
+
+def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Path, confit: Confit) -> None:
+    out, gallery = tmp_path / "voices.onnx", tmp_path / "voices.db"
+    code, _, err = confit("export", run_path, "-o", out, "--no-quantize", "--kind", "speaker")
+    assert code == 0, err
+    assert "it is a model for voices (as asked for)" in err
+    assert load(out).contract.calibration["enroll"]["kind"] == "speaker"
+    word = next((DATA / "words" / "seven").glob("*.ogg"))
+    code, _, err = confit("enroll", out, "ada", word, "--gallery", gallery)
+    assert code == 1
+    assert "s of voice and 4 s are needed" in err
+    code, _, err = confit("enroll", out, "ada", word, "--gallery", gallery, "--kind", "sound")
+    assert code == 0, err
 
 
 def test_inspect_needs_no_onnx_and_no_torch(exports: dict[str, Exported]) -> None:

@@ -14,10 +14,12 @@ import pytest
 
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus
+from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.runs import Run
 from confit_export import thresholds
-from confit_export.enrollment import cohort_rows, enrollment_prior
+from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import choose, strictest, validation_stream
 from confit_runtime import load
@@ -226,9 +228,24 @@ def test_what_is_unknown_is_nobody_to_be_enrolled_and_a_stranger_all_the_same() 
     assert found["genuine"] == pytest.approx(np.mean(alike), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("column", "encoder", "kind"),
+    [
+        ("label", "speech-embedding", "sound"),
+        ("speaker", "speech-embedding", "speaker"),
+        ("group", "speech-embedding", "speaker"),
+        ("label", "ge2e", "speaker"),
+    ],
+)
+def test_a_run_that_tells_voices_apart_makes_a_model_for_voices(run: Run, column: str, encoder: str, kind: str) -> None:
+    settings = replace(run.recipe, label_column=column)
+    assert kind_of_run(replace(run, recipe=settings, encoder=pretrained(encoder, 1.28))) == kind
+
+
 def test_an_exported_prior_lets_the_enrolled_in(exports: dict[str, Exported], run_corpus: Corpus) -> None:
     for made in exports.values():
         prior = made.contract.calibration["enroll"]
+        assert prior["kind"] == "sound"
         assert 0.2 <= prior["threshold"] < 1
         assert prior["trials"] == 60
         model = load(made.path)
