@@ -216,6 +216,17 @@ def test_times_say_when_the_sound_was(model: Model, rate: int) -> None:
         assert event.end_s == event.end_sample / rate
 
 
+def test_where_one_row_fires_its_event_is_where_the_sound_was(tmp_path: Path) -> None:
+    """Rows a whole window apart, and a refractory time that is shorter."""
+    detection = {"smoothing_hops": 1, "min_hops": 1, "refractory_s": 0.05}
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", windowed=True, hop=WINDOW, **detection))
+    events = heard(model.stream(lead_in=True), [SCENES[RATE]], RATE)
+    assert [event.label for event in events] == ["low", "mid", "low"]
+    for event, (start, end) in zip(events, [(0.3, 0.6), (1.6, 1.95), (2.25, 2.5)], strict=True):
+        assert start - WINDOW / RATE < event.start_s < event.end_s < end
+        assert event.end_sample - event.start_sample == WINDOW
+
+
 def test_nothing_is_heard_before_the_window_is_full(model: Model) -> None:
     stream = model.stream()
     assert stream.accept(tone(500, (WINDOW + HOP) / RATE - 0.001), RATE) == []
