@@ -27,7 +27,7 @@ from confit_export.model_file import embedding_id, provisional, replace_cohort, 
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_runtime.audio import load_clip
 from confit_runtime.contract import SCHEMA, Contract
-from confit_runtime.device_file import write_whole
+from confit_runtime.files import write_whole
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import ConfitError
 
