@@ -27,9 +27,9 @@ from confit_export.model_file import embedding_id, provisional, replace_cohort, 
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_runtime.audio import load_clip
 from confit_runtime.contract import SCHEMA, Contract
-from confit_runtime.files import write_whole
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import ConfitError
+from confit_runtime.files import write_whole
 
 UTTERANCE_S, UTTERANCES, IN_COHORT = 3.0, 6, 3  # of each voice
 OUT = Path(__file__).parents[1] / "speakers.onnx"

@@ -130,10 +130,13 @@ def test_thresholds_are_tried_with_the_detector_of_the_device(multi_label: bool)
 def test_of_settings_that_do_equally_well_the_strictest_is_taken() -> None:
     """Within half the standard error of a count: 9 + 1.5, not 11."""
     on = np.zeros(1, np.float32)
-    tried = [(9.0, 0.5, on, 2), (10.4, 0.8, on, 3), (10.0, 0.8, on + 1, 4), (11.0, 0.9, on, 5)]
+    tried = [(9.0, 0.5, on, 2, 90), (10.4, 0.8, on, 3, 89), (10.0, 0.8, on + 1, 4, 89), (11.0, 0.9, on, 5, 88)]
     chosen, min_hops = strictest(tried)
     assert (float(chosen[0]), min_hops) == (1.0, 4)
-    assert strictest([(0.0, 0.5, on, 2), (1.0, 0.9, on, 3)])[1] == 2
+    assert strictest([(0.0, 0.5, on, 2, 9), (1.0, 0.9, on, 3, 8)])[1] == 2
+    # of a poor model: 6.7 is half the standard error, and finding nothing is no setting
+    poor = [(172.0, 0.4, on, 2, 6), (173.0, 0.5, on, 3, 5), (178.0, 0.95, on, 4, 0)]
+    assert strictest(poor)[1] == 3
 
 
 def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: Path, tmp_path: Path) -> None:
