@@ -60,7 +60,7 @@ class Run:
     encoder: Encoder
     linear: LinearProbe
     knn: KnnProbe
-    typicality: Typicality | None  # None only where a study leaves it out
+    typicality: Typicality | None  # None only where a benchmark leaves it out
     metrics: dict[str, Any]
 
 

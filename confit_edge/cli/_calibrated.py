@@ -105,15 +105,17 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             " there, and leave such recordings out"
         )
     if raised or chosen.margin >= FAR:
-        by = "; ".join(
+        heard_at = "; ".join(
             f"{one.label} at {one.score:.3f} in {one.file} at {one.at_s:.1f} s"
-            for one in decisive(counts, chosen, contract, recordings)
+            for one in decisive(counts, contract, recordings)
+        )
+        by = (
+            f" What raised it: {heard_at}. Where that is the sound itself, leave the recording out." if heard_at else ""
         )
         what = f" far above anything that they fired for, {_first(raised)}" if raised else ""
         told.append(
-            f"the margin that is common to all labels raised them{what}. What raised it: {by}. Where that is the sound itself,"
-            " leave the recording out; a label that matters can be calibrated by itself, into a copy of the model: --only"
-            " LABEL --bake LABEL.onnx"
+            f"the margin that is common to all labels raised them{what}.{by} A label that matters can be"
+            " calibrated by itself, into a copy of the model: --only LABEL --bake LABEL.onnx"
         )
     files = {file for recording in recordings for file, _ in recording.places}
     if len(files) < FEWEST_GROUPS:

@@ -115,7 +115,7 @@ def calibrate(
         )
     places, counts = may_fire(contract), count_false_accepts(contract, recordings)
     chosen = choose(counts, target_fa_per_hour, confidence)
-    could_fall = calibrated.below(contract, chosen)
+    kept = "" if lower else calibrated.below(contract, chosen)
     if not lower:
         chosen = dataclasses.replace(chosen, lowest=levels_of(contract))
     beware = calibrated.cautions(counts, chosen, contract, recordings)
@@ -144,9 +144,9 @@ def calibrate(
     written = _write(loaded, contract, {**report, "det": curve}, bake)
     if not json:
         calibrated.print_table(contract, report)
-    if could_fall and not lower:
+    if kept:
         say(
-            f"kept at the threshold the model came with, for too little in these recordings is like it: {could_fall}."
+            f"kept at the threshold the model came with, for too little in these recordings is like it: {kept}."
             " Where they hold all that the device will ever hear, --lower finds more of it"
         )
     say(f"wrote {written}")

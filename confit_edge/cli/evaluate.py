@@ -144,7 +144,8 @@ def summarise(judged: Sequence[Judged], contract: Contract, confidence: float) -
     ]
     latencies = [latency for one in judged for latency in one.latency_s if latency is not None]
     fired = Counter((accept.label, what_was_there(accept, one)) for one in judged for accept in one.score.false_accepts)
-    silenced = Counter(sound.label for one in judged for sound in one.others if sound.label in contract.silenced)
+    never = contract.silenced
+    silenced = Counter(sound.label for one in judged for sound in one.others if sound.label in never)
     bands: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
     labels: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
     for row in heard:

@@ -159,9 +159,8 @@ def read_settings(name: str) -> Any:
     """The configuration of a checkpoint. Raises UsageError when there is none, or it is of no supported architecture."""
     from transformers import AutoConfig
 
-    if (
-        Path(name).is_dir() and not Path(name, "config.json").is_file()
-    ):  # else its kind is guessed by the letters of its path
+    # without one, transformers guesses its kind by the letters of its path
+    if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise UsageError(f"--encoder {name}: holds no config.json, so it is no checkpoint of transformers")
     try:
         settings = AutoConfig.from_pretrained(name)

@@ -92,10 +92,8 @@ def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
     The bound is the larger of the exact one for independent events and the one that resamples recordings.
     """
     hours, whole = counts.hours, float(counts.hours.sum())
-    together = counts.events.sum(axis=1)
-    own = _own(together)
-    # of each recording, what the others give
-    others = np.stack([_own(together - counts.events[:, place]) for place in range(len(hours))])
+    own = _own(counts.events.sum(axis=1))
+    others = _by_the_others(counts)
 
     def held_out(margin: int) -> Ints:
         levels = _raised(others, margin)
@@ -191,16 +189,13 @@ class Highest:
     at_s: float
 
 
-def decisive(
-    counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording], most: int = 3
-) -> list[Highest]:
+def decisive(counts: Counts, contract: Contract, recordings: Sequence[Recording], most: int = 3) -> list[Highest]:
     """The false accepts that lie highest above the level of their label that the other recordings give: they set the margin.
 
     At most one of a label and a recording. None where nothing reached its label's level.
     """
-    together, found = counts.events.sum(axis=1), []
-    for at, recording in enumerate(recordings):
-        others = _own(together - counts.events[:, at])
+    found = []
+    for at, (recording, others) in enumerate(zip(recordings, _by_the_others(counts), strict=True)):
         for place in may_fire(contract):
             reached = np.flatnonzero(counts.events[place, at])
             if len(reached) and reached[-1] >= others[place]:
@@ -245,6 +240,12 @@ def _own(events: Ints) -> Ints:
     """
     own: Ints = np.maximum((events <= REACHED_BY).argmax(axis=1), HALF)
     return own
+
+
+def _by_the_others(counts: Counts) -> Ints:
+    """Each label's own level without each recording, `[recordings, labels]`."""
+    together = counts.events.sum(axis=1)
+    return np.stack([_own(together - counts.events[:, place]) for place in range(len(counts.hours))])
 
 
 def _raised(levels: Ints, margin: int) -> Ints:
