@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from confit_edge.data.splits import Fractions
 
 RATE = 16_000  # Hz, at which clips are compared
+UNEVEN = 0.1  # of all clips: a split that is so far from its share is told
 
 app = typer.Typer(help="Look at labelled clips, split them, or take in a published corpus.", no_args_is_help=True)
 
@@ -138,6 +139,9 @@ def split(
         say(f"left out, being of no use: {left_out} (`confit-edge data check {quote(str(source))}` names them)")
     if kept:
         say("the manifest's own splits were kept; --anew makes new ones")
+    elif any(abs(size / len(manifest) - share) > UNEVEN for size, share in zip(sizes.values(), shares, strict=True)):
+        got = "/".join(f"{100 * size / len(manifest):.0f}" for size in sizes.values())
+        say(f"the groups are too few or too large to be shared out as {fractions}: the shares are {got}")
     if sizes["test"] and missing["test"]:
         say(f"not in test, for want of groups: {', '.join(missing['test'])}")
 

@@ -17,6 +17,7 @@ from confit_edge.data.splits import groups_across_splits, missing_classes, with_
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
 OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot
+FEW_CLIPS = 5  # of a class in a split: fewer say little
 SHOWN = 10  # names listed in the text of a report; `to_dict` has them all
 
 
@@ -257,6 +258,12 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | Manif
         warnings.append(
             f"class {_names(without_test)} has no clip in test, so nothing is reported of it: that takes 3 groups"
         )
+    for split, use in (("train", "learned from"), ("val", "that epochs and thresholds are chosen by")):
+        clips = Counter(label for clip in made.select(split).clips for label in clip.labels)
+        if few := [label for label in made.classes if clips[label] < FEW_CLIPS]:
+            warnings.append(
+                f"class {_names(few)} has fewer than {FEW_CLIPS} clips {use} ({split}): collect more, of more groups"
+            )
     return warnings
 
 

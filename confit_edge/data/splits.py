@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
 DEFAULT: Fractions = (0.7, 0.15, 0.15)  # as much to choose by as to test on: thresholds and the gate stand on it
 
 RESTARTS = 20
+FEW_GROUPS = 8  # of a class: so many are also tried in one another's place
 PASSES = 100  # a climb ends by itself after a few
 SHOWN = 10  # classes named in a message
 VAL_SHARE = 0.125  # of what is not test, where a published split brings no validation set that can be kept
@@ -151,8 +153,10 @@ def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifes
 class _Dealer:
     """Deals groups to splits, a hill climb from a greedy start and from random ones.
 
-    The cost of a deal is, in this order: how often a class is missing from train or val, how often from test, and how
-    far the share of each class (and of all clips, one more column) is from its fraction, squared, relative to its size.
+    Of classes of few groups pairs are tried in one another's place, too: where each split has one of three groups, no
+    single one can move. The cost of a deal is, in this order: how often a class is missing from train or val, how often
+    from test, and how far the share of each class (and of all clips, one more column) is from its fraction, squared,
+    relative to its size.
     scikit-learn's StratifiedGroupKFold knows equal folds only and does not keep a small class in each of them.
     """
 
@@ -171,6 +175,11 @@ class _Dealer:
         worst = 4 * self.totals.sum() + 1  # more than any distance from the fractions
         self.penalty = np.array([worst * 2 * (classes + 1)] * 2 + [worst if fractions[2] > 0 else 0.0])[:, None]
         self.penalised = np.arange(classes + 1) < classes
+        holders: dict[int, list[int]] = defaultdict(list)  # of each class, the groups that have it
+        for group, columns in enumerate(self.columns):
+            for column in columns[:-1]:
+                holders[int(column)].append(group)
+        self.pairs = sorted({pair for of in holders.values() if len(of) <= FEW_GROUPS for pair in combinations(of, 2)})
         self.unavoidable = worst * float((groups_of[:classes] < 3).sum()) if fractions[2] > 0 else 0.0
         self.worst = worst
 
@@ -229,5 +238,24 @@ class _Dealer:
                 moved = moved or best != split[group]
                 split[group] = best
                 state[best, columns] += values
-            if not moved:
+            if not moved and not self._exchange(split, state):
                 return
+
+    def _exchange(self, split: list[int], state: npt.NDArray[np.float64]) -> bool:
+        """Exchange the splits of two groups of a class of few groups, wherever that is better; whether any were."""
+        exchanged = False
+        for one, other in self.pairs:
+            first, second = split[one], split[other]
+            if first == second:
+                continue
+            columns = np.union1d(self.columns[one], self.columns[other])
+            trial = state[:, columns]
+            for group, source, target in ((one, first, second), (other, second, first)):
+                at = np.searchsorted(columns, self.columns[group])
+                trial[source, at] -= self.values[group]
+                trial[target, at] += self.values[group]
+            if self._cost(trial, columns).sum() < self._cost(state[:, columns], columns).sum() - 1e-9:
+                state[:, columns] = trial
+                split[one], split[other] = second, first
+                exchanged = True
+        return exchanged

@@ -96,6 +96,7 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     anew = run("split", out, "-o", folder / "anew.csv", "--anew", "--fractions", "50/50/0", cache=folder / "cache")
     assert anew.returncode == 0, anew.stderr
     assert "test 0" in anew.stdout
+    assert "to be shared out as 50/50/0: the shares are 67/33/0" in anew.stderr
 
 
 def test_split_leaves_out_what_cannot_be_used(folder: Path) -> None:

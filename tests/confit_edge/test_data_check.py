@@ -36,8 +36,8 @@ def says(report: Report, *words: str) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Sounds 0.wav .. 9.wav, each different, of 0.5 s."""
-    for number in range(10):
+    """Sounds 0.wav .. 21.wav, each different, of 0.5 s."""
+    for number in range(22):
         sound(tmp_path / f"{number}.wav", number)
     return tmp_path
 
@@ -48,9 +48,19 @@ CLEAN = "path,label,group,split\n" + "".join(
 )
 
 
+ENOUGH = "path,label,group,split\n" + "".join(
+    f"{number}.wav,{'xy'[number % 2]},g{number // 2},{'train' if number < 10 else 'val' if number < 20 else 'test'}\n"
+    for number in range(22)
+)
+
+
 def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
+    assert report_of(folder, ENOUGH).warnings == []
+    assert report_of(folder, ENOUGH).text().splitlines()[-1] == "no warnings"
     report = report_of(folder, CLEAN)
-    assert report.warnings == []
+    assert says(report, "class 'x', 'y' has fewer than 5 clips learned from (train)")
+    assert says(report, "class 'x', 'y' has fewer than 5 clips that epochs and thresholds are chosen by (val)")
+    assert len(report.warnings) == 2
     assert not report.leaks
     assert (report.clips, report.groups, report.imbalance) == (10, 5, 1.0)
     assert report.durations == {"min": 0.5, "median": 0.5, "max": 0.5, "total": 5.0}
@@ -65,14 +75,13 @@ def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
         "x          5      2.5       5      3    1     1",
         "y          5      2.5       5      3    1     1",
     ]
-    assert lines[-1] == "no warnings"
 
 
 @pytest.mark.parametrize("label", ["background", "_background_noise_", "Silence", "noise"])
 def test_a_class_that_is_to_stay_silent_is_told_of(folder: Path, label: str) -> None:
     report = report_of(folder, CLEAN.replace(",x,", f",{label},"))
     assert says(report, repr(label), "will fire", "'unknown'", "--background")
-    assert report_of(folder, CLEAN.replace(",x,", ",unknown,")).warnings == []
+    assert report_of(folder, ENOUGH.replace(",x,", ",unknown,")).warnings == []
 
 
 def test_a_torn_group_is_a_leak(folder: Path) -> None:

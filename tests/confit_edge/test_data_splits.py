@@ -73,6 +73,18 @@ def test_groups_that_bind_classes_together_can_make_it_impossible() -> None:
         with_splits(source, seed=0)
 
 
+def test_of_three_groups_the_largest_is_trained_on() -> None:
+    """No single group can move where each split has one: they are tried in one another's place."""
+    rng = random.Random(0)
+    sizes = {label: rng.sample(range(1, 12), 3) for label in "abcdefgh"}
+    rows = [(label, f"{label}{g}") for label, counts in sizes.items() for g, n in enumerate(counts) for _ in range(n)]
+    for seed in range(4):
+        clips = Counter((clip.label, clip.split) for clip in with_splits(manifest_of(rows), seed=seed).clips)
+        assert {label: clips[label, "train"] for label in sizes} == {
+            label: max(counts) for label, counts in sizes.items()
+        }
+
+
 def test_own_groups_are_shared_out_exactly() -> None:
     source = manifest_of([(label, f"{label}{i}") for label in ("x", "y") for i in range(100)])
     made = with_splits(source, seed=3)
