@@ -150,7 +150,10 @@ def read_manifest(
         if file in seen:
             first, other = seen[file]
             what = "twice" if other.labels == labels else f"as {'|'.join(other.labels)!r} and as {'|'.join(labels)!r}"
-            raise ManifestError(f"{where}: {relative(file, folder)} is listed {what} (first at {first}); keep one row")
+            cure = "keep one row"
+            if not file.exists() and (folder / "|".join(labels)).is_file():
+                cure = f"or are the columns path and {label_column} exchanged?"
+            raise ManifestError(f"{where}: {relative(file, folder)} is listed {what} (first at {first}); {cure}")
         seen[file] = place, clip
         clips.append(clip)
 
@@ -245,6 +248,8 @@ def _check_columns(
             cure = "; name it with --label-column" if name == label_column else ""
             if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
                 cure = "; a CSV is parted by commas"
+            elif any(Path(column).suffix.lower() in SOUND_SUFFIXES for column in columns):
+                cure = "; its first line is a clip: put a line of names above it, such as path,label"
             raise UsageError(f"{source}: there is no column {name!r}{hint} ({present}){cure}")
 
 
@@ -399,7 +404,8 @@ def _read_folder(source: Path) -> Table:
     for folder, folders, files in os.walk(source):
         folders[:] = [name for name in folders if not name.startswith(".")]
         names += [relative(Path(folder, name), source) for name in files if not name.startswith(".")]
-    clips = [name for name in sorted(names) if "/" in name and Path(name).suffix.lower() in SOUND_SUFFIXES]
+    sounds = [name for name in sorted(names) if Path(name).suffix.lower() in SOUND_SUFFIXES]
+    clips = [name for name in sounds if "/" in name]
     if odd := [os.fsencode(name) for name in clips if not _is_unicode(name)]:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ManifestError(
@@ -414,8 +420,15 @@ def _read_folder(source: Path) -> Table:
     for inside in sorted(source.iterdir()):
         if inside.is_dir() and not inside.name.startswith(".") and inside.name not in classes:
             log.warning("%s: holds no sound that can be read, so there is no class of that name", inside)
+    beside = [name for name in sounds if "/" not in name]
     if not classes:
-        raise ManifestError(f"{source}: no sub-folder with sound files in it; expected one sub-folder per class")
+        lie = f"; its {len(beside)} sound files, such as {beside[0]}, lie in none" if beside else ""
+        raise ManifestError(f"{source}: no sub-folder with sound files in it; expected one sub-folder per class{lie}")
+    if beside:
+        log.warning(
+            "%s: sound files beside the class folders are of no class and left out (%d, such as %s)",
+            source, len(beside), beside[0],
+        )  # fmt: skip
     if classes <= set(SPLITS):
         raise ManifestError(
             f"{source}: its sub-folders are splits ({', '.join(map(str, sorted(classes, key=str)))}), not classes;"

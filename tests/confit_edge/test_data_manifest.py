@@ -155,6 +155,27 @@ def test_folders_that_hold_no_classes_are_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_sounds_beside_the_class_folders_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "loose.wav", "")
+    with pytest.raises(ManifestError, match=r"per class; its 1 sound files, such as loose.wav, lie in none"):
+        read_manifest(tmp_path)
+    for name in ("yes/a.wav", "no/b.wav", "notes.txt"):
+        write(tmp_path / name, "")
+    assert read_manifest(tmp_path).classes == ["no", "yes"]
+    assert "left out (1, such as loose.wav)" in caplog.text
+
+
+def test_columns_that_are_exchanged_or_have_no_names_are_told_of(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        write(tmp_path / name, "")
+    write(tmp_path / "m.csv", "path,label\nyes,a.wav\nyes,b.wav\n")
+    with pytest.raises(ManifestError, match="are the columns path and label exchanged"):
+        read_manifest(tmp_path / "m.csv")
+    write(tmp_path / "m.csv", "a.wav,yes\nb.wav,no\n")
+    with pytest.raises(UsageError, match="its first line is a clip: put a line of names above it"):
+        read_manifest(tmp_path / "m.csv")
+
+
 def test_voices_of_the_demo_words_are_split_by_word() -> None:
     by_word = read_manifest(WORDS)
     assert (len(by_word), len(by_word.classes), len({clip.group for clip in by_word.clips})) == (1620, 30, 54)
