@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._odd import tell_odd
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 
@@ -74,9 +74,9 @@ def enroll(
     """Enroll a name from a few clips: each becomes a print in the gallery, no training needed.
 
     All clips are enrolled or none is: each that is silent, too short or unreadable is named, and nothing is written then.
-    Of a sound one clip is enough. A voice needs 4 s of speech in all, better 10 s, and 0.5 s in each clip, recorded as it
-    will be heard later; run it again to add more. What the name has already is left out. Ask people before you enroll
-    their voice.
+    Of a sound one clip is enough, if the model was trained on sounds of its kind: one of words takes all beeps for one. A
+    voice needs 4 s of speech in all, better 10 s, and 0.5 s in each clip, recorded as it will be heard later; run it again
+    to add more. What the name has already is left out. Ask people before you enroll their voice.
 
     Examples:
 
@@ -113,10 +113,7 @@ def enroll(
         else:
             sounds = _recorded(loaded, source or "mic", takes or 3, take_seconds or 4.0, settled)
         taken = _taken(loaded, sounds, settled)
-        if settled == "sound":
-            _tell_quiet(loaded, taken)
-        if not negative:
-            _tell_odd(name, taken, loaded, there, settled)
+        tell_odd(name, taken, loaded, there, settled, negative=negative)
         embeddings = np.concatenate([one.embeddings for _, one in taken])
         # a clip's seconds are shared out: of voices its prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
@@ -203,76 +200,6 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
             say(f"confit-edge: {unusable}")
         raise AudioError(f"{len(errors)} of {len(sounds)} clips cannot be used; nothing was written")
     return taken
-
-
-def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None:
-    """Say so where most of the sounds are what the model has a label for: that fires, and the cohort holds such sounds."""
-    sounds = [sound for _, one in taken for sound in one.sounds]
-    labels = Counter(model.classify(sound, model.contract.sample_rate).label for sound in sounds)
-    label, count = labels.most_common(1)[0]
-    if name in model.contract.firing_labels:
-        say(
-            f"beware: {name!r} is a label of {model.name} too, so where both fire one sound is told twice; take another name"
-        )
-    elif 2 * count > len(sounds) and label in model.contract.firing_labels:
-        say(
-            f"beware: most of these sound like {label!r}, which {model.name} knows and fires for; as {name!r} they will often"
-            " be answered as a stranger"
-        )
-
-
-def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
-    """Say which clips are to the model hardly more than a quiet room: what is enrolled of them would fire in one."""
-    from confit_runtime.enrollment import QUIET_ALIKE
-
-    for clip, one in taken:
-        if (alike := float((one.embeddings @ model.quiet.T).max())) >= QUIET_ALIKE:
-            say(
-                f"beware: {clip}: is to {model.name} hardly more than a quiet room ({alike:.2f} alike), and may be told in any:"
-                " record it louder, or nearer"
-            )
-
-
-def _tell_odd(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None, kind: Kind) -> None:
-    """Say what would spoil answers: prints like another name's or a label's sound, or of a voice unlike its others."""
-    if kind == "sound":
-        _tell_known(model, name, taken)
-    if gallery is not None and set(gallery.names()) - {name}:
-        _tell_taken_for_others(name, taken, gallery)
-    if kind == "speaker":
-        _tell_unlike_the_rest(name, taken, model, gallery)
-
-
-def _tell_taken_for_others(name: str, taken: list[tuple[str, Taken]], gallery: Gallery) -> None:
-    matcher = gallery.matcher
-    others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
-    for other in (enrolled for enrolled in others if enrolled not in (None, name)):
-        say(
-            f"beware: {others[other]} of {others.total()} prints are answered as {other!r}, who is enrolled: is it the"
-            " same? Of two names that are equally near the answer is unknown"
-        )
-
-
-def _tell_unlike_the_rest(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None) -> None:
-    import numpy as np
-
-    from confit_runtime.matcher import Levels, print_score
-
-    prints = gallery.prints(name) if gallery is not None and name in gallery.names() else []
-    known = [one.embedding for one in prints if not one.negative]
-    clips = [clip for clip, one in taken for _ in one.embeddings]
-    every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
-    if len(every) <= 2:  # of two, neither is the odd one
-        return
-    needed = Levels.of(model.contract, None, None).threshold
-    for at, clip in enumerate(clips, start=len(known)):
-        score = print_score(np.delete(every, at, axis=0), every[at])
-        if score < needed:
-            say(
-                f"beware: {clip}: is unlike the rest of {name} ({score:.2f}, and {needed:.2f} is needed to be known by"
-                " it): noise, or somebody else? One such print lets others pass for the name; `confit-edge gallery show`"
-                " tells how alike they are"
-            )
 
 
 def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:

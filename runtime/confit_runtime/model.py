@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import shipped_model
+from confit_runtime.synthetic import plain_sounds, quiet_rooms
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
-QUIET_DB = (-80.0, -65.0, -50.0, -40.0)  # of full scale: rooms in which nothing sounds
 HOPS_A_CALL, WINDOWS_A_CALL = 256, 16  # of a whole clip, by a streaming model and by one of windows
 
 log = logging.getLogger(__name__)
@@ -144,16 +144,18 @@ class Model:
         They stand beside the cohort where sounds are enrolled: no training set holds every silence, and what is nearer to
         one than to any print is not a sound that was enrolled.
         """
-        # the powers of a primitive multiplier are as good as random in their high bits; numpy.random takes 3 MB to import
-        powers = np.cumprod(np.full(self.contract.window, 0x2C9277B5, np.uint32), dtype=np.uint32)
-        white = (powers >> 8) / 2.0**23 - 1.0
-        rumble = np.cumsum(white - white.mean())
-        found = []
-        for level in QUIET_DB:
-            for noise in (white, rumble):
-                soft = 10 ** (level / 20) * noise / np.sqrt(np.square(noise).mean())
-                found.append(self.embed(soft.astype(np.float32), self.contract.sample_rate))
-        return np.stack(found)
+        return self._embedded(quiet_rooms(self.contract.window))
+
+    @cached_property
+    def plain(self) -> Floats:
+        """Embeddings `[n, dim]` of beeps, hums, knocks and hisses that are made up: what any house is full of.
+
+        A sound that is to the model as one of them is to it as any of that kind, whatever it is enrolled as.
+        """
+        return self._embedded(plain_sounds(self.contract.window, self.contract.sample_rate))
+
+    def _embedded(self, sounds: Iterable[Pcm]) -> Floats:
+        return np.stack([self.embed(sound, self.contract.sample_rate) for sound in sounds])
 
     def initial_state(self, streams: int) -> State:
         """The state of `streams` streams that have heard nothing: zeros."""

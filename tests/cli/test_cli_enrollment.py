@@ -184,6 +184,37 @@ def test_a_clip_of_hardly_more_than_the_room_is_told_of(words: Path, confit: Con
     assert (status, "quiet room" in said) == (0, False)
 
 
+def test_what_a_model_of_words_cannot_tell_from_a_beep_is_told_of(words: Path, confit: Confit) -> None:
+    time = np.arange(RATE) / RATE
+    soundfile.write("bell.flac", 0.4 * np.sin(2 * np.pi * 880 * time) * np.exp(-3 * time), RATE)
+    status, _, said = confit("enroll", "digits", "bell", "bell.flac", "--gallery", "house.db")
+    assert status == 0
+    assert "beware: bell.flac: is to digits much like any beep, hum or knock (0.9" in said
+    given = [word(what, "bf_lily") for what in ("bed", "house", "marvin")]
+    assert "like any beep" not in confit("enroll", "digits", "words", *given, "--gallery", "words2.db")[2]
+
+
+def test_a_clip_of_many_sounds_is_told_of(words: Path, confit: Confit) -> None:
+    pause, said_once = np.zeros(RATE, np.float32), load_clip(word("bed", "bf_lily"), RATE)
+    for count, told in ((5, False), (6, True)):
+        soundfile.write(f"{count}.flac", np.concatenate([pause, *[said_once, pause] * count]), RATE)
+        said = confit("enroll", "digits", f"bed {count}", f"{count}.flac", "--gallery", f"{count}.db")[2]
+        assert (f"beware: {count}.flac: holds {count} sounds, parted by pauses" in said) == told
+
+
+def test_negatives_that_silence_the_name_itself_are_told_of(words: Path, confit: Confit) -> None:
+    house = ("--gallery", "deaf.db")
+    voices = ("am_santa", "bf_lily", "zf_xiaoyi")
+    assert confit("enroll", "digits", "marvin", *(word("marvin", voice) for voice in voices), *house)[0] == 0
+    _, _, said = confit("enroll", "digits", "marvin", word("bed", "bf_lily"), "--negative", *house)
+    assert "beware" not in said
+    hissing = load_clip(word("marvin", "bf_lily"), RATE)
+    soundfile.write("own.flac", hissing + 1e-3 * np.random.default_rng(0).standard_normal(len(hissing)), RATE)
+    _, _, said = confit("enroll", "digits", "marvin", "own.flac", "--negative", *house)
+    assert "beware: of the 3 prints of marvin " in said
+    assert "are nearer to what is not marvin than to its others" in said
+
+
 def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words: Path, confit: Confit) -> None:
     given = [clips / f"bf_lily-{at}.flac" for at in range(3)]
     assert confit("enroll", "speakers", "Zo\u00eb", *given)[0] == 0
