@@ -128,7 +128,10 @@ class Progress(Bar):
                 markup=False,
             )
         elif stage == "probe":
-            self._show(run, "probing", None, 0, "")
+            what = f"probing the {event['of']}"
+            self._show(run, what, None, 0, "")
+            if not self.console.is_terminal:  # it may take minutes, in which nothing else is said
+                self.console.print(f"{of}{what}", highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, run: str, what: str, total: int | None, done: int, note: str) -> None:
         self.show(what, total, done, row=run, note=note, count=f"{done}/{total}" if total else "")

@@ -161,6 +161,8 @@ def train_corpus(
     """The same on a corpus in memory, writing nothing but the checkpoint."""
     keep_freed_memory()  # before the frozen encoder is probed, which gains by it too
     encoder.to(device)
+    if watch and recipe.frozen_baseline:
+        watch({"stage": "probe", "of": "frozen encoder"})
     baseline = dual_probe(encoder, corpus, recipe, device) if recipe.frozen_baseline else None
     lr = choose_lr(encoder, corpus, recipe, watch, teaching, checkpoint.parent if checkpoint else None)
     fitted = fit(
@@ -174,7 +176,7 @@ def train_corpus(
         teaching=teaching,
     )
     if watch:
-        watch({"stage": "probe"})
+        watch({"stage": "probe", "of": "trained encoder"})
     probes = dual_probe(encoder, corpus, recipe, device)
     epochs, planned = len(fitted.history), recipe.epochs * recipe.soup
     metrics: dict[str, Any] = {
