@@ -78,6 +78,14 @@ def train(
     split_by: Annotated[
         str | None, option("Split by this column instead, where the label is the group itself.", _DATA)
     ] = None,
+    others: Annotated[
+        str | None,
+        option(
+            "Clips of what your classes are to be told from, learnt as 'unknown': a folder, a manifest, or `words`, which ships"
+            " (30 words, 54 voices). With it one class is enough.",
+            _DATA,
+        ),
+    ] = None,
     background: Annotated[
         str | None,
         option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from confit_edge.data.augment import Pcm
 from confit_edge.data.clips import ClipProblem, ClipStore, load_clips, sound_digest
 from confit_edge.data.manifest import UNKNOWN, Manifest, read_manifest, sound_files
+from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
 from confit_runtime.errors import ConfitError
 
@@ -114,20 +115,30 @@ def read_corpus(
     group_column: str = "group",
     split_by: str | None = None,
     background: Path | None = None,
+    others: str | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Corpus:
     """Read, decode (mono float32 at `rate` Hz) and split a manifest. Raises ConfitError with what to mend."""
-    manifest = read_manifest(source, label_column=label_column, group_column=group_column, split_by=split_by)
+    manifest = read_manifest(
+        source, label_column=label_column, group_column=group_column, split_by=split_by, alone=others is not None
+    )
+    among = read_others(others, manifest) if others is not None else []
     store = ClipStore(rate)
     manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
+    decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
     manifest = with_splits(manifest, seed=seed)
+    if others is not None:
+        none_of_them = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in among))
+        usable, pcm, unusable = load_clips(none_of_them, store, strict=strict, progress=progress)
+        decoded |= dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
+        problems += unusable
+        manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
     recordings = [store.get(path) for path in sound_files(background, "--background")] if background else []
     classes = manifest.classes
     if recordings and UNKNOWN not in classes:
         classes = [*classes, UNKNOWN]
     unknown = UNKNOWN if UNKNOWN in classes else None
-    decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
 
     def split(name: str) -> Clips:
         chosen = [clip for clip in manifest.clips if clip.split == name]

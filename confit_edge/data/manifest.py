@@ -111,7 +111,12 @@ class Manifest:
 
 
 def read_manifest(
-    path: str | Path, *, label_column: str = "label", group_column: str = "group", split_by: str | None = None
+    path: str | Path,
+    *,
+    label_column: str = "label",
+    group_column: str = "group",
+    split_by: str | None = None,
+    alone: bool = False,
 ) -> Manifest:
     """Read a manifest: a `.csv`, `.jsonl` or `.parquet` file, or a folder with one sub-folder per class.
 
@@ -125,7 +130,8 @@ def read_manifest(
     CLASS/GROUP/... are one group whatever their class, and any other clip is a group of its own.
 
     Raises UsageError for a missing file or column, and ManifestError for everything else: text that cannot be parsed,
-    an empty label, an unknown split, fewer than two classes, a path listed twice (even with equal rows: one of them is
+    an empty label, an unknown split, fewer than two classes (unless one may stand `alone`),
+    a path listed twice (even with equal rows: one of them is
     a mistake, and nobody but its author can say which).
     """
     source = Path(os.path.abspath(path))
@@ -160,11 +166,12 @@ def read_manifest(
     manifest = Manifest(tuple(clips), source, multi_label=label_column == "labels")
     if not clips:
         raise ManifestError(f"{source}: lists no clips")
-    if len(manifest.classes) < 2:
+    if len(manifest.classes) < (1 if alone else 2):
         only = ", ".join(manifest.classes) or "none"
         raise ManifestError(
             f"{source}: holds one class only ({only}); a classifier needs at least two: add clips of what it is to be"
-            " told from, in all splits, with the label unknown: other words, the sound of the room (--background comes on top)"
+            " told from, in all splits, with the label unknown, or train with --others FOLDER, of a word with --others words"
+            " (--background comes on top)"
         )
     return manifest
 

@@ -43,6 +43,9 @@ class Recipe:
     label_column: str = "label"
     group_column: str = "group"
     split_by: str | None = None
+    others: str | None = (
+        None  # folder or manifest of clips that are none of the classes, learnt as `unknown`; or `words`
+    )
     background: str | None = None  # folder of sound without the classes: mixed in, and learnt as `unknown`
     # the window
     window: float = 1.28
@@ -178,7 +181,7 @@ class Recipe:
     def corpus_options(self) -> dict[str, Any]:
         """What `confit_edge.data.corpus.read_corpus` takes beside the manifest and the rate: which clips, in which splits."""
         same = {key: getattr(self, key) for key in ("seed", "label_column", "group_column", "split_by")}
-        return {**same, "background": Path(self.background) if self.background else None}
+        return {**same, "others": self.others, "background": Path(self.background) if self.background else None}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "recipe") -> Recipe:

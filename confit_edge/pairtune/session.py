@@ -15,6 +15,7 @@ from confit_edge import files, runs
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background
+from confit_edge.data.others import WORDS
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
@@ -136,12 +137,14 @@ def train(
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe as it means the same in any folder: paths absolute, as a run's manifest is, and the precision chosen."""
     background = str(Path(recipe.background).resolve()) if recipe.background else None
+    others = str(Path(recipe.others).resolve()) if recipe.others and recipe.others != WORDS else recipe.others
     rooms = str(Path(recipe.rooms).resolve()) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms
     return replace(
         recipe,
         encoder=str(Path(recipe.encoder).resolve()) if is_folder(recipe.encoder) else recipe.encoder,
         precision=pick_precision(recipe.precision, device),
         background=background,
+        others=others,
         rooms=rooms,
     )
 

@@ -1,0 +1,140 @@
+"""What a model is to be told from: never in two splits, neither by group nor, where there are many, by label."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confit_edge.data.corpus import read_corpus
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError
+from confit_edge.data.others import MANY_LABELS, SHIPPED, read_others, with_others
+from confit_runtime.errors import UsageError
+
+RATE = 16_000
+
+
+def manifest_of(*clips: tuple[str, str, str], multi_label: bool = False) -> Manifest:
+    """Of labels, groups and splits."""
+    listed = (Clip(Path(f"/own/{at}.wav"), (label,), group, split) for at, (label, group, split) in enumerate(clips))
+    return Manifest(tuple(listed), Path("/own/m.csv"), multi_label=multi_label)
+
+
+def others_of(*clips: tuple[str, str, str | None]) -> list[Clip]:
+    return [Clip(Path(f"/others/{at}.wav"), (label,), group, split) for at, (label, group, split) in enumerate(clips)]
+
+
+def noise(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).uniform(-0.3, 0.3, 4800), RATE)
+
+
+OWN = manifest_of(("marvin", "ann", "train"), ("marvin", "bob", "val"), ("marvin", "cid", "test"))
+
+
+def test_the_words_that_ship_serve_but_for_ones_own() -> None:
+    others = read_others("words", OWN)
+    assert len(others) == 29 * 54
+    assert "marvin" not in {clip.label for clip in others}
+    made = with_others(OWN, others, place="words", seed=0)
+    assert made.clips[:3] == OWN.clips
+    word_of = {clip.path: clip.label for clip in others}
+    splits: dict[str, set[str | None]] = defaultdict(set)
+    for clip in made.clips[3:]:
+        assert clip.labels == ("unknown",)
+        splits[f"word {word_of[clip.path]}"].add(clip.split)
+        splits[f"voice {clip.group}"].add(clip.split)
+    assert all(len(found) == 1 for found in splits.values())
+    given = {clip.group: clip.split for clip in others}
+    assert all(clip.split == given[clip.group] for clip in made.clips[3:])  # the voices' own, as they are committed
+    sizes = Counter(clip.split for clip in made.clips[3:])
+    assert sizes["train"] > 400
+    assert min(sizes.values()) >= 30
+    assert with_others(OWN, others, place="words", seed=1) != made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from("12345678"), st.none()), min_size=1, max_size=60),
+    st.integers(0, 5),
+)
+def test_no_group_and_of_many_labels_none_is_in_two_splits(clips: list[tuple[str, str, None]], seed: int) -> None:
+    own = manifest_of(("x", "1", "train"), ("x", "2", "val"), ("y", "1", "train"), ("y", "2", "val"))
+    others = others_of(*clips)
+    try:
+        made = with_others(own, others, place="there", seed=seed)
+    except UsageError:  # too few are told of below
+        return
+    label_of = {clip.path: clip.label for clip in others}
+    many = len({label for label, _, _ in clips}) >= MANY_LABELS
+    groups: dict[str, set[str | None]] = defaultdict(set)
+    labels: dict[str, set[str | None]] = defaultdict(set)
+    for clip in made.clips:
+        groups[clip.group].add(clip.split)
+        if clip.path in label_of:
+            labels[label_of[clip.path]].add(clip.split)
+    assert all(len(found) == 1 for found in groups.values())
+    assert groups["1"] == {"train"}
+    assert groups["2"] == {"val"}
+    assert not many or all(len(found) == 1 for found in labels.values())
+    assert many or len(made) == len(own) + len(others)  # only for labels is anything left out
+
+
+def test_clips_of_many_labels_that_are_groups_of_their_own_are_all_used() -> None:
+    others = others_of(*((f"word {at % 10}", f"own {at}", None) for at in range(100)))
+    made = with_others(OWN, others, place="there", seed=0)
+    assert len(made) == 103
+    sizes = Counter(clip.split for clip in made.clips[3:])
+    assert [sizes[split] for split in SPLITS] == [60, 20, 20]
+
+
+def test_of_clips_with_several_labels_the_others_have_none() -> None:
+    own = manifest_of(("a", "1", "train"), ("b", "2", "val"), multi_label=True)
+    made = with_others(own, others_of(("c", "3", None), ("c", "4", None)), place="there", seed=0)
+    assert [clip.labels for clip in made.clips[2:]] == [(), ()]
+
+
+def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--others there: 2 clips of 1 groups leave none for val"):
+        with_others(OWN, others_of(("c", "3", None), ("c", "3", None)), place="there", seed=0)
+    with pytest.raises(UsageError, match="no such file or folder, for --others"):
+        read_others(str(tmp_path / "nowhere"), OWN)
+    noise(tmp_path / "Marvin" / "a.wav", 0)
+    with pytest.raises(UsageError, match="all its clips are of the classes that are to be learnt"):
+        read_others(str(tmp_path), OWN)
+
+
+def test_folders_are_labels_and_groups_and_loose_files_neither(tmp_path: Path) -> None:
+    for at, name in enumerate(("loose.wav", "talk/a.wav", "talk/ann/b.wav", "talk/ann/c.wav")):
+        noise(tmp_path / name, at)
+    found = {clip.path.name: (clip.label, clip.group) for clip in read_others(str(tmp_path), OWN)}
+    assert found == {
+        "loose.wav": ("loose.wav", "loose.wav"),
+        "a.wav": ("talk", "talk/a.wav"),
+        "b.wav": ("talk", "talk/ann"),
+        "c.wav": ("talk", "talk/ann"),
+    }
+
+
+def test_a_word_alone_is_a_corpus_with_others(tmp_path: Path, cut: Callable[..., Path]) -> None:
+    for at in range(6):
+        noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
+        noise(tmp_path / "others" / f"{at}.wav", 10 + at)
+    options = {"rate": RATE, "seed": 0}
+    with pytest.raises(ManifestError, match=r"one class only \(marvin\).* --others words"):
+        read_corpus(tmp_path / "own", **options)
+    corpus = read_corpus(tmp_path / "own", others=str(tmp_path / "others"), **options)
+    assert (corpus.classes, corpus.unknown) == (["marvin", "unknown"], "unknown")
+    assert sum(len(part) for part in (corpus.train, corpus.val, corpus.test)) == 12
+    for part in (corpus.train, corpus.val):
+        assert (part.targets.sum(axis=0) > 0).all()
+    (tmp_path / "others" / "7.wav").write_bytes(b"no sound")
+    again = read_corpus(tmp_path / "own", others=str(tmp_path / "others"), **options)
+    assert [problem.path.name for problem in again.problems] == ["7.wav"]
+    assert len(read_corpus(SHIPPED, others=str(tmp_path / "others"), **options).classes) == 31
