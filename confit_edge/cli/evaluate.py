@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
+from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, with_thresholds
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
     from confit_runtime.evaluation import Judged
     from confit_runtime.labels import Labelled
+
+LIKE = 0.75  # of two labels: so alike one may be the other misspelt
 
 
 def evaluate(
@@ -27,6 +30,9 @@ def evaluate(
             help="A CSV (path,start_s,end_s,label), or recordings with Audacity's labels beside them.",
         ),
     ],
+    threshold: Annotated[
+        list[str] | None, typer.Option(metavar="[LABEL=]VALUE", help=f"{FIRE_AT}. May be repeated.")
+    ] = None,
     confidence: Annotated[float, typer.Option(metavar="SHARE", help="How sure the intervals are.")] = 0.95,
     json: Json = False,
 ) -> None:
@@ -46,6 +52,8 @@ def evaluate(
         confit-edge evaluate words.onnx kitchen/labels.csv
 
         confit-edge evaluate words.onnx kitchen/ --json
+
+        confit-edge evaluate words.onnx kitchen/ --threshold yes=0.8
     """
     from confit_runtime import load
     from confit_runtime.evaluation import judge
@@ -53,7 +61,9 @@ def evaluate(
 
     if not 0.5 <= confidence < 1:
         raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
-    loaded = load(model)
+    general, own = levels(threshold or [])
+    loaded = with_thresholds(load(model), general, own)
+    check_fire(own, [loaded])
     if not loaded.contract.can_fire:
         raise UsageError(f"{model}: has no label that fires, so nothing to evaluate: it is for `enroll` and `identify`")
     recordings = read_labelled(labelled)
@@ -71,7 +81,7 @@ def evaluate(
             done += judged[-1].seconds
     report = {
         "model": loaded.name,
-        "thresholds": _thresholds(loaded.contract),
+        "thresholds": {**_thresholds(loaded.contract), **({"given": threshold} if threshold else {})},
         **summarise(judged, loaded.contract, confidence),
     }
     if json:
@@ -103,7 +113,7 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
     found = {sound.label for recording in recordings for sound in recording.sounds}
     if not (strange := sorted(found - set(contract.labels))):
         return
-    near = {label: get_close_matches(label.lower(), own, 1) for label in strange}
+    near = {label: get_close_matches(label.lower(), own, 1, LIKE) for label in strange}
     listed = ", ".join(f"{label} ({own[near[label][0]]}?)" if near[label] else label for label in strange)
     if found & set(own.values()):
         say(f"{source}: labels that {contract.name} does not have: {listed}; they count as other sounds")
@@ -206,7 +216,10 @@ def _print(report: dict[str, Any]) -> None:
         f"{_number(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
     )
-    print(f"thresholds of {_origin(report['thresholds'])}")
+    given = (
+        f", but for --threshold {' '.join(report['thresholds']['given'])}" if "given" in report["thresholds"] else ""
+    )
+    print(f"thresholds of {_origin(report['thresholds'])}{given}")
     if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *report["snr"].items()]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ import typer
 
 from confit_edge.cli._console import Json, say
 from confit_edge.cli._sources import Channels, Format, Rate
+from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, with_thresholds
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def listen(
     threshold: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[LABEL=]VALUE",
-            help="Fire at this score, for all labels or for one, in whatever order they are given; for an enrolled NAME=VALUE"
-            " the similarity. May be repeated.",
+            metavar="[LABEL=]VALUE", help=f"{FIRE_AT}; for an enrolled NAME=VALUE the similarity. May be repeated."
         ),
     ] = None,
     gate: Annotated[
@@ -101,9 +99,9 @@ def listen(
     from confit_runtime.listener import Listener
     from confit_runtime.sources import find_clips, names_clips, names_recording, open_source
 
-    general, own = _levels(threshold or [])
+    general, own = levels(threshold or [])
     loaded = [load(model) for model in models]
-    tuned = [_with_thresholds(model, general, own) for model in loaded]
+    tuned = [with_thresholds(model, general, own) for model in loaded]
     several = names_clips(source)
     clips = [str(path) for path in find_clips([source])] if several else None
     failed = False
@@ -122,7 +120,7 @@ def listen(
         ) as heard,
         _until_stopped(),
     ):
-        _check_fire(own, tuned, placed.names)
+        check_fire(own, tuned, placed.names)
         for name in clips or [source]:
             try:
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened:
@@ -160,46 +158,6 @@ def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: boo
         )
         for at, model in enumerate(models)
     ]
-
-
-def _levels(options: list[str]) -> tuple[float | None, dict[str, float]]:
-    """`--threshold` as it was given: what a bare VALUE says for all labels, and what `LABEL=VALUE` says for one."""
-    general, own = None, {}
-    for option in options:
-        label, equals, value = option.rpartition("=")
-        try:
-            level = float(value)
-        except ValueError as error:
-            raise UsageError(
-                f"--threshold {option}: expected LABEL=VALUE or VALUE, a number (of a label from 0 to 1, of a name from -1 to 1)"
-            ) from error
-        if equals:
-            own[_plain(label)] = level
-        else:
-            general = level
-    return general, own
-
-
-def _with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
-    levels = {} if general is None else dict.fromkeys(model.labels, general)
-    named = {label: own[_plain(label)] for label in model.contract.firing_labels if _plain(label) in own}
-    return model.with_thresholds(levels | named)
-
-
-def _plain(name: str) -> str:
-    """A label or a name, however its accents are spelt."""
-    return unicodedata.normalize("NFC", name).strip()
-
-
-def _check_fire(own: dict[str, float], models: list[Model], names: list[str]) -> None:
-    """Raise UsageError on a threshold for what never fires: no label, or the one for everything else, and no name."""
-    labels = list(dict.fromkeys(label for model in models for label in model.contract.firing_labels))
-    for label, level in own.items():
-        if label not in map(_plain, [*labels, *names]):
-            enrolled = f"; enrolled: {', '.join(names)}" if names else ""
-            raise UsageError(
-                f"--threshold {label}={level:g}: {label!r} never fires (what does: {', '.join(labels) or 'no label'}{enrolled})"
-            )
 
 
 @contextmanager

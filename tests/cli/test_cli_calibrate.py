@@ -332,6 +332,23 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     assert "hours of 2 recordings" in out
 
 
+def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path) -> None:
+    labels = sounds / "labelled"
+    at_own = json.loads(confit("evaluate", model, labels, "--json")[1])
+    never = ("--threshold", "1.01", "--threshold", "mid=0.5")
+    code, out, _ = confit("evaluate", model, labels, *never[2:])
+    assert code == 0
+    assert "thresholds of the export, but for --threshold mid=0.5\n" in out
+    code, _, err = confit("evaluate", model, labels, *never)
+    assert (code, "above 0 and at most 1" in err) == (2, True)
+    strict = json.loads(confit("evaluate", model, labels, "--threshold", "1", "--threshold", "mid=0.5", "--json")[1])
+    assert strict["thresholds"] == {"from": "export", "given": ["1", "mid=0.5"]}
+    assert strict["labels"]["mid"]["missed"] == at_own["labels"]["mid"]["missed"] == 0
+    assert strict["labels"]["low"]["missed"] == strict["labels"]["low"]["sounds"] > at_own["labels"]["low"]["missed"]
+    code, _, err = confit("evaluate", model, labels, "--threshold", "lo=0.5")
+    assert (code, "'lo' never fires (what does: low, mid, high)" in err) == (2, True)
+
+
 def test_a_sound_without_length_is_refused_where_it_should_be_found(
     confit: Confit, sounds: Path, model: Path, tmp_path: Path
 ) -> None:
