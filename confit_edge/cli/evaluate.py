@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
+from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, with_thresholds
 from confit_runtime.errors import UsageError
 
@@ -68,6 +69,7 @@ def evaluate(
         raise UsageError(f"{model}: has no label that fires, so nothing to evaluate: it is for `enroll` and `identify`")
     recordings = read_labelled(labelled)
     _check_labels(labelled, recordings, loaded.contract)
+    tell_narrow([recording.path for recording in recordings], loaded)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
     judged = []
     with Bar(json, before="hours") as bar:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli.enroll import KindOption
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -56,6 +57,7 @@ def identify(
         settled = kind or opened.kind
         if not opened.names():
             raise UsageError(f"{gallery}: nobody is enrolled; begin with `confit-edge enroll {model} NAME CLIP...`")
+        tell_narrow(paths, loaded)
         for path in paths:
             clip = os.fsencode(path).decode(errors="replace")
             try:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit
+from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli.enroll import KindOption
 from confit_edge.cli.identify import Threshold, why_not
 from confit_runtime.errors import ConfitError, UsageError
@@ -45,6 +46,7 @@ def verify(
         name, loaded = clean_name(name), load(model)
         with Gallery.open(gallery, loaded, threshold=threshold) as opened:
             matcher, settled = opened.matcher, kind or opened.kind
+        tell_narrow([clip], loaded)
         embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
         match = matcher.verify(name, embedding)
     except ConfitError as error:

@@ -541,6 +541,11 @@ def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path)
         done = run(home, *verb)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count(beware) == done.stderr.count("--band-probability") == 1
+    house, clip = ["--gallery", str(tmp_path / "phone.db")], str(tmp_path / "phone" / "0.wav")
+    (tmp_path / "labels.csv").write_text(f"path,start_s,end_s,label\n{clip},1.0,1.5,low\n")
+    for verb in (["identify", "tiny.onnx", clip, *house], ["verify", "tiny.onnx", "phone", clip, *house]):
+        assert run(home, *verb).stderr.count(beware) == 1
+    assert run(home, "evaluate", "tiny.onnx", str(tmp_path / "labels.csv")).stderr.count(beware) == 1
     done = run(home, "classify", "tiny.onnx", "text.wav", str(tmp_path / "phone"))
     assert done.stderr.count(beware) == done.stderr.count("--band-probability") == 1
     assert "--band-probability" not in run(home, "classify", "tiny.onnx", "scene.flac").stderr
