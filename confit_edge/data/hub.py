@@ -156,7 +156,8 @@ def _clips(
     from datasets import Audio
 
     audio, label, group = columns
-    for number, row in enumerate(part.cast_column(audio, Audio(decode=False))):
+    needed = list(dict.fromkeys(column for column in columns if column is not None))  # any other sound would be decoded
+    for number, row in enumerate(part.select_columns(needed).cast_column(audio, Audio(decode=False))):
         if (names := _label_names(row[label], part.features[label])) is not None:
             grouped = group is not None and row[group] not in (None, "")
             yield Clip(

@@ -113,6 +113,19 @@ def test_one_part_alone_is_not_split(tmp_path: Path) -> None:
     assert any("--group-column" in warning for warning in fetched.warnings)
 
 
+def test_of_two_columns_of_sound_the_first_is_taken_and_the_other_is_not_decoded(tmp_path: Path) -> None:
+    features = Features({"audio": Audio(), "sound": Audio(), "label": ClassLabel(names=["no", "yes"])})
+    held = {
+        column: [{"bytes": coded(first + 10 * number), "path": None} for number in range(4)]
+        for column, first in (("audio", 200), ("sound", 900))
+    }
+    made({**held, "label": [0, 1, 0, 1]}, features).save_to_disk(tmp_path / "set")
+    clips = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="label").manifest.clips
+    assert [clip.group for clip in clips] == ["0", "1", "0", "1"]
+    for number, clip in enumerate(clips):
+        np.testing.assert_allclose(read_audio(clip.path)[0], tone(200 + 10 * number), atol=1e-4)
+
+
 def audio_folder(root: Path) -> list[list[str]]:
     rows = []
     for number in range(8):
