@@ -64,12 +64,21 @@ def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
 
     Published splits sometimes share a speaker or a recording, or bring no validation set. Test stays as it was
     published: other clips of its groups are left out. A group in both train and val goes to train; where that leaves a
-    class without validation, train and val are dealt out anew, by group. Raises ManifestError as `with_splits` does.
+    class without validation, train and val are dealt out anew, by group. Where test has all groups that a class has in
+    train, the published split tells clips apart and not groups: all splits are then made anew. Raises ManifestError as
+    `with_splits` does.
     """
     changed = []
     test = manifest.select("test").clips
     tested = {clip.group for clip in test}
     rest = [clip for clip in manifest.clips if clip.group not in tested]
+    train = manifest.select("train").classes
+    if lost := set(train) - {label for clip in rest if clip.split == "train" for label in clip.labels}:
+        of = "" if len(lost) == len(train) else f" of class {_some(sorted(lost))}"
+        undealt = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
+        return with_splits(undealt, seed=0), [
+            f"every group{of} in train is in test too, so the published split was not kept: splits were made anew, by group"
+        ]
     if left_out := len(manifest) - len(test) - len(rest):
         changed.append(f"{left_out} clips of train and val are left out: their groups are in test too")
     trained = {clip.group for clip in rest if clip.split == "train"}
@@ -107,12 +116,14 @@ def _check_fractions(fractions: Fractions) -> None:
 
 
 def _explain_missing(manifest: Manifest, split: str, classes: list[str]) -> str:
-    names = ", ".join(map(repr, classes[:SHOWN])) + (
-        f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
-    )
     if not manifest.select(split).clips:
         return f"{manifest.source}: no clip is in {split}; put some there, or leave the split column out"
-    return f"{manifest.source}: class {names} has no clip in {split}; every class needs one in train and one in val"
+    return f"{manifest.source}: class {_some(classes)} has no clip in {split}; every class needs one in train and one in val"
+
+
+def _some(classes: list[str]) -> str:
+    more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+    return ", ".join(map(repr, classes[:SHOWN])) + more
 
 
 def _members(manifest: Manifest) -> dict[str, list[Clip]]:

@@ -210,3 +210,28 @@ def test_a_published_split_without_validation_gives_it_an_eighth_of_its_training
         (label, split): count for label in "ab" for split, count in (("train", 14), ("val", 2), ("test", 1))
     }
     assert len(changed) == 1
+
+
+def test_a_published_split_that_tears_every_group_is_not_kept() -> None:
+    """Few speakers, split by clip: without those of test nothing would be left to train on."""
+    rows = [
+        (label, speaker, split)
+        for label in "ab"
+        for speaker in ("ann", "ben", "cid", "dan")
+        for split in ("train", "train", "val", "test")
+    ]
+    source = manifest_of(rows)
+    made, changed = keep_apart(source)
+    assert_sound(made, source)
+    assert missing_classes(made) == {"train": [], "val": [], "test": []}
+    assert changed == [
+        "every group in train is in test too, so the published split was not kept: splits were made anew, by group"
+    ]
+    apart = [("a", f"{split}{at}", split) for split in ("train", "val", "test") for at in range(4)]
+    made, (told,) = keep_apart(manifest_of([*apart, *(row for row in rows if row[0] == "b")]))
+    assert groups_across_splits(made) == {}
+    assert "every group of class 'b' in train is in test too, so the published split was not kept" in told
+    with pytest.raises(ManifestError, match="class 'a' has 2 clips in one group"):
+        keep_apart(
+            manifest_of([("a", "ann", "train"), ("a", "ann", "test"), ("b", "ben", "train"), ("b", "ben", "test")])
+        )
