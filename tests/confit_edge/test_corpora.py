@@ -407,6 +407,24 @@ def test_twelve_commands_hold_unknown_words_and_silence(trees: Path, tmp_path: P
     assert len(taken("speech-commands-35", trees / "speech-commands-35", tmp_path).manifest) == 13 * 4
 
 
+@pytest.mark.parametrize("name", ["speech-commands-12", "speech-commands-35"])
+def test_spoken_commands_of_which_some_are_gone_are_refused(name: str, trees: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(trees / name, tmp_path / "tree")
+    (tree / "yes" / "f035e2ea_nohash_0.wav").unlink()
+    shutil.rmtree(tree / "marvin")
+    says = (
+        r"speech-commands-35: 47 clips, fewer than the 105829 published; 12 classes, fewer than the 35 .*"
+        r"3 clips are listed and not there, such as .*/marvin/b2ae3928_nohash_0\.wav \(--partial"
+    )
+    with pytest.raises(ConfitError, match=says):
+        fetch(CORPORA[name], tree, tmp_path / "m.csv")
+    assert not (tmp_path / "m").exists()
+    fetched = taken(name, tree, tmp_path)
+    assert any("3 clips are listed and not there" in warning for warning in fetched.warnings)
+    assert all(clip.path.is_file() for clip in fetched.manifest.clips)
+    assert missing_classes(fetched.manifest)["test"] == ["yes"]
+
+
 def test_voxceleb_keeps_videos_in_one_split(trees: Path, tmp_path: Path) -> None:
     manifest = taken("voxceleb1", trees / "voxceleb1", tmp_path).manifest
     assert sizes(manifest) == {"train": 8, "val": 4, "test": 4}

@@ -32,7 +32,8 @@ class KnownCorpus:
     """A published corpus.
 
     `marks` are the globs that tell its tree, each with its alternatives; `rows` gives the clips of a tree. `clips`,
-    `classes` and `splits` are the published counts (0, or no entry: not published, or it depends).
+    `classes` and `splits` are the published counts (0, or no entry: not published, or it depends). Of a corpus that is
+    `drawn_from` another one in the same tree, that one has to be whole.
     """
 
     name: str
@@ -45,6 +46,7 @@ class KnownCorpus:
     classes: int = 0
     folds: int = 0
     splits: dict[str, int] = field(default_factory=dict)
+    drawn_from: KnownCorpus | None = None
 
 
 @dataclass(frozen=True)
@@ -76,32 +78,11 @@ def fetch(
         raise UsageError(f"--fold {fold}: {corpus.name} {folds}")
     tree = find_tree(corpus, under)
     wanted = Wanted(fold or 1, out.with_suffix(""))
-    chosen: set[str] | None = None
-    if top is not None:
-        counts = Counter(clip.label for clip in corpus.rows(tree, wanted))
-        chosen = {label for label, _ in counts.most_common(top)}
-    present: list[Clip] = []
-    absent: list[Path] = []
-    for clip in corpus.rows(tree, wanted):
-        if chosen is not None and clip.label not in chosen:
-            continue
-        if clip.path.is_file():
-            present.append(clip)
-        else:
-            absent.append(clip.path)
-    if not present:
-        raise ConfitError(f"{tree}: none of the clips of {corpus.name} is there; expected {corpus.layout}")
-    read_audio(present[0].path)  # so that a tree in a coding that cannot be read fails here
-
-    differing = [] if top is not None else _differences(corpus, present)
-    warnings = [
-        f"{found} {what}, {'fewer' if found < published else 'more'} than the {published} published"
-        for what, found, published in differing
-    ]
-    if absent:
-        warnings.append(f"{len(absent)} clips are listed and not there, such as {absent[0]}")
-    if (absent or any(found < published for _, found, published in differing)) and not partial:
-        raise ConfitError(f"{tree}: {'; '.join(warnings)} (--partial takes what is there)")
+    warnings: list[str] = []
+    if whole := corpus.drawn_from:
+        warnings = [f"{whole.name}: {warning}" for warning in _take(whole, tree, wanted, None, partial)[1]]
+    present, found = _take(corpus, tree, wanted, top, partial)
+    warnings += found
     manifest, changed = keep_apart(Manifest(tuple(present), out, multi_label=False))
     return Fetched(manifest, tree, warnings + changed)
 
@@ -127,6 +108,39 @@ def fold_split(fold: int, wanted: Wanted, folds: int) -> str:
     if fold == wanted.fold:
         return "test"
     return "val" if fold == wanted.fold % folds + 1 else "train"
+
+
+def _take(
+    corpus: KnownCorpus, tree: Path, wanted: Wanted, top: int | None, partial: bool
+) -> tuple[list[Clip], list[str]]:
+    """The clips that are there, and how they differ from what was published. Raises ConfitError as `fetch` does."""
+    chosen: set[str] | None = None
+    if top is not None:
+        counts = Counter(clip.label for clip in corpus.rows(tree, wanted))
+        chosen = {label for label, _ in counts.most_common(top)}
+    present: list[Clip] = []
+    absent: list[Path] = []
+    for clip in corpus.rows(tree, wanted):
+        if chosen is not None and clip.label not in chosen:
+            continue
+        if clip.path.is_file():
+            present.append(clip)
+        else:
+            absent.append(clip.path)
+    if not present:
+        raise ConfitError(f"{tree}: none of the clips of {corpus.name} is there; expected {corpus.layout}")
+    read_audio(present[0].path)  # so that a tree in a coding that cannot be read fails here
+
+    differing = [] if top is not None else _differences(corpus, present)
+    warnings = [
+        f"{found} {what}, {'fewer' if found < published else 'more'} than the {published} published"
+        for what, found, published in differing
+    ]
+    if absent:
+        warnings.append(f"{len(absent)} clips are listed and not there, such as {absent[0]}")
+    if (absent or any(found < published for _, found, published in differing)) and not partial:
+        raise ConfitError(f"{tree}, {corpus.name}: {'; '.join(warnings)} (--partial takes what is there)")
+    return present, warnings
 
 
 def _any(paths: Iterator[Path]) -> bool:

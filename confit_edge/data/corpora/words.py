@@ -21,14 +21,15 @@ _HELD_NOISE = {"exercise_bike": "val", "running_tap": "test"}
 
 def _speech_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """All 35 words. The part of a clip's name before `_nohash_` is its speaker, whom the published lists keep in one split."""
-    lists = {
-        split: set((tree / name).read_text(encoding="utf-8").split())
-        for split, name in (("val", "validation_list.txt"), ("test", "testing_list.txt"))
+    split_of = {
+        name: split
+        for split, listing in (("val", "validation_list.txt"), ("test", "testing_list.txt"))
+        for name in (tree / listing).read_text(encoding="utf-8").split()
     }
-    for path in sorted(tree.glob("[a-z]*/*.wav")):
-        name = f"{path.parent.name}/{path.name}"
-        split = next((split for split, names in lists.items() if name in names), "train")
-        yield Clip(path, (path.parent.name,), path.name.split("_nohash_")[0], split)
+    there = [f"{path.parent.name}/{path.name}" for path in sorted(tree.glob("[a-z]*/*.wav"))]
+    for name in dict.fromkeys([*there, *split_of]):
+        path = tree / name
+        yield Clip(path, (path.parent.name,), path.name.split("_nohash_")[0], split_of.get(name, "train"))
 
 
 def _twelve_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
@@ -36,7 +37,7 @@ def _twelve_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 
     In each split the last two have as many clips as a command has on average. The draw is the same each time.
     """
-    clips = list(_speech_commands(tree, wanted))
+    clips = [clip for clip in _speech_commands(tree, wanted) if clip.path.is_file()]
     yield from (clip for clip in clips if clip.label in COMMANDS)
     rng = np.random.default_rng(0)
     for split in SPLITS:
@@ -108,6 +109,7 @@ SPEECH_COMMANDS_12 = KnownCorpus(
     (*_MARKS, (f"{_NOISE}/*.wav",)),
     _twelve_commands,
     classes=12,
+    drawn_from=SPEECH_COMMANDS_35,
 )
 MSWC = KnownCorpus(
     "mswc",
