@@ -265,6 +265,15 @@ def test_counts_are_held_against_the_published_ones(tmp_path: Path) -> None:
         fetch(whole, tmp_path, tmp_path / "m.csv", partial=True)
 
 
+@pytest.mark.parametrize("name", list(CORPORA))
+def test_hidden_twins_of_an_archive_made_on_macos_are_no_clips(name: str, trees: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(trees / name, tmp_path / "tree")
+    whole = taken(name, tree, tmp_path)
+    for path in [path for path in tree.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert taken(name, tree, tmp_path) == whole
+
+
 def test_sound_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
     timit(tmp_path)
     for path in tmp_path.rglob("*.WAV"):

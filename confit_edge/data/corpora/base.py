@@ -94,13 +94,18 @@ def find_tree(corpus: KnownCorpus, under: Path) -> Path:
     level = [under]
     for _ in range(DEPTH + 1):
         for folder in level:
-            if all(any(_any(folder.glob(glob)) for glob in mark) for mark in corpus.marks):
+            if all(any(_any(visible(folder, glob)) for glob in mark) for mark in corpus.marks):
                 return folder
         level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
     raise UsageError(
         f"--root {under}: no {corpus.name} there, or up to {DEPTH} folders below; expected {corpus.layout}."
         f" It is to be had at {corpus.home}"
     )
+
+
+def visible(folder: Path, glob: str) -> Iterator[Path]:
+    """What a glob finds below a folder and is not hidden: archives made on macOS put `._a.wav`, no sound, beside a.wav."""
+    return (path for path in folder.glob(glob) if not path.name.startswith("."))
 
 
 def fold_split(fold: int, wanted: Wanted, folds: int) -> str:

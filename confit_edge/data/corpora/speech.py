@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from confit_edge.data.corpora.base import KnownCorpus, Wanted, fold_split
+from confit_edge.data.corpora.base import KnownCorpus, Wanted, fold_split, visible
 from confit_edge.data.manifest import Clip
 from confit_runtime.errors import ConfitError
 
@@ -32,7 +32,7 @@ def _timit(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     speakers read, one is val and one test. So each speaker has 6, 2 and 2, and no sentence is in two splits.
     """
     found: dict[tuple[str, str], Path] = {}
-    for path in sorted(tree.glob("[Tt][RrEe][AaSs]*/[Dd][Rr][1-8]/*/*")):
+    for path in sorted(visible(tree, "[Tt][RrEe][AaSs]*/[Dd][Rr][1-8]/*/*")):
         if path.name.lower().endswith(".wav"):
             found.setdefault((path.parent.name.upper(), path.name.upper().split(".")[0]), path)
     for (speaker, sentence), path in found.items():
@@ -62,7 +62,7 @@ def _voxceleb1(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 def _emodb(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """`03a01Fa.wav`: speaker 03, text a01, F for Freude (happiness), version a."""
     fold_of = {speaker: fold for fold, pair in enumerate(_EMODB_FOLDS, start=1) for speaker in pair}
-    for path in sorted((tree / "wav" if (tree / "wav").is_dir() else tree).glob("[01][0-9][ab][01]*.wav")):
+    for path in sorted(visible(tree / "wav" if (tree / "wav").is_dir() else tree, "[01][0-9][ab][01]*.wav")):
         speaker, emotion = path.name[:2], path.name[5]
         if speaker not in fold_of or emotion not in _EMODB_EMOTIONS:
             raise ConfitError(f"{path}: not named as EmoDB names its clips (03a01Fa.wav)")
@@ -73,7 +73,7 @@ def _emodb(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 def _ravdess(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """`03-01-06-01-02-01-12.wav`: sound only, speech, emotion 06, intensity, statement, repetition, actor 12."""
     fold_of = {actor: fold for fold, actors in enumerate(_RAVDESS_FOLDS, start=1) for actor in actors}
-    for path in sorted(tree.glob("Actor_*/03-01-*.wav")):
+    for path in sorted(visible(tree, "Actor_*/03-01-*.wav")):
         codes = path.stem.split("-")
         known = len(codes) == 7 and all(code.isdigit() for code in codes)
         if not known or int(codes[6]) not in fold_of or not 1 <= int(codes[2]) <= len(_RAVDESS_EMOTIONS):

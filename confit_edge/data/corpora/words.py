@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from confit_edge.data.corpora.base import KnownCorpus, Wanted
+from confit_edge.data.corpora.base import KnownCorpus, Wanted, visible
 from confit_edge.data.manifest import SPLITS, Clip
 from confit_runtime.audio import read_audio
 from confit_runtime.errors import ConfitError
@@ -26,7 +26,7 @@ def _speech_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
         for split, listing in (("val", "validation_list.txt"), ("test", "testing_list.txt"))
         for name in (tree / listing).read_text(encoding="utf-8").split()
     }
-    there = [f"{path.parent.name}/{path.name}" for path in sorted(tree.glob("[a-z]*/*.wav"))]
+    there = [f"{path.parent.name}/{path.name}" for path in sorted(visible(tree, "[a-z]*/*.wav"))]
     for name in dict.fromkeys([*there, *split_of]):
         path = tree / name
         yield Clip(path, (path.parent.name,), path.name.split("_nohash_")[0], split_of.get(name, "train"))
@@ -52,7 +52,7 @@ def _silence(tree: Path, folder: Path, split: str, count: int, rng: np.random.Ge
     """`count` seconds of the split's noise recordings, each at a level of its own, written to `folder`."""
     import soundfile
 
-    found = sorted((tree / _NOISE).glob("*.wav"))
+    found = sorted(visible(tree / _NOISE, "*.wav"))
     recordings = [path for path in found if _HELD_NOISE.get(path.stem, "train") == split]
     if not recordings:
         raise ConfitError(f"{tree / _NOISE}: no noise recording for {split}; expected the six of Speech Commands v2")
@@ -70,7 +70,7 @@ def _silence(tree: Path, folder: Path, split: str, count: int, rng: np.random.Ge
 def _mswc(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """One language. `LANG_splits.csv` has SET, LINK (WORD/common_voice_en_1.opus), WORD, VALID, SPEAKER; groups are speakers."""
     splits = {"TRAIN": "train", "DEV": "val", "TEST": "test"}
-    listing = next(iter(sorted([*tree.glob("*_splits.csv"), *tree.glob("splits/*_splits.csv")])))
+    listing = next(iter(sorted([*visible(tree, "*_splits.csv"), *visible(tree, "splits/*_splits.csv")])))
     with listing.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         for name in ("SET", "LINK", "WORD", "VALID", "SPEAKER"):
