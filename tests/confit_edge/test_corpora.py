@@ -355,6 +355,19 @@ def test_gtzan_as_au_files(tmp_path: Path) -> None:
     assert sizes(taken("gtzan", tmp_path, tmp_path).manifest) == {"train": 20, "val": 20, "test": 20}
 
 
+def test_the_broken_recording_of_gtzan_on_kaggle_is_told(trees: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(trees / "gtzan", tmp_path / "gtzan")
+    path = tree / "Data" / "genres_original" / "jazz" / "jazz.00054.wav"
+    sound(path, rate=22_050)
+    whole = taken("gtzan", tree, tmp_path)
+    assert not any("jazz" in warning for warning in whole.warnings)
+    path.write_bytes(b"\0" * 1000)
+    broken = taken("gtzan", tree, tmp_path)
+    assert broken.manifest == whole.manifest
+    (told,) = set(broken.warnings) - set(whole.warnings)
+    assert told.startswith(f"{path} cannot be read, as in a copy of gtzan that many have: put the file of another copy")
+
+
 def test_mswc_words_of_one_recording_are_one_group(trees: Path, tmp_path: Path) -> None:
     """Of a speaker who is not told, LINK names the recording: under each of the words that were cut from it."""
     tree = shutil.copytree(trees / "mswc", tmp_path / "mswc")

@@ -47,6 +47,7 @@ class KnownCorpus:
     folds: int = 0
     splits: dict[str, int] = field(default_factory=dict)
     drawn_from: KnownCorpus | None = None
+    damaged: tuple[str, ...] = ()  # names of files that cannot be read in a copy that many have
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def fetch(
     if whole := corpus.drawn_from:
         warnings = [f"{whole.name}: {warning}" for warning in _take(whole, tree, wanted, None, partial)[1]]
     present, found = _take(corpus, tree, wanted, top, partial)
-    warnings += found
+    warnings += [*found, *_damaged(corpus, present)]
     manifest, changed = keep_apart(Manifest(tuple(present), out, multi_label=False))
     return Fetched(manifest, tree, warnings + changed)
 
@@ -146,6 +147,19 @@ def _take(
     if (absent or any(found < published for _, found, published in differing)) and not partial:
         raise ConfitError(f"{tree}, {corpus.name}: {'; '.join(warnings)} (--partial takes what is there)")
     return present, warnings
+
+
+def _damaged(corpus: KnownCorpus, clips: list[Clip]) -> Iterator[str]:
+    """A sentence for each clip that is broken in some copies of the corpus, and in this one."""
+    for clip in clips:
+        if clip.path.name in corpus.damaged:
+            try:
+                read_audio(clip.path)
+            except ConfitError:
+                yield (
+                    f"{clip.path} cannot be read, as in a copy of {corpus.name} that many have: put the file of another copy"
+                    " there, or training leaves the clip out"
+                )
 
 
 def _any(paths: Iterator[Path]) -> bool:

@@ -71,6 +71,7 @@ GTZAN = KnownCorpus(
     clips=930,
     classes=10,
     splits={"train": 443, "val": 197, "test": 290},
+    damaged=("jazz.00054.wav",),
 )
 ESC50 = KnownCorpus(
     "esc50",
