@@ -243,12 +243,7 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | Manif
     """What stands in the way of splits, or of trusting them; `made` is what `train` would make of the usable clips."""
     warnings = []
     if len({clip.group for clip in manifest.clips}) == len(manifest):
-        tables = sorted(manifest.folder.glob("manifest.*")) if manifest.source.is_dir() else []
-        cure = f"read {tables[0].name} in that folder" if tables else "add a `group` column or CLASS/GROUP/ folders"
-        warnings.append(
-            "every clip is a group of its own: where one speaker or one recording gave several clips they end up in"
-            f" train and test both, and results are too good; {cure}"
-        )
+        warnings.append(f"every clip is a group of its own: {_without_groups(manifest)}")
     if groups_across_splits(usable):
         return warnings  # told already, and the first thing with_splits would say
     if isinstance(made, ManifestError):
@@ -265,6 +260,20 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | Manif
                 f"class {_names(few)} has fewer than {FEW_CLIPS} clips {use} ({split}): collect more, of more groups"
             )
     return warnings
+
+
+def _without_groups(manifest: Manifest) -> str:
+    if any(clip.split for clip in manifest.clips):  # whether they were published or dealt out is not written down
+        return (
+            "whether one speaker or one recording is in two splits cannot be checked. A published split may keep them apart;"
+            " one that was made without groups does not, and results are too good: a `group` column tells"
+        )
+    tables = sorted(manifest.folder.glob("manifest.*")) if manifest.source.is_dir() else []
+    cure = f"read {tables[0].name} in that folder" if tables else "add a `group` column or CLASS/GROUP/ folders"
+    return (
+        "where one speaker or one recording gave several clips they end up in train and test both, and results are too"
+        f" good; {cure}"
+    )
 
 
 def _warn_of_levels(loud: list[str]) -> list[str]:

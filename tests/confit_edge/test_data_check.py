@@ -177,6 +177,10 @@ def test_rates_channels_levels_and_imbalance(folder: Path) -> None:
 def test_advice_on_splits_and_groups(folder: Path) -> None:
     own = report_of(folder, "path,label\n" + "".join(f"{n}.wav,{'xy'[n % 2]}\n" for n in range(10)))
     assert says(own, "every clip is a group of its own", "`group` column")
+    assert says(own, "they end up in train and test both, and results are too good")
+    published = report_of(folder, "\n".join(",".join(row.split(",")[i] for i in (0, 1, 3)) for row in ENOUGH.split()))
+    assert says(published, "every clip is a group of its own", "A published split may keep them apart")
+    assert not says(published, "end up in train and test both")
     assert own.trainable
     assert own.missing == {}
     assert "train" not in own.text().splitlines()[3]
