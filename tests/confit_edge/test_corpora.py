@@ -368,6 +368,15 @@ def test_the_broken_recording_of_gtzan_on_kaggle_is_told(trees: Path, tmp_path: 
     assert told.startswith(f"{path} cannot be read, as in a copy of gtzan that many have: put the file of another copy")
 
 
+def test_urbansound_as_it_lies_on_kaggle(trees: Path, tmp_path: Path) -> None:
+    whole = taken("urbansound8k", trees / "urbansound8k", tmp_path).manifest
+    tree = shutil.copytree(trees / "urbansound8k" / "UrbanSound8K" / "audio", tmp_path / "archive")
+    shutil.copy(trees / "urbansound8k" / "UrbanSound8K" / "metadata" / "UrbanSound8K.csv", tree)
+    fetched = taken("urbansound8k", tmp_path, tmp_path)
+    assert fetched.tree == tree
+    assert fetched.manifest.fingerprint() == whole.fingerprint()
+
+
 def test_mswc_words_of_one_recording_are_one_group(trees: Path, tmp_path: Path) -> None:
     """Of a speaker who is not told, LINK names the recording: under each of the words that were cut from it."""
     tree = shutil.copytree(trees / "mswc", tmp_path / "mswc")

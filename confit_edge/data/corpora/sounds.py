@@ -42,9 +42,15 @@ def _esc50(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 
 
 def _urbansound8k(tree: Path, wanted: Wanted) -> Iterator[Clip]:
-    """Groups are the recordings that clips were cut from (`fsID`); the folds keep them whole."""
-    for row in _table(tree / "metadata" / "UrbanSound8K.csv", ("slice_file_name", "fsID", "fold", "class")):
-        path = tree / "audio" / f"fold{row['fold']}" / row["slice_file_name"]
+    """Groups are the recordings that clips were cut from (`fsID`); the folds keep them whole.
+
+    On Kaggle the table and the folders of folds lie side by side, without `metadata/` and `audio/`.
+    """
+    audio = tree / "audio" if (tree / "audio" / "fold1").is_dir() else tree
+    listing = tree / "metadata" / "UrbanSound8K.csv"
+    listing = listing if listing.is_file() else tree / listing.name
+    for row in _table(listing, ("slice_file_name", "fsID", "fold", "class")):
+        path = audio / f"fold{row['fold']}" / row["slice_file_name"]
         yield Clip(path, (row["class"],), row["fsID"], fold_split(int(row["fold"]), wanted, 10))
 
 
@@ -88,8 +94,8 @@ URBANSOUND8K = KnownCorpus(
     "urbansound8k",
     "ten sounds of the street, the published ten folds",
     "https://urbansounddataset.weebly.com/urbansound8k.html",
-    "metadata/UrbanSound8K.csv and audio/fold1/7061-6-0-0.wav",
-    (("metadata/UrbanSound8K.csv",), ("audio/fold1",)),
+    "metadata/UrbanSound8K.csv and audio/fold1/7061-6-0-0.wav (metadata/ and audio/ may be left out, as on Kaggle)",
+    (("metadata/UrbanSound8K.csv", "UrbanSound8K.csv"), ("audio/fold1", "fold1")),
     _urbansound8k,
     clips=8732,
     classes=10,
