@@ -390,6 +390,24 @@ def test_mswc_words_of_one_recording_are_one_group(trees: Path, tmp_path: Path) 
     assert {clip.group for clip in clips} == {clip.path.name for clip in clips}
 
 
+def test_mswc_with_its_splits_in_an_archive_of_their_own(trees: Path, tmp_path: Path) -> None:
+    whole = taken("mswc", trees / "mswc", tmp_path).manifest
+    tree = tmp_path / "mswc"
+    shutil.copytree(trees / "mswc" / "es" / "clips", tree / "audio" / "es" / "clips")
+    for language in ("es", "de"):  # of all languages, where only one has its sound
+        (tree / "splits" / language).mkdir(parents=True)
+        shutil.copy(trees / "mswc" / "es" / "es_splits.csv", tree / "splits" / language / f"{language}_splits.csv")
+    fetched = taken("mswc", tree, tmp_path)
+    assert fetched.tree == tree
+    assert fetched.manifest.fingerprint() == whole.fingerprint()
+    clips = shutil.copytree(tree / "audio" / "es", tree / "audio" / "de") / "clips"
+    with pytest.raises(ConfitError, match=r"expected one language .*, found de, es; put"):
+        taken("mswc", tree, tmp_path)
+    shutil.copy(tree / "splits" / "de" / "de_splits.csv", tree / "audio" / "de")
+    german = taken("mswc", tree / "audio" / "de", tmp_path).manifest
+    assert all(clip.path.is_relative_to(clips) for clip in german.clips)
+
+
 def test_mswc_leaves_out_what_is_not_valid(trees: Path, tmp_path: Path) -> None:
     manifest = taken("mswc", trees / "mswc", tmp_path).manifest
     assert sizes(manifest) == {"train": 4, "val": 4, "test": 4}

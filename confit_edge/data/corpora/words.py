@@ -70,7 +70,7 @@ def _silence(tree: Path, folder: Path, split: str, count: int, rng: np.random.Ge
 def _mswc(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """One language. `LANG_splits.csv` has SET, LINK (WORD/common_voice_en_1.opus), WORD, VALID, SPEAKER; groups are speakers."""
     splits = {"TRAIN": "train", "DEV": "val", "TEST": "test"}
-    listing = next(iter(sorted([*visible(tree, "*_splits.csv"), *visible(tree, "splits/*_splits.csv")])))
+    listing, sounds = _mswc_language(tree)
     with listing.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         for name in ("SET", "LINK", "WORD", "VALID", "SPEAKER"):
@@ -83,11 +83,29 @@ def _mswc(tree: Path, wanted: Wanted) -> Iterator[Clip]:
                 raise ConfitError(f"{listing}, line {reader.line_num}: SET {row['SET']!r} is not TRAIN, DEV or TEST")
             if row["VALID"].lower() == "true":
                 speaker = row["SPEAKER"] if row["SPEAKER"] not in ("", "NA") else Path(row["LINK"]).name
-                yield Clip(tree / "clips" / row["LINK"], (row["WORD"],), speaker, splits[row["SET"].upper()])
+                yield Clip(sounds / row["LINK"], (row["WORD"],), speaker, splits[row["SET"].upper()])
+
+
+def _mswc_language(tree: Path) -> tuple[Path, Path]:
+    """The table of a language and its folder of clips. Raises ConfitError where a tree of archives has not the one."""
+    tables = sorted(path for glob in _MSWC_TABLES for path in visible(tree, glob))
+    if (tree / "clips").is_dir():
+        return tables[0], tree / "clips"
+    sounds = {table: tree / "audio" / table.name.removesuffix("_splits.csv") / "clips" for table in tables}
+    both = {folder: table for table, folder in sounds.items() if folder.is_dir()}
+    if len(both) != 1:
+        found = ", ".join(folder.parent.name for folder in both) or "none"
+        raise ConfitError(
+            f"{tree}: expected one language with audio/LANG/clips and splits/LANG/LANG_splits.csv, found {found}; put the"
+            " table of the one that is wanted beside its clips/, and name that folder with --root"
+        )
+    ((folder, table),) = both.items()
+    return table, folder
 
 
 _HOME = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 _LAYOUT = "yes/0a7c2a8d_nohash_0.wav, validation_list.txt and testing_list.txt"
+_MSWC_TABLES = ("*_splits.csv", "splits/*_splits.csv", "splits/*/*_splits.csv")
 _MARKS = (("yes/*_nohash_*.wav",), ("validation_list.txt",), ("testing_list.txt",))
 
 SPEECH_COMMANDS_35 = KnownCorpus(
@@ -115,7 +133,7 @@ MSWC = KnownCorpus(
     "mswc",
     "spoken words of one of 50 languages, the published split; --top 100 for the hundred commonest words",
     "https://mlcommons.org/datasets/multilingual-spoken-words/",
-    "clips/WORD/common_voice_en_1.opus and en_splits.csv, for one language",
-    (("clips",), ("*_splits.csv", "splits/*_splits.csv")),
+    "clips/WORD/common_voice_en_1.opus and en_splits.csv, for one language (or audio/en/clips/ and splits/en/en_splits.csv)",
+    (("clips", "audio/*/clips"), _MSWC_TABLES),
     _mswc,
 )
