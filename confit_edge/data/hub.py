@@ -36,9 +36,9 @@ def fetch_hub(
 
     Clips that are held as bytes are written to a folder beside the manifest, named like it; those that are files stay
     where they are. The label is the one ClassLabel column, or the column `label` or `labels`; a column of lists gives a
-    multi-label manifest. Splits that have another name than train, validation or test are left out; of a set with train
-    alone, splits are made when they are needed. Raises UsageError for a column that is not there, and ConfitError where
-    the set cannot be loaded.
+    multi-label manifest. Splits that have another name than train, validation or test are left out, and so are files
+    that an audio folder lists and does not hold; of a set with train alone, splits are made when they are needed. Raises
+    UsageError for a column that is not there, and ConfitError where the set cannot be loaded.
     """
     folder = Path(source)
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -51,6 +51,11 @@ def fetch_hub(
                 f"{len(clips) - len(within)} clips are left out: their folders are none of train, validation, test"
             )
             clips = within
+        if absent := [clip.path for clip in clips if not clip.path.is_file()]:
+            if len(absent) == len(clips):
+                raise ConfitError(f"hf:{source}: none of the clips that are listed is there, such as {absent[0]}")
+            notes.append(f"{len(absent)} clips are listed and not there, and are left out, such as {absent[0]}")
+            clips = [clip for clip in clips if clip.path.is_file()]
     else:
         parts = _load(source, subset)
         notes = [

@@ -162,6 +162,21 @@ def test_a_folder_with_metadata_stays_where_it_is(tmp_path: Path, kind: str) -> 
         fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", label_column="word", group_column="who")
 
 
+def test_files_that_are_listed_and_not_there_are_told(tmp_path: Path) -> None:
+    rows = audio_folder(tmp_path / "set")
+    gone = [[f"train/gone{number}.wav", "yes", f"gone{number}"] for number in range(3)]
+    with (tmp_path / "set" / "metadata.csv").open("w") as file:
+        csv.writer(file).writerows([["file_name", "label", "group"], *rows, *gone])
+    fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv")
+    assert len(fetched.manifest) == 8
+    first = tmp_path / "set" / "train" / "gone0.wav"
+    assert f"3 clips are listed and not there, and are left out, such as {first}" in fetched.warnings
+    for path in tmp_path.rglob("*.wav"):
+        path.unlink()
+    with pytest.raises(ConfitError, match=r"none of the clips that are listed is there, such as .*/train/0\.wav"):
+        fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv")
+
+
 def test_folders_may_say_split_and_class(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         for label in ("no", "yes"):
