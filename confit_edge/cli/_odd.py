@@ -31,6 +31,7 @@ def tell_odd(
     if gallery is not None and set(gallery.names()) - {name}:
         _tell_taken_for_others(name, taken, gallery)
     if kind == "speaker":
+        _tell_no_voice(model, taken)
         _tell_unlike_the_rest(name, taken, model, gallery)
 
 
@@ -82,6 +83,18 @@ def _tell_plain(model: Model, taken: list[tuple[str, Taken]]) -> None:
             say(
                 f"beware: {clip}: is to {model.name} much like any beep, hum or knock ({alike:.2f} alike to one that was made"
                 " up), and may be told of any: enroll it with a model that was trained on such sounds"
+            )
+
+
+def _tell_no_voice(model: Model, taken: list[tuple[str, Taken]]) -> None:
+    """Say which clips are nearer to beeps and knocks than to any voice of the model's: music, or a machine."""
+    if not len(model.cohort):
+        return
+    for clip, one in taken:
+        if ((one.embeddings @ model.plain.T).max(axis=1) > (one.embeddings @ model.cohort.T).max(axis=1)).any():
+            say(
+                f"beware: {clip}: is to {model.name} in part more like a hum or a knock than like any voice (music? a machine?):"
+                " enroll somebody who speaks alone"
             )
 
 

@@ -159,6 +159,17 @@ def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
 
 
+def test_what_is_no_voice_is_told_of(clips: Path, tmp_path: Path, confit: Confit) -> None:
+    time = np.arange(12 * RATE) / RATE
+    soundfile.write("hum.flac", 0.3 * np.sin(2 * np.pi * 200 * time), RATE)
+    status, _, said = confit("enroll", "speakers", "hum", "hum.flac")
+    assert status == 0
+    assert "beware: hum.flac: is to speakers in part more like a hum or a knock than like any voice" in said
+    for voice in ("am_santa", "bf_lily", "zf_xiaoyi"):
+        given = [clips / f"{voice}-{at}.flac" for at in range(4)]
+        assert "than like any voice" not in confit("enroll", "speakers", voice, *given)[2]
+
+
 def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path, confit: Confit) -> None:
     own, other = ([clips / f"{voice}-{at}.flac" for at in range(4)] for voice in ("am_santa", "zf_xiaoyi"))
     status, _, said = confit("enroll", "speakers", "santa", *own[:3])
