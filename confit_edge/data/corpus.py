@@ -181,14 +181,14 @@ def balanced_batches(
     *,
     epoch: int = 0,
     negatives: npt.NDArray[np.int64] | None = None,
-    paced: int | None = None,
+    steps: int | None = None,
 ) -> Iterator[list[int]]:
     """Epoch `epoch` of batches of P classes x K clips: indices into the clips.
 
     Classes come round in a shuffled order, and within a class its clips do, so that every clip of a class is drawn
     equally often. The round goes on from epoch to epoch where `rng` is the same at the start of each. A class with fewer
-    than K clips gives the same clip more than once (augmented anew each time). An epoch has as many batches as hold each
-    clip once on average, were K `paced` where that is given. `negatives` are clips of none of the classes, which come
+    than K clips gives the same clip more than once (augmented anew each time). An epoch has `steps` batches, or as many as
+    hold each clip once on average. `negatives` are clips of none of the classes, which come
     round as one more class would.
     """
     members = [np.flatnonzero(targets[:, column]) for column in range(targets.shape[1])]
@@ -198,7 +198,7 @@ def balanced_batches(
         raise ConfitError("training needs clips of at least two classes")
     per_batch = min(classes_per_batch, len(present))
     clips = int(targets.any(axis=1).sum()) + len(members[-1])
-    steps = max(1, round(clips / (per_batch * (paced or clips_per_class))))
+    steps = steps or max(1, round(clips / (per_batch * clips_per_class)))
     class_order = _forever(np.array(present), rng)
     clip_order = {column: _forever(members[column], rng) for column in present}
     waiting: list[int] = []  # classes whose turn came again within one batch

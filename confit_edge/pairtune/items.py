@@ -60,8 +60,10 @@ def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
 def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
     """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P.
 
-    Beside a single class (a wake word) the unknown is the other one. Where the recipe leaves K open, few classes give
-    more clips each (see `filling`), in as many steps as 4 of each would take.
+    An epoch has as many batches as hold each clip of the classes once on average. Where the recipe leaves K open, few
+    classes give more clips each (see `filling`), in as many steps as 4 of each would take. Beside a single class (a wake
+    word) the unknown is the other one; of that an epoch goes through the labelled clips, for background and fragments are
+    many times as many.
     """
     order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
     known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
@@ -70,9 +72,19 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
         others = np.delete(known, column, axis=1)
         if np.count_nonzero(others.any(axis=0)) > 1:
             strange, known = np.flatnonzero(known[:, column]), others
-    per_class = recipe.clips_per_class or filling(known, recipe.classes_per_batch)
-    shape, paced = (recipe.classes_per_batch, per_class), recipe.clips_per_class or LEAST_PER_CLASS
-    for batch in balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives, paced=paced):
+    per_class, paced = (
+        recipe.clips_per_class or filling(known, recipe.classes_per_batch),
+        recipe.clips_per_class or LEAST_PER_CLASS,
+    )
+    if corpus.unknown is not None and known is clips.targets:
+        own = int(others.any(axis=1).sum())
+        steps = max(own / paced, len(corpus.train) / (2 * per_class))
+    else:
+        drawn = int(known.any(axis=1).sum()) + len(negatives)
+        present = int(known.any(axis=0).sum()) + (len(negatives) > 0)
+        steps = drawn / (max(1, min(recipe.classes_per_batch, present)) * paced)
+    shape = (recipe.classes_per_batch, per_class)
+    for batch in balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives, steps=max(1, round(steps))):
         beside = rng.choice(strange, 2 * per_class if len(strange) else 0)
         yield batch + [int(row) for row in beside]
 

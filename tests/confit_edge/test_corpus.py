@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.corpus import UNKNOWN, Corpus, balanced_batches, read_corpus
+from confit_edge.data.corpus import UNKNOWN, Clips, Corpus, balanced_batches, read_corpus
 from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import epoch_batches, filling
@@ -246,6 +247,26 @@ def test_batches_hold_the_unknown_beside_the_classes(run_corpus: Corpus) -> None
         drawn = Counter(int(clips.labels[row]) for row in batch)
         assert drawn.pop(unknown) == 4
         assert list(drawn.values()) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "per_class", "steps"), [(25, 510, None, 11), (40, 40, None, 10), (8, 8, 2, 4)]
+)
+def test_beside_a_single_class_an_epoch_goes_through_the_labelled_clips(
+    run_corpus: Corpus, own: int, others: int, per_class: int | None, steps: int
+) -> None:
+    """However much background and however many fragments there are."""
+    pcm = [np.zeros(10, np.float32)] * (own + others)
+    targets = np.zeros((own + others, 2), np.int8)
+    targets[:own, 0] = targets[own:, 1] = 1
+    train = Clips(pcm, targets, [str(row) for row in range(own + others)], [Path("clip.wav")] * (own + others))
+    wake = replace(run_corpus, classes=["hey", UNKNOWN], train=train)
+    clips = wake.and_unknown(wake.train, [np.zeros(10, np.float32)] * 1000)
+    batches = list(epoch_batches(clips, wake, Recipe(clips_per_class=per_class), 0))
+    assert len(batches) == steps
+    size = per_class or min(own, others, 32)
+    assert all(Counter(row < own for row in batch) == {True: size, False: size} for batch in batches)
+    assert {row for batch in batches for row in batch if row < own} == set(range(own))
 
 
 @given(sizes=st.lists(st.integers(0, 100), max_size=40), per_batch=st.integers(2, 40))
