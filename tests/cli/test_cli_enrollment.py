@@ -159,7 +159,7 @@ def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
 
 
-def test_what_is_no_voice_is_told_of(clips: Path, tmp_path: Path, confit: Confit) -> None:
+def test_what_is_no_voice_is_told_of(clips: Path, words: Path, confit: Confit) -> None:
     time = np.arange(12 * RATE) / RATE
     soundfile.write("hum.flac", 0.3 * np.sin(2 * np.pi * 200 * time) * (time % 1 < 0.7), RATE)
     _, _, said = confit("enroll", "speakers", "hum", "hum.flac")
