@@ -408,6 +408,49 @@ def test_a_correlation_is_of_ranks_within_the_same_data() -> None:
     assert math.isnan(isotropy.pairs(results.rows, "anisotropy", "linear").correlation().value)
 
 
+def encoder(name: str, source: str, share: float, isoscore: float, seed: int = 0) -> Outcome:
+    arm: Arm = {"objective": "pairtune", "n": name, "from": source}
+    return outcome(arm, seed, {"linear": [share, share]}, isoscore=isoscore)
+
+
+def test_encoders_that_no_other_was_judged_beside_make_no_correlation() -> None:
+    """Each alone on its data but two, in three seeds: of these a correlation is 1 or -1, whatever the measure is worth."""
+    alone = [encoder(str(n), f"study {n}", 0.1 * n, 0.1 * n, seed) for n in range(6) for seed in range(3)]
+    two = [encoder(name, "both", share, share, seed) for name, share in (("a", 0.5), ("b", 0.7)) for seed in range(3)]
+    level = [encoder(str(n), "easy", 1.0, 0.1 * n) for n in range(6)]
+    results = Results(alone + two + level)
+    assert isotropy.pairs(results.rows, "isoscore", "linear").different == 2
+    assert isotropy.conclude(results)[0].startswith("Too few encoders for a correlation: 5 different ones")
+    assert math.isnan(isotropy.pairs(Results(alone).rows, "isoscore", "linear").correlation().value)
+
+
+def test_a_measure_that_has_nothing_to_do_with_accuracy_is_seldom_correlated_with_it() -> None:
+    """In each layout (arms on each of some data) of encoders of three seeds, one interval in twenty may leave out zero."""
+    rng, told = np.random.default_rng(0), Counter[tuple[int, ...]]()
+    layouts = [(8,), (4, 6), (3,) * 6, (2,) * 3]
+    for layout, _ in itertools.product(layouts, range(200)):
+        made = [
+            encoder(f"{arm}", f"{source}", *(worth + 0.2 * rng.normal(size=2)), seed)
+            for source, arms in enumerate(layout)
+            for arm, worth in enumerate(rng.normal(size=(arms, 2)))
+            for seed in range(3)
+        ]
+        told[layout] += isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation().told
+    assert all(0.02 < told[layout] / 200 < 0.08 for layout in layouts[:-1])
+    assert not told[2, 2, 2]  # all three in one order: one draw in four
+
+
+def test_a_perfect_correlation_of_few_encoders_has_an_interval() -> None:
+    def perfect(arms: int, comparisons: int) -> Estimate:
+        made = [encoder(str(n), "one", 0.1 * n, -0.1 * n) for n in range(arms)]
+        return isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation(comparisons)
+
+    assert perfect(8, 12).told
+    assert perfect(8, 12).low == pytest.approx(-1, abs=1e-6)
+    assert perfect(8, 12).high > -0.9
+    assert not perfect(5, 12).told  # one order in sixty is as good by chance
+
+
 def test_an_encoder_that_two_studies_measured_is_one() -> None:
     def made(source: str, number: int) -> Outcome:
         return outcome(

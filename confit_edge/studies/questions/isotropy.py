@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,12 @@ from confit_edge.studies.trial import Point, Subset, Trial
 from confit_runtime.errors import UsageError
 
 Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 MEASURES = ("isoscore", "effective_rank", "anisotropy", "top1", "uniformity", "silhouette")
 PROBES = ("linear", "knn")
 TEMPERATURES = (0.02, 0.1, 0.5)
-FEWEST = 5  # encoders, for a correlation
+FEWEST = 5  # arms beside others on the same data, for a correlation
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
@@ -114,12 +116,13 @@ class Pairs:
     """A measure and an accuracy of each encoder `[encoders]`, as ranks among those judged on the same data.
 
     Ranks are less their mean and by their number, so that data on which all are better say nothing. Encoders that differ
-    in their seed only have the same number in `arms`.
+    in their seed only have the same number in `arms`, those judged on the same data in `data`.
     """
 
     measure: Doubles
     accuracy: Doubles
-    arms: npt.NDArray[np.int64]
+    arms: Ints
+    data: Ints
 
     @property
     def different(self) -> int:
@@ -127,48 +130,62 @@ class Pairs:
         return len(np.unique(self.arms))
 
     def correlation(self, comparisons: int = 1) -> Estimate:
-        """Spearman's rank correlation within data; its interval (one of so many) resamples arms. NaN of too few."""
-        if self.different < 2:
+        """Spearman's rank correlation within data, with its interval (one of so many). NaN of no pairs.
+
+        The interval leaves out zero where a permutation test of the arms does, and is as long in Fisher's z elsewhere. As
+        the test of so few has steps, the correlation counts as known to half of one: an exchange of two neighbours.
+        """
+        if not self.different:
             return Estimate(np.nan, np.nan, np.nan)
-        outside = (1 - LEVEL) / 2 / comparisons
-        even = np.full(self.different, 1 / self.different)
-        drawn = np.random.default_rng(0).multinomial(self.different, even, size=DRAWS)[:, self.arms]
-        value = float(self._correlate(np.ones((1, len(self.arms))))[0])
-        if np.isnan(value):
-            return Estimate(value, value, value)
-        low, high = np.nanquantile(self._correlate(drawn), [outside, 1 - outside])
+        scale = np.sqrt(np.square(self.measure).sum() * np.square(self.accuracy).sum())
+        value = float(self.measure @ self.accuracy / scale)
+        by_chance = np.abs(np.append(self._exchanged() / scale, value))
+        reach = _fisher(np.quantile(by_chance, 1 - (1 - LEVEL) / comparisons, method="higher"))
+        step = 6 / (self.different**3 - self.different)
+        low, high = np.tanh([_fisher(value - step) - reach, _fisher(value + step) + reach])
         return Estimate(value, float(low), float(high))
 
-    def _correlate(self, weights: npt.NDArray) -> Doubles:
-        """Pearson's correlation of the ranks under each row of `weights [draws, encoders]`; NaN where one is constant."""
-        total = weights.sum(axis=1)
-        means = [weights @ ranks / total for ranks in (self.measure, self.accuracy)]
-        products = weights @ (self.measure * self.accuracy) / total - means[0] * means[1]
-        variances = [
-            weights @ ranks**2 / total - mean**2
-            for ranks, mean in zip((self.measure, self.accuracy), means, strict=True)
-        ]
-        scale = np.sqrt(np.maximum(variances[0] * variances[1], 0))
-        return np.divide(products, scale, out=np.full(len(weights), np.nan), where=scale > 1e-12)
+    def _exchanged(self) -> Doubles:
+        """The sum of products in each of `DRAWS` draws, in which arms of the same data exchange the accuracies of all seeds."""
+        alike: dict[tuple[int, ...], list[Ints]] = {}
+        for arm in np.unique(self.arms):
+            own = np.flatnonzero(self.arms == arm)
+            own = own[np.argsort(self.data[own], kind="stable")]
+            alike.setdefault(tuple(self.data[own]), []).append(own)
+        rng, sums = np.random.default_rng(0), np.zeros(DRAWS)
+        for rows in alike.values():
+            products = self.measure[np.array(rows)] @ self.accuracy[np.array(rows)].T
+            order = np.arange(len(rows))
+            sums += products[order, rng.permuted(np.tile(order, (DRAWS, 1)), axis=1)].sum(axis=1)
+        return sums
+
+
+def _fisher(correlation: float) -> float:
+    """Fisher's z of a correlation; finite of a perfect one."""
+    return float(np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12)))
 
 
 def pairs(rows: list[Row], measure: str, probe: str) -> Pairs:
-    """The pairs of the rows that have both."""
+    """The pairs of the rows that have both, of the data that tell arms apart: an arm alone, or as good as all, says nothing."""
     from scipy.stats import rankdata
 
     rows = [row for row in rows if measure in row.numbers and probe in row.shares]
-    arms = [tuple(row.arm.items()) for row in rows]
-    data = [(row.subset, row.arm.get("from"), row.seed if row.subset != Subset() else 0) for row in rows]
-    columns = []
-    for values in ([row.numbers[measure] for row in rows], [share(row, probe) for row in rows]):
-        ranked = np.zeros(len(rows))
-        for same in set(data):
-            inside = [index for index, one in enumerate(data) if one == same]
-            ranks = rankdata([values[index] for index in inside])
-            ranked[inside] = (ranks - ranks.mean()) / len(ranks)
-        columns.append(ranked)
-    order = list(dict.fromkeys(arms))
-    return Pairs(columns[0], columns[1], np.array([order.index(arm) for arm in arms], np.int64))
+    arms = _numbered([tuple(row.arm.items()) for row in rows])
+    data = _numbered([(row.subset, row.arm.get("from"), row.seed if row.subset != Subset() else 0) for row in rows])
+    values = np.array([[row.numbers[measure] for row in rows], [share(row, probe) for row in rows]])
+    ranked, kept = np.zeros_like(values), np.zeros(len(rows), bool)
+    for same in np.unique(data):
+        inside = data == same
+        ranks = rankdata(values[:, inside], axis=1)
+        ranked[:, inside] = (ranks - ranks.mean(axis=1, keepdims=True)) / inside.sum()
+        kept |= inside & (len(np.unique(arms[inside])) > 1 and bool(np.ptp(ranks, axis=1).all()))
+    return Pairs(ranked[0, kept], ranked[1, kept], arms[kept], data[kept])
+
+
+def _numbered(things: list[Any]) -> Ints:
+    """The number of each thing, the same for equal ones."""
+    numbers = {thing: number for number, thing in enumerate(dict.fromkeys(things))}
+    return np.array([numbers[thing] for thing in things], np.int64)
 
 
 def encoders(rows: list[Row]) -> list[Row]:
@@ -207,7 +224,9 @@ def conclude(results: Results) -> list[str]:
         if untold:
             lines.append(f"Over {name}, no correlation can be told: {'; '.join(untold)}.")
     if not lines:
-        lines.append(f"Too few encoders for a correlation: {FEWEST} different ones are needed.")
+        return [
+            f"Too few encoders for a correlation: {FEWEST} different ones, with others on the same data, are needed."
+        ]
     lines += widened(len(MEASURES) * len(PROBES))
     return [*lines, "A correlation over encoders is not a cause; study `dimensions` intervenes."]
 
