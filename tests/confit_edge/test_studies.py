@@ -461,18 +461,22 @@ def test_an_encoder_that_two_studies_measured_is_one() -> None:
     assert [row.arm["from"] for row in isotropy.encoders(rows)] == ["one"] * 3 + ["two"]
 
 
-def balance_results(penalised: float, reached: float) -> Results:
+def balance_results(penalised: float, reached: float, ours: float = 0.9, moves: float = 0.01) -> Results:
+    """Three seeds, by which each balance but vanilla's moves, and of which vanilla's own is 0.3."""
     rng = np.random.default_rng(0)
     whole: Arm = {"basis": "own", "what": "drop top", "dimensions": 0}
-    arms: list[tuple[Arm, float, float]] = [
-        ({"objective": "finetune"}, 0.70, 0.3),
-        ({"objective": "pairtune"}, 0.80, 0.9),
-        ({"objective": "finetune, balanced", "penalty": 0.1}, 0.70, 0.3),
-        ({"objective": "finetune, balanced", "penalty": 1.0}, penalised, reached),
+    arms: list[tuple[Arm, float, float, float]] = [
+        ({"objective": "finetune"}, 0.70, 0.3, 0.0),
+        ({"objective": "pairtune"}, 0.80, ours, moves),
+        ({"objective": "finetune, balanced", "penalty": 0.1}, 0.70, 0.3, 0.0),
+        ({"objective": "finetune, balanced", "penalty": 1.0}, penalised, reached, -moves),
     ]
     return Results(
-        outcome({**arm, **whole}, seed, {"linear": list(share + rng.normal(0, 0.01, 20)), "knn": [share] * 20}, balance=balance)
-        for arm, share, balance in arms
+        outcome(
+            {**arm, **whole}, seed, {"linear": list(share + rng.normal(0, 0.01, 20)), "knn": [share] * 20},
+            balance=balance + (seed - 1) * moved,
+        )
+        for arm, share, balance, moved in arms
         for seed in range(3)
     )  # fmt: skip
 
@@ -482,7 +486,9 @@ def balance_results(penalised: float, reached: float) -> Results:
     [
         (0.78, 0.85, "So balance by itself brought accuracy."),
         (0.70, 0.85, "So balance by itself was not seen to bring accuracy."),
-        (0.78, 0.5, "so of the cause nothing is said."),
+        (0.78, 0.5, "than half the way cannot be told, so of the cause nothing is said."),
+        (0.78, 0.61, "than half the way cannot be told, so of the cause nothing is said."),  # 0.6 is half
+        (0.78, 1.19, "than half the way cannot be told, so of the cause nothing is said."),  # 1.2 is as far beyond
     ],
 )
 def test_balance_is_a_cause_only_where_bringing_it_about_brought_accuracy(
@@ -491,6 +497,32 @@ def test_balance_is_a_cause_only_where_bringing_it_about_brought_accuracy(
     lines = dimensions.conclude(balance_results(penalised, reached))
     assert lines[-1].endswith(verdict)
     assert "penalty of 1.0" in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("ours", "moves", "verdict"),
+    [
+        (
+            0.28,
+            0.001,
+            "PairTune is less balanced than vanilla here (-0.020 [-0.022, -0.018]), so balance cannot be why",
+        ),
+        (
+            0.28,
+            0.01,
+            "No difference in balance can be told between PairTune and vanilla (-0.020 [-0.045, 0.005]), so of",
+        ),
+        (
+            0.40,
+            0.05,
+            "No difference in balance can be told between PairTune and vanilla (0.100 [-0.024, 0.224]), so of",
+        ),
+    ],
+)
+def test_balance_is_ruled_out_only_where_seeds_agree_that_pairtune_has_less(
+    ours: float, moves: float, verdict: str
+) -> None:
+    assert dimensions.conclude(balance_results(0.78, ours, ours, moves))[-1].startswith(verdict)
 
 
 def test_outcomes_are_plain_json(tmp_path: Path) -> None:

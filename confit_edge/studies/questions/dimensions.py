@@ -203,13 +203,29 @@ def _balanced(results: Results) -> list[str]:
         f"Balance (1: all dimensions contribute alike) is {before:.3f} in vanilla, {target:.3f} in PairTune, and"
         f" {reached:.3f} in vanilla under a penalty of {nearest['penalty']}, the nearest to PairTune's."
     ]
-    if target <= before:
+    gap = results.number_difference([(1.0, "balance", pairtune), (-1.0, "balance", vanilla)])
+    if gap.high < 0:
         return [
             *lines,
-            "PairTune is not more balanced than vanilla here, so balance cannot be why it is better, if it is.",
+            f"PairTune is less balanced than vanilla here ({plain(gap)}), so balance cannot be why it is better, if it is.",
         ]
-    if abs(reached - target) > (target - before) / 2:
-        return [*lines, "The penalty did not bring it half the way to PairTune's, so of the cause nothing is said."]
+    if not gap.told:
+        return [
+            *lines,
+            f"No difference in balance can be told between PairTune and vanilla ({plain(gap)}), so of the cause nothing is said.",
+        ]
+    # half of the way from vanilla's balance to PairTune's, and as far beyond PairTune's
+    half, beyond = (
+        results.number_difference(
+            [(1.0, "balance", nearest), (-share, "balance", pairtune), (share - 1, "balance", vanilla)]
+        )
+        for share in (0.5, 1.5)
+    )
+    if not (half.low > 0 and beyond.high < 0):
+        return [
+            *lines,
+            "That the penalty brought it nearer to PairTune's than half the way cannot be told, so of the cause nothing is said.",
+        ]
     sides = {name: Side("linear", arm) for name, arm in (("even", nearest), ("vanilla", vanilla), ("ours", pairtune))}
     gain = results.difference(sides["even"], sides["vanilla"])
     rest = results.difference(sides["ours"], sides["even"])
