@@ -26,7 +26,7 @@ from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import correct
+from confit_edge.probes.metrics import Floats, Targets, correct
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Point, Tally, Trial
 from confit_runtime.errors import UsageError
@@ -114,21 +114,29 @@ def probed(
 ) -> Point:
     """The dual probe (and vanilla fine-tuning's own head, `head`) on test clips, and the geometry of their embedding.
 
-    Each of `parts` (a name, and which test clips `[clips]`) adds the shares of those clips alone, as `linear_NAME`. Among
-    the numbers, `val_linear`, `val_knn` and `val_head` are accuracies on validation clips: what to choose by.
+    Shares are of clips with a label: of several labels a clip may have none, and then no answer is right. Each of `parts` (a
+    name, and which test clips `[clips]`) adds the shares of those clips alone, as `linear_NAME`. Among the numbers,
+    `val_linear`, `val_knn` and `val_head` are accuracies on validation clips: what to choose by.
     """
     probes = dual_probe(encoder, corpus, recipe, device)
     judges: dict[str, LinearProbe | KnnProbe] = {"linear": probes.linear, "knn": probes.knn}
     if fitted is not None and isinstance(fitted.objective, FineTune):
         judges["head"] = head_probe(fitted.objective)
     shares, numbers = {}, {}
+    labelled = corpus.test.targets.sum(axis=1) > 0
     for name, probe in judges.items():
         right = correct(probe.scores(probes.test_embeddings), corpus.test.targets)
-        shares[name] = tally(right, corpus.test.groups)
+        shares[name] = tally(right, corpus.test.groups, labelled)
         shares |= {f"{name}_{part}": tally(right, corpus.test.groups, rows) for part, rows in (parts or {}).items()}
-        numbers[f"val_{name}"] = float(correct(probe.scores(probes.val_embeddings), corpus.val.targets).mean())
+        numbers[f"val_{name}"] = share_right(probe.scores(probes.val_embeddings), corpus.val.targets)
     geometry = describe(probes.test_embeddings, label_sets(corpus.test.targets), recipe.seed)
     return Point(shares, numbers | geometry)
+
+
+def share_right(scores: Floats, targets: Targets) -> float:
+    """The share of the clips with a label whose best class is one of their own, of scores and targets `[clips, classes]`."""
+    labelled = targets.any(axis=1)
+    return float(correct(scores[labelled], targets[labelled]).mean())
 
 
 def tally(right: Rows, groups: list[str], rows: Rows | None = None) -> Tally:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -17,10 +18,11 @@ from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.probes.dual import dual_probe
 from confit_edge.studies import find, names
-from confit_edge.studies.bench import Bench, source_of
+from confit_edge.studies.bench import Bench, probed, source_of
 from confit_edge.studies.engine import Planned, prepare, run
-from confit_edge.studies.questions import unseen
+from confit_edge.studies.questions import dimensions, unseen
 from confit_edge.studies.report import write_report
 from confit_edge.studies.results import Results
 from confit_edge.studies.subset import cut
@@ -164,6 +166,28 @@ def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: 
     planned = prepare(find("isotropy"), source, tmp_path / "out", seeds=1, earlier=[tmp_path / "other"])
     with pytest.raises(UsageError, match="another split of them"):
         run(planned, 1)
+
+
+def test_a_clip_without_a_label_is_not_counted_wrong(tones: Path, recipe: Recipe) -> None:
+    """Of several labels a clip may have none, and `train` and `probe` leave it out: so does a study, on test and validation."""
+    bench = Bench(source_of(tones, recipe))
+    whole, encoder = bench.corpus(), bench.encoder(recipe)
+
+    def bare(clips: Clips) -> Clips:
+        return replace(clips, targets=clips.targets * (np.arange(4) != clips.labels[0]).astype(np.int8))
+
+    corpus = replace(whole, multi_label=True, val=bare(whole.val), test=bare(whole.test))
+    dual = dual_probe(encoder, corpus, recipe, bench.device)
+    point = probed(encoder, None, corpus, recipe, bench.device)
+    for name in ("linear", "knn"):
+        right, clips = np.sum(list(point.shares[name].values()), axis=0)
+        assert clips == dual.metrics[name]["test"]["n"] == 9  # of 12
+        assert right / clips == pytest.approx(dual.metrics[name]["test"]["accuracy"])
+        assert point.numbers[f"val_{name}"] == pytest.approx(dual.metrics[name]["val"]["accuracy"])
+    embedded = [np.eye(4, dtype=np.float32)[clips.labels] for clips in (whole.train, whole.val, whole.test)]
+    perfect = dimensions.probe(*embedded, corpus)
+    assert perfect.numbers["val_linear"] == 1
+    assert all(right == clips == 3 for tally in perfect.shares.values() for right, clips in tally.values())
 
 
 def test_unseen_needs_classes_to_hold_back(tones: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from confit_edge.probes.knn import NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct
 from confit_edge.studies import chart
-from confit_edge.studies.bench import Bench, rivals, tally
+from confit_edge.studies.bench import Bench, rivals, share_right, tally
 from confit_edge.studies.phrases import plain, versus
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
@@ -98,13 +98,13 @@ def probe(train: Floats, val: Floats, test: Floats, corpus: Corpus) -> Point:
     targets, truth, asked = targets[:, known], truth[:, known], corpus.test.targets[:, known]
     linear = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
     near = [KnnProbe(train, targets, k) for k in NEIGHBOURS]
-    knn = near[int(np.argmax([correct(one.scores(val), truth).mean() for one in near]))]
+    knn = near[int(np.argmax([share_right(one.scores(val), truth) for one in near]))]
     return Point(
         {
-            name: tally(correct(judge.scores(test), asked), corpus.test.groups)
+            name: tally(correct(judge.scores(test), asked), corpus.test.groups, asked.sum(axis=1) > 0)
             for name, judge in (("linear", linear), ("knn", knn))
         },
-        {"val_linear": float(correct(linear.scores(val), truth).mean())},
+        {"val_linear": share_right(linear.scores(val), truth)},
     )
 
 
