@@ -53,7 +53,10 @@ def ranking(results: Results, arms: list[Arm], column: str, metric: str = "linea
     for arm in others:
         gap = results.difference(Side(metric, best), Side(metric, arm), comparisons=len(others))
         told["worse" if gap.low > 0 else "better" if gap.high < 0 else "same"].append(names[id(arm)])
-    lines = [f"Best on validation is {names[id(best)]}: {percent(results.share(metric, **best))} on test ({metric})."]
+    lines = [
+        f"Best on validation is {names[id(best)]}{_of_seeds(results, best, measured)}:"
+        f" {percent(results.share(metric, **best))} on test ({metric})."
+    ]
     if told["worse"]:
         lines.append(f"Worse than it on test: {'; '.join(told['worse'])}.")
     if told["better"]:
@@ -87,6 +90,14 @@ def words(arm: Arm) -> str:
 
 def _name(arm: Arm, column: str) -> str:
     return ", ".join(f"{key} {arm[key]}" for key in column.split())
+
+
+def _of_seeds(results: Results, best: Arm, arms: list[Arm]) -> str:
+    """Where seeds of some arms are missing: how many the best one has, as those have that it was chosen from."""
+    planned = len({outcome.seed for outcome in results.outcomes})
+    if all(results.seeds(arm) == planned for arm in arms):
+        return ""
+    return f" (of those with {results.seeds(best)} of {planned} seeds)"
 
 
 def _bounds(estimate: Estimate, factor: float, digits: int) -> str:

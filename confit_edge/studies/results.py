@@ -137,9 +137,21 @@ class Results:
         return Estimate(float(values.mean()), float(values.mean()) - reach, float(values.mean()) + reach)
 
     def best(self, arms: list[Arm], number: str = "val_linear") -> Arm:
-        """The arm with the highest mean of a number on validation clips (the first of equals); never chosen on test."""
-        means = [self.number(number, **arm).value for arm in arms]
-        return arms[int(np.nanargmax(means))]
+        """The arm with the highest mean of a number on validation clips (the first of equals); never chosen on test.
+
+        Of the arms that have most seeds, on the seeds that all of these have: a mean without the seeds that diverged is
+        too good.
+        """
+        found = [self._by_seed(number, arm) for arm in arms]
+        most = max(map(len, found))
+        whole = [index for index, by_seed in enumerate(found) if len(by_seed) == most]
+        common = set.intersection(*(set(found[index]) for index in whole))
+        means = [np.mean([found[index][seed] for seed in common or found[index]]) for index in whole]
+        return arms[whole[int(np.argmax(means))]]
+
+    def seeds(self, arm: Arm) -> int:
+        """How many seeds an arm was measured with."""
+        return len({row.seed for row in self.select(arm)})
 
     def _tallies(self, side: Side) -> dict[int, Tally]:
         """By seed: the tally of all of the side's rows together."""

@@ -305,6 +305,23 @@ def test_the_best_is_chosen_on_validation_and_judged_on_test() -> None:
     assert "No difference can be told from: t 0.2." in text
 
 
+def test_an_arm_is_not_the_best_because_its_poor_seeds_diverged() -> None:
+    def made(t: float, validation: dict[int, float]) -> list[Outcome]:
+        return [outcome({"t": t}, seed, {"linear": [0.8] * 6}, val_linear=val) for seed, val in validation.items()]
+
+    whole = made(0.1, {0: 0.9, 1: 0.7, 2: 0.8})
+    worse = made(0.2, {0: 0.8, 1: 0.6, 2: 0.7})
+    thinned = Results(whole + worse + made(0.5, {0: 0.89}))
+    assert (
+        "Best on validation is t 0.1 (of those with 3 of 3 seeds): 80.0 %" in ranking(thinned, thinned.arms(), "t")[0]
+    )
+    two = Results(made(0.1, {0: 0.9, 1: 0.7}) + made(0.2, {0: 0.91, 2: 0.6}) + made(0.5, {1: 0.99}))
+    assert "Best on validation is t 0.2 (of those with 2 of 3 seeds): 80.0 %" in ranking(two, two.arms(), "t")[0]
+    apart = Results(made(0.1, {0: 0.9}) + made(0.2, {1: 0.8}))
+    assert apart.best(apart.arms()) == {"t": 0.1}
+    assert "is t 0.1: " in ranking(Results(whole + worse), Results(whole + worse).arms(), "t")[0]
+
+
 # the parts of single studies
 
 
