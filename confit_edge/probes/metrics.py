@@ -22,6 +22,7 @@ Targets = npt.NDArray[np.int8]
 Bools = npt.NDArray[np.bool_]
 
 DRAWS = 2000
+ALIKE = 1e-12  # what differs by rounding only: the variance of draws, and a difference
 _TABLE = 4_000_000  # the largest table of draws x groups made at once
 
 
@@ -105,7 +106,8 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     """The 95 % interval of a value by the draws of `units` groups or clips in which it is defined; NaN where it is in none.
 
     The percentile interval, widened for few units: those draws spread by (units - 1) / units too little, and as if the
-    spread were known (Hesterberg 2014, arXiv 1411.5279, section 5.3). With one unit there is none.
+    spread were known (Hesterberg 2014, arXiv 1411.5279, section 5.3). With one unit there is none. Where units all agree on
+    anything but 0, it goes as far as `agreed`.
     """
     from scipy.stats import norm
     from scipy.stats import t as student
@@ -113,6 +115,9 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     defined = samples[~np.isnan(samples)]
     if not len(defined) or units < 2:
         return float("nan"), float("nan")
+    if defined.var() < ALIKE:
+        reach = agreed(units) if abs(value) > ALIKE else 0.0
+        return value - reach, value + reach
     stretch = student.ppf(0.975, units - 1) / norm.ppf(0.975) * np.sqrt(units / (units - 1))
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(value - stretch * (value - low)), float(value + stretch * (high - value))
@@ -121,15 +126,21 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
 def share_interval(share: float, samples: Doubles, units: int) -> tuple[float, float]:
     """The same for a share 0..1 of `units` groups or clips.
 
-    Fewer than five cannot be resampled: then it is the exact one of so many. Where the share is 0 or 1, resampling gives an
-    interval of no width; its open end is then the one-sided exact bound of the units, 1 - 0.025^(1/units).
+    Fewer than five cannot be resampled: then it is the exact one of so many. Where all are wrong, its upper end is that of
+    `agreed`, as its lower end is where all are right.
     """
     if units < FEWEST_GROUPS:
         return intervals.share_interval(round(share * units), units)
-    low, high = interval(share, samples, units)
-    reach = 1 - 0.025 ** (1 / units)
-    low, high = np.clip([low, high], 0.0, 1.0).tolist()
-    return (1 - reach if share == 1 else low), (reach if share == 0 else high)
+    low, high = np.clip(interval(share, samples, units), 0.0, 1.0).tolist()
+    return low, (agreed(units) if share == 0 else high)
+
+
+def agreed(units: int, outside: float = 0.025) -> float:
+    """How far from the truth a value may be on which so many units all agree, and resampling gives no width.
+
+    The one-sided exact bound of a share that is 0 or 1 in all of them, 1 - outside^(1/units).
+    """
+    return 1 - outside ** (1 / units)
 
 
 def correct(scores: Floats, targets: Targets) -> Bools:

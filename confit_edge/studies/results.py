@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from confit_edge.probes.metrics import ALIKE, agreed
 from confit_edge.studies.trial import Arm, Outcome, Scalar, Subset, Tally
 
 Doubles = npt.NDArray[np.float64]
@@ -181,9 +182,8 @@ def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) 
     by_seed, by_group = _drawn(seeds, "seeds"), _drawn(groups, "groups")
     of_groups = np.einsum("dg,xsgc->dxsc", by_group, counts, optimize=True)
     both = _ratio(np.einsum("ds,dxsc->dxc", by_seed, of_groups)) @ weights
-    if np.nanvar(both) < 1e-12:  # all alike
-        # a share has the exact one-sided bound of so many units, as in `probes.metrics.accuracy`; no difference has none
-        reach = 1 - outside ** (1 / groups) if value or len(weights) == 1 else 0.0
+    if np.nanvar(both) < ALIKE:
+        reach = agreed(groups, outside) if abs(value) > ALIKE or len(weights) == 1 else 0.0  # no difference has none
         return Estimate(value, value - reach, value + reach)
     variance, freedom = _variance(counts, weights)
     stretch = np.sqrt(variance / np.nanvar(both)) * student.ppf(outside, freedom) / norm.ppf(outside)

@@ -178,9 +178,26 @@ def test_a_perfect_probe_has_an_interval_in_every_metric_and_the_confused_are_na
 
 
 def test_draws_in_which_a_value_is_not_defined_do_not_count() -> None:
-    assert interval(1.0, np.array([np.nan] * 10 + [1.0] * 90), 8) == (1.0, 1.0)
+    drawn = np.random.default_rng(0).normal(0.5, 0.1, 90)
+    assert interval(0.5, np.append(drawn, [np.nan] * 10), 8) == interval(0.5, drawn, 8)
     assert np.isnan(interval(1.0, np.full(5, np.nan), 8)).all()
     assert np.isnan(interval(1.0, np.ones(5), 1)).all()
+
+
+@pytest.mark.parametrize("units", [5, 6, 40])
+def test_groups_that_all_agree_leave_a_share_and_a_difference_uncertain(units: int) -> None:
+    """As sure as of a share that is 0 or 1 in all of them, and no surer for being in between."""
+    groups = [str(clip // 5) for clip in range(5 * units)]
+    three, two = (np.arange(5 * units) % 5 < right for right in (3, 2))
+    reach = 1 - 0.025 ** (1 / units)
+    found = accuracy(three, groups)
+    assert (found.accuracy, found.low, found.high) == pytest.approx((0.6, max(0, 0.6 - reach), min(1, 0.6 + reach)))
+    gap = paired_difference(three, two, groups)
+    assert (gap.difference, gap.low, gap.high) == pytest.approx((0.2, 0.2 - reach, 0.2 + reach))
+    assert paired_difference(three, three, groups).to_dict() == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    assert interval(1e-17, np.full(9, 1e-17), units) == (1e-17, 1e-17)
+    none = accuracy(np.zeros(5 * units, bool), groups)
+    assert (none.low, none.high) == pytest.approx((0.0, reach))
 
 
 def test_a_recall_stands_on_the_groups_that_hold_its_class() -> None:
