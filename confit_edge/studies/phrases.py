@@ -24,17 +24,22 @@ def plain(number: Estimate, digits: int = 3) -> str:
     return "not measured" if math.isnan(number.value) else f"{number.value:.{digits}f}{_bounds(number, 1, digits)}"
 
 
+def points(difference: Estimate) -> str:
+    """`+2.1 points [0.3, 3.9]`, of a difference of two shares."""
+    return f"{100 * difference.value:+.1f} points{_bounds(difference, 100, 1)}"
+
+
 def versus(one: str, other: str, difference: Estimate, where: str = "") -> str:
     """A sentence on the difference of two shares: above, below, or not to be told. `where` comes before it."""
-    points = f"{100 * difference.value:+.1f} points{_bounds(difference, 100, 1)}"
+    by = points(difference)
     if math.isnan(difference.value):
         text = f"{one} and {other} were not both measured."
     elif math.isnan(difference.low):
-        text = f"{one} against {other}: {points}; of one seed and one test group nothing more can be said."
+        text = f"{one} against {other}: {by}; of one seed and one test group nothing more can be said."
     elif difference.told:
-        text = f"{one} is {'above' if difference.value > 0 else 'below'} {other} ({points})."
+        text = f"{one} is {'above' if difference.value > 0 else 'below'} {other} ({by})."
     else:
-        text = f"no difference can be told between {one} and {other} ({points})."
+        text = f"no difference can be told between {one} and {other} ({by})."
     return f"{where}: {text}" if where else text[0].upper() + text[1:]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from confit_edge.pairtune.config import Recipe
 from confit_edge.studies import find, names
 from confit_edge.studies.journal import Journal, read_outcomes
 from confit_edge.studies.phrases import ranking, versus
-from confit_edge.studies.questions import convergence, dimensions, isotropy, mining, unseen
+from confit_edge.studies.questions import batch, convergence, dimensions, isotropy, mining, unseen
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.subset import (
     clips_per_class,
@@ -320,6 +321,36 @@ def test_an_arm_is_not_the_best_because_its_poor_seeds_diverged() -> None:
     apart = Results(made(0.1, {0: 0.9}) + made(0.2, {1: 0.8}))
     assert apart.best(apart.arms()) == {"t": 0.1}
     assert "is t 0.1: " in ranking(Results(whole + worse), Results(whole + worse).arms(), "t")[0]
+
+
+def test_a_conclusion_says_for_how_many_comparisons_its_intervals_are_widened() -> None:
+    rng = np.random.default_rng(0)
+
+    def near(share: float) -> dict[str, list[float]]:
+        return {"linear": list(share + rng.normal(0, 0.01, 20)), "knn": [share] * 20}
+
+    dropped = Results(
+        outcome({"objective": "pairtune", "basis": "own", "what": what, "dimensions": count}, seed, near(share))
+        for what, shares in (("drop top", (0.9, 0.7, 0.8)), ("drop random", (0.9, 0.8, 0.8)))
+        for count, share in enumerate(shares)
+        for seed in range(3)
+    )
+    lines = dimensions.conclude(dropped)
+    (told,) = [line for line in lines if "differs from dropping as many at random" in line]
+    assert re.search(r"for 1 \(-\d+\.\d points \[-\d+\.\d, -\d+\.\d\]\)\.", told)
+    assert "(Intervals widened for 2 comparisons.)" in lines
+    grid = Results(
+        outcome({"batch": size, "window": window, "hardness": 0.0}, seed, near(0.8), val_linear=0.8)
+        for size in (16, 64, 120)
+        for window in (0.75, 1.0)
+        for seed in range(3)
+    )
+    effects = [after for line, after in itertools.pairwise(batch.conclude(grid)) if "averaged over the rest" in line]
+    assert ["widened for 2 comparisons" in after for after in effects] == [
+        False,
+        True,
+        False,
+    ]  # two of batch, one of window
 
 
 # the parts of single studies

@@ -10,7 +10,7 @@ import numpy as np
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import BUILT_IN, pretrained
 from confit_edge.pairtune.config import Recipe
-from confit_edge.studies.phrases import ranking, versus
+from confit_edge.studies.phrases import ranking, versus, widened
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Arm, Scalar, Trial
@@ -60,6 +60,7 @@ def conclude(results: Results) -> list[str]:
         for level in levels[:-1]:
             effect = main_effect(results, factor, base, level, comparisons=len(levels) - 1)
             lines.append(versus(f"{factor} {base}, averaged over the rest,", f"{factor} {level}", effect))
+        lines += widened(len(levels) - 1)
     return [*lines, "All trials have the same epochs, so larger batches take fewer steps."]
 
 

@@ -29,7 +29,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct
 from confit_edge.studies import chart
 from confit_edge.studies.bench import Bench, rivals, share_right, tally
-from confit_edge.studies.phrases import plain, versus
+from confit_edge.studies.phrases import plain, points, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Arm, Point, Trial
@@ -70,7 +70,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     splits = (corpus.train, corpus.val, corpus.test)
     embedded = [embed_clips(encoder, clips.pcm, device) for clips in splits]
     turn = random_rotation(encoder.dim, seed)
-    points = []
+    found = []
     for basis in (OWN, ROTATED):
         train, val, test = embedded if basis == OWN else [rows @ turn for rows in embedded]
         shares = contribution(train)
@@ -87,8 +87,8 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
         for (what, count), dimensions in kept.items():
             arm: Arm = {"basis": basis, "what": what, "dimensions": count}
             point = probe(only(train, dimensions), only(val, dimensions), only(test, dimensions), corpus)
-            points.append(replace(point, arm=arm, numbers=point.numbers | ({} if count else geometry)))
-    return points
+            found.append(replace(point, arm=arm, numbers=point.numbers | ({} if count else geometry)))
+    return found
 
 
 def probe(train: Floats, val: Floats, test: Floats, corpus: Corpus) -> Point:
@@ -171,6 +171,7 @@ def imbalance(embeddings: Tensor) -> Tensor:
 def conclude(results: Results) -> list[str]:
     """What each intervention says of whether balance is a cause."""
     lines = []
+    counts = [count for count in results.values("dimensions") if count]
     for objective in ("frozen", "finetune", "pairtune"):
         own, turned = ({"objective": objective, "basis": basis, **WHOLE} for basis in (OWN, ROTATED))
         moved = results.difference(Side("knn", turned), Side("knn", own))
@@ -179,15 +180,14 @@ def conclude(results: Results) -> list[str]:
             f" rotation {plain(results.number('top1_train', **turned))}, by which kNN moves {100 * moved.value:+.1f} points."
         )
         told = []
-        counts = [count for count in results.values("dimensions", objective=objective) if count]
         for count in counts:
             arm: Arm = {"objective": objective, "basis": OWN, "dimensions": count}
             top, chance = (Side("linear", {**arm, "what": what}) for what in (DROP, RANDOM))
             gap = results.difference(top, chance, comparisons=len(counts))
-            told += [f"{count} ({100 * gap.value:+.1f} points)"] if gap.told else []
+            told += [f"{count} ({points(gap)})"] if gap.told else []
         claim = f"differs from dropping as many at random for {', '.join(told)}" if told else None
         lines.append(f"Dropping its top dimensions {claim or 'cannot be told from dropping as many at random'}.")
-    return lines + _balanced(results)
+    return lines + widened(len(counts)) + _balanced(results)
 
 
 def _balanced(results: Results) -> list[str]:
