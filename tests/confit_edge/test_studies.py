@@ -336,6 +336,7 @@ def test_a_conclusion_says_for_how_many_comparisons_its_intervals_are_widened() 
         for seed in range(3)
     )
     lines = dimensions.conclude(dropped)
+    assert lines[:2] == ["frozen was not measured.", "finetune was not measured."]
     (told,) = [line for line in lines if "differs from dropping as many at random" in line]
     assert re.search(r"for 1 \(-\d+\.\d points \[-\d+\.\d, -\d+\.\d\]\)\.", told)
     assert "(Intervals widened for 2 comparisons.)" in lines

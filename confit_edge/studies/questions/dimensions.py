@@ -173,6 +173,9 @@ def conclude(results: Results) -> list[str]:
     lines = []
     counts = [count for count in results.values("dimensions") if count]
     for objective in ("frozen", "finetune", "pairtune"):
+        if not results.select({"objective": objective}):
+            lines.append(f"{objective} was not measured.")
+            continue
         own, turned = ({"objective": objective, "basis": basis, **WHOLE} for basis in (OWN, ROTATED))
         moved = results.difference(Side("knn", turned), Side("knn", own))
         lines.append(
