@@ -8,7 +8,7 @@ class) is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,22 @@ Labels = npt.NDArray[np.integer]
 TOPS = (1, 3, 5)  # the shares of the paper's table
 RATIO_FROM = 0.05  # the anisotropy below which a ratio to it says nothing
 ROTATIONS = 10
+# what each measure can be; any number where it is not here
+RANGES = {
+    "anisotropy": (-1.0, 1.0),
+    "isoscore": (0.0, 1.0),
+    **{f"top{top}": (0.0, 1.0) for top in TOPS},
+    "top1_rotated": (0.0, 1.0),
+    "top1_rotated_low": (0.0, 1.0),
+    "top1_rotated_high": (0.0, 1.0),
+    "effective_rank": (1.0, np.inf),
+    "scatter": (0.0, np.inf),
+    "fisher": (0.0, np.inf),
+    "silhouette": (-1.0, 1.0),
+    "alignment": (0.0, 4.0),
+    "uniformity": (-8.0, 0.0),
+    "neighbours": (0.0, 1.0),
+}
 _TABLE = 4_000_000  # the largest table of cosines made at once
 SAMPLE = 4096  # clips whose pairs are all looked at, where there is no closed form
 
@@ -250,12 +266,17 @@ def label_sets(targets: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
 
 
 def jackknife(
-    measure: Callable[[npt.NDArray[np.int64]], dict[str, float]], groups: list[str], seed: int = 0, blocks: int = 20
+    measure: Callable[[npt.NDArray[np.int64]], dict[str, float]],
+    groups: list[str],
+    seed: int = 0,
+    blocks: int = 20,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of `measure`, a function of the rows it may use, by leaving groups out (Efron and Stein 1981).
 
     Groups are dealt into at most `blocks` parts, each is left out once: value +- t sqrt((b - 1) / b sum (v_i - mean v)^2).
-    A bootstrap would draw a clip twice, and the cosine of a clip with itself is 1. NaN where there is one group only.
+    A bootstrap would draw a clip twice, and the cosine of a clip with itself is 1. NaN where there is one group only. An
+    interval ends where `ranges` say that its value must.
     """
     from scipy.stats import t as student
 
@@ -271,7 +292,8 @@ def jackknife(
         values = np.array([one[key] for one in left])
         error = np.sqrt((parts - 1) / parts * np.square(values - values.mean()).sum())
         reach = float(student.ppf(0.975, parts - 1) * error)
-        found[key] = (value - reach, value + reach)
+        least, most = (ranges or {}).get(key, (-np.inf, np.inf))
+        found[key] = (max(value - reach, least), min(value + reach, most))
     return found
 
 

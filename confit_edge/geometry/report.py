@@ -163,7 +163,7 @@ def analyse(
         measure = measured[subject.name] = _measure(embeddings, labels)
         probed.append(one)
         described.append(measures.describe(embeddings, labels, seed))
-        intervals.append(measures.jackknife(measure, clips.groups, seed))
+        intervals.append(measures.jackknife(measure, clips.groups, seed, ranges=measures.RANGES))
         if subject.start is None:
             continue
         changes += _changes(one, measure, measured[subject.start], clips.groups, seed)

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from confit_edge.geometry.measures import RANGES
 from confit_edge.probes.metrics import ALIKE, agreed
 from confit_edge.studies.trial import Arm, Outcome, Scalar, Subset, Tally
 
@@ -121,7 +122,8 @@ class Results:
 
     def number(self, name: str, **arm: Scalar) -> Estimate:
         """The mean of a number over seeds."""
-        return self.number_difference([(1.0, name, arm)])
+        found, (least, most) = self.number_difference([(1.0, name, arm)]), _range(name)
+        return Estimate(found.value, max(found.low, least), min(found.high, most))
 
     def number_difference(self, terms: list[tuple[float, str, Arm]]) -> Estimate:
         """A weighted sum of numbers, over the seeds that have all of them: its mean, with Student's interval."""
@@ -171,6 +173,15 @@ class Results:
             if name in row.numbers:
                 found.setdefault(row.seed, []).append(row.numbers[name])
         return {seed: float(np.mean(values)) for seed, values in found.items()}
+
+
+def _range(name: str) -> tuple[float, float]:
+    """What a number can be: accuracies on validation and shares 0..1, epochs 1 and up, and what `geometry` says."""
+    if name.startswith("epochs"):
+        return 1.0, np.inf
+    if name.startswith("val_") or name in ("balance", "top1_train"):
+        return 0.0, 1.0
+    return RANGES.get(name, (-np.inf, np.inf))
 
 
 def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) -> Estimate:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from confit_edge.data.manifest import read_manifest, write_manifest
+from confit_edge.geometry.measures import RANGES
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 
@@ -201,6 +202,9 @@ def test_geometry_before_and_after(run_path: Path, vanilla: Path, confit: Confit
     trained = json.loads((run_path / "metrics.json").read_text())["probes"]["linear"]["test"]["accuracy"]
     assert paper[1]["accuracy"] == trained
     value = {(row["encoder"], row["measure"]): row["value"] for row in of_type(out, "measure")}
+    for row in of_type(out, "measure"):
+        least, most = RANGES.get(row["measure"], (-np.inf, np.inf))
+        assert row["low"] is None or least <= row["low"] <= row["high"] <= most
     changes = of_type(out, "change")
     assert {row["encoder"] for row in changes} == {"words", "vanilla"}
     for row in changes:

@@ -248,6 +248,28 @@ def test_the_interval_of_a_measure_holds_its_value_on_new_voices() -> None:
     assert held >= 34
 
 
+def test_an_interval_ends_where_its_measure_does_and_that_of_a_change_does_not() -> None:
+    x, labels = classes(12, seed=1)
+    groups = [str(clip // 4) for clip in range(12)]
+
+    def measure(rows: Ints) -> dict[str, float]:
+        return m.pointwise(x[rows], labels[rows])
+
+    ended, free = m.jackknife(measure, groups, ranges=m.RANGES), m.jackknife(measure, groups)
+    for name, (low, high) in free.items():
+        least, most = m.RANGES.get(name, (-math.inf, math.inf))
+        assert ended[name] == (max(low, least), min(high, most)), name
+    assert free["anisotropy"][1] > 1
+    assert free["isoscore"][0] < 0
+    assert free["fisher"][0] < 0
+
+
+def test_every_measure_with_a_range_is_one_and_is_inside() -> None:
+    found = m.describe(*classes())
+    assert m.RANGES.keys() == found.keys() - {"top1_ratio"}
+    assert all(least <= found[name] <= most for name, (least, most) in m.RANGES.items())
+
+
 # plots
 
 

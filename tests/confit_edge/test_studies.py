@@ -198,7 +198,7 @@ def test_a_journal_refuses_what_is_not_its_own(tmp_path: Path) -> None:
 
 def test_shares_and_numbers_are_means_over_what_they_are_of() -> None:
     results = Results(
-        outcome({"o": name}, seed, {"linear": [base, base + 0.2]}, val_linear=base + seed)
+        outcome({"o": name}, seed, {"linear": [base, base + 0.2]}, val_linear=base + seed / 10)
         for name, base in (("a", 0.5), ("b", 0.3))
         for seed in (0, 1, 2)
     )
@@ -207,8 +207,8 @@ def test_shares_and_numbers_are_means_over_what_they_are_of() -> None:
     gap = results.contrast([(0.5, Side("linear", {"o": "a"})), (0.5, Side("linear", {"o": "b"}))])
     assert gap.value == pytest.approx(0.5)
     number = results.number("val_linear", o="a")
-    # Student's interval of 0.5, 1.5, 2.5: the mean and 4.3027 standard errors
-    assert (number.value, number.low) == pytest.approx((1.5, 1.5 - 4.3027 / math.sqrt(3)), abs=1e-4)
+    # Student's interval of 0.5, 0.6, 0.7: the mean and 4.3027 standard errors
+    assert (number.value, number.low) == pytest.approx((0.6, 0.6 - 0.43027 / math.sqrt(3)), abs=1e-4)
     assert math.isnan(results.share("knn", o="a").value)
     assert results.best(results.arms()) == {"o": "a"}
 
@@ -267,6 +267,21 @@ def test_no_interval_goes_beyond_what_a_difference_of_shares_can_be() -> None:
     gap = results.difference(*sides, comparisons=15)  # of two seeds at that level Student's t is past 200
     assert (gap.low, gap.high) == (-1.0, 1.0)
     assert results.contrast([(0.5, side) for side in sides], comparisons=15).low == 0.0
+
+
+def test_no_interval_of_a_number_goes_beyond_what_it_can_be_but_that_of_a_difference_does() -> None:
+    numbers = {"epochs_head": (1.0, 3.0), "anisotropy": (0.9, 1.0), "isoscore": (0.0, 0.2), "val_linear": (0.8, 1.0)}
+    results = Results(
+        outcome({"o": "a"}, seed, **{name: pair[seed] for name, pair in numbers.items()}) for seed in (0, 1)
+    )
+    found = {name: results.number(name, o="a") for name in numbers}
+    assert (found["epochs_head"].low, found["epochs_head"].value) == (1, 2)
+    assert (found["anisotropy"].low, found["anisotropy"].high) == (pytest.approx(0.95 - 12.706 * 0.05, abs=1e-4), 1)
+    assert found["isoscore"].low == 0
+    assert found["val_linear"].high == 1
+    gap = results.number_difference([(1.0, "isoscore", {"o": "a"}), (-1.0, "anisotropy", {"o": "a"})])
+    assert gap.high == pytest.approx(gap.value + 12.706 * 0.05, abs=1e-4)
+    assert math.isnan(Results([outcome({"o": "a"}, 0, isoscore=0.1)]).number("isoscore", o="a").low)
 
 
 def test_one_seed_of_one_group_has_no_interval_and_unanimity_a_bound() -> None:
