@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.studies.bench import Bench
+from confit_edge.studies.study import Study
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Subset, Trial
 
@@ -37,14 +39,18 @@ def measure_pace(bench: Bench, recipe: Recipe) -> Pace:
         middle = time.process_time()
         dual_probe(encoder, corpus, recipe, bench.device)
         end = time.process_time()
-    clips = len(corpus.train)
-    return Pace((middle - start) / clips, (end - middle) / (clips * (1 + recipe.probe_views)))
+    return Pace((middle - start) / len(corpus.train), (end - middle) / probed_clips(corpus, recipe))
 
 
-def expected(trial: Trial, bench: Bench, pace: Pace) -> float:
-    """The CPU seconds a trial should take. What a study measures beside the usual is not in it."""
+def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
+    """The CPU seconds a trial should take."""
     corpus, recipe = bench.data(trial), trial.recipe
     searched = len(recipe.lr) * (recipe.search_epochs or recipe.epochs) if len(recipe.lr) > 1 else 0
     epochs = recipe.epochs * recipe.soup + searched if trial.train else 0
-    views = len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)
-    return pace.train * len(corpus.train) * epochs + pace.probe * views
+    clips = probed_clips(corpus, recipe) + (study.beside(bench, trial) if study.beside else 0)
+    return pace.train * len(corpus.train) * epochs + pace.probe * clips
+
+
+def probed_clips(corpus: Corpus, recipe: Recipe) -> int:
+    """How many clips go through the probes, each view counted."""
+    return len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)

@@ -106,7 +106,7 @@ def prepare(
                 continue
             if key not in done and kind not in paces:
                 paces[kind] = measure_pace(bench, replace(pairtuned(trial.recipe), seed=source.recipe.seed))
-            cost[key] = done[key].cpu_seconds if key in done else expected(trial, bench, paces[kind])
+            cost[key] = done[key].cpu_seconds if key in done else expected(study, trial, bench, paces[kind])
     return Planned(study, source, journal, trials, cost, done)
 
 

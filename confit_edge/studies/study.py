@@ -33,7 +33,8 @@ class Study:
     `plan` gives the trials of one seed, which is its recipe's. `measure` does a trial, in a worker process; it is a
     function of a module, since it is found there by its name. `conclude` gives the sentences of the conclusion. `draw`,
     where it is given, replaces the plot of `chart`. `plan_from` makes trials of what was trained before (a folder of a
-    run or of another study) in place of the plan.
+    run or of another study) in place of the plan. `beside` says how many clips a trial embeds beside those of the usual
+    measurement, for its cost.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Study:
     measure: Callable[[Bench, Trial], list[Point]] = train_and_probe
     draw: Callable[[Results, Path], None] | None = None
     plan_from: Callable[[Path, Recipe], list[Trial]] | None = None
+    beside: Callable[[Bench, Trial], int] | None = None

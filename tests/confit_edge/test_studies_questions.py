@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.manifest import read_manifest, write_manifest
+from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.session import train
+from confit_edge.probes import dual, views
 from confit_edge.probes.dual import dual_probe
-from confit_edge.studies import find, names
+from confit_edge.studies import cost, find, names
 from confit_edge.studies.bench import Bench, probed, source_of
 from confit_edge.studies.engine import Planned, prepare, run
 from confit_edge.studies.questions import dimensions, unseen
@@ -227,6 +231,32 @@ def test_unseen_has_prints_of_the_groups_that_it_trained_on(
     find("unseen").measure(bench, frozen)
     assert given
     assert all(groups == set(cut(bench.corpus(), Subset(groups=3), 0).train.groups) for groups in given)
+
+
+def test_the_cost_of_a_trial_counts_every_clip_that_is_embedded(
+    tones: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes a second on for each clip: `unseen` embeds far more than the probes do."""
+    seconds = 0
+
+    def counted(encoder: Encoder, pcm: list[Any], device: torch.device) -> Any:
+        nonlocal seconds
+        seconds += len(pcm)
+        return embed_clips(encoder, pcm, device)
+
+    for module in (dual, views, unseen):
+        monkeypatch.setattr(module, "embed_clips", counted)
+    monkeypatch.setattr(cost, "fit", lambda *args, **options: None)
+    monkeypatch.setattr(cost.time, "process_time", lambda: seconds)
+    study = find("unseen")
+    planned = plan("unseen", tones, recipe, tmp_path / "out")
+    bench, frozen = Bench(planned.source), next(trial for trial in planned.trials.values() if not trial.train)
+    pace = cost.measure_pace(bench, recipe)
+    assert (pace.train, pace.probe) == (0, 1)
+    seconds = 0
+    study.measure(bench, frozen)
+    assert cost.expected(study, frozen, bench, pace) == seconds
+    assert cost.expected(study, replace(frozen, recipe=replace(recipe, probe_views=3)), bench, pace) > seconds
 
 
 def test_shots_trains_as_long_for_every_seed(tones: Path, recipe: Recipe) -> None:

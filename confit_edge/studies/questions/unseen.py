@@ -48,9 +48,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     encoder, _ = trained(bench, trial, corpus)
     seed, rate = trial.recipe.seed, encoder.sample_rate
     probes = dual_probe(encoder, corpus, trial.recipe, bench.device)
-    whole = cut(bench.corpus(), Subset(groups=trial.subset.groups), seed)
-    strange = [name for name in clips_per_class(whole) if name not in corpus.classes]
-    novel = with_classes(replace(whole, unknown=None), strange)
+    novel = held_back(bench, trial, corpus)
     prints = embed_clips(encoder, novel.train.pcm, bench.device)
     points = []
     for domain in (CLEAN, *DOMAINS):
@@ -71,6 +69,20 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
                 arm: Arm = {"classes": "unseen", "domain": domain, "way": way, "shots": shots}
                 points.append(Point(episodes(prints, novel.train, embedded, asked, way, shots, rng), arm=arm))
     return points
+
+
+def held_back(bench: Bench, trial: Trial, corpus: Corpus) -> Corpus:
+    """The classes that are not in the trial's `corpus`, of the groups that it trains on."""
+    whole = cut(bench.corpus(), Subset(groups=trial.subset.groups), trial.recipe.seed)
+    strange = [name for name in clips_per_class(whole) if name not in corpus.classes]
+    return with_classes(replace(whole, unknown=None), strange)
+
+
+def beside(bench: Bench, trial: Trial) -> int:
+    """The prints, and the test clips of all classes in each domain."""
+    corpus = bench.data(trial)
+    novel = held_back(bench, trial, corpus)
+    return len(novel.train) + (1 + len(DOMAINS)) * (len(corpus.test) + len(novel.test))
 
 
 def episodes(
@@ -126,4 +138,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     chart=Chart("domain", by=("objective", "classes", "way", "shots"), metrics=("prototype", "linear")),
+    beside=beside,
 )
