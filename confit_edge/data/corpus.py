@@ -16,7 +16,8 @@ from confit_edge.data.clips import ClipProblem, ClipStore, load_clips, sound_dig
 from confit_edge.data.manifest import UNKNOWN, Manifest, read_manifest, sound_files
 from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
-from confit_runtime.errors import ConfitError
+from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.voiced import trimmed
 
 VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
 
@@ -116,10 +117,16 @@ def read_corpus(
     split_by: str | None = None,
     background: Path | None = None,
     others: str | None = None,
+    longest_s: float | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Corpus:
-    """Read, decode (mono float32 at `rate` Hz) and split a manifest. Raises ConfitError with what to mend."""
+    """Read, decode (mono float32 at `rate` Hz) and split a manifest.
+
+    Clips that are longer than `longest_s` lose the silence before and after their sound: what is cut from it at random, or
+    heard in it as a stream goes by, would be taught as their class. Raises ConfitError with what to mend.
+    """
+    paths = sound_files(background, "--background") if background else []
     manifest = read_manifest(
         source, label_column=label_column, group_column=group_column, split_by=split_by, alone=others is not None
     )
@@ -134,19 +141,23 @@ def read_corpus(
         decoded |= dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
         problems += unusable
         manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
-    recordings = [store.get(path) for path in sound_files(background, "--background")] if background else []
+    recordings = [store.get(path) for path in paths]
+    _check_background(dict(zip(paths, recordings, strict=True)), manifest, decoded)
     classes = manifest.classes
     if recordings and UNKNOWN not in classes:
         classes = [*classes, UNKNOWN]
     unknown = UNKNOWN if UNKNOWN in classes else None
+
+    def sound(pcm: Pcm) -> Pcm:
+        return pcm if longest_s is None or len(pcm) <= longest_s * rate else trimmed(pcm, rate)
 
     def split(name: str) -> Clips:
         chosen = [clip for clip in manifest.clips if clip.split == name]
         targets = np.zeros((len(chosen), len(classes)), np.int8)
         for row, clip in enumerate(chosen):
             targets[row, [classes.index(label) for label in clip.labels]] = 1
-        paths = [clip.path for clip in chosen]
-        return Clips([decoded[path] for path in paths], targets, [clip.group for clip in chosen], paths)
+        places = [clip.path for clip in chosen]
+        return Clips([sound(decoded[path]) for path in places], targets, [clip.group for clip in chosen], places)
 
     train_part, val_part = _split_background(recordings)
     return Corpus(
@@ -161,6 +172,23 @@ def read_corpus(
         val_part,
         problems,
     )
+
+
+def _check_background(recordings: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
+    """Raise UsageError where labelled clips are in the background, too: they would be taught as their class and as unknown."""
+    labelled = {clip.path: decoded[clip.path] for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))}
+    lengths = {len(pcm) for pcm in labelled.values()}
+    alike = (
+        {sound_digest(pcm) for pcm in labelled.values()}
+        if any(len(pcm) in lengths for pcm in recordings.values())
+        else set()
+    )
+    both = [path for path, pcm in recordings.items() if len(pcm) in lengths and sound_digest(pcm) in alike]
+    if both:
+        raise UsageError(
+            f"--background: {len(both)} of its {len(recordings)} sounds are clips of your classes, such as {both[0]}, and would"
+            " be learnt as unknown: give sound that holds none of them"
+        )
 
 
 def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:

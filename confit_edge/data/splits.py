@@ -16,7 +16,7 @@ from confit_runtime.errors import UsageError
 Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
 DEFAULT: Fractions = (0.7, 0.15, 0.15)  # as much to choose by as to test on: thresholds and the gate stand on it
 
-RESTARTS = 20
+RESTARTS, MANY_GROUPS = 20, 500
 FEW_GROUPS = 8  # of a class: so many are also tried in one another's place
 PASSES = 100  # a climb ends by itself after a few
 SHOWN = 10  # classes named in a message
@@ -210,8 +210,8 @@ class _Dealer:
             self._climb(order, split, state)
             cost = float(self._cost(state, np.arange(len(self.totals))).sum())
             best = min(best, (cost, split), key=lambda deal: deal[0])
-            if best[0] < self.unavoidable + self.worst:  # nothing is missing that could be there
-                break
+            if len(order) > MANY_GROUPS and best[0] < self.unavoidable + self.worst:
+                break  # nothing is missing that could be there, and so many are shared out well at once
         return best[1]
 
     def _cost(self, state: npt.NDArray[np.float64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

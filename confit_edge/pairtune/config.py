@@ -49,6 +49,7 @@ class Recipe:
     background: str | None = None  # folder of sound without the classes: mixed in, and learnt as `unknown`
     # the window
     window: float = 1.28
+    trim: bool = True  # clips longer than the window lose the silence before and after their sound
     shift: float = 0.2
     gain: float = 6.0
     speed: float = 0.0
@@ -181,6 +182,7 @@ class Recipe:
     def corpus_options(self) -> dict[str, Any]:
         """What `confit_edge.data.corpus.read_corpus` takes beside the manifest and the rate: which clips, in which splits."""
         same = {key: getattr(self, key) for key in ("seed", "label_column", "group_column", "split_by")}
+        same["longest_s"] = self.window if self.trim else None
         return {**same, "others": self.others, "background": Path(self.background) if self.background else None}
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -47,7 +49,8 @@ def stream_views(
     """Embeddings `[rows, dim]` and targets of rows of streams composed from `clips` over `background`.
 
     Each clip stands in `views` streams. A row in the middle of a clip, or within one that is longer than a window, is that
-    clip's; a row between clips, or over a fragment of one, is of the unknown class; rows between the two are left out.
+    clip's; a row between clips, or over a fragment of one, is of the unknown class; rows between the two are left out. A
+    long clip gives no more rows than most do, or a class of long clips would be thought the more frequent.
     There are as many unknown rows as others, half of them of the background alone: a device hears mostly that, and a stream
     that is dense with clips holds none of it.
     """
@@ -56,6 +59,7 @@ def stream_views(
     unknown = corpus.classes.index(corpus.unknown)
     nothing = np.eye(len(corpus.classes), dtype=np.int8)[unknown]
     rate, gaps, embeddings, targets = encoder.sample_rate, gaps_s(encoder), [], []
+    sources: list[npt.NDArray[np.int64]] = []
     for view in range(views):
         rng = np.random.default_rng([recipe.seed, salt, view])
         for part in _parts(clips, rate, gaps[1], np.random.default_rng([recipe.seed, salt, view, 1])):
@@ -78,13 +82,27 @@ def stream_views(
             near, far = distance <= ON_S * rate, distance >= off_samples(encoder)
             embeddings.append(rows[near | far])
             targets.append(np.where(far[:, None], nothing, own)[near | far])
+            before = sources[-1].max() + 1 if sources else 0
+            sources.append(before + nearest[near | far])
     embedding, target = np.concatenate(embeddings), np.concatenate(targets)
     rng = np.random.default_rng([recipe.seed, salt])
     on, off = np.flatnonzero(target[:, unknown] == 0), np.flatnonzero(target[:, unknown])
+    on = on[_no_more_than_most(np.concatenate(sources)[on], math.floor(2 * ON_S * rate / encoder.hop) + 1, rng)]
     alone = background_rows(encoder, background, max(len(on) // 2, len(on) - len(off)), device, rng)
     off = rng.choice(off, len(on) - len(alone), replace=False)
     kept = np.sort(np.concatenate([on, off]))
     return np.concatenate([embedding[kept], alone]), np.concatenate([target[kept], np.tile(nothing, (len(alone), 1))])
+
+
+def _no_more_than_most(sources: npt.NDArray[np.int64], short: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Places in `sources [rows]` of which each source has no more than half of the sources have, or `short` ones."""
+    _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
+    most = max(short, int(np.median(counts))) if len(counts) else short
+    if counts.max(initial=0) <= most:
+        return np.arange(len(sources))
+    order = np.lexsort((rng.random(len(sources)), inverse))  # by source, shuffled within each
+    within = np.arange(len(sources)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[within < most])
 
 
 def _parts(clips: Clips, rate: int, gap_s: float, rng: np.random.Generator) -> list[list[int]]:

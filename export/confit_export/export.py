@@ -368,8 +368,9 @@ def _finish(
     )
     if not hears(chosen.report):
         say(
-            "beware: with such thresholds a device hears fewer than half of what is said to it, for lower ones let too much"
-            " else through. Train with --background, or with more clips; for names that are enrolled it may serve as it is"
+            f"beware: a device would hear {chosen.report['found']} of {chosen.report['words']} sounds, for lower thresholds let"
+            f" too much else through. Train with {'' if corpus.background_train else '--background, or '}more clips of more"
+            " voices (or machines, rooms), cut to their sound; for names that are enrolled it may serve as it is"
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
     known = corpus.training_clips().targets[rows]
@@ -389,7 +390,7 @@ def _finish(
 
 
 def hears(detection: Mapping[str, Any]) -> bool:
-    """Whether a device would hear at least half of what is said to it, by a contract's `calibration["detection"]`."""
+    """Whether a device would hear at least half of the sounds of its stream, by a contract's `calibration["detection"]`."""
     return bool(2 * detection["found"] >= detection["words"])
 
 

@@ -35,8 +35,8 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
         found.append(
             f"thresholds, the chosen epoch and the gate stand on {_count(clips['val'], 'validation clip')} of"
             f" {_count(groups['val'], 'group')}: were every one of them right, up to {100 * share:.0f} % of new groups might"
-            " still be missed. Try it with voices and rooms it was not trained on, move thresholds with `--threshold"
-            " LABEL=0.4`, or set them by `confit-edge calibrate`"
+            " still be missed. Try it with voices (or machines, kits) and rooms it was not trained on, move thresholds with"
+            " `--threshold LABEL=0.4`, or set them by `confit-edge calibrate`"
         )
     return found
 

@@ -48,6 +48,40 @@ def test_splits_targets_and_groups_are_the_manifests(corpus: Corpus) -> None:
     assert corpus.training_clips() is corpus.train
 
 
+def test_long_clips_lose_the_silence_around_their_sound(tmp_path: Path) -> None:
+    """What would be cut from it at random would be taught as their class."""
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, RATE // 2)
+    for label in ("a", "b"):
+        for at in range(3):
+            (tmp_path / label).mkdir(exist_ok=True)
+            padding = (0.1 * RATE, 5 * RATE) if label == "a" else (0.2 * RATE, 0.2 * RATE)
+            padded = np.pad(sound * (1 + at) / 4, tuple(map(int, padding)))
+            soundfile.write(tmp_path / label / f"{at}.wav", padded, RATE)
+    whole = read_corpus(tmp_path, rate=RATE, seed=0)
+    cut = read_corpus(tmp_path, rate=RATE, **Recipe().corpus_options())
+    for before, after, label in zip(whole.train.pcm, cut.train.pcm, cut.train.labels, strict=True):
+        if cut.classes[label] == "a":
+            assert 0.5 <= len(after) / RATE < 1.0
+            assert np.abs(after).max() == np.abs(before).max()
+        else:  # it is no longer than the window: where it stands in it is kept
+            assert np.array_equal(before, after)
+    assert len(read_corpus(tmp_path, rate=RATE, **Recipe(trim=False).corpus_options()).train.pcm[0]) > 5 * RATE
+
+
+def test_background_that_holds_labelled_clips_is_refused(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        for at in range(3):
+            noise(tmp_path / "own" / label / f"{at}.wav", at + 10 * (label == "b"))
+    noise(tmp_path / "bg" / "hall.wav", 99)
+    options = {"rate": RATE, "seed": 0}
+    assert read_corpus(tmp_path / "own", background=tmp_path / "bg", **options).unknown == UNKNOWN
+    noise(tmp_path / "bg" / "copy.wav", 12)
+    with pytest.raises(UsageError, match=r"1 of its 2 sounds are clips of your classes, such as .*copy.wav"):
+        read_corpus(tmp_path / "own", background=tmp_path / "bg", **options)
+    with pytest.raises(UsageError, match="no such file or folder, for --background"):
+        read_corpus(tmp_path / "nowhere", background=tmp_path / "nothing", **options)
+
+
 def test_background_is_an_unknown_class_with_a_part_kept_for_validation(run_corpus: Corpus, background: Path) -> None:
     assert run_corpus.classes[-1] == run_corpus.unknown == UNKNOWN
     recordings = [load_clip(path, RATE) for path in sound_files(background, "--background")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -83,6 +84,28 @@ def test_of_three_groups_the_largest_is_trained_on() -> None:
         assert {label: clips[label, "train"] for label in sizes} == {
             label: max(counts) for label, counts in sizes.items()
         }
+
+
+def test_few_groups_are_dealt_as_well_as_they_can_be() -> None:
+    """Against all deals there are, by the cost that the dealer states."""
+    rng = random.Random(5)
+    rows = [(rng.choice("abc"), f"g{group}") for group in range(8) for _ in range(rng.randrange(1, 12))]
+    source = manifest_of(rows)
+
+    def cost(made: Manifest) -> float:
+        found = Counter((label, clip.split) for clip in made.clips for label in (clip.label, ""))
+        whole = Counter(label for clip in made.clips for label in (clip.label, ""))
+        shares = zip(SPLITS, DEFAULT, strict=True)
+        return sum((found[label, split] - share * n) ** 2 / n for split, share in shares for label, n in whole.items())
+
+    groups = sorted({clip.group for clip in source.clips})
+    best = math.inf
+    for deal in itertools.product(SPLITS, repeat=len(groups)):
+        split_of = dict(zip(groups, deal, strict=True))
+        made = replace(source, clips=tuple(replace(clip, split=split_of[clip.group]) for clip in source.clips))
+        if not any(missing_classes(made).values()):
+            best = min(best, cost(made))
+    assert cost(with_splits(source, seed=0)) == pytest.approx(best)
 
 
 def test_own_groups_are_shared_out_exactly() -> None:

@@ -356,6 +356,28 @@ def test_no_row_within_a_long_clip_is_unknown(run_corpus: Corpus) -> None:
     assert int((found[:, unknown] == 0).sum()) >= 4 * within
 
 
+def test_a_long_clip_gives_no_more_rows_than_most_do(run_corpus: Corpus) -> None:
+    """Or its class would be thought the more frequent: hums of 30 s beside words gave 98 % of the rows."""
+    encoder, words = pretrained("speech-embedding", 1.28), run_corpus.train
+    hum = np.float32(0.1) * np.sin(np.arange(480_000) * 0.1).astype(np.float32)
+    other = int(words.labels[0])
+    targets = words.targets.copy()
+    targets[:, other] = 0
+    kept = np.flatnonzero(targets.any(axis=1))
+    one = np.eye(len(run_corpus.classes), dtype=np.int8)[[other]]
+    mixed = Clips(
+        [words.pcm[row] for row in kept] + [hum] * 2,
+        np.concatenate([targets[kept], one, one]),
+        [words.groups[row] for row in kept] + ["hum"] * 2,
+        [Path()] * (len(kept) + 2),
+    )
+    _, found = stream_views(encoder, run_corpus, mixed, run_corpus.background_train, Recipe(), CPU, views=3, salt=2)
+    unknown = run_corpus.classes.index(UNKNOWN)
+    a_clip = (found[:, unknown] == 0).sum() / 3 / len(mixed)
+    assert found[:, other].sum() / 3 / 2 <= 1.5 * a_clip
+    assert found[:, other].sum() > 0
+
+
 def test_a_large_corpus_is_heard_in_several_streams(run_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each clip is heard in one of them, and not all of a class in the same."""
     encoder, clips = pretrained("speech-embedding", 1.28), run_corpus.train

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,25 @@ def test_a_false_accept_costs_three_words_and_raising_its_label_cures_three_quar
     assert chosen.report["found"] == (5 if level > 0.62 else 5 + quiet)
 
 
+@pytest.mark.parametrize(("loud", "level"), [(4, 0.9), (2, 0.3)])
+def test_where_less_than_half_is_found_lower_thresholds_are_tried(
+    monkeypatch: pytest.MonkeyPatch, loud: int, level: float
+) -> None:
+    """Of eight sounds, some reach 0.92 and the others 0.34; nothing fires falsely."""
+    contract, rows, truth = tiny_model.contract(), np.zeros((0, 4), np.float32), []
+    for score in [0.92] * loud + [0.34] * (8 - loud):
+        sound = np.zeros((60, 4), np.float32)
+        sound[20:40, 0] = score
+        start, end = ((len(rows) + at) * contract.hop / contract.sample_rate for at in (20, 40))
+        truth.append(Heard("low", start, end))
+        rows = np.concatenate([rows, sound])
+    monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
+    model: Any = SimpleNamespace(contract=contract, rows=lambda *of: (rows, None))
+    chosen = choose(model, cast(Corpus, SimpleNamespace(background_val=[])), seed=0)
+    assert chosen.thresholds["low"]["on"] == pytest.approx(level, abs=1e-3)
+    assert chosen.report["found"] == (loud if level > 0.34 else 8)
+
+
 def test_a_label_is_raised_above_the_loudest_of_what_it_fired_falsely_on() -> None:
     contract = tiny_model.contract()
     fired = [(0, 0.8), (0, 0.7), (1, 0.96), (2, 0.9)]
@@ -137,6 +156,7 @@ def test_of_settings_that_do_equally_well_the_strictest_is_taken() -> None:
     # of a poor model: 6.7 is half the standard error, and finding nothing is no setting
     poor = [(172.0, 0.4, on, 2, 6), (173.0, 0.5, on, 3, 5), (178.0, 0.95, on, 4, 0)]
     assert strictest(poor)[1] == 3
+    assert strictest([(104.0, 0.45, on, 2, 11), (107.5, 0.5, on, 3, 6)])[1] == 2
 
 
 def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: Path, tmp_path: Path) -> None:
