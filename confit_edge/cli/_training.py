@@ -12,6 +12,7 @@ import typer
 from confit_edge.cli._console import Bar, emit, say
 
 METHOD, MACHINE = "Method", "Machine"  # panels of --help
+BEHIND, FEW = 0.15, 20  # of the linear probe's accuracy, in so many clips: it has not learnt what the embedding holds
 
 
 def option(help_text: str, panel: str, *names: str) -> Any:
@@ -70,8 +71,15 @@ def print_probes(metrics: dict[str, Any]) -> None:
         where = "test" if result["test"] else "validation"
         print(
             f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
-            f"  on {shown['n']} {where} clips of {shown['groups']} groups"
+            f"  on {shown['n']} {where} clip{'s' * (shown['n'] != 1)} of {shown['groups']} group{'s' * (shown['groups'] != 1)}"
             + (f", mAP {100 * shown['map']:.1f} %" if "map" in shown else "")
+        )
+    linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
+    if (behind := knn["accuracy"] - linear["accuracy"]) >= BEHIND and linear["n"] >= FEW:
+        say(
+            f"beware: the linear probe, which is what export writes, is {100 * behind:.0f} points behind the neighbours:"
+            " `confit-edge probe RUN` tells what is taken for what. Where much is taken for unknown, does the background hold"
+            " your classes?"
         )
 
 

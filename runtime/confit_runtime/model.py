@@ -22,6 +22,7 @@ from confit_runtime.gemm import saturates
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import shipped_model
 from confit_runtime.synthetic import plain_sounds, quiet_rooms
+from confit_runtime.voiced import trimmed
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -243,8 +244,12 @@ class Model:
         return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
     def classify(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Classification:
-        """What a clip is, by the mean of its scores over its hops. Raises AudioError, UsageError."""
-        scores = self.rows(pcm, sample_rate)[0].mean(axis=0)
+        """What a clip is, by the mean of its scores over its hops; of a long one, without the silence around its sound.
+
+        Raises AudioError, UsageError.
+        """
+        clip, rate = self._clip(pcm, sample_rate), self.contract.sample_rate
+        scores = self.rows(trimmed(clip, rate) if len(clip) > self.contract.window else clip, rate)[0].mean(axis=0)
         best = int(scores.argmax())
         by_label = {label: float(score) for label, score in zip(self.labels, scores, strict=True)}
         return Classification(self.labels[best], float(scores[best]), by_label)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.cli._training import print_probes
 from confit_edge.data.corpus import Corpus
 from confit_runtime import load
 
@@ -121,7 +122,7 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("frozen encoder, linear probe", "frozen encoder, kNN probe", "trained, linear probe", "trained, kNN probe")
     ]
-    assert "validation clips of 1 groups" in out
+    assert "validation clips of 1 group\n" in out
     code, out, err = confit("export", tmp_path / "run", "-o", tmp_path / "small.onnx", "--license", "CC0-1.0")
     assert (code, out) == (0, ""), err
     assert load(tmp_path / "small.onnx").contract.license == "CC0-1.0"
@@ -130,6 +131,17 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
         assert (code, "finished already" in err) == (0, True)
     code, out, err = confit("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "5", "--resume")
     assert (code, "these differ: epochs (1, now 5)" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("linear", "n", "told"), [(0.2, 40, True), (0.5, 40, False), (0.2, 10, False)])
+def test_a_linear_probe_far_behind_the_neighbours_is_told_of(
+    capsys: pytest.CaptureFixture[str], linear: float, n: int, told: bool
+) -> None:
+    def shown(accuracy: float) -> dict[str, Any]:
+        return {"val": None, "test": {"accuracy": accuracy, "low": 0.0, "high": 1.0, "n": n, "groups": 5}}
+
+    print_probes({"probes": {"linear": shown(linear), "knn": shown(0.6)}})
+    assert ("is 40 points behind the neighbours" in capsys.readouterr().err) == told
 
 
 def test_a_run_exports_from_another_folder_than_it_was_trained_in(

@@ -414,6 +414,13 @@ def test_clips_of_any_length(kind: str, request: pytest.FixtureRequest, seconds:
         assert list(answer.scores) == LABELS
 
 
+def test_a_clip_is_not_what_the_silence_around_it_is(model: Model) -> None:
+    tight = model.classify(tone(1200, 0.5), RATE)
+    among = model.classify(np.concatenate([silence(2), tone(1200, 0.5), silence(8)]), RATE)
+    assert among.label == tight.label == "mid"
+    assert among.score > 0.6 * tight.score  # of 10 s the sound is a twentieth
+
+
 def test_a_short_clip_is_centred(model: Model) -> None:
     clip = tone(500, 0.06)
     left = (WINDOW - len(clip)) // 2
