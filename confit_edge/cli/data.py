@@ -63,7 +63,9 @@ def check(
     from confit_edge.data.clips import ClipStore
     from confit_edge.data.manifest import read_manifest
 
-    manifest = read_manifest(source, label_column=label_column, group_column=group_column, split_by=split_by)
+    manifest = read_manifest(
+        source, label_column=label_column, group_column=group_column, split_by=split_by, alone=True
+    )
     with _progress("decoding") as progress:
         report = check_manifest(manifest, ClipStore(RATE), progress=progress)
     if json:
@@ -112,7 +114,9 @@ def split(
         )
     if out.is_file() and not is_written(out):
         raise UsageError(f"-o {out}: is there already, and is no manifest that this verb wrote; name another file")
-    manifest = read_manifest(source, label_column=label_column, group_column=group_column, split_by=split_by)
+    manifest = read_manifest(
+        source, label_column=label_column, group_column=group_column, split_by=split_by, alone=True
+    )
     if anew:
         manifest = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
     classes = set(manifest.classes)

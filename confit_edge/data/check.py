@@ -216,6 +216,10 @@ def _warn(report: Report) -> list[str]:
             f"{_count(len(harmless), 'sound')} listed more than once (such as {_names(harmless[0].paths)}): keep one of"
             " each, or they weigh double and may come to stand in two splits"
         )
+    if len(report.classes) == 1:
+        warnings.append(
+            f"there is one class only, {_names(list(report.classes))}: train it with --others, what it is to be told from"
+        )
     if report.imbalance >= IMBALANCE:
         used = {label: stats.clips for label, stats in report.classes.items() if stats.clips}
         small = min(used, key=used.__getitem__)

@@ -99,6 +99,16 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     assert "to be shared out as 50/50/0: the shares are 67/33/0" in anew.stderr
 
 
+def test_one_class_alone_is_looked_at_and_split(folder: Path) -> None:
+    clips = [f"{path.relative_to(folder)},x,{at}" for at, path in enumerate(sorted((folder / "set").rglob("*.wav")))]
+    (folder / "one.csv").write_text("\n".join(["path,label,group", *clips]))
+    done = run("check", folder / "one.csv", cache=folder / "cache")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "there is one class only, 'x': train it with --others" in done.stdout
+    done = run("split", folder / "one.csv", "-o", folder / "split.csv", cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+
+
 def test_split_leaves_out_what_cannot_be_used(folder: Path) -> None:
     (folder / "set" / "yes" / "ann" / "1.wav").write_text("text")
     done = run("split", folder / "set", "-o", folder / "m.csv", cache=folder / "cache")
