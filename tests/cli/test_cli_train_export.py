@@ -138,7 +138,7 @@ def test_a_linear_probe_far_behind_the_neighbours_is_told_of(
     capsys: pytest.CaptureFixture[str], linear: float, n: int, told: bool
 ) -> None:
     def shown(accuracy: float) -> dict[str, Any]:
-        return {"val": None, "test": {"accuracy": accuracy, "low": 0.0, "high": 1.0, "n": n, "groups": 5}}
+        return {"val": {"accuracy": 0.5}, "test": {"accuracy": accuracy, "low": 0.0, "high": 1.0, "n": n, "groups": 5}}
 
     print_probes({"probes": {"linear": shown(linear), "knn": shown(0.6)}})
     assert ("is 40 points behind the neighbours" in capsys.readouterr().err) == told
