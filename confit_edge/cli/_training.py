@@ -73,7 +73,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
             f"  on {shown['n']} {where} clip{'s' * (shown['n'] != 1)} of {shown['groups']} group{'s' * (shown['groups'] != 1)}"
             + (f", mAP {100 * shown['map']:.1f} %" if "map" in shown else "")
-            + (f" (validation {100 * result['val']['accuracy']:.1f} %)" if shown is result["test"] else "")
+            + (f" (validation {100 * result['val']['accuracy']:.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
     if (behind := knn["accuracy"] - linear["accuracy"]) >= BEHIND and linear["n"] >= FEW:
