@@ -19,6 +19,7 @@ from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
 from confit_runtime.device_file import device_path, read_device_file
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
+from confit_runtime.rows import RowMaker
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import shipped_model
 from confit_runtime.synthetic import plain_sounds, quiet_rooms
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
-HOPS_A_CALL, WINDOWS_A_CALL = 256, 16  # of a whole clip, by a streaming model and by one of windows
 
 log = logging.getLogger(__name__)
 
@@ -224,19 +224,8 @@ class Model:
             left = (contract.window - len(clip)) // 2
             clip = np.pad(clip, (left, contract.window - len(clip) - left))
         clip = np.pad(clip, (0, -(len(clip) - contract.window) % contract.hop))
-        parts: list[list[Floats]] = []
-        if contract.streaming:
-            state, step = self.initial_state(1), HOPS_A_CALL * contract.hop
-            for start in range(0, len(clip), step):  # in parts: a long recording must not need memory for all of it
-                *rows, state = self.run(clip[None, start : start + step], state)
-                parts.append(rows)
-            scores, embedding = (np.concatenate([part[kind][0] for part in parts]) for kind in (0, 1))
-            return scores[contract.warmup_hops :], embedding[contract.warmup_hops :]
-        windows = np.lib.stride_tricks.sliding_window_view(clip, contract.window)[:: contract.hop]
-        blocks = (windows[start : start + WINDOWS_A_CALL] for start in range(0, len(windows), WINDOWS_A_CALL))
-        parts = [list(self.run(np.ascontiguousarray(block), {})[:2]) for block in blocks]
-        scores, embedding = (np.concatenate([part[kind][:, 0] for part in parts]) for kind in (0, 1))
-        return scores, embedding
+        scores, embedding = zip(*RowMaker(self).push(clip, last=True), strict=True)
+        return np.concatenate(scores), np.concatenate(embedding)
 
     def embed(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Floats:
         """The embedding `[dim]` of a clip, of length 1: the mean over its hops. Raises AudioError, UsageError."""

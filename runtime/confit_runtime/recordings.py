@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from confit_runtime.audio import Pcm, StreamResampler, decode, open_sound, sound
 from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.files import default_cache, write_whole
-from confit_runtime.model import HOPS_A_CALL, WINDOWS_A_CALL, Model
+from confit_runtime.model import Model
+from confit_runtime.rows import RowMaker
 
 Rows = npt.NDArray[np.float32]
 
@@ -138,26 +139,29 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
         rate = int(sound.samplerate)
         resampler = StreamResampler(rate, model.contract.sample_rate)
         before, after = _silences(model)
-        scorer, samples, sounds = _Scorer(model), 0, False
-        parts = list(scorer.push(before))
+        maker, samples, sounds = RowMaker(model), 0, False
+        parts = list(maker.push(before))
         for block in decode(sound):
             if not np.isfinite(block).all():
                 raise AudioError(f"{path}: holds NaN or infinite samples")
             samples, sounds = samples + len(block), sounds or bool(block.any())
-            parts += scorer.push(resampler.push(block))
+            parts += maker.push(resampler.push(block))
             tell(samples / rate)
-        parts += scorer.push(np.concatenate([resampler.finish(), after]), last=True)
+        parts += maker.push(np.concatenate([resampler.finish(), after]), last=True)
     if samples == 0:
         raise AudioError(f"{path}: holds no samples")
     if not sounds:
         raise AudioError(f"{path}: is digital silence, nothing but zeros: was the microphone muted? Leave it out")
-    return np.concatenate([np.zeros((0, len(model.labels)), np.float32), *parts]), samples / rate
+    return np.concatenate(
+        [np.zeros((0, len(model.labels)), np.float32), *(scores for scores, _ in parts)]
+    ), samples / rate
 
 
 def clip_rows(model: Model, pcm: Pcm) -> Rows:
     """Score rows of a clip at the model's rate as a stream hears it between two silences, one row a hop of it all."""
     before, after = _silences(model)
-    return np.concatenate(list(_Scorer(model).push(np.concatenate([before, pcm, after]), last=True)))
+    parts = RowMaker(model).push(np.concatenate([before, pcm, after]), last=True)
+    return np.concatenate([scores for scores, _ in parts])
 
 
 def _silences(model: Model) -> tuple[Pcm, Pcm]:
@@ -165,39 +169,6 @@ def _silences(model: Model) -> tuple[Pcm, Pcm]:
     contract = model.contract
     tail = contract.latency_samples + (contract.smoothing_hops + contract.min_hops) * contract.hop
     return np.zeros(contract.window, np.float32), np.zeros(tail + contract.hop, np.float32)
-
-
-class _Scorer:
-    """Pushes sound through a model in as many hops a call as come, and gives the rows after the warm-up."""
-
-    def __init__(self, model: Model) -> None:
-        self._model, self._state = model, model.initial_state(1)
-        self._held = np.zeros(0, np.float32)
-        self._discard = model.contract.warmup_hops
-
-    def push(self, pcm: npt.NDArray[np.float32], *, last: bool = False) -> Iterator[Rows]:
-        contract = self._model.contract
-        self._held = np.concatenate([self._held, pcm])
-        step = (
-            HOPS_A_CALL * contract.hop if contract.streaming else contract.window + (WINDOWS_A_CALL - 1) * contract.hop
-        )
-        while len(self._held) >= step:
-            yield self._run(step)
-        whole = len(self._held) // contract.hop * contract.hop
-        if last and whole >= (contract.hop if contract.streaming else contract.window):
-            yield self._run(whole)
-
-    def _run(self, samples: int) -> Rows:
-        contract, pcm = self._model.contract, self._held[:samples]
-        if contract.streaming:
-            self._held = self._held[samples:]
-            scores, _, self._state = self._model.run(pcm[None], self._state)
-            rows = scores[0][self._discard :]
-            self._discard = max(0, self._discard - len(scores[0]))
-            return rows
-        windows = np.lib.stride_tricks.sliding_window_view(pcm, contract.window)[:: contract.hop]
-        self._held = self._held[len(windows) * contract.hop :]
-        return self._model.run(np.ascontiguousarray(windows), {})[0][:, 0]
 
 
 def _tell_sum(

@@ -20,7 +20,8 @@ from confit_runtime.batch import Batch
 from confit_runtime.contract import seal
 from confit_runtime.detect import Detector
 from confit_runtime.gallery import Gallery
-from confit_runtime.model import HOPS_A_CALL, State
+from confit_runtime.model import State
+from confit_runtime.rows import HOPS_A_CALL
 from confit_runtime.session import open_session
 from tests import tiny_model
 from tests.tiny_model import HOP, LABELS, POOL, RATE, WINDOW, Floats, chord, silence, tone
@@ -150,7 +151,7 @@ def test_streaming_equals_one_call_over_the_whole_signal(kind: str, request: pyt
 def test_a_long_clip_is_scored_in_parts(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long recording must not need memory for all of its windows."""
     whole = windowed.rows(SCENES[RATE], RATE)
-    monkeypatch.setattr("confit_runtime.model.WINDOWS_A_CALL", 5)
+    monkeypatch.setattr("confit_runtime.rows.WINDOWS_A_CALL", 5)
     calls: list[int] = []
     run = Model.run
 

@@ -79,7 +79,7 @@ def test_a_recording_of_another_rate_is_scored_to_its_last_sample(
 
 def test_rows_do_not_depend_on_how_many_hops_a_call_has(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clip_rows(model, tone(500, 0.5))
-    monkeypatch.setattr(recordings, "HOPS_A_CALL", 2)  # fewer than the warm-up
+    monkeypatch.setattr("confit_runtime.rows.HOPS_A_CALL", 2)  # fewer than the warm-up
     np.testing.assert_allclose(clip_rows(model, tone(500, 0.5)), whole, atol=1e-5)
 
 

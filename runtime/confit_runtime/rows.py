@@ -1,0 +1,56 @@
+"""The rows of sound that comes in parts: it is pushed through a model in as many hops a call as come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from confit_runtime.model import Model
+
+Floats = npt.NDArray[np.float32]
+
+HOPS_A_CALL, WINDOWS_A_CALL = (
+    256,
+    16,
+)  # by a streaming model and by one of windows: a long recording needs no more memory
+
+
+class RowMaker:
+    """Takes sound at the model's rate, and gives the rows after the warm-up.
+
+    `push` gives scores `[hops, classes]` and embeddings `[hops, dim]`, a call of the graph at a time. What does not make
+    whole calls is held; with `last` whole hops of it are run, too, and less than a hop is never heard.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._state = model, model.initial_state(1)
+        self._held = np.zeros(0, np.float32)
+        self._discard = model.contract.warmup_hops
+
+    def push(self, pcm: Floats, *, last: bool = False) -> Iterator[tuple[Floats, Floats]]:
+        contract = self._model.contract
+        self._held = np.concatenate([self._held, pcm])
+        step = (
+            HOPS_A_CALL * contract.hop if contract.streaming else contract.window + (WINDOWS_A_CALL - 1) * contract.hop
+        )
+        while len(self._held) >= step:
+            yield self._run(step)
+        whole = len(self._held) // contract.hop * contract.hop
+        if last and whole >= (contract.hop if contract.streaming else contract.window):
+            yield self._run(whole)
+
+    def _run(self, samples: int) -> tuple[Floats, Floats]:
+        contract, pcm = self._model.contract, self._held[:samples]
+        if contract.streaming:
+            self._held = self._held[samples:]
+            scores, embedding, self._state = self._model.run(pcm[None], self._state)
+            early, self._discard = self._discard, max(0, self._discard - len(scores[0]))
+            return scores[0][early:], embedding[0][early:]
+        windows = np.lib.stride_tricks.sliding_window_view(pcm, contract.window)[:: contract.hop]
+        self._held = self._held[len(windows) * contract.hop :]
+        scores, embedding, _ = self._model.run(np.ascontiguousarray(windows), {})
+        return scores[:, 0], embedding[:, 0]
