@@ -1,0 +1,158 @@
+"""One word, learnt as README says: how often is it missed, and how often does something else fire it?
+
+    python -m benchmarks.wakeword [--cache DIR] [--seed N]
+
+needs `python -m benchmarks.fetch`, and writes benchmarks/results/wakeword.json. Each word of two syllables or more that ships
+with confit-edge is learnt alone, from the voices to train and to choose by, with `--others words` and the demo's background.
+It is judged on voices never heard, as recorded and at 10 dB over sound that nothing was trained on; on all other words by
+those voices, apart by whether the word was among what it was told from; and on the hours of speech and music of
+`benchmarks.negatives`: at the thresholds it was exported with, and calibrated for a rate on these hours, each recording with
+the thresholds that the others give. Beside it stands logistic regression on the embedding of the frozen encoder, the way of
+openWakeWord, with the same clips, background, smoothing and hysteresis, and with plain probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks import negatives
+from benchmarks.detection import CONFIDENCE, RATE, TARGET, Say, by_model, clips_of, conditions, measure
+from benchmarks.fetch import CACHE
+from benchmarks.report import RESULTS, machine, write_json
+from confit_edge.data.manifest import Manifest, read_manifest, write_manifest
+from confit_edge.demo import DATA
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
+from confit_edge.runs import read_run, run_corpus
+from confit_export.export import export_run
+from confit_runtime import load
+from confit_runtime.audio import load_clip
+from confit_runtime.calibration import hear_positive
+from confit_runtime.contract import Contract
+from confit_runtime.detect import Detector, Hit
+from confit_runtime.intervals import grouped_share_interval, poisson_interval
+from confit_runtime.recordings import Rows, clip_rows
+
+WORDS = ("happy", "marvin", "seven", "sheila", "zero")
+METHODS: dict[str, dict[str, Any]] = {
+    "confit-edge": {},
+    "head": {"objective": "finetune", "freeze": "all", "epochs": 1},  # the probe alone
+}
+
+
+def made(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, set[str]]:
+    """A model file of one word, and the words that it was told from in training."""
+    every = read_manifest(DATA / "words" / "manifest.csv")
+    own = tuple(clip for clip in every.clips if clip.label == word)
+    out.mkdir(parents=True, exist_ok=True)
+    write_manifest(Manifest(own, every.source, multi_label=False), out / "own.csv")
+    background, run = str(DATA / "background" / "train"), out / f"{method}-run"
+    recipe = Recipe(seed=seed, others="words", background=background, frozen_baseline=False, **METHODS[method])
+    if not (run / "run.json").is_file():
+        train(out / "own.csv", run, recipe)
+    trained = read_run(run)
+    if method == "head":
+        trained = dataclasses.replace(trained, typicality=None)
+    corpus, model = run_corpus(trained), out / f"{method}.onnx"
+    if not model.is_file():
+        export_run(trained, corpus, model, quantize=method != "head", say=say)
+    label_of = {clip.path: clip.label for clip in every.clips}
+    return model, {label_of[path] for path in corpus.train.paths} - {word}
+
+
+def judge(
+    word: str, method: str, work: Path, cache: Path, seed: int, say: Say
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a word, and what was found of each clip, for all words together."""
+    path, known = made(word, method, work / word, seed, say)
+    model = load(path, calibrated=False)
+    test = [clip for clip in clips_of("test") if clip.label == word]
+    heard = conditions(test, seed)
+    heard["validation"] = conditions([clip for clip in clips_of("val") if clip.label == word], seed)["clean"]
+    rows = by_model(model, negatives.join(cache), heard, cache, say)
+    contract, on = model.contract, model.contract.thresholds[word]["on"]
+    hours = sum(recording.seconds for recording in rows.recordings) / 3600
+    found = {
+        name: [
+            (hear_positive(contract, word, clip.group, those).level >= on, clip.group)
+            for clip, those in rows.clips[name]
+        ]
+        for name in ("clean", "10db")
+    }
+    others = [clip for clip in clips_of("test") if clip.label != word]
+    fired = [
+        (clip.label in known, bool(hits(contract, clip_rows(model, load_clip(clip.path, RATE))))) for clip in others
+    ]
+    seen, unseen = ([hit for trained, hit in fired if trained == wanted] for wanted in (True, False))
+    calibrated = measure(rows, seed)
+    row = {
+        "word": word,
+        "threshold": on,
+        "found_clean": sum(hit for hit, _ in found["clean"]),
+        "found_10db": sum(hit for hit, _ in found["10db"]),
+        "n": len(test),
+        "other_words_seen": [sum(seen), len(seen)],
+        "other_words_unseen": [sum(unseen), len(unseen)],
+        "false_accepts": sum(len(hits(contract, piece)) for one in rows.recordings for piece in one.pieces),
+        "hours": hours,
+        "calibrated": {
+            key: calibrated[key]
+            for key in ("target_fa_per_hour", "promised_fa_per_hour", "measured_fa_per_hour", "frr_clean", "frr_10db")
+        },
+    }
+    return row, found
+
+
+def hits(contract: Contract, rows: Rows) -> list[Hit]:
+    """What fires in rows, at the contract's thresholds."""
+    return Detector.from_contract(contract).push(rows)
+
+
+def together(judged: list[tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]]) -> dict[str, Any]:
+    """All words as one: shares with intervals that know how unlike voices are, false accepts by the hour of a word."""
+    rows = [row for row, _ in judged]
+    whole: dict[str, Any] = {}
+    for condition in ("clean", "10db"):
+        clips = [clip for _, found in judged for clip in found[condition]]
+        found, groups = zip(*clips, strict=True)
+        low, high = grouped_share_interval(list(found), list(groups), CONFIDENCE)
+        whole[f"found_{condition}"] = {"share": sum(found) / len(found), "n": len(found), "interval": [low, high]}
+    accepts, hours = sum(row["false_accepts"] for row in rows), sum(row["hours"] for row in rows)
+    whole["fa_per_hour"] = {"rate": accepts / hours, "interval": list(poisson_interval(accepts, hours, CONFIDENCE))}
+    for kind in ("other_words_seen", "other_words_unseen"):
+        whole[kind] = [sum(row[kind][at] for row in rows) for at in (0, 1)]
+    for key in ("frr_clean", "frr_10db", "measured_fa_per_hour", "promised_fa_per_hour"):
+        whole[f"calibrated_{key}"] = mean(row["calibrated"][key] for row in rows)
+    return whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    work = options.cache / "tasks" / "wakeword" / f"seed{options.seed}"
+    result: dict[str, Any] = {
+        "command": f"python -m benchmarks.wakeword --seed {options.seed}",
+        "seed": options.seed,
+        "confidence": CONFIDENCE,
+        "target_fa_per_hour": TARGET,
+        **machine(),
+        "methods": {},
+    }
+    for method in METHODS:
+        judged = [judge(word, method, work, options.cache, options.seed, say) for word in WORDS]
+        rows = [row for row, _ in judged]
+        result["methods"][method] = {**together(judged), "rows": rows}
+        for row in rows:
+            say(f"{method}: {row}")
+    write_json(RESULTS / "wakeword.json", result)
