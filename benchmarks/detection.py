@@ -1,6 +1,6 @@
 """Is a promise of false accepts kept, and what does it cost in false rejects? confit-edge beside two peers.
 
-    python -m benchmarks.detection [--cache DIR] [--seed N]
+    python -m benchmarks.detection [--cache DIR] [--seeds N...]
 
 needs `python -m benchmarks.fetch`, and writes benchmarks/results/detection.json. The words that ship with confit-edge are
 learnt as the demo learns them; then every method is calibrated by the same rules for the same rate of false accepts on the
@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ OTHER_TARGETS = (1.0, 2.0, 5.0)
 FEWER_WORDS = (1, 3, 10)
 HALVES = 100
 REFERENCES = 4
+OURS = "confit-edge"
 BUFFERS = (2, 4, 7)  # frames: 0.86, 1.02 and 1.26 s of sound
 
 Say = Callable[[str], None]
@@ -383,53 +385,88 @@ def dtw(
     return warping.method(frames, framed_clips, like, best), best
 
 
+def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
+    """Everything of one training of each method."""
+    work = cache / "tasks" / "detection" / f"seed{seed}"
+    work.mkdir(parents=True, exist_ok=True)
+    ours = load(train_model(work / "words.onnx", seed, say), calibrated=False)
+    head = load(train_model(work / "head.onnx", seed, say, frozen=True, typical=False), calibrated=False)
+    typical_head = load(train_model(work / "typical-head.onnx", seed, say, frozen=True), calibrated=False)
+    plain = load(train_model(work / "plain.onnx", seed, say, typical=False), calibrated=False)
+    paths, clips = negatives.join(cache), conditions(clips_of("test"), seed)
+    clips["validation"] = conditions(clips_of("val"), seed)["clean"]
+    methods: dict[str, dict[str, Any]] = {
+        OURS: {
+            **measure(by_model(ours, paths, clips, cache, say), seed),
+            "detection": {"smoothing_hops": ours.contract.smoothing_hops, "min_hops": ours.contract.min_hops},
+        }
+    }
+    for name, model in (
+        ("without typicality", plain),
+        ("without PairTune", typical_head),
+        ("logistic regression on the frozen embedding (as openWakeWord)", head),
+    ):
+        methods[name] = measure(by_model(model, paths, clips, cache, say), seed)
+    warping, buffer = dtw(paths, clips, head.contract, seed, cache, say)
+    methods["dynamic time warping (the method of local-wake 0.1.2)"] = {
+        "references": REFERENCES,
+        "buffer_frames": buffer,
+        **measure(warping, seed),
+    }
+    for name, found in methods.items():
+        say(f"seed {seed}, {name}: {found['frr_clean']:.1%} missed, {found['frr_10db']:.1%} at 10 dB")
+    return {"seed": seed, "methods": methods}
+
+
+def shares_missed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each method the shares missed, mean of the trainings, least and most: by target, and with fewer words at `TARGET`."""
+
+    def spread(values: list[float]) -> list[float]:
+        return [mean(values), min(values), max(values)]
+
+    table: dict[str, Any] = {}
+    for name in rows[0]["methods"]:
+        each = [row["methods"][name] for row in rows]
+        table[name] = {
+            condition: {
+                f"{TARGET:g}": spread([one[f"frr_{condition}"] for one in each]),
+                **{
+                    f"{target:g}": spread([one["at_other_targets"][at][f"frr_{condition}"] for one in each])
+                    for at, target in enumerate(OTHER_TARGETS)
+                },
+                **{
+                    f"{TARGET:g}, {count} words": spread(
+                        [one["with_fewer_words"][at][f"frr_{condition}"] for one in each]
+                    )
+                    for at, count in enumerate(FEWER_WORDS)
+                },
+            }
+            for condition in ("clean", "10db")
+        }
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    work = options.cache / "tasks" / "detection" / f"seed{options.seed}"
-    work.mkdir(parents=True, exist_ok=True)
-    ours = load(train_model(work / "words.onnx", options.seed, say), calibrated=False)
-    head = load(train_model(work / "head.onnx", options.seed, say, frozen=True, typical=False), calibrated=False)
-    typical_head = load(train_model(work / "typical-head.onnx", options.seed, say, frozen=True), calibrated=False)
-    plain = load(train_model(work / "plain.onnx", options.seed, say, typical=False), calibrated=False)
-    paths, clips = negatives.join(options.cache), conditions(clips_of("test"), options.seed)
-    clips["validation"] = conditions(clips_of("val"), options.seed)["clean"]
+    rows = [row(seed, options.cache, say) for seed in options.seeds]
     result: dict[str, Any] = {
-        "command": f"python -m benchmarks.detection --seed {options.seed}",
-        "seed": options.seed,
+        "command": f"python -m benchmarks.detection --seeds {' '.join(map(str, options.seeds))}",
         "confidence": CONFIDENCE,
         "n": {
             "words": len({clip.label for clip in clips_of("test")}),
             "voices": len({clip.group for clip in clips_of("test")}),
         },
         **machine(),
-        **measure(by_model(ours, paths, clips, options.cache, say), options.seed),
-        "detection": {"smoothing_hops": ours.contract.smoothing_hops, "min_hops": ours.contract.min_hops},
-        "without": {},
-        "peers": {},
+        "missed": shares_missed(rows),
+        "rows": rows,
     }
-    say(f"confit-edge: {result['frr_clean']:.1%} missed, {result['frr_10db']:.1%} at 10 dB")
-    for name, model in (("typicality", plain), ("PairTune", typical_head)):
-        result["without"][name] = measure(by_model(model, paths, clips, options.cache, say), options.seed)
-        say(f"without {name}: {result['without'][name]['frr_clean']:.1%} missed")
-    peers = result["peers"]
-    peers["logistic regression on the frozen embedding (as openWakeWord)"] = measure(
-        by_model(head, paths, clips, options.cache, say), options.seed
-    )
-    warping, buffer = dtw(paths, clips, head.contract, options.seed, options.cache, say)
-    peers["dynamic time warping (the method of local-wake 0.1.2)"] = {
-        "references": REFERENCES,
-        "buffer_frames": buffer,
-        **measure(warping, options.seed),
-    }
-    for name, peer in peers.items():
-        say(f"{name}: {peer['frr_clean']:.1%} missed, {peer['frr_10db']:.1%} at 10 dB")
     write_json(RESULTS / "detection.json", result)
 
 

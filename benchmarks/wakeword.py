@@ -156,3 +156,7 @@ def main() -> None:
         for row in rows:
             say(f"{method}: {row}")
     write_json(RESULTS / "wakeword.json", result)
+
+
+if __name__ == "__main__":
+    main()
