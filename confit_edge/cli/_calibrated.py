@@ -92,7 +92,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
         if fired[at] and LEVELS[chosen.own[place]] > on:  # so often there that its own level had to rise
             where = int(counts.events[place, :, at].argmax())
             most = f"{counts.events[place, where, at]} in {recordings[where].name}"
-            own_words.append((int(fired[at]), f"{label} ({fired[at]} times, {most})"))
+            own_words.append((int(fired[at]), f"{label} ({fired[at]} time{'' if fired[at] == 1 else 's'}, {most})"))
         heard = np.flatnonzero(fired)
         top = int(heard[-1]) if len(heard) else 0
         if HIGH <= LEVELS[level] < NEVER and level - top >= FAR:
@@ -100,7 +100,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             raised.append((level - top, f"{label} (to {LEVELS[level]:.3f}, {fired_at})"))
     if own_words:
         told.append(
-            "at the thresholds it came with, the model fires often in these recordings: "
+            "at the thresholds it came with, the model fires in these recordings: "
             f"{_first(own_words)}. Where they hold the sound itself, the new thresholds make the model deaf to it: listen"
             " there, and leave such recordings out"
         )

@@ -82,7 +82,7 @@ def _tell_plain(model: Model, taken: list[tuple[str, Taken]]) -> None:
         if (alike := float((one.embeddings @ model.plain.T).max())) >= (1.0 + threshold) / 2:
             say(
                 f"beware: {clip}: is to {model.name} much like any beep, hum or knock ({alike:.2f} alike to one that was made"
-                " up), and may be told of any: enroll it with a model that was trained on such sounds"
+                " up), and may be told of any: enroll it with a model that was trained on such sounds, and on more than a few"
             )
 
 

@@ -207,10 +207,15 @@ def _positives(source: Path, contract: Contract) -> list[tuple[Path, str, str]]:
     from confit_runtime.calibration import may_fire
 
     wanted = [contract.labels[place] for place in may_fire(contract)]
-    columns, rows = read_table(source, {"path", "label", "labels", "group"})
+    columns, rows = read_table(source, {"path", "label", "labels", "group", "start_s"})
     column = "label" if "label" in columns else "labels"
     if "path" not in columns or column not in columns:
         raise UsageError(f"{source}: needs the columns path and label (columns: {', '.join(columns)})")
+    if "start_s" in columns:
+        raise UsageError(
+            f"{source}: has the column start_s, as a table of sounds within recordings, which is for `evaluate`; positives are"
+            " clips of one sound each"
+        )
     folder, found, left_out = source if source.is_dir() else source.parent, [], Counter[str]()
     for where, row in rows:
         labels = labels_of(row[column], column, f"{source}, {where}")

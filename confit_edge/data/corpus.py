@@ -138,11 +138,13 @@ def read_corpus(
     if others is not None:
         none_of_them = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in among))
         usable, pcm, unusable = load_clips(none_of_them, store, strict=strict, progress=progress)
-        decoded |= dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
+        apart = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
+        _check_apart("--others", apart, manifest, decoded)
+        decoded |= apart
         problems += unusable
         manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
     recordings = [store.get(path) for path in paths]
-    _check_background(dict(zip(paths, recordings, strict=True)), manifest, decoded)
+    _check_apart("--background", dict(zip(paths, recordings, strict=True)), manifest, decoded)
     classes = manifest.classes
     if recordings and UNKNOWN not in classes:
         classes = [*classes, UNKNOWN]
@@ -174,19 +176,19 @@ def read_corpus(
     )
 
 
-def _check_background(recordings: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
-    """Raise UsageError where labelled clips are in the background, too: they would be taught as their class and as unknown."""
+def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
+    """Raise UsageError where labelled clips are among `sounds`, too: they would be taught as their class and as unknown."""
     labelled = {clip.path: decoded[clip.path] for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))}
     lengths = {len(pcm) for pcm in labelled.values()}
     alike = (
         {sound_digest(pcm) for pcm in labelled.values()}
-        if any(len(pcm) in lengths for pcm in recordings.values())
+        if any(len(pcm) in lengths for pcm in sounds.values())
         else set()
     )
-    both = [path for path, pcm in recordings.items() if len(pcm) in lengths and sound_digest(pcm) in alike]
+    both = [path for path, pcm in sounds.items() if len(pcm) in lengths and sound_digest(pcm) in alike]
     if both:
         raise UsageError(
-            f"--background: {len(both)} of its {len(recordings)} sounds are clips of your classes, such as {both[0]}, and would"
+            f"{option}: {len(both)} of its {len(sounds)} sounds are clips of your classes, such as {both[0]}, and would"
             " be learnt as unknown: give sound that holds none of them"
         )
 

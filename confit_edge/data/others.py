@@ -72,7 +72,7 @@ def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed:
 def _in_folder(path: Path, folder: Path) -> Clip:
     name = relative(path.absolute(), folder.absolute())
     label, group = [*name.split("/")[:-1][:2], "", ""][:2]
-    return Clip(path.absolute(), (label or name,), f"{label}/{group}" if group else name, None)
+    return Clip(path.absolute(), (label or name,), group or name, None)
 
 
 def _deal(sizes: Counter[str], given: dict[str, str], rng: np.random.Generator) -> dict[str, str]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from confit_edge import files, runs
-from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background
 from confit_edge.data.others import WORDS
@@ -84,7 +85,7 @@ def train(
         for problem in corpus.problems:
             watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
         data = describe_data(manifest, corpus)
-        parts = (f"{data['clips'][name]} clips of {data['groups'][name]} groups" for name in ("train", "val", "test"))
+        parts = (_counted(data, name) for name in ("train", "val", "test"))
         watch({"stage": "note", "text": "{} to train, {} to choose by, {} to test".format(*parts)})
         for caution in cautions(data):
             watch({"stage": "note", "text": f"beware: {caution}"})
@@ -244,9 +245,24 @@ def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
         "fingerprint": corpus.fingerprint,
         "clips": {name: len(clips) for name, clips in splits.items()},
         "groups": {name: len(set(clips.groups)) for name, clips in splits.items()},
+        "own": {name: _own(clips, corpus) for name, clips in splits.items()},
         "problems": dict(Counter(problem.kind for problem in corpus.problems)),
         "repeated": corpus.repeated(),
     }
+
+
+def _counted(data: dict[str, Any], split: str) -> str:
+    clips, groups, own = data["clips"][split], data["groups"][split], data["own"][split]
+    of_them = f" ({own['clips']} of what fires)" if own["clips"] < clips else ""
+    return f"{clips} clips of {groups} group{'s' * (groups != 1)}{of_them}"
+
+
+def _own(clips: Clips, corpus: Corpus) -> dict[str, int]:
+    """How many clips of how many groups are of something that fires: a label that is not the unknown class."""
+    unknown = corpus.unknown_column
+    fires = clips.targets if unknown is None else np.delete(clips.targets, unknown, axis=1)
+    rows = np.flatnonzero(fires.any(axis=1))
+    return {"clips": len(rows), "groups": len({clips.groups[row] for row in rows})}
 
 
 def check_out(out: Path, resume: bool) -> None:

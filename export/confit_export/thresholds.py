@@ -31,6 +31,7 @@ CURED = 0.75  # of what fires falsely, the share that raising its label cures on
 AS_GOOD = 0.5  # standard errors of the least cost: settings no worse than that do as well
 MOST_OF = 0.6  # of what the best setting finds
 MARGIN, HIGHEST = 0.02, 0.97
+FEW, MIDDLE = 30, 0.5  # sounds, and the level that is taken where so few do not tell levels apart
 
 Tried = tuple[float, float, npt.NDArray[np.float32], int, int]  # cost, level, thresholds, least duration, sounds found
 
@@ -71,7 +72,7 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
             tried.append((cost, level, raised, min_hops, sum(after.found)))
         if 2 * max(found for *_, found in tried) >= len(truth):
             break
-    on, min_hops = strictest(tried)
+    on, min_hops = strictest(tried, len(truth))
     score, _ = _run(rows, min_hops, unknown, contract, truth, on)
     thresholds = {
         label: {"on": round(float(value), 4), "off": round(float(value) * RELEASE, 4)}
@@ -88,14 +89,15 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
     return Setting(thresholds, SMOOTHING, min_hops, report)
 
 
-def strictest(tried: list[Tried]) -> tuple[npt.NDArray[np.float32], int]:
+def strictest(tried: list[Tried], sounds: int) -> tuple[npt.NDArray[np.float32], int]:
     """Of the settings that are as good as the best, the thresholds and the least duration of those of the highest level.
 
     As good is within half a standard error of its cost, a count (the rule by which Breiman et al. 1984 choose a tree, there
     with a whole one): on a device come voices and sounds that validation does not hold, and a device that acts by itself is
     the worse mistake. On training voices that were held out, a whole one missed a few more words at as many false accepts.
     It must find most of what the best does, too: of a poor model nearly all is missed at any level, and finding nothing
-    would be as good as finding a little.
+    would be as good as finding a little. Of few `sounds` many levels do equally well, the highest no better for voices never
+    heard than any: then the one nearest to the middle is taken.
     """
     least, *_, found = min(tried, key=lambda setting: (setting[0], -setting[4]))
     good = [
@@ -103,7 +105,9 @@ def strictest(tried: list[Tried]) -> tuple[npt.NDArray[np.float32], int]:
         for setting in tried
         if setting[0] <= least + AS_GOOD * max(1.0, least) ** 0.5 and setting[4] >= MOST_OF * found
     ]
-    _, _, on, min_hops, _ = min(good, key=lambda setting: (-setting[1], setting[0]))
+    _, _, on, min_hops, _ = min(
+        good, key=lambda setting: (-setting[1] if sounds >= FEW else abs(setting[1] - MIDDLE), setting[0])
+    )
     return on, min_hops
 
 

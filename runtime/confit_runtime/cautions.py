@@ -17,8 +17,19 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     """
     if not isinstance(data.get("clips"), Mapping):  # what was made without a training has no splits
         return []
-    clips, groups = data["clips"], data["groups"]
+    own = data.get("own")  # of what fires; files of older versions do not have it
+    clips, groups = (
+        {split: row[key] for split, row in own.items()} if own else data[key] for key in ("clips", "groups")
+    )
     found = []
+    for split, name in (("test", "test"), ("val", "validation")):
+        if clips[split] and (unknown := data["clips"][split] - clips[split]) > clips[split]:
+            found.append(
+                f"of {_count(data['clips'][split], f'{name} clip')} {unknown} are of the unknown class, and whoever always"
+                f" answered that would be right {100 * unknown / data['clips'][split]:.1f} % of the time: look at what is found"
+                " of the others"
+            )
+            break
     if ungrouped(data):
         found.append(
             "every clip is a group of its own: where one speaker or one recording gave several clips, they stand in train,"
@@ -27,8 +38,8 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     for split, name in (("val", "validation"), ("test", "test")):
         if many := data.get("repeated", {}).get(split, 0):
             found.append(
-                f"{many} of {_count(clips[split], f'{name} clip')} {'is' if many == 1 else 'are'} the very sound of a training"
-                " clip, so accuracy is too good: see `confit-edge data check`"
+                f"{many} of {_count(data['clips'][split], f'{name} clip')} {'is' if many == 1 else 'are'} the very sound of a"
+                " training clip, so accuracy is too good: see `confit-edge data check`"
             )
     if clips["val"] < FEW_CLIPS or groups["val"] < FEW_GROUPS:
         share = 1 - (1 - SURE) ** (1 / max(1, min(clips["val"], groups["val"])))
@@ -43,6 +54,8 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
 
 def ungrouped(data: Mapping[str, Any]) -> bool:
     """Whether no two clips share a group, as where nobody said what belongs together."""
+    if own := data.get("own"):
+        return all(row["clips"] == row["groups"] for row in own.values())
     return bool(data["clips"] == data["groups"])
 
 

@@ -131,7 +131,7 @@ def test_recordings_that_hold_the_models_own_sounds_are_told_of(
     code, out, err = confit("calibrate", model, *arguments, "--json")
     assert code == 0, err
     caution, raised = json.loads(out)["cautions"]
-    assert f"fires often in these recordings: low (10 times, 10 in {tmp_path / 'own.flac'})" in caution
+    assert f"fires in these recordings: low (10 times, 10 in {tmp_path / 'own.flac'})" in caution
     assert caution in err
     assert "mid (to " in raised  # by the margin that this recording asks of the others
     where = re.search(rf"What raised it: low at [01]\.\d+ in {tmp_path / 'own.flac'} at ([0-9.]+) s", raised)
@@ -330,6 +330,15 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     code, out, _ = confit("evaluate", model, table)
     assert code == 0
     assert "hours of 2 recordings" in out
+
+
+def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(
+        f"path,start_s,end_s,label\n{sounds / 'labelled' / 'kitchen.wav'},2.0,2.3,low\n"
+    )
+    quiet = ("--negatives", sounds / "labelled" / "hall.wav", "--positives", tmp_path / "labels.csv")
+    code, _, err = confit("calibrate", model, *quiet)
+    assert (code, "which is for `evaluate`" in err) == (2, True)
 
 
 def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -117,8 +118,8 @@ def test_folders_are_labels_and_groups_and_loose_files_neither(tmp_path: Path) -
     assert found == {
         "loose.wav": ("loose.wav", "loose.wav"),
         "a.wav": ("talk", "talk/a.wav"),
-        "b.wav": ("talk", "talk/ann"),
-        "c.wav": ("talk", "talk/ann"),
+        "b.wav": ("talk", "ann"),
+        "c.wav": ("talk", "ann"),
     }
 
 
@@ -134,6 +135,10 @@ def test_a_word_alone_is_a_corpus_with_others(tmp_path: Path, cut: Callable[...,
     assert sum(len(part) for part in (corpus.train, corpus.val, corpus.test)) == 12
     for part in (corpus.train, corpus.val):
         assert (part.targets.sum(axis=0) > 0).all()
+    shutil.copy(tmp_path / "own" / "marvin" / "0.wav", tmp_path / "others" / "copy.wav")
+    with pytest.raises(UsageError, match=r"--others: 1 of its 7 sounds are clips of your classes, such as .*copy.wav"):
+        read_corpus(tmp_path / "own", others=str(tmp_path / "others"), **options)
+    (tmp_path / "others" / "copy.wav").unlink()
     (tmp_path / "others" / "7.wav").write_bytes(b"no sound")
     again = read_corpus(tmp_path / "own", others=str(tmp_path / "others"), **options)
     assert [problem.path.name for problem in again.problems] == ["7.wav"]

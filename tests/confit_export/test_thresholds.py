@@ -91,6 +91,7 @@ def test_a_false_accept_costs_three_words_and_raising_its_label_cures_three_quar
             start, end = ((len(rows) + at) * contract.hop / contract.sample_rate for at in (20, 40))
             truth.append(Heard("low", start, end))
         rows = np.concatenate([rows, sound])
+    monkeypatch.setattr(thresholds, "FEW", 0)
     monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
     model: Any = SimpleNamespace(contract=contract, rows=lambda *of: (rows, None))
     corpus: Any = SimpleNamespace(background_val=[])
@@ -112,6 +113,7 @@ def test_where_less_than_half_is_found_lower_thresholds_are_tried(
         start, end = ((len(rows) + at) * contract.hop / contract.sample_rate for at in (20, 40))
         truth.append(Heard("low", start, end))
         rows = np.concatenate([rows, sound])
+    monkeypatch.setattr(thresholds, "FEW", 0)
     monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
     model: Any = SimpleNamespace(contract=contract, rows=lambda *of: (rows, None))
     chosen = choose(model, cast(Corpus, SimpleNamespace(background_val=[])), seed=0)
@@ -150,13 +152,16 @@ def test_of_settings_that_do_equally_well_the_strictest_is_taken() -> None:
     """Within half the standard error of a count: 9 + 1.5, not 11."""
     on = np.zeros(1, np.float32)
     tried = [(9.0, 0.5, on, 2, 90), (10.4, 0.8, on, 3, 89), (10.0, 0.8, on + 1, 4, 89), (11.0, 0.9, on, 5, 88)]
-    chosen, min_hops = strictest(tried)
+    chosen, min_hops = strictest(tried, 99)
     assert (float(chosen[0]), min_hops) == (1.0, 4)
-    assert strictest([(0.0, 0.5, on, 2, 9), (1.0, 0.9, on, 3, 8)])[1] == 2
+    assert strictest([(0.0, 0.5, on, 2, 9), (1.0, 0.9, on, 3, 8)], 99)[1] == 2
     # of a poor model: 6.7 is half the standard error, and finding nothing is no setting
     poor = [(172.0, 0.4, on, 2, 6), (173.0, 0.5, on, 3, 5), (178.0, 0.95, on, 4, 0)]
-    assert strictest(poor)[1] == 3
-    assert strictest([(104.0, 0.45, on, 2, 11), (107.5, 0.5, on, 3, 6)])[1] == 2
+    assert strictest(poor, 99)[1] == 3
+    assert strictest([(104.0, 0.45, on, 2, 11), (107.5, 0.5, on, 3, 6)], 99)[1] == 2
+    # of four sounds all levels up to 0.65 find all
+    few = [(0.0, level, on, hops, 4) for hops, level in enumerate((0.4, 0.45, 0.5, 0.6, 0.65))]
+    assert (strictest(few, 4)[1], strictest(few, 99)[1]) == (2, 4)
 
 
 def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: Path, tmp_path: Path) -> None:

@@ -33,6 +33,20 @@ def test_few_clips_or_few_groups_are_told_of(clips: int, groups: int, named: str
     assert "calibrate" in caution
 
 
+def test_only_clips_of_what_fires_count() -> None:
+    """Ten clips of a wake word among hundreds of what it is told from prove little, whatever the accuracy."""
+    few = {"train": {"clips": 7, "groups": 7}, "val": {"clips": 2, "groups": 2}, "test": {"clips": 1, "groups": 1}}
+    unknown, alone, chosen = cautions({**data(115, 40), "own": few})
+    assert (
+        "of 115 test clips 114 are of the unknown class, and whoever always answered that would be right 99.1 %"
+        in unknown
+    )
+    assert "every clip is a group of its own" in alone
+    assert "2 validation clips of 2 groups" in chosen
+    many = {split: {"clips": 60, "groups": 6} for split in few}
+    assert cautions({**data(100, 40), "own": many}) == []
+
+
 def test_clips_without_groups_are_told_of() -> None:
     (caution,) = cautions(data(80, 80))
     assert "every clip is a group of its own" in caution
