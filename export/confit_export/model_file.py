@@ -55,7 +55,7 @@ def draft(
         embedding_dim=encoder.dim,
         precision=precision,
         cost=cost,
-        data={key: info.data[key] for key in ("fingerprint", "clips", "groups", "own", "repeated")},
+        data={key: info.data[key] for key in ("fingerprint", "clips", "groups", "own", "repeated") if key in info.data},
         metrics={},
         parity={},
         calibration={},
