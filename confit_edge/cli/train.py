@@ -79,7 +79,7 @@ def train(
         str | None, option("Split by this column instead, where the label is the group itself.", _DATA)
     ] = None,
     others: Annotated[
-        str | None,
+        list[str] | None,
         option(
             "Clips of what your classes are to be told from, learnt as 'unknown': a folder, a manifest, or `words`, which ships"
             " (30 words, 54 voices). With it one class is enough.",
@@ -227,7 +227,14 @@ def train(
     from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.session import begun_recipe
     from confit_edge.pairtune.session import train as run_training
+    from confit_runtime.errors import UsageError
 
+    if "others" in flags:
+        if len(flags["others"]) > 1:
+            raise UsageError(
+                f"--others is given {len(flags['others'])} times: put all of it into one folder, or one manifest"
+            )
+        flags["others"] = flags["others"][0]
     if "lr" in flags:
         flags["lr"] = learning_rates(flags["lr"])
     begun = begun_recipe(out) if resume and not (recipe or flags) else None

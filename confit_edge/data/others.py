@@ -63,7 +63,7 @@ def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed:
     ]
     if lacking := [split for split in ("train", "val") if all(clip.split != split for clip in dealt)]:
         raise UsageError(
-            f"--others {place}: {len(others)} clips of {len(members)} groups leave none for {lacking[0]}: give more, of"
+            f"--others {place}: leaves no clip for {lacking[0]} ({len(others)} in all, groups: {len(members)}): give more, of"
             " more groups (folders, speakers)"
         )
     return replace(manifest, clips=(*manifest.clips, *dealt))

@@ -241,6 +241,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["notes.txt"], 2, ["notes.txt", ".csv"]),
         (["empty"], 1, ["empty"]),
         (["no-label.csv"], 2, ["no-label.csv", "'label'", "path, word, group"]),
+        (["one-class.csv", "--others", "words", "--others", "empty"], 2, ["--others is given 2 times"]),
+        (["one-class.csv", "--others", "empty"], 2, ["empty: no sound files for --others there"]),
         (["good.csv", "--label-column", "word"], 2, ["'word'", "path, label, group"]),
         (["good.csv", "--group-column", "speaker"], 2, ["'speaker'"]),
         (["good.csv", "--split-by", "take"], 2, ["'take'"]),

@@ -102,7 +102,7 @@ def test_of_clips_with_several_labels_the_others_have_none() -> None:
 
 
 def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--others there: 2 clips of 1 groups leave none for val"):
+    with pytest.raises(UsageError, match=r"--others there: leaves no clip for val \(2 in all, groups: 1\)"):
         with_others(OWN, others_of(("c", "3", None), ("c", "3", None)), place="there", seed=0)
     with pytest.raises(UsageError, match="no such file or folder, for --others"):
         read_others(str(tmp_path / "nowhere"), OWN)
