@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
@@ -10,7 +11,7 @@ from confit_edge.cli._console import say
 if TYPE_CHECKING:
     from confit_runtime.enrollment import Kind, Taken
     from confit_runtime.gallery import Gallery
-    from confit_runtime.model import Model
+    from confit_runtime.model import Floats, Model
 
 MANY_SOUNDS = 5  # in one clip: more look like a recording that holds other sounds, too
 
@@ -55,12 +56,25 @@ def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
     """Say which clips are to the model hardly more than a quiet room: what is enrolled of them would fire in one."""
     from confit_runtime.enrollment import QUIET_ALIKE
 
-    for clip, one in taken:
-        if (alike := float((one.embeddings @ model.quiet.T).max())) >= QUIET_ALIKE:
+    for clip, alike in _alike(taken, model.quiet):
+        if alike >= QUIET_ALIKE:
             say(
                 f"beware: {clip}: is to {model.name} hardly more than a quiet room ({alike:.2f} alike), and may be told in any:"
                 " record it louder, or nearer"
             )
+
+
+def _alike(taken: list[tuple[str, Taken]], others: Floats) -> Iterator[tuple[str, float]]:
+    """Of each clip the highest cosine of one of its prints with one of `others [n, dim]`."""
+    for clip, one in taken:
+        yield clip, float((one.embeddings @ others.T).max())
+
+
+def _prints(name: str, gallery: Gallery | None) -> tuple[list[Floats], list[Floats]]:
+    """The prints of a name, each `[dim]`, and its negative ones; none of a name that is not enrolled."""
+    prints = gallery.prints(name) if gallery is not None and name in gallery.names() else []
+    own, negative = ([one.embedding for one in prints if one.negative == wanted] for wanted in (False, True))
+    return own, negative
 
 
 def _tell_many(taken: list[tuple[str, Taken]]) -> None:
@@ -78,8 +92,8 @@ def _tell_plain(model: Model, taken: list[tuple[str, Taken]]) -> None:
     from confit_runtime.matcher import Levels
 
     threshold = Levels.of(model.contract, None, None).threshold
-    for clip, one in taken:
-        if (alike := float((one.embeddings @ model.plain.T).max())) >= (1.0 + threshold) / 2:
+    for clip, alike in _alike(taken, model.plain):
+        if alike >= (1.0 + threshold) / 2:
             say(
                 f"beware: {clip}: is to {model.name} much like any beep, hum or knock ({alike:.2f} alike to one that was made"
                 " up), and may be told of any: enroll it with a model that was trained on such sounds, and on more than a few"
@@ -104,14 +118,13 @@ def _tell_deaf(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | Non
 
     from confit_runtime.matcher import print_score
 
-    prints = gallery.prints(name) if gallery is not None and name in gallery.names() else []
-    own = np.stack([one.embedding for one in prints if not one.negative]) if prints else np.zeros((0, 1), np.float32)
+    own, before = _prints(name, gallery)
     if len(own) < 2:  # of one alone nothing tells how near another would be
         return
-    before = [one.embedding[None] for one in prints if one.negative]
-    negatives = np.concatenate([*before, *(one.embeddings for _, one in taken)])
+    negatives = np.concatenate([*(row[None] for row in before), *(one.embeddings for _, one in taken)])
     lost = sum(
-        float((negatives @ one).max()) >= print_score(np.delete(own, at, axis=0), one) for at, one in enumerate(own)
+        float((negatives @ one).max()) >= print_score(np.stack(own[:at] + own[at + 1 :]), one)
+        for at, one in enumerate(own)
     )
     if lost:
         say(
@@ -135,8 +148,7 @@ def _tell_unlike_the_rest(name: str, taken: list[tuple[str, Taken]], model: Mode
 
     from confit_runtime.matcher import Levels, print_score
 
-    prints = gallery.prints(name) if gallery is not None and name in gallery.names() else []
-    known = [one.embedding for one in prints if not one.negative]
+    known, _ = _prints(name, gallery)
     clips = [clip for clip, one in taken for _ in one.embeddings]
     every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
     if len(every) <= 2:  # of two, neither is the odd one

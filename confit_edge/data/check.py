@@ -13,7 +13,7 @@ import numpy as np
 
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, advice_on_background, relative
-from confit_edge.data.splits import groups_across_splits, missing_classes, with_splits
+from confit_edge.data.splits import groups_across_splits, missing_classes, some, with_splits
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
 OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot
@@ -198,12 +198,10 @@ def _warn(report: Report) -> list[str]:
         warnings.append(f"{_count(len(report.problems), 'clip')} cannot be used ({kinds}): mend or remove them")
     lost = [label for label, stats in report.classes.items() if not stats.clips]
     if lost:
-        warnings.append(
-            f"no clip of class {_names(lost)} can be used: mend them, or take the class out of the manifest"
-        )
+        warnings.append(f"no clip of class {some(lost)} can be used: mend them, or take the class out of the manifest")
     if report.torn_groups:
         warnings.append(
-            f"leak: group {_names(list(report.torn_groups))} is in several splits: keep all clips of a group in one"
+            f"leak: group {some(list(report.torn_groups))} is in several splits: keep all clips of a group in one"
             " split, or make new splits with `confit-edge data split --anew`"
         )
     mislabelled = [copy for copy in report.duplicates if copy.across_labels]
@@ -213,12 +211,12 @@ def _warn(report: Report) -> list[str]:
     harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
     if harmless:
         warnings.append(
-            f"{_count(len(harmless), 'sound')} listed more than once (such as {_names(harmless[0].paths)}): keep one of"
+            f"{_count(len(harmless), 'sound')} listed more than once (such as {some(harmless[0].paths)}): keep one of"
             " each, or they weigh double and may come to stand in two splits"
         )
     if len(report.classes) == 1:
         warnings.append(
-            f"there is one class only, {_names(list(report.classes))}: train it with --others, what it is to be told from"
+            f"there is one class only, {some(list(report.classes))}: train it with --others, what it is to be told from"
         )
     if report.imbalance >= IMBALANCE:
         used = {label: stats.clips for label, stats in report.classes.items() if stats.clips}
@@ -238,7 +236,7 @@ def _warn(report: Report) -> list[str]:
 
 def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
     """A line for each of the first, and one for the rest."""
-    lines = [f"{fault} ({_names(copy.paths)}): {cure}" for copy in copies[:SHOWN]]
+    lines = [f"{fault} ({some(copy.paths)}): {cure}" for copy in copies[:SHOWN]]
     more = len(copies) - SHOWN
     return [*lines, f"{fault}: {_count(more, 'more sound')}, which --json lists: {cure}"] if more > 0 else lines
 
@@ -255,13 +253,13 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | Manif
     without_test = missing_classes(made)["test"]
     if without_test:
         warnings.append(
-            f"class {_names(without_test)} has no clip in test, so nothing is reported of it: that takes 3 groups"
+            f"class {some(without_test)} has no clip in test, so nothing is reported of it: that takes 3 groups"
         )
     for split, use in (("train", "learned from"), ("val", "that epochs and thresholds are chosen by")):
         clips = Counter(label for clip in made.select(split).clips for label in clip.labels)
         if few := [label for label in made.classes if clips[label] < FEW_CLIPS]:
             warnings.append(
-                f"class {_names(few)} has fewer than {FEW_CLIPS} clips {use} ({split}): collect more, of more groups"
+                f"class {some(few)} has fewer than {FEW_CLIPS} clips {use} ({split}): collect more, of more groups"
             )
     return warnings
 
@@ -283,7 +281,7 @@ def _without_groups(manifest: Manifest) -> str:
 def _warn_of_levels(loud: list[str]) -> list[str]:
     if not loud:
         return []
-    return [f"{_count(len(loud), 'clip')} far beyond full scale ({_names(loud)}): scale float files to -1..1"]
+    return [f"{_count(len(loud), 'clip')} far beyond full scale ({some(loud)}): scale float files to -1..1"]
 
 
 def _listing(title: str, entries: list[str]) -> list[str]:
@@ -295,11 +293,6 @@ def _listing(title: str, entries: list[str]) -> list[str]:
 
 def _name(problem: ClipProblem, source: Path) -> str:
     return relative(problem.path, source if source.is_dir() else source.parent)
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(repr(name) for name in names[:SHOWN]) + more
 
 
 def _count(number: int, one: str, many: str = "") -> str:

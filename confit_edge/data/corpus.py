@@ -179,12 +179,8 @@ def read_corpus(
 def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
     """Raise UsageError where labelled clips are among `sounds`, too: they would be taught as their class and as unknown."""
     labelled = {clip.path: decoded[clip.path] for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))}
-    lengths = {len(pcm) for pcm in labelled.values()}
-    alike = (
-        {sound_digest(pcm) for pcm in labelled.values()}
-        if any(len(pcm) in lengths for pcm in sounds.values())
-        else set()
-    )
+    lengths = set(map(len, labelled.values())) & set(map(len, sounds.values()))  # of others nothing need be read
+    alike = {sound_digest(pcm) for pcm in labelled.values() if len(pcm) in lengths}
     both = [path for path, pcm in sounds.items() if len(pcm) in lengths and sound_digest(pcm) in alike]
     if both:
         raise UsageError(
@@ -211,6 +207,7 @@ def balanced_batches(
     *,
     epoch: int = 0,
     negatives: npt.NDArray[np.int64] | None = None,
+    paced: int | None = None,
     steps: int | None = None,
 ) -> Iterator[list[int]]:
     """Epoch `epoch` of batches of P classes x K clips: indices into the clips.
@@ -218,7 +215,7 @@ def balanced_batches(
     Classes come round in a shuffled order, and within a class its clips do, so that every clip of a class is drawn
     equally often. The round goes on from epoch to epoch where `rng` is the same at the start of each. A class with fewer
     than K clips gives the same clip more than once (augmented anew each time). An epoch has `steps` batches, or as many as
-    hold each clip once on average. `negatives` are clips of none of the classes, which come
+    hold each clip once on average, were K `paced` where that is given. `negatives` are clips of none of the classes, which come
     round as one more class would.
     """
     members = [np.flatnonzero(targets[:, column]) for column in range(targets.shape[1])]
@@ -228,7 +225,7 @@ def balanced_batches(
         raise ConfitError("training needs clips of at least two classes")
     per_batch = min(classes_per_batch, len(present))
     clips = int(targets.any(axis=1).sum()) + len(members[-1])
-    steps = steps or max(1, round(clips / (per_batch * clips_per_class)))
+    steps = steps or max(1, round(clips / (per_batch * (paced or clips_per_class))))
     class_order = _forever(np.array(present), rng)
     clip_order = {column: _forever(members[column], rng) for column in present}
     waiting: list[int] = []  # classes whose turn came again within one batch

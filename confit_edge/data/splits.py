@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -74,7 +75,7 @@ def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
     rest = [clip for clip in manifest.clips if clip.group not in tested]
     train = manifest.select("train").classes
     if lost := set(train) - {label for clip in rest if clip.split == "train" for label in clip.labels}:
-        of = "" if len(lost) == len(train) else f" of class {_some(sorted(lost))}"
+        of = "" if len(lost) == len(train) else f" of class {some(sorted(lost))}"
         undealt = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
         return with_splits(undealt, seed=0), [
             f"every group{of} in train is in test too, so the published split was not kept: splits were made anew, by group"
@@ -118,10 +119,11 @@ def _check_fractions(fractions: Fractions) -> None:
 def _explain_missing(manifest: Manifest, split: str, classes: list[str]) -> str:
     if not manifest.select(split).clips:
         return f"{manifest.source}: no clip is in {split}; put some there, or leave the split column out"
-    return f"{manifest.source}: class {_some(classes)} has no clip in {split}; every class needs one in train and one in val"
+    return f"{manifest.source}: class {some(classes)} has no clip in {split}; every class needs one in train and one in val"
 
 
-def _some(classes: list[str]) -> str:
+def some(classes: Sequence[str]) -> str:
+    """The first names, as they are told, and how many more there are."""
     more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
     return ", ".join(map(repr, classes[:SHOWN])) + more
 

@@ -43,9 +43,7 @@ class Recipe:
     label_column: str = "label"
     group_column: str = "group"
     split_by: str | None = None
-    others: str | None = (
-        None  # folder or manifest of clips that are none of the classes, learnt as `unknown`; or `words`
-    )
+    others: str | None = None  # folder or manifest of what is none of the classes, learnt as `unknown`; or `words`
     background: str | None = None  # folder of sound without the classes: mixed in, and learnt as `unknown`
     # the window
     window: float = 1.28

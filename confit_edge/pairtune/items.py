@@ -67,24 +67,19 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
     """
     order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
     known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
+    own = None  # clips of the single class, where there is but one
     if corpus.unknown is not None:
         column = corpus.classes.index(corpus.unknown)
         others = np.delete(known, column, axis=1)
         if np.count_nonzero(others.any(axis=0)) > 1:
             strange, known = np.flatnonzero(known[:, column]), others
-    per_class, paced = (
-        recipe.clips_per_class or filling(known, recipe.classes_per_batch),
-        recipe.clips_per_class or LEAST_PER_CLASS,
-    )
-    if corpus.unknown is not None and known is clips.targets:
-        own = int(others.any(axis=1).sum())
-        steps = max(own / paced, len(corpus.train) / (2 * per_class))
-    else:
-        drawn = int(known.any(axis=1).sum()) + len(negatives)
-        present = int(known.any(axis=0).sum()) + (len(negatives) > 0)
-        steps = drawn / (max(1, min(recipe.classes_per_batch, present)) * paced)
-    shape = (recipe.classes_per_batch, per_class)
-    for batch in balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives, steps=max(1, round(steps))):
+        else:
+            own = int(others.any(axis=1).sum())
+    per_class = recipe.clips_per_class or filling(known, recipe.classes_per_batch)
+    shape, paced = (recipe.classes_per_batch, per_class), recipe.clips_per_class or LEAST_PER_CLASS
+    steps = None if own is None else max(1, round(max(own / paced, len(corpus.train) / (2 * per_class))))
+    drawn = balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives, paced=paced, steps=steps)
+    for batch in drawn:
         beside = rng.choice(strange, 2 * per_class if len(strange) else 0)
         yield batch + [int(row) for row in beside]
 

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-HOPS_A_CALL, WINDOWS_A_CALL = (
-    256,
-    16,
-)  # by a streaming model and by one of windows: a long recording needs no more memory
+# by a streaming model and by one of windows: a long recording needs no more memory
+HOPS_A_CALL, WINDOWS_A_CALL = 256, 16
 
 
 class RowMaker:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from confit_edge.runs import Run
 from confit_export import thresholds
 from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.export import Exported, export_run
-from confit_export.thresholds import choose, strictest, validation_stream
+from confit_export.thresholds import Setting, choose, strictest, validation_stream
 from confit_runtime import load
 from confit_runtime.detect import Detector, Hit
 from confit_runtime.matcher import likeness
@@ -78,13 +78,10 @@ def test_what_is_unknown_is_no_word_to_be_found(exports: dict[str, Exported], ru
     assert {heard.label for heard in truth} == set(corpus.classes) - {"yes", "unknown"}
 
 
-@pytest.mark.parametrize(("quiet", "level", "raised"), [(3, 0.95, 0.95), (4, 0.6, 0.74)])
-def test_a_false_accept_costs_three_words_and_raising_its_label_cures_three_quarters(
-    monkeypatch: pytest.MonkeyPatch, quiet: int, level: float, raised: float
-) -> None:
-    """4 false accepts that raising cures cost 3 * (4 / 4) = 3: as much as 3 missed words, and less than 4."""
+def chosen_of(monkeypatch: pytest.MonkeyPatch, sounds: list[tuple[float, int]]) -> Setting:
+    """What is chosen on a stream of sounds, each of a score and a label: those of label 0 are said, the others fire falsely."""
     contract, rows, truth = tiny_model.contract(), np.zeros((0, 4), np.float32), []
-    for score, label in [(0.99, 0)] * 5 + [(0.62, 0)] * quiet + [(0.72, 1)] * 4:
+    for score, label in sounds:
         sound = np.zeros((60, 4), np.float32)
         sound[20:40, label] = score
         if label == 0:
@@ -95,7 +92,15 @@ def test_a_false_accept_costs_three_words_and_raising_its_label_cures_three_quar
     monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
     model: Any = SimpleNamespace(contract=contract, rows=lambda *of: (rows, None))
     corpus: Any = SimpleNamespace(background_val=[])
-    chosen = choose(model, corpus, seed=0)
+    return choose(model, corpus, seed=0)
+
+
+@pytest.mark.parametrize(("quiet", "level", "raised"), [(3, 0.95, 0.95), (4, 0.6, 0.74)])
+def test_a_false_accept_costs_three_words_and_raising_its_label_cures_three_quarters(
+    monkeypatch: pytest.MonkeyPatch, quiet: int, level: float, raised: float
+) -> None:
+    """4 false accepts that raising cures cost 3 * (4 / 4) = 3: as much as 3 missed words, and less than 4."""
+    chosen = chosen_of(monkeypatch, [(0.99, 0)] * 5 + [(0.62, 0)] * quiet + [(0.72, 1)] * 4)
     assert chosen.thresholds["low"]["on"] == pytest.approx(level, abs=1e-3)
     assert chosen.thresholds["mid"]["on"] == pytest.approx(raised, abs=1e-3)
     assert chosen.report["found"] == (5 if level > 0.62 else 5 + quiet)
@@ -106,17 +111,7 @@ def test_where_less_than_half_is_found_lower_thresholds_are_tried(
     monkeypatch: pytest.MonkeyPatch, loud: int, level: float
 ) -> None:
     """Of eight sounds, some reach 0.92 and the others 0.34; nothing fires falsely."""
-    contract, rows, truth = tiny_model.contract(), np.zeros((0, 4), np.float32), []
-    for score in [0.92] * loud + [0.34] * (8 - loud):
-        sound = np.zeros((60, 4), np.float32)
-        sound[20:40, 0] = score
-        start, end = ((len(rows) + at) * contract.hop / contract.sample_rate for at in (20, 40))
-        truth.append(Heard("low", start, end))
-        rows = np.concatenate([rows, sound])
-    monkeypatch.setattr(thresholds, "FEW", 0)
-    monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
-    model: Any = SimpleNamespace(contract=contract, rows=lambda *of: (rows, None))
-    chosen = choose(model, cast(Corpus, SimpleNamespace(background_val=[])), seed=0)
+    chosen = chosen_of(monkeypatch, [(0.92, 0)] * loud + [(0.34, 0)] * (8 - loud))
     assert chosen.thresholds["low"]["on"] == pytest.approx(level, abs=1e-3)
     assert chosen.report["found"] == (loud if level > 0.34 else 8)
 
