@@ -23,7 +23,6 @@ from confit_runtime.rows import RowMaker
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import shipped_model
 from confit_runtime.synthetic import plain_sounds, quiet_rooms
-from confit_runtime.voiced import trimmed
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -237,6 +236,8 @@ class Model:
 
         Raises AudioError, UsageError.
         """
+        from confit_runtime.voiced import trimmed  # a device that only listens starts without it
+
         clip, rate = self._clip(pcm, sample_rate), self.contract.sample_rate
         scores = self.rows(trimmed(clip, rate) if len(clip) > self.contract.window else clip, rate)[0].mean(axis=0)
         best = int(scores.argmax())
