@@ -15,6 +15,7 @@ from confit_runtime.calibration import LEVELS, NEVER, STEP, Chosen, Counts, Posi
 from confit_runtime.contract import Contract
 from confit_runtime.intervals import FEWEST_GROUPS, grouped_share_interval, poisson_interval
 from confit_runtime.recordings import Recording
+from confit_runtime.wording import counted
 
 SHOWN = 5  # labels named in a remark
 HIGH = 0.9  # a threshold that misses many a clip
@@ -92,7 +93,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
         if fired[at] and LEVELS[chosen.own[place]] > on:  # so often there that its own level had to rise
             where = int(counts.events[place, :, at].argmax())
             most = f"{counts.events[place, where, at]} in {recordings[where].name}"
-            own_words.append((int(fired[at]), f"{label} ({fired[at]} time{'' if fired[at] == 1 else 's'}, {most})"))
+            own_words.append((int(fired[at]), f"{label} ({counted(int(fired[at]), 'time')}, {most})"))
         heard = np.flatnonzero(fired)
         top = int(heard[-1]) if len(heard) else 0
         if HIGH <= LEVELS[level] < NEVER and level - top >= FAR:
@@ -120,7 +121,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
     files = {file for recording in recordings for file, _ in recording.places}
     if len(files) < FEWEST_GROUPS:
         told.append(
-            f"all hours are of {len(files)} file{'s' if len(files) > 1 else ''}: cut into half hours, each counts as a recording,"
+            f"all hours are of {counted(len(files), 'file')}: cut into half hours, each counts as a recording,"
             " though they are more alike than recordings of several days and rooms: the bound is for hours like these"
         )
     return told

@@ -6,6 +6,7 @@ import dataclasses
 
 from confit_edge.cli._console import Json, emit
 from confit_runtime.errors import DeviceError
+from confit_runtime.wording import counted
 
 
 def devices(json: Json = False) -> None:
@@ -29,7 +30,7 @@ def devices(json: Json = False) -> None:
             emit("device", **dataclasses.asdict(device))
         else:
             mark = "*" if device.default else " "
-            channels = f"{device.channels} channel{'s' if device.channels > 1 else ''}"
+            channels = counted(device.channels, "channel")
             others = ", ".join(str(rate) for rate in device.rates if rate != device.default_rate)
             also = f" ({others})" if others else ""
             print(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz{also}  {channels}")

@@ -15,6 +15,7 @@ from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli._odd import tell_odd
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import AudioError, ConfitError, UsageError
+from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -166,7 +167,7 @@ def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object
 
 
 def prints_text(count: int, negative: bool = False) -> str:
-    return f"{count} {'negative ' if negative else ''}print{'s' if count != 1 else ''}"
+    return counted(count, "negative print" if negative else "print")
 
 
 def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None:

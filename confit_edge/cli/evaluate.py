@@ -13,6 +13,7 @@ from confit_edge.cli._console import Bar, Json, emit, say
 from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, with_thresholds
 from confit_runtime.errors import UsageError
+from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -213,9 +214,9 @@ def _print(report: dict[str, Any]) -> None:
     from confit_runtime.intervals import FEWEST_GROUPS
 
     low, high = report["fa_per_hour_interval"]
-    recordings = _number(report["recordings"], "recording")
+    recordings = counted(report["recordings"], "recording")
     print(
-        f"{_number(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
+        f"{counted(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
     )
     given = (
@@ -256,7 +257,3 @@ def _origin(thresholds: dict[str, Any]) -> str:
     if "file" in thresholds:
         return f"{thresholds['file']}, made on {thresholds['made']}{target}"
     return f"a calibration that was baked into the model{target}"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -14,6 +14,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -78,7 +79,7 @@ def record(
     try:
         with open_source(source) as opened:
             check_live(opened)
-            say(f"{label}: {clips_text(count)} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
+            say(f"{label}: {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
             in_succession = 0
             while kept < count:
                 take = _take(opened, seconds, countdown, not trim, f"{kept + 1} of {count}")
@@ -101,13 +102,9 @@ def record(
         say()
     finally:
         if kept or refused:
-            say(f"{label}: {clips_text(kept)} kept, {refused} refused, in {folder}")
+            say(f"{label}: {counted(kept, 'clip')} kept, {refused} refused, in {folder}")
             if json:
                 emit("summary", label=label, group=group, clips=kept, refused=refused, folder=str(folder))
-
-
-def clips_text(count: int) -> str:
-    return f"{count} clip" if count == 1 else f"{count} clips"
 
 
 def _tell_kept(json: bool, path: Path, label: str, group: str, take: Take) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, advice_on_background, relative
 from confit_edge.data.splits import groups_across_splits, missing_classes, some, with_splits
+from confit_runtime.wording import counted
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
 OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot
@@ -81,8 +82,8 @@ class Report:
         usable = self.clips - len(self.problems)
         lines = [
             f"{self.source}",
-            f"{_count(usable, 'usable clip')}, {_count(len(self.classes), 'class', 'classes')},"
-            f" {_count(self.groups, 'group')}, {self.durations.get('total', 0) / 60:.1f} min",
+            f"{counted(usable, 'usable clip')}, {counted(len(self.classes), 'class', 'classes')},"
+            f" {counted(self.groups, 'group')}, {self.durations.get('total', 0) / 60:.1f} min",
             "",
             *self._table(),
             "",
@@ -195,7 +196,7 @@ def _warn(report: Report) -> list[str]:
     warnings = []
     if report.problems:
         kinds = ", ".join(f"{n} {kind}" for kind, n in count_kinds(report.problems).items())
-        warnings.append(f"{_count(len(report.problems), 'clip')} cannot be used ({kinds}): mend or remove them")
+        warnings.append(f"{counted(len(report.problems), 'clip')} cannot be used ({kinds}): mend or remove them")
     lost = [label for label, stats in report.classes.items() if not stats.clips]
     if lost:
         warnings.append(f"no clip of class {some(lost)} can be used: mend them, or take the class out of the manifest")
@@ -211,7 +212,7 @@ def _warn(report: Report) -> list[str]:
     harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
     if harmless:
         warnings.append(
-            f"{_count(len(harmless), 'sound')} listed more than once (such as {some(harmless[0].paths)}): keep one of"
+            f"{counted(len(harmless), 'sound')} listed more than once (such as {some(harmless[0].paths)}): keep one of"
             " each, or they weigh double and may come to stand in two splits"
         )
     if len(report.classes) == 1:
@@ -238,7 +239,7 @@ def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
     """A line for each of the first, and one for the rest."""
     lines = [f"{fault} ({some(copy.paths)}): {cure}" for copy in copies[:SHOWN]]
     more = len(copies) - SHOWN
-    return [*lines, f"{fault}: {_count(more, 'more sound')}, which --json lists: {cure}"] if more > 0 else lines
+    return [*lines, f"{fault}: {counted(more, 'more sound')}, which --json lists: {cure}"] if more > 0 else lines
 
 
 def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
@@ -281,7 +282,7 @@ def _without_groups(manifest: Manifest) -> str:
 def _warn_of_levels(loud: list[str]) -> list[str]:
     if not loud:
         return []
-    return [f"{_count(len(loud), 'clip')} far beyond full scale ({some(loud)}): scale float files to -1..1"]
+    return [f"{counted(len(loud), 'clip')} far beyond full scale ({some(loud)}): scale float files to -1..1"]
 
 
 def _listing(title: str, entries: list[str]) -> list[str]:
@@ -293,7 +294,3 @@ def _listing(title: str, entries: list[str]) -> list[str]:
 
 def _name(problem: ClipProblem, source: Path) -> str:
     return relative(problem.path, source if source.is_dir() else source.parent)
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -34,6 +34,7 @@ from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder
+from confit_runtime.wording import counted
 
 
 @dataclass
@@ -254,7 +255,7 @@ def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
 def _counted(data: dict[str, Any], split: str) -> str:
     clips, groups, own = data["clips"][split], data["groups"][split], data["own"][split]
     of_them = f" ({own['clips']} of what fires)" if own["clips"] < clips else ""
-    return f"{clips} clips of {groups} group{'s' * (groups != 1)}{of_them}"
+    return f"{counted(clips, 'clip')} of {counted(groups, 'group')}{of_them}"
 
 
 def _own(clips: Clips, corpus: Corpus) -> dict[str, int]:

@@ -13,6 +13,7 @@ from confit_edge.studies.engine import Planned
 from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.trial import Arm, Scalar
+from confit_runtime.wording import counted
 
 SHOWN = ("isoscore", "top1", "anisotropy", "epochs_linear", "epochs_head")  # in the table for people; the other has all
 
@@ -53,12 +54,13 @@ def facts(results: Results) -> str:
     groups = {group for tally in tallies for group in tally}
     clips = max((sum(clips for _, clips in tally.values()) for tally in tallies), default=0)
     text = (
-        f"{_many(len(results.outcomes), 'trial')} with {_many(len(seeds), 'seed')}, judged on {_many(len(groups), 'test group')}"
+        f"{counted(len(results.outcomes), 'trial')} with {counted(len(seeds), 'seed')},"
+        f" judged on {counted(len(groups), 'test group')}"
         f" ({clips:.0f} answers at most in one cell)."
     )
     if results.diverged:
         named = sorted({words(outcome.arm) for outcome in results.diverged})
-        text += f" Diverged, and left out: {_many(len(results.diverged), 'trial')} ({'; '.join(named)})."
+        text += f" Diverged, and left out: {counted(len(results.diverged), 'trial')} ({'; '.join(named)})."
     if len(seeds) == 1:
         text += " One seed: the intervals speak of test groups only."
     return text
@@ -149,7 +151,3 @@ def _shown(estimate: Estimate, factor: float, digits: int) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from confit_runtime.wording import counted
+
 FEW_CLIPS, FEW_GROUPS = 30, 5  # of validation: below either, an error that is common may not have happened once
 SURE = 0.95
 
@@ -25,7 +27,7 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     for split, name in (("test", "test"), ("val", "validation")):
         if clips[split] and (unknown := data["clips"][split] - clips[split]) > clips[split]:
             found.append(
-                f"of {_count(data['clips'][split], f'{name} clip')} {unknown} are of the unknown class, and whoever always"
+                f"of {counted(data['clips'][split], f'{name} clip')} {unknown} are of the unknown class, and whoever always"
                 f" answered that would be right {100 * unknown / data['clips'][split]:.1f} % of the time: look at what is found"
                 " of the others"
             )
@@ -38,14 +40,14 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     for split, name in (("val", "validation"), ("test", "test")):
         if many := data.get("repeated", {}).get(split, 0):
             found.append(
-                f"{many} of {_count(data['clips'][split], f'{name} clip')} {'is' if many == 1 else 'are'} the very sound of a"
+                f"{many} of {counted(data['clips'][split], f'{name} clip')} {'is' if many == 1 else 'are'} the very sound of a"
                 " training clip, so accuracy is too good: see `confit-edge data check`"
             )
     if clips["val"] < FEW_CLIPS or groups["val"] < FEW_GROUPS:
         share = 1 - (1 - SURE) ** (1 / max(1, min(clips["val"], groups["val"])))
         found.append(
-            f"thresholds, the chosen epoch and the gate stand on {_count(clips['val'], 'validation clip')} of"
-            f" {_count(groups['val'], 'group')}: were every one of them right, up to {100 * share:.0f} % of new groups might"
+            f"thresholds, the chosen epoch and the gate stand on {counted(clips['val'], 'validation clip')} of"
+            f" {counted(groups['val'], 'group')}: were every one of them right, up to {100 * share:.0f} % of new groups might"
             " still be missed. Try it with voices (or machines, kits) and rooms it was not trained on, move thresholds with"
             " `--threshold LABEL=0.4`, or set them by `confit-edge calibrate`"
         )
@@ -62,7 +64,3 @@ def ungrouped(data: Mapping[str, Any]) -> bool:
 def enough(measured: Mapping[str, Any]) -> bool:
     """Whether an accuracy is of so many clips and groups that it may be published."""
     return bool(measured["n"] >= FEW_CLIPS and measured["groups"] >= FEW_GROUPS)
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number} {one if number == 1 else one + 's'}"
