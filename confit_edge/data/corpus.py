@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.voiced import trimmed
 
 VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
+LONGEST_OTHER_S = 60  # of a clip of others
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Corpus:
     background_train: list[Pcm]
     background_val: list[Pcm]
     problems: list[ClipProblem]
+    notes: list[str] = field(default_factory=list)  # for whoever trains on it
 
     @property
     def unknown_column(self) -> int | None:
@@ -130,7 +132,7 @@ def read_corpus(
     manifest = read_manifest(
         source, label_column=label_column, group_column=group_column, split_by=split_by, alone=others is not None
     )
-    among = read_others(others, manifest) if others is not None else []
+    among, notes = read_others(others, manifest) if others is not None else ([], [])
     store = ClipStore(rate)
     manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
     decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
@@ -140,6 +142,7 @@ def read_corpus(
         usable, pcm, unusable = load_clips(none_of_them, store, strict=strict, progress=progress)
         apart = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
         _check_apart("--others", apart, manifest, decoded)
+        _refuse_long(others, apart, rate)
         decoded |= apart
         problems += unusable
         manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
@@ -173,6 +176,7 @@ def read_corpus(
         train_part,
         val_part,
         problems,
+        notes,
     )
 
 
@@ -187,6 +191,16 @@ def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decod
             f"{option}: {len(both)} of its {len(sounds)} sounds are clips of your classes, such as {both[0]}, and would"
             " be learnt as unknown: give sound that holds none of them"
         )
+
+
+def _refuse_long(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
+    """Raise UsageError where a clip of others lasts minutes: one clip of it would be a moment, drawn at random."""
+    for path, pcm in sounds.items():
+        if len(pcm) > LONGEST_OTHER_S * rate:
+            raise UsageError(
+                f"--others {place}: {path} lasts {len(pcm) / rate / 60:.1f} min, and here each file is one clip, a word or a"
+                " sound: give long recordings as --background"
+            )
 
 
 def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:

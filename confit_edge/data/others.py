@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from confit_runtime.errors import UsageError
 WORDS = "words"  # the name of those that ship: the demo's thirty words
 SHIPPED = Path(__file__).parents[1] / "demo" / "data" / "words" / "manifest.csv"
 MANY_LABELS = 6  # from here on no label is in two splits
+ALIKE = 0.8  # of a name's letters that another has in the same order: hapy and happy, not seven and eleven
 SHARES = (0.6, 0.2, 0.2)  # of train, val and test: thresholds stand on those of val
 
 
-def read_others(place: str, manifest: Manifest) -> list[Clip]:
-    """The clips of a folder, of a manifest, or of `words`, but for those of the `manifest`'s own classes, by their names.
+def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
+    """The clips of a folder, of a manifest, or of `words`, but for those of the `manifest`'s own classes, by their names;
+    and what is to be told of it: labels that were left out, and labels that may be a class by another name.
 
     In a folder the first folder of a clip is its label and the next one its group, if there are any. Raises UsageError
     where nothing is left, and as `read_manifest` does.
@@ -36,7 +40,23 @@ def read_others(place: str, manifest: Manifest) -> list[Clip]:
     ]
     if not others:
         raise UsageError(f"--others {place}: all its clips are of the classes that are to be learnt: give others")
-    return others
+    labels, kept = ({label for clip in some for label in clip.labels} for some in (clips, others))
+    notes = (
+        [f"--others {place}: {', '.join(left)} left out: a class of yours"] if (left := sorted(labels - kept)) else []
+    )
+    for name in sorted(set(manifest.classes) - {UNKNOWN}):
+        if alike := [label for label in sorted(kept) if _alike(label.casefold(), name.casefold())]:
+            notes.append(
+                f"beware: --others {place}: {', '.join(alike)} in it is learnt as unknown; where your class {name} is the"
+                f" same sound, name it so ({alike[0]}), and it is left out"
+            )
+    return others, notes
+
+
+def _alike(label: str, name: str) -> bool:
+    """Whether one of two names may be the other: a letter or two off, or one of its words (`happy`, `hey_happy_1`)."""
+    words = re.split(r"[\W\d_]+", name)
+    return label in words or (len(label) > 3 and SequenceMatcher(None, label, name).ratio() > ALIKE)
 
 
 def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed: int) -> Manifest:

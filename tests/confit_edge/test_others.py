@@ -40,7 +40,8 @@ OWN = manifest_of(("marvin", "ann", "train"), ("marvin", "bob", "val"), ("marvin
 
 
 def test_the_words_that_ship_serve_but_for_ones_own() -> None:
-    others = read_others("words", OWN)
+    others, notes = read_others("words", OWN)
+    assert notes == ["--others words: marvin left out: a class of yours"]
     assert len(others) == 29 * 54
     assert "marvin" not in {clip.label for clip in others}
     made = with_others(OWN, others, place="words", seed=0)
@@ -111,10 +112,29 @@ def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
         read_others(str(tmp_path), OWN)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("hapy", "happy"), ("Hey_happy_1", "happy"), ("stopp", "stop"), ("elephant", ""), ("evelyn", ""), ("of", "")],
+)
+def test_a_class_that_may_be_one_of_the_others_by_another_name_is_told_of(name: str, told: str) -> None:
+    """It would be learnt as its class and as unknown."""
+    _, notes = read_others("words", manifest_of((name, "ann", "train"), (name, "bob", "val")))
+    assert [note.split(" in it")[0].split(": ")[-1] for note in notes] == [told] * bool(told)
+
+
+def test_a_recording_of_minutes_is_no_clip_of_others(tmp_path: Path) -> None:
+    for at in range(6):
+        noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
+        noise(tmp_path / "others" / f"{at}.wav", 10 + at)
+    soundfile.write(tmp_path / "others" / "radio.wav", np.random.default_rng(3).uniform(-0.3, 0.3, 61 * RATE), RATE)
+    with pytest.raises(UsageError, match=r"radio.wav lasts 1.0 min.* give long recordings as --background"):
+        read_corpus(tmp_path / "own", others=str(tmp_path / "others"), rate=RATE, seed=0)
+
+
 def test_folders_are_labels_and_groups_and_loose_files_neither(tmp_path: Path) -> None:
     for at, name in enumerate(("loose.wav", "talk/a.wav", "talk/ann/b.wav", "talk/ann/c.wav")):
         noise(tmp_path / name, at)
-    found = {clip.path.name: (clip.label, clip.group) for clip in read_others(str(tmp_path), OWN)}
+    found = {clip.path.name: (clip.label, clip.group) for clip in read_others(str(tmp_path), OWN)[0]}
     assert found == {
         "loose.wav": ("loose.wav", "loose.wav"),
         "a.wav": ("talk", "talk/a.wav"),
