@@ -16,6 +16,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import merit
 
 QUICK_CLIPS, QUICK_TOTAL = 10, 300  # of each class, and of all, for the probe after each epoch
+QUICK_KINDS = 3  # the unknown class is of many kinds: so many times the clips of another
 
 
 class Validation:
@@ -23,7 +24,7 @@ class Validation:
 
     def __init__(self, corpus: Corpus, device: torch.device, still: bool) -> None:
         self.corpus, self.device, self.still = corpus, device, still
-        self.rows = quick_sample(corpus.train.targets)
+        self.rows = quick_sample(corpus.train.targets, corpus.unknown_column)
         self._held: tuple[Floats, Floats] | None = None
 
     def __call__(self, encoder: Encoder, objective: Objective) -> dict[str, float] | None:
@@ -62,15 +63,21 @@ def standard_error(share: float, clips: int) -> float:
     return math.sqrt(share * (1 - share) / clips)
 
 
-def quick_sample(targets: npt.NDArray[np.int8]) -> list[int]:
-    """The first clips of each class, at most `QUICK_CLIPS`, fewer where there are many classes (but three).
+def quick_sample(targets: npt.NDArray[np.int8], unknown: int | None = None) -> list[int]:
+    """Some clips of each class, at most `QUICK_CLIPS`, fewer where there are many classes (but three), of `unknown` more.
 
-    It is enough for the probe that watches a training, at a fraction of its cost. From four clips of a class such a probe
-    calls an encoder worse as it gets better: it trusts what the training clips have been pulled together by.
+    They are spread over the class as it is listed, by what its clips are and by who made them: the first ten of the unknown
+    class would all be one word. It is enough for the probe that watches a training, at a fraction of its cost. From four
+    clips of a class such a probe calls an encoder worse as it gets better: it trusts what the training clips have been
+    pulled together by.
     """
     each = min(QUICK_CLIPS, max(3, QUICK_TOTAL // targets.shape[1]))
-    rows = [row for column in targets.T for row in np.flatnonzero(column)[:each]]
-    return sorted({int(row) for row in rows})
+    rows: set[int] = set()
+    for column, clips in enumerate(targets.T):
+        members = np.flatnonzero(clips)
+        taken = min(each * (QUICK_KINDS if column == unknown else 1), len(members))
+        rows.update(members[np.arange(taken) * len(members) // max(1, taken)].tolist())
+    return sorted(rows)
 
 
 def head_probe(objective: FineTune) -> LinearProbe:

@@ -202,6 +202,15 @@ def test_the_probe_after_each_epoch_has_clips_enough_of_each_class(classes: int,
     assert targets[rows].sum(axis=0).tolist() == [each] * classes
 
 
+def test_the_probe_after_each_epoch_hears_all_kinds_of_the_unknown_class() -> None:
+    """Six clips of a word, and ninety of eighteen others, listed word by word."""
+    targets = np.repeat(np.eye(2, dtype=np.int8), (6, 90), axis=0)
+    rows = quick_sample(targets, unknown=1)
+    assert rows[:6] == list(range(6))
+    assert len(rows) == 6 + 30
+    assert {(row - 6) // 5 for row in rows[6:]} == set(range(18))
+
+
 @pytest.mark.parametrize("share", [0.5, 0.01])  # less than a step: the last one
 def test_the_weights_are_the_mean_over_the_last_steps_where_they_are_averaged(
     speech_embedding: Encoder, few: Corpus, share: float
