@@ -21,8 +21,8 @@ from confit_runtime.errors import UsageError
 # What a student's recipe takes over from its teacher's: the clips, the splits, and what is done to the windows. How
 # an encoder learns depends on the encoder, so that begins with the defaults.
 INHERITED = (
-    "seed", "label_column", "group_column", "split_by", "background", "strict", "window", "shift", "gain", "speed",
-    "noise_probability", "snr_low", "snr_high", "rooms", "room_probability", "equaliser", "band_probability",
+    "seed", "label_column", "group_column", "split_by", "others", "background", "strict", "window", "trim", "shift", "gain",
+    "speed", "noise_probability", "snr_low", "snr_high", "rooms", "room_probability", "equaliser", "band_probability",
     "codec_probability", "probe_views",
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ def distill(
     """
     check_out(out, resume)
     teacher = runs.read_run(run)
-    recipe, lesson = student_recipe(teacher.info.recipe, settings, source)
+    recipe, lesson = student_recipe(teacher.recipe, settings, source)
     data = manifest or Path(teacher.info.data["manifest"])
     if not data.exists():
         raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
@@ -93,7 +93,7 @@ def distill(
     return train(data, out, recipe, resume=resume, watch=watch, teaching=teaching)
 
 
-def student_recipe(teacher: dict[str, Any], settings: dict[str, Any], source: str) -> tuple[Recipe, Lesson]:
+def student_recipe(teacher: Recipe, settings: dict[str, Any], source: str) -> tuple[Recipe, Lesson]:
     """A student's recipe and lesson, from its teacher's recipe and the `settings` given for it by `source`.
 
     Raises UsageError naming a key that is unknown, of a wrong type or out of range.
@@ -110,4 +110,4 @@ def student_recipe(teacher: dict[str, Any], settings: dict[str, Any], source: st
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
     rest = {key: value for key, value in settings.items() if key not in KEYS}
-    return Recipe.from_dict({key: teacher[key] for key in INHERITED} | rest, source), lesson
+    return Recipe.from_dict({key: getattr(teacher, key) for key in INHERITED} | rest, source), lesson

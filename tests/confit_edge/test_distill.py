@@ -285,12 +285,14 @@ def test_unlabelled_sound_changes_what_is_learnt(student: Encoder, few: Corpus, 
 
 def test_a_student_takes_over_what_is_of_the_data_and_no_more() -> None:
     teacher = Recipe(encoder="ge2e", window=1.6, seed=7, label_column="word", snr_high=20.0, lr=(1e-4,), epochs=3,
-                     lora_rank=0, freeze="features", loss="triplet", mining="none")  # fmt: skip
+                     lora_rank=0, freeze="features", loss="triplet", mining="none", group_column="who", split_by="label",
+                     others="words", background="noise", trim=False)  # fmt: skip
     given = {"encoder": "speech-embedding", "epochs": 5, "similarity_weight": 2, "snr_high": 10.0}
-    recipe, lesson = student_recipe(teacher.to_dict(), given, "here")
+    recipe, lesson = student_recipe(teacher, given, "here")
     assert lesson == Lesson(similarity_weight=2)
     expected = {key: getattr(teacher, key) for key in INHERITED} | {"snr_high": 10.0}
     assert recipe == Recipe(encoder="speech-embedding", epochs=5, **expected)
+    assert recipe.corpus_options() == teacher.corpus_options()
 
 
 @pytest.mark.parametrize(
@@ -310,5 +312,5 @@ def test_a_student_takes_over_what_is_of_the_data_and_no_more() -> None:
 )
 def test_a_bad_lesson_is_refused_by_name(given: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(UsageError, match="the file: ") as caught:
-        student_recipe(Recipe().to_dict(), given, "the file")
+        student_recipe(Recipe(), given, "the file")
     assert all(name in str(caught.value) for name in named), caught.value
