@@ -88,6 +88,8 @@ def train(
         data = describe_data(manifest, corpus)
         parts = (_counted(data, name) for name in ("train", "val", "test"))
         watch({"stage": "note", "text": "{} to train, {} to choose by, {} to test".format(*parts)})
+        for note in corpus.notes:
+            watch({"stage": "note", "text": note})
         for caution in cautions(data):
             watch({"stage": "note", "text": f"beware: {caution}"})
         if background := advice_on_background(corpus.classes):
@@ -196,8 +198,8 @@ def train_corpus(
         head, test = head_probe(fitted.objective), probes.test_embeddings
         val = embed_clips(encoder, corpus.val.pcm, device)
         metrics["head"] = {
-            "val": score(head.scores(val), corpus.val, recipe.seed, multi_label=corpus.multi_label),
-            "test": score(head.scores(test), corpus.test, recipe.seed, multi_label=corpus.multi_label),
+            "val": score(head.scores(val), corpus.val, corpus, recipe.seed),
+            "test": score(head.scores(test), corpus.test, corpus, recipe.seed),
         }
     info = runs.RunInfo(
         name=name,
@@ -249,6 +251,7 @@ def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
         "own": {name: _own(clips, corpus) for name, clips in splits.items()},
         "problems": dict(Counter(problem.kind for problem in corpus.problems)),
         "repeated": corpus.repeated(),
+        "multi_label": corpus.multi_label,
     }
 
 

@@ -161,7 +161,7 @@ def front_matter(contract: Contract) -> str:
     measured = [
         {"type": "accuracy", "name": f"{split} accuracy", "value": round(contract.metrics[split]["accuracy"], 4)}
         for split in ("val", "test")
-        if split in contract.metrics and enough(contract.metrics[split])
+        if split in contract.metrics and enough(contract.data, split)
     ]
     head: dict[str, Any] = {
         "library_name": LIBRARY,

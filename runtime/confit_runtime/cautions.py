@@ -19,12 +19,11 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     """
     if not isinstance(data.get("clips"), Mapping):  # what was made without a training has no splits
         return []
-    own = data.get("own")  # of what fires; files of older versions do not have it
-    clips, groups = (
-        {split: row[key] for split, row in own.items()} if own else data[key] for key in ("clips", "groups")
-    )
+    clips, groups = ({split: held(data, split)[key] for split in data["clips"]} for key in ("clips", "groups"))
     found = []
     for split, name in (("test", "test"), ("val", "validation")):
+        if data.get("multi_label"):
+            break  # accuracy there is of clips that have a label
         if clips[split] and (unknown := data["clips"][split] - clips[split]) > clips[split]:
             found.append(
                 f"of {counted(data['clips'][split], f'{name} clip')} {unknown} are of the unknown class, and whoever always"
@@ -61,6 +60,13 @@ def ungrouped(data: Mapping[str, Any]) -> bool:
     return bool(data["clips"] == data["groups"])
 
 
-def enough(measured: Mapping[str, Any]) -> bool:
-    """Whether an accuracy is of so many clips and groups that it may be published."""
-    return bool(measured["n"] >= FEW_CLIPS and measured["groups"] >= FEW_GROUPS)
+def enough(data: Mapping[str, Any], split: str) -> bool:
+    """Whether so many clips and groups of what fires stand behind the accuracy on a split that it may be published."""
+    own = held(data, split)
+    return own["clips"] >= FEW_CLIPS and own["groups"] >= FEW_GROUPS
+
+
+def held(data: Mapping[str, Any], split: str) -> Mapping[str, int]:
+    """The `clips` and `groups` of what fires in a split; in files of older versions, of all."""
+    own: Mapping[str, int] = data.get("own", {}).get(split) or {key: data[key][split] for key in ("clips", "groups")}
+    return own

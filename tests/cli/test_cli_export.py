@@ -36,7 +36,8 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     assert (fields["license"], fields["pipeline_tag"]) == ("cc0-1.0", "audio-classification")
     assert "model-index" not in fields  # 15 clips of 3 voices are no result to publish
     assert "15 validation clips of 3 groups" in body
-    many = replace(contract, metrics={"test": {**contract.metrics["test"], "n": 300, "groups": 18}})
+    held = {**contract.data["own"], "test": {"clips": 300, "groups": 18}}
+    many = replace(contract, data={**contract.data, "own": held})
     (result,) = yaml.safe_load(front_matter(many))["model-index"][0]["results"]
     (measured,) = result["metrics"]
     assert measured["name"] == "test accuracy"

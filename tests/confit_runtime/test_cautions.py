@@ -43,6 +43,7 @@ def test_only_clips_of_what_fires_count() -> None:
     )
     assert "every clip is a group of its own" in alone
     assert "2 validation clips of 2 groups" in chosen
+    assert not any("unknown" in one for one in cautions({**data(115, 40), "own": few, "multi_label": True}))
     many = {split: {"clips": 60, "groups": 6} for split in few}
     assert cautions({**data(100, 40), "own": many}) == []
 
@@ -55,6 +56,8 @@ def test_clips_without_groups_are_told_of() -> None:
 
 
 def test_an_accuracy_of_a_few_clips_is_not_to_be_published() -> None:
-    assert enough({"n": 30, "groups": 5})
-    assert not enough({"n": 29, "groups": 10})
-    assert not enough({"n": 100, "groups": 4})
+    assert enough(data(30, 5), "test")
+    assert not enough(data(29, 10), "test")
+    assert not enough(data(100, 4), "test")
+    own = {"test": {"clips": 9, "groups": 9}}  # among hundreds of the unknown class
+    assert not enough({**data(300, 20), "own": own}, "test")
