@@ -59,6 +59,8 @@ def told_when_stopped(out: Path) -> Iterator[None]:
 
 def print_probes(metrics: dict[str, Any]) -> None:
     """The table of probes, for a person, on stdout."""
+    from confit_edge.pairtune.validation import standard_error
+
     probes = (("linear", "linear"), ("kNN", "knn"))
     rows = [(f"frozen encoder, {name} probe", metrics.get("frozen", {}).get(key)) for name, key in probes]
     rows += [(f"teacher, {name} probe", metrics.get("teacher", {}).get(key)) for name, key in probes]
@@ -73,6 +75,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
             f"  on {shown['n']} {where} clip{'s' * (shown['n'] != 1)} of {shown['groups']} group{'s' * (shown['groups'] != 1)}"
             + (f", mAP {100 * shown['map']:.1f} %" if "map" in shown else "")
+            + (f", {shown['own']['right']} of the {shown['own']['n']} that are not unknown" if "own" in shown else "")
             + (f" (validation {100 * result['val']['accuracy']:.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
@@ -81,6 +84,13 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"beware: the linear probe, which is what export writes, is {100 * behind:.0f} points behind the neighbours:"
             " `confit-edge probe RUN` tells what is taken for what. Where much is taken for unknown, does the background hold"
             " your classes?"
+        )
+    before, after = metrics.get("frozen", {}).get("linear", {}).get("val"), metrics["probes"]["linear"]["val"]
+    if before and after and before["accuracy"] - after["accuracy"] > standard_error(after["accuracy"], after["n"]):
+        say(
+            f"beware: on validation the frozen encoder is right {100 * before['accuracy']:.1f} % of the time, the trained one"
+            f" {100 * after['accuracy']:.1f} %: training has lost more than it taught. Try a smaller --lr, --soup 4, or"
+            " --freeze all; more clips are better than any"
         )
 
 

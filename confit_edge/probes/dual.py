@@ -64,8 +64,8 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
     for name, probe in (("linear", linear), ("knn", knn)):
         metrics[name] = {
-            "val": score(probe.scores(val), corpus.val, recipe.seed, multi_label=corpus.multi_label),
-            "test": score(probe.scores(test), corpus.test, recipe.seed, multi_label=corpus.multi_label),
+            "val": score(probe.scores(val), corpus.val, corpus, recipe.seed),
+            "test": score(probe.scores(test), corpus.test, corpus, recipe.seed),
         }
     return DualProbe(linear, knn, typicality, metrics, val, test)
 
@@ -74,14 +74,22 @@ def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[F
     return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
 
 
-def score(scores: Floats, clips: Clips, seed: int, *, multi_label: bool = False) -> dict[str, Any] | None:
-    """Accuracy with its interval, or None where the split has no clips.
+def score(scores: Floats, clips: Clips, corpus: Corpus, seed: int) -> dict[str, Any] | None:
+    """Accuracy of `scores [clips, classes]` with its interval, or None where the split has no labelled clips.
 
-    Of `multi_label` clips it is the share of those with a label whose best class is one of their own; `map` stands beside it.
+    Of multi-label clips it is the share of those with a label whose best class is one of their own; `map` stands beside it.
+    Where some of the clips are of the unknown class, `own` tells how many of the others are answered rightly.
     """
     labelled = np.flatnonzero(clips.targets.any(axis=1))
     if not len(labelled):
         return None
-    right = correct(scores[labelled], clips.targets[labelled])
+    targets = clips.targets[labelled]
+    right = correct(scores[labelled], targets)
     found = accuracy(right, [clips.groups[row] for row in labelled], seed).to_dict()
-    return {**found, "map": mean_average_precision(scores, clips.targets)} if multi_label else found
+    if corpus.multi_label:
+        found["map"] = mean_average_precision(scores, clips.targets)
+    elif corpus.unknown_column is not None and 0 < len(own := right[targets[:, corpus.unknown_column] == 0]) < len(
+        right
+    ):
+        found["own"] = {"right": int(own.sum()), "n": len(own)}
+    return found

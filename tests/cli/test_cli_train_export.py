@@ -138,10 +138,26 @@ def test_a_linear_probe_far_behind_the_neighbours_is_told_of(
     capsys: pytest.CaptureFixture[str], linear: float, n: int, told: bool
 ) -> None:
     def shown(accuracy: float) -> dict[str, Any]:
-        return {"val": {"accuracy": 0.5}, "test": {"accuracy": accuracy, "low": 0.0, "high": 1.0, "n": n, "groups": 5}}
+        val = {"accuracy": 0.5, "n": n}
+        return {"val": val, "test": {"accuracy": accuracy, "low": 0.0, "high": 1.0, "n": n, "groups": 5}}
 
     print_probes({"probes": {"linear": shown(linear), "knn": shown(0.6)}})
     assert ("is 40 points behind the neighbours" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(("trained", "told"), [(0.9, True), (0.98, False), (1.0, False)])
+def test_what_is_found_of_ones_own_is_shown_and_a_training_that_lost_is_told_of(
+    capsys: pytest.CaptureFixture[str], trained: float, told: bool
+) -> None:
+    def shown(accuracy: float) -> dict[str, Any]:
+        own = {"right": 2, "n": 3}
+        val = {"accuracy": accuracy, "low": 0.0, "high": 1.0, "n": 45, "groups": 5, "own": own}
+        return {"val": val, "test": None}
+
+    print_probes({"frozen": {"linear": shown(1.0)}, "probes": {"linear": shown(trained), "knn": shown(0.9)}})
+    captured = capsys.readouterr()
+    assert captured.out.count("2 of the 3 that are not unknown") == 3
+    assert ("the frozen encoder is right 100.0 % of the time" in captured.err) == told
 
 
 def test_a_run_exports_from_another_folder_than_it_was_trained_in(

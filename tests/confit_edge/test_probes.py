@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.compare import _starts
-from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.dual import dual_probe, score
 from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe, log_loss
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
@@ -301,6 +302,22 @@ def test_runs_that_started_alike_share_a_frozen_encoder_and_others_are_told_apar
 
 
 # on real clips
+
+
+def test_of_many_unknown_clips_what_is_found_of_the_others_is_told(run_corpus: Corpus) -> None:
+    clips, unknown = run_corpus.val, run_corpus.unknown_column
+    assert unknown is not None
+    targets = clips.targets.copy()
+    targets[3:] = np.eye(len(run_corpus.classes), dtype=np.int8)[unknown]
+    mixed = replace(clips, targets=targets)
+    scores = targets.astype(np.float32)
+    scores[0] = scores[5] = np.float32(1) - scores[0]  # one of the three own is missed, and one that is unknown
+    found = score(scores, mixed, run_corpus, 0)
+    assert found is not None
+    assert (found["own"], round(found["accuracy"] * found["n"])) == ({"right": 2, "n": 3}, len(clips) - 2)
+    whole = score(clips.targets.astype(np.float32), clips, run_corpus, 0)
+    assert whole is not None
+    assert "own" not in whole  # nothing is unknown
 
 
 def test_both_probes_hear_words_of_unseen_voices(run_corpus: Corpus) -> None:
