@@ -49,7 +49,7 @@ def _apart(data: dict[str, Any]) -> str:
 
 def _kept(info: RunInfo) -> str:
     recipe = info.recipe
-    if recipe["soup"] > 1:
+    if (recipe["soup"] or 1) > 1:
         return f"the mean of {recipe['soup']} trainings of {recipe['epochs']} epochs"
     return f"kept from epoch {info.kept_epoch} of {recipe['epochs']}"
 

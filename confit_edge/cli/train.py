@@ -152,7 +152,7 @@ def train(
     ] = None,
     soup: Annotated[
         int | None,
-        option("Trainings from the same start, one after another, whose weights are averaged [1].", METHOD),
+        option("Trainings from the same start whose weights are averaged: 4 of few clips, else 1.", METHOD),
     ] = None,
     search_epochs: Annotated[
         int | None, option("Epochs of each trial when --lr names several; 0: as many as the training [0].", METHOD)

@@ -78,7 +78,7 @@ class Recipe:
     averaging: float = (
         0.0  # the weights of the last so much of a training are averaged (0: those of one epoch are kept)
     )
-    soup: int = 1  # so many trainings from the same start, whose weights are averaged
+    soup: int | None = None  # trainings from the same start, whose weights are averaged; else `train` settles it
     search_epochs: int = 0  # of each trial of a rate (0: as many as the training has)
     lr_decay: float = 1.0  # each layer of the encoder learns at this share of the rate of the layer above it
     freeze: str = "none"  # of the encoder: none, features, a number of layers, or all
@@ -107,12 +107,12 @@ class Recipe:
             check_type(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
         at_least = {
             "seed": 0, "epochs": 1, "classes_per_batch": 2, "search_epochs": 0, "projection_dim": 2, "probe_views": 1,
-            "accumulate": 1, "chunk_size": 0, "patience": 0, "lora_rank": 0, "soup": 1, "projection_layers": 1,
+            "accumulate": 1, "chunk_size": 0, "patience": 0, "lora_rank": 0, "projection_layers": 1,
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:
                 raise UsageError(f"recipe key '{key}' must be at least {low}, is {getattr(self, key)}")
-        for key in ("layers", "clips_per_class"):
+        for key in ("layers", "clips_per_class", "soup"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise UsageError(f"recipe key '{key}' must be at least 1, is {value}")
         if self.seed >= 2**63:
@@ -129,11 +129,11 @@ class Recipe:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
         if not 0 <= self.averaging < 1:
             raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1, is {self.averaging}")
-        if self.soup > 1 and self.lora_rank:
+        if self.trainings > 1 and self.lora_rank:
             raise UsageError(
                 "recipe keys 'soup' and 'lora_rank': the mean of adapters' two factors is not that of the weights they make"
             )
-        if self.soup > 1 and self.patience:
+        if self.trainings > 1 and self.patience:
             raise UsageError(
                 "recipe keys 'soup' and 'patience': the trainings of a soup are of one length, so none ends early"
             )
@@ -176,6 +176,11 @@ class Recipe:
     def encoder_options(self) -> dict[str, Any]:
         """What `confit_edge.encoders.pretrained` takes beside the encoder's name and the window."""
         return {key: getattr(self, key) for key in ("initialise", "layers", "pooling", "layer_weights", "seed")}
+
+    @property
+    def trainings(self) -> int:
+        """How many are averaged: one, where it has been left open and not been settled."""
+        return self.soup or 1
 
     def corpus_options(self) -> dict[str, Any]:
         """What `confit_edge.data.corpus.read_corpus` takes beside the manifest and the rate: which clips, in which splits."""

@@ -36,6 +36,8 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder
 from confit_runtime.wording import counted
 
+FEW, SOUP_OF_FEW = 100, 4  # training clips of what fires; trainings that are averaged where there are fewer
+
 
 @dataclass
 class Trained:
@@ -99,6 +101,11 @@ def train(
             watch({"stage": "note", "text": text})
     if teaching:
         teaching.refuse_other(corpus)
+    if recipe.soup is None and teaching is None:
+        recipe = replace(recipe, soup=trainings(recipe, corpus))
+        if watch and recipe.trainings > 1:
+            text = f"of so few clips one training is luck: {recipe.trainings} are averaged (--soup 1: one)"
+            watch({"stage": "note", "text": text})
     started = {
         "recipe": recipe.to_dict(),
         "manifest": str(manifest.resolve()),
@@ -153,6 +160,15 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
     )
 
 
+def trainings(recipe: Recipe, corpus: Corpus) -> int:
+    """How many trainings are averaged where the recipe leaves it open: several of few clips, else one.
+
+    Not with `patience` or adapters, which have no mean, and of an encoder that stays as it is.
+    """
+    able = recipe.freeze != "all" and not recipe.lora_rank and not recipe.patience
+    return SOUP_OF_FEW if able and _own(corpus.train, corpus)["clips"] < FEW else 1
+
+
 def train_corpus(
     encoder: Encoder,
     corpus: Corpus,
@@ -185,7 +201,7 @@ def train_corpus(
     if watch:
         watch({"stage": "probe", "of": "trained encoder"})
     probes = dual_probe(encoder, corpus, recipe, device)
-    epochs, planned = len(fitted.history), recipe.epochs * recipe.soup
+    epochs, planned = len(fitted.history), recipe.epochs * recipe.trainings
     metrics: dict[str, Any] = {
         "probes": probes.metrics,
         "training": {"epochs": epochs, "planned": planned, "ended_early": epochs < planned},

@@ -163,7 +163,7 @@ class Training:
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
         self.together = nn.ModuleDict(self.modules)
         self.average = averaged(self.together) if recipe.averaging else None
-        self.soup = Soup(self.together) if recipe.soup > 1 else None
+        self.soup = Soup(self.together) if recipe.trainings > 1 else None
         self.optimiser = make_optimiser(encoder, objective, recipe, lr)
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
@@ -189,7 +189,7 @@ class Training:
     def run(self, checkpoint_path: Path | None) -> Fitted:
         """All epochs of all trainings, from the checkpoint where there is one."""
         so_far = self._start(checkpoint_path)
-        for epoch in range(len(so_far.history), self.epochs * self.recipe.soup):
+        for epoch in range(len(so_far.history), self.epochs * self.recipe.trainings):
             if self.soup and epoch % self.epochs == 0:
                 so_far.since = epoch
                 self._begin_again(self.soup)
@@ -209,7 +209,7 @@ class Training:
             if checkpoint_path and self.ranks.main:
                 plain = {"history": so_far.history, "kept_epoch": so_far.kept_epoch}
                 checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.kept)
-            self.tell({"stage": "epoch", "epochs": self.epochs * self.recipe.soup, **so_far.history[-1]})
+            self.tell({"stage": "epoch", "epochs": self.epochs * self.recipe.trainings, **so_far.history[-1]})
         if self.soup:
             self.soup.pour(self.together)
         else:
@@ -240,7 +240,9 @@ class Training:
             self.ranks.wait()  # all have read it before the first replaces or removes it
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch
-            self.tell({"stage": "note", "text": f"going on after epoch {done} of {self.epochs * self.recipe.soup}"})
+            self.tell(
+                {"stage": "note", "text": f"going on after epoch {done} of {self.epochs * self.recipe.trainings}"}
+            )
             return Progress(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
@@ -283,7 +285,7 @@ class Training:
                     sums[key] = sums.get(key, 0.0) + value
                 at = {
                     "epoch": epoch,
-                    "epochs": self.epochs * self.recipe.soup,
+                    "epochs": self.epochs * self.recipe.trainings,
                     "step": number + 1,
                     "steps": self.batches,
                 }

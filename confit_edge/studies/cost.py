@@ -46,7 +46,7 @@ def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
     """The CPU seconds a trial should take."""
     corpus, recipe = bench.data(trial), trial.recipe
     searched = len(recipe.lr) * (recipe.search_epochs or recipe.epochs) if len(recipe.lr) > 1 else 0
-    epochs = recipe.epochs * recipe.soup + searched if trial.train else 0
+    epochs = recipe.epochs * recipe.trainings + searched if trial.train else 0
     clips = probed_clips(corpus, recipe) + (study.beside(bench, trial) if study.beside else 0)
     return pace.train * len(corpus.train) * epochs + pace.probe * clips
 

@@ -21,7 +21,7 @@ from confit_runtime.audio import load_clip
 
 COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-QUICK = ["--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline"]
+QUICK = ["--clips-per-class", "2", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline"]
 Here = Callable[..., tuple[int, str, str]]
 
 

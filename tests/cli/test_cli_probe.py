@@ -24,7 +24,7 @@ Confit = Callable[..., tuple[int, str, str]]
 def vanilla(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of vanilla fine-tuning on the clips of `run_path`, without its background."""
     path = tmp_path_factory.mktemp("runs") / "vanilla"
-    train(manifest, path, Recipe(objective="finetune", epochs=1, probe_views=1, frozen_baseline=False))
+    train(manifest, path, Recipe(objective="finetune", epochs=1, soup=1, probe_views=1, frozen_baseline=False))
     return path
 
 
@@ -41,7 +41,7 @@ def several(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         lines.append(f"{manifest.parent / row['path']},{'|'.join(labels)},{row['group']},{row['split']}")
     (folder / "several.csv").write_text("\n".join(lines), encoding="utf-8")
-    recipe = Recipe(label_column="labels", epochs=1, probe_views=1, frozen_baseline=False)
+    recipe = Recipe(label_column="labels", epochs=1, soup=1, probe_views=1, frozen_baseline=False)
     train(folder / "several.csv", folder / "run", recipe)
     return folder / "run"
 

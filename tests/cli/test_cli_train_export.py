@@ -54,7 +54,18 @@ def small(cut: Callable[..., Path]) -> Path:
 
 
 def test_killed_three_times_and_resumed_the_run_is_the_undisturbed_one(small: Path, tmp_path: Path) -> None:
-    options = ["--epochs", "6", "--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline", "--json"]
+    options = [
+        "--epochs",
+        "6",
+        "--clips-per-class",
+        "2",
+        "--soup",
+        "1",
+        "--probe-views",
+        "1",
+        "--no-frozen-baseline",
+        "--json",
+    ]
     undisturbed = start("train", small, "-o", tmp_path / "undisturbed", *options, stdout=subprocess.DEVNULL)
     # killed at some time after the start, then at some time after each of two later epochs
     moments = [(epoch, random.uniform(0, 0.2)) for epoch in (0, *sorted(random.sample(range(1, 5), 2)))]
@@ -113,7 +124,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) 
 
 def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Path, confit: Here) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("epochs: 9\nclips_per_class: 2\nprobe_views: 1\nlr: 5e-4\n")
+    recipe.write_text("epochs: 9\nclips_per_class: 2\nprobe_views: 1\nsoup: 1\nlr: 5e-4\n")
     code, out, err = confit("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1")
     assert code == 0, err
     info = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -163,7 +174,7 @@ def test_what_is_found_of_ones_own_is_shown_and_a_training_that_lost_is_told_of(
 def test_a_run_exports_from_another_folder_than_it_was_trained_in(
     small: Path, background: Path, tmp_path: Path, confit: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--epochs", "1", "--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline"]
+    options = ["--epochs", "1", "--clips-per-class", "2", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline"]
     monkeypatch.chdir(background.parent)
     code, _, err = confit(
         "train", os.path.relpath(small), "-o", tmp_path / "run", "--background", background.name, *options
@@ -184,7 +195,7 @@ def test_a_corrupt_clip_among_good_ones_is_named_and_training_goes_on(
     text.write_text("this is not sound\n")
     with manifest.open("a") as file:
         file.write("text.wav,stop,somebody,train\n")
-    options = ["--epochs", "1", "--clips-per-class", "2", "--probe-views", "1", "--no-frozen-baseline"]
+    options = ["--epochs", "1", "--clips-per-class", "2", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline"]
     code, _, err = confit("train", manifest, "-o", tmp_path / "run", *options)
     assert code == 0, err
     for path in (truncated, text):
@@ -206,7 +217,7 @@ def test_a_statistic_that_has_no_value_is_null(corpus: Corpus, tmp_path: Path, c
         for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
             rows.append(f"{path},speech|{corpus.classes[label]},{group},{split}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
-    options = ["--epochs", "1", "--probe-views", "1", "--no-frozen-baseline", "--json"]
+    options = ["--epochs", "1", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline", "--json"]
     code, out, err = confit("train", tmp_path / "m.csv", "-o", tmp_path / "run", *options)
     assert code == 0, err
     (epoch,) = [json.loads(line) for line in out.splitlines() if json.loads(line)["type"] == "epoch"]
@@ -282,7 +293,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--window", "inf"], 2, ["--window inf"]),
         (["good.csv", "--device", "abacus"], 2, ["--device abacus"]),
         (["good.csv", "--encoder", "empty"], 2, ["--encoder ", "empty: holds no config.json"]),
-        (["good.csv", "--lr", "1e6", "--epochs", "1"], 1, ["lr"]),
+        (["good.csv", "--lr", "1e6", "--epochs", "1", "--soup", "1"], 1, ["lr"]),
         (["good.csv", "-o", "notes.txt"], 2, ["notes.txt"]),
         (["good.csv", "-o", "."], 2, ["not empty"]),
         (["good.csv", "-o", "notes.txt/run"], 2, ["notes.txt/run: cannot be made a folder, for notes.txt is a file"]),

@@ -80,7 +80,19 @@ def test_processes_leave_each_other_before_they_end(trained: Path) -> None:
 
 
 def test_train_works_under_a_launcher_and_speaks_with_one_voice(manifest: Path, tmp_path: Path) -> None:
-    settings = ["--epochs", "1", "--no-frozen-baseline", "--probe-views", "1", "--window", "0.8", "--device", "cpu"]
+    settings = [
+        "--epochs",
+        "1",
+        "--no-frozen-baseline",
+        "--soup",
+        "1",
+        "--probe-views",
+        "1",
+        "--window",
+        "0.8",
+        "--device",
+        "cpu",
+    ]
     done = launch("-m", "confit_edge", "train", str(manifest), "-o", str(tmp_path / "run"), *settings, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["type"] for line in lines] == ["note", "note", "epoch", "probe", "summary"]

@@ -246,7 +246,7 @@ def test_proxies_are_in_the_checkpoint_and_in_the_run(manifest: Path, corpus: Co
     from confit_edge.pairtune.trainer import fit
 
     recipe = Recipe(
-        loss="proxy-anchor", mining="none", epochs=2, probe_views=1, frozen_baseline=False, projection_dim=6
+        loss="proxy-anchor", mining="none", epochs=2, soup=1, probe_views=1, frozen_baseline=False, projection_dim=6
     )
     train(manifest, tmp_path / "whole", recipe)
     proxies = load_file(tmp_path / "whole" / "projection.safetensors")["contrast.metric.proxies"]

@@ -16,11 +16,11 @@ import soundfile
 import torch
 
 from confit_edge import runs
-from confit_edge.data.corpus import read_corpus
+from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.session import settled, train, train_corpus
+from confit_edge.pairtune.session import FEW, SOUP_OF_FEW, settled, train, train_corpus, trainings
 from confit_edge.probes.metrics import correct, mean_average_precision
 from confit_edge.runs import Run, read_run, weights_sha256
 from confit_runtime.errors import ConfitError, UsageError
@@ -110,9 +110,31 @@ def test_the_digest_of_weights_sees_every_value_and_name() -> None:
     assert weights_sha256(encoder) != first
 
 
+def test_of_few_clips_several_trainings_are_averaged(
+    cut: Callable[..., Path], run_corpus: Corpus, tmp_path: Path
+) -> None:
+    few_words = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
+    told: list[dict[str, Any]] = []
+    recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
+    train(few_words, tmp_path / "run", recipe, watch=told.append)
+    (note,) = [event["text"] for event in told if event["stage"] == "note" and "--soup 1" in event["text"]]
+    assert f"{SOUP_OF_FEW} are averaged" in note
+    made = read_run(tmp_path / "run")
+    assert made.recipe.soup == SOUP_OF_FEW
+    assert made.metrics["training"] == {"epochs": SOUP_OF_FEW, "planned": SOUP_OF_FEW, "ended_early": False}
+    assert train(few_words, tmp_path / "run", recipe, resume=True) is None  # the same recipe means the same again
+
+    assert trainings(Recipe(), run_corpus) == SOUP_OF_FEW
+    targets = np.tile(run_corpus.train.targets, (FEW, 1))
+    many = replace(run_corpus.train, targets=targets, groups=[""] * len(targets))
+    assert trainings(Recipe(), replace(run_corpus, train=many)) == 1
+    for has_no_mean in (Recipe(freeze="all"), Recipe(patience=2), Recipe(lora_rank=2, encoder="x")):
+        assert trainings(has_no_mean, run_corpus) == 1
+
+
 def test_a_training_whose_beginning_was_cut_off_is_told_of_and_begun_anew(manifest: Path, tmp_path: Path) -> None:
     """A power cut leaves an empty file where it was not written to the disk, and a kill what was not renamed yet."""
-    recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False)
+    recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "started.json").touch()
     with pytest.raises(ConfitError, match=r"started\.json: is damaged"):
@@ -137,7 +159,7 @@ def test_clips_with_several_labels_train_and_get_probes(
             rows.append(f"{path},{labels[corpus.classes[label]]},{group},{split}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
     noise = str(background) if noisy else None
-    recipe = Recipe(objective=objective, epochs=1, probe_views=1, frozen_baseline=False, background=noise)
+    recipe = Recipe(objective=objective, epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=noise)
     train(tmp_path / "m.csv", tmp_path / "run", recipe)
     found = read_run(tmp_path / "run")
     assert found.info.multi_label
@@ -269,7 +291,7 @@ def test_killed_while_the_run_is_being_written_it_is_written_again(
     cut: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
-    recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
+    recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
     train(manifest, tmp_path / "whole", recipe)
     write = runs.write_text
 
@@ -304,7 +326,7 @@ def test_a_recipe_means_the_same_in_any_folder(tmp_path: Path, monkeypatch: pyte
 
 def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Path], tmp_path: Path) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
-    recipe = Recipe(epochs=2, probe_views=1, frozen_baseline=False, clips_per_class=2)
+    recipe = Recipe(epochs=2, soup=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
 
     def stop(event: dict[str, Any]) -> None:
         if event["stage"] == "step" and event["epoch"] == 1:

@@ -22,7 +22,7 @@ ADVICE = "buy more memory"
 
 def test_trained_at_once_is_as_trained_alone(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)  # one thread each, as the lone trainings below
-    small: dict[str, Any] = {"epochs": 2, "classes_per_batch": 3, "clips_per_class": 2, "probe_views": 1}
+    small: dict[str, Any] = {"epochs": 2, "classes_per_batch": 3, "clips_per_class": 2, "probe_views": 1, "soup": 1}
     recipes = {
         "pairtune": Recipe(**small),
         "finetune": Recipe(**small, objective="finetune", lr=(5e-4, 2e-3), search_epochs=1, frozen_baseline=False),

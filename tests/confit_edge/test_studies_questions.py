@@ -50,7 +50,7 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def recipe(checkpoints: dict[str, Path]) -> Recipe:
     return Recipe(
-        encoder=str(checkpoints["wav2vec2"]), window=0.3, shift=0.02, epochs=1, probe_views=1, classes_per_batch=4,
+        encoder=str(checkpoints["wav2vec2"]), window=0.3, shift=0.02, epochs=1, soup=1, probe_views=1, classes_per_batch=4,
         clips_per_class=2,
     )  # fmt: skip
 

@@ -121,7 +121,7 @@ def test_stopped_anywhere_and_resumed_the_result_is_the_same_bit_for_bit(
         steps += event["stage"] == "step"
 
     undisturbed, expected = trained(encoder, few, recipe, watch=count)
-    per_epoch = steps // (recipe.epochs * recipe.soup)
+    per_epoch = steps // (recipe.epochs * recipe.trainings)
     assert per_epoch >= 2
 
     def stop_at(moment: int) -> Callable[[dict[str, Any]], None]:

@@ -46,6 +46,7 @@ def test_an_attention_encoder_is_exported_as_a_windowed_model(
         shift=0.02,
         noise_probability=0.2,
         snr_low=15.0,
+        soup=1,
         probe_views=1,
         frozen_baseline=False,
     )
