@@ -50,7 +50,8 @@ def opened(
     if not (paths or speaker_model or only or save):
         yield Placed()  # who only listens is spared SQLite and what stands on it: 2 MB
         return
-    from confit_runtime.gallery import Gallery, clean_name
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.names import clean_name
     from confit_runtime.speaker import SpeakerTap, VetoTap
 
     if speaker_model is None and only:

@@ -93,7 +93,8 @@ def enroll(
 
     from confit_runtime import load
     from confit_runtime.enrollment import kind_of, to_flac
-    from confit_runtime.gallery import Gallery, new_name, to_blobs, unheard
+    from confit_runtime.gallery import Gallery, to_blobs, unheard
+    from confit_runtime.names import new_name
     from confit_runtime.sources import find_clips
 
     name = new_name(name)

@@ -53,7 +53,8 @@ def show(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
 
     Example: confit-edge gallery show ada
     """
-    from confit_runtime.gallery import Gallery, clean_name
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.names import clean_name
 
     name = clean_name(name)
     with Gallery.open(gallery) as opened:
@@ -90,7 +91,8 @@ def rename(
 
     Example: confit-edge gallery rename ada "Ada Lovelace"
     """
-    from confit_runtime.gallery import Gallery, clean_name
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.names import clean_name
 
     with Gallery.open(gallery) as opened:
         opened.rename(old, new)
@@ -107,7 +109,8 @@ def remove(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
 
     Example: confit-edge gallery remove ada
     """
-    from confit_runtime.gallery import Gallery, clean_name
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.names import clean_name
 
     with Gallery.open(gallery) as opened:
         prints = opened.remove(name)

@@ -40,7 +40,8 @@ def verify(
     from confit_runtime import load
     from confit_runtime.audio import load_clip
     from confit_runtime.enrollment import embed_query
-    from confit_runtime.gallery import Gallery, clean_name
+    from confit_runtime.gallery import Gallery
+    from confit_runtime.names import clean_name
 
     try:
         name, loaded = clean_name(name), load(model)

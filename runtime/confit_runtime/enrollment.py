@@ -17,6 +17,7 @@ from confit_runtime.model import Floats, Model
 from confit_runtime.voiced import cut_to_voice, sounding_seconds, sounding_segments, voiced_seconds
 
 Kind = Literal["speaker", "sound"]
+OF_KIND = {"speaker": "voices", "sound": "sounds"}
 
 SHORTEST_SOUND_S = 0.1
 SHORTEST_VOICE_S = 0.5  # of one clip

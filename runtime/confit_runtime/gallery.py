@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from confit_runtime.errors import GalleryBusyError, GalleryError, UsageError
 from confit_runtime.matcher import Levels, Match, Matcher, unit
 from confit_runtime.migrations import Binding, bind, bound, damaged, lay_out, prepare, reported
 from confit_runtime.model import Model
+from confit_runtime.names import clean_name, new_name
 from confit_runtime.search import IndexSearch, build_index, erase_index
 from confit_runtime.shipped import as_asked_for
 
@@ -28,10 +28,6 @@ Places = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
-LONGEST_NAME = 100
-_REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows in a line, too
-NOBODY = "unknown"  # how an answer that is nobody is told
-OF_KIND = {"speaker": "voices", "sound": "sounds"}
 ROWS_AT_ONCE = 20_000
 PATIENCE_S, LISTENING_PATIENCE_S = 5.0, 0.1  # for another program's change; sound does not wait
 
@@ -478,32 +474,6 @@ class Gallery:
         if not (np.abs(embeddings) <= 1.01).all():
             raise damaged(self.path)
         return embeddings.astype(np.float32, copy=False)
-
-
-def clean_name(name: str) -> str:
-    """A name as it is kept: NFC-normalised and stripped. Raises UsageError unless it is 1..100 printable characters."""
-    clean = unicodedata.normalize("NFC", name).strip()
-    if not 1 <= len(clean) <= LONGEST_NAME:
-        raise UsageError(f"a name has 1 to {LONGEST_NAME} characters, got {len(clean)}")
-    if any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") for one in clean):
-        raise UsageError(f"a name holds no control characters or line breaks, got {clean!r}")
-    return clean
-
-
-def new_name(name: str) -> str:
-    """A name to be enrolled, as it is kept.
-
-    Raises UsageError on what `clean_name` refuses, on what would turn a line around, and on "unknown", however it is spelt.
-    """
-    clean = clean_name(name)
-    if any(one in _REVERSING for one in clean):
-        raise UsageError(f"a name holds no marks that turn the direction of a line, got {clean!r}")
-    looks = "".join(one for one in unicodedata.normalize("NFKC", clean) if unicodedata.category(one) != "Cf")
-    if looks.strip().casefold() in (NOBODY, ""):
-        raise UsageError(
-            f"nobody can be called {clean!r}: it is the answer where nobody is near enough; choose another name"
-        )
-    return clean
 
 
 def to_blobs(embeddings: Floats) -> list[bytes]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.audio import Pcm, resample
-from confit_runtime.enrollment import Kind, embed_sound, kind_of
+from confit_runtime.enrollment import OF_KIND, Kind, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.gallery import OF_KIND, Gallery, Print, clean_name, new_name
+from confit_runtime.gallery import Gallery, Print
 from confit_runtime.model import Floats, Model
+from confit_runtime.names import clean_name, new_name
 
 
 def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, int]:

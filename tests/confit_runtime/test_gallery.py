@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_runtime import GalleryError, Model, ModelError, UsageError, load
-from confit_runtime.gallery import PATIENCE_S, Gallery, clean_name
+from confit_runtime.gallery import PATIENCE_S, Gallery
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import SCHEMA
+from confit_runtime.names import clean_name
 from confit_runtime.transfer import export_names, import_names
 from tests import tiny_model
 from tests.tiny_model import RATE, Floats, silence, tone

@@ -1,0 +1,37 @@
+"""What a name may be that somebody is enrolled under."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from confit_runtime.errors import UsageError
+
+LONGEST = 100
+NOBODY = "unknown"  # how an answer that is nobody is told
+_REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows in a line, too
+
+
+def clean_name(name: str) -> str:
+    """A name as it is kept: NFC-normalised and stripped. Raises UsageError unless it is 1..100 printable characters."""
+    clean = unicodedata.normalize("NFC", name).strip()
+    if not 1 <= len(clean) <= LONGEST:
+        raise UsageError(f"a name has 1 to {LONGEST} characters, got {len(clean)}")
+    if any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") for one in clean):
+        raise UsageError(f"a name holds no control characters or line breaks, got {clean!r}")
+    return clean
+
+
+def new_name(name: str) -> str:
+    """A name to be enrolled, as it is kept.
+
+    Raises UsageError on what `clean_name` refuses, on what would turn a line around, and on "unknown", however it is spelt.
+    """
+    clean = clean_name(name)
+    if any(one in _REVERSING for one in clean):
+        raise UsageError(f"a name holds no marks that turn the direction of a line, got {clean!r}")
+    looks = "".join(one for one in unicodedata.normalize("NFKC", clean) if unicodedata.category(one) != "Cf")
+    if looks.strip().casefold() in (NOBODY, ""):
+        raise UsageError(
+            f"nobody can be called {clean!r}: it is the answer where nobody is near enough; choose another name"
+        )
+    return clean
