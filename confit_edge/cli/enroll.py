@@ -93,8 +93,9 @@ def enroll(
 
     from confit_runtime import load
     from confit_runtime.enrollment import kind_of, to_flac
-    from confit_runtime.gallery import Gallery, to_blobs, unheard
+    from confit_runtime.gallery import Gallery
     from confit_runtime.names import new_name
+    from confit_runtime.prints import to_blobs, unheard
     from confit_runtime.sources import find_clips
 
     name = new_name(name)

@@ -12,9 +12,10 @@ import numpy as np
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import OF_KIND, Kind, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.gallery import Gallery, Print
+from confit_runtime.gallery import Gallery
 from confit_runtime.model import Floats, Model
 from confit_runtime.names import clean_name, new_name
+from confit_runtime.prints import Print
 
 
 def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, int]:
@@ -66,9 +67,11 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
                 " names is unknown: take one away, with `confit-edge gallery remove`"
             )
     before = _counts(target)
+    # read before it is changed: who holds one gallery does not wait for another, whose holder may wait for this one
+    found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
     with target.change():
-        for name in names:
-            _add(target, name, source.prints(name), source.voiced_s(name))
+        for name, (prints, voiced_s) in found.items():
+            _add(target, name, prints, voiced_s)
     after = _counts(target)
     return {name: after[name] - before[name] for name in names}
 

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_runtime import GalleryError, Model, ModelError, UsageError, load
-from confit_runtime.gallery import PATIENCE_S, Gallery
+from confit_runtime.gallery import Gallery
+from confit_runtime.gallery_file import PATIENCE_S
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import SCHEMA
 from confit_runtime.names import clean_name
@@ -361,7 +362,7 @@ def test_a_gallery_from_the_future(path: Path, model: Model) -> None:
 
 
 def test_a_gallery_in_use(path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confit_runtime.gallery.PATIENCE_S", 0.1)
+    monkeypatch.setattr("confit_runtime.gallery_file.PATIENCE_S", 0.1)
     with Gallery.open(path, model) as gallery:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from confit_runtime import GalleryError, Model, UsageError, load
 from confit_runtime.enrollment import to_flac
 from confit_runtime.gallery import LISTENING_PATIENCE_S, Gallery
+from confit_runtime.gallery_file import PATIENCE_S
 from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness, unit
 from confit_runtime.search import ExactSearch, IndexSearch, build_index
 from confit_runtime.transfer import enroll_again, export_names, import_names
@@ -352,7 +354,7 @@ def test_two_programs_write_and_a_third_sees_it(tmp_path: Path, model: Model) ->
 def test_names_and_prints_are_read_at_one_moment(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery, Gallery.open(path) as other:
-        other._db.execute("PRAGMA busy_timeout = 0")
+        other._file._db.execute("PRAGMA busy_timeout = 0")
         other.enroll("ada", random_prints(1), sources=["a"], voiced_s=1.0)
         tried = 0
 
@@ -363,9 +365,9 @@ def test_names_and_prints_are_read_at_one_moment(tmp_path: Path, model: Model) -
                 with suppress(GalleryError):  # it is locked, as it should be
                     other.enroll("eve", random_prints(1), sources=["e"], voiced_s=1.0)
 
-        gallery._db.set_trace_callback(enroll_meanwhile)
+        gallery._file._db.set_trace_callback(enroll_meanwhile)
         assert gallery.matcher.names == ("ada",)
-        gallery._db.set_trace_callback(None)
+        gallery._file._db.set_trace_callback(None)
         assert tried == 1
 
 
@@ -380,6 +382,75 @@ def test_who_listened_waits_as_long_for_a_change_as_anybody(tmp_path: Path, mode
         assert gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0) == 1
         done.join()
         other.close()
+
+
+def test_threads_share_a_gallery_while_another_program_enrolls(tmp_path: Path, model: Model) -> None:
+    """Nobody hears of damage, and nothing that was enrolled is lost."""
+    path, over = tmp_path / "gallery.db", threading.Event()
+
+    def look(gallery: Gallery) -> set[str]:
+        seen: set[str] = set()
+        while not over.is_set():
+            seen |= set(gallery.matcher.names)
+            assert gallery.match(gallery.prints("ada")[0].embedding).nearest is not None
+        return seen
+
+    def enroll(gallery: Gallery, name: str) -> None:
+        for one in np.random.default_rng(len(name)).standard_normal((15, 1, DIM)).astype(np.float32):
+            gallery.enroll(name, one, sources=["x"], voiced_s=1.0)
+
+    with Gallery.open(path, model, create=True) as shared, Gallery.open(path) as other, ThreadPoolExecutor(6) as pool:
+        shared.enroll("ada", random_prints(1), sources=["a"], voiced_s=1.0)
+        looking = [pool.submit(look, shared) for _ in range(4)]
+        enrolling = [pool.submit(enroll, shared, name) for name in ("bob", "carl")]
+        try:
+            enroll(other, "eve")
+            for one in enrolling:
+                one.result()
+        finally:
+            over.set()
+        assert all(one.result() == {"ada", "bob", "carl", "eve"} for one in looking)
+    with Gallery.open(path) as gallery:
+        assert gallery.names() == {"ada": 1, "bob": 15, "carl": 15, "eve": 15}
+
+
+def test_who_listens_does_not_wait_for_another_threads_change(tmp_path: Path, model: Model) -> None:
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery, ThreadPoolExecutor(1) as pool:
+        before = gallery.matcher
+        with gallery.change():
+            gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0)
+            assert pool.submit(lambda: gallery.matcher).result(timeout=PATIENCE_S / 2) is before
+            names = pool.submit(gallery.names)  # but who asks for what is in the file does
+        assert names.result() == {"eve": 1}
+        assert gallery.matcher.names == ("eve",)
+
+
+def test_two_galleries_are_imported_into_each_other_at_once(tmp_path: Path, model: Model) -> None:
+    with (
+        Gallery.open(tmp_path / "one.db", model, create=True) as one,
+        Gallery.open(tmp_path / "two.db", model, create=True) as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for gallery, names in ((one, "abcdef"), (two, "uvwxyz")):
+            for name in names:
+                gallery.enroll(name, random_prints(1), sources=["x"], voiced_s=1.0)
+        for work in [pool.submit(import_names, one, two), pool.submit(import_names, two, one)]:
+            work.result(timeout=60)
+        assert one.names() == two.names() == dict.fromkeys("abcdefuvwxyz", 1)
+
+
+def test_a_closed_gallery_says_that_it_is_closed(tmp_path: Path, model: Model) -> None:
+    gallery = Gallery.open(tmp_path / "gallery.db", model, create=True)
+    gallery.close()
+    gallery.close()
+    for act in (
+        lambda: gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0),
+        lambda: gallery.match(random_prints(1)[0]),
+        lambda: gallery.remove("eve"),
+        gallery.names,
+    ):
+        with pytest.raises(GalleryError, match=r"gallery\.db: was closed: open the gallery again"):
+            act()
 
 
 @pytest.mark.parametrize(
@@ -441,6 +512,8 @@ def test_a_file_that_was_replaced_is_read_and_one_that_is_gone_is_nobody(
         gallery.enroll("bob", random_prints(1), sources=["x"], voiced_s=5.0)
         path.unlink()
         assert gallery.match(eve).reason == gallery.match(ada).reason == "nobody"
+        with pytest.raises(GalleryError, match="was replaced or removed while it was open"):
+            gallery.enroll("carl", random_prints(1), sources=["x"], voiced_s=5.0)
         other.replace(path)
         assert gallery.match(eve).name == "eve"
     assert [record.message.split(": ", 1)[1][:16] for record in caplog.records] == [

@@ -1,0 +1,130 @@
+"""The SQLite file of a gallery, open: one connection, which one thread at a time holds."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+
+from confit_runtime.errors import GalleryError, UsageError
+from confit_runtime.migrations import Binding, lay_out, prepare, reported
+
+PATIENCE_S = 5.0  # for another program's change
+
+
+class GalleryFile:
+    """A gallery's file, safe to use from any thread: each waits until no other is reading or changing it."""
+
+    def __init__(self, path: Path, binding: Binding | None = None) -> None:
+        """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
+        self.path, self.lock = path, RLock()
+        with reported(path):
+            self._db = _ready(path, binding)
+        self._identity, self._closed = _identity(path), False
+
+    def close(self) -> None:
+        with self.lock:
+            self._db.close()
+            self._closed = True
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, which no other thread uses meanwhile. Raises GalleryError."""
+        with self.lock:
+            if self._closed:
+                raise GalleryError(f"{self.path}: was closed: open the gallery again")
+            with reported(self.path):
+                yield self._db
+
+    @contextmanager
+    def hurried(self, seconds: float) -> Iterator[sqlite3.Connection]:
+        """`reading`, that waits so long for another program's change. Raises GalleryBusyError where that is too short."""
+        with self.reading() as db:
+            db.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+            try:
+                yield db
+            finally:
+                db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is on the disk afterwards, or nothing. Within another it is a part of that.
+
+        Raises GalleryError.
+        """
+        with self.reading() as db:
+            if db.in_transaction:
+                yield db
+                return
+            if not self.stands:
+                raise GalleryError(
+                    f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
+                )
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+
+    @property
+    def stands(self) -> bool:
+        """Whether the file that is open is the one that stands at its path."""
+        return _identity(self.path) == self._identity
+
+    def reopen(self) -> None:
+        """Go on with the file that stands at the path now. Raises GalleryError where that cannot be read."""
+        with self.reading():
+            opened = _ready(self.path, None)
+            self._db.close()
+            self._db, self._identity = opened, _identity(self.path)
+
+
+def make_file(path: Path, binding: Binding) -> None:
+    """Make an empty gallery. Raises UsageError and GalleryError, which name the folder, for the file may be moved yet."""
+    check_folder(path.parent)
+    with reported(path.parent):
+        db = _connect(path, create=True, writable=True)
+        lay_out(path, db, binding)
+        db.close()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UsageError or GalleryError unless a gallery can be made in a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder for a gallery")
+    if not os.access(folder, os.W_OK):
+        raise GalleryError(f"{folder}: the folder cannot be written: choose another one for the gallery")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file stands at a path, if one does."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _ready(path: Path, binding: Binding | None) -> sqlite3.Connection:
+    """An open connection to a gallery of today's layout. Raises GalleryError, and SQLite's errors."""
+    writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    db = _connect(path, create=binding is not None, writable=writable)
+    try:
+        for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"):
+            db.execute(f"PRAGMA {pragma}")
+        return prepare(path, db, binding, writable=writable)
+    except BaseException:
+        db.close()
+        raise
+
+
+def _connect(path: Path, *, create: bool, writable: bool) -> sqlite3.Connection:
+    mode = "ro" if not writable else "rwc" if create else "rw"
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        timeout=PATIENCE_S,
+        check_same_thread=False,
+    )

@@ -1,0 +1,78 @@
+"""Prints as they stand in a gallery's file, and as they are read from one that may hold anything."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.matcher import Floats, unit
+from confit_runtime.migrations import damaged
+
+Places = npt.NDArray[np.int64]
+
+ROWS_AT_ONCE = 20_000
+
+
+@dataclass(frozen=True)
+class Print:
+    """One enrolled sound: its embedding `[dim]` of length 1, and where it came from.
+
+    `negative` prints are of a sound that was taken for the name and is not it. `audio` is the sound itself as FLAC,
+    where it was kept.
+    """
+
+    embedding: Floats
+    source: str
+    negative: bool = False
+    audio: bytes | None = None
+
+
+def to_blobs(embeddings: Floats) -> list[bytes]:
+    """Embeddings `[n, dim]` as they stand in the file: of length 1, little-endian float32."""
+    return [row.tobytes() for row in unit(embeddings).astype("<f4")]
+
+
+def from_blobs(path: Path, blobs: Sequence[object], dim: int) -> Floats:
+    """Embeddings `[n, dim]` from the bytes in the file. Raises GalleryError on what is no embedding of ours."""
+    if any(not isinstance(blob, bytes) or len(blob) != 4 * dim for blob in blobs):
+        raise damaged(path)
+    embeddings = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dim)  # type: ignore[arg-type]
+    # far from length 1 is none, and large numbers would overflow when they are compared
+    if not (np.abs(embeddings) <= 1.01).all():
+        raise damaged(path)
+    return embeddings.astype(np.float32, copy=False)
+
+
+def read_prints(
+    path: Path, db: sqlite3.Connection, dim: int, place: Mapping[int, int], *, negative: bool
+) -> tuple[Places, Places, Floats]:
+    """All prints of a kind, in order of name: ids `[n]`, the places of their names `[n]`, embeddings `[n, dim]`.
+
+    `place` is that of each name, by its id. Raises GalleryError on contents that make no sense.
+    """
+    found = db.execute(
+        "SELECT id, name_id, embedding FROM prints WHERE negative = ? ORDER BY name_id, id", (int(negative),)
+    )
+    ids, owners, parts = [], [], [np.zeros((0, dim), np.float32)]
+    while some := found.fetchmany(ROWS_AT_ONCE):
+        ids += [number for number, _, _ in some]
+        owners += [place.get(name_id, -1) for _, name_id, _ in some]
+        parts.append(from_blobs(path, [blob for _, _, blob in some], dim))
+    if -1 in owners or any(type(number) is not int for number in ids):
+        raise damaged(path)
+    return np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts)
+
+
+def unheard(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
+    """The places of the prints that are neither among `known` nor a copy of one before them."""
+    seen, places = set(known), []
+    for at, blob in enumerate(blobs):
+        if blob not in seen:
+            seen.add(blob)
+            places.append(at)
+    return places
