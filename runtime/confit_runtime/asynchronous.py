@@ -34,11 +34,11 @@ async def listen_async(
     """Detections as they complete, without holding up the event loop: the models run in a worker thread.
 
     `source` is a source, or its name, as for `listen`; or an asynchronous iterable of `(pcm, rate)` chunks, such as what
-    a network client sends: all of one rate, mono in -1..1; a generator is closed at the end, as a source is. It ends when the
-    source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also because the task is
-    cancelled, stops the source and closes it before anything else happens (a second cancellation does not wait for that);
-    one that is left without `aclosing` is stopped when Python collects it. Raises what the source raises; what it raises
-    when it is left already is logged.
+    a network client sends: all of one rate, and PCM as `Stream.accept` takes it; a generator is closed at the end, as a source
+    is. It ends when the source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also
+    because the task is cancelled, stops the source and closes it before anything else happens (a second cancellation does not
+    wait for that); one that is left without `aclosing` is stopped when Python collects it. Raises what the source raises;
+    what it raises when it is left already is logged.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):

@@ -130,11 +130,16 @@ def _unreadable(path: str | Path, why: object) -> AudioError:
 
 
 def to_mono(pcm: npt.ArrayLike) -> Pcm:
-    """Mono float32 in -1..1 from `[samples]` or `[samples, channels]`, integer or float PCM (channels are averaged).
+    """Mono float32 in -1..1 from `[samples]` or `[samples, channels]` (channels are averaged).
 
-    Raises AudioError on another shape, on more than 64 channels, and on what is no PCM.
+    Floats are in -1..1; int8, int16 and int32 have the full scale of their type, and uint8 has its silence at 128. Raises
+    AudioError on integers of any other type, such as a list of them, whose scale nobody knows, on another shape, on more than
+    64 channels, and on what is no PCM.
     """
-    array = np.asarray(pcm)
+    try:
+        array = np.asarray(pcm)
+    except ValueError as error:
+        raise AudioError(f"audio must be [samples] or [samples, channels] ({error})") from error
     if array.ndim not in (1, 2):
         raise AudioError(f"audio must be [samples] or [samples, channels], got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] > MAX_CHANNELS:
@@ -144,10 +149,13 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
         )
     if array.dtype == np.uint8:
         array = (array.astype(np.float32) - 128.0) / 128.0
-    elif np.issubdtype(array.dtype, np.signedinteger):
+    elif np.issubdtype(array.dtype, np.signedinteger) and array.dtype.itemsize <= 4:
         array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
     elif not np.issubdtype(array.dtype, np.floating):
-        raise AudioError(f"audio must be integer or float PCM, got {array.dtype}")
+        raise AudioError(
+            f"audio must be float32 in -1..1, or integers of full scale, such as int16; got {array.dtype}: convert it, as with"
+            " numpy.asarray(pcm, numpy.int16)"
+        )
     array = array.astype(np.float32, copy=False)
     return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from confit_runtime.audio import narrow
+import numpy.typing as npt
+
+from confit_runtime.audio import narrow, to_mono
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
 
 if TYPE_CHECKING:
@@ -94,7 +96,10 @@ class Listener:
         yield from self.finish()
 
     def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Gap | Notice]:
-        """What is heard when the source has given `item`. Nothing happens until it is iterated over."""
+        """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.
+
+        Nothing happens until it is iterated over. Raises AudioError, UsageError.
+        """
         if not self._begun:
             self._begun = True
             yield from self._narrow()
@@ -112,7 +117,8 @@ class Listener:
         for stream in self.streams:
             yield from self._judge(stream.finish())
 
-    def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection | Notice]:
+    def _hear(self, pcm: npt.ArrayLike, rate: int) -> Iterator[Detection | Notice]:
+        pcm = to_mono(pcm)  # for taps, too
         if self._end is not None:
             pcm = pcm[: self._end - self.samples]
         self.samples += len(pcm)

@@ -213,9 +213,12 @@ class Model:
         return Batch(self, streams)
 
     def rows(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> tuple[Floats, Floats]:
-        """Scores `[hops, classes]` and embeddings `[hops, dim]` of a clip (a file, or PCM with its rate).
+        """Scores `[hops, classes]` and embeddings `[hops, dim]` of a clip.
 
-        A clip shorter than the window is centred in it; a longer one is padded at its end to a whole hop.
+        A clip is a file, or `[samples]` or `[samples, channels]` with their rate in Hz: floats in -1..1, or int16 (int8, int32,
+        uint8) of full scale. One shorter than the window is centred in it; a longer one is padded at its end to a whole hop.
+        Raises UsageError where there is no such file or no rate; AudioError on what is no sound, integers of another type
+        (a list of them) too, on NaN or infinite samples, and on none.
         """
         clip = self._clip(pcm, sample_rate)
         contract = self.contract
@@ -227,14 +230,17 @@ class Model:
         return np.concatenate(scores), np.concatenate(embedding)
 
     def embed(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Floats:
-        """The embedding `[dim]` of a clip, of length 1: the mean over its hops. Raises AudioError, UsageError."""
+        """The embedding `[dim]` of a clip, of length 1: the mean over its hops.
+
+        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError.
+        """
         mean = self.rows(pcm, sample_rate)[1].mean(axis=0)
         return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
     def classify(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Classification:
         """What a clip is, by the mean of its scores over its hops; of a long one, without the silence around its sound.
 
-        Raises AudioError, UsageError.
+        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError.
         """
         from confit_runtime.voiced import trimmed  # a device that only listens starts without it
 

@@ -158,10 +158,11 @@ class Stream:
         self.scores: Floats | None = None  # the newest row [classes], for whoever wants to show it
 
     def accept(self, pcm: npt.ArrayLike, sample_rate: int) -> list[Detection]:
-        """Take `[samples]` or `[samples, channels]` at `sample_rate`; give the detections they complete.
+        """Take `[samples]` or `[samples, channels]` at `sample_rate` in Hz; give the detections they complete.
 
-        Raises AudioError on NaN or infinite samples, or on more than 64 channels; UsageError when the rate is none or
-        changes without `reset()`.
+        Samples are floats in -1..1, or int16 (int8, int32, uint8) of full scale. Raises AudioError on integers of another type,
+        which a list of them is, on NaN or infinite samples, and on more than 64 channels; UsageError when the rate is none
+        or changes without `reset()`.
         """
         chunk, sample_rate = to_mono(pcm), check_rate(sample_rate)
         if not np.isfinite(chunk).all():

@@ -156,6 +156,7 @@ def test_an_absurd_rate_is_named_with_its_file(tmp_path: Path) -> None:
     [
         (np.int16([-32768, 16384]), [-1.0, 0.5]),
         (np.int32([-(2**31), 2**30]), [-1.0, 0.5]),
+        (np.array([-32768, 16384], ">i2"), [-1.0, 0.5]),
         (np.uint8([0, 192]), [-1.0, 0.5]),
         (np.float64([-1.0, 0.5]), [-1.0, 0.5]),
         (np.float32([[-1.0, -1.0], [0.0, 1.0]]), [-1.0, 0.5]),
@@ -169,7 +170,16 @@ def test_to_mono_takes_any_pcm(pcm: Any, value: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "pcm", [np.zeros((2, 2, 2), np.float32), np.zeros(3, bool), np.zeros(3, np.uint16), np.float32(0)]
+    "pcm",
+    [
+        np.zeros((2, 2, 2), np.float32),
+        np.zeros(3, bool),
+        np.zeros(3, np.uint16),
+        np.float32(0),
+        np.zeros(3, np.int64),
+        [0, 12_000, -12_000],  # int16 in a list: divided by the range of int64 they would be silence
+        [[0.0], [0.0, 0.0]],
+    ],
 )
 def test_to_mono_refuses_what_is_not_pcm(pcm: Any) -> None:
     with pytest.raises(AudioError):

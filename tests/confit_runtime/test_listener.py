@@ -163,6 +163,22 @@ def test_taps_hear_everything_and_judge_in_turn(model: Model) -> None:
     np.testing.assert_array_equal(heard, np.append(scene(), np.full(30, np.nan, np.float32)))
 
 
+def test_taps_hear_integers_and_channels_as_the_streams_do(model: Model) -> None:
+    heard: list[Floats] = []
+
+    class Keep(Tap):
+        def hear(self, pcm: Floats, rate: int) -> None:
+            heard.append(pcm)
+
+    stereo = np.round(np.stack([scene(), np.zeros_like(scene())], axis=1) * 32767).astype(np.int16)
+    sent = [*chunks(stereo[:9000]), *chunks(stereo[9000:].tolist())]
+    with pytest.raises(AudioError, match="got int64"):
+        list(listen(model, Scripted(sent)))
+    heard.clear()
+    assert [event.label for event in listen(model, Scripted(chunks(stereo)), taps=[Keep()])] == ["low", "mid"]
+    np.testing.assert_allclose(np.concatenate(heard), scene() / 2, atol=1e-4)
+
+
 def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) -> None:
     stream = model.stream()
     torn = Scripted([*chunks(scene(8000), 8000)[:9], (np.full(9, np.nan, np.float32), 8000)])
