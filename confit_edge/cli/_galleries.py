@@ -62,15 +62,16 @@ def opened(
         placed = Placed()
         for path in paths:
             with Gallery.open(path) as unread:
+                own = {name: level for name, level in thresholds.items() if name in unread.names()}
                 owners = [at for at, model in enumerate(models) if model.contract.embedding_id == unread.embedding_id]
             if speaker_model is not None and (speaker_model.contract.embedding_id == unread.embedding_id or not owners):
                 # one of none of the models is refused here, or below
                 _check_alone(path, placed.voices, speaker_model)
-                placed.voices = stack.enter_context(Gallery.open(path, speaker_model, thresholds=thresholds))
+                placed.voices = stack.enter_context(Gallery.open(path, speaker_model, thresholds=own))
                 continue
             for at in owners or [0]:
                 _check_alone(path, placed.of_model.get(at), models[at])
-                gallery = stack.enter_context(Gallery.open(path, models[at], thresholds=thresholds))
+                gallery = stack.enter_context(Gallery.open(path, models[at], thresholds=own))
                 placed.of_model[at] = gallery
                 placed.taps.append(VetoTap(models[at], gallery))
         if speaker_model is not None:

@@ -185,6 +185,8 @@ class NameDetector:
         """Take `[rows, dim]` embeddings; give the hits they complete, `Hit.label` being a place in `labels`."""
         scores = np.full((len(embeddings), len(self.labels)), -np.inf, np.float32)
         for row, embedding in zip(scores, embeddings, strict=True):
+            if not np.isfinite(embedding).all():
+                continue  # of a model that fails at some sound: it is nobody, and the stream goes on
             match = self.matcher.match(embedding)
             if match.name is not None:
                 row[self.labels.index(match.name)] = match.score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
-from confit_runtime.enrollment import Kind, kind_of
+from confit_runtime.arrays import Floats, floats
+from confit_runtime.enrollment import OF_KIND, Kind, kind_of
 from confit_runtime.errors import GalleryBusyError, GalleryError, UsageError
 from confit_runtime.gallery_file import GalleryFile, check_folder, make_file
-from confit_runtime.matcher import Floats, Levels, Match, Matcher
+from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
@@ -59,12 +62,15 @@ class Gallery:
     ) -> Gallery:
         """Open a gallery, or make an empty one for `model` with `create`, for names of `kind` (if not given, the model's).
 
-        Without a model it can be listed and changed, but not matched against. `threshold` is a similarity that stands
-        instead of those the model and the prints themselves give, `thresholds` one for some names, `margin` one instead of
-        the model's. In a folder that cannot be written the file is opened as it is, for reading only. Raises UsageError when
-        there is no such file, and GalleryError when it is damaged, of a newer version, of another model, or not a gallery.
+        Without a model it can be listed and changed, but not matched against. `threshold` is a similarity, -1..1, that stands
+        instead of those the model and the prints themselves give, `thresholds` one for some names (who may be enrolled later
+        only with `create`), `margin`, 0..2, one instead of the model's. In a folder that cannot be written the file is opened
+        as it is, for reading only. Raises UsageError when there is no such file, on levels that cannot be, and on thresholds
+        for names that are not enrolled; GalleryError when it is damaged, of a newer version, of another model, or not a gallery.
         """
         path = Path(path)
+        if model is not None and not isinstance(model, Model):
+            raise UsageError(f"a gallery is opened for a loaded model, not for {model!r}: load({model!r}) gives one")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: is not a file, expected a gallery")
         if create and model is None:
@@ -75,13 +81,17 @@ class Gallery:
             )
         levels = binding = None
         if model is not None:  # what is wrong with it is said before a file is made
-            levels = Levels.of(model.contract, threshold, margin, thresholds)
+            own = {clean_name(name): level for name, level in (thresholds or {}).items()}
+            levels = Levels.of(model.contract, threshold, margin, own)
             binding = _binding(model, kind) if create else None
         if not path.exists():
             check_folder(path.parent)
         file = GalleryFile(path, binding)
         try:
-            return cls(file, model, levels)
+            gallery = cls(file, model, levels)
+            if levels is not None and not create:
+                gallery._check_enrolled(levels.own)
+            return gallery
         except BaseException:
             file.close()
             raise
@@ -166,14 +176,14 @@ class Gallery:
         assert matcher is not None  # without one the lock was waited for
         return matcher
 
-    def match(self, embedding: Floats) -> Match:
-        """Who an embedding `[dim]` of the model is nearest to; see `Matcher`. Raises UsageError."""
+    def match(self, embedding: npt.ArrayLike) -> Match:
+        """Who an embedding `[dim]` of the model is nearest to; see `Matcher`. Raises UsageError, and what `matcher` raises."""
         return self.matcher.match(embedding)
 
     def enroll(
         self,
         name: str,
-        embeddings: Floats,
+        embeddings: npt.ArrayLike,
         *,
         sources: Sequence[str],
         voiced_s: float,
@@ -186,7 +196,7 @@ class Gallery:
         name and are not it. Those that the name has already are left out, with their share of the `voiced_s` seconds.
         Returns how many prints of that kind the name has now. Raises UsageError and GalleryError.
         """
-        name = new_name(name)
+        name, embeddings = new_name(name), floats(embeddings, f"embeddings [n, {self.dim}]")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or len(embeddings) == 0:
             raise UsageError(f"embeddings to enroll are [n, {self.dim}], got {list(embeddings.shape)}")
         if len(sources) != len(embeddings) or len(audio or sources) != len(embeddings):
@@ -194,6 +204,8 @@ class Gallery:
         lengths = np.linalg.norm(embeddings, axis=1)
         if not (np.isfinite(lengths).all() and (lengths > 0.0).all()):
             raise UsageError(f"an embedding of {name!r} is zero, NaN or infinite")
+        if not 0.0 <= voiced_s < math.inf:
+            raise UsageError(f"{name!r} is enrolled from seconds of sound, voiced_s of 0 or more, not {voiced_s}")
         with self.change() as db:
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id, blobs = self._id_of(db, name), to_blobs(embeddings)
@@ -382,6 +394,13 @@ class Gallery:
         log.warning("%s: was replaced; its names are those of the new file", self.path)
         self._gone, self._matcher = False, None
 
+    def _check_enrolled(self, names: Iterable[str]) -> None:
+        there = self.names()
+        for name in names:
+            if name not in there:
+                enrolled = ", ".join(there) or "nobody"
+                raise UsageError(f"{self.path}: a threshold for {name!r}, who is not enrolled (enrolled: {enrolled})")
+
     def _id_of(self, db: sqlite3.Connection, name: str) -> int:
         row = db.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
         if row is None:
@@ -430,6 +449,8 @@ class Gallery:
 
 def _binding(model: Model, kind: Kind | None) -> Binding:
     contract = model.contract
+    if kind is not None and kind not in OF_KIND:
+        raise UsageError(f"the names of a gallery are of kind {' or '.join(OF_KIND)}, not {kind!r}")
     return Binding(contract.embedding_id, contract.embedding_dim, contract.name, kind or kind_of(contract))
 
 

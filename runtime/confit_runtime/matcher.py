@@ -10,11 +10,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import Floats, floats
 from confit_runtime.contract import Contract
 from confit_runtime.errors import ModelError, UsageError
 from confit_runtime.search import ExactSearch, Search
-
-Floats = npt.NDArray[np.float32]
 
 NEAREST = 3  # prints of a name, and sounds of the cohort, that a score is made of
 NEIGHBOURS = 64  # nearest prints of all: the names they belong to are scored
@@ -71,11 +70,14 @@ class Levels:
     ) -> Levels:
         """The model's levels, with what was given by hand instead.
 
-        Raises UsageError on a threshold that is no similarity, ModelError on what is no number in the contract.
+        Raises UsageError on a threshold that is no similarity and on a margin that is none between two of them, ModelError on
+        what is no number in the contract.
         """
         for given in [*([] if threshold is None else [threshold]), *(own or {}).values()]:
             if not -1.0 <= given <= 1.0:
                 raise UsageError(f"the threshold of a name is a similarity between -1 and 1, not {given}")
+        if margin is not None and not 0.0 <= margin <= 2.0:
+            raise UsageError(f"the margin between two similarities is from 0 to 2, not {margin}")
         found = contract.calibration.get("enroll", {})
         if not isinstance(found, dict):
             raise ModelError(f"contract key 'calibration' of {contract.name} must hold an object under 'enroll'")
@@ -137,18 +139,19 @@ class Matcher:
         """Whether any name has negative prints."""
         return len(self._vetoes) > 0
 
-    def match(self, embedding: Floats) -> Match:
-        """Who an embedding `[dim]` is nearest to. Raises UsageError on another shape."""
+    def match(self, embedding: npt.ArrayLike) -> Match:
+        """Who an embedding `[dim]` is nearest to. Raises UsageError on another shape, and on NaN or infinity."""
         query = self._query(embedding)
         ranking = self._ranking(query)
         if not ranking:
             return Match(None, "nobody", None, 0.0, None, None, None, self.levels.threshold)
         return self._answer(query, ranking[0], ranking[1] if len(ranking) > 1 else None, self.levels.margin)
 
-    def verify(self, name: str, embedding: Floats) -> Match:
+    def verify(self, name: str, embedding: npt.ArrayLike) -> Match:
         """Whether an embedding `[dim]` is `name`: the answer's `name` is that or None, `score` is of that name.
 
-        Nobody else who is enrolled may be nearer. Raises UsageError when nobody is enrolled as `name`.
+        Nobody else who is enrolled may be nearer. Raises UsageError when nobody is enrolled as `name`, and on what `match`
+        refuses.
         """
         query = self._query(embedding)
         if name not in self.enrolled:
@@ -157,21 +160,27 @@ class Matcher:
         others = [entry for entry in self._ranking(query) if entry[1] != claimed]
         return self._answer(query, (self._score(claimed, query), claimed), others[0] if others else None, 0.0)
 
-    def vetoes(self, label: str, embedding: Floats) -> bool:
+    def vetoes(self, label: str, embedding: npt.ArrayLike) -> bool:
         """Whether an embedding `[dim]` of a sound that was taken for `label` is one that was enrolled as negative of it.
 
         It is when it is as near to such a print as a match must be, and nearer than to the sounds of the cohort.
+        Raises UsageError on what `match` refuses.
         """
+        query = self._query(embedding)
         if label not in self.names:
             return False
-        query = self._query(embedding)
         nearest = self._nearest_veto(self.names.index(label), query)
         return nearest >= self.levels.threshold and nearest > self._nearest_cohort(query)
 
-    def _query(self, embedding: Floats) -> Floats:
-        if embedding.shape != self._prints.shape[1:]:
-            raise UsageError(f"an embedding here is [{self._prints.shape[1]}], got {list(embedding.shape)}")
-        return unit(embedding)
+    def _query(self, embedding: npt.ArrayLike) -> Floats:
+        query = floats(embedding, f"an embedding [{self._prints.shape[1]}]")
+        if query.shape != self._prints.shape[1:]:
+            raise UsageError(f"an embedding here is [{self._prints.shape[1]}], got {list(query.shape)}")
+        if not np.isfinite(query).all():
+            raise UsageError(
+                "an embedding to be matched holds NaN or infinite values: is its model or its sound at fault?"
+            )
+        return unit(query)
 
     def _answer(
         self, query: Floats, best: tuple[float, int], second: tuple[float, int] | None, least_margin: float
@@ -193,7 +202,7 @@ class Matcher:
     ) -> Reason | None:
         """Which rule says that the answer is unknown, if one does."""
         score, place = best
-        if score < threshold:
+        if not score >= threshold:
             return "too low"
         if self._nearest_veto(place, query) >= score - ROUNDING:
             return "negative"

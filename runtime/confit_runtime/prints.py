@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.matcher import Floats, unit
+from confit_runtime.arrays import Floats
+from confit_runtime.matcher import unit
 from confit_runtime.migrations import damaged
 
 Places = npt.NDArray[np.int64]

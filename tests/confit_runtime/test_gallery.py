@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_runtime import GalleryError, Model, ModelError, UsageError, load
+from confit_runtime.detect import NameDetector
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import PATIENCE_S
 from confit_runtime.matcher import Levels, Matcher
@@ -115,12 +116,14 @@ def test_enrolling_is_all_or_nothing(path: Path, model: Model) -> None:
         (random_prints(1)[0], ["one"]),
         (np.float32([[np.nan] * DIM]), ["one"]),
         (np.zeros((1, DIM), np.float32), ["one"]),
+        ([["loud"] * DIM], ["one"]),
     ]:
         with Gallery.open(path, model) as gallery:
             with pytest.raises(UsageError):
                 gallery.enroll("eve", embeddings, sources=sources, voiced_s=1.0)
-            with pytest.raises(GalleryError):
-                gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=float("nan"))
+            for voiced_s in (float("nan"), float("inf"), -5.0):
+                with pytest.raises(UsageError, match="voiced_s of 0 or more"):
+                    gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=voiced_s)
             assert gallery.names() == {"ada": 3, "bob": 2}
             assert gallery.matcher.names == ("ada", "bob")
 
@@ -272,6 +275,32 @@ def test_the_cohort_competes_as_the_unknown(tmp_path: Path) -> None:
         assert gallery.match(query[[1, 0, *range(2, DIM)]]).name == "north"
 
 
+def test_lists_are_embeddings_too_and_what_is_not_finite_is_none(path: Path, model: Model) -> None:
+    with Gallery.open(path, model) as gallery:
+        ada = gallery.prints("ada")[0].embedding
+        assert gallery.match(ada.tolist()) == gallery.match(ada)
+        assert gallery.enroll("eve", [ada.tolist()], sources=["one"], voiced_s=1.0) == 1
+        for bad in (np.nan, np.inf, -np.inf):
+            query = [bad, *ada[1:].tolist()]
+            for ask in (
+                gallery.match,
+                lambda query: gallery.matcher.verify("ada", query),
+                lambda query: gallery.matcher.vetoes("low", query),
+            ):
+                with pytest.raises(UsageError, match="NaN or infinite"):
+                    ask(query)
+        with pytest.raises(UsageError, match=rf"an embedding \[{DIM}\]: numbers are expected"):
+            gallery.match("ada")
+
+
+def test_a_model_that_fails_at_a_sound_names_nobody(path: Path, model: Model) -> None:
+    with Gallery.open(path, model) as gallery:
+        rows = np.repeat(gallery.prints("ada")[:1][0].embedding[None], 4, axis=0)
+        assert [hit.row for hit in NameDetector(model.contract, gallery.matcher).push(rows)] == [1]
+        rows[1] = np.nan
+        assert [hit.row for hit in NameDetector(model.contract, gallery.matcher).push(rows)] == [3]
+
+
 def test_an_empty_gallery_knows_nobody(tmp_path: Path, model: Model) -> None:
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
         match = gallery.match(random_prints(1)[0])
@@ -309,6 +338,10 @@ def test_a_missing_gallery_is_a_usage_error(tmp_path: Path, model: Model) -> Non
         Gallery.open(tmp_path / "nowhere" / "gallery.db", model, create=True)
     with pytest.raises(UsageError, match="needs the model"):
         Gallery.open(tmp_path / "gallery.db", create=True)
+    with pytest.raises(UsageError, match=r"not for 'digits': load\('digits'\) gives one"):
+        Gallery.open(tmp_path / "gallery.db", "digits", create=True)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="of kind speaker or sound, not 'voices'"):
+        Gallery.open(tmp_path / "gallery.db", model, create=True, kind="voices")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -474,6 +507,7 @@ def test_contents_that_make_no_sense_are_a_gallery_error(path: Path, model: Mode
 ENROLLER = """
 import sys
 import numpy as np
+from confit_runtime.detect import NameDetector
 from confit_runtime.gallery import Gallery
 
 with Gallery.open(sys.argv[1]) as gallery:
@@ -511,6 +545,7 @@ import numpy as np
 import numpy.ma  # numpy loads it late, when a user of no rights may not be able to
 import urllib.parse  # and so does pathlib
 from confit_runtime import GalleryError, load
+from confit_runtime.detect import NameDetector
 from confit_runtime.gallery import Gallery
 
 path, model = sys.argv[1], load(sys.argv[2])

@@ -173,6 +173,23 @@ def test_a_threshold_is_a_similarity(tmp_path: Path, model: Model, level: float)
     assert not (tmp_path / "gallery.db").exists()
 
 
+@pytest.mark.parametrize("margin", [float("nan"), float("inf"), -0.1, 3.0])
+def test_a_margin_is_one_between_similarities(tmp_path: Path, model: Model, margin: float) -> None:
+    with pytest.raises(UsageError, match="from 0 to 2"):
+        Gallery.open(tmp_path / "gallery.db", model, create=True, margin=margin)
+    assert not (tmp_path / "gallery.db").exists()
+
+
+def test_a_threshold_is_of_somebody(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("zoë", random_prints(1), sources=["x"], voiced_s=1.0)
+    with Gallery.open(path, model, thresholds={"zoe\u0308": 0.9}) as gallery:  # however it is spelt
+        assert gallery.match(random_prints(1)[0]).threshold == 0.9
+    with pytest.raises(UsageError, match=r"gallery\.db: a threshold for 'zoo', who is not enrolled \(enrolled: zoë\)"):
+        Gallery.open(path, model, thresholds={"zoo": 0.9})
+
+
 def test_one_names_threshold_is_set_by_hand(tmp_path: Path, model: Model) -> None:
     east, north = np.eye(DIM, dtype=np.float32)[:2]
     with Gallery.open(tmp_path / "gallery.db", model, create=True, thresholds={"east": 0.9}) as gallery:

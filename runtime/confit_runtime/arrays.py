@@ -1,0 +1,18 @@
+"""Arrays from what a program gives in their place, such as lists."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.errors import UsageError
+
+Floats = npt.NDArray[np.float32]
+
+
+def floats(values: npt.ArrayLike, what: str) -> Floats:
+    """`values` as float32. Raises UsageError, saying `what` was expected, where they are no numbers."""
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what}: numbers are expected ({error})") from error
