@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit
+from confit_runtime.errors import ConfitError
 
 
 def inspect(
@@ -20,8 +21,9 @@ def inspect(
     """Tell what a model file holds: size, parameters, multiply-adds, layers by precision, accuracy, thresholds.
 
     Works where only the device install is: everything comes from the contract inside the file. Latency, processor time
-    per second of audio and peak memory are measured here and now, on one thread. The thresholds are those that `listen`
-    uses: of MODEL.device.json, where `calibrate` left one beside the model.
+    per second of audio and peak memory are measured here and now, on one thread; where that fails, the rest is told all the
+    same, and the exit status is 1. The thresholds are those that `listen` uses: of MODEL.device.json, where `calibrate` left
+    one beside the model.
 
     Examples:
 
@@ -38,16 +40,25 @@ def inspect(
     loaded = load(model)
     size, contract = Path(loaded.path).stat().st_size, loaded.contract
     rows = facts(contract, size)
-    measured = {}
+    measured: dict[str, object] = {}
+    failure = None
     if measure:
-        latency, fresh = call_latency(loaded), fresh_process(loaded.path)
-        measured = {**asdict(latency), **asdict(fresh)}
+        latency = call_latency(loaded)
+        measured |= asdict(latency)
         rows += [
             ("latency of a call here, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
             ("processor time per second of audio", f"{latency.cpu_rtf:.4f} s"),
-            ("peak memory of a process", "unknown" if fresh.peak_mb is None else f"{fresh.peak_mb:.0f} MB"),
-            ("start to first score", f"{fresh.first_score_s:.2f} s"),
         ]
+        try:
+            fresh = fresh_process(loaded.path)
+        except ConfitError as error:
+            failure = error
+        else:
+            measured |= asdict(fresh)
+            rows += [
+                ("peak memory of a process", "unknown" if fresh.peak_mb is None else f"{fresh.peak_mb:.0f} MB"),
+                ("start to first score", f"{fresh.first_score_s:.2f} s"),
+            ]
     if json_lines:
         emit(
             "model",
@@ -57,7 +68,9 @@ def inspect(
             device_file=contract.calibration.get("device", {}).get("file"),
             measured=measured,
         )
-        return
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:{width}}  {value}")
+    else:
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print(f"{name:{width}}  {value}")
+    if failure is not None:
+        raise failure

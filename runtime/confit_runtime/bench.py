@@ -132,7 +132,8 @@ def fresh_process(path: Path, seconds: float = 10.0) -> Fresh:
 
     Raises ConfitError with what the process said when it fails.
     """
-    command = [sys.executable, "-c", _CHILD, str(path), str(seconds)]
+    # -P: what lies in the current folder is not run, such as a random.py, which numpy would import
+    command = [sys.executable, "-P", "-c", _CHILD, str(path), str(seconds)]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

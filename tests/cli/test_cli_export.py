@@ -17,6 +17,7 @@ from confit_export.export import Exported
 from confit_export.model_card import Timing, front_matter, recommendation, table
 from confit_runtime import load
 from confit_runtime.bench import call_latency
+from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import saturates
 
 Confit = Callable[..., tuple[int, str, str]]
@@ -92,6 +93,19 @@ def test_inspect_needs_no_onnx_and_no_torch(exports: dict[str, Exported]) -> Non
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["contract"]["precision"] == "int8"
+
+
+def test_inspect_tells_what_it_knows_where_measuring_fails(confit: Confit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path) -> None:
+        raise ConfitError(f"{path}: a new process could not run it (no word)")
+
+    monkeypatch.setattr("confit_runtime.bench.fresh_process", fails)
+    code, out, err = confit("inspect", "digits")
+    assert (code, "thresholds" in out, "latency of a call here" in out, "peak memory" in out) == (1, True, True, False)
+    assert "a new process could not run it" in err
+    code, out, _ = confit("inspect", "digits", "--json")
+    told = json.loads(out)
+    assert (code, told["contract"]["name"], "p50_ms" in told["measured"]) == (1, "digits", True)
 
 
 def test_inspect_of_what_is_no_model(tmp_path: Path, confit: Confit) -> None:

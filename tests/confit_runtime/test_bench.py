@@ -109,6 +109,14 @@ def test_a_fresh_process_scores_and_tells_its_memory(tiny: Path, tmp_path: Path)
         fresh_process(tmp_path / "none.onnx")
 
 
+def test_what_lies_in_the_current_folder_is_not_run(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('random.py was run')\n")  # numpy imports random
+    monkeypatch.chdir(tmp_path)
+    assert fresh_process(tiny.absolute(), seconds=0.5).first_score_s > 0
+
+
 def test_the_verb_prints_json_lines_and_a_table(tiny: Path) -> None:
     def run(*arguments: str) -> str:
         done = subprocess.run(
