@@ -78,13 +78,14 @@ class Verdict:
 
     @property
     def loss(self) -> str:
-        """The loss of accuracy in words, in points and in clips."""
-        points = 100 * self.lost.difference
-        verb = "loses" if points >= 0 else "gains"
-        low, high = 100 * self.lost.low, 100 * self.lost.high
+        """The loss of accuracy in words, or the gain, in points and in clips; the interval is of what is told."""
+        points, low, high = (100 * share for share in (self.lost.difference, self.lost.low, self.lost.high))
+        verb = "loses"
+        if points < 0:
+            verb, points, low, high = "gains", -points, -high, -low
         interval = f" [{low:+.2f}, {high:+.2f}]" if low < high else ""  # one of no width would claim to be sure
         return (
-            f"it {verb} {abs(points):.2f} points of validation accuracy{interval},"
+            f"it {verb} {points:.2f} points of validation accuracy{interval},"
             f" {abs(self.clips_lost)} of {self.clips} clips"
         )
 

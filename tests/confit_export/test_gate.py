@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from confit_edge.data.corpus import Corpus
+from confit_edge.probes.metrics import Difference
 from confit_export.export import Exported
 from confit_export.gate import Heard, Verdict
 from confit_runtime import load
@@ -48,6 +49,17 @@ def test_a_gain_is_no_failure_and_is_called_a_gain() -> None:
     verdict = Verdict.of(heard([0] * 20), heard([1] * 20), seed=0)
     assert verdict.failures == []
     assert "gains 100.00 points" in verdict.loss
+
+
+def test_the_interval_of_a_gain_is_of_the_gain() -> None:
+    lost = Difference(difference=-0.02, low=-0.05, high=0.01)
+    assert (
+        "it gains 2.00 points of validation accuracy [-1.00, +5.00], 2 of 100 clips" in Verdict(lost, -2, 100, 1.0).loss
+    )
+    lost = Difference(difference=0.02, low=-0.01, high=0.05)
+    assert (
+        "it loses 2.00 points of validation accuracy [-1.00, +5.00], 2 of 100 clips" in Verdict(lost, 2, 100, 1.0).loss
+    )
 
 
 @pytest.mark.parametrize(("angle", "passes"), [(0.0, True), (np.arccos(0.991), True), (np.arccos(0.989), False)])
