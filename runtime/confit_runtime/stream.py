@@ -75,11 +75,11 @@ class Stream:
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
         self._reach = model.contract.window // model.contract.hop - 1 + memory
         self._muted = False
-        self.live = True  # what is pushed is recorded as time passes
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: the next sample pushed is sample 0 of silence, whatever was heard before."""
+        """Begin anew, `live`: the next sample pushed is sample 0 of silence, whatever was heard before."""
+        self.live = True  # what is pushed is recorded as time passes
         self._rate: int | None = None
         self._muted_at = time.monotonic()  # if it is muted, since when
         self._unheard_s = 0.0  # of the sound of mutes, what is still to come
@@ -130,7 +130,7 @@ class Stream:
 
         Sound that was recorded meanwhile and is pushed only now, because who pushes it was the one that spoke, passes
         unheard too: as much as was muted, by the clock on the wall, less what was pushed meanwhile. (Not where the stream is
-        not `live`: of a file nothing was recorded meanwhile.)
+        not `live`: of a file nothing was recorded meanwhile. Set `live = False` after `reset` to push one.)
         """
         if self._muted and self.live:
             self._unheard_s += time.monotonic() - self._muted_at

@@ -179,6 +179,26 @@ def test_taps_hear_integers_and_channels_as_the_streams_do(model: Model) -> None
     np.testing.assert_allclose(np.concatenate(heard), scene() / 2, atol=1e-4)
 
 
+def test_a_stream_that_heard_a_file_is_live_again(model: Model) -> None:
+    stream, source = model.stream(), Scripted(chunks(scene()))
+    source.live = False
+
+    class Look(Tap):
+        def hear(self, pcm: Floats, rate: int) -> None:
+            assert not stream.live
+
+    assert len(list(listen(stream, source, taps=[Look()]))) == 2
+    assert stream.live
+    source = Scripted(chunks(scene()))
+    source.live = False
+    hearing = listen(stream, source)
+    next(hearing)
+    hearing.close()  # left in the middle
+    assert not stream.live
+    Listener([stream], "the client", RATE)
+    assert stream.live
+
+
 def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) -> None:
     stream = model.stream()
     torn = Scripted([*chunks(scene(8000), 8000)[:9], (np.full(9, np.nan, np.float32), 8000)])
