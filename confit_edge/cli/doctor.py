@@ -12,7 +12,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli._sources import Channels, Format, Rate
-from confit_runtime.errors import DeviceError
+from confit_runtime.errors import AudioError, DeviceError
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -59,7 +59,10 @@ def doctor(
             say(f"measuring {opened.name} for {seconds:g} s: be quiet for {seconds / 2:g} s, then speak")
         pcm, dropped, arrivals = _hear(opened, seconds)
         name, clocked = opened.name, isinstance(opened, Microphone)
-    check = soundcheck(pcm, opened.rate)
+    try:
+        check = soundcheck(pcm, opened.rate)
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from error
     found = findings(check, dropped_s=dropped / opened.rate)
     if clocked and (slip := _slip(arrivals, opened.rate)) is not None:
         found = [slip, *(one for one in found if one.level != "good")]

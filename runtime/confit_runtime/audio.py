@@ -160,6 +160,12 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
     return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
 
 
+def check_finite(pcm: Pcm, source: str | Path) -> None:
+    """Raise AudioError, naming the `source`, on NaN or infinite samples."""
+    if not np.isfinite(pcm).all():
+        raise AudioError(f"{source}: holds NaN or infinite samples")
+
+
 def check_rate(rate: float) -> int:
     """The rate as an int, or UsageError when it is no sample rate in Hz."""
     if not isinstance(rate, Real):
@@ -195,8 +201,7 @@ def load_clip(path: str | Path, rate: int) -> Pcm:
     pcm, file_rate = read_audio(path)
     if pcm.size == 0:
         raise AudioError(f"{path}: holds no samples")
-    if not np.isfinite(pcm).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples")
+    check_finite(pcm, path)
     return resample(pcm, file_rate, to=rate)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.audio import Pcm, check_rate, read_audio, resample, to_mono
+from confit_runtime.audio import Pcm, check_finite, check_rate, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
 from confit_runtime.device_file import device_path, read_device_file
@@ -260,6 +260,5 @@ class Model:
             clip, source = to_mono(pcm), "the clip"
         if clip.size == 0:
             raise AudioError(f"{source}: holds no samples")
-        if not np.isfinite(clip).all():
-            raise AudioError(f"{source}: holds NaN or infinite samples")
+        check_finite(clip, source)
         return resample(clip, check_rate(sample_rate), self.contract.sample_rate)

@@ -354,6 +354,18 @@ def test_sound_that_was_cut_off_is_told(home: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[0] == "-: ended within a sample (1 of 2 bytes): are format and channels right?"
 
 
+def test_a_file_of_nan_or_of_too_little_sound_is_named(home: Path) -> None:
+    sound = np.where(np.arange(16_000) == 9_000, np.float32("nan"), tone(500, 1.0))
+    soundfile.write(home / "nan.wav", sound, 16_000, subtype="FLOAT")
+    (home / "nan.txt").write_text("0.1\t0.5\tlow\n")
+    for verb in ("listen tiny.onnx --source nan.wav", "doctor --source nan.wav", "evaluate tiny.onnx nan.wav"):
+        done = run(home, *verb.split())
+        told = done.stderr.splitlines()[-1]
+        assert (done.returncode, told) == (1, "confit-edge: nan.wav: holds NaN or infinite samples"), verb
+    done = run(home, "doctor", "--source", "short.wav")
+    assert done.stderr == "confit-edge: short.wav: 0.03 s of sound are too little to judge it\n"
+
+
 def test_doctor_takes_a_pipe(home: Path) -> None:
     pcm = (scene(16_000) * 32767).astype("<i2").tobytes()
     done = run(home, "doctor", "--source", "-", "--rate", "16000", "--json", stdin=pcm)

@@ -130,6 +130,14 @@ def test_pcm_is_passed_on_as_it_arrives() -> None:
             np.testing.assert_allclose(pcm, np.full(30, value / 32768))
 
 
+def test_a_file_that_holds_nan_is_named(tmp_path: Path) -> None:
+    sound = RNG.uniform(-1, 1, 40_000).astype(np.float32)
+    sound[30_000] = np.nan
+    soundfile.write(tmp_path / "bad.wav", sound, 16_000, subtype="FLOAT")
+    with FileSource(tmp_path / "bad.wav") as source, pytest.raises(AudioError, match=r"bad\.wav: holds NaN"):
+        list(source)
+
+
 def test_pcm_that_holds_nan_comes_as_a_gap() -> None:
     sound = RNG.uniform(-1, 1, 90).astype("<f4")
     sound[40] = np.nan
