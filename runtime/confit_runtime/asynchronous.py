@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from confit_runtime.listener import Listener, Tap, logged, streams_of
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 async def listen_async(
-    models: Model | Stream | Sequence[Model | Stream],
-    source: str | Source | AsyncIterable[Chunk | Gap | Notice] = "mic",
+    models: Model | Stream | Iterable[Model | Stream],
+    source: str | Path | Source | AsyncIterable[Chunk | Gap | Notice] = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -37,14 +38,14 @@ async def listen_async(
     a network client sends: all of one rate, and PCM as `Stream.accept` takes it; a generator is closed at the end, as a source
     is. It ends when the source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also
     because the task is cancelled, stops the source and closes it before anything else happens (a second cancellation does not
-    wait for that); one that is left without `aclosing` is stopped when Python collects it. Raises what the source raises;
-    what it raises when it is left already is logged.
+    wait for that); one that is left without `aclosing` is stopped when Python collects it. Raises UsageError on
+    what is no model, and on a stream given twice, and what the source raises; what it raises when it is left already is logged.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):
         heard = _from_chunks(streams, source, taps, seconds)
     else:
-        opened = await asyncio.to_thread(open_source, source) if isinstance(source, str) else source
+        opened = await asyncio.to_thread(open_source, source) if isinstance(source, str | Path) else source
         heard = _from_thread(streams, opened, taps, seconds)
     async with aclosing(heard):
         async for detection in heard:

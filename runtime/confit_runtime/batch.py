@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import Floats, floats
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from confit_runtime.model import Model
     from confit_runtime.session import State
-
-Floats = npt.NDArray[np.float32]
 
 
 class Batch:
@@ -40,12 +39,14 @@ class Batch:
         for array in (self._pcm, *self._states[0].values(), *self._states[1].values()):
             array[:] = 0
 
-    def push(self, pcm: Floats) -> tuple[Floats, Floats]:
+    def push(self, pcm: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Take one hop `[streams, hop]`; give scores `[streams, rows, classes]` and embeddings `[streams, rows, dim]`.
 
-        `rows` is 1, or 0 until real audio fills the receptive field.
+        The hop is at the model's rate, in -1..1. `rows` is 1, or 0 until real audio fills the receptive field. Raises
+        UsageError on another shape.
         """
         contract = self.model.contract
+        pcm = floats(pcm, f"a hop [{self.streams}, {contract.hop}]")
         if pcm.shape != (self.streams, contract.hop):
             raise UsageError(
                 f"a batch of {self.streams} takes [{self.streams}, {contract.hop}] samples, got {list(pcm.shape)}"

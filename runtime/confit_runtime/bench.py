@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from confit_runtime.batch import Floats
+from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import Rates
 from confit_runtime.model import Model, load

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
 from confit_runtime.audio import narrow, to_mono
+from confit_runtime.errors import UsageError
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ class Listener:
         taps: Sequence[Tap] = (),
         seconds: float | None = None,
     ) -> None:
+        """Raises UsageError where a stream is given twice: it would hear each sample twice."""
+        if len(set(map(id, streams))) < len(streams):
+            raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
         self.streams, self.name, self.rate, self.taps = streams, name, rate, taps
         self.samples = self.dropped_samples = 0
         self.withheld: Counter[tuple[str, str]] = Counter()
@@ -212,8 +217,8 @@ class _Pace:
 
 
 def listen(
-    models: Model | Stream | Sequence[Model | Stream],
-    source: str | Source = "mic",
+    models: Model | Stream | Iterable[Model | Stream],
+    source: str | Path | Source = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -221,21 +226,29 @@ def listen(
     """Detections as they complete, of one or more models (or streams made with a gallery) on one source.
 
     `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Gaps and notices are
-    logged as warnings. Raises what the source raises.
+    logged as warnings. Nothing happens until it is iterated over. Raises UsageError on what is no model, and on a stream given
+    twice, and what the source raises.
     """
-    opened = open_source(source) if isinstance(source, str) else source
+    streams = streams_of(models)
+    opened = open_source(source) if isinstance(source, str | Path) else source
     with opened:
-        listener = Listener(streams_of(models), opened.name, opened.rate, taps=taps, seconds=seconds)
+        listener = Listener(streams, opened.name, opened.rate, taps=taps, seconds=seconds)
         for event in listener.follow(opened):
             if (detection := logged(event, listener)) is not None:
                 yield detection
 
 
-def streams_of(models: Model | Stream | Sequence[Model | Stream]) -> list[Stream]:
-    """A stream for each model; streams are taken as they are."""
+def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream]:
+    """A stream for each model; streams are taken as they are. Raises UsageError on what is neither, and where there is none."""
+    from confit_runtime.model import Model
     from confit_runtime.stream import Stream
 
-    several = models if isinstance(models, Sequence) else [models]
+    several = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else [models]
+    for one in several:
+        if not isinstance(one, Model | Stream):
+            raise UsageError(f"a loaded model or a stream listens, not {one!r}: load(...) gives a model")
+    if not several:
+        raise UsageError("there is no model to listen with: give one, as load(...) does, or more")
     return [one if isinstance(one, Stream) else one.stream() for one in several]
 
 

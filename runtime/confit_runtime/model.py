@@ -49,9 +49,12 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     """Load a model file, or a shipped model by its name (`load("digits")`).
 
     Where `confit-edge calibrate` left `MODEL.device.json` beside the file, detection is set as that says, unless
-    `calibrated` is False. `threads` is onnxruntime's; one is fastest for models this small. Raises UsageError when there is
-    no such model and ModelError when a file is damaged, is not ours, or is the calibration of another model.
+    `calibrated` is False. `threads` is onnxruntime's, 1 or more; one is fastest for models this small. Raises UsageError when
+    there is no such model or less than a thread, and ModelError when a file is damaged, is not ours, or is the calibration of
+    another model.
     """
+    if threads < 1:
+        raise UsageError(f"a model runs on 1 thread or more, not on {threads}")
     path = Path(model)
     if not str(model).strip():
         raise UsageError("a model without a name: give a file, or the name of a shipped model")
@@ -158,7 +161,7 @@ class Model:
         return np.stack([self.embed(sound, self.contract.sample_rate) for sound in sounds])
 
     def initial_state(self, streams: int) -> State:
-        """The state of `streams` streams that have heard nothing: zeros."""
+        """The state of `streams` streams (1 or more) that have heard nothing: zeros."""
         types = {tensor.name: STATE_TYPES.get(tensor.type) for tensor in self._session.get_inputs()}
         return {name: np.zeros((streams, *shape), types[name]) for name, shape in self.contract.state.items()}
 
@@ -167,6 +170,8 @@ class Model:
 
         `pcm [streams, samples]` at the contract's rate: a multiple of `hop` for a streaming model, exactly `window`
         for a windowed one. Returns `scores [streams, hops, classes]`, `embedding [streams, hops, dim]`, next state.
+        Nothing is checked, and what onnxruntime refuses is raised as it raises it: `rows`, `stream` and `batch` are for
+        sound that may be anything.
         """
         names = ["scores", "embedding", *(f"{name}_out" for name in state)]
         if self.alone and len(pcm) > 1:
@@ -179,7 +184,8 @@ class Model:
     def bind(self, inputs: State, outputs: State) -> Callable[[], None]:
         """A call of the graph that reads and writes these very arrays, each time it is called.
 
-        It spares what `run` spends on making arrays, which for a small model is a fifth of its time.
+        It spares what `run` spends on making arrays, which for a small model is a fifth of its time; as there, nothing is
+        checked.
         """
         return bind(self._session, inputs, outputs)
 
@@ -209,7 +215,7 @@ class Model:
         return Stream(self, gallery, lead_in=lead_in, gate=gate)
 
     def batch(self, streams: int) -> Batch:
-        """`streams` streams in step with one another, run in one call."""
+        """`streams` streams in step with one another, run in one call. Raises UsageError on less than one."""
         return Batch(self, streams)
 
     def rows(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> tuple[Floats, Floats]:

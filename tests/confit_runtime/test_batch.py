@@ -67,5 +67,7 @@ def test_a_wrong_shape_is_refused_and_leaves_no_trace(digits: Model) -> None:
     pcm, batch, other = noise(digits), digits.batch(STREAMS), digits.batch(STREAMS)
     with pytest.raises(UsageError, match=f"batch of {STREAMS}"):
         batch.push(pcm[0, :, 1:])
+    with pytest.raises(UsageError, match=f"a hop .{STREAMS}, .*numbers are expected"):
+        batch.push("sound")
     for chunk in pcm:
-        np.testing.assert_array_equal(batch.push(chunk)[1], other.push(chunk)[1])
+        np.testing.assert_array_equal(batch.push(chunk.tolist())[1], other.push(chunk)[1])

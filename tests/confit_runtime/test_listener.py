@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 import confit_runtime.listener as listener_module
-from confit_runtime import AudioError, Detection, Listener, Model, Tap, listen, listen_async, load
+from confit_runtime import AudioError, Detection, Listener, Model, Tap, UsageError, listen, listen_async, load
 from confit_runtime.gallery import Gallery
 from confit_runtime.sources import Chunk, Gap, Microphone, Notice
 from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
@@ -177,6 +178,42 @@ def test_taps_hear_integers_and_channels_as_the_streams_do(model: Model) -> None
     heard.clear()
     assert [event.label for event in listen(model, Scripted(chunks(stereo)), taps=[Keep()])] == ["low", "mid"]
     np.testing.assert_allclose(np.concatenate(heard), scene() / 2, atol=1e-4)
+
+
+def test_what_listens_and_what_is_heard_may_come_in_several_forms(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("mic", scene(), RATE, format="FLAC", subtype="PCM_24")
+
+    async def hear() -> list[Detection]:
+        return [event async for event in listen_async((one for one in [model]), Path("mic"))]
+
+    assert places(list(listen((one for one in [model]), Path("mic")))) == direct(model)  # not the microphone
+    assert places(asyncio.run(hear())) == direct(model)
+    assert len(list(listen([model, model], Path("mic")))) == 4
+
+
+@pytest.mark.parametrize("models", ["digits", Path("digits"), ["digits"], None, []])
+def test_what_is_no_model_does_not_listen(models: Any) -> None:
+    source = Scripted([])
+    with pytest.raises(UsageError, match=r"load\(\.\.\.\)"):
+        list(listen(models, source))
+
+    async def hear() -> None:
+        async for _ in listen_async(models, source):
+            pass
+
+    with pytest.raises(UsageError, match=r"load\(\.\.\.\)"):
+        asyncio.run(hear())
+    assert not source.left.is_set()  # it was not even opened
+
+
+def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
+    stream, source = model.stream(), Scripted(chunks(scene()))
+    with pytest.raises(UsageError, match="a stream is given twice"):
+        list(listen([stream, stream], source))
+    assert source.left.is_set()
 
 
 def test_a_stream_that_heard_a_file_is_live_again(model: Model) -> None:

@@ -74,6 +74,12 @@ def test_a_missing_model_is_a_usage_error(tmp_path: Path) -> None:
         load("a-model-that-never-shipped")
 
 
+@pytest.mark.parametrize("threads", [0, -5])
+def test_less_than_a_thread_is_a_usage_error(tiny: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match=f"not on {threads}"):
+        load(tiny, threads=threads)
+
+
 def test_a_text_file_is_a_model_error(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     path.write_text("this is not a model\n" * 20)

@@ -52,14 +52,15 @@ def _is_no_path(spec: str) -> bool:
     return spec == "-" or _MICROPHONE.fullmatch(spec) is not None or is_url(spec)
 
 
-def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
+def open_source(spec: str | Path, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
     """A source from how a user names it: `mic`, `mic:ID`, `mic:NAME`, a file's path, a URL, or `-` for PCM on stdin.
 
+    A `Path` is a file's, whatever it is called.
     `#N` after a microphone is its channel N, from 1, where the mean of all is not what is wanted (an array of microphones
     with a processed or a loopback channel). `rate`, `channels` and `format` describe the PCM on stdin. Raises UsageError,
     AudioError, DeviceError.
     """
-    if not spec.strip():
+    if isinstance(spec, str) and not spec.strip():
         raise UsageError("--source is empty: give mic, a sound file, a folder, a URL or -")
     if spec == "-":
         if rate is None:
@@ -72,6 +73,8 @@ def open_source(spec: str, *, rate: int | None = None, channels: int = 1, format
     for option, given in (("--rate", rate), ("--channels", channels != 1), ("--format", format != "s16le")):
         if given:
             raise UsageError(f"{option} is for source '-'; {spec} knows its own")
+    if isinstance(spec, Path):
+        return FileSource(spec)
     if microphone := _MICROPHONE.fullmatch(spec):
         return Microphone.named(microphone["name"] or "")
     if is_url(spec):
