@@ -38,8 +38,14 @@ from benchmarks import negatives
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from confit_edge.data.augment import crop, noise_gain
+from confit_edge.data.corpus import Corpus
 from confit_edge.data.manifest import Clip, read_manifest
 from confit_edge.demo import DATA
+from confit_edge.demo.story import WORDS
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
+from confit_edge.runs import read_run, run_corpus
+from confit_export.export import export_run
 from confit_runtime import Model, load
 from confit_runtime.audio import Pcm, load_clip
 from confit_runtime.calibration import (
@@ -332,26 +338,31 @@ def train_model(out: Path, seed: int, say: Say, *, frozen: bool = False, typical
 
     Its scores are probabilities times typicality, or, where not `typical`, probabilities.
     """
-    if out.is_file():
-        return out
-    from confit_edge.demo.story import WORDS
-    from confit_edge.pairtune.config import Recipe
-    from confit_edge.pairtune.session import train
-    from confit_edge.runs import read_run, run_corpus
-    from confit_export.export import export_run
-
     keys: dict[str, Any] = {**WORDS, "frozen_baseline": False, "seed": seed}
     if frozen:
         keys |= {"objective": "finetune", "freeze": "all", "epochs": 1, "soup": 1, "averaging": 0.0}
     recipe = Recipe.from_dict({**keys, "background": str(DATA / "background" / "train")}, "the benchmark")
     run = out.with_name("head" if frozen else "words")
+    make_file(DATA / "words" / "manifest.csv", run, recipe, out, say, quantize=not frozen, typical=typical)
+    return out
+
+
+def make_file(
+    manifest: Path, run: Path, recipe: Recipe, out: Path, say: Say, *, quantize: bool = True, typical: bool = True
+) -> Corpus:
+    """Train `run` and export it to `out`, each unless it is there; the corpus it learnt from.
+
+    Its scores are probabilities times typicality, or, where not `typical`, probabilities.
+    """
     if not (run / "run.json").is_file():
-        train(DATA / "words" / "manifest.csv", run, recipe)
+        train(manifest, run, recipe)
     trained = read_run(run)
     if not typical:
         trained = dataclasses.replace(trained, typicality=None)
-    export_run(trained, run_corpus(trained), out, quantize=not frozen, say=say)
-    return out
+    corpus = run_corpus(trained)
+    if not out.is_file():
+        export_run(trained, corpus, out, quantize=quantize, say=say)
+    return corpus
 
 
 def dtw(

@@ -14,22 +14,18 @@ openWakeWord, with the same clips, background, smoothing and hysteresis, and wit
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks import negatives
-from benchmarks.detection import CONFIDENCE, RATE, TARGET, Say, by_model, clips_of, conditions, measure
+from benchmarks.detection import CONFIDENCE, RATE, TARGET, Say, by_model, clips_of, conditions, make_file, measure
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from confit_edge.data.manifest import Manifest, read_manifest, write_manifest
 from confit_edge.demo import DATA
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.session import train
-from confit_edge.runs import read_run, run_corpus
-from confit_export.export import export_run
 from confit_runtime import load
 from confit_runtime.audio import load_clip
 from confit_runtime.calibration import hear_positive
@@ -53,46 +49,39 @@ def made(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, 
     write_manifest(Manifest(own, every.source, multi_label=False), out / "own.csv")
     background, run = str(DATA / "background" / "train"), out / f"{method}-run"
     recipe = Recipe(seed=seed, others="words", background=background, frozen_baseline=False, **METHODS[method])
-    if not (run / "run.json").is_file():
-        train(out / "own.csv", run, recipe)
-    trained = read_run(run)
-    if method == "head":
-        trained = dataclasses.replace(trained, typicality=None)
-    corpus, model = run_corpus(trained), out / f"{method}.onnx"
-    if not model.is_file():
-        export_run(trained, corpus, model, quantize=method != "head", say=say)
+    model, ours = out / f"{method}.onnx", method != "head"
+    corpus = make_file(out / "own.csv", run, recipe, model, say, quantize=ours, typical=ours)
     label_of = {clip.path: clip.label for clip in every.clips}
     return model, {label_of[path] for path in corpus.train.paths} - {word}
 
 
 def judge(
-    word: str, method: str, work: Path, cache: Path, seed: int, say: Say
+    path: Path, words: tuple[str, ...], known: set[str], cache: Path, seed: int, say: Say
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a word, and what was found of each clip, for all words together."""
-    path, known = made(word, method, work / word, seed, say)
+    """The row of a model of `words` that was told them from the `known`, and what was found of each clip, to be pooled."""
     model = load(path, calibrated=False)
-    test = [clip for clip in clips_of("test") if clip.label == word]
+    test, val = ([clip for clip in clips_of(split) if clip.label in words] for split in ("test", "val"))
     heard = conditions(test, seed)
-    heard["validation"] = conditions([clip for clip in clips_of("val") if clip.label == word], seed)["clean"]
+    heard["validation"] = conditions(val, seed)["clean"]
     rows = by_model(model, negatives.join(cache), heard, cache, say)
-    contract, on = model.contract, model.contract.thresholds[word]["on"]
+    contract = model.contract
+    on = {word: contract.thresholds[word]["on"] for word in words}
     hours = sum(recording.seconds for recording in rows.recordings) / 3600
     found = {
         name: [
-            (hear_positive(contract, word, clip.group, those).level >= on, clip.group)
+            (hear_positive(contract, clip.label, clip.group, those).level >= on[clip.label], clip.group)
             for clip, those in rows.clips[name]
         ]
         for name in ("clean", "10db")
     }
-    others = [clip for clip in clips_of("test") if clip.label != word]
+    others = [clip for clip in clips_of("test") if clip.label not in words]
     fired = [
         (clip.label in known, bool(hits(contract, clip_rows(model, load_clip(clip.path, RATE))))) for clip in others
     ]
     seen, unseen = ([hit for trained, hit in fired if trained == wanted] for wanted in (True, False))
     calibrated = measure(rows, seed)
     row = {
-        "word": word,
-        "threshold": on,
+        "thresholds": on,
         "found_clean": sum(hit for hit, _ in found["clean"]),
         "found_10db": sum(hit for hit, _ in found["10db"]),
         "n": len(test),
@@ -114,7 +103,7 @@ def hits(contract: Contract, rows: Rows) -> list[Hit]:
 
 
 def together(judged: list[tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]]) -> dict[str, Any]:
-    """All words as one: shares with intervals that know how unlike voices are, false accepts by the hour of a word."""
+    """All models as one: shares with intervals that know how unlike voices are, false accepts by the hour of a model."""
     rows = [row for row, _ in judged]
     whole: dict[str, Any] = {}
     for condition in ("clean", "10db"):
@@ -150,7 +139,10 @@ def main() -> None:
         "methods": {},
     }
     for method in METHODS:
-        judged = [judge(word, method, work, options.cache, options.seed, say) for word in WORDS]
+        judged = []
+        for word in WORDS:
+            path, known = made(word, method, work / word, options.seed, say)
+            judged.append(judge(path, (word,), known, options.cache, options.seed, say))
         rows = [row for row, _ in judged]
         result["methods"][method] = {**together(judged), "rows": rows}
         for row in rows:

@@ -1,0 +1,122 @@
+"""Three words from twelve clips each: is one training luck, and does the mean of four help?
+
+    python -m benchmarks.fewclips [--cache DIR] [--seeds 0 1 2 3 4 5]
+
+needs `python -m benchmarks.fetch`, and writes benchmarks/results/fewclips.json. Each seed draws three of the words of
+`benchmarks.wakeword` and twelve of the 36 voices that train and choose: one clip of each word by each voice, without splits,
+as a user has them. They are told from the other words of the other 24 voices (`--others`) and the demo's background. Two ways:
+one training, and four trainings from the same start whose weights are averaged, which is what `train` does of so few clips;
+and beside them the probe alone on the frozen encoder. Each is judged as `benchmarks.wakeword` judges a word. `better` counts
+the seeds in which four trainings did better than one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.detection import CONFIDENCE, TARGET, Say, clips_of, make_file
+from benchmarks.fetch import CACHE
+from benchmarks.report import RESULTS, machine, write_json
+from benchmarks.wakeword import WORDS, judge, together
+from confit_edge.data.manifest import Clip, Manifest, write_manifest
+from confit_edge.demo import DATA
+from confit_edge.pairtune.config import Recipe
+
+SEEDS, VOICES, AT_ONCE = (0, 1, 2, 3, 4, 5), 12, 3
+METHODS: dict[str, dict[str, Any]] = {
+    "four": {"soup": 4},
+    "one": {"soup": 1},
+    "frozen": {"objective": "finetune", "freeze": "all", "epochs": 1},
+}
+
+
+def drawn(seed: int, folder: Path) -> tuple[str, ...]:
+    """The words of a seed; their manifest and that of the others are written into `folder`."""
+    rng = np.random.default_rng([77, seed])
+    words = tuple(sorted(str(word) for word in rng.choice(WORDS, AT_ONCE, replace=False)))
+    clips = [replace(clip, split=None) for split in ("train", "val") for clip in clips_of(split)]
+    own = {str(voice) for voice in rng.choice(sorted({clip.group for clip in clips}), VOICES, replace=False)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write([clip for clip in clips if clip.label in words and clip.group in own], folder / "own.csv")
+    write([clip for clip in clips if clip.label not in words and clip.group not in own], folder / "others.csv")
+    return words
+
+
+def write(clips: list[Clip], path: Path) -> None:
+    write_manifest(Manifest(tuple(clips), path, multi_label=False), path)
+
+
+def one(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a method and a seed, and what was found of each clip."""
+    folder = cache / "tasks" / "fewclips" / f"seed{seed}"
+    words, others = drawn(seed, folder), folder / "others.csv"
+    recipe = Recipe(
+        seed=seed,
+        others=str(others),
+        background=str(DATA / "background" / "train"),
+        frozen_baseline=False,
+        **METHODS[method],
+    )
+    path = folder / f"{method}.onnx"
+    corpus = make_file(folder / "own.csv", folder / f"{method}-run", recipe, path, say)
+    label_of = {clip.path: clip.label for split in ("train", "val") for clip in clips_of(split)}
+    known = {label_of[clip] for clip in corpus.train.paths} - set(words)
+    row, found = judge(path, words, known, cache, seed, say)
+    return {"seed": seed, **row}, found
+
+
+def better(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[int]]:
+    """Of each measure, in how many seeds four trainings did better than one, as well, and worse."""
+    measures = {
+        "false_accepts": lambda row: -row["false_accepts"],
+        "found_clean": lambda row: row["found_clean"],
+        "found_10db": lambda row: row["found_10db"],
+        "calibrated_found_clean": lambda row: -row["calibrated"]["frr_clean"],
+        "calibrated_found_10db": lambda row: -row["calibrated"]["frr_10db"],
+    }
+    told = {}
+    for name, measure in measures.items():
+        pairs = [(measure(four), measure(single)) for four, single in zip(rows["four"], rows["one"], strict=True)]
+        told[name] = [sum(a > b for a, b in pairs), sum(a == b for a, b in pairs), sum(a < b for a, b in pairs)]
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    options = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result: dict[str, Any] = {
+        "command": f"python -m benchmarks.fewclips --seeds {' '.join(map(str, options.seeds))}",
+        "seeds": options.seeds,
+        "confidence": CONFIDENCE,
+        "target_fa_per_hour": TARGET,
+        **machine(),
+        "methods": {},
+    }
+    rows = {}
+    for method in METHODS:
+        judged = [one(method, seed, options.cache, say) for seed in options.seeds]
+        rows[method] = [row for row, _ in judged]
+        rates = [row["false_accepts"] / row["hours"] for row in rows[method]]
+        whole = {"median_fa_per_hour": median(rates), "most_fa_per_hour": max(rates)}
+        result["methods"][method] = {**together(judged), **whole, "rows": rows[method]}
+        for row in rows[method]:
+            say(f"{method}: {row}")
+    result["better"] = better(rows)
+    write_json(RESULTS / "fewclips.json", result)
+
+
+if __name__ == "__main__":
+    main()
