@@ -78,7 +78,7 @@ def prepare(
                     f"--from: study {study.name} trains its own encoders; only isotropy reads earlier ones"
                 )
             _refuse_namesakes(earlier)
-            planned = [trial for path in earlier for trial in study.plan_from(path, source.recipe)]
+            planned = [trial for path in earlier for trial in study.plan_from(path, corpus, source.recipe)]
         else:
             for seed in range(source.recipe.seed, source.recipe.seed + seeds):
                 planned += study.plan(cut(corpus, Subset(groups=groups), seed), replace(source.recipe, seed=seed))

@@ -44,5 +44,5 @@ class Study:
     chart: Chart
     measure: Callable[[Bench, Trial], list[Point]] = train_and_probe
     draw: Callable[[Results, Path], None] | None = None
-    plan_from: Callable[[Path, Recipe], list[Trial]] | None = None
+    plan_from: Callable[[Path, Corpus, Recipe], list[Trial]] | None = None
     beside: Callable[[Bench, Trial], int] | None = None

@@ -23,6 +23,7 @@ from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.session import train
 from confit_edge.probes import dual, views
 from confit_edge.probes.dual import dual_probe
+from confit_edge.runs import read_run
 from confit_edge.studies import cost, find, names
 from confit_edge.studies.bench import Bench, probed, source_of
 from confit_edge.studies.engine import Planned, prepare, run
@@ -149,14 +150,23 @@ def test_isotropy_reads_what_was_trained_before(
     other = tmp_path / "other.csv"
     manifest = read_manifest(tones)
     write_manifest(replace(manifest, clips=manifest.clips[1:], source=other), other)
-    elsewhere = prepare(
-        find("isotropy"), source_of(other, recipe), tmp_path / "else", seeds=1, earlier=[folder / "classes"]
-    )
     with pytest.raises(UsageError, match="classes: was made on other clips"):
-        run(elsewhere, 1)
-    foreign = prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
-    with pytest.raises(UsageError, match="its classes are not those of"):
-        run(foreign, 1)
+        prepare(find("isotropy"), source_of(other, recipe), tmp_path / "else", seeds=1, earlier=[folder / "classes"])
+    with pytest.raises(UsageError, match=f"{tones}: is not the data {run_path} was trained on"):
+        prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
+
+
+def test_isotropy_judges_a_run_that_learnt_background_too(
+    manifest: Path, recipe: Recipe, run_path: Path, tmp_path: Path
+) -> None:
+    """Background adds the class unknown to a run, and the manifest of its clips has none: they are the same clips."""
+    source = source_of(manifest, recipe)
+    planned = prepare(find("isotropy"), source, tmp_path / "out", seeds=1, earlier=[run_path])
+    [outcome] = run(planned, 1).outcomes
+    [point] = outcome.points
+    assert read_run(run_path).info.unknown is not None
+    assert sum(clips for _, clips in point.shares["linear"].values()) == 15
+    assert sum(right for right, _ in point.shares["linear"].values()) > 7
 
 
 def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -166,10 +176,10 @@ def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: 
     rows = tuple(replace(clip, split=None) for clip in manifest.clips)
     write_manifest(replace(manifest, clips=rows, source=unsplit), unsplit)
     train(unsplit, tmp_path / "other", replace(recipe, seed=2, epochs=1))
-    source = source_of(unsplit, recipe)
-    planned = prepare(find("isotropy"), source, tmp_path / "out", seeds=1, earlier=[tmp_path / "other"])
-    with pytest.raises(UsageError, match="another split of them"):
-        run(planned, 1)
+    with pytest.raises(UsageError, match="another split of the clips"):
+        prepare(
+            find("isotropy"), source_of(unsplit, recipe), tmp_path / "out", seeds=1, earlier=[tmp_path / "other"]
+        )
 
 
 def test_a_clip_without_a_label_is_not_counted_wrong(tones: Path, recipe: Recipe) -> None:

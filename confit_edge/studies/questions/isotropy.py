@@ -50,9 +50,17 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     return [replace(frozen, arm={"objective": "frozen"}), *trials]
 
 
-def plan_from(path: Path, recipe: Recipe) -> list[Trial]:
-    """A trial for a run, or for each encoder that another study measured. Raises UsageError where `path` is neither."""
+def plan_from(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
+    """A trial for a run, or for each encoder that another study measured.
+
+    Raises UsageError where `path` is neither, and where it was made on other clips, or another split of them, than `corpus`.
+    """
     if (path / HEADER).is_file():
+        if read_header(path / HEADER).get("fingerprint") != corpus.fingerprint:
+            raise UsageError(
+                f"{path}: was made on other clips, or another split of them, than {corpus.manifest.source} has here, by which"
+                " accuracies differ too: give the study the manifest of that one"
+            )
         return [
             Trial(
                 {"objective": "?", **outcome.arm, "from": path.name},
@@ -66,6 +74,13 @@ def plan_from(path: Path, recipe: Recipe) -> list[Trial]:
             if outcome.points
         ]
     run = runs.read_run(path)
+    # the run's background adds a class and says nothing of what it would be judged on: the labelled clips are compared
+    own = runs.run_corpus(run, corpus.manifest.source)
+    if own.manifest.fingerprint() != corpus.manifest.fingerprint():
+        raise UsageError(
+            f"{path}: was trained on another split of the clips than {corpus.manifest.source} has here, so it may have learnt"
+            " what it would be judged on: give the study the manifest of the run, with its splits"
+        )
     return [
         Trial(
             {"objective": run.recipe.objective, "run": path.name},
@@ -79,7 +94,6 @@ def plan_from(path: Path, recipe: Recipe) -> list[Trial]:
 def measure(bench: Bench, trial: Trial) -> list[Point]:
     """The usual, of an encoder that is trained now, of a run's, or as another study measured it."""
     if "study" in trial.options:
-        _refuse_other_data(bench, Path(str(trial.options["study"])))
         outcomes = {outcome.key: outcome for outcome in read_outcomes(Path(str(trial.options["study"])))}
         points = outcomes[str(trial.options["key"])].points
         return [
@@ -93,22 +107,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
         return train_and_probe(bench, trial)
     run = runs.read_run(Path(str(trial.options["run"])))
     corpus = bench.corpus(run.encoder.sample_rate)
-    if corpus.classes != run.info.classes:
-        raise UsageError(f"{run.path}: its classes are not those of {bench.source.manifest}")
-    if corpus.fingerprint != run.info.data["fingerprint"]:
-        raise UsageError(
-            f"{run.path}: was trained on other clips, or another split of them, than {bench.source.manifest} has here, so it"
-            " may have learnt what it would be judged on: give the study the manifest of the run, with its splits"
-        )
     return [probed(run.encoder.to(bench.device), None, corpus, run.recipe, bench.device)]
-
-
-def _refuse_other_data(bench: Bench, study: Path) -> None:
-    if read_header(study / HEADER).get("fingerprint") != bench.corpus().fingerprint:
-        raise UsageError(
-            f"{study}: was made on other clips, or another split of them, than {bench.source.manifest} has here, by which"
-            " accuracies differ too: give the study the manifest of that one"
-        )
 
 
 @dataclass(frozen=True)
