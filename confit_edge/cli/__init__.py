@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -94,6 +95,7 @@ def command_line(verb: str = "") -> typer.Typer:
 
 def main() -> None:
     """The `confit-edge` command."""
+    _speak_utf8()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         command_line(*arguments[:1])(arguments)
@@ -109,6 +111,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("confit-edge: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _speak_utf8() -> None:
+    """JSON is UTF-8 whatever the terminal's encoding, and names are of any script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # and not None, as a daemon has
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _without(module: str, verb: list[str]) -> UsageError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
+import soundfile
 import typer
 
 import confit_runtime
@@ -158,6 +162,20 @@ def test_without_a_stdout_verbs_begin(tmp_path: Path) -> None:
         f"{sys.executable} -m confit_edge --version >&-", shell=True, capture_output=True, text=True
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_is_printed_is_utf8_whatever_the_terminal_speaks(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "Zoë 🎵").mkdir()
+    soundfile.write(tmp_path / "Zoë 🎵" / "a.wav", np.zeros(16_000, np.float32), 16_000)
+    result = subprocess.run(
+        [sys.executable, "-m", "confit_edge", "classify", "digits", "Zoë 🎵/a.wav", "keine ♪.wav", "--json"],
+        cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    said = result.stderr.decode()
+    assert [json.loads(line).get("clip") for line in result.stdout.decode().splitlines()] == ["Zoë 🎵/a.wav", None], said
+    assert "keine ♪.wav" in said
+    assert "Traceback" not in said
 
 
 def test_a_shipped_model_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
