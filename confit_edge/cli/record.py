@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -73,19 +75,17 @@ def record(
     label = _folder_name("LABEL", label)
     folder = out / label / group
     _listed(out / MANIFEST)  # what is wrong with it, or with the folders, is said before anything is recorded
-    for place in (out, folder):
-        make_folder(place)
-    kept = refused = 0
-    try:
-        with open_source(source) as opened:
-            check_live(opened)
-            say(f"{label}: {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
-            in_succession = 0
+    with open_source(source) as opened:
+        check_live(opened)
+        for place in (out, folder):
+            make_folder(place)
+        say(f"{label}: {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
+        kept = refused = in_succession = 0
+        try:
             while kept < count:
                 take = _take(opened, seconds, countdown, not trim, f"{kept + 1} of {count}")
                 if take.fault is None:
-                    path = _keep(take, folder, form, trim)
-                    _list(out / MANIFEST, path, label, group)
+                    path = keep(take, out, label, group, form, trim)
                     kept, in_succession = kept + 1, 0
                     _tell_kept(json, path, label, group, take)
                     continue
@@ -98,10 +98,9 @@ def record(
                         f"{MOST_REFUSED} clips in succession could not be used ({take.fault}); see `confit-edge doctor"
                         f" --source {source}`"
                     )
-    except KeyboardInterrupt:
-        say()
-    finally:
-        if kept or refused:
+        except KeyboardInterrupt:
+            say()
+        finally:
             say(f"{label}: {counted(kept, 'clip')} kept, {refused} refused, in {folder}")
             if json:
                 emit("summary", label=label, group=group, clips=kept, refused=refused, folder=str(folder))
@@ -160,19 +159,33 @@ def _folder_name(what: str, text: str) -> str:
     return name
 
 
-def _keep(take: Take, folder: Path, form: str, trim: bool) -> Path:
-    """Write a clip under the next free number."""
+def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -> Path:
+    """Write a clip under the next free number, and its row of the manifest; others may record into the same folder."""
     import soundfile
 
     from confit_runtime.files import write_whole
     from confit_runtime.voiced import trimmed
 
-    taken = [int(file.stem) for file in folder.iterdir() if file.stem.isdecimal()]
-    path = folder / f"{max(taken, default=0) + 1:04}.{form}"
     sound = io.BytesIO()
     soundfile.write(sound, trimmed(take.pcm, take.rate) if trim else take.pcm, take.rate, format=form, subtype="PCM_16")
-    write_whole(path, sound.getvalue())
+    folder, manifest = out / label / group, out / MANIFEST
+    with _alone(manifest):
+        taken = [int(file.stem) for file in folder.iterdir() if file.stem.isdecimal()]
+        path = folder / f"{max(taken, default=0) + 1:04}.{form}"
+        write_whole(path, sound.getvalue())
+        _list(manifest, path, label, group)
     return path
+
+
+@contextmanager
+def _alone(manifest: Path) -> Iterator[None]:
+    """Wait until nobody else writes it: no two recorders take one number, and no row is lost."""
+    with manifest.open("ab") as file:
+        with suppress(ModuleNotFoundError):  # Windows
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _listed(manifest: Path) -> list[list[str]]:
@@ -189,10 +202,11 @@ def _listed(manifest: Path) -> list[list[str]]:
 
 def _list(manifest: Path, path: Path, label: str, group: str) -> None:
     """Add a clip to the manifest. Raises UsageError where that cannot be read, or has other columns."""
-    from confit_runtime.files import write_whole
-
-    rows = _listed(manifest)
+    rows = [] if _listed(manifest) else [list(COLUMNS)]
     table = io.StringIO()
-    clip = [path.relative_to(manifest.parent).as_posix(), label, group]
-    csv.writer(table, lineterminator="\n").writerows([*(rows or [list(COLUMNS)]), clip])
-    write_whole(manifest, table.getvalue().encode())
+    csv.writer(table, lineterminator="\n").writerows([*rows, [path.relative_to(manifest.parent).as_posix(), label, group]])
+    ended = manifest.read_bytes()[-1:] in (b"", b"\n")
+    with manifest.open("ab") as file:
+        file.write(("" if ended else "\n").encode() + table.getvalue().encode())
+        file.flush()
+        os.fsync(file.fileno())

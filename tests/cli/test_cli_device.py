@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.cli.record import keep
 from confit_edge.data.manifest import read_manifest
+from confit_runtime.recording import Take
+from confit_runtime.soundcheck import soundcheck
 from tests import tiny_model
 from tests.tiny_model import Floats, chord, silence, tone
 
@@ -217,7 +221,8 @@ import os, soundfile
 from tests.confit_runtime.fake_sounddevice import FakePortAudio, PortAudioError
 
 sound, rate = soundfile.read(os.environ["FAKE_SOUND"], dtype="float32", always_2d=True)
-portaudio = FakePortAudio(sound, rate, real_time=True, overflows={2: 4410}, then=os.environ["FAKE_END"])
+portaudio = FakePortAudio(sound, rate, real_time=True, overflows={2: 4410}, then=os.environ["FAKE_END"],
+    present=os.environ["FAKE_END"] != "absent")
 query_devices, check_input_settings = portaudio.query_devices, portaudio.check_input_settings
 InputStream, _initialize, _terminate = portaudio.InputStream, portaudio._initialize, portaudio._terminate
 """
@@ -416,6 +421,13 @@ def test_doctor_and_record_with_a_microphone(
         refused = ask("record", label, "-o", str(clips))
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
 
+    (tmp_path / "file").touch()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "low").touch()
+    for place, fault in (("file", "file: cannot be made a folder"), ("taken", "taken/low/ada: cannot be made a folder")):
+        refused = ask("record", "low", "-o", str(tmp_path / place), "--group", "ada")
+        assert (refused.returncode, refused.stderr.startswith(f"confit-edge: {tmp_path}/{fault}")) == (2, True)
+
     listed = (clips / "manifest.csv").read_bytes()
     (clips / "manifest.csv").write_bytes(b"\xef\xbb\xbf" + listed)  # as Excel saves it
     more = ask("record", "low", "-o", str(clips), "--count", "1", "--seconds", "0.3", "--countdown", "0.35")
@@ -426,6 +438,52 @@ def test_doctor_and_record_with_a_microphone(
     refused = ask("record", "low", "-o", str(clips), "--count", "1")
     assert (refused.returncode, "manifest.csv: is not UTF-8" in refused.stderr) == (2, True)
     assert sorted(clips.rglob("*.*")) == before  # nothing was recorded that would not be listed
+
+
+def test_record_without_a_microphone_leaves_nothing(
+    tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "record", "low", "-o", str(tmp_path / "clips")],
+        env=fake_portaudio("absent"), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert not (tmp_path / "clips").exists()
+
+
+def test_record_stopped_before_the_first_clip_says_so(
+    tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    arguments = ["record", "low", "-o", str(tmp_path / "clips"), "--group", "ada", "--countdown", "60", "--json"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=fake_portaudio("stalls"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stderr is not None
+        while "get ready" not in child.stderr.readline():
+            assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == 0
+        folder = str(tmp_path / "clips" / "low" / "ada")
+        assert json.loads(child.stdout.read()) == {
+            "type": "summary", "label": "low", "group": "ada", "clips": 0, "refused": 0, "folder": folder
+        }  # fmt: skip
+
+
+def test_recorders_in_one_folder_take_turns(tmp_path: Path) -> None:
+    sound = tone(500, 0.2)
+    take = Take(sound, 16_000, soundcheck(sound, 16_000), None)
+    for label in ("low", "mid"):
+        (tmp_path / label / "ada").mkdir(parents=True)
+
+    def record(recorder: int) -> list[Path]:
+        return [keep(take, tmp_path, ("low", "mid")[recorder % 2], "ada", "wav", False) for _ in range(10)]
+
+    with ThreadPoolExecutor(8) as pool:
+        kept = [path for paths in pool.map(record, range(8)) for path in paths]
+    assert len(set(kept)) == 80
+    assert sorted(clip.path for clip in read_manifest(tmp_path / "manifest.csv").clips) == sorted(kept)
 
 
 def test_a_folder_called_mic_is_not_the_microphone(
@@ -599,8 +657,6 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen tiny.onnx --source=", 2, "a source or clip without a name"),
         ("record low -o clips --source scene.flac", 2, "scene.flac: is a recording already"),
         ("record low -o clips --source -", 2, "not from a pipe"),
-        ("record low -o text.wav", 2, "text.wav: cannot be made a folder (File exists); write somewhere else, with -o"),
-        ("record low -o taken --group ada", 2, "taken/low/ada: cannot be made a folder (Not a directory)"),
         ("listen tiny.onnx --source text.wav", 1, "text.wav: cannot be read as sound"),
         ("listen tiny.onnx --source nothing.wav", 2, "nothing.wav: no such file"),
         ("listen tiny.onnx --source -", 2, "--rate"),
@@ -639,8 +695,6 @@ def test_what_is_wrong_is_said_in_one_line(home: Path, arguments: str, status: i
     (home / "future.db").write_bytes(data[:60] + (99).to_bytes(4, "big") + data[64:])  # user_version
     (home / "cut.db").write_bytes(data[: len(data) // 2])
     (home / "copy.db").write_bytes(data)
-    (home / "taken").mkdir(exist_ok=True)
-    (home / "taken" / "low").touch()
     done = run(home, *arguments.split())
     assert (done.returncode, done.stdout) == (status, "")
     assert message in done.stderr
