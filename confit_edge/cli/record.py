@@ -204,7 +204,9 @@ def _list(manifest: Path, path: Path, label: str, group: str) -> None:
     """Add a clip to the manifest. Raises UsageError where that cannot be read, or has other columns."""
     rows = [] if _listed(manifest) else [list(COLUMNS)]
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([*rows, [path.relative_to(manifest.parent).as_posix(), label, group]])
+    csv.writer(table, lineterminator="\n").writerows(
+        [*rows, [path.relative_to(manifest.parent).as_posix(), label, group]]
+    )
     ended = manifest.read_bytes()[-1:] in (b"", b"\n")
     with manifest.open("ab") as file:
         file.write(("" if ended else "\n").encode() + table.getvalue().encode())

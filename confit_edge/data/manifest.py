@@ -407,11 +407,7 @@ def _read_parquet(source: Path, wanted: Collection[str | None]) -> Table:
 
 
 def _read_folder(source: Path) -> Table:
-    names = []
-    for folder, folders, files in os.walk(source):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [relative(Path(folder, name), source) for name in files if not name.startswith(".")]
-    sounds = [name for name in sorted(names) if Path(name).suffix.lower() in SOUND_SUFFIXES]
+    sounds = sorted(relative(path, source) for path in sounds_below(source))
     clips = [name for name in sounds if "/" in name]
     if odd := [os.fsencode(name) for name in clips if not _is_unicode(name)]:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""

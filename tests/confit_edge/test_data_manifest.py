@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.manifest import Clip, Manifest, ManifestError, read_manifest, write_manifest
+from confit_edge.data.manifest import Clip, Manifest, ManifestError, read_manifest, sound_files, write_manifest
 from confit_runtime.errors import ConfitError, UsageError
 
 WORDS = Path(__file__).parents[2] / "confit_edge" / "demo" / "data" / "words" / "manifest.csv"
@@ -132,6 +132,25 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     (tmp_path / "set" / "manifest.txt").unlink()
     with pytest.raises(UsageError, match="no column 'speaker'"):
         read_manifest(tmp_path / "set", group_column="speaker")
+
+
+def test_folders_that_are_links_are_read_as_others_and_a_loop_once(tmp_path: Path) -> None:
+    for name in ["far/ann/1.wav", "far/bob/2.wav", "set/no/cyd/3.wav"]:
+        write(tmp_path / name, "")
+    (tmp_path / "set" / "yes").symlink_to(tmp_path / "far")
+    (tmp_path / "set" / "no" / "dan").symlink_to(tmp_path / "far" / "ann")  # two links to one folder are no loop
+    (tmp_path / "far" / "bob" / "up").symlink_to(tmp_path / "far")
+    (tmp_path / "set" / "no" / "cyd" / "up").symlink_to(tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set")
+    assert [
+        (clip.path.relative_to(tmp_path / "set").as_posix(), clip.label, clip.group) for clip in manifest.clips
+    ] == [
+        ("no/cyd/3.wav", "no", "cyd"),
+        ("no/dan/1.wav", "no", "dan"),
+        ("yes/ann/1.wav", "yes", "ann"),
+        ("yes/bob/2.wav", "yes", "bob"),
+    ]
+    assert [path.name for path in sound_files(tmp_path / "far", "--background")] == ["1.wav", "2.wav"]
 
 
 def test_a_folder_can_be_read_by_group(tmp_path: Path) -> None:

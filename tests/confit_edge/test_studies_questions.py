@@ -177,9 +177,7 @@ def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: 
     write_manifest(replace(manifest, clips=rows, source=unsplit), unsplit)
     train(unsplit, tmp_path / "other", replace(recipe, seed=2, epochs=1))
     with pytest.raises(UsageError, match="another split of the clips"):
-        prepare(
-            find("isotropy"), source_of(unsplit, recipe), tmp_path / "out", seeds=1, earlier=[tmp_path / "other"]
-        )
+        prepare(find("isotropy"), source_of(unsplit, recipe), tmp_path / "out", seeds=1, earlier=[tmp_path / "other"])
 
 
 def test_a_clip_without_a_label_is_not_counted_wrong(tones: Path, recipe: Recipe) -> None:

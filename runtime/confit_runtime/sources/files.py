@@ -86,14 +86,19 @@ def is_pattern(spec: str) -> bool:
 def sounds_below(folder: Path) -> list[Path]:
     """The sound files in a folder and those below it, sorted, hidden ones left out.
 
-    Raises UsageError on a folder that cannot be read.
+    Links to folders are followed, but for one that leads back to a folder it lies in. Raises UsageError on a folder that
+    cannot be read.
     """
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
     found: list[Path] = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    within = {os.fspath(folder): {os.path.realpath(folder)}}  # of each folder: itself and those above it, without links
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        above = within.pop(place)
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders if not name.startswith(".")}
+        folders[:] = [name for name in real if real[name] not in above]
+        within |= {os.path.join(place, name): above | {real[name]} for name in folders}
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SOUND_SUFFIXES)
