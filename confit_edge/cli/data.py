@@ -192,8 +192,10 @@ def fetch(
     if list_all:
         _list_corpora(json)
         return
-    if name is None or out is None:
-        raise UsageError("data fetch: name a corpus (--list shows them) and the manifest to write, with -o OUT.csv")
+    if name is None:
+        raise UsageError("data fetch: name a corpus; --list shows them")
+    if out is None:
+        raise UsageError(f"data fetch {name}: name the manifest to write, with -o OUT.csv")
     if out.suffix.lower() != ".csv":
         raise UsageError(f"-o {out}: a CSV is written, so its name must end in .csv")
     of_hub = {"--subset": subset, "--label-column": label_column, "--group-column": group_column}

@@ -23,8 +23,6 @@ def devices(json: Json = False) -> None:
     from confit_runtime.sources import input_devices
 
     found = input_devices()
-    if not found:
-        raise DeviceError("no microphone found: plug one in, or listen to a sound file with --source FILE")
     for device in found:
         if json:
             emit("device", **dataclasses.asdict(device))
@@ -36,3 +34,5 @@ def devices(json: Json = False) -> None:
             print(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz{also}  {channels}")
     if json:
         emit("summary", devices=len(found))
+    if not found:
+        raise DeviceError("no microphone found: plug one in, or hear a file with `confit-edge listen MODEL --source FILE`")

@@ -233,7 +233,7 @@ def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> No
     out = tmp_path / "out.csv"
     for arguments, says in [
         ([], "name a corpus"),
-        (["emodb"], "-o OUT.csv"),
+        (["emodb"], "data fetch emodb: name the manifest to write, with -o OUT.csv"),
         (["emodb", "-o", out], "--root DIR"),
         (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "must end in .csv"),
         (["imagenet", "-o", out, "--root", emotions], "not a corpus known by name (timit,"),

@@ -528,6 +528,19 @@ def test_devices_are_listed(home: Path, fake_portaudio: Callable[[str], dict[str
             assert done.stdout.splitlines()[0] == "*   1  USB Mic: Audio (hw:1,0)  44100 Hz  1 channel"
 
 
+def test_that_there_is_no_microphone_is_told_to_people_and_programs(
+    fake_portaudio: Callable[[str], dict[str, str]],
+) -> None:
+    for form in ([], ["--json"]):
+        done = subprocess.run(
+            [*COMMAND, "devices", *form],
+            env=fake_portaudio("absent"), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert "`confit-edge listen MODEL --source FILE`" in done.stderr
+        assert lines(done) == ([{"type": "summary", "devices": 0}] if form else [])
+
+
 # enroll, identify, gallery
 
 
