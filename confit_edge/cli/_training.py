@@ -104,9 +104,10 @@ class Progress(Bar):
         stage, run = event["stage"], event.get("run", "")  # the name of one of several trainings at once
         of = f"{run}: " if run else ""
         if self.json_lines:
+            kind = "probing" if stage == "probe" else stage  # what the verb `probe` finds is of the type `probe`
             if stage not in ("step", "trying", "decode"):
                 known = {key: None if value != value else value for key, value in event.items()}  # JSON has no NaN
-                emit(stage, **{key: value for key, value in known.items() if key != "stage"})
+                emit(kind, **{key: value for key, value in known.items() if key != "stage"})
             return
         if stage == "step":
             self._show(

@@ -54,7 +54,9 @@ def bench(
         rows.append(row)
         if json:
             emit("bench", **row)
-    if not json:
+    if json:
+        emit("summary", models=len(rows))
+    else:
         print(_table(rows))
         print(
             f"\nThis machine, one thread: {rates.fp32 / 1e9:.0f} G multiply-adds a second in fp32,"

@@ -237,6 +237,8 @@ def _list_corpora(json: bool) -> None:
             )
         else:
             print(f"{corpus.name:<20}{corpus.task}\n{'':<20}{corpus.home}\n{'':<20}expects {corpus.layout}")
+    if json:
+        emit("summary", corpora=len(CORPORA))
     say(
         "Each reader was tested on a small tree of the published shape and has not met the real corpus yet: check with"
         " `confit-edge data check`."

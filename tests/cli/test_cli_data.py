@@ -224,7 +224,8 @@ def test_fetch_lists_the_corpora_and_says_they_were_not_met(tmp_path: Path) -> N
     shown = run("fetch", "--list", cache=tmp_path)
     assert shown.returncode == 0
     assert "has not met the real corpus" in shown.stderr
-    lines = [json.loads(line) for line in run("fetch", "--list", "--json", cache=tmp_path).stdout.splitlines()]
+    *lines, summary = map(json.loads, run("fetch", "--list", "--json", cache=tmp_path).stdout.splitlines())
+    assert summary == {"type": "summary", "corpora": len(lines)}
     assert {"timit", "gtzan", "esc50", "mswc", "emodb"} <= {line["name"] for line in lines}
     assert all(line["home"] in shown.stdout for line in lines)
 

@@ -95,7 +95,7 @@ def test_train_works_under_a_launcher_and_speaks_with_one_voice(manifest: Path, 
     ]
     done = launch("-m", "confit_edge", "train", str(manifest), "-o", str(tmp_path / "run"), *settings, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["type"] for line in lines] == ["note", "note", "epoch", "probe", "summary"]
+    assert [line["type"] for line in lines] == ["note", "note", "epoch", "probing", "summary"]
     run = read_run(tmp_path / "run")
     assert run.metrics["probes"] == lines[-1]["probes"]
     assert not list((tmp_path / "run").glob("*.partial"))

@@ -128,7 +128,8 @@ def test_the_verb_prints_json_lines_and_a_table(tiny: Path) -> None:
         )
         return done.stdout
 
-    machine, one = (json.loads(line) for line in run("--json").splitlines())
+    machine, one, summary = (json.loads(line) for line in run("--json").splitlines())
+    assert summary == {"type": "summary", "models": 1}
     assert machine["type"] == "machine"
     assert machine["int8_macs_per_s"] > 0
     assert (one["type"], one["model"], one["streaming"], one["hop_ms"]) == ("bench", "tiny", True, 20.0)
