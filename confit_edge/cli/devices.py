@@ -35,4 +35,6 @@ def devices(json: Json = False) -> None:
     if json:
         emit("summary", devices=len(found))
     if not found:
-        raise DeviceError("no microphone found: plug one in, or hear a file with `confit-edge listen MODEL --source FILE`")
+        raise DeviceError(
+            "no microphone found: plug one in, or hear a file with `confit-edge listen MODEL --source FILE`"
+        )

@@ -14,14 +14,13 @@ from confit_export.export import Exported
 from confit_runtime.bench import Latency, call_latency, fresh_process
 from confit_runtime.cautions import enough
 from confit_runtime.contract import Contract
-from confit_runtime.describe import facts
+from confit_runtime.describe import better_than_int8, facts
 from confit_runtime.errors import UsageError
 from confit_runtime.model import load
 
 ROUNDS = 3
 ROUND_SECONDS = 0.15
 LIBRARY = "confit-edge"
-HARDLY_ANY = 0.05  # of the multiply-adds
 CLEARLY_SLOWER = 0.95  # of fp32's speed: nearer to it chance decides
 _MARKS = re.compile(r"[\\`*_<>&|]")  # of Markdown and HTML
 
@@ -70,14 +69,13 @@ def _middle(rounds: list[Latency]) -> Latency:
 
 
 def recommendation(contract: Contract, timing: Timing) -> str | None:
-    """What to do where int8 gains nothing: hardly any of it is computed in int8, or fp32 is clearly faster here; else None."""
+    """What to do where int8 gains little: most of it is computed in fp32, or fp32 is clearly faster here; else None."""
     if contract.precision != "int8":
         return None
-    macs = contract.cost["macs_per_second"]
-    if macs.get("int8", 0) < HARDLY_ANY * sum(macs.values()):
+    if better := better_than_int8(contract):
         return (
-            "Hardly any of this model is computed in int8 (recurrent layers have no such kernel), so it is hardly smaller than"
-            " in fp32: export with --scheme weight-only, which stores all of its weights in int8."
+            "Most multiply-adds of this model are in fp32, in layers that have no static int8 (LSTM) or lose by it, so int8"
+            f" gains little: export with {better}."
         )
     if timing.speedup >= CLEARLY_SLOWER:
         return None

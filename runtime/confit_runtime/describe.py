@@ -28,7 +28,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         ("labels", f"{len(contract.labels)}: {_some(contract.labels)}"),
         ("encoder", f"{contract.encoder.get('name', '')}, {contract.embedding_dim} dimensions"),
         ("size", f"{size / 1e6:.2f} MB"),
-        ("precision", contract.precision),
+        ("precision", _precision(contract)),
     ]
     if contract.cost:
         rows += _cost(contract.cost)
@@ -38,7 +38,9 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         calibration = f", ranges by {parity['calibration']}" if "calibration" in parity else ""
         epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
         rows.append(("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"))
-        rows.append(("layers kept in fp32", _some(parity["kept_fp32"]) or "none of those that can be quantised"))
+        rows.append(
+            ("layers kept in fp32", _some(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise")
+        )
         if sweep := parity.get("sweep"):
             hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
             worst = ", ".join(f"{layer} {error:.2g}" for layer, error in hurt)
@@ -72,6 +74,21 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     rows.append(("licence", contract.license))
     rows.append(("embedding id", contract.embedding_id))
     return rows
+
+
+def better_than_int8(contract: Contract) -> str | None:
+    """What to export with instead where most multiply-adds of an int8 model are in fp32; None where they are not."""
+    macs = contract.cost.get("macs_per_second", {})
+    if contract.precision != "int8" or 2 * macs.get("int8", 0) >= sum(macs.values()):
+        return None
+    whole = "--scheme fp16 (all weights in 16 bits)"
+    left = "fp32" in contract.cost.get("nodes", {}).get("LSTM", {}) and contract.parity.get("scheme") == "static"
+    return f"--scheme dynamic (LSTMs in int8, too) or {whole}" if left and not contract.streaming else whole
+
+
+def _precision(contract: Contract) -> str:
+    better = better_than_int8(contract)
+    return contract.precision + (f", but most multiply-adds are in fp32: export with {better}" if better else "")
 
 
 def share(measured: dict[str, Any]) -> str:

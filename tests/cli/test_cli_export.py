@@ -50,7 +50,8 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     timing = Timing(latency, latency, None)
     assert recommendation(contract, timing) is None
     hardly = replace(contract, cost={"macs_per_second": {"fp32": 99, "int8": 1}})
-    assert "--scheme weight-only" in str(recommendation(hardly, timing))
+    assert "--scheme fp16" in str(recommendation(hardly, timing))
+    assert "dynamic" not in str(recommendation(hardly, timing))  # which is refused for a stream
 
     code, told, err = confit("inspect", out, "--no-measure")
     assert code == 0, err

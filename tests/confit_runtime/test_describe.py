@@ -45,6 +45,19 @@ def test_what_was_missed_is_told_by_the_thresholds_that_missed_it() -> None:
     )
 
 
+def test_int8_of_which_most_is_computed_in_fp32_is_told_of() -> None:
+    """As LSTMs are, which have no static int8."""
+    nodes = {"LSTM": {"fp32": 3}, "MatMul": {"int8": 1}}
+    cost = {"parameters": 1, "macs_per_second": {"fp32": 1_215_300_000, "int8": 300_000}, "nodes": nodes}
+    parity = {"scheme": "static", "target": "portable", "kept_fp32": []}
+    contract = dataclasses.replace(tiny_model.contract(), precision="int8", cost=cost, parity=parity, state={})
+    told = dict(facts(contract, 1000))
+    assert told["precision"].startswith("int8, but most multiply-adds are in fp32: export with --scheme dynamic")
+    assert told["layers kept in fp32"] == "none of those that static can quantise"
+    cost["macs_per_second"] = {"fp32": 1, "int8": 1}
+    assert dict(facts(contract, 1000))["precision"] == "int8"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
