@@ -78,8 +78,9 @@ def plan_from(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
     own = runs.run_corpus(run, corpus.manifest.source)
     if own.manifest.fingerprint() != corpus.manifest.fingerprint():
         raise UsageError(
-            f"{path}: was trained on another split of the clips than {corpus.manifest.source} has here, so it may have learnt"
-            " what it would be judged on: give the study the manifest of the run, with its splits"
+            f"{path}: was trained on another split of the clips than {corpus.manifest.source} has here, or with others among"
+            " them, so it may have learnt what it would be judged on: give the study the run's manifest, with its splits, and a"
+            f" --recipe with its seed ({run.recipe.seed}) and others ({run.recipe.others or 'none'})"
         )
     return [
         Trial(
