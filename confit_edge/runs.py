@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from confit_edge import __version__
 from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.data.others import WORDS
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
 from confit_edge.files import write_tensors, write_text
@@ -160,6 +161,20 @@ def read_run(path: Path) -> Run:
     return Run(path, info, recipe, encoder.eval(), linear, knn, typicality, metrics)
 
 
+def moved(runs: list[Run], *, background: Path | None = None, others: Path | None = None) -> list[Run]:
+    """The runs, with the places where their background and others are now. Raises UsageError where none had any."""
+    for key, place in (("background", background), ("others", others)):
+        if place is None:
+            continue
+        if not any(getattr(run.recipe, key) for run in runs):
+            raise UsageError(
+                f"--{key} {place}: {', '.join(str(run.path) for run in runs)} was trained without: leave it out"
+            )
+        now: dict[str, Any] = {key: str(place.resolve())}
+        runs = [replace(run, recipe=replace(run.recipe, **now)) if getattr(run.recipe, key) else run for run in runs]
+    return runs
+
+
 def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
     """The corpus a run was trained on, read again. Raises UsageError when it is not there or has changed."""
     source = manifest or Path(run.info.data["manifest"])
@@ -168,6 +183,12 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
             f"{source}: the run's manifest is not there; say where it is now (export --data; probe, analyze and distill"
             " --manifest)"
         )
+    for key in ("background", "others"):
+        place = getattr(run.recipe, key)
+        if place and place != WORDS and not Path(place).exists():
+            raise UsageError(
+                f"{place}: the --{key} that {run.path} was trained with is not there; say where it is now (--{key})"
+            )
     corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._runs import Background, Others
 
 
 def analyze(
@@ -16,6 +17,8 @@ def analyze(
     manifest: Annotated[
         Path | None, typer.Option(help="Other clips to look at, or the runs' own where they have moved.")
     ] = None,
+    background: Background = None,
+    others: Others = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A folder for tables, JSON, maps, spectra and contributions.")
     ] = None,
@@ -34,14 +37,13 @@ def analyze(
     from confit_edge.geometry.report import analyse
     from confit_edge.pairtune.machine import pick_device
     from confit_edge.probes.tables import known
-    from confit_edge.runs import read_run
+    from confit_edge.runs import moved, read_run
     from confit_runtime.files import make_folder
 
     if out:
         make_folder(out)  # what is wrong with it is said before anything is measured
-    report = analyse(
-        [read_run(path) for path in runs], split=split, manifest=manifest, device=pick_device(device), say=say
-    )
+    read = moved([read_run(path) for path in runs], background=background, others=others)
+    report = analyse(read, split=split, manifest=manifest, device=pick_device(device), say=say)
     if out:
         method = report.write(out)
         say(f"wrote {out} (maps by {method})")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._runs import Background, Others
 from confit_edge.cli._training import (
     Device,
     Epochs,
@@ -46,6 +47,8 @@ def distill(
         ),
     ] = None,
     manifest: Annotated[Path | None, typer.Option(help="The teacher's own clips, where they have moved.")] = None,
+    background: Background = None,
+    others: Others = None,
     recipe: RecipeFile = None,
     resume: Resume = False,
     json_lines: Json = False,
@@ -84,6 +87,8 @@ def distill(
     """
     given: dict[str, Any] = {
         "encoder": student,
+        "background": None if background is None else str(background),
+        "others": None if others is None else str(others),
         "epochs": epochs,
         "lr": lr,
         "unlabelled_per_batch": unlabelled_per_batch,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._runs import Background, Others
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -60,6 +61,8 @@ def export(
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The run's manifest, where it has moved since training.")] = None,
+    background: Background = None,
+    others: Others = None,
     license: Annotated[str, typer.Option(help="The licence that goes into the model's contract.")] = "unspecified",
     json_lines: Json = False,
 ) -> None:
@@ -78,7 +81,7 @@ def export(
 
     `confit-edge export runs/speakers -o speakers.onnx --no-quantize`
     """
-    from confit_edge.runs import read_run, run_corpus
+    from confit_edge.runs import moved, read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
     from confit_export.export import export_run, hears
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
@@ -88,7 +91,7 @@ def export(
     from confit_runtime.enrollment import kind_of
 
     refuse_other_card(out)
-    loaded = read_run(run)
+    (loaded,) = moved([read_run(run)], background=background, others=others)
     corpus = run_corpus(loaded, data)
     made = export_run(
         loaded,

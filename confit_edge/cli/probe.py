@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._runs import Background, Others
 
 
 def probe(
@@ -22,6 +23,8 @@ def probe(
     manifest: Annotated[
         Path | None, typer.Option(help="Other clips to probe with, or the run's own where they have moved.")
     ] = None,
+    background: Background = None,
+    others: Others = None,
     trials: Annotated[
         Path | None,
         typer.Option(help="Pairs for the equal error rate, lines `1 CLIP CLIP` or `0 CLIP CLIP` [all pairs]."),
@@ -42,12 +45,12 @@ def probe(
     from confit_edge.pairtune.machine import pick_device
     from confit_edge.probes.report import side_by_side
     from confit_edge.probes.tables import known
-    from confit_edge.runs import read_run
+    from confit_edge.runs import moved, read_run
     from confit_runtime.files import make_folder
 
     if out:
         make_folder(out)  # what is wrong with it is said before anything is measured
-    runs = [read_run(path) for path in [*(baseline or []), run]]
+    runs = moved([read_run(path) for path in [*(baseline or []), run]], background=background, others=others)
     report = side_by_side(runs, split=split, manifest=manifest, trials=trials, device=pick_device(device), say=say)
     if out:
         report.write(out)

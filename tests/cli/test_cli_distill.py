@@ -159,6 +159,8 @@ def test_bad_input_is_refused_on_one_line(
         ([teacher, "--manifest", other_classes], 2, ["other classes", "happy", "seven"]),
         ([teacher, "--manifest", other_clips], 2, [str(other_clips), "is not the data"]),
         ([teacher, "--manifest", tmp_path / "gone.csv"], 2, ["gone.csv", "--manifest"]),
+        ([teacher, "--background", tmp_path / "gone"], 2, ["gone: no such file or folder, for --background"]),
+        ([teacher, "--others", tmp_path / "gone"], 2, ["gone: no such file or folder, for --others"]),
         ([teacher, "--recipe", tmp_path / "keys.yaml"], 2, ["keys.yaml", "unknown keys: similarity"]),
         ([teacher, "--similarity-temperature", "0"], 2, ["'similarity_temperature'"]),
         ([teacher, "--lr", "fast"], 2, ["--lr fast"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,25 @@ def several(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = Recipe(label_column="labels", epochs=1, soup=1, probe_views=1, frozen_baseline=False)
     train(folder / "several.csv", folder / "run", recipe)
     return folder / "run"
+
+
+def test_the_sound_of_a_run_may_have_moved(run_path: Path, background: Path, confit: Confit, tmp_path: Path) -> None:
+    shutil.copytree(run_path, tmp_path / "run")
+    shutil.copytree(background, tmp_path / "now")
+    about = json.loads((run_path / "run.json").read_text())
+    about["recipe"]["background"] = str(tmp_path / "then")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    model = tmp_path / "words.onnx"
+    for verb in (("analyze",), ("probe",), ("export", "-o", model, "--no-quantize")):
+        code, _, err = confit(*verb, tmp_path / "run")
+        assert code == 2
+        assert "then: the --background that" in err
+        assert "say where it is now (--background)" in err
+        code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now")
+        assert code == 0, err
+        code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now", "--others", tmp_path)
+        assert code == 2
+        assert "trained without" in err
 
 
 def of_type(out: str, kind: str) -> list[dict[str, Any]]:

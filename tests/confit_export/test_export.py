@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from confit_edge.cli import main
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
-from confit_edge.runs import Run, run_corpus, weights_sha256
+from confit_edge.runs import Run, moved, run_corpus, weights_sha256
 from confit_export import export
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
@@ -439,6 +440,14 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     with pytest.raises(UsageError, match=r"gone\.csv.*--data"):
         run_corpus(gone)
     assert run_corpus(gone, manifest).fingerprint == run.info.data["fingerprint"]
+    lost = replace(run, recipe=replace(run.recipe, background=str(tmp_path / "lost")))
+    with pytest.raises(UsageError, match=r"lost: the --background that .* is not there; say where it is now"):
+        run_corpus(lost)
+    shutil.copytree(str(run.recipe.background), tmp_path / "found")
+    (found,) = moved([lost], background=tmp_path / "found")
+    assert run_corpus(found).fingerprint == run.info.data["fingerprint"]
+    with pytest.raises(UsageError, match="--others .* was trained without: leave it out"):
+        moved([run], others=tmp_path)
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
