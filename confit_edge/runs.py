@@ -18,7 +18,9 @@ from torch import Tensor
 
 from confit_edge import __version__
 from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.data.manifest import SPLITS
 from confit_edge.data.others import WORDS
+from confit_edge.data.splits import some
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
 from confit_edge.files import write_tensors, write_text
@@ -27,6 +29,7 @@ from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.typicality import Typicality
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.wording import counted
 
 SCHEMA = 2
 CHECKPOINT = "checkpoint.safetensors"
@@ -45,7 +48,7 @@ class RunInfo:
     multi_label: bool
     lr: float  # chosen on validation where the recipe names several
     kept_epoch: int
-    data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, problems
+    data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, seconds of background, problems
     distilled: dict[str, Any] | None = None  # of a student: its teacher, the lesson, the sound without labels
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -192,9 +195,41 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
     corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(
-            f"{source}: is not the data {run.path} was trained on (clips, labels, splits or background differ)"
+            f"{source}: is not the data {run.path} was trained on: {_differs(run.info, corpus, run.encoder.sample_rate)}"
         )
     return corpus
+
+
+def sizes(corpus: Corpus, rate: int) -> dict[str, Any]:
+    """How many clips of how many groups each split has, and how many seconds the background lasts."""
+    splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
+    return {
+        "clips": {name: len(clips) for name, clips in splits.items()},
+        "groups": {name: len(set(clips.groups)) for name, clips in splits.items()},
+        "background_s": round(sum(map(len, corpus.background_train + corpus.background_val)) / rate, 1),
+    }
+
+
+def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
+    """What the data of a run was and what `corpus` is, where that differs."""
+    was, now = info.data, sizes(corpus, rate)
+    told = []
+    if lost := sorted(set(info.classes) - set(corpus.classes)):
+        told.append(f"it lacks class {some(lost)}")
+    if new := sorted(set(corpus.classes) - set(info.classes)):
+        told.append(f"class {some(new)} is new")
+    for split in SPLITS:
+        before, after = (
+            f"{counted(data['clips'][split], 'clip')} of {counted(data['groups'][split], 'group')}"
+            for data in (was, now)
+        )
+        if before != after:
+            told.append(f"{split} had {before}, has {after}")
+    if was.get("background_s", now["background_s"]) != now["background_s"]:  # older runs do not tell
+        told.append(f"the background lasted {was['background_s']:g} s, lasts {now['background_s']:g} s")
+    return (
+        "; ".join(told) or "as many clips and groups of the same classes, but other sound, labels, splits or background"
+    )
 
 
 def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typicality:

@@ -87,7 +87,7 @@ def train(
     if watch:
         for problem in corpus.problems:
             watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
-        data = describe_data(manifest, corpus)
+        data = describe_data(manifest, corpus, encoder.sample_rate)
         parts = (_counted(data, name) for name in ("train", "val", "test"))
         watch({"stage": "note", "text": "{} to train, {} to choose by, {} to test".format(*parts)})
         for note in corpus.notes:
@@ -226,7 +226,7 @@ def train_corpus(
         multi_label=corpus.multi_label,
         lr=lr,
         kept_epoch=fitted.kept_epoch + 1,
-        data=describe_data(manifest, corpus),
+        data=describe_data(manifest, corpus, encoder.sample_rate),
         distilled=teaching.about if teaching else None,
         versions=runs.versions(),
     )
@@ -256,14 +256,13 @@ def save(trained: Trained, corpus: Corpus, out: Path, device: torch.device) -> N
     )
 
 
-def describe_data(manifest: Path, corpus: Corpus) -> dict[str, Any]:
+def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:
     """What the run was trained on, for `run.json`."""
     splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
     return {
         "manifest": str(manifest.resolve()),
         "fingerprint": corpus.fingerprint,
-        "clips": {name: len(clips) for name, clips in splits.items()},
-        "groups": {name: len(set(clips.groups)) for name, clips in splits.items()},
+        **runs.sizes(corpus, rate),
         "own": {name: _own(clips, corpus) for name, clips in splits.items()},
         "problems": dict(Counter(problem.kind for problem in corpus.problems)),
         "repeated": corpus.repeated(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -446,13 +447,23 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     shutil.copytree(str(run.recipe.background), tmp_path / "found")
     (found,) = moved([lost], background=tmp_path / "found")
     assert run_corpus(found).fingerprint == run.info.data["fingerprint"]
-    with pytest.raises(UsageError, match="--others .* was trained without: leave it out"):
+    with pytest.raises(UsageError, match=r"--others .* was trained without: leave it out"):
         moved([run], others=tmp_path)
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
-    with pytest.raises(UsageError, match="is not the data"):
+    with pytest.raises(UsageError, match=r"trained on: val had 15 clips of 3 groups, has 14 clips of 3 groups$"):
         run_corpus(run, fewer)
+    (tmp_path / "found" / sorted(os.listdir(tmp_path / "found"))[0]).unlink()
+    with pytest.raises(UsageError, match=r"trained on: the background lasted 28 s, lasts (16|24) s$"):
+        run_corpus(found)
+    other = tmp_path / "other.csv"
+    other.write_text(fewer.read_text().replace(",yes,", ",yess,") + f"{manifest.parent}/{rows[-1]}")
+    with pytest.raises(UsageError, match=r"it lacks class 'yes'; class 'yess' is new$"):
+        run_corpus(run, other)
+    other.write_text(other.read_text().replace(",yess,", ",no,").replace(",stop,", ",yes,").replace(",no,", ",stop,"))
+    with pytest.raises(UsageError, match="as many clips and groups of the same classes, but other sound, labels"):
+        run_corpus(run, other)
 
 
 def test_a_model_that_hears_little_is_told_of(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
