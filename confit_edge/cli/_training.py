@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +44,21 @@ def learning_rates(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--lr {text}: give a number, or several with commas between") from error
+
+
+@contextmanager
+def naming_flags(given: Collection[str]) -> Iterator[None]:
+    """Name the flag, where a key of a recipe is refused that was `given` as one. Raises UsageError."""
+    from confit_runtime.errors import UsageError
+
+    try:
+        yield
+    except UsageError as error:
+        for key in given:
+            _, named, complaint = str(error).partition(f"recipe key '{key}'")
+            if named:
+                raise UsageError(f"--{key.replace('_', '-')}{complaint}") from error
+        raise
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from confit_edge.cli._training import (
     RecipeFile,
     Resume,
     learning_rates,
+    naming_flags,
     option,
     print_probes,
     told_when_stopped,
@@ -214,7 +215,7 @@ def train(
     A run holds the encoder, the probes, metrics on unseen groups, plots and a card. Splits never share a group
     (speaker, recording): give a `group` column where clips come from the same source. Next: `confit-edge export`.
 
-    A training that was stopped goes on with `train MANIFEST -o RUN --resume`; it needs no other option.
+    A training that was stopped goes on with `train MANIFEST -o RUN --resume`; options that are not given stay as they were.
 
     Example: `confit-edge train words.csv -o runs/words --background noise/ --epochs 12`
     """
@@ -223,7 +224,7 @@ def train(
         for key, value in locals().items()
         if key not in ("manifest", "out", "recipe", "resume", "tensorboard", "json_lines") and value is not None
     }
-    from confit_edge.pairtune.config import Recipe, refuse_idle
+    from confit_edge.pairtune.config import Recipe, read_yaml, refuse_idle
     from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.session import begun_recipe
     from confit_edge.pairtune.session import train as run_training
@@ -237,8 +238,11 @@ def train(
         flags["others"] = flags["others"][0]
     if "lr" in flags:
         flags["lr"] = learning_rates(flags["lr"])
-    begun = begun_recipe(out) if resume and not (recipe or flags) else None
-    settings = begun or (Recipe.from_file(recipe, **flags) if recipe else Recipe.from_dict(flags, "the command line"))
+    given = {**read_yaml(recipe), **flags} if recipe else flags
+    begun = begun_recipe(out) if resume else None
+    with naming_flags(flags):
+        base = begun.to_dict() if begun else {}  # what is not given is as it was begun
+        settings = Recipe.from_dict({**base, **given}, str(recipe) if recipe else "the command line")
     refuse_idle(settings, flags)
     with told_when_stopped(out), Progress(json_lines) as progress:
         trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)

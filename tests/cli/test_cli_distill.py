@@ -162,7 +162,7 @@ def test_bad_input_is_refused_on_one_line(
         ([teacher, "--background", tmp_path / "gone"], 2, ["gone: no such file or folder, for --background"]),
         ([teacher, "--others", tmp_path / "gone"], 2, ["gone: no such file or folder, for --others"]),
         ([teacher, "--recipe", tmp_path / "keys.yaml"], 2, ["keys.yaml", "unknown keys: similarity"]),
-        ([teacher, "--similarity-temperature", "0"], 2, ["'similarity_temperature'"]),
+        ([teacher, "--similarity-temperature", "0"], 2, ["--similarity-temperature must"]),
         ([teacher, "--lr", "fast"], 2, ["--lr fast"]),
         ([teacher, "-o", teacher], 2, ["holds a finished run"]),
     ]

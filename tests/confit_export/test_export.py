@@ -458,7 +458,7 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     with pytest.raises(UsageError, match=r"trained on: the background lasted 28 s, lasts (16|24) s$"):
         run_corpus(found)
     other = tmp_path / "other.csv"
-    other.write_text(fewer.read_text().replace(",yes,", ",yess,") + f"{manifest.parent}/{rows[-1]}")
+    other.write_text(fewer.read_text().replace(",yes,", ",yess,") + f"\n{manifest.parent}/{rows[-1]}")
     with pytest.raises(UsageError, match=r"it lacks class 'yes'; class 'yess' is new$"):
         run_corpus(run, other)
     other.write_text(other.read_text().replace(",yess,", ",no,").replace(",stop,", ",yes,").replace(",no,", ",stop,"))
