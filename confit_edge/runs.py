@@ -215,9 +215,9 @@ def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
     was, now = info.data, sizes(corpus, rate)
     told = []
     if lost := sorted(set(info.classes) - set(corpus.classes)):
-        told.append(f"it lacks class {some(lost)}")
+        told.append(f"it has no clip of {some(lost)}")
     if new := sorted(set(corpus.classes) - set(info.classes)):
-        told.append(f"class {some(new)} is new")
+        told.append(f"it has {some(new)}, which the run does not know")
     for split in SPLITS:
         before, after = (
             f"{counted(data['clips'][split], 'clip')} of {counted(data['groups'][split], 'group')}"

@@ -13,7 +13,8 @@ import numpy as np
 
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, advice_on_background, relative
-from confit_edge.data.splits import groups_across_splits, missing_classes, some, with_splits
+from confit_edge.data.names import misspelt
+from confit_edge.data.splits import groups_across_splits, having, missing_classes, some, untested, with_splits
 from confit_runtime.wording import counted
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
@@ -230,6 +231,7 @@ def _warn(report: Report) -> list[str]:
             "the clips have several sample rates, and all are resampled to one: see that no class has a rate of its"
             " own, or the model learns the recorder in place of the sound"
         )
+    warnings += misspelt({label: stats.clips for label, stats in report.classes.items()})
     if background := advice_on_background(report.classes):
         warnings.append(background)
     return warnings
@@ -251,17 +253,12 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | Manif
         return warnings  # told already, and the first thing with_splits would say
     if isinstance(made, ManifestError):
         return [*warnings, f"cannot be trained on: {str(made).removeprefix(f'{manifest.source}: ')}"]
-    without_test = missing_classes(made)["test"]
-    if without_test:
-        warnings.append(
-            f"class {some(without_test)} has no clip in test, so nothing is reported of it: that takes 3 groups"
-        )
+    if without_test := untested(made):
+        warnings.append(without_test)
     for split, use in (("train", "learned from"), ("val", "that epochs and thresholds are chosen by")):
         clips = Counter(label for clip in made.select(split).clips for label in clip.labels)
         if few := [label for label in made.classes if clips[label] < FEW_CLIPS]:
-            warnings.append(
-                f"class {some(few)} has fewer than {FEW_CLIPS} clips {use} ({split}): collect more, of more groups"
-            )
+            warnings.append(f"{having(few)} fewer than {FEW_CLIPS} clips {use} ({split}): collect more, of more groups")
     return warnings
 
 

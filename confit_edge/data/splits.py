@@ -119,7 +119,21 @@ def _check_fractions(fractions: Fractions) -> None:
 def _explain_missing(manifest: Manifest, split: str, classes: list[str]) -> str:
     if not manifest.select(split).clips:
         return f"{manifest.source}: no clip is in {split}; put some there, or leave the split column out"
-    return f"{manifest.source}: class {some(classes)} has no clip in {split}; every class needs one in train and one in val"
+    return f"{manifest.source}: {having(classes)} no clip in {split}; every class needs one in train and one in val"
+
+
+def untested(manifest: Manifest) -> str | None:
+    """What to say of a manifest that has its splits where classes have no clip in test; None where all have."""
+    without = missing_classes(manifest)["test"]
+    if not without:
+        return None
+    of, each = ("it", "") if len(without) == 1 else ("them", " each")
+    return f"{having(without)} no clip in test, so nothing is reported of {of}: that takes 3 groups{each}"
+
+
+def having(classes: Sequence[str]) -> str:
+    """How a sentence begins of what classes have."""
+    return f"class {some(classes)} has" if len(classes) == 1 else f"classes {some(classes)} have"
 
 
 def some(classes: Sequence[str]) -> str:

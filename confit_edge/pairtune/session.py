@@ -16,7 +16,9 @@ from confit_edge import files, runs
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background
+from confit_edge.data.names import misspelt
 from confit_edge.data.others import WORDS
+from confit_edge.data.splits import some, untested
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry import plots
@@ -89,7 +91,11 @@ def train(
             watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
         data = describe_data(manifest, corpus, encoder.sample_rate)
         parts = (_counted(data, name) for name in ("train", "val", "test"))
-        watch({"stage": "note", "text": "{} to train, {} to choose by, {} to test".format(*parts)})
+        named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
+        watch({"stage": "note", "text": "{}: {} to train, {} to choose by, {} to test".format(named, *parts)})
+        labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
+        for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest)])]:
+            watch({"stage": "note", "text": f"beware: {suspect}"})
         for note in corpus.notes:
             watch({"stage": "note", "text": note})
         for caution in cautions(data):

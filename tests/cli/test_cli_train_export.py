@@ -130,6 +130,8 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (info["recipe"]["epochs"], info["recipe"]["clips_per_class"]) == (1, 2)
     assert "epoch 1/1: loss" in err
+    assert "3 classes ('seven', 'stop', 'yes'): 12 clips of 4 groups to train, " in err
+    assert "beware: classes 'seven', 'stop', 'yes' have no clip in test, so nothing is reported of them" in err
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("frozen encoder, linear probe", "frozen encoder, kNN probe", "trained, linear probe", "trained, kNN probe")
     ]

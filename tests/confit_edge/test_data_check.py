@@ -12,6 +12,7 @@ import soundfile
 from confit_edge.data.check import Report, check
 from confit_edge.data.clips import ClipStore
 from confit_edge.data.manifest import read_manifest
+from confit_edge.data.names import misspelt
 
 RATE = 16_000
 
@@ -58,8 +59,8 @@ def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
     assert report_of(folder, ENOUGH).warnings == []
     assert report_of(folder, ENOUGH).text().splitlines()[-1] == "no warnings"
     report = report_of(folder, CLEAN)
-    assert says(report, "class 'x', 'y' has fewer than 5 clips learned from (train)")
-    assert says(report, "class 'x', 'y' has fewer than 5 clips that epochs and thresholds are chosen by (val)")
+    assert says(report, "classes 'x', 'y' have fewer than 5 clips learned from (train)")
+    assert says(report, "classes 'x', 'y' have fewer than 5 clips that epochs and thresholds are chosen by (val)")
     assert len(report.warnings) == 2
     assert not report.leaks
     assert (report.clips, report.groups, report.imbalance) == (10, 5, 1.0)
@@ -82,6 +83,33 @@ def test_a_class_that_is_to_stay_silent_is_told_of(folder: Path, label: str) -> 
     report = report_of(folder, CLEAN.replace(",x,", f",{label},"))
     assert says(report, repr(label), "will fire", "'unknown'", "--background")
     assert report_of(folder, ENOUGH.replace(",x,", ",unknown,")).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("clips", "suspected"),
+    [
+        ({"marvin": 8, "marvn": 2, "stop": 8}, ["'marvn' (2 clips): is it 'marvin' (8)?"]),
+        (
+            {"Stop It": 6, "stop it": 8, "stop_it": 8},
+            ["'Stop It' (6 clips): is it 'stop it' (8)?", "'Stop It'", "'stop it'"],
+        ),
+        ({"happyy": 1, "happy": 3}, ["'happyy' (1 clip): is it 'happy' (3)?"]),
+        ({"marvin": 8, "marvn": 3}, []),  # both are there in numbers
+        ({"on": 9, "off": 1, "bed": 9, "bird": 1, "three": 9, "tree": 1, "up": 9, "cup": 1}, []),
+        ({"three": 9, "there": 1, "house": 9, "horse": 1}, []),
+        ({"speaker1": 9, "speaker11": 1, "speaker12": 1}, []),
+    ],
+)
+def test_a_class_that_may_be_another_misspelt_is_suspected(clips: dict[str, int], suspected: list[str]) -> None:
+    told = misspelt(clips)
+    assert len(told) == len(suspected)
+    assert all(one.startswith(beginning) for one, beginning in zip(told, suspected, strict=True))
+
+
+def test_a_misspelt_class_is_warned_of(folder: Path) -> None:
+    assert says(
+        report_of(folder, ENOUGH.replace(",x,", ",Stop It,").replace(",y,", ",stop it,")), "is it 'stop it' (11)?"
+    )
 
 
 def test_a_torn_group_is_a_leak(folder: Path) -> None:
@@ -188,7 +216,7 @@ def test_advice_on_splits_and_groups(folder: Path) -> None:
     assert says(few, "cannot be trained on: class 'y' has 2 clips in one group ('a')")
     assert (few.trainable, few.to_dict()["trainable"]) == (False, False)
     no_test = report_of(folder, "path,label,group\n0.wav,x,a\n1.wav,x,b\n2.wav,y,a\n3.wav,y,b\n")
-    assert says(no_test, "class 'x', 'y' has no clip in test")
+    assert says(no_test, "classes 'x', 'y' have no clip in test")
     half = report_of(folder, CLEAN.replace("train", ""))
     assert says(half, "cannot be trained on: 4 of 10 clips have a split")
 

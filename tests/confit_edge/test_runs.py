@@ -311,6 +311,21 @@ def test_killed_while_the_run_is_being_written_it_is_written_again(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_training_suspects_a_class_that_is_another_misspelt(cut: Callable[..., Path], tmp_path: Path) -> None:
+    manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
+    manifest.write_text(manifest.read_text().replace(",yes,", ",Stop,"))
+    told = []
+
+    def stop(event: dict[str, Any]) -> None:
+        told.append(event.get("text", ""))
+        if event["stage"] == "epoch":
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(manifest, tmp_path / "run", Recipe(epochs=1, frozen_baseline=False, clips_per_class=2), watch=stop)
+    assert "beware: 'Stop' (3 clips): is it 'stop' (3)? If so, rename it" in told
+
+
 def test_a_recipe_means_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("checkpoint", "ge2e"):
         (tmp_path / name).mkdir()

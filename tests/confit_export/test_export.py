@@ -459,7 +459,7 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
         run_corpus(found)
     other = tmp_path / "other.csv"
     other.write_text(fewer.read_text().replace(",yes,", ",yess,") + f"\n{manifest.parent}/{rows[-1]}")
-    with pytest.raises(UsageError, match=r"it lacks class 'yes'; class 'yess' is new$"):
+    with pytest.raises(UsageError, match=r"it has no clip of 'yes'; it has 'yess', which the run does not know$"):
         run_corpus(run, other)
     other.write_text(other.read_text().replace(",yess,", ",no,").replace(",stop,", ",yes,").replace(",no,", ",stop,"))
     with pytest.raises(UsageError, match="as many clips and groups of the same classes, but other sound, labels"):

@@ -1,0 +1,40 @@
+"""Names of classes that may be one name, written in two ways: each would be learnt as a class, and the clips be torn apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import combinations
+
+from confit_runtime.wording import counted
+
+LONG = 5  # letters of a name that a slip of the keyboard may have come from: `tree` is no slip for `three`
+RARE = 3  # times as many clips has the class that is spelt right
+
+
+def misspelt(clips: Mapping[str, int]) -> list[str]:
+    """Of classes and their clips: a sentence for each that may be another one misspelt.
+
+    That is where names differ by case, spaces and the like, or where a class of few clips lacks or has one letter more than
+    one of many.
+    """
+    found = []
+    for pair in combinations(sorted(clips), 2):
+        rare, common = sorted(pair, key=lambda label: clips[label])
+        one, other = _plain(rare), _plain(common)
+        slip = RARE * clips[rare] <= clips[common] and min(len(one), len(other)) >= LONG and _by_one_letter(one, other)
+        if one == other or slip:
+            found.append(
+                f"{rare!r} ({counted(clips[rare], 'clip')}): is it {common!r} ({clips[common]})? If so, rename it"
+            )
+    return found
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[\s_-]+", "", label.casefold())
+
+
+def _by_one_letter(one: str, other: str) -> bool:
+    """Whether one of the names is the other without one of its letters."""
+    shorter, longer = sorted((one, other), key=len)
+    return any(longer[at].isalpha() and longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer)))
