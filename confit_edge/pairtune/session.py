@@ -15,7 +15,7 @@ import torch
 from confit_edge import files, runs
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
-from confit_edge.data.manifest import advice_on_background
+from confit_edge.data.manifest import advice_on_background, sound_files
 from confit_edge.data.names import misspelt
 from confit_edge.data.others import WORDS
 from confit_edge.data.splits import some, untested
@@ -74,6 +74,8 @@ def train(
     device, watch = ranks.device, watch if ranks.main else None
     recipe = settled(recipe, device)
     check_out(out, resume)
+    if recipe.rooms and recipe.rooms != SYNTHETIC:
+        sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
     lasts_s = encoder.window / encoder.sample_rate
     if watch and recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:

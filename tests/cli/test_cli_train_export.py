@@ -283,6 +283,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--background", "nowhere"], 2, ["nowhere", "--background"]),
         (["good.csv", "--background", "empty"], 2, ["empty", "--background"]),
         (["good.csv", "--background", "text.wav"], 1, ["text.wav"]),
+        (["good.csv", "--rooms", "nowhere"], 2, ["nowhere: no such file or folder, for --rooms"]),
+        (["good.csv", "--rooms", "empty"], 2, ["empty: no sound files for --rooms there"]),
         (["good.csv", "--recipe", "nowhere.yaml"], 2, ["nowhere.yaml"]),
         (["good.csv", "--recipe", "recipe.yaml"], 2, ["recipe.yaml", "epoch"]),
         (["good.csv", "--recipe", "broken.yaml"], 2, ["broken.yaml"]),
@@ -313,6 +315,7 @@ def test_train_refuses_bad_input_on_one_line(
     assert (found, printed) == (code, "")
     assert all(name in one_line(err) for name in named), err
     assert not (bad / "out" / "run.json").exists()
+    assert "--rooms" not in arguments or not (bad / "out").exists()
     for leftover in (bad / "out").glob("*"):
         leftover.unlink()
     if (bad / "out").exists():
