@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from confit_runtime.contract import Contract
     from confit_runtime.evaluation import Judged
     from confit_runtime.labels import Labelled
+    from confit_runtime.scoring import Heard
 
 LIKE = 0.75  # of two labels: so alike one may be the other misspelt
+SHOWN = 5  # places of what was heard falsely, and of what was not heard; --json has them all
 
 
 def evaluate(
@@ -178,7 +180,22 @@ def summarise(judged: Sequence[Judged], contract: Contract, confidence: float) -
         "fired_for": [
             {"heard": label, "was": was, "times": times} for (label, was), times in sorted(fired.items(), key=_by_times)
         ],
+        "heard_falsely": [
+            {**_place(one, accept), "score": accept.score, "was": what_was_there(accept, one)}
+            for one in judged
+            for accept in one.score.false_accepts
+        ],
+        "not_heard": [
+            _place(one, sound)
+            for one in judged
+            for sound, found in zip(one.sounds, one.score.found, strict=True)
+            if not found
+        ],
     }
+
+
+def _place(recording: Judged, heard: Heard) -> dict[str, Any]:
+    return {"file": recording.name, "start_s": heard.start_s, "end_s": heard.end_s, "label": heard.label}
 
 
 def _by_ratio(item: tuple[str, Any]) -> int:
@@ -244,6 +261,18 @@ def _print(report: dict[str, Any]) -> None:
         )
     for row in report["fired_for"]:
         print(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")
+    for what, rows in (("heard falsely", report["heard_falsely"]), ("not heard", report["not_heard"])):
+        _print_places(what, rows)
+
+
+def _print_places(what: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Where the first of them are, to be listened to."""
+    if not rows:
+        return
+    print(f"\n{what}" + (f", {SHOWN} of {len(rows)} (--json lists them all)" if len(rows) > SHOWN else ""))
+    for row in rows[:SHOWN]:
+        score = f" ({row['score']:.2f}), there was {row['was']}" if "score" in row else ""
+        print(f"  {row['file']}  {row['start_s']:.2f} to {row['end_s']:.2f} s  {row['label']}{score}")
 
 
 def _origin(thresholds: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
         rate = source.rate
     if not taken:
         raise AudioError(f"{recording.path}: holds no samples")
-    detections = [Heard(detection.label, detection.start_s, detection.end_s) for detection, _ in found]
+    detections = [Heard(one.label, one.start_s, one.end_s, one.score) for one, _ in found]
     score = score_detections(sounds, detections)
     snr = power.snr_db()
     return Judged(

@@ -50,7 +50,9 @@ def read_labelled(source: Path) -> list[Labelled]:
     else:
         found = [_read_audacity(path) for path in find_clips([source])]
         if not any(recording.sounds for recording in found):
-            raise UsageError(f"{source}: no labels there (name.txt beside name.wav, as Audacity exports them)")
+            tables = sorted(source.glob("*.csv")) if source.is_dir() else []
+            cure = f"; a CSV is given as itself: {tables[0]}" if tables else ""
+            raise UsageError(f"{source}: no labels there (name.txt beside name.wav, as Audacity exports them){cure}")
         if bare := [recording.path for recording in found if not _audacity_labels(recording.path).is_file()]:
             log.warning(
                 "%s: %d of %d recordings have no labels (%s first): taken to hold none of the sounds",

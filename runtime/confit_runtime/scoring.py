@@ -13,11 +13,12 @@ DEBOUNCE_S = 1.0  # false accepts of one label closer than this are one
 
 @dataclass(frozen=True)
 class Heard:
-    """A label and its span in seconds: a sound that is there, or a detection of one."""
+    """A label and its span in seconds: a sound that is there, or a detection of one, with its score."""
 
     label: str
     start_s: float
     end_s: float
+    score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -254,6 +254,15 @@ def test_labelled_recordings_are_scored(confit: Confit, sounds: Path, model: Pat
     assert report["hours"] == pytest.approx((8.3 + 20) / 3600, abs=1e-4)
     assert report["false_accepts"] == 1
     assert report["fired_for"] == [{"heard": "high", "was": "parrot", "times": 1}]
+    kitchen, (falsely,) = str(sounds / "labelled" / "kitchen.wav"), report["heard_falsely"]
+    assert (falsely["file"], falsely["label"], falsely["was"]) == (kitchen, "high", "parrot")
+    assert 7.9 < falsely["start_s"] < falsely["end_s"] < 8.5
+    assert 0.6 <= falsely["score"] <= 1
+    assert report["not_heard"] == [{"file": kitchen, "start_s": 6.5, "end_s": 6.8, "label": "low"}]
+    _, out, _ = confit("evaluate", model, sounds / labelled)
+    heard, missed = out.split("heard falsely\n")[1].split("\n\nnot heard\n")
+    assert f"  {kitchen}  {falsely['start_s']:.2f} to {falsely['end_s']:.2f} s  high (" in heard
+    assert missed == f"  {kitchen}  6.50 to 6.80 s  low\n"
     low, high = report["fa_per_hour_interval"]
     assert low < report["fa_per_hour"] < high
     assert report["labels"]["low"] == {**report["labels"]["low"], "sounds": 2, "missed": 1, "frr": 0.5}
@@ -444,4 +453,8 @@ def test_labels_that_cannot_be_read(confit: Confit, sounds: Path, model: Path, t
         assert fault in err
     code, _, err = confit("evaluate", model, sounds / "negatives")
     assert code == 2
-    assert "no labels" in err
+    assert err.endswith("no labels there (name.txt beside name.wav, as Audacity exports them)\n")
+    shutil.copy(sounds / "negatives" / "radio-0.flac", tmp_path)
+    code, _, err = confit("evaluate", model, tmp_path)
+    assert code == 2
+    assert err.endswith(f"a CSV is given as itself: {table}\n")
