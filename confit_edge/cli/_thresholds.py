@@ -11,6 +11,7 @@ from confit_runtime.errors import UsageError
 if TYPE_CHECKING:
     from confit_runtime.model import Model
 
+LIKE = 0.75  # of two names: so alike one may be the other misspelt
 FIRE_AT = "Fire at this score, for all labels or for one, in whatever order they are given"
 
 
@@ -42,12 +43,25 @@ def with_thresholds(model: Model, general: float | None, own: dict[str, float]) 
 def check_fire(own: dict[str, float], models: Sequence[Model], names: Sequence[str] = ()) -> None:
     """Raise UsageError on a threshold for what never fires: no label, or the one for everything else, and no name."""
     labels = list(dict.fromkeys(label for model in models for label in model.contract.firing_labels))
+    silent = {plain(label) for model in models for label in model.labels if label not in labels}
     for label, level in own.items():
         if label not in map(plain, [*labels, *names]):
             enrolled = f"; enrolled: {', '.join(names)}" if names else ""
-            raise UsageError(
-                f"--threshold {label}={level:g}: {label!r} never fires (what does: {', '.join(labels) or 'no label'}{enrolled})"
-            )
+            fires = f"(what fires: {', '.join(labels) or 'no label'}{enrolled})"
+            near = nearest(label, [*labels, *names])
+            hint = f"; did you mean {near!r}?" if near else ""
+            unknown = "is no label, and no name that is enrolled" if names else "is no label"
+            what = "never fires" if label in silent else unknown
+            raise UsageError(f"--threshold {label}={level:g}: {label!r} {what} {fires}{hint}")
+
+
+def nearest(label: str, known: Sequence[str]) -> str | None:
+    """The name of those known that `label` may be misspelt for."""
+    from difflib import get_close_matches
+
+    lower = {name.lower(): name for name in known}
+    near = get_close_matches(label.lower(), lower, 1, LIKE)
+    return lower[near[0]] if near else None
 
 
 def plain(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
+from confit_edge.cli._thresholds import nearest
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -191,12 +192,19 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
     from confit_runtime.calibration import only
 
     for label in labels:
-        if label not in contract.firing_labels:
-            raise UsageError(f"--only {label}: {contract.name} has no such label ({', '.join(contract.labels)})")
+        fires = f"(what does: {', '.join(contract.can_fire)})"
+        if label == contract.unknown_label:
+            raise UsageError(
+                f"--only {label}: stands for all that is no label of {contract.name}, and never fires {fires}"
+            )
+        if label not in contract.labels:
+            near = nearest(label, contract.can_fire)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise UsageError(f"--only {label}: is no label of {contract.name} that fires {fires}{hint}")
         if label not in contract.can_fire:
             raise UsageError(
-                f"--only {label}: {contract.name} was made with it set never to fire (those that do:"
-                f" {', '.join(contract.can_fire)}); calibrate the model that it was made from"
+                f"--only {label}: {contract.name} was made with it set never to fire {fires}; calibrate the model that it was"
+                " made from"
             )
     return only(contract, labels)
 

@@ -11,7 +11,7 @@ import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
 from confit_edge.cli._sources import tell_narrow
-from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, with_thresholds
+from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, nearest, with_thresholds
 from confit_runtime.errors import UsageError
 from confit_runtime.wording import counted
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from confit_runtime.labels import Labelled
     from confit_runtime.scoring import Heard
 
-LIKE = 0.75  # of two labels: so alike one may be the other misspelt
 SHOWN = 5  # places of what was heard falsely, and of what was not heard; --json has them all
 
 
@@ -100,8 +99,6 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
 
     Raises UsageError where none is the model's but one is near to it, and on a point where a sound is to be found.
     """
-    from difflib import get_close_matches
-
     points = [
         f"{sound.label} at {sound.start_s:g} s of {recording.path}"
         for recording in recordings
@@ -114,16 +111,16 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
             f"{source}: {points[0]}{more} has no length, and what is heard is matched with where a sound begins and ends:"
             " give it an end (in Audacity drag the label's edge over the sound)"
         )
-    own = {label.lower(): label for label in contract.firing_labels}
+    own = contract.firing_labels
     found = {sound.label for recording in recordings for sound in recording.sounds}
     if not (strange := sorted(found - set(contract.labels))):
         return
-    near = {label: get_close_matches(label.lower(), own, 1, LIKE) for label in strange}
-    listed = ", ".join(f"{label} ({own[near[label][0]]}?)" if near[label] else label for label in strange)
-    if found & set(own.values()):
+    near = {label: nearest(label, own) for label in strange}
+    listed = ", ".join(f"{label} ({near[label]}?)" if near[label] else label for label in strange)
+    if found & set(own):
         say(f"{source}: labels that {contract.name} does not have: {listed}; they count as other sounds")
         return
-    none = f"{source}: holds none of the labels that {contract.name} can tell ({', '.join(own.values())}), but {listed}"
+    none = f"{source}: holds none of the labels that {contract.name} can tell ({', '.join(own)}), but {listed}"
     if any(near.values()):
         raise UsageError(f"{none}: correct what is misspelt, and give what is another sound another name")
     say(f"{none}; they count as other sounds, and only false accepts are measured")

@@ -187,7 +187,7 @@ def test_a_label_that_was_set_never_to_fire_is_not_calibrated(confit: Confit, so
     assert confit("calibrate", model, *target, "--only", "low", "--bake", baked)[0] == 0
     code, _, err = confit("calibrate", baked, *target, "--only", "mid")
     assert code == 2
-    assert "--only mid: tiny was made with it set never to fire (those that do: low)" in err
+    assert "--only mid: tiny was made with it set never to fire (what does: low); calibrate the model" in err
 
 
 def test_a_curve_replaces_no_table_of_something_else(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
@@ -213,9 +213,13 @@ def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> Non
     assert code == 0, err
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["label"] for event in events if event["type"] == "detection"] == ["mid"]
-    code, _, err = confit("calibrate", model, *target, "--only", "parrot")
-    assert code == 2
-    assert "--only parrot" in err
+    for label, told in (
+        ("parrot", "is no label of tiny that fires (what does: low, mid, high)"),
+        ("Lowe", "is no label of tiny that fires (what does: low, mid, high); did you mean 'low'?"),
+        ("other", "stands for all that is no label of tiny, and never fires (what does: low, mid, high)"),
+    ):
+        code, _, err = confit("calibrate", model, *target, "--only", label)
+        assert (code, err) == (2, f"confit-edge: --only {label}: {told}\n")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +368,7 @@ def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path
     assert strict["labels"]["mid"]["missed"] == at_own["labels"]["mid"]["missed"] == 0
     assert strict["labels"]["low"]["missed"] == strict["labels"]["low"]["sounds"] > at_own["labels"]["low"]["missed"]
     code, _, err = confit("evaluate", model, labels, "--threshold", "lo=0.5")
-    assert (code, "'lo' never fires (what does: low, mid, high)" in err) == (2, True)
+    assert (code, "'lo' is no label (what fires: low, mid, high); did you mean 'low'?" in err) == (2, True)
 
 
 def test_a_sound_without_length_is_refused_where_it_should_be_found(

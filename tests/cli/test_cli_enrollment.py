@@ -241,7 +241,7 @@ def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words
     status, _, said = confit(*listen, "--only", "Zoe\u0308", "--threshold", "Zoe\u0308=0.5")
     assert status == 0, said
     status, _, said = confit(*listen, "--threshold", "Zoe=0.5")
-    assert (status, "'Zoe' never fires" in said) == (2, True)
+    assert (status, "'Zoe' is no label, and no name that is enrolled" in said) == (2, True)
 
 
 def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None:
@@ -306,7 +306,11 @@ def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Pa
         ((*listen, "--speaker-model", "digits", *house), 2, "--speaker-model digits: words.db holds sounds"),
         ((*listen, "--speaker-model", "digits"), 2, "--speaker-model digits: needs the --gallery"),
         ((*listen, "--threshold", "unknown=0.5"), 2, "--threshold unknown=0.5: 'unknown' never fires"),
-        ((*listen, "--threshold", "ada=0.5", *house), 2, "'ada' never fires (what does: eight"),
+        (
+            (*listen, "--threshold", "ada=0.5", *house),
+            2,
+            "'ada' is no label, and no name that is enrolled (what fires: eight",
+        ),
         ((*listen, "--save-triggers", "taken"), 2, "--save-triggers taken: is no folder that can be made"),
         ((*listen, "--save-triggers", "taken/deeper"), 2, "--save-triggers taken/deeper: is no folder"),
     ):
