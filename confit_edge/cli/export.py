@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli._runs import Background, Others
+
+if TYPE_CHECKING:
+    from confit_runtime.contract import Contract
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -83,7 +86,7 @@ def export(
     """
     from confit_edge.runs import moved, read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import export_run, hears
+    from confit_export.export import export_run
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
@@ -142,15 +145,24 @@ def export(
             cautions=beware,
         )
         return
-    then = (
-        f"listen {quote(str(out))}"
-        if hears(contract.calibration["detection"])
-        else f"enroll {quote(str(out))} NAME CLIP..."
-    )
     say(
         f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms a call"
-        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: confit-edge {then}"
+        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: {_next_step(contract, out)}"
     )
+
+
+def _next_step(contract: Contract, out: Path) -> str:
+    """What to do with the model: of one for voices enroll, of one that hears its sounds listen, of one that does not mend it."""
+    from confit_export.export import hears
+    from confit_runtime.enrollment import kind_of
+
+    model = quote(str(out))
+    enroll, listen = f"confit-edge enroll {model} NAME CLIP...", f"confit-edge listen {model}"
+    if kind_of(contract) == "speaker":
+        return enroll
+    if hears(contract.calibration["detection"]):
+        return f"{listen}; for names that it was not trained on, {enroll}"
+    return f"train with more clips of more voices, and --background; or let it fire sooner, and falsely: {listen} --threshold 0.3"
 
 
 def _one_of(option: str, given: str, choices: tuple[Choice, ...]) -> Choice:

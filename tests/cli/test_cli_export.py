@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from confit_edge.cli.export import _next_step
 from confit_edge.demo.story import DATA
 from confit_export.export import Exported
 from confit_export.model_card import Timing, front_matter, recommendation, table
@@ -81,6 +82,30 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
     assert "s of voice and 4 s are needed" in err
     code, _, err = confit("enroll", out, "ada", word, "--gallery", gallery, "--kind", "sound")
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("kind", "found", "told"),
+    [
+        (
+            "sound",
+            9,
+            "confit-edge listen 'my words.onnx'; for names that it was not trained on, confit-edge enroll 'my",
+        ),
+        (
+            "sound",
+            1,
+            "train with more clips of more voices, and --background; or let it fire sooner, and falsely: confit-edge listen",
+        ),
+        ("speaker", 1, "confit-edge enroll 'my words.onnx' NAME CLIP..."),
+    ],
+)
+def test_the_next_step_depends_on_what_a_model_can_do(
+    exports: dict[str, Exported], kind: str, found: int, told: str
+) -> None:
+    calibration = {"enroll": {"kind": kind}, "detection": {"found": found, "words": 10}}
+    contract = replace(exports["fp32"].contract, calibration=calibration)
+    assert _next_step(contract, Path("my words.onnx")).startswith(told)
 
 
 def test_inspect_needs_no_onnx_and_no_torch(exports: dict[str, Exported]) -> None:
