@@ -41,9 +41,9 @@ def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None
     sounds = [sound for _, one in taken for sound in one.sounds]
     labels = Counter(model.classify(sound, model.contract.sample_rate).label for sound in sounds)
     label, count = labels.most_common(1)[0]
-    if name in model.contract.firing_labels:
+    if own := [one for one in model.contract.firing_labels if one.casefold() == name.casefold()]:
         say(
-            f"beware: {name!r} is a label of {model.name} too, so where both fire one sound is told twice; take another name"
+            f"beware: {own[0]!r} is a label of {model.name} too, so where both fire one sound is told twice; take another name"
         )
     elif 2 * count > len(sounds) and label in model.contract.firing_labels:
         say(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
 from confit_runtime.rows import RowMaker
 from confit_runtime.session import State, bind, open_session
-from confit_runtime.shipped import shipped_model
+from confit_runtime.shipped import did_you_mean, shipped_model
 from confit_runtime.synthetic import plain_sounds, quiet_rooms
 
 if TYPE_CHECKING:
@@ -59,8 +60,12 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     if not str(model).strip():
         raise UsageError("a model without a name: give a file, or the name of a shipped model")
     if not path.is_file():
+        if (path / "run.json").is_file():
+            export = f"confit-edge export {quote(str(path))} -o {quote(f'{path.name}.onnx')}"
+            raise UsageError(f"{model}: is the run of a training, expected a model file; export it first: {export}")
         if path.suffix or len(path.parts) != 1:
-            raise UsageError(f"{model}: {'is a folder, expected a' if path.is_dir() else 'no such'} model file")
+            what = "is a folder, expected a model file" if path.is_dir() else "no such model file"
+            raise UsageError(f"{model}: {what}{did_you_mean(path)}")
         path = shipped_model(str(model))
     try:
         contract, _, digest, sealed = read_sealed(path.read_bytes())

@@ -22,5 +22,12 @@ def shipped_model(name: str) -> Path:
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in MODELS.glob("*.onnx"))) or "none"
         what = "is a folder" if Path(name).is_dir() else "no such file"
-        raise UsageError(f"{name}: {what}, and no shipped model of that name (shipped: {names})")
+        raise UsageError(
+            f"{name}: {what}, and no shipped model of that name (shipped: {names}){did_you_mean(Path(name))}"
+        )
     return path
+
+
+def did_you_mean(path: Path) -> str:
+    """A hint where a model file of that name has the ending that was left out."""
+    return f"; did you mean {path}.onnx?" if Path(f"{path}.onnx").is_file() else ""

@@ -648,6 +648,9 @@ def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "most of these sound like 'low'" in done.stderr
     assert "beware" not in run(home, "enroll", "tiny.onnx", "buzz", "buzz.wav", "--gallery", "known.db").stderr
+    for name in ("low", "Low"):
+        said = run(home, "enroll", "tiny.onnx", name, "buzz.wav", "--gallery", "labels.db").stderr
+        assert "beware: 'low' is a label of tiny too" in said
 
 
 @pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])

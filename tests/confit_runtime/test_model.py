@@ -80,6 +80,24 @@ def test_less_than_a_thread_is_a_usage_error(tiny: Path, threads: int) -> None:
         load(tiny, threads=threads)
 
 
+def test_a_run_and_a_name_without_its_ending_are_told_apart_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my runs" / "a").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"my runs/a: is a folder, expected a model file$"):
+        load("my runs/a")
+    (tmp_path / "my runs" / "a" / "run.json").touch()
+    with pytest.raises(UsageError, match=r"my runs/a: is the run .* confit-edge export 'my runs/a' -o a\.onnx$"):
+        load("my runs/a")
+    for name in ("a.onnx", "my runs/b.onnx"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"^a: no such file, and .*; did you mean a\.onnx\?$"):
+        load("a")
+    with pytest.raises(UsageError, match=r"^my runs/b: no such model file; did you mean my runs/b\.onnx\?$"):
+        load("my runs/b")
+
+
 def test_a_text_file_is_a_model_error(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     path.write_text("this is not a model\n" * 20)
