@@ -49,7 +49,6 @@ def bench(
         emit("machine", **_machine(), threads=1, fp32_macs_per_s=rates.fp32, int8_macs_per_s=rates.int8)
     rows = []
     for model in loaded:
-        say(f"measuring {model.name}")
         row = measure(model, rates, seconds)
         rows.append(row)
         if json:
@@ -69,21 +68,28 @@ def measure(model: Model, rates: Rates, seconds: float) -> dict[str, Any]:
     from confit_runtime.bench import call_latency, fresh_process, lowest_rtf, stream_rtf, streams_per_core
 
     contract = model.contract
+    say(f"measuring {model.name}: one call")
     latency = call_latency(model, seconds)
     macs = contract.cost.get("macs_per_second")
     lowest = lowest_rtf(macs, rates) if macs else None
+    say(f"measuring {model.name}: a stream")
+    stream = stream_rtf(model, seconds)
+    say(f"measuring {model.name}: how many streams a core carries")
+    streams = streams_per_core(model)
+    say(f"measuring {model.name}: a new process")
+    fresh = fresh_process(model.path)
     return {
         "model": model.name,
         "precision": contract.precision,
         "streaming": contract.streaming,
         "hop_ms": 1e3 * contract.hop / contract.sample_rate,
         **asdict(latency),
-        "stream_cpu_rtf": stream_rtf(model, seconds),
+        "stream_cpu_rtf": stream,
         "macs_per_second": macs,
         "lowest_cpu_rtf": lowest,
         "of_limit": lowest and lowest / latency.cpu_rtf,
-        "streams_per_core": streams_per_core(model),
-        **asdict(fresh_process(model.path)),
+        "streams_per_core": streams,
+        **asdict(fresh),
     }
 
 

@@ -126,6 +126,8 @@ def test_the_verb_prints_json_lines_and_a_table(tiny: Path) -> None:
             check=True,
             env=environment(),
         )
+        assert "measuring tiny: one call\n" in done.stderr
+        assert "measuring tiny: how many streams a core carries\n" in done.stderr
         return done.stdout
 
     machine, one, summary = (json.loads(line) for line in run("--json").splitlines())
