@@ -355,13 +355,14 @@ def begun_recipe(out: Path) -> Recipe | None:
 
 def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
     """Raise UsageError naming what differs where `before`, in `out`, is another recipe, data or teacher than `started`."""
-    recipe = before["recipe"]
+    recipe, same_data = before["recipe"], before["fingerprint"] == started["fingerprint"]
+    moved = {"background", "others"} if same_data else set()
     changed = [
         f"{key} ({_shown(recipe.get(key))}, now {_shown(value)})"
         for key, value in started["recipe"].items()
-        if recipe.get(key) != value
+        if recipe.get(key) != value and key not in moved
     ]
-    if before["fingerprint"] != started["fingerprint"] and recipe["background"] == started["recipe"]["background"]:
+    if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
         changed.append("the data")
     if before["chosen_by"] != started["chosen_by"]:
         changed.append("what epochs are chosen by")

@@ -20,7 +20,15 @@ from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.session import FEW, SOUP_OF_FEW, settled, train, train_corpus, trainings
+from confit_edge.pairtune.session import (
+    FEW,
+    SOUP_OF_FEW,
+    refuse_other_training,
+    settled,
+    train,
+    train_corpus,
+    trainings,
+)
 from confit_edge.probes.metrics import correct, mean_average_precision
 from confit_edge.runs import Run, read_run, weights_sha256
 from confit_runtime.errors import ConfitError, UsageError
@@ -363,6 +371,11 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     with pytest.raises(ConfitError, match=r"started\.json: lacks chosen_by; remove"):
         train(manifest, tmp_path / "run", recipe, resume=True)
     beginning.write_text(by_one)
+    begun, places = json.loads(by_one), {"background": "there", "others": "there"}
+    elsewhere = {**begun, "recipe": {**begun["recipe"], **places}}
+    refuse_other_training(tmp_path, elsewhere, begun)  # the same sound, which has moved
+    with pytest.raises(UsageError, match=r"differ: others \(there, now none\), background \(there, now none\)$"):
+        refuse_other_training(tmp_path, {**elsewhere, "fingerprint": "another"}, begun)
     clip = sorted(manifest.parent.glob("yes-*.ogg"))[0]
     original = clip.read_bytes()
     soundfile.write(clip, np.random.default_rng(0).uniform(-0.1, 0.1, 9000), 16_000, format="OGG", subtype="OPUS")
