@@ -104,8 +104,8 @@ def print_probes(metrics: dict[str, Any]) -> None:
     if before and after and before["accuracy"] - after["accuracy"] > standard_error(after["accuracy"], after["n"]):
         say(
             f"beware: on validation the frozen encoder is right {100 * before['accuracy']:.1f} % of the time, the trained one"
-            f" {100 * after['accuracy']:.1f} %: training has lost more than it taught. Try a smaller --lr, --soup 4, or"
-            " --freeze all; more clips are better than any"
+            f" {100 * after['accuracy']:.1f} %: training has lost more than it taught. Try --freeze all, which trains the"
+            " probes alone, or a smaller --lr; more clips are better than either"
         )
 
 
