@@ -38,10 +38,7 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder
 from confit_runtime.wording import counted
 
-FEW, FEW_OF_EACH = 100, 15  # training clips of what fires: in all, and of each class on average
-SOUP_OF_FEW = (
-    4  # trainings that are averaged where there are fewer; of one word from thirty clips four did no better than one
-)
+FEW, SOUP_OF_FEW = 100, 4  # training clips of what fires; trainings that are averaged where there are fewer
 
 
 @dataclass
@@ -177,8 +174,7 @@ def trainings(recipe: Recipe, corpus: Corpus) -> int:
     Not with `patience` or adapters, which have no mean, and of an encoder that stays as it is.
     """
     able = recipe.freeze != "all" and not recipe.lora_rank and not recipe.patience
-    classes = len(corpus.classes) - (corpus.unknown is not None)
-    return SOUP_OF_FEW if able and _own(corpus.train, corpus)["clips"] < min(FEW, FEW_OF_EACH * classes) else 1
+    return SOUP_OF_FEW if able and _own(corpus.train, corpus)["clips"] < FEW else 1
 
 
 def train_corpus(
