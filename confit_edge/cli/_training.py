@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, emit, say
+from confit_runtime.wording import counted
 
 METHOD, MACHINE = "Method", "Machine"  # panels of --help
 BEHIND, FEW = 0.15, 20  # of the linear probe's accuracy, in so many clips: it has not learnt what the embedding holds
@@ -88,7 +89,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
         where = "test" if result["test"] else "validation"
         print(
             f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
-            f"  on {shown['n']} {where} clip{'s' * (shown['n'] != 1)} of {shown['groups']} group{'s' * (shown['groups'] != 1)}"
+            f"  on {counted(shown['n'], f'{where} clip')} of {counted(shown['groups'], 'group')}"
             + (f", mAP {100 * shown['map']:.1f} %" if "map" in shown else "")
             + (f", {shown['own']['right']} of the {shown['own']['n']} that are not unknown" if "own" in shown else "")
             + (f" (validation {100 * result['val']['accuracy']:.1f} %)" if result["test"] and result["val"] else "")

@@ -1,14 +1,16 @@
-"""Names of classes that may be one name, written in two ways: each would be learnt as a class, and the clips be torn apart."""
+"""Names of classes that may be one name, written in two ways: each would be learnt apart."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from itertools import combinations
 
 from confit_runtime.wording import counted
 
 LONG = 5  # letters of a name that a slip of the keyboard may have come from: `tree` is no slip for `three`
+ALIKE = 0.8  # of a name's letters that another has in the same order: hapy and happy, not seven and eleven
 RARE = 3  # times as many clips has the class that is spelt right
 
 
@@ -28,6 +30,13 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
                 f"{rare!r} ({counted(clips[rare], 'clip')}): is it {common!r} ({clips[common]})? If so, rename it"
             )
     return found
+
+
+def alike(label: str, name: str) -> bool:
+    """Whether one of two names may be the other: a letter or two off, or one of its words (`happy`, `hey_happy_1`)."""
+    label, name = label.casefold(), name.casefold()
+    words = re.split(r"[\W\d_]+", name)
+    return label in words or (len(label) > 3 and SequenceMatcher(None, label, name).ratio() > ALIKE)
 
 
 def _plain(label: str) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 
 from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip, Manifest, read_manifest, relative, sound_files
+from confit_edge.data.names import alike
 from confit_runtime.errors import UsageError
 
 WORDS = "words"  # the name of those that ship: the demo's thirty words
 SHIPPED = Path(__file__).parents[1] / "demo" / "data" / "words" / "manifest.csv"
 MANY_LABELS = 6  # from here on no label is in two splits
-ALIKE = 0.8  # of a name's letters that another has in the same order: hapy and happy, not seven and eleven
 SHARES = (0.6, 0.2, 0.2)  # of train, val and test: thresholds stand on those of val
 
 
@@ -45,18 +43,12 @@ def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
         [f"--others {place}: {', '.join(left)} left out: a class of yours"] if (left := sorted(labels - kept)) else []
     )
     for name in sorted(set(manifest.classes) - {UNKNOWN}):
-        if alike := [label for label in sorted(kept) if _alike(label.casefold(), name.casefold())]:
+        if near := [label for label in sorted(kept) if alike(label, name)]:
             notes.append(
-                f"beware: --others {place}: {', '.join(alike)} in it is learnt as unknown; where your class {name} is the"
-                f" same sound, name it so ({alike[0]}), and it is left out"
+                f"beware: --others {place}: {', '.join(near)} in it is learnt as unknown; where your class {name} is the"
+                f" same sound, name it so ({near[0]}), and it is left out"
             )
     return others, notes
-
-
-def _alike(label: str, name: str) -> bool:
-    """Whether one of two names may be the other: a letter or two off, or one of its words (`happy`, `hey_happy_1`)."""
-    words = re.split(r"[\W\d_]+", name)
-    return label in words or (len(label) > 3 and SequenceMatcher(None, label, name).ratio() > ALIKE)
 
 
 def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed: int) -> Manifest:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError
 from confit_runtime.errors import UsageError
+from confit_runtime.wording import counted
 
 Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
 DEFAULT: Fractions = (0.7, 0.15, 0.15)  # as much to choose by as to test on: thresholds and the gate stand on it
@@ -157,7 +158,7 @@ def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifes
     for label, members in _members(manifest).items():
         if len({clip.group for clip in members}) < 2:
             raise ManifestError(
-                f"{manifest.source}: class {label!r} has {len(members)} clip{'s' * (len(members) > 1)} in one group"
+                f"{manifest.source}: class {label!r} has {counted(len(members), 'clip')} in one group"
                 f" ({members[0].group!r}); at least 2 clips in 2 different groups are needed, one for train and one"
                 " for val (3 for all three splits)"
             )

@@ -19,11 +19,10 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     """
     if not isinstance(data.get("clips"), Mapping):  # what was made without a training has no splits
         return []
-    clips, groups = ({split: held(data, split)[key] for split in data["clips"]} for key in ("clips", "groups"))
+    clips, groups = ({split: _held(data, split)[key] for split in data["clips"]} for key in ("clips", "groups"))
     found = []
-    for split, name in (("test", "test"), ("val", "validation")):
-        if data.get("multi_label"):
-            break  # accuracy there is of clips that have a label
+    judged = () if data.get("multi_label") else (("test", "test"), ("val", "validation"))
+    for split, name in judged:
         if clips[split] and (unknown := data["clips"][split] - clips[split]) > clips[split]:
             found.append(
                 f"of {counted(data['clips'][split], f'{name} clip')} {unknown} are of the unknown class, and whoever always"
@@ -62,11 +61,11 @@ def ungrouped(data: Mapping[str, Any]) -> bool:
 
 def enough(data: Mapping[str, Any], split: str) -> bool:
     """Whether so many clips and groups of what fires stand behind the accuracy on a split that it may be published."""
-    own = held(data, split)
+    own = _held(data, split)
     return own["clips"] >= FEW_CLIPS and own["groups"] >= FEW_GROUPS
 
 
-def held(data: Mapping[str, Any], split: str) -> Mapping[str, int]:
+def _held(data: Mapping[str, Any], split: str) -> Mapping[str, int]:
     """The `clips` and `groups` of what fires in a split; in files of older versions, of all."""
     own: Mapping[str, int] = data.get("own", {}).get(split) or {key: data[key][split] for key in ("clips", "groups")}
     return own
