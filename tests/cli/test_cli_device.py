@@ -454,6 +454,27 @@ def test_record_without_a_microphone_leaves_nothing(
     assert not (tmp_path / "clips").exists()
 
 
+def test_record_stopped_before_the_first_clip_says_so(
+    tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    """At once: nothing is loaded any more that Ctrl-C could interrupt halfway."""
+    arguments = ["record", "low", "-o", str(tmp_path / "clips"), "--group", "ada", "--countdown", "60", "--json"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=fake_portaudio("stalls"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stderr is not None
+        while "get ready" not in child.stderr.readline():
+            assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == 0
+        folder = str(tmp_path / "clips" / "low" / "ada")
+        assert json.loads(child.stdout.read()) == {
+            "type": "summary", "label": "low", "group": "ada", "clips": 0, "refused": 0, "folder": folder
+        }  # fmt: skip
+
+
 def test_recorders_in_one_folder_take_turns(tmp_path: Path) -> None:
     sound = tone(500, 0.2)
     take = Take(sound, 16_000, soundcheck(sound, 16_000), None)
