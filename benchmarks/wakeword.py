@@ -36,7 +36,8 @@ from confit_runtime.recordings import Rows, clip_rows
 
 WORDS = ("happy", "marvin", "seven", "sheila", "zero")
 METHODS: dict[str, dict[str, Any]] = {
-    "confit-edge": {"soup": 1},  # one training; of so few clips `train` averages four by itself
+    "confit-edge": {},  # of so few clips `train` averages four trainings by itself
+    "one-training": {"soup": 1},
     "head": {"objective": "finetune", "freeze": "all", "epochs": 1},  # the probe alone
 }
 
