@@ -311,6 +311,31 @@ def test_a_microphone_that_comes_back(then: str, rate: int, name: str) -> None:
     assert 0 < away <= took * 48_000
 
 
+def test_a_microphone_that_is_away_is_waited_for_by_who_iterates_over_it_again() -> None:
+    microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged", back=Back(SOUND, after=3)))
+    states: list[str] = []
+    began, away = time.monotonic(), 0
+    with microphone:
+        for wanted in (Notice, Gap, tuple):
+            for item in microphone:
+                states += [item.state] if isinstance(item, Notice) else []
+                away += item.samples if isinstance(item, Gap) else 0
+                if states and isinstance(item, wanted):
+                    break
+    assert states == ["away", "away", "away", "back"]
+    assert 1.0 < away / 48_000 <= time.monotonic() - began
+    with pytest.raises(AssertionError, match="inside its `with` block"):
+        next(iter(microphone))
+
+
+def test_a_microphone_that_was_left_while_it_was_away_is_not_waited_for() -> None:
+    microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged"))
+    with microphone:
+        assert any(isinstance(item, Notice) for item in microphone)
+    with pytest.raises(AssertionError, match="inside its `with` block"):
+        next(iter(microphone))
+
+
 def test_after_a_loss_a_converted_clock_is_right_and_the_sound_begins_anew() -> None:
     convert, sound = _Converter(44_100, 48_000), tone(500, 0.31, 44_100)
     given = len(convert.push(sound)) + convert.skip(44_101 - len(sound))

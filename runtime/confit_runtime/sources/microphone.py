@@ -73,6 +73,8 @@ class Microphone:
         self.rate = int(self._settings["samplerate"])
         self._stopped = threading.Event()
         self._capture: _Capture | None = None
+        self._lost: float | None = None  # when it was last heard, while it is away
+        self._told = 0  # samples of the gaps since then
 
     @classmethod
     def named(cls, name: str) -> Microphone:
@@ -101,13 +103,17 @@ class Microphone:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+        self._lost = None
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
         while not self._stopped.is_set():
-            heard = yield from self._hear()
-            if not self._stopped.is_set():
+            if self._lost is None:  # else it was away already when it was iterated over the last time
+                heard = yield from self._hear()
+                if self._stopped.is_set():
+                    return
                 self._close()
-                yield from self._wait(heard)
+                self._lost, self._told = heard, 0
+            yield from self._wait(self._lost)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -141,13 +147,12 @@ class Microphone:
         if self._wait_s == 0.0:
             raise DeviceError(f"{self.name}: the microphone went away (unplugged?)")
         yield Notice("away", f"{self.device_name} went away (unplugged?); waiting for it to come back")
-        told = 0
         while not self._stopped.is_set():
             back = self._reopen()
-            due = int((time.monotonic() - heard) * self.rate) - told
+            due = int((time.monotonic() - heard) * self.rate) - self._told
             if due > 0:
+                self._told += due
                 yield Gap(due, AWAY)
-                told += due
             if back:
                 yield Notice("back", f"{self.device_name} is back")
                 return
@@ -165,7 +170,7 @@ class Microphone:
             self._capture = _Capture(self._portaudio, self._how(found), self._queue_s)
         except (UsageError, ValueError, self._portaudio.PortAudioError):
             return False  # half there: udev and the sound server take a while to settle
-        self._info = found
+        self._info, self._lost = found, None
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
