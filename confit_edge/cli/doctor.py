@@ -80,14 +80,14 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, int, list[tuple[float, i
     """Sound without its gaps, how many samples those were, and when how many samples had come."""
     import numpy as np
 
-    from confit_edge.cli.record import level_line
+    from confit_edge.cli.record import level_line, say_alone
     from confit_runtime.sources import Gap, Notice
 
     show = level_line() if source.live and sys.stderr.isatty() else None
     parts, arrivals, dropped, heard, wanted = [], [], 0, 0, round(seconds * source.rate)
     for item in source:
         if isinstance(item, Notice):
-            say(item.text)
+            say_alone(item.text)
             continue
         if isinstance(item, Gap):
             dropped += item.samples

@@ -229,7 +229,7 @@ def _check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
 
 def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
     """Clips from the microphone at the model's rate, each announced; one that is clipped or silent is recorded again."""
-    from confit_edge.cli.record import level_line
+    from confit_edge.cli.record import level_line, say_alone
     from confit_runtime.audio import narrow, resample
     from confit_runtime.recording import record_clip
     from confit_runtime.sources import open_source
@@ -241,9 +241,8 @@ def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind)
             say(lacks)
         for attempt in range(2 * takes):
             say(f"clip {len(recorded) + 1} of {takes}: {wanted}, {seconds:g} s")
-            take = record_clip(
-                opened, seconds, countdown_s=COUNTDOWN_S, show=level_line() if sys.stderr.isatty() else None
-            )
+            show = level_line() if sys.stderr.isatty() else None
+            take = record_clip(opened, seconds, countdown_s=COUNTDOWN_S, show=show, tell=say_alone)
             if take.fault is None:
                 recorded.append((f"{source} {attempt + 1}", resample(take.pcm, take.rate, model.contract.sample_rate)))
             else:

@@ -127,7 +127,12 @@ def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: 
 
     say(f"clip {which}: get ready")
     show = level_line() if sys.stderr.isatty() else None
-    return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show)
+    return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show, tell=say_alone)
+
+
+def say_alone(text: str) -> None:
+    """A line for a person, where `level_line` may stand."""
+    say(f"\r\x1b[K{text}" if sys.stderr.isatty() else text)
 
 
 def level_line() -> Callable[[float, Pcm], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from confit_runtime.soundcheck import FRAME_S, Soundcheck, fault_of, soundcheck
 from confit_runtime.sources import Gap, Notice, Source
 
 Show = Callable[[float, Pcm], None]  # seconds to go (below 0: of the countdown), and the newest sound
+Tell = Callable[[str], None]  # what happened to the source
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,36 @@ class Take:
 
 
 def record_clip(
-    source: Source, seconds: float, *, countdown_s: float = 0.0, quiet: bool = False, show: Show | None = None
+    source: Source,
+    seconds: float,
+    *,
+    countdown_s: float = 0.0,
+    quiet: bool = False,
+    show: Show | None = None,
+    tell: Tell | None = None,
 ) -> Take:
     """Record `seconds` from a live source, inside its `with` block, after hearing `countdown_s` that are not kept.
 
-    What was waiting in the source's queue is not kept either: the clip begins when the countdown ends. `show` is called
-    with each chunk. A clip that is softer than speech is a fault, unless a `quiet` one is meant. Raises UsageError on a
+    What was waiting in the source's queue is not kept either: the clip begins when the countdown ends. A source that
+    goes away is waited for, and then the countdown begins anew. `show` is called with each chunk, and `tell` with the words
+    of each notice. A clip that is softer than speech is a fault, unless a `quiet` one is meant. Raises UsageError on a
     source that is not live, DeviceError when it ends before the clip does.
     """
     check_live(source)
-    begin = time.monotonic() + max(countdown_s, 2 * FRAME_S)
-    wanted, parts, lost = round(seconds * source.rate), [np.zeros(0, np.float32)], 0
-    taken = 0
+    countdown_s = max(countdown_s, 2 * FRAME_S)
+    begin = time.monotonic() + countdown_s
+    wanted, parts, taken, lost = round(seconds * source.rate), [np.zeros(0, np.float32)], 0, 0
     for item in source:
         if isinstance(item, Notice):
+            if tell is not None:
+                tell(item.text)
+            begin = math.inf if item.state == "away" else time.monotonic() + countdown_s
+            parts, taken, lost = [np.zeros(0, np.float32)], 0, 0
             continue
         pcm = np.zeros(item.samples, np.float32) if isinstance(item, Gap) else item[0]
         left = begin - time.monotonic()
         if not taken and left > 0.0:
-            if show is not None:
+            if show is not None and left < math.inf:
                 show(-left, pcm)
             continue
         lost += isinstance(item, Gap)

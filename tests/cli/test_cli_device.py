@@ -217,12 +217,13 @@ def test_listen_ends_quietly_when_nobody_reads(home: Path, form: list[str]) -> N
 
 
 SOUNDDEVICE = """
-import os, soundfile
-from tests.confit_runtime.fake_sounddevice import FakePortAudio, PortAudioError
+import os, numpy, soundfile
+from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio, PortAudioError
 
 sound, rate = soundfile.read(os.environ["FAKE_SOUND"], dtype="float32", always_2d=True)
-portaudio = FakePortAudio(sound, rate, real_time=True, overflows={2: 4410}, then=os.environ["FAKE_END"],
-    present=os.environ["FAKE_END"] != "absent")
+end, _, back = os.environ["FAKE_END"].partition(", ")
+portaudio = FakePortAudio(sound, rate, real_time=True, overflows={2: 4410}, then=end, present=end != "absent",
+    back=Back(numpy.tile(sound, (4, 1)), rate, after=2) if back else None)
 query_devices, check_input_settings = portaudio.query_devices, portaudio.check_input_settings
 InputStream, _initialize, _terminate = portaudio.InputStream, portaudio._initialize, portaudio._terminate
 """
@@ -441,6 +442,24 @@ def test_doctor_and_record_with_a_microphone(
     refused = ask("record", "low", "-o", str(clips), "--count", "1")
     assert (refused.returncode, "manifest.csv: is not UTF-8" in refused.stderr) == (2, True)
     assert sorted(clips.rglob("*.*")) == before  # nothing was recorded that would not be listed
+
+
+def test_a_microphone_unplugged_while_clips_are_recorded_is_told_of_and_waited_for(
+    home: Path, tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    taking = ("--seconds", "2", "--json")
+    for arguments in (
+        ["record", "low", "-o", str(tmp_path / "clips"), "--count", "2", "--countdown", "0.4", *taking],
+        ["enroll", "tiny.onnx", "scene", "--mic", "--takes", "2", "--gallery", str(tmp_path / "house.db"), *taking],
+    ):
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=home,
+            env=fake_portaudio("unplugged, back"), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("USB Mic: Audio (hw:1,0) went away (unplugged?); waiting for it to come back\n") == 1
+        assert done.stderr.count("USB Mic: Audio (hw:1,0) is back\n") == 1
+        assert "not kept" not in done.stderr
 
 
 def test_record_without_a_microphone_leaves_nothing(

@@ -12,7 +12,7 @@ from confit_runtime.recording import record_clip
 from confit_runtime.soundcheck import fault_of, findings, soundcheck
 from confit_runtime.sources import FileSource, Microphone
 from confit_runtime.voiced import trimmed
-from tests.confit_runtime.fake_sounddevice import FakePortAudio
+from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, silence, tone
 
 RATE = 16_000
@@ -143,6 +143,24 @@ def test_a_take_that_lost_sound_is_refused() -> None:
     machine = FakePortAudio(sound, 24_000, real_time=True, overflows={8: 500})
     with Microphone(portaudio=machine) as microphone:
         assert record_clip(microphone, 0.8).fault == "sound was lost in it"
+
+
+def test_a_clip_begins_anew_when_the_microphone_was_away_and_is_back() -> None:
+    before, after = tone(440, 0.6, 24_000), np.repeat(np.arange(30, dtype=np.float32) / 50, 2400)
+    machine = FakePortAudio(before, 24_000, real_time=True, then="unplugged", back=Back(after, 24_000, after=2))
+    said: list[str] = []
+    seen: list[float] = []
+    with Microphone(portaudio=machine) as microphone:
+        take = record_clip(
+            microphone, 0.5, countdown_s=0.3, show=lambda to_go, pcm: seen.append(to_go), tell=said.append
+        )
+    away, back = said
+    assert away.endswith("went away (unplugged?); waiting for it to come back")
+    assert back.endswith("is back")
+    assert (take.fault, len(take.pcm)) == (None, 12_000)
+    assert take.pcm[0] >= 0.05  # a countdown after it was back
+    assert np.isin(np.round(np.diff(take.pcm) * 50, 3), [0.0, 1.0]).all()
+    assert np.isfinite(seen).all()
 
 
 def test_recordings_are_not_recorded_again() -> None:
