@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,40 +58,41 @@ def doctor(
     with open_source(source, rate=rate, channels=channels, format=pcm_format) as opened:
         if opened.live:
             say(f"measuring {opened.name} for {seconds:g} s: be quiet for {seconds / 2:g} s, then speak")
-        pcm, dropped, arrivals = _hear(opened, seconds)
+        pcm, lost, arrivals = _hear(opened, seconds)
         name, clocked = opened.name, isinstance(opened, Microphone)
     try:
         check = soundcheck(pcm, opened.rate)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from error
-    found = findings(check, dropped_s=dropped / opened.rate)
+    found = findings(check, lost_s={reason: samples / opened.rate for reason, samples in lost.items()})
     if clocked and (slip := _slip(arrivals, opened.rate)) is not None:
         found = [slip, *(one for one in found if one.level != "good")]
     if json:
         for one in found:
             emit("finding", level=one.level, text=one.text)
-        emit("summary", source=name, dropped_samples=dropped, **_rounded(check))
+        emit("summary", source=name, dropped_samples=lost.total(), **_rounded(check))
     else:
-        _print(name, check, dropped, found)
+        _print(name, check, lost.total(), found)
     if any(one.level == "bad" for one in found):
         raise typer.Exit(1)
 
 
-def _hear(source: Source, seconds: float) -> tuple[Pcm, int, list[tuple[float, int]]]:
-    """Sound without its gaps, how many samples those were, and when how many samples had come."""
+def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple[float, int]]]:
+    """Sound without its gaps, how many samples were lost for which reason, and when how many samples had come."""
     import numpy as np
 
     from confit_edge.cli.record import level_line, say_alone
     from confit_runtime.sources import Gap, Notice
 
     show = level_line() if source.live and sys.stderr.isatty() else None
-    parts, arrivals, dropped, heard, wanted = [], [], 0, 0, round(seconds * source.rate)
+    parts, arrivals, heard, wanted = [], [], 0, round(seconds * source.rate)
+    lost: Counter[str] = Counter()
     for item in source:
         if isinstance(item, Notice):
             say_alone(item.text)
             continue
         if isinstance(item, Gap):
-            dropped += item.samples
+            lost[item.reason] += item.samples
             heard += item.samples
         else:
             parts.append(item[0])
@@ -102,7 +104,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, int, list[tuple[float, i
             break
     if not parts:
         raise DeviceError(f"{source.name}: gave no sound in {seconds:g} s")
-    return np.concatenate(parts), dropped, arrivals
+    return np.concatenate(parts), lost, arrivals
 
 
 def _slip(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:

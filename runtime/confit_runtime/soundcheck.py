@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import AudioError
+from confit_runtime.sources.microphone import AWAY, OVERRUN
 
 QUIETEST_DB = -120.0  # what digital silence is reported as
 FRAME_S = 0.02
@@ -18,6 +20,10 @@ _FULL = 0.99  # a sample at or above this, with as loud neighbours, is clipped
 _SPEECH_HZ = 8_000.0  # what a device should hear of speech
 _SPECTRUM = 1024
 _AT_ONCE = 1000  # spectra
+_WHY_LOST = {  # by a gap's reason
+    OVERRUN: "something else keeps it busy",
+    AWAY: "unplugged, a loose cable, or a weak power supply",
+}
 _ROUNDING = 1e-4  # -80 dB: the level of a signal that is hardly more than the last bit of 16
 
 
@@ -83,9 +89,12 @@ def fault_of(check: Soundcheck, *, quiet: bool = False) -> str | None:
     return None
 
 
-def findings(check: Soundcheck, *, dropped_s: float = 0.0) -> list[Finding]:
-    """What the measures mean, the worst first; a single good finding where there is nothing to do."""
-    found = [*_level_findings(check), *_flaw_findings(check, dropped_s)]
+def findings(check: Soundcheck, *, lost_s: Mapping[str, float] | None = None) -> list[Finding]:
+    """What the measures, and the seconds lost by the reason of their gaps, mean: the worst first.
+
+    A single good finding where there is nothing to do.
+    """
+    found = [*_level_findings(check), *_flaw_findings(check, lost_s or {})]
     order = ("bad", "warning")
     return sorted(found, key=lambda one: order.index(one.level)) or [Finding("good", "nothing to do: it sounds right")]
 
@@ -122,7 +131,7 @@ def _level_findings(check: Soundcheck) -> list[Finding]:
     return found
 
 
-def _flaw_findings(check: Soundcheck, dropped_s: float) -> list[Finding]:
+def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Finding]:
     found = []
     if abs(check.dc_offset) > 0.01:
         found.append(
@@ -130,8 +139,9 @@ def _flaw_findings(check: Soundcheck, dropped_s: float) -> list[Finding]:
                 "warning", f"a DC offset of {check.dc_offset:+.3f}: cheap hardware; it costs headroom, not accuracy"
             )
         )
-    if dropped_s > 0.0:
-        found.append(Finding("bad", f"{dropped_s:.2f} s were lost on the way: something else keeps this machine busy"))
+    for reason, seconds in lost_s.items():
+        why = f" ({_WHY_LOST[reason]})" if reason in _WHY_LOST else ""
+        found.append(Finding("bad", f"{seconds:.2f} s were lost: {reason}{why}"))
     if check.holes:
         found.append(
             Finding(

@@ -398,7 +398,7 @@ def test_doctor_and_record_with_a_microphone(
     assert findings[0] == {
         "type": "finding",
         "level": "bad",
-        "text": "0.10 s were lost on the way: something else keeps this machine busy",
+        "text": "0.10 s were lost: this machine could not keep up (something else keeps it busy)",
     }
     assert "dropouts     0.10 s lost" in ask("doctor", "--seconds", "2").stdout
 
@@ -460,6 +460,20 @@ def test_a_microphone_unplugged_while_clips_are_recorded_is_told_of_and_waited_f
         assert done.stderr.count("USB Mic: Audio (hw:1,0) went away (unplugged?); waiting for it to come back\n") == 1
         assert done.stderr.count("USB Mic: Audio (hw:1,0) is back\n") == 1
         assert "not kept" not in done.stderr
+
+
+def test_doctor_does_not_blame_the_machine_for_an_unplugged_microphone(
+    fake_portaudio: Callable[[str], dict[str, str]],
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "doctor", "--seconds", "4", "--json"],
+        env=fake_portaudio("unplugged, back"), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    *findings, measured = lines(done)
+    busy, away = (one["text"] for one in findings if "lost" in one["text"])
+    assert busy == "0.10 s were lost: this machine could not keep up (something else keeps it busy)"
+    assert away.endswith(" s were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)")
+    assert float(away.split()[0]) == pytest.approx((measured["dropped_samples"] - 4410) / RATE, abs=0.006)
 
 
 def test_record_without_a_microphone_leaves_nothing(

@@ -11,6 +11,7 @@ from confit_runtime.audio import read_audio, resample
 from confit_runtime.recording import record_clip
 from confit_runtime.soundcheck import fault_of, findings, soundcheck
 from confit_runtime.sources import FileSource, Microphone
+from confit_runtime.sources.microphone import AWAY, OVERRUN
 from confit_runtime.voiced import trimmed
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, silence, tone
@@ -33,8 +34,8 @@ def speech(rate: int = RATE) -> Floats:
     )
 
 
-def words(check_of: Floats, rate: int = RATE, dropped_s: float = 0.0) -> str:
-    return " | ".join(f"{one.level}: {one.text}" for one in findings(soundcheck(check_of, rate), dropped_s=dropped_s))
+def words(check_of: Floats, rate: int = RATE, lost_s: dict[str, float] | None = None) -> str:
+    return " | ".join(f"{one.level}: {one.text}" for one in findings(soundcheck(check_of, rate), lost_s=lost_s))
 
 
 def test_levels_are_what_they_are() -> None:
@@ -88,7 +89,13 @@ def test_holes_and_losses_are_counted() -> None:
     assert check.holes == 3
     assert fault_of(check) == "sound was lost in it"
     assert "broke off 3 times" in words(torn)
-    assert "0.25 s were lost" in words(speech(), dropped_s=0.25)
+    assert words(speech(), lost_s={OVERRUN: 0.25}) == (
+        "bad: 0.25 s were lost: this machine could not keep up (something else keeps it busy)"
+    )
+    assert words(speech(), lost_s={AWAY: 1.5, "it hiccuped": 0.1}) == (
+        "bad: 1.50 s were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)"
+        " | bad: 0.10 s were lost: it hiccuped"
+    )
 
 
 @pytest.mark.parametrize("release_s", [0.005, 0.03])
