@@ -62,6 +62,7 @@ class FakePortAudio:
         self.overflows, self.faulty, self.back = overflows or {}, faulty, back
         self.closed, self.gone = False, False
         self.open_streams = self.looks = 0
+        self.opened: list[int] = []  # devices
         self.dead_looks = 0  # how often PortAudio cannot be started
         self._devices = [
             {"name": "Loudspeaker", "max_input_channels": 0, "default_samplerate": 48_000.0},
@@ -141,10 +142,11 @@ class FakeInputStream:
         blocksize: int,
         callback: Callable[[Floats, int, Any, Any], None],
     ) -> None:
-        if portaudio.busy or portaudio.gone:
+        if portaudio.busy or (portaudio.gone and device == 1):
             raise PortAudioError("Error opening InputStream: Device unavailable [PaErrorCode -9985]")
         portaudio.check_input_settings(device, channels, dtype, samplerate)
         self._portaudio, self._channels, self._blocksize, self._callback = portaudio, channels, blocksize, callback
+        self._device = device
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.active = False
@@ -152,6 +154,7 @@ class FakeInputStream:
     def start(self) -> None:
         self.active = True
         self._portaudio.open_streams += 1
+        self._portaudio.opened.append(self._device)
         self._thread.start()
 
     def close(self) -> None:

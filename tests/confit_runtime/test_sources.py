@@ -360,6 +360,16 @@ def test_another_microphone_of_the_same_make_does_not_stand_in_for_a_lost_one() 
         taken(Microphone(1, portaudio=portaudio, wait_s=0.3))
 
 
+@pytest.mark.parametrize("index", [1, 3])
+def test_another_microphone_of_the_same_name_does_not_stand_in_for_a_lost_one(index: int) -> None:
+    portaudio = FakePortAudio(SOUND, then="unplugged", back=Back(SOUND, after=3))
+    portaudio._devices.append({**portaudio._devices[1], "index": 3})
+    with Microphone(index, portaudio=portaudio) as microphone:
+        assert any(isinstance(item, Notice) and item.state == "back" for item in microphone)
+    assert portaudio.looks == 3  # at the first two, only one of that name was there
+    assert portaudio.opened == [index, index]
+
+
 @pytest.mark.parametrize(("spec", "column"), [("mic#1", 0), ("mic:USB Mic#2", 1), ("mic:1#2", 1)])
 def test_one_channel_of_a_microphone(spec: str, column: int, monkeypatch: pytest.MonkeyPatch) -> None:
     portaudio = FakePortAudio(SOUND)

@@ -69,6 +69,9 @@ class Microphone:
         if channel is not None and not 1 <= channel <= info["max_input_channels"]:
             has = "one channel" if info["max_input_channels"] == 1 else f"{info['max_input_channels']} channels"
             raise DeviceError(f"{self.name}: {self.device_name} has {has}")
+        same = [one["index"] for one in self._namesakes(str)]
+        self._same = len(same)  # how many bear its name
+        self._place = same.index(info["index"])  # among them
         self._settings = self._how(info)
         self.rate = int(self._settings["samplerate"])
         self._stopped = threading.Event()
@@ -174,9 +177,12 @@ class Microphone:
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
-        """The device by its name; by its name without the card's number where that cannot be another device."""
+        """The device by its name, and its place where others bear the same, once as many are there as were.
+
+        By its name without the card's number where that cannot be another device.
+        """
         if same := self._namesakes(str):
-            return same[0]
+            return same[self._place] if len(same) == self._same else None
         alike = self._namesakes(_stem)
         return alike[0] if self._alone and len(alike) == 1 else None
 
