@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from confit_runtime.audio import narrow, to_mono
 from confit_runtime.errors import UsageError
+from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class Listener:
 
     `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
     in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
-    another as one, when sound is back). A notice says at the beginning where a model hears more than the source holds, and once a
-    minute at most where hearing takes longer than the sound lasts, and the sound is `live`. After `seconds` of the source's
-    own time it is `full`, and hears no more.
+    another as one, when sound is back). A notice says at the beginning where a model hears more than the source holds, and of
+    `live` sound once a minute at most where hearing takes longer than it lasts, and where it is silent or clipped. After
+    `seconds` of the source's own time it is `full`, and hears no more.
     `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
     of model and label.
     """
@@ -77,7 +78,7 @@ class Listener:
         self.withheld: Counter[tuple[str, str]] = Counter()
         self._end = None if seconds is None else round(seconds * rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
-        self._pace = _Pace()
+        self._pace, self._loudness = _Pace(), Loudness(name)
         self._begun = False
         self._gap: Gap | None = None  # not told yet
         for stream in streams:
@@ -138,8 +139,12 @@ class Listener:
                 found = list(self._judge(stream.accept(part, rate)))
                 spent += perf_counter() - began
                 yield from found
-            if self._pace.slow(len(part) / rate, spent) and self.live:
+            if not self.live:
+                continue
+            if self._pace.slow(len(part) / rate, spent):
                 yield self._behind()
+            if (notice := self._loudness.hear(part, rate)) is not None:
+                yield notice
 
     def _narrow(self) -> Iterator[Notice]:
         models: dict[float, list[str]] = defaultdict(list)  # by how high they hear

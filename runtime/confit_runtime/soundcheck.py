@@ -15,8 +15,8 @@ from confit_runtime.sources.microphone import AWAY, OVERRUN
 
 QUIETEST_DB = -120.0  # what digital silence is reported as
 FRAME_S = 0.02
+FULL = 0.99  # a sample at or above this, with as loud neighbours, is clipped
 
-_FULL = 0.99  # a sample at or above this, with as loud neighbours, is clipped
 _SPEECH_HZ = 8_000.0  # what a device should hear of speech
 _SPECTRUM = 1024
 _AT_ONCE = 1000  # spectra
@@ -69,7 +69,7 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
         peak_db=decibel(float(np.abs(pcm).max())),
         loud_db=float(np.percentile(levels, 95)),
         noise_db=float(np.percentile(levels, 10)),
-        clipped=_share_in_runs(np.abs(pcm) >= _FULL, at_least=3),
+        clipped=clipped_share(pcm),
         dc_offset=offset,
         holes=_holes(pcm, rate),
         bandwidth_hz=_bandwidth(pcm, rate),
@@ -166,15 +166,16 @@ def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
     return np.maximum(10 * np.log10(np.square(frames).mean(axis=1) + 1e-30), QUIETEST_DB)
 
 
+def clipped_share(pcm: Pcm) -> float:
+    """The share of samples that stand at full scale beside others that do."""
+    starts, ends = _runs(np.abs(pcm) >= FULL)
+    lengths = ends - starts
+    return float(lengths[lengths >= 3].sum() / len(pcm))
+
+
 def decibel(level: float) -> float:
     """An amplitude 0..1 in dB of full scale."""
     return max(QUIETEST_DB, float(20 * np.log10(level + 1e-30)))
-
-
-def _share_in_runs(mask: npt.NDArray[np.bool_], *, at_least: int) -> float:
-    starts, ends = _runs(mask)
-    lengths = ends - starts
-    return float(lengths[lengths >= at_least].sum() / len(mask))
 
 
 def _holes(pcm: Pcm, rate: int) -> int:

@@ -130,6 +130,17 @@ def test_listen_to_a_pipe(home: Path, form: str, channels: int) -> None:
     assert lines(done)[-1]["source"] == "-"
 
 
+def test_a_muted_source_is_told_of(home: Path) -> None:
+    pcm = np.concatenate([silence(31.0), scene(16_000)])
+    told = "-: nothing but digital silence for 30 s: it is muted, or another source is meant"
+    arguments = ["listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"]
+    done = run(home, *arguments, stdin=(pcm * 32767).astype("<i2").tobytes())
+    silent, fine = (one for one in lines(done) if one["type"] == "notice")
+    assert (silent["type"], silent["source"], silent["state"], silent["text"]) == ("notice", "-", "silent", told)
+    assert (fine["state"], fine["text"]) == ("fine", "-: is heard again")
+    assert done.stderr.splitlines()[:2] == [told, "-: is heard again"]
+
+
 def test_raw_pcm_does_not_come_from_a_terminal(home: Path) -> None:
     ours, theirs = pty.openpty()
     done = subprocess.run(

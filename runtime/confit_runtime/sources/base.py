@@ -27,10 +27,11 @@ class Notice:
     """What happened to the source, besides its sound.
 
     It went "away" and is waited for, or is "back": meanwhile its clock runs on, and gaps say how far. Or it is too "narrow"
-    for what listens to it, or that falls "behind" (`confit_runtime.listener`).
+    for what listens to it, or that falls "behind" (`confit_runtime.listener`). Or it is "silent" or "clipped" for long, or
+    "fine" again (`confit_runtime.loudness`).
     """
 
-    state: Literal["away", "back", "narrow", "behind"]
+    state: Literal["away", "back", "narrow", "behind", "silent", "clipped", "fine"]
     text: str
 
 

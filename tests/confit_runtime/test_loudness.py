@@ -1,0 +1,68 @@
+"""What is told of live sound that is silent or clipped, when, and how often."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from confit_runtime import Listener, Model
+from confit_runtime.loudness import Loudness
+from confit_runtime.sources import Notice
+from tests.confit_runtime.test_listener import Scripted, chunks
+from tests.tiny_model import RATE, Floats, silence, tone
+
+HEARD = tone(440, 1.0)
+CLIPPED = np.clip(10 * HEARD, -1.0, 1.0)
+
+
+def told(*spells: tuple[Floats, int], size: int = RATE // 10) -> list[tuple[str, float]]:
+    """The states that are told of each sound for so many seconds, and after how many seconds."""
+    loudness, states, at = Loudness("mic"), [], 0
+    for sound, seconds in spells:
+        for chunk, rate in chunks(np.tile(sound, seconds), size=size):
+            at += len(chunk)
+            if (notice := loudness.hear(chunk, rate)) is not None:
+                states.append((notice.state, round(at / RATE, 1)))
+    return states
+
+
+@pytest.mark.parametrize("size", [RATE // 100, RATE // 10, RATE // 2])
+def test_a_muted_microphone_is_told_of_once_and_again_when_it_is_heard(size: int) -> None:
+    heard = told((HEARD, 10), (silence(1.0), 300), (HEARD, 1), size=size)
+    assert heard == [("silent", 40.0), ("fine", round(310 + size / RATE, 1))]
+
+
+def test_what_is_faint_or_pauses_is_not_muted() -> None:
+    assert told((silence(1.0), 29), (HEARD, 1), (silence(1.0), 29)) == []
+    assert told((np.where(np.arange(RATE) == 9, 1 / 32_768, 0).astype(np.float32), 200)) == []
+
+
+def test_a_noise_gate_is_told_of_ever_more_seldom() -> None:
+    states = told(*[(silence(1.0), 70), (HEARD, 1)] * 20)
+    assert [state for state, _ in states] == ["silent", "fine"] * 2  # after 30 s, then after 60, then never
+
+
+def test_a_clipped_microphone_is_told_of_once_and_again_when_it_is_not() -> None:
+    assert told((CLIPPED, 150), (HEARD, 100)) == [("clipped", 60.0), ("fine", 240.0)]
+    assert told((CLIPPED, 70), (silence(1.0), 200), (HEARD, 1)) == [
+        ("clipped", 60.0),
+        ("silent", 100.0),
+        ("fine", 270.1),
+    ]
+
+
+def test_a_door_that_slams_is_not_clipping() -> None:
+    assert told((HEARD, 20), (CLIPPED, 4), (HEARD, 36), (0.985 * CLIPPED, 60)) == []
+    peaks = np.where(np.arange(RATE) % 100 == 0, 1.0, HEARD).astype(np.float32)  # alone, each of them
+    assert told((peaks, 60)) == []
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_listener_tells_it_of_live_sound(model: Model, live: bool) -> None:
+    source = Scripted(chunks(np.concatenate([silence(31.0), HEARD]), size=8000))
+    source.live = live
+    events = Listener([model.stream()], source.name, RATE).follow(source)
+    assert [event for event in events if isinstance(event, Notice)] == live * [
+        Notice("silent", "scripted: nothing but digital silence for 30 s: it is muted, or another source is meant"),
+        Notice("fine", "scripted: is heard again"),
+    ]
