@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -66,7 +67,7 @@ class Heard:
         try:
             for item in listener.follow(source):
                 with self._room():
-                    self._tell(item, source)
+                    self._tell(item, listener, source)
         finally:
             self._seconds += listener.samples / source.rate
             self._dropped += listener.dropped_samples
@@ -79,7 +80,7 @@ class Heard:
     def _room(self) -> AbstractContextManager[None]:
         return self._view.paused() if self._view is not None else nullcontext()
 
-    def _tell(self, item: Detection | Gap | Notice, source: Source) -> None:
+    def _tell(self, item: Detection | Gap | Notice, listener: Listener, source: Source) -> None:
         if isinstance(item, Notice):
             if item.state == "narrow":
                 if self._narrow:  # of a folder's clips the first was named
@@ -87,20 +88,22 @@ class Heard:
                 self._narrow = True
             say(item.text)
             if self._json:
-                emit("notice", source=self._name, state=item.state, text=item.text)
+                at = _time_of_day(listener, listener.samples)
+                emit("notice", source=self._name, state=item.state, text=item.text, **at)
         elif isinstance(item, Gap):
             seconds = item.samples / source.rate
             say(f"{seconds:.2f} s of sound were lost: {item.reason}")
             if self._json:
-                emit("gap", source=self._name, samples=item.samples, seconds=round(seconds, 3), reason=item.reason)
+                lost = {"samples": item.samples, "seconds": round(seconds, 3), "reason": item.reason}
+                emit("gap", source=self._name, **lost, **_time_of_day(listener, listener.samples - item.samples))
         else:
-            self._detected(item, source)
+            self._detected(item, listener, source)
 
-    def _detected(self, detection: Detection, source: Source) -> None:
+    def _detected(self, detection: Detection, listener: Listener, source: Source) -> None:
         self._counts[detection.model, detection.label] += 1
         if self._json:
             clip = {"clip": source.name} if self._clips else {}
-            emit("detection", **dataclasses.asdict(detection), **clip)
+            emit("detection", **dataclasses.asdict(detection), **clip, **_time_of_day(listener, detection.start_sample))
             return
         clip_ = f"{source.name}: " if self._clips else ""
         speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
@@ -146,6 +149,13 @@ class Heard:
                 withheld=dict(_of(name, withheld)),
                 dropped_samples=dropped,
             )
+
+
+def _time_of_day(listener: Listener, sample: int) -> dict[str, str]:
+    """The key `at` of a line, where the sound is live: when that sample was recorded."""
+    if not listener.live:
+        return {}
+    return {"at": datetime.fromtimestamp(listener.time_of(sample), UTC).isoformat(timespec="milliseconds")}
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy.typing as npt
@@ -75,6 +75,7 @@ class Listener:
             raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
         self.streams, self.name, self.rate, self.taps = streams, name, rate, taps
         self.samples = self.dropped_samples = 0
+        self._came = time.time()  # the last of them
         self.withheld: Counter[tuple[str, str]] = Counter()
         self._end = None if seconds is None else round(seconds * rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
@@ -89,6 +90,13 @@ class Listener:
     @property
     def full(self) -> bool:
         return self._end is not None and self.samples >= self._end
+
+    def time_of(self, sample: int) -> float:
+        """The time of day of a sample of live sound, in seconds since 1970: by how much of it has come since, just now.
+
+        So it is too late by as long as sound had to wait: for its block, and for a machine that is behind.
+        """
+        return self._came - (self.samples - sample) / self.rate
 
     def follow(self, source: Source) -> Iterator[Detection | Gap | Notice]:
         """All that is heard of a source, inside its `with` block."""
@@ -127,17 +135,17 @@ class Listener:
         pcm = to_mono(pcm)  # for taps, too
         if self._end is not None:
             pcm = pcm[: self._end - self.samples]
-        self.samples += len(pcm)
+        self._advance(len(pcm))
         most = max(1, round(MOST_S * rate))
         for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
-            began = perf_counter()
+            began = time.perf_counter()
             for tap in self.taps:
                 tap.hear(part, rate)
-            spent = perf_counter() - began
+            spent = time.perf_counter() - began
             for stream in self.streams:
-                began = perf_counter()
+                began = time.perf_counter()
                 found = list(self._judge(stream.accept(part, rate)))
-                spent += perf_counter() - began
+                spent += time.perf_counter() - began
                 yield from found
             if not self.live:
                 continue
@@ -145,6 +153,10 @@ class Listener:
                 yield self._behind()
             if (notice := self._loudness.hear(part, rate)) is not None:
                 yield notice
+
+    def _advance(self, samples: int) -> None:
+        self.samples += samples
+        self._came = time.time()
 
     def _narrow(self) -> Iterator[Notice]:
         models: dict[float, list[str]] = defaultdict(list)  # by how high they hear
@@ -167,7 +179,7 @@ class Listener:
         if self._gap is not None and self._gap.reason != gap.reason:
             yield from self._told()
         self._gap = Gap(gap.samples + (self._gap.samples if self._gap else 0), gap.reason)
-        self.samples += gap.samples
+        self._advance(gap.samples)
         self.dropped_samples += gap.samples
         for tap in self.taps:
             tap.skip(gap.samples)

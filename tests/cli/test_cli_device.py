@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,7 @@ def test_listen_to_a_file(home: Path) -> None:
         assert one["start_sample"] == round(one["start_s"] * RATE)
         assert one["end_sample"] == round(one["end_s"] * RATE)
         assert 0.6 <= one["score"] <= 1.0
+        assert "at" not in one
     assert summary == {
         "type": "summary",
         "model": "tiny",
@@ -251,6 +254,7 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
     home: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
     """It is waited for, and meanwhile the clock runs on to the end of --seconds."""
+    began = datetime.now(UTC)
     done = subprocess.run(
         [*COMMAND, "listen", "tiny.onnx", "--source", "mic:usb mic", "--seconds", "3.5", "--json"],
         cwd=home,
@@ -263,6 +267,10 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
     assert done.returncode == 0
     *told, summary = lines(done)
     assert [one["type"] for one in told] == ["gap", "detection", "detection", "notice", "gap"]
+    at = [(datetime.fromisoformat(one["at"]) - began).total_seconds() for one in told]
+    np.testing.assert_allclose(np.subtract(at, at[1] - 0.4), [0.16, 0.4, 1.8, 2.5, 2.5], atol=0.4)
+    assert 0.0 < at[0] < 15.0
+    assert all(re.fullmatch(r"[\d-]{10}T[\d:]{8}\.\d{3}\+00:00", one["at"]) for one in told)
     detections = [one for one in told if one["type"] == "detection"]
     assert [one["label"] for one in detections] == ["low", "mid"]
     np.testing.assert_allclose([one["start_s"] for one in detections], [0.4, 1.8], atol=0.1)

@@ -244,6 +244,20 @@ def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) ->
     assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
 
 
+def test_a_sample_of_live_sound_has_a_time_of_day(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    listener = Listener([model.stream()], "mic", RATE)
+    for item in ((silence(1.0), RATE), Gap(RATE, "gone"), (silence(1.0), RATE)):
+        now += 1.0
+        list(listener.take(item))
+        assert listener.time_of(0) == pytest.approx(1000.0)
+    assert listener.time_of(2 * RATE) == pytest.approx(1002.0)
+    now += 3601.0  # the clock was set meanwhile
+    list(listener.take((silence(1.0), RATE)))
+    assert listener.time_of(3 * RATE) == pytest.approx(1003.0 + 3600.0)
+
+
 def test_losses_are_logged(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "confit_runtime"):
         list(listen(model, Scripted([Notice("away", "the mic is gone"), Gap(8000, "it was away"), *chunks(scene())])))
