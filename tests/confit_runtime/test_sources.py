@@ -311,6 +311,28 @@ def test_a_microphone_that_comes_back(then: str, rate: int, name: str) -> None:
     assert 0 < away <= took * 48_000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no clock tells")
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_suspended_machine_loses_as_much_as_it_slept(stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asleep_s = time.clock_gettime, 0.0
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: real(clock) + asleep_s * (clock == time.CLOCK_BOOTTIME))
+    sound = np.tile(SOUND, (3 if stays else 1, 1))
+    portaudio = FakePortAudio(sound, real_time=True, then="unplugged", back=Back(SOUND, after=2))
+    states, away = [], 0
+    with Microphone(portaudio=portaudio) as microphone:
+        for item in microphone:
+            if isinstance(item, Notice):
+                states.append(item.state)
+            if isinstance(item, Gap):
+                away += item.samples
+            elif "back" in states:
+                break
+            elif stays or "away" in states:
+                asleep_s = 3600.0
+    assert states == ["away", "back"]
+    assert away / 48_000 == pytest.approx(3600.0, abs=3.0)
+
+
 def test_a_microphone_that_is_away_is_waited_for_by_who_iterates_over_it_again() -> None:
     microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged", back=Back(SOUND, after=3)))
     states: list[str] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import re
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -16,6 +15,7 @@ import numpy as np
 from confit_runtime.audio import Pcm, StreamResampler, to_mono
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, finite
+from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.portaudio import import_portaudio, working_settings
 
 OVERRUN = "this machine could not keep up"
@@ -70,8 +70,7 @@ class Microphone:
             has = "one channel" if info["max_input_channels"] == 1 else f"{info['max_input_channels']} channels"
             raise DeviceError(f"{self.name}: {self.device_name} has {has}")
         same = [one["index"] for one in self._namesakes(str)]
-        self._same = len(same)  # how many bear its name
-        self._place = same.index(info["index"])  # among them
+        self._same, self._place = len(same), same.index(info["index"])  # how many bear its name, and which it is
         self._settings = self._how(info)
         self.rate = int(self._settings["samplerate"])
         self._stopped = threading.Event()
@@ -125,16 +124,18 @@ class Microphone:
         """What the open device delivers until it goes away; returns when it was last heard."""
         capture = self._capture
         assert capture is not None, "a microphone is iterated over inside its `with` block"
-        heard = taken = time.monotonic()
+        heard = taken = boottime()
         convert = _Converter(capture.rate, self.rate)
         while not self._stopped.is_set():
             try:
-                lost, block, heard = capture.blocks.get(timeout=min(_POLL_S, self._stall_s))
+                lost, block, came = capture.blocks.get(timeout=min(_POLL_S, self._stall_s))
             except queue.Empty:
-                if not capture.active or time.monotonic() - max(heard, taken) > self._stall_s:
+                if not capture.active or boottime() - max(heard, taken) > self._stall_s:
                     break
                 continue
-            taken = time.monotonic()
+            if came - heard - lost / capture.rate > self._stall_s:
+                break  # this machine was suspended, or the device stood still, and nobody looked
+            heard, taken = came, boottime()
             if lost:
                 yield Gap(convert.skip(lost), OVERRUN)
             sound = to_mono(block) if self._channel is None else np.ascontiguousarray(block[:, self._channel - 1])
@@ -152,14 +153,14 @@ class Microphone:
         yield Notice("away", f"{self.device_name} went away (unplugged?); waiting for it to come back")
         while not self._stopped.is_set():
             back = self._reopen()
-            due = int((time.monotonic() - heard) * self.rate) - self._told
+            due = int((boottime() - heard) * self.rate) - self._told
             if due > 0:
                 self._told += due
                 yield Gap(due, AWAY)
             if back:
                 yield Notice("back", f"{self.device_name} is back")
                 return
-            if self._wait_s is not None and time.monotonic() - heard > self._wait_s:
+            if self._wait_s is not None and boottime() - heard > self._wait_s:
                 raise DeviceError(f"{self.name}: the microphone went away and did not come back in {self._wait_s:g} s")
             self._stopped.wait(_RETRY_S if self._wait_s is None else min(_RETRY_S, self._wait_s / 4))
 
@@ -246,7 +247,7 @@ class _Capture:
             self._lost += missing if 0 < missing < 60 * self.rate else frames
         self._expected_s = times.inputBufferAdcTime + frames / self.rate
         try:
-            self.blocks.put_nowait((self._lost, block.copy(), time.monotonic()))
+            self.blocks.put_nowait((self._lost, block.copy(), boottime()))
         except queue.Full:
             self._lost += frames
         else:

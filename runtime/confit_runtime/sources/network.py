@@ -8,7 +8,6 @@ import select
 import shutil
 import subprocess
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from confit_runtime.audio import check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice
+from confit_runtime.sources.clock import boottime
 
 AWAY = "the stream was away"
 
@@ -114,11 +114,11 @@ class NetworkSource:
     def _hear(self) -> Iterator[Chunk]:
         """What the open stream delivers until it breaks off."""
         assert self._ffmpeg is not None, "a stream is iterated over inside its `with` block"
-        heard = time.monotonic()
-        while not self._stopped.is_set() and time.monotonic() - heard < self._stall_s:
+        heard = boottime()
+        while not self._stopped.is_set() and boottime() - heard < self._stall_s:
             samples = self._ffmpeg.read(_POLL_S)
             if len(samples):
-                heard = time.monotonic()
+                heard = boottime()
                 yield to_mono(samples), self.rate
             elif self._ffmpeg.ended:
                 return
@@ -127,7 +127,7 @@ class NetworkSource:
         """The chunk, with which the clock has moved on."""
         seconds = len(chunk[0]) / self.rate
         self._heard_s, self._clock_s = self._heard_s + seconds, self._clock_s + seconds
-        self._zero = min(self._zero, time.monotonic() - self._clock_s)
+        self._zero = min(self._zero, boottime() - self._clock_s)
         return chunk
 
     def _gap(self, seconds: float) -> Gap:
@@ -156,7 +156,7 @@ class NetworkSource:
         while not self._stopped.wait(pause):
             self._ffmpeg = _Ffmpeg(self._command)
             chunks = self._caught_up()
-            behind = time.monotonic() - self._zero - self._clock_s
+            behind = boottime() - self._zero - self._clock_s
             if chunks:
                 pcm = np.concatenate([pcm for pcm, _ in chunks])
                 away = behind - len(pcm) / self.rate
@@ -175,7 +175,7 @@ class NetworkSource:
         chunks: list[Chunk] = []
         began, held_s, lately = 0.0, 0.0, deque[tuple[float, float]]()  # when so many seconds came
         for chunk in self._hear():
-            now, seconds = time.monotonic(), len(chunk[0]) / self.rate
+            now, seconds = boottime(), len(chunk[0]) / self.rate
             began, held_s = began or now, held_s + seconds
             chunks.append(chunk)
             lately.append((now, seconds))
