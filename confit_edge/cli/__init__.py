@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Verb
+from confit_edge.cli._console import Verb, say
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -109,7 +109,7 @@ def main() -> None:
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_refused(error)), ConfitError.exit_code)
     except KeyboardInterrupt:
-        print("confit-edge: stopped", file=sys.stderr)
+        say("confit-edge: stopped")
         sys.exit(130)
 
 
@@ -139,5 +139,5 @@ def _fail(error: Exception, status: int) -> None:
     """End with one line; with --debug, with where the error came from before it."""
     if "--debug" in sys.argv:
         traceback.print_exc()
-    print(f"confit-edge: {error}", file=sys.stderr)
+    say(f"confit-edge: {error}")
     sys.exit(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import Annotated, Any, Self
 
 import typer
@@ -41,8 +42,10 @@ def emit(kind: str, /, **fields: Any) -> None:
 
 
 def say(text: str = "") -> None:
-    """A line for a person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for a person, on stderr; where that cannot be written, its reader gone or its disk full, the work goes on."""
+    if sys.stderr is not None:  # closed: `print` would take stdout
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 class Bar:

@@ -52,7 +52,7 @@ class Heard:
 
     def taps(self, source: Source) -> list[Tap]:
         """What must hear `source` for the live view: one where it is live and stderr is a terminal."""
-        if not (source.live and sys.stderr.isatty()):
+        if not (source.live and sys.stderr and sys.stderr.isatty()):
             return []
         from confit_edge.cli._live import LiveView
 

@@ -250,6 +250,19 @@ def fake_portaudio(home: Path, tmp_path: Path) -> Callable[[str], dict[str, str]
     return lambda end: {**environment(tmp_path), "FAKE_SOUND": str(home / "scene.flac"), "FAKE_END": end}
 
 
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 >&3 | true"])
+def test_a_stderr_that_cannot_be_written_ends_nothing(
+    home: Path, fake_portaudio: Callable[[str], dict[str, str]], redirection: str
+) -> None:
+    arguments = '"$@" listen tiny.onnx --seconds 3 --json'
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; exec 3>&1; {arguments} {redirection}", "bash", *COMMAND],
+        cwd=home, env=fake_portaudio("unplugged"), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [one["type"] for one in lines(done)] == ["gap", "detection", "detection", "notice", "gap", "summary"]
+
+
 def test_listen_to_a_microphone_that_drops_and_is_unplugged(
     home: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
