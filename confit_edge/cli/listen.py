@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +14,7 @@ import typer
 from confit_edge.cli._console import Json, say
 from confit_edge.cli._sources import Channels, Format, Rate
 from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, with_thresholds
+from confit_edge.cli._unread import quiet_when_unread, while_read
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +74,8 @@ def listen(
     """Listen, and print a line for each detection: when the sound was, what it was, its score.
 
     Ends with the file, after --seconds, or on Ctrl-C, with a summary. A microphone that is unplugged and a stream that
-    breaks off are waited for. On a terminal a microphone's level and the best scores are shown as they come.
+    breaks off are waited for. When whoever reads stdout leaves, it ends: with an error, unless the source is a recording.
+    On a terminal a microphone's level and the best scores are shown as they come.
 
     Examples:
 
@@ -111,7 +111,7 @@ def listen(
         galleries_opened(
             gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers, thresholds=own
         ) as placed,
-        _quiet_when_unread(),
+        quiet_when_unread(),
         Heard(
             source,
             streams := _streams(tuned, placed.of_model, lead_in=names_recording(source), gate=gate),
@@ -123,7 +123,7 @@ def listen(
         check_fire(own, tuned, placed.names)
         for name in clips or [source]:
             try:
-                with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened:
+                with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened, while_read(opened):
                     with_view = [*placed.taps, *heard.taps(opened)]
                     listener = Listener(streams, opened.name, opened.rate, taps=with_view, seconds=seconds)
                     heard.tell_all(listener, opened)
@@ -168,13 +168,3 @@ def _until_stopped() -> Iterator[None]:
         signal.signal(wanted, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         yield
-
-
-@contextmanager
-def _quiet_when_unread() -> Iterator[None]:
-    """End without a word when whoever read our stdout has left, as `| head -1` does."""
-    try:
-        yield
-    except BrokenPipeError:
-        # Python flushes stdout once more when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -248,6 +249,35 @@ def fake_portaudio(home: Path, tmp_path: Path) -> Callable[[str], dict[str, str]
     """An environment in which `import sounddevice` finds a microphone that hears the scene."""
     (tmp_path / "sounddevice.py").write_text(SOUNDDEVICE)
     return lambda end: {**environment(tmp_path), "FAKE_SOUND": str(home / "scene.flac"), "FAKE_END": end}
+
+
+@pytest.mark.parametrize("source", ["mic", "-"])
+def test_of_live_sound_listening_fails_soon_when_nobody_reads(
+    home: Path, fake_portaudio: Callable[[str], dict[str, str]], source: str
+) -> None:
+    """Before anything is detected, though nothing comes; so that a service is started again."""
+    rate = [] if source == "mic" else ["--rate", "16000"]
+    with subprocess.Popen(
+        [*COMMAND, "listen", "tiny.onnx", "--source", source, *rate, "--threshold", "1"],
+        cwd=home, env=fake_portaudio("stalls"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        time.sleep(2.0)
+        assert child.poll() is None
+        child.stdout.close()
+        closed = time.monotonic()
+        assert child.wait(timeout=30) == 1
+        assert time.monotonic() - closed < 3.0
+        assert child.stderr.read().splitlines()[-1].startswith("confit-edge: whoever read stdout has left")
+
+
+def test_with_a_reader_live_sound_that_ends_or_is_stopped_is_no_error(home: Path) -> None:
+    pcm = (scene(16_000) * 32767).astype("<i2").tobytes()
+    done = run(home, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", stdin=pcm)
+    assert (done.returncode, done.stderr) == (0, "tiny: low 1, mid 1 in 2.5 s\n")
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 >&3 | true"])
