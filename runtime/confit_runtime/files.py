@@ -8,12 +8,15 @@ from pathlib import Path
 
 from confit_runtime.errors import UsageError
 
+OURS = 0o600  # the mode of what is about people, such as their voices: nobody else may read it
+PUBLIC = 0o666  # less what the umask forbids
 
-def write_whole(path: Path, data: bytes) -> None:
+
+def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     """Write a file whole or not at all, though another process writes it, too: the last one's stays. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -297,14 +297,14 @@ class Gallery:
     def build_index(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Write an index of the prints beside the file, for galleries of more than 100 000. Returns how many it holds.
 
-        Prints enrolled later are found without it; removing a name erases it. `progress` is told how many prints of how
-        many are in it. Raises UsageError without usearch.
+        It has the file's mode. Prints enrolled later are found without it; removing a name erases it. `progress` is told how
+        many prints of how many are in it. Raises UsageError without usearch.
         """
         with self._file.reading() as db:  # to its end: who is removed meanwhile would stay in the index
             names = db.execute("SELECT id FROM names ORDER BY id").fetchall()
             place = {name_id: at for at, (name_id,) in enumerate(names)}
             ids, _, prints = read_prints(self.path, db, self.dim, place, negative=False)
-            build_index(self.index_path, ids, prints, progress)
+            build_index(self.index_path, ids, prints, progress, self.path.stat().st_mode & 0o777)
             self._matcher = None
         return len(ids)
 

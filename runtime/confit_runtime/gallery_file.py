@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 
 from confit_runtime.errors import GalleryError, UsageError
+from confit_runtime.files import OURS
 from confit_runtime.migrations import Binding, lay_out, prepare, reported
 
 PATIENCE_S = 5.0  # for another program's change
@@ -120,7 +121,12 @@ def _ready(path: Path, binding: Binding | None) -> sqlite3.Connection:
 
 
 def _connect(path: Path, *, create: bool, writable: bool) -> sqlite3.Connection:
-    mode = "ro" if not writable else "rwc" if create else "rw"
+    if create and writable:
+        with suppress(
+            OSError
+        ):  # what it refuses SQLite refuses too, and tells; of a file that is there it changes nothing
+            os.close(os.open(path.resolve(), os.O_CREAT | os.O_EXCL, OURS))  # whose mode SQLite's journal takes
+    mode = "rw" if writable else "ro"
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,

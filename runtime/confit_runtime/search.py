@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.errors import GalleryError, UsageError
+from confit_runtime.files import OURS
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -77,7 +78,9 @@ class IndexSearch:
         return kept.shape == print_.shape and float(kept @ print_) > 0.98 * float(np.linalg.norm(kept))
 
 
-def build_index(path: Path, ids: Rows, prints: Floats, progress: Callable[[int, int], None] | None = None) -> None:
+def build_index(
+    path: Path, ids: Rows, prints: Floats, progress: Callable[[int, int], None] | None = None, mode: int = OURS
+) -> None:
     """Write an index of `prints [n, dim]`, whole or not at all. Raises UsageError where usearch is not installed.
 
     All cores work at it; `progress` is told how many prints of how many are in it.
@@ -98,7 +101,9 @@ def build_index(path: Path, ids: Rows, prints: Floats, progress: Callable[[int, 
             progress(min(start + TOLD_EVERY, len(ids)), len(ids))
     temporary = path.with_name(f".{path.name}.partial")
     try:
+        temporary.touch(OURS)
         index.save(str(temporary))
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import embed_sound, to_flac
-from confit_runtime.files import write_whole
+from confit_runtime.files import OURS, write_whole
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.matcher import Match, Matcher
@@ -180,7 +180,7 @@ class SaveTap(RecentAudio):
                 raise OSError(errno.EDQUOT, f"there are {self._there:,} already; move or remove some")
             path = self._claim(detection.label)
             try:
-                write_whole(path, data)
+                write_whole(path, data, OURS)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise

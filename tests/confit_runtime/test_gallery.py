@@ -594,6 +594,30 @@ def test_a_read_only_folder_is_opened_for_reading(path: Path, tiny: Path, public
     assert sorted(public_folder.iterdir()) == [gallery, model]
 
 
+def test_voices_are_for_their_keepers_eyes(tmp_path: Path, model: Model) -> None:
+    """Whatever the umask; what others were let read by hand they may read on."""
+    path, carried, linked = tmp_path / "gallery.db", tmp_path / "ada.db", tmp_path / "linked.db"
+    linked.symlink_to(tmp_path / "elsewhere.db")
+    former = os.umask(0)
+    try:
+        for at in (path, linked):
+            with Gallery.open(at, model, create=True) as gallery:
+                with gallery.change():
+                    gallery.enroll("ada", random_prints(2), sources=["a1", "a2"], voiced_s=2.5)
+                    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir() if file.exists()}
+                assert set(modes.values()) == {0o600}, modes
+                assert at.resolve().with_name(at.resolve().name + "-journal").name in modes
+        with Gallery.open(path) as gallery:
+            export_names(gallery, [], carried)
+        assert carried.stat().st_mode & 0o777 == 0o600
+        path.chmod(0o640)
+        with Gallery.open(path, model, create=True) as gallery:
+            gallery.enroll("bob", random_prints(1), sources=["b1"], voiced_s=1.0)
+        assert path.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(former)
+
+
 def test_a_gallery_is_not_made_where_nothing_can_be_written(
     path: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -592,6 +592,7 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         told: list[tuple[int, int]] = []
         assert gallery.build_index(lambda done, total: told.append((done, total))) == 3000
         assert told[-1] == (3000, 3000)
+        assert gallery.index_path.stat().st_mode & 0o777 == 0o600
         later = random_prints(1)
         gallery.enroll("late", later, sources=["x"], voiced_s=1.0)
         queries = random_prints(50)
@@ -600,8 +601,10 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         assert gallery.match(later[0]).nearest == "late"  # enrolled after the index was made
         gallery.remove("name7")
         assert not gallery.index_path.exists()
+    path.chmod(0o644)
     with Gallery.open(path, model) as gallery, Gallery.open(tmp_path / "other.db", model, create=True) as other:
         gallery.build_index()
+        assert gallery.index_path.stat().st_mode & 0o777 == 0o644  # who may read the one reads the other
         other.enroll("ada", random_prints(3), sources=["x"] * 3, voiced_s=1.0)
         shutil.copy(gallery.index_path, other.index_path)
         with pytest.raises(GalleryError, match="index of other prints"):

@@ -161,6 +161,7 @@ def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Mod
     tap.hear(pcm[: 2 * RATE], RATE)
     assert tap.judge(detection(1.2, 1.3, "lów/../x")) == detection(1.2, 1.3, "lów/../x")
     (kept,) = (tmp_path / "triggers").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600  # what was said in a house
     sound, rate = soundfile.read(kept, dtype="float32")
     assert rate == RATE
     end, half = round(1.3 * RATE), model.contract.window // 2
