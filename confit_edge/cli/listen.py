@@ -52,7 +52,10 @@ def listen(
         typer.Option(metavar="NAME", help="Tell only what this speaker said; may be repeated."),
     ] = None,
     save_triggers: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the sound of each detection there, as FLAC.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep the sound of each detection there, as FLAC; of more than 10,000 the oldest go."
+        ),
     ] = None,
     threshold: Annotated[
         list[str] | None,

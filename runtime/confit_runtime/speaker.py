@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 RECENT_S, SLACK_S = 6.0, 1.0  # that are held at least; and more than is needed, for sound comes in pieces
 SHORTEST_WORD_S = 0.2
 MOST_TRIGGERS = 10_000  # files, some hundred megabytes
+_TRIGGER = re.compile(r"[\w.-]{1,30}-\d{8}-\d{6}-[\w.-]{0,20}-\d{4,}\.flac")  # as `SaveTap` names them
 VOICE_BEFORE_S = 3.0  # how far back before the end of a detection a voice is looked for
 # of the word that fired, before the detection's end and after; and what it may score less than a name needs. Chosen on
 # the demo's validation voices: others who speak after an enrolled one are told from it, its own words rarely dropped
@@ -152,7 +153,8 @@ class VetoTap(RecentAudio):
 class SaveTap(RecentAudio):
     """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative.
 
-    Where it cannot be written, or holds `most` already, the log says so once, and listening goes on.
+    Of more than `most` the oldest go, of those that a `SaveTap` named: other files are nobody's but their owner's. Where one
+    cannot be written the log says so once, and listening goes on.
     """
 
     def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
@@ -164,7 +166,7 @@ class SaveTap(RecentAudio):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        self._most, self._there = most, self._count_there()
+        self._most, self._kept = most, deque(_triggers(folder))
 
     def begin(self, name: str, rate: int) -> None:
         super().begin(name, rate)
@@ -174,10 +176,6 @@ class SaveTap(RecentAudio):
         data = to_flac(trigger(self, detection, self._models[detection.model]), self.rate)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if self._there >= self._most:
-                self._there = self._count_there()  # somebody may have cleared it
-            if self._there >= self._most:
-                raise OSError(errno.EDQUOT, f"there are {self._there:,} already; move or remove some")
             path = self._claim(detection.label)
             try:
                 write_whole(path, data, OURS)
@@ -190,11 +188,11 @@ class SaveTap(RecentAudio):
             self._failing = True
         else:
             self._failing = False
-            self._there += 1
+            self._kept.append(path.name)
+            while len(self._kept) > self._most:
+                with suppress(OSError):  # it may have been moved away
+                    (self._folder / self._kept.popleft()).unlink()
         return detection
-
-    def _count_there(self) -> int:
-        return sum(path.suffix == ".flac" for path in self._folder.iterdir())
 
     def _claim(self, label: str) -> Path:
         """A new file: what fired, when the program began, the source, and a number. Empty, so that no other program takes it."""
@@ -207,6 +205,16 @@ class SaveTap(RecentAudio):
             with suppress(FileExistsError):
                 path.touch(exist_ok=False)
                 return path
+
+
+def _triggers(folder: Path) -> list[str]:
+    """The names of what `SaveTap` kept in a folder before, oldest first."""
+    found: list[tuple[int, str]] = []
+    for path in folder.iterdir():
+        if _TRIGGER.fullmatch(path.name):
+            with suppress(FileNotFoundError):
+                found.append((path.lstat().st_mtime_ns, path.name))
+    return [name for _, name in sorted(found)]
 
 
 def trigger(recent: RecentAudio, detection: Detection, model: Model) -> Pcm:

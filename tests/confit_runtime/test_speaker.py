@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import shutil
 import threading
 import time
@@ -252,20 +253,28 @@ def test_where_a_trigger_cannot_be_kept_listening_goes_on(
     assert caplog.text.count("triggers cannot be kept") == 2
 
 
-def test_a_folder_of_triggers_does_not_grow_for_ever(
-    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "triggers"
-    tap = SaveTap(folder, [model], most=2)
-    tap.begin("scene", RATE)
-    tap.hear(scene()[: 2 * RATE], RATE)
-    for _ in range(4):
-        tap.judge(detection(1.2, 1.3))
-    assert len(list(folder.iterdir())) == 2
-    assert caplog.text.count("there are 2 already") == 1
-    next(folder.iterdir()).unlink()  # room again, without starting anew
+def test_of_a_folder_of_triggers_the_newest_are_kept(tmp_path: Path, model: Model) -> None:
+    """Those of a former program too; and what has another name is nobody's to remove."""
+    others = ["low-20260101-000000-mic.flac", "low.flac", "low-20260101-000000-mic-0001.wav", "märz-1.flac"]
+    for name in others:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    kept: list[str] = []
+    for label in ("lów/../x", "a" * 50, "mid"):
+        tap = SaveTap(tmp_path, [model], most=3)
+        for source in ("rtsp://camera.local/a-1 b", "-", ""):
+            tap.begin(source, RATE)
+            tap.hear(scene()[: 2 * RATE], RATE)
+            for _ in range(2):
+                before = set(tmp_path.iterdir())
+                tap.judge(detection(1.2, 1.3, label))
+                (new,) = set(tmp_path.iterdir()) - before
+                kept = [*kept, new.name][-3:]
+                assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, *kept])
+    for name in kept[:2]:  # moved away meanwhile
+        (tmp_path / name).unlink()
     tap.judge(detection(1.2, 1.3))
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == len(others) + 2
 
 
 # enrolling
