@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from confit_edge.cli._console import say
 from confit_runtime.errors import UsageError
+from confit_runtime.wording import some
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -51,7 +54,6 @@ def opened(
         yield Placed()  # who only listens is spared SQLite and what stands on it: 2 MB
         return
     from confit_runtime.gallery import Gallery
-    from confit_runtime.names import clean_name
     from confit_runtime.speaker import SpeakerTap, VetoTap
 
     if speaker_model is None and only:
@@ -76,11 +78,10 @@ def opened(
                 placed.taps.append(VetoTap(models[at], gallery))
         if speaker_model is not None:
             voices = _of_speakers(placed, speaker_model)
-            wanted = [clean_name(name) for name in only]
-            if unknown := [name for name in wanted if name not in voices.names()]:
-                enrolled = ", ".join(voices.names()) or "nobody"
-                raise UsageError(f"--only {unknown[0]}: is not enrolled in {voices.path} (enrolled: {enrolled})")
+            wanted = _only(only, models, voices)
             placed.taps.append(SpeakerTap(speaker_model, voices, wanted, models))
+            if wanted:
+                _tell_only(wanted, models, placed)
         if save is not None:
             placed.taps.append(_save_tap(save, models))
         yield placed
@@ -112,6 +113,37 @@ def _of_speakers(placed: Placed, speaker_model: Model) -> Gallery:
             " with --kind speaker"
         )
     return placed.voices
+
+
+def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str, list[str]]:
+    """`--only` by the names of models: what `MODEL:NAME` says of one, and a bare NAME of all.
+
+    Raises UsageError where nobody is enrolled as NAME.
+    """
+    from confit_runtime.names import clean_name
+
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for option in options:
+        of = [model.name for model in models if option.startswith(f"{model.name}:")][:1]
+        name = clean_name(option.removeprefix(f"{of[0]}:") if of else option)
+        if name not in voices.names():
+            enrolled = ", ".join(voices.names()) or "nobody"
+            known = ", ".join(model.name for model in models)
+            hint = f"; before a colon stands a model: {known}" if ":" in name else ""
+            raise UsageError(f"--only {option}: is not enrolled in {voices.path} (enrolled: {enrolled}{hint})")
+        for model in of or [model.name for model in models]:
+            wanted[model] += [name] if name not in wanted[model] else []
+    return wanted
+
+
+def _tell_only(wanted: dict[str, list[str]], models: list[Model], placed: Placed) -> None:
+    """An alarm says nothing and is of nobody: who wants it told must see that it is not."""
+    told = []
+    for at, model in enumerate(models):
+        enrolled = placed.of_model[at].names() if at in placed.of_model else ()
+        who = f"only from {' or '.join(wanted[model.name])}" if model.name in wanted else "from anybody"
+        told.append(f"{some([*model.contract.firing_labels, *enrolled])} ({model.name}) {who}")
+    say(f"told: {'; '.join(told)}")
 
 
 def _save_tap(folder: Path, models: list[Model]) -> SaveTap:

@@ -49,7 +49,10 @@ def listen(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Tell only what this speaker said; may be repeated."),
+        typer.Option(
+            metavar="[MODEL:]NAME",
+            help="Tell only what this speaker said, of all models (alarms are kept back, too) or of one; may be repeated.",
+        ),
     ] = None,
     save_triggers: Annotated[
         Path | None,
@@ -93,6 +96,8 @@ def listen(
         confit-edge listen mymodel.onnx --source mic:USB --gallery house.db --threshold yes=0.8
 
         confit-edge listen digits --speaker-model speakers --gallery people.db --only ada
+
+        confit-edge listen digits alarms.onnx --speaker-model speakers --gallery people.db --only digits:ada
 
         confit-edge listen digits --save-triggers triggers/
     """

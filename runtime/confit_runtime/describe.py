@@ -7,6 +7,7 @@ from typing import Any
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import Contract
 from confit_runtime.errors import ModelError
+from confit_runtime.wording import some
 
 
 def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
@@ -25,7 +26,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     every = f"a row every {1e3 * contract.hop / rate:g} ms, of {contract.window / rate:g} s"
     rows = [
         ("kind", f"{'streaming' if contract.streaming else 'windowed'}: {every} at {rate} Hz"),
-        ("labels", f"{len(contract.labels)}: {_some(contract.labels)}"),
+        ("labels", f"{len(contract.labels)}: {some(contract.labels)}"),
         ("encoder", f"{contract.encoder.get('name', '')}, {contract.embedding_dim} dimensions"),
         ("size", f"{size / 1e6:.2f} MB"),
         ("precision", _precision(contract)),
@@ -39,7 +40,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
         rows.append(("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"))
         rows.append(
-            ("layers kept in fp32", _some(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise")
+            ("layers kept in fp32", some(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise")
         )
         if sweep := parity.get("sweep"):
             hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
@@ -103,7 +104,7 @@ def _thresholds(contract: Contract) -> str:
         return "nothing fires: it is for enrolled names"
     (low, lowest), (high, highest) = by_level[0], by_level[-1]
     shown = f"{low:.4g} for all labels" if low == high else f"{low:.4g} ({lowest}) to {high:.4g} ({highest})"
-    return shown + (f"; never: {_some(contract.silenced)}" if contract.silenced else "")
+    return shown + (f"; never: {some(contract.silenced)}" if contract.silenced else "")
 
 
 def _calibrated(contract: Contract) -> str:
@@ -131,8 +132,3 @@ def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
         ("multiply-adds a second of audio", f"{sum(macs.values()) / 1e6:.1f} M ({parts})"),
         ("layers by precision", layers),
     ]
-
-
-def _some(names: list[str], most: int = 12) -> str:
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,7 +82,10 @@ class RecentAudio(Tap):
 
 
 class SpeakerTap(RecentAudio):
-    """Names who spoke at each detection, by a speaker model and its gallery; `only` drops what others said.
+    """Names who spoke at each detection, by a speaker model and its gallery.
+
+    `only` names, by the name of a model, whose words alone are told of what it detects: what others said is dropped, and so
+    is what nobody says, such as an alarm. Of a model that is not in it everything is told.
 
     What is judged is the voice in the three seconds up to the detection's end, for a word alone is little to know a voice
     by. Whoever that is must have said the word, too: the word alone must be nearest to the same name, and within
@@ -92,25 +95,31 @@ class SpeakerTap(RecentAudio):
     """
 
     def __init__(
-        self, model: Model, gallery: Gallery, only: Collection[str] = (), models: Collection[Model] = ()
+        self,
+        model: Model,
+        gallery: Gallery,
+        only: Mapping[str, Collection[str]] | None = None,
+        models: Collection[Model] = (),
     ) -> None:
         super().__init__(reach_s(models))
-        self._model, self._gallery, self._only = model, gallery, set(only)
-        self._told = False
+        self._model, self._gallery = model, gallery
+        self._only = {of: set(names) for of, names in (only or {}).items()}
+        self._told: set[str] = set()
 
     def judge(self, detection: Detection) -> Detection | None:
         speaker = self._speaker(detection)
-        if self._only and speaker not in self._only:
-            self._tell_where_none_can_be()
+        only = self._only.get(detection.model)
+        if only is not None and speaker not in only:
+            self._tell_where_none_can_be(detection.model, only)
             return None
         return dataclasses.replace(detection, speaker=speaker)
 
-    def _tell_where_none_can_be(self) -> None:
+    def _tell_where_none_can_be(self, of: str, only: set[str]) -> None:
         """Who alone is listened to may have been removed or renamed meanwhile: then all is dropped, and the log says so once."""
-        if not self._told and not self._only.intersection(self._gallery.matcher.enrolled):
-            self._told = True
-            names = ", ".join(sorted(self._only))
-            log.warning("%s: %s is not enrolled any more, so nothing is told", self._gallery.path, names)
+        if of not in self._told and not only.intersection(self._gallery.matcher.enrolled):
+            self._told.add(of)
+            names = ", ".join(sorted(only))
+            log.warning("%s: %s is not enrolled any more, so nothing of %s is told", self._gallery.path, names, of)
 
     def _speaker(self, detection: Detection) -> str | None:
         matcher = self._gallery.matcher

@@ -16,7 +16,9 @@ from confit_edge.cli.identify import why_not
 from confit_edge.demo import DATA
 from confit_runtime import Match
 from confit_runtime.audio import load_clip
+from tests import tiny_model
 from tests.cli.test_cli_device import run
+from tests.tiny_model import tone
 
 RATE = 16_000
 
@@ -108,6 +110,31 @@ def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
         done = run(tmp_path, *options)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert what in done.stderr
+
+
+def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: Path, tmp_path: Path) -> None:
+    given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
+    assert run(tmp_path, "enroll", "speakers", "lily", *given).returncode == 0
+    spoken, rate = soundfile.read(clips / "scene.flac", dtype="float32")
+    soundfile.write(tmp_path / "house.flac", np.concatenate([spoken, tone(500, 0.5, rate)]), rate)
+    tiny_model.build(tmp_path / "alarms.onnx", name="alarms")
+    listen = ("listen", "digits", "alarms.onnx", "--source", "house.flac", "--json")
+    voices = ("--speaker-model", "speakers", "--gallery", "gallery.db")
+    digits, alarms = "eight, five, four, nine, one, seven, six, three, two, zero (digits)", "low, mid, high (alarms)"
+    for only, told, of_digits, of_alarms in (
+        ("digits:lily", "from anybody", {}, True),
+        ("lily", "only from lily", {}, False),
+        ("alarms:lily", "only from lily", {"one": 1, "seven": 1}, False),
+    ):
+        done = run(tmp_path, *listen, *voices, "--only", only)
+        assert done.returncode == 0, done.stderr
+        first, second = (line for line in lines(done) if line["type"] == "summary")
+        assert (first["detections"], "low" in second["detections"]) == (of_digits, of_alarms)
+        from_whom = "from anybody" if of_digits else "only from lily"
+        assert done.stderr == f"told: {digits} {from_whom}; {alarms} {told}\n"
+    done = run(tmp_path, *listen, *voices, "--only", "bells:lily")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "before a colon stands a model: digits, alarms" in done.stderr
 
 
 def test_galleries_travel_and_are_made_anew_for_another_model(clips: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_recent_audio_is_what_was_heard_whatever_the_chunks() -> None:
 
 def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> None:
     with Gallery.open(voices, model) as gallery:
-        everybody, only = SpeakerTap(model, gallery), SpeakerTap(model, gallery, ["ben"])
+        everybody, only = SpeakerTap(model, gallery), SpeakerTap(model, gallery, {"tiny": ["ben"]})
         heard = []
         for tap in (everybody, only):
             tap.begin("scene", RATE)
@@ -76,11 +76,13 @@ def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> No
                 heard.append([None if one is None else one.speaker for one in told])
         assert heard == [["ada", None], ["ben", "ben"], [None, None]]
         assert only.judge(detection(15.2, 15.8)) is None  # silence
+        alarm = dataclasses.replace(detection(15.2, 15.8), model="alarms")
+        assert only.judge(alarm) == alarm  # of a model that is listened to whoever speaks
 
 
 def test_who_alone_is_listened_to_may_go(voices: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
     with Gallery.open(voices, model) as gallery:
-        tap = SpeakerTap(model, gallery, ["ben"])
+        tap = SpeakerTap(model, gallery, {"tiny": ["ben"]})
         tap.begin("scene", RATE)
         tap.hear(scene(), RATE)
         assert tap.judge(detection(15.2, 15.8)) is None
@@ -88,7 +90,7 @@ def test_who_alone_is_listened_to_may_go(voices: Path, model: Model, caplog: pyt
         gallery.rename("ben", "benjamin")
         assert [tap.judge(detection(15.2, 15.8)) for _ in range(3)] == [None] * 3
     assert [record.message for record in caplog.records] == [
-        f"{voices}: ben is not enrolled any more, so nothing is told"
+        f"{voices}: ben is not enrolled any more, so nothing of tiny is told"
     ]
 
 
