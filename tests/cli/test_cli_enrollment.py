@@ -137,6 +137,21 @@ def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: P
     assert "before a colon stands a model: digits, alarms" in done.stderr
 
 
+def test_who_speaks_is_told_without_a_keyword(clips: Path, tmp_path: Path) -> None:
+    """As the docs show it, alone and beside another model; who is not enrolled is nobody."""
+    given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
+    assert run(tmp_path, "enroll", "speakers", "lily", *given, "--gallery", "family.db").returncode == 0
+    pause = np.zeros(RATE, np.float32)
+    spoken = [load_clip(clips / f"{voice}-3.flac", RATE) for voice in ("am_santa", "bf_lily", "zf_xiaoyi")]
+    soundfile.write(tmp_path / "family.flac", np.concatenate([pause, spoken[0], pause, *spoken[1:]]), RATE)
+    began, ended = (1.0 + len(spoken[0]) / RATE + 1.0 + seconds for seconds in (0.0, len(spoken[1]) / RATE))
+    for models in (("speakers",), ("digits", "speakers")):
+        told = lines(run(tmp_path, "listen", *models, "--source", "family.flac", "--gallery", "family.db", "--json"))
+        named = [line for line in told if line["type"] == "detection" and line["model"] == "speakers"]
+        assert {line["label"] for line in named} == {"lily"}
+        assert all(began - 0.5 < line["start_s"] < ended for line in named)
+
+
 def test_galleries_travel_and_are_made_anew_for_another_model(clips: Path, tmp_path: Path) -> None:
     given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
     run(tmp_path, "enroll", "speakers", "lily", *given, "--keep-audio")
