@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 
 from confit_edge.cli._console import emit, say
 from confit_runtime.errors import AudioError
+from confit_runtime.events import Detection, Ended
 from confit_runtime.sources import Gap, Notice
-from confit_runtime.stream import Detection
 
 if TYPE_CHECKING:
     from confit_edge.cli._live import LiveView
@@ -80,7 +80,7 @@ class Heard:
     def _room(self) -> AbstractContextManager[None]:
         return self._view.paused() if self._view is not None else nullcontext()
 
-    def _tell(self, item: Detection | Gap | Notice, listener: Listener, source: Source) -> None:
+    def _tell(self, item: Detection | Ended | Gap | Notice, listener: Listener, source: Source) -> None:
         if isinstance(item, Notice):
             if item.state == "narrow":
                 if self._narrow:  # of a folder's clips the first was named
@@ -96,21 +96,29 @@ class Heard:
             if self._json:
                 lost = {"samples": item.samples, "seconds": round(seconds, 3), "reason": item.reason}
                 emit("gap", source=self._name, **lost, **_time_of_day(listener, listener.samples - item.samples))
+        elif isinstance(item, Ended):
+            self._ended(item, listener, source)
         else:
             self._detected(item, listener, source)
 
     def _detected(self, detection: Detection, listener: Listener, source: Source) -> None:
         self._counts[detection.model, detection.label] += 1
+        speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
+        at = _time_of_day(listener, detection.start_sample)
+        self._line("detection", detection, f"{detection.score:.2f}{speaker}", source, at)
+
+    def _ended(self, ended: Ended, listener: Listener, source: Source) -> None:
+        at = _time_of_day(listener, ended.end_sample)
+        self._line("ended", ended, f"ended at {ended.end_s:.2f} s", source, at)
+
+    def _line(self, kind: str, item: Detection | Ended, what: str, source: Source, at: dict[str, str]) -> None:
         if self._json:
             clip = {"clip": source.name} if self._clips else {}
-            emit("detection", **dataclasses.asdict(detection), **clip, **_time_of_day(listener, detection.start_sample))
+            emit(kind, **dataclasses.asdict(item), **clip, **at)
             return
         clip_ = f"{source.name}: " if self._clips else ""
-        speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
-        model = f"  ({detection.model})" if len(self._streams) > 1 else ""
-        print(
-            f"{clip_}{detection.start_s:8.2f} s  {detection.label}  {detection.score:.2f}{speaker}{model}", flush=True
-        )
+        model = f"  ({item.model})" if len(self._streams) > 1 else ""
+        print(f"{clip_}{item.start_s:8.2f} s  {item.label}  {what}{model}", flush=True)
 
     def _tell_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
         if self._json:

@@ -18,7 +18,8 @@ from confit_runtime.listener import Tap
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
-    from confit_runtime.stream import Detection, Stream
+    from confit_runtime.events import Detection
+    from confit_runtime.stream import Stream
 
 FLOOR_DB = -60
 WIDTH = 30

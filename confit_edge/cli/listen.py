@@ -74,6 +74,12 @@ def listen(
             " extra).",
         ),
     ] = None,
+    ends: Annotated[
+        bool,
+        typer.Option(
+            "--ends", help="Also tell when each sound that was detected is over, for a sensor that is on or off."
+        ),
+    ] = False,
     seconds: Annotated[float | None, typer.Option(metavar="N", min=0.0, help="Stop after N seconds of sound.")] = None,
     json: Json = False,
 ) -> None:
@@ -100,6 +106,8 @@ def listen(
         confit-edge listen digits alarms.onnx --speaker-model speakers --gallery people.db --only digits:ada
 
         confit-edge listen digits --save-triggers triggers/
+
+        confit-edge listen alarms.onnx --ends --json
     """
     from confit_edge.cli._galleries import opened as galleries_opened
     from confit_edge.cli._heard import Heard
@@ -122,7 +130,7 @@ def listen(
         quiet_when_unread(),
         Heard(
             source,
-            streams := _streams(tuned, placed.of_model, lead_in=names_recording(source), gate=gate),
+            streams := _streams(tuned, placed.of_model, lead_in=names_recording(source), gate=gate, ends=ends),
             json=json,
             clips=several,
         ) as heard,
@@ -151,7 +159,9 @@ def _check_names(models: list[Model]) -> None:
         raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
 
 
-def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: bool, gate: str | None) -> list[Stream]:
+def _streams(
+    models: list[Model], galleries: dict[int, Gallery], *, lead_in: bool, gate: str | None, ends: bool
+) -> list[Stream]:
     """A stream for each model, with its gallery where it has one. Raises UsageError on a model that would hear nothing."""
     from confit_runtime.gates import make_gate
 
@@ -163,6 +173,7 @@ def _streams(models: list[Model], galleries: dict[int, Gallery], *, lead_in: boo
             galleries.get(at),
             lead_in=lead_in,
             gate=None if gate is None else make_gate(gate, model.contract.sample_rate),
+            ends=ends,
         )
         for at, model in enumerate(models)
     ]

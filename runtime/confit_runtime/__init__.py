@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from confit_runtime.asynchronous import listen_async
     from confit_runtime.errors import AudioError, ConfitError, DeviceError, GalleryError, ModelError, UsageError
+    from confit_runtime.events import Detection, Ended
     from confit_runtime.gallery import Gallery
     from confit_runtime.gates import EnergyGate, Gate, SpeechGate
     from confit_runtime.listener import Listener, Tap, listen
     from confit_runtime.matcher import Match
     from confit_runtime.model import Classification, Model, load
-    from confit_runtime.stream import Detection, Stream
+    from confit_runtime.stream import Stream
 
 __all__ = [
     "AudioError",
@@ -19,6 +20,7 @@ __all__ = [
     "ConfitError",
     "Detection",
     "DeviceError",
+    "Ended",
     "EnergyGate",
     "Gallery",
     "GalleryError",
@@ -46,9 +48,10 @@ _HOME = {
     **dict.fromkeys(("EnergyGate", "Gate", "SpeechGate"), "gates"),
     **dict.fromkeys(("Listener", "Tap", "listen"), "listener"),
     **dict.fromkeys(("Classification", "Model", "load"), "model"),
-    **dict.fromkeys(("Detection", "Stream"), "stream"),
+    **dict.fromkeys(("Detection", "Ended"), "events"),
     "Gallery": "gallery",
     "Match": "matcher",
+    "Stream": "stream",
     "listen_async": "asynchronous",
 }
 

@@ -14,8 +14,9 @@ from confit_runtime.listener import Listener, Tap, logged, streams_of
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
 
 if TYPE_CHECKING:
+    from confit_runtime.events import Detection
     from confit_runtime.model import Model
-    from confit_runtime.stream import Detection, Stream
+    from confit_runtime.stream import Stream
 
 Event = TypeVar("Event")
 

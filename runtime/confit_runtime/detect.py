@@ -33,7 +33,7 @@ class Detector:
     A class fires when its smoothed score (mean of the last `smoothing_hops` rows) has been at or above `on` for
     `min_hops` rows and, in a single-label model, leads all others. It is armed again only once its smoothed score has
     fallen below `off`, and stays silent for its refractory time (`refractory_hops`: of all classes, or of each) after a
-    hit.
+    hit. `released` is which had fired and fell below `off` in the rows of the last `push`: (row, class) in time order.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Detector:
         self._may_fire[np.asarray(never, np.int64)] = False
         self._least = np.where(self._may_fire, np.minimum(self.on, self.off), np.inf).astype(np.float32)
         self._recent = np.zeros((smoothing_hops, len(self.on)), np.float32)
+        self.released: list[tuple[int, int]] = []
         self.reset()
 
     @classmethod
@@ -110,6 +111,7 @@ class Detector:
 
     def push(self, scores: Rows) -> list[Hit]:
         """Take `[rows, classes]` scores; give the hits they complete, in time order."""
+        self.released = []
         return [hit for row in scores for hit in self._push_row(row)]
 
     def _push_row(self, row: Rows) -> list[Hit]:
@@ -120,11 +122,13 @@ class Detector:
         smooth = np.add.reduce(recent, axis=0) / np.float32(len(recent))
         if not (smooth >= self._least).any():  # as nearly always: a quarter of the time that the rest takes
             if not self._calm:
+                self._release(~self._armed)
                 self._calm_down()
             self.rows += 1
             return []
         self._calm = False
         low = smooth < self.off
+        self._release(low & ~self._armed)
         self._armed |= low
         self._since = np.where(low, -1, np.where(self._since < 0, self.rows, self._since))
         self._above = np.where(smooth >= self.on, self._above + 1, 0)
@@ -139,6 +143,9 @@ class Detector:
             self.silent_until[hit.label] = self.rows + self.refractory_hops[hit.label]
         self.rows += 1
         return hits
+
+    def _release(self, labels: npt.NDArray[np.bool_]) -> None:
+        self.released += [(self.rows, int(label)) for label in np.flatnonzero(labels)]
 
 
 class NameDetector:
@@ -160,6 +167,11 @@ class NameDetector:
     def memory(self) -> int:
         """On how many rows before its own a hit depends."""
         return self._detector.memory
+
+    @property
+    def released(self) -> list[tuple[int, int]]:
+        """Which names had fired and are not matched any more, as in `Detector`."""
+        return self._detector.released
 
     def going_on(self, contract: Contract, matcher: Matcher) -> NameDetector:
         """One for the names of another matcher, from the next row on; those that are in both stay silent as long."""

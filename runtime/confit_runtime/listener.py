@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from confit_runtime.audio import narrow, to_mono
 from confit_runtime.errors import UsageError
+from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
     from confit_runtime.model import Model
-    from confit_runtime.stream import Detection, Stream
+    from confit_runtime.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Listener:
     `live` sound once a minute at most where hearing takes longer than it lasts, and where it is silent or clipped. After
     `seconds` of the source's own time it is `full`, and hears no more.
     `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
-    of model and label.
+    of model and label. Of streams with `ends` it also gives when what was told is over.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Listener:
         self.samples = self.dropped_samples = 0
         self._came = time.time()  # the last of them
         self.withheld: Counter[tuple[str, str]] = Counter()
+        self._sounding: set[tuple[str, str, int]] = set()  # of streams with `ends`, what was told and is not over
         self._end = None if seconds is None else round(seconds * rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
         self._pace, self._loudness = _Pace(), Loudness(name)
@@ -98,7 +100,7 @@ class Listener:
         """
         return self._came - (self.samples - sample) / self.rate
 
-    def follow(self, source: Source) -> Iterator[Detection | Gap | Notice]:
+    def follow(self, source: Source) -> Iterator[Detection | Ended | Gap | Notice]:
         """All that is heard of a source, inside its `with` block."""
         self.live = source.live
         for stream in self.streams:
@@ -109,7 +111,7 @@ class Listener:
                 break
         yield from self.finish()
 
-    def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Gap | Notice]:
+    def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Ended | Gap | Notice]:
         """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.
 
         Nothing happens until it is iterated over. Raises AudioError, UsageError.
@@ -125,13 +127,13 @@ class Listener:
             yield from self._told()
             yield from self._hear(*item)
 
-    def finish(self) -> Iterator[Detection | Gap]:
+    def finish(self) -> Iterator[Detection | Ended | Gap]:
         """What was still on its way when the source ended."""
         yield from self._told()
         for stream in self.streams:
-            yield from self._judge(stream.finish())
+            yield from self._judge(stream, stream.finish())
 
-    def _hear(self, pcm: npt.ArrayLike, rate: int) -> Iterator[Detection | Notice]:
+    def _hear(self, pcm: npt.ArrayLike, rate: int) -> Iterator[Detection | Ended | Notice]:
         pcm = to_mono(pcm)  # for taps, too
         if self._end is not None:
             pcm = pcm[: self._end - self.samples]
@@ -144,7 +146,7 @@ class Listener:
             spent = time.perf_counter() - began
             for stream in self.streams:
                 began = time.perf_counter()
-                found = list(self._judge(stream.accept(part, rate)))
+                found = list(self._judge(stream, stream.accept(part, rate)))
                 spent += time.perf_counter() - began
                 yield from found
             if not self.live:
@@ -175,7 +177,7 @@ class Listener:
             " smaller model, fewer at once, --gate, or a faster machine",
         )
 
-    def _skip(self, gap: Gap) -> Iterator[Gap]:
+    def _skip(self, gap: Gap) -> Iterator[Detection | Ended | Gap]:
         if self._gap is not None and self._gap.reason != gap.reason:
             yield from self._told()
         self._gap = Gap(gap.samples + (self._gap.samples if self._gap else 0), gap.reason)
@@ -185,6 +187,7 @@ class Listener:
             tap.skip(gap.samples)
         for stream in self.streams:
             stream.skip(gap.samples)
+            yield from self._judge(stream, [])
 
     def _told(self) -> Iterator[Gap]:
         """The gap that has not been told yet."""
@@ -192,14 +195,22 @@ class Listener:
             gap, self._gap = self._gap, None
             yield gap
 
-    def _judge(self, detections: list[Detection]) -> Iterator[Detection]:
-        for detection in detections:
+    def _judge(self, stream: Stream, detections: list[Detection]) -> Iterator[Detection | Ended]:
+        for detection in stream.take_events() if stream.ends else detections:
+            which = (detection.model, detection.label, detection.start_sample)
+            if isinstance(detection, Ended):
+                if which in self._sounding:
+                    self._sounding.remove(which)
+                    yield detection
+                continue
             told: Detection | None = detection
             for tap in self.taps:
                 told = told and tap.judge(told)
             if told is None:
                 self.withheld[detection.model, detection.label] += 1
             else:
+                if stream.ends:
+                    self._sounding.add(which)
                 yield told
 
 
@@ -269,12 +280,12 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
     return [one if isinstance(one, Stream) else one.stream() for one in several]
 
 
-def logged(event: Detection | Gap | Notice, listener: Listener) -> Detection | None:
-    """The event where it is a detection; a gap or a notice goes to the log."""
+def logged(event: Detection | Ended | Gap | Notice, listener: Listener) -> Detection | None:
+    """The event where it is a detection; a gap or a notice goes to the log, and an end is for who has a `Listener`."""
     if isinstance(event, Notice):
         log.warning("%s", event.text)
     elif isinstance(event, Gap):
         log.warning("%s: %.2f s of sound were lost: %s", listener.name, event.samples / listener.rate, event.reason)
-    else:
+    elif isinstance(event, Detection):
         return event
     return None

@@ -208,16 +208,23 @@ class Model:
             levels[label] = {**levels[label], "on": level, "off": min(level, levels[label]["off"])}
         return Model(self.path, dataclasses.replace(self.contract, thresholds=levels), self._session, self.digest)
 
-    def stream(self, gallery: Gallery | None = None, *, lead_in: bool = False, gate: Gate | None = None) -> Stream:
+    def stream(
+        self,
+        gallery: Gallery | None = None,
+        *,
+        lead_in: bool = False,
+        gate: Gate | None = None,
+        ends: bool = False,
+    ) -> Stream:
         """A new stream that has heard nothing; with a gallery, it also tells when an enrolled name is heard.
 
         A microphone is scored once it has filled the model's window. `lead_in` is for recordings: silence stands before
         them, so that a sound at the very beginning is heard too. With a `gate` of its own the stream sleeps while that
-        hears nothing worth scoring.
+        hears nothing worth scoring. With `ends`, `take_events` also tells when what was detected is over.
         """
         from confit_runtime.stream import Stream
 
-        return Stream(self, gallery, lead_in=lead_in, gate=gate)
+        return Stream(self, gallery, lead_in=lead_in, gate=gate, ends=ends)
 
     def batch(self, streams: int) -> Batch:
         """`streams` streams in step with one another, run in one call. Raises UsageError on less than one."""

@@ -17,12 +17,12 @@ import numpy as np
 
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import embed_sound, to_flac
+from confit_runtime.events import Detection
 from confit_runtime.files import OURS, write_whole
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.matcher import Match, Matcher
 from confit_runtime.model import Model
-from confit_runtime.stream import Detection
 from confit_runtime.voiced import cut_to_voice, voiced_seconds
 
 log = logging.getLogger(__name__)

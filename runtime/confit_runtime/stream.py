@@ -1,4 +1,4 @@
-"""A stream: one microphone or file that a model listens to, and the detections it gives."""
+"""A stream: one microphone or file that a model listens to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from confit_runtime.audio import Pcm, StreamResampler, check_rate, to_mono
 from confit_runtime.detect import Detector, Hit, NameDetector
 from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.events import Detection, Ended, Events
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -25,24 +25,6 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 LOOK_S = 1.0  # of sound between looks whether the gallery has changed
-
-
-@dataclass(frozen=True)
-class Detection:
-    """A sound that was heard, placed where it was (not where it was noticed).
-
-    Samples count from the start of the stream, in the source's own rate; `score` is the smoothed score at the moment
-    it fired, 0..1. `speaker` is set where a speaker model and a gallery named one.
-    """
-
-    model: str
-    label: str
-    score: float
-    start_s: float
-    end_s: float
-    start_sample: int
-    end_sample: int
-    speaker: str | None = None
 
 
 class Stream:
@@ -56,12 +38,22 @@ class Stream:
     With a gate the model sleeps through windows in which no hop is heard. When one is, the sound of the last window is
     played to the model again, so that its rows are what they would have been without the gate and a word's start is not
     clipped. Where a row would have looked at gated hops only there is none, and every class is armed again.
+
+    With `ends` it also tells when what it detected is over: `take_events` is to be called after `accept`, `skip` and
+    `finish`, and gives that and the detections.
     """
 
     def __init__(
-        self, model: Model, gallery: Gallery | None = None, *, lead_in: bool = False, gate: Gate | None = None
+        self,
+        model: Model,
+        gallery: Gallery | None = None,
+        *,
+        lead_in: bool = False,
+        gate: Gate | None = None,
+        ends: bool = False,
     ) -> None:
-        self.model, self.lead_in = model, lead_in
+        self.model, self.lead_in, self.ends = model, lead_in, ends
+        self._events = Events()  # with `ends`
         self._batch = model.batch(1)
         self._detector = Detector.from_contract(model.contract)
         self._gallery = gallery
@@ -85,6 +77,7 @@ class Stream:
         self._unheard_s = 0.0  # of the sound of mutes, what is still to come
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
+        self._events.forget()
         self._detector.reset()
         if self._names is not None:
             self._names.reset()
@@ -105,6 +98,7 @@ class Stream:
     def _move_on(self, samples: int) -> None:
         """Forget what was heard but not what fired, and move the clock on."""
         contract = self.model.contract
+        self._events.end_all(self._origin + self._taken, self._rate)
         if self._rate is not None:
             hops = (self._taken + samples) * contract.sample_rate / (self._rate * contract.hop)
             self._detector.begin_after(hops)
@@ -202,10 +196,12 @@ class Stream:
             self.reset()
             return []
         contract = self.model.contract
+        end = self._origin + self._taken
         tail = self._resampler.finish()
         silence = contract.latency_samples + contract.smoothing_hops * contract.hop
         silence += -(len(self._held) + len(tail) + silence) % contract.hop
         found = self._advance(np.concatenate([tail, np.zeros(silence, np.float32)]))
+        self._events.end_all(end, self._rate)
         self.reset()
         return found
 
@@ -229,6 +225,8 @@ class Stream:
             return self._score(chunk)
         self._asleep.append(chunk)
         self._slept += 1
+        if self._slept > self._reach:  # from here on it wakes as one that heard nothing
+            self._events.end_all(self._source(self._end()), self._rate)
         self.scores = None
         return []
 
@@ -250,25 +248,52 @@ class Stream:
         scores, embedding = self._batch.push(chunk[None])
         self._hops += 1
         self.scores = scores[0, -1] if scores.shape[1] else None
-        found = [self._detection(hit, self.model.labels) for hit in self._detector.push(scores[0])]
+        found = self._found(self._detector, self._detector.push(scores[0]), self.model.labels)
         if self._gallery is not None and self._names is not None:
             if self._hops % self._look == 0 and (matcher := self._gallery.matcher) is not self._names.matcher:
                 self._names = self._names.going_on(self.model.contract, matcher)
-            found += [self._detection(hit, self._names.labels) for hit in self._names.push(embedding[0])]
+                self._events.end_all(self._source(self._begin(self._hops)), self._rate, names=True)
+            found += self._found(self._names, self._names.push(embedding[0]), self._names.labels)
         return found
+
+    def _found(self, detector: Detector | NameDetector, hits: list[Hit], labels: Sequence[str]) -> list[Detection]:
+        """The detections of the newest row; with `ends`, what ended there is kept beside them."""
+        found = [self._detection(hit, labels) for hit in hits]
+        if self.ends:
+            names = isinstance(detector, NameDetector)
+            for _, at in detector.released:
+                self._events.end((names, labels[at]), self._source(self._begin(self._hops)), self._rate)
+            for one in found:
+                self._events.add((names, one.label), one)
+        return found
+
+    def take_events(self) -> list[Detection | Ended]:
+        """With `ends`, what was detected and what has ended since the last call, in the order in which it was known."""
+        return self._events.take()
 
     def _detection(self, hit: Hit, labels: Sequence[str]) -> Detection:
         """Where in the source a hit of the newest row was."""
         contract, rate = self.model.contract, self._rate
         assert rate is not None
-        start = self._centre(self._hops - (hit.row - hit.start_row)) - contract.hop // 2
-        # no later than what has been consumed: how far ahead the source is depends on the chopping
-        end = min(self._centre(self._hops) + contract.hop // 2, self._hops * contract.hop)
-        first, last = (
-            max(0, self._origin + min(max(0, round(at * rate / contract.sample_rate)), self._taken))
-            for at in (start, end)
-        )
+        first, last = self._source(self._begin(self._hops - (hit.row - hit.start_row))), self._source(self._end())
         return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last)
+
+    def _source(self, at: int) -> int:
+        """The source's sample that a sample of the model's, since the last gap, was made of."""
+        assert self._rate is not None
+        since = round(at * self._rate / self.model.contract.sample_rate)
+        return max(0, self._origin + min(max(0, since), self._taken))
+
+    def _begin(self, hops: int) -> int:
+        """Where the hop begins whose middle the row after `hops` hops speaks of."""
+        return self._centre(hops) - self.model.contract.hop // 2
+
+    def _end(self) -> int:
+        """Where the newest row's hop ends, no later than what has been consumed: how far ahead the source is depends on the
+        chopping.
+        """
+        hop = self.model.contract.hop
+        return min(self._centre(self._hops) + hop // 2, self._hops * hop)
 
     def _centre(self, hops: int) -> int:
         """The sample at the middle of the sound that the row after `hops` hops speaks of."""

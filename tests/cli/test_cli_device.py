@@ -124,6 +124,22 @@ def test_listen_prints_a_line_for_each_detection(home: Path) -> None:
     assert done.stderr == "tiny: low 1, bell 1, mid 1 in 2.5 s\n"
 
 
+def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> None:
+    asked = ["listen", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db", "--ends"]
+    *told, summary = lines(run(home, *asked, "--json"))
+    labels = ["low", "bell", "mid"]
+    assert [(one["type"], one["label"]) for one in told] == [
+        (kind, label) for label in labels for kind in ("detection", "ended")
+    ]
+    for began, ended, end in zip(told[::2], told[1::2], [0.7, 1.5, 2.1], strict=True):
+        assert set(ended) == {"type", "model", "label", "start_s", "end_s", "start_sample", "end_sample"}
+        assert (ended["start_s"], ended["start_sample"]) == (began["start_s"], began["start_sample"])
+        assert abs(ended["end_s"] - end) < 0.1
+    assert summary["detections"] == dict.fromkeys(labels, 1)
+    done = run(home, *asked)
+    assert [line.split()[2:5] for line in done.stdout.splitlines()[1::2]] == [[one, "ended", "at"] for one in labels]
+
+
 @pytest.mark.parametrize(("form", "channels"), [("s16le", 1), ("f32le", 2)])
 def test_listen_to_a_pipe(home: Path, form: str, channels: int) -> None:
     sound = np.repeat(scene(16_000)[:, None], channels, axis=1)

@@ -35,11 +35,16 @@ score_rows = st.lists(st.lists(st.integers(0, 8), min_size=3, max_size=3), max_s
 ON, OFF = [0.5, 0.625, 0.75], [0.25, 0.5, 0.75]
 
 
-def naive_hits(rows: list[list[float]], how: Settings) -> list[Hit]:
+def naive_smooth(rows: list[list[float]], how: Settings) -> list[list[float]]:
     smooth = []
     for at in range(len(rows)):
         recent = rows[max(0, at - how.smoothing + 1) : at + 1]
         smooth.append([sum(column) / len(recent) for column in zip(*recent, strict=True)])
+    return smooth
+
+
+def naive_hits(rows: list[list[float]], how: Settings) -> list[Hit]:
+    smooth = naive_smooth(rows, how)
     last_fired: dict[int, int] = {}
     hits = []
     for at in range(len(rows)):
@@ -62,6 +67,16 @@ def naive_hits(rows: list[list[float]], how: Settings) -> list[Hit]:
     return hits
 
 
+def naive_releases(rows: list[list[float]], how: Settings) -> list[tuple[int, int]]:
+    """(row, class): of each hit, the first row after it that is below the low threshold."""
+    smooth = naive_smooth(rows, how)
+    found = []
+    for hit in naive_hits(rows, how):
+        fell = [at for at in range(hit.row + 1, len(rows)) if smooth[at][hit.label] < OFF[hit.label]]
+        found += [(fell[0], hit.label)] if fell else []
+    return sorted(found)
+
+
 def make(how: Settings) -> Detector:
     return Detector(
         ON,
@@ -82,8 +97,9 @@ def as_rows(eighths: list[list[int]]) -> Rows:
 @given(score_rows, detection)
 @example([[0, 0, 6], [0, 5, 0]], Settings(1, 1, 2, False, []))  # the rest of one class is not that of another
 def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> None:
-    found = make(how).push(as_rows(eighths))
-    wanted = naive_hits([[eighth / 8 for eighth in row] for row in eighths], how)
+    detector, rows = make(how), [[eighth / 8 for eighth in row] for row in eighths]
+    found, wanted = detector.push(as_rows(eighths)), naive_hits(rows, how)
+    assert detector.released == naive_releases(rows, how)
     assert [(hit.label, hit.start_row, hit.row) for hit in found] == [
         (hit.label, hit.start_row, hit.row) for hit in wanted
     ]
@@ -94,11 +110,16 @@ def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> No
 @given(score_rows, detection, st.lists(st.integers(0, 40), max_size=5))
 def test_chopping_and_reset_change_nothing(eighths: list[list[int]], how: Settings, cuts: list[int]) -> None:
     rows = as_rows(eighths)
-    whole = make(how).push(rows)
+    at_once = make(how)
+    whole = at_once.push(rows)
     detector = make(how)
     detector.push(np.ones((7, 3), np.float32))
     detector.reset()
-    assert [hit for part in np.split(rows, sorted(cuts)) for hit in detector.push(part)] == whole
+    hits, released = [], []
+    for part in np.split(rows, sorted(cuts)):
+        hits += detector.push(part)
+        released += detector.released
+    assert (hits, released) == (whole, at_once.released)
 
 
 def test_one_long_sound_fires_once() -> None:

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 import confit_runtime.listener as listener_module
-from confit_runtime import AudioError, Detection, Listener, Model, Tap, UsageError, listen, listen_async, load
+from confit_runtime import AudioError, Detection, Ended, Listener, Model, Tap, UsageError, listen, listen_async, load
 from confit_runtime.gallery import Gallery
 from confit_runtime.sources import Chunk, Gap, Microphone, Notice
 from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
@@ -143,6 +143,25 @@ def test_a_long_chunk_is_heard_in_parts_that_taps_can_hold(model: Model) -> None
         assert isinstance(item, Detection)
         np.testing.assert_array_equal(found[-1], long[item.start_sample : item.end_sample])
     assert len(found) == 4
+
+
+def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model: Model) -> None:
+    class NoMid(Tap):
+        def judge(self, detection: Detection) -> Detection | None:
+            return None if detection.label == "mid" else dataclasses.replace(detection, speaker="ada")
+
+    stream, sound = model.stream(ends=True), np.concatenate([scene(), tone(500, 0.3)])
+    for rest, at_most in ([], len(sound)), ([Gap(RATE, "gone"), (silence(0.1), RATE)], len(sound)):
+        items = [*chunks(sound), *rest]
+        told = list(Listener([stream], "", RATE, taps=[NoMid()]).follow(Scripted(items)))
+        events = [event for event in told if isinstance(event, Detection | Ended)]
+        assert [(type(event), event.label) for event in events] == [(Detection, "low"), (Ended, "low")] * 2
+        assert events[-1].end_sample == at_most
+        assert [type(event) for event in told[len(events) :]] == (
+            [Gap] if rest else []
+        )  # the gap is told after what it ended
+    # whoever wants detections only has them
+    assert [event.label for event in listen(stream, Scripted(chunks(sound)))] == ["low", "mid", "low"]
 
 
 class Counter(Tap):

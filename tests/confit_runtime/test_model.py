@@ -15,7 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.demo import DATA
-from confit_runtime import AudioError, Detection, GalleryError, Model, ModelError, Stream, UsageError, load
+from confit_runtime import (
+    AudioError,
+    Detection,
+    Ended,
+    EnergyGate,
+    GalleryError,
+    Model,
+    ModelError,
+    Stream,
+    UsageError,
+    load,
+)
 from confit_runtime.batch import Batch
 from confit_runtime.contract import seal
 from confit_runtime.detect import Detector
@@ -62,6 +73,15 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[
 
 def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:
     return [event for part in parts for event in stream.accept(part, rate)] + stream.finish()
+
+
+def with_ends(stream: Stream, parts: list[Floats], rate: int) -> list[Detection | Ended]:
+    events = []
+    for part in parts:
+        stream.accept(part, rate)
+        events += stream.take_events()
+    stream.finish()
+    return events + stream.take_events()
 
 
 # loading
@@ -204,6 +224,76 @@ def test_events_do_not_depend_on_the_chopping(model: Model, gallery: Gallery, ra
     assert [event.label for event in wanted] == ["low", "bell", "mid", "low"]
     parts = np.split(sound, sorted(int(cut * len(sound)) for cut in cuts))
     assert heard(model.stream(gallery), parts, rate) == wanted
+    whole = with_ends(model.stream(gallery, ends=True), [sound], rate)
+    assert with_ends(model.stream(gallery, ends=True), parts, rate) == whole
+    assert [event for event in whole if isinstance(event, Detection)] == wanted
+    assert [(type(event), event.label) for event in whole] == [
+        (kind, label) for label in ("low", "bell", "mid", "low") for kind in (Detection, Ended)
+    ]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_sound_has_ended_where_its_score_fell_below_the_low_threshold(model: Model, rate: int) -> None:
+    events = with_ends(model.stream(ends=True), [SCENES[rate]], rate)
+    detections, ends = events[::2], events[1::2]
+    assert [(one.label, one.start_s, one.start_sample) for one in ends] == [
+        (one.label, one.start_s, one.start_sample) for one in detections
+    ]
+    for detection, one, end in zip(detections, ends, (0.6, 1.95, 2.5), strict=True):
+        assert detection.end_sample <= one.end_sample
+        assert one.end_s == one.end_sample / rate
+        assert end - 0.05 < one.end_s <= end + 0.1
+    assert ends[-1].end_sample == len(SCENES[rate])  # it was sounding when the source ended
+    if rate == RATE:  # to the sample: half a hop before the middle of the first row below the low threshold
+        contract = model.contract
+        detector = Detector.from_contract(contract)
+        detector.push(model.rows(SCENES[RATE], RATE)[0])
+        fell = contract.warmup_hops + 1 + detector.released[0][0]
+        assert ends[0].end_sample == fell * HOP - contract.latency_samples - HOP // 2
+
+
+def test_a_name_that_sounds_ends_and_begins_anew_when_the_gallery_is_changed(tmp_path: Path, model: Model) -> None:
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as changed:
+        changed.enroll("bell", model.embed(chord(BELL, 0.5), RATE)[None], sources=["a"], voiced_s=0.5)
+        stream, sound = model.stream(changed, ends=True), np.split(chord(BELL, 4.0), 2)
+        stream.accept(sound[0], RATE)
+        changed.enroll("buzz", model.embed(chord((800, 5000), 0.4), RATE)[None], sources=["b"], voiced_s=0.4)
+        stream.accept(sound[1], RATE)
+        stream.finish()
+        events = stream.take_events()
+    assert [(type(event), event.label) for event in events] == [(Detection, "bell"), (Ended, "bell")] * 2
+    assert 2.0 <= events[1].end_s <= events[2].start_s <= 3.1
+    assert events[3].end_s == 4.0
+
+
+@pytest.mark.parametrize("how", ["skip", "mute", "reset", "gate"])
+def test_what_sounds_when_no_more_is_heard_has_ended_there(tmp_path: Path, how: str) -> None:
+    """A sensor that is on must not stay so: of a model whose low threshold silence does not reach, too."""
+    levels = {label: {"on": 0.6, "off": 1e-9} for label in LABELS}
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", thresholds=levels))
+    gate = EnergyGate(RATE, -50) if how == "gate" else None
+    stream = model.stream(ends=True, gate=gate)
+    stream.accept(tone(500, 1.0), RATE)
+    (began,) = stream.take_events()
+    assert isinstance(began, Detection)
+    if how == "skip":
+        stream.skip(RATE)
+    elif how == "mute":
+        stream.live = False
+        with stream.muted():
+            stream.accept(tone(500, 0.1), RATE)
+    elif how == "gate":
+        stream.accept(silence(1.0), RATE)
+    else:
+        stream.reset()
+        assert stream.take_events() == []
+    if how != "reset":
+        (ended,) = stream.take_events()
+        assert isinstance(ended, Ended)
+        assert (ended.label, ended.start_sample) == ("low", began.start_sample)
+        assert RATE <= ended.end_sample <= (1.2 * RATE if how == "gate" else RATE)
+    stream.accept(tone(500, 1.0), RATE)
+    assert [type(event) for event in stream.take_events()] == [Detection]  # once more, and once only
 
 
 @pytest.mark.parametrize("rate", RATES)

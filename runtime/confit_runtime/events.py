@@ -1,0 +1,74 @@
+"""What a stream gives: a detection, and, where that is asked for, its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Which = tuple[
+    bool, str
+]  # whether it is an enrolled name rather than a label, and which: one may be called like the other
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A sound that was heard, placed where it was (not where it was noticed).
+
+    Samples count from the start of the stream, in the source's own rate; `score` is the smoothed score at the moment
+    it fired, 0..1. `speaker` is set where a speaker model and a gallery named one.
+    """
+
+    model: str
+    label: str
+    score: float
+    start_s: float
+    end_s: float
+    start_sample: int
+    end_sample: int
+    speaker: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A detection's sound is over: its score fell below the label's low threshold, or no more of it could be heard.
+
+    `start_s` and `start_sample` are the detection's; `end_s` is where the sound was that the last row at or above the
+    threshold speaks of, or where it broke off: at a gap, a mute, the end, or where the gate had closed.
+    """
+
+    model: str
+    label: str
+    start_s: float
+    end_s: float
+    start_sample: int
+    end_sample: int
+
+
+class Events:
+    """Detections and their ends, in the order in which they were known, until somebody takes them."""
+
+    def __init__(self) -> None:
+        self._sounding: dict[Which, Detection] = {}
+        self._kept: list[Detection | Ended] = []
+
+    def add(self, which: Which, detection: Detection) -> None:
+        self._sounding[which] = detection
+        self._kept.append(detection)
+
+    def end(self, which: Which, end: int, rate: int | None) -> None:
+        """What fired before has ended at sample `end` of the source."""
+        one = self._sounding.pop(which)
+        assert rate is not None  # of what was heard
+        self._kept.append(Ended(one.model, one.label, one.start_s, end / rate, one.start_sample, end))
+
+    def end_all(self, end: int, rate: int | None, *, names: bool = False) -> None:
+        """Of what is sounding (of the names, where `names` says so) no more can be heard."""
+        for which in [which for which in self._sounding if which[0] or not names]:
+            self.end(which, end, rate)
+
+    def forget(self) -> None:
+        """What is sounding has no end."""
+        self._sounding.clear()
+
+    def take(self) -> list[Detection | Ended]:
+        kept, self._kept = self._kept, []
+        return kept
