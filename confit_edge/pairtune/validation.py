@@ -16,7 +16,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import merit
 
 QUICK_CLIPS, QUICK_TOTAL = 10, 300  # of each class, and of all, for the probe after each epoch
-QUICK_KINDS = 3  # the unknown class is of many kinds: so many times the clips of another
+QUICK_KINDS = 3  # the unknown class, and clips of no class, are of many kinds: so many times the clips of another
 
 
 class Validation:
@@ -64,8 +64,9 @@ def standard_error(share: float, clips: int) -> float:
 
 
 def quick_sample(targets: npt.NDArray[np.int8], unknown: int | None = None) -> list[int]:
-    """Some clips of each class, at most `QUICK_CLIPS`, fewer where there are many classes (but three), of `unknown` more.
+    """Some clips of each class, at most `QUICK_CLIPS`, fewer where there are many classes (but three).
 
+    Of `unknown` more, and of clips of no class: without these a label that all the others have is told from nothing.
     They are spread over the class as it is listed, by what its clips are and by who made them: the first ten of the unknown
     class would all be one word. It is enough for the probe that watches a training, at a fraction of its cost. From four
     clips of a class such a probe calls an encoder worse as it gets better: it trusts what the training clips have been
@@ -73,9 +74,10 @@ def quick_sample(targets: npt.NDArray[np.int8], unknown: int | None = None) -> l
     """
     each = min(QUICK_CLIPS, max(3, QUICK_TOTAL // targets.shape[1]))
     rows: set[int] = set()
-    for column, clips in enumerate(targets.T):
+    nothing = targets.shape[1]
+    for column, clips in enumerate([*targets.T, ~targets.any(axis=1)]):
         members = np.flatnonzero(clips)
-        taken = min(each * (QUICK_KINDS if column == unknown else 1), len(members))
+        taken = min(each * (QUICK_KINDS if column in (unknown, nothing) else 1), len(members))
         rows.update(members[np.arange(taken) * len(members) // max(1, taken)].tolist())
     return sorted(rows)
 

@@ -211,6 +211,13 @@ def test_the_probe_after_each_epoch_hears_all_kinds_of_the_unknown_class() -> No
     assert {(row - 6) // 5 for row in rows[6:]} == set(range(18))
 
 
+def test_the_probe_after_each_epoch_hears_clips_of_no_class() -> None:
+    """One label, in every third of sixty clips: a probe of those alone would be a constant."""
+    targets = (np.arange(60) % 3 == 0).astype(np.int8)[:, None]
+    assert targets[quick_sample(targets)].sum(axis=0).tolist() == [10]
+    assert len(quick_sample(targets)) == 10 + 30
+
+
 @pytest.mark.parametrize("share", [0.5, 0.01])  # less than a step: the last one
 def test_the_weights_are_the_mean_over_the_last_steps_where_they_are_averaged(
     speech_embedding: Encoder, few: Corpus, share: float
