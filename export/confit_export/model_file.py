@@ -19,6 +19,8 @@ from confit_export.graph import StreamingModel, WindowedModel, ancestors, state_
 from confit_runtime.contract import SCHEMA, Contract, seal
 from confit_runtime.model import Model, load
 
+DATA_KEYS = ("fingerprint", "clips", "groups", "own", "repeated", "multi_label")  # of a run's data, in the contract
+
 
 def draft(
     run: Run,
@@ -55,7 +57,7 @@ def draft(
         embedding_dim=encoder.dim,
         precision=precision,
         cost=cost,
-        data={key: info.data[key] for key in ("fingerprint", "clips", "groups", "own", "repeated") if key in info.data},
+        data={key: info.data[key] for key in DATA_KEYS if key in info.data},
         metrics={},
         parity={},
         calibration={},

@@ -1,0 +1,60 @@
+"""A model of clips with several labels, or none: what is measured of it, and what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confit_edge import runs
+from confit_edge.data.corpus import Corpus
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
+from confit_edge.runs import Run
+from confit_export.export import Exported, export_run
+from confit_runtime.cautions import cautions
+
+LABELS = {"yes": "yes|short", "stop": "stop|short", "happy": "happy", "marvin": "", "seven": ""}
+
+
+@pytest.fixture(scope="module")
+def several_run(corpus: Corpus, background: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Of the five words two have two labels, and two have none."""
+    folder = tmp_path_factory.mktemp("several")
+    rows = ["path,labels,group,split"]
+    for split in ("train", "val", "test"):
+        clips = getattr(corpus, split)
+        for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
+            rows.append(f"{path},{LABELS[corpus.classes[label]]},{group},{split}")
+    (folder / "m.csv").write_text("\n".join(rows))
+    recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=str(background))
+    train(folder / "m.csv", folder / "run", recipe)
+    return runs.read_run(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def several_corpus(several_run: Run) -> Corpus:
+    return runs.run_corpus(several_run)
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What the export of `several` said of its progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def several(
+    several_run: Run, several_corpus: Corpus, said: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    out = tmp_path_factory.mktemp("models") / "several.onnx"
+    return export_run(several_run, several_corpus, out, quantize=False, say=said.append)
+
+
+def test_clips_without_a_label_are_no_unknown_class_to_beware_of(several: Exported, several_run: Run) -> None:
+    """Of fifteen test clips six have no label; with more of them a contract that lacks `multi_label` would warn."""
+    data = several.contract.data
+    most_have_none = {**data, "own": {**data["own"], "test": {"clips": 3, "groups": 3}}}
+    assert not any("of the unknown class" in caution for caution in cautions(most_have_none))
+    assert cautions(data) == cautions(several_run.info.data)
