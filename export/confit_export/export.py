@@ -34,7 +34,7 @@ from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
-from confit_runtime.describe import share
+from confit_runtime.describe import heard_alone, share
 from confit_runtime.device_file import refuse_calibrated
 from confit_runtime.enrollment import Kind
 from confit_runtime.errors import ConfitError, UsageError
@@ -147,8 +147,8 @@ def export_run(
     }
     fired = _fired(shipped, corpus, seed)
     if fired:
-        part = "test" if len(corpus.test) else "validation"
-        say(f"at these thresholds {share(fired)} of {fired['n']} {part} clips fire, each heard alone between silences")
+        what = f"{'test' if len(corpus.test) else 'validation'} {heard_alone(finished)}"
+        say(f"at these thresholds {share(fired)} of {fired['n']} {what} fire, each heard alone between silences")
     finished = replace(
         finished,
         metrics={
@@ -397,6 +397,7 @@ def hears(detection: Mapping[str, Any]) -> bool:
 def _fired(model: Model, corpus: Corpus, seed: int) -> dict[str, Any] | None:
     """The share of sounds that fire with their own label at the contract's thresholds; of test clips, where there are some.
 
+    A clip of several labels holds as many sounds.
     A clip may be told right and not fire: its best label need not reach a threshold.
     """
     contract, clips = model.contract, corpus.test if len(corpus.test) else corpus.val

@@ -53,7 +53,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
             fp32 = f"; fp32 {share(before[split])}" if split in before and "scheme" in parity else ""
             rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
     if fired := metrics.get("fired"):
-        told = f"{share(fired)} of {fired['n']}, each alone between silences"
+        told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each alone between silences"
         rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
     if "frr" in (device := contract.calibration.get("device", {})):
         low, high = (100 * end for end in device["frr_interval"])
@@ -95,6 +95,11 @@ def _precision(contract: Contract) -> str:
 def share(measured: dict[str, Any]) -> str:
     """An accuracy with its interval, in per cent."""
     return f"{100 * measured['accuracy']:.1f} % [{100 * measured['low']:.1f}, {100 * measured['high']:.1f}]"
+
+
+def heard_alone(contract: Contract) -> str:
+    """What the share that fires is counted in: a clip of several labels counts once for each."""
+    return "sounds" if contract.multi_label else "clips"
 
 
 def _thresholds(contract: Contract) -> str:

@@ -14,6 +14,7 @@ from confit_edge.pairtune.session import train
 from confit_edge.runs import Run
 from confit_export.export import Exported, export_run
 from confit_runtime.cautions import cautions
+from confit_runtime.describe import facts
 
 LABELS = {"yes": "yes|short", "stop": "stop|short", "happy": "happy", "marvin": "", "seven": ""}
 
@@ -58,3 +59,11 @@ def test_clips_without_a_label_are_no_unknown_class_to_beware_of(several: Export
     most_have_none = {**data, "own": {**data["own"], "test": {"clips": 3, "groups": 3}}}
     assert not any("of the unknown class" in caution for caution in cautions(most_have_none))
     assert cautions(data) == cautions(several_run.info.data)
+
+
+def test_what_fires_is_counted_in_sounds_where_clips_have_several(several: Exported, said: list[str]) -> None:
+    """Of nine clips with a label six have two."""
+    assert several.contract.metrics["fired"]["n"] == 3 * (2 + 2 + 1)
+    assert any(" of 15 test sounds fire" in line for line in said)
+    (told,) = (value for name, value in facts(several.contract, 1) if name.startswith("fires"))
+    assert " of 15 sounds, each alone" in told
