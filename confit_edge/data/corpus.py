@@ -70,6 +70,11 @@ class Corpus:
         """The place of the unknown class in `classes`, where there is one."""
         return None if self.unknown is None else self.classes.index(self.unknown)
 
+    @property
+    def answers(self) -> list[int]:
+        """Places in `classes` of what a clip may be; not of the unknown class where clips have several labels, or none."""
+        return [at for at, label in enumerate(self.classes) if not (self.multi_label and label == self.unknown)]
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of everything read: clips, labels, groups, splits and background."""

@@ -174,16 +174,16 @@ def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torc
 def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> Judged:
     """Every metric of each probe of a subject, and its equal error rate in `trials`."""
     corpus, embeddings = probed.corpus, probed.embeddings(split)
-    clips = split_of(corpus, split)
+    clips, answers = split_of(corpus, split), corpus.answers
     probes: dict[str, LinearProbe | KnnProbe] = {"linear": probed.probes.linear, "knn": probed.probes.knn}
     if probed.subject.head is not None:
         probes = {"head": probed.subject.head, **probes}
     judgements = {
         name: judge(
-            probe.scores(embeddings),
-            clips.targets,
+            probe.scores(embeddings)[:, answers],
+            clips.targets[:, answers],
             clips.groups,
-            corpus.classes,
+            [corpus.classes[at] for at in answers],
             multi_label=corpus.multi_label,
             seed=seed,
         )

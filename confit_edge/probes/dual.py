@@ -80,14 +80,15 @@ def score(scores: Floats, clips: Clips, corpus: Corpus, seed: int) -> dict[str, 
     Of multi-label clips it is the share of those with a label whose best class is one of their own; `map` stands beside it.
     Where some of the clips are of the unknown class, `own` tells how many of the others are answered rightly.
     """
-    labelled = np.flatnonzero(clips.targets.any(axis=1))
+    scores, every = scores[:, corpus.answers], clips.targets[:, corpus.answers]
+    labelled = np.flatnonzero(every.any(axis=1))
     if not len(labelled):
         return None
-    targets = clips.targets[labelled]
+    targets = every[labelled]
     right = correct(scores[labelled], targets)
     found = accuracy(right, [clips.groups[row] for row in labelled], seed).to_dict()
     if corpus.multi_label:
-        found["map"] = mean_average_precision(scores, clips.targets)
+        found["map"] = mean_average_precision(scores, every)
     elif corpus.unknown_column is not None and 0 < len(own := right[targets[:, corpus.unknown_column] == 0]) < len(
         right
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.probes.metrics import Bools, Difference, accuracy, paired_difference
+from confit_edge.probes.metrics import Bools, Difference, accuracy, correct, paired_difference
 from confit_runtime.model import Model
 
 ACCURACY = 0.005  # the share of validation clips that may be lost
@@ -32,14 +32,14 @@ class Heard:
     @classmethod
     def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Heard:
         """Through the runtime, as a device hears them: the mean over a clip's hops."""
-        right, embeddings = [], []
-        for pcm, target in zip(clips.pcm, clips.targets, strict=True):
-            scores, embedding = (rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate))
-            if target.any():
-                right.append(bool(target[corpus.classes.index(model.labels[int(scores.argmax())])]))
-            embeddings.append(embedding / max(float(np.linalg.norm(embedding)), 1e-12))
-        groups = [group for group, target in zip(clips.groups, clips.targets, strict=True) if target.any()]
-        return cls(np.array(right), np.stack(embeddings), groups)
+        places = [model.labels.index(corpus.classes[at]) for at in corpus.answers]
+        heard = ([rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate)] for pcm in clips.pcm)
+        scores, embeddings = map(np.stack, zip(*heard, strict=True))
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        targets = clips.targets[:, corpus.answers]
+        labelled = np.flatnonzero(targets.any(axis=1))
+        right = correct(scores[labelled][:, places], targets[labelled])
+        return cls(right, embeddings, [clips.groups[row] for row in labelled])
 
     def accuracy(self, seed: int) -> dict[str, Any]:
         return accuracy(self.right, self.groups, seed).to_dict()

@@ -23,11 +23,12 @@ from confit_edge.data.compose import compose
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
-from confit_edge.probes.compare import _starts
+from confit_edge.probes.compare import _starts, judge_subject
 from confit_edge.probes.dual import dual_probe, score
 from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe, log_loss
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
+from confit_edge.probes.verification import all_pairs
 from confit_edge.probes.views import ROWS, augmented_views, background_rows, stream_views
 
 Floats = npt.NDArray[np.float32]
@@ -318,6 +319,27 @@ def test_of_many_unknown_clips_what_is_found_of_the_others_is_told(run_corpus: C
     whole = score(clips.targets.astype(np.float32), clips, run_corpus, 0)
     assert whole is not None
     assert "own" not in whole  # nothing is unknown
+
+
+def test_the_unknown_class_is_no_answer_where_clips_have_several_labels(run_corpus: Corpus) -> None:
+    """However high its score: it stands for none of the labels, and is heard beside them."""
+    several = replace(run_corpus, multi_label=True)
+    scores = several.val.targets.astype(np.float32)
+    scores[:, several.classes.index(UNKNOWN)] = 2
+    found = score(scores, several.val, several, 0)
+    assert found is not None
+    assert (found["accuracy"], found["map"]) == (1, 1)
+    fixed = SimpleNamespace(scores=lambda embeddings: scores, k=1, metric="cosine")
+    subject = SimpleNamespace(head=None)
+    probed: Any = SimpleNamespace(
+        corpus=several,
+        subject=subject,
+        probes=SimpleNamespace(linear=fixed, knn=fixed),
+        embeddings=lambda split: np.eye(len(scores), dtype=np.float32),
+    )
+    judged = judge_subject(probed, "val", all_pairs(several.val, 0), 0).probes["linear"]
+    assert {name: estimate.value for name, estimate in judged.metrics.items()} == dict.fromkeys(judged.metrics, 1)
+    assert [row["class"] for row in judged.per_class] == [label for label in several.classes if label != UNKNOWN]
 
 
 def test_both_probes_hear_words_of_unseen_voices(run_corpus: Corpus) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from confit_edge.data.corpus import Corpus
@@ -12,6 +15,8 @@ from confit_edge.probes.metrics import Difference
 from confit_export.export import Exported
 from confit_export.gate import Heard, Verdict
 from confit_runtime import load
+
+Floats = npt.NDArray[np.float32]
 
 
 def heard(right: list[int], turned: float = 0.0) -> Heard:
@@ -99,3 +104,19 @@ def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
     again = Heard.by(model, replace(twice, targets=val.targets[:, ::-1]), backwards)
     assert heard.right.any()
     assert again.right.tolist() == heard.right.tolist()
+
+
+def test_the_unknown_class_is_no_answer_where_clips_have_several_labels(run_corpus: Corpus) -> None:
+    several, loudest = replace(run_corpus, multi_label=True), np.float32(2)
+    labels = several.classes[::-1]  # a model's order is its own
+    sound: Any = SimpleNamespace(labels=labels, contract=SimpleNamespace(sample_rate=16_000))
+    truth = {pcm.tobytes(): target[::-1] for pcm, target in zip(several.val.pcm, several.val.targets, strict=True)}
+
+    def rows(pcm: Floats, rate: int) -> tuple[Floats, Floats]:
+        scores = truth[pcm.tobytes()].astype(np.float32)
+        scores[labels.index("unknown")] = loudest
+        return scores[None], np.ones((1, 2), np.float32)
+
+    sound.rows = rows
+    assert Heard.by(sound, several.val, several).right.all()
+    assert not Heard.by(sound, several.val, run_corpus).right.any()
