@@ -49,6 +49,7 @@ class Report:
     source: Path
     clips: int  # listed, usable or not
     classes: dict[str, ClassStats]
+    without_label: int  # clips, of a manifest where they may have several labels or none
     groups: int
     durations: dict[str, float]  # min, median, max and total; empty when no clip is usable
     sample_rates: dict[int, int]  # Hz -> clips, before resampling
@@ -89,6 +90,8 @@ class Report:
             *self._table(),
             "",
         ]
+        if self.without_label:
+            lines.append(f"no label    {counted(self.without_label, 'clip')}, which the others are told from")
         if self.durations:
             spans = (f"{self.durations[key]:.2f} s {key}" for key in ("min", "median", "max"))
             lines.append(f"duration    {', '.join(spans)}")
@@ -143,6 +146,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         source=manifest.source,
         clips=len(manifest),
         classes=classes,
+        without_label=sum(not clip.labels for clip in usable),
         groups=len({clip.group for clip in usable}),
         durations={"min": spans[0], "median": median(spans), "max": spans[-1], "total": round(sum(spans), 3)}
         if spans
@@ -216,7 +220,7 @@ def _warn(report: Report) -> list[str]:
             f"{counted(len(harmless), 'sound')} listed more than once (such as {some(harmless[0].paths)}): keep one of"
             " each, or they weigh double and may come to stand in two splits"
         )
-    if len(report.classes) == 1:
+    if len(report.classes) == 1 and not report.without_label:
         warnings.append(
             f"there is one class only, {some(list(report.classes))}: train it with --others, what it is to be told from"
         )

@@ -3,7 +3,8 @@
 A manifest is a CSV, JSONL or Parquet table with the columns
 
     path    the sound file, relative to the manifest (or absolute)
-    label   what is heard in it; or `labels`, joined by a vertical bar, where several things can be heard at once
+    label   what is heard in it; or `labels`, joined by a vertical bar, where several things can be heard at once (or nothing
+            of interest: empty, or `unknown`)
     group   clips that must not be torn apart by a split: one speaker, one recording, one kit (empty: the clip alone)
     split   train, val or test (empty, or no such column: splits are made when they are needed)
 
@@ -166,7 +167,8 @@ def read_manifest(
     manifest = Manifest(tuple(clips), source, multi_label=label_column == "labels")
     if not clips:
         raise ManifestError(f"{source}: lists no clips")
-    if len(manifest.classes) < (1 if alone else 2):
+    kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # one label can be told from clips of none
+    if not manifest.classes or kinds < (1 if alone else 2):
         only = ", ".join(manifest.classes) or "none"
         raise ManifestError(
             f"{source}: holds one class only ({only}); a classifier needs at least two: add clips of what it is to be"
@@ -268,7 +270,10 @@ def _path(value: object, where: str) -> str:
 
 
 def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
-    """The labels in a cell: one, or in a column called `labels` several. Raises ManifestError, with `where` it stands."""
+    """The labels in a cell: one, or in a column called `labels` several, or none, as where `unknown` stands alone.
+
+    Raises ManifestError, with `where` it stands.
+    """
     if column != "labels":
         label = _text(value, column, where)
         if not label:
@@ -283,7 +288,8 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
     labels = [_text(part, column, where) for part in parts]
     if any("|" in label for label in labels):
         raise ManifestError(f"{where}: a label holds the vertical bar that joins labels: {labels}")
-    return tuple(dict.fromkeys(_reserved(label) for label in labels if label))
+    several = tuple(dict.fromkeys(_reserved(label) for label in labels if label))
+    return () if several == (UNKNOWN,) else several
 
 
 def _reserved(label: str) -> str:

@@ -55,6 +55,18 @@ ENOUGH = "path,label,group,split\n" + "".join(
 )
 
 
+def test_of_several_labels_clips_without_one_are_counted(folder: Path) -> None:
+    """They are what a single label is told from; `unknown` says the same."""
+    table = ENOUGH.replace("label", "labels").replace(",y,g1,", ",unknown,g1,").replace(",y,", ",,")
+    report = report_of(folder, table)
+    assert list(report.classes) == ["x"]
+    assert (report.without_label, report.to_dict()["without_label"]) == (11, 11)
+    assert "no label    11 clips" in report.text()
+    assert report.trainable
+    assert report.warnings == []
+    assert "no label" not in report_of(folder, ENOUGH).text()
+
+
 def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
     assert report_of(folder, ENOUGH).warnings == []
     assert report_of(folder, ENOUGH).text().splitlines()[-1] == "no warnings"

@@ -97,8 +97,8 @@ def test_the_same_letters_typed_two_ways_are_one_class(tmp_path: Path) -> None:
 def test_the_reserved_label_is_one_however_it_is_spelt(tmp_path: Path, spelt: str) -> None:
     path = write(tmp_path / "m.csv", f"path,label\na.wav,{spelt}\nb.wav,unknown\nc.wav,tea\n")
     assert read_manifest(path).classes == ["tea", "unknown"]
-    several = write(tmp_path / "n.csv", f"path,labels\na.wav,{spelt}|tea\nb.wav,tea\n")
-    assert read_manifest(several).clips[0].labels == ("unknown", "tea")
+    several = write(tmp_path / "n.csv", f"path,labels\na.wav,{spelt}\nb.wav,tea\n")
+    assert [clip.labels for clip in read_manifest(several).clips] == [(), ("tea",)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep names as Unicode")

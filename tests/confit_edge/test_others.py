@@ -163,3 +163,18 @@ def test_a_word_alone_is_a_corpus_with_others(tmp_path: Path, cut: Callable[...,
     again = read_corpus(tmp_path / "own", others=str(tmp_path / "others"), **options)
     assert [problem.path.name for problem in again.problems] == ["7.wav"]
     assert len(read_corpus(SHIPPED, others=str(tmp_path / "others"), **options).classes) == 31
+
+
+def test_of_several_labels_unknown_clips_and_others_are_alike(tmp_path: Path) -> None:
+    """Both are clips of nothing: taught as a class, the ones would be what the others are taught not to be."""
+    rows = ["path,labels,group,split"]
+    for at in range(12):
+        noise(tmp_path / "own" / f"{at}.wav", at)
+        noise(tmp_path / "others" / f"{at}.wav", 100 + at)
+        rows.append(f"own/{at}.wav,{('hum', 'unknown')[at % 2]},{at},{SPLITS[at // 2 % 3]}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    corpus = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0, others=str(tmp_path / "others"))
+    assert (corpus.classes, corpus.unknown) == (["hum"], None)
+    assert sum(len(part) for part in (corpus.train, corpus.val, corpus.test)) == 24
+    assert sum(int(part.targets.sum()) for part in (corpus.train, corpus.val, corpus.test)) == 6
+    assert read_corpus(tmp_path / "m.csv", rate=RATE, seed=0).classes == ["hum"]  # told from its own clips of nothing
