@@ -289,6 +289,11 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
     if any("|" in label for label in labels):
         raise ManifestError(f"{where}: a label holds the vertical bar that joins labels: {labels}")
     several = tuple(dict.fromkeys(_reserved(label) for label in labels if label))
+    if UNKNOWN in several and len(several) > 1:
+        raise ManifestError(
+            f"{where}: {column} {'|'.join(several)!r} holds {UNKNOWN} beside another label, which says that there is none:"
+            " take one of them out"
+        )
     return () if several == (UNKNOWN,) else several
 
 

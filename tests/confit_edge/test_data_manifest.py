@@ -244,6 +244,7 @@ def test_a_missing_column_is_wrong_usage(tmp_path: Path, text: str, options: dic
         ("m.csv", "path,label\na,x\nb,y\na,x\n", "line 4: a is listed twice .first at line 2"),
         ("m.csv", "path,label\na,x\nb,y\x07\n", "line 3: label 'y.x07' holds a control character"),
         ("m.csv", "path,label\na,x\nb,x|y\n", "line 3: label 'x.y' holds a vertical bar, .*call the column `labels`"),
+        ("m.csv", "path,labels\na,x\nb,y|Unknown\n", "line 3: labels 'y.unknown' holds unknown beside another label"),
         ("m.jsonl", '{"path": "a", "label": "x"}\n{"path": "b"}\n', "line 2: label is empty"),
         ("m.jsonl", '{"path": "a", "label": "x"}\n{"label": "y"}\n', "line 2: path is empty"),
         ("m.jsonl", '{"path": "a", "label": 0.5}\n', "line 1: label must be text, got 0.5"),
