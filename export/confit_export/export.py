@@ -34,7 +34,7 @@ from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
-from confit_runtime.describe import heard_alone, share
+from confit_runtime.describe import heard_alone, ranked, share
 from confit_runtime.device_file import refuse_calibrated
 from confit_runtime.enrollment import Kind
 from confit_runtime.errors import ConfitError, UsageError
@@ -145,6 +145,9 @@ def export_run(
         "fp32": _measure(fp32_model, reference, corpus, seed),
         "shipped": _measure(shipped, Heard.by(shipped, corpus.val, corpus), corpus, seed),
     }
+    for split, found in measured["shipped"].items():
+        if "map" in found:
+            say(f"mAP on {'test' if split == 'test' else 'validation'}: {ranked(found)}")
     fired = _fired(shipped, corpus, seed)
     if fired:
         what = f"{'test' if len(corpus.test) else 'validation'} {heard_alone(finished)}"
@@ -211,7 +214,7 @@ class _Work:
         self.graph = self.made.graph
         self.contract = self.made.contract(self.run, self.graph, {}, precision="fp32", **self.named)
         verdict = self._judge(self.graph, precision="fp32")
-        self.say(f"activations exchanged for fused ones: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
+        self.say(f"activations exchanged for fused ones: {verdict.told}")
         self.parity["fused_activations"] = verdict.to_dict()
         self._fail(
             [f"with activations exchanged {failure}" for failure in verdict.failures],
@@ -256,7 +259,7 @@ class _Work:
             say=self.say,
         )
         verdict, written = found.verdict, PRECISION[scheme]
-        self.say(f"{scheme} {written} against fp32: {verdict.loss}; mean cosine {verdict.cosine:.4f}")
+        self.say(f"{scheme} {written} against fp32: {verdict.told}")
         self._fail(verdict.failures, *_blame(found, qat_epochs))
         self.graph = found.graph
         int8_states(self.graph)
@@ -413,8 +416,8 @@ def _fired(model: Model, corpus: Corpus, seed: int) -> dict[str, Any] | None:
 
 
 def _measure(model: Model, val: Heard, corpus: Corpus, seed: int) -> dict[str, Any]:
-    """Accuracy on validation, as heard already, and on test where there is one: the only time test is looked at."""
-    found = {"val": val.accuracy(seed)}
+    """How good it is on validation, as heard already, and on test where there is one: the only time test is looked at."""
+    found = {"val": val.measured(seed)}
     if len(corpus.test):
-        found["test"] = Heard.by(model, corpus.test, corpus).accuracy(seed)
+        found["test"] = Heard.by(model, corpus.test, corpus).measured(seed)
     return found

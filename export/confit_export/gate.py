@@ -9,10 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.probes.metrics import Bools, Difference, accuracy, correct, paired_difference
+from confit_edge.probes.metrics import (
+    Bools,
+    Difference,
+    accuracy,
+    correct,
+    mean_average_precision,
+    paired_difference,
+)
 from confit_runtime.model import Model
 
 ACCURACY = 0.005  # the share of validation clips that may be lost
+MAP = 0.005  # of mean average precision, where clips have several labels
 COSINE = 0.99  # the mean, over validation clips, between an embedding and that of fp32
 STREAM = 1e-4  # the largest difference of an embedding between a stream in parts and the whole, in fp32
 
@@ -22,12 +30,13 @@ class Heard:
     """What a model makes of each clip: its embedding `[clips, dim]`, and whether its best label is right.
 
     `right [labelled]` and their `groups` are of clips with a label: where clips may have several, one without any has no
-    label that could be right.
+    label that could be right. There `map` is of all labels on all clips, for a best label says nothing of the rest.
     """
 
     right: Bools
     embeddings: npt.NDArray[np.float32]
     groups: list[str]
+    map: float | None = None
 
     @classmethod
     def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Heard:
@@ -38,11 +47,14 @@ class Heard:
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
         targets = clips.targets[:, corpus.answers]
         labelled = np.flatnonzero(targets.any(axis=1))
-        right = correct(scores[labelled][:, places], targets[labelled])
-        return cls(right, embeddings, [clips.groups[row] for row in labelled])
+        scores = scores[:, places]
+        ranked = mean_average_precision(scores, targets) if corpus.multi_label else None
+        right = correct(scores[labelled], targets[labelled])
+        return cls(right, embeddings, [clips.groups[row] for row in labelled], ranked)
 
-    def accuracy(self, seed: int) -> dict[str, Any]:
-        return accuracy(self.right, self.groups, seed).to_dict()
+    def measured(self, seed: int) -> dict[str, Any]:
+        """Accuracy with its interval, and `map` where clips have several labels."""
+        return accuracy(self.right, self.groups, seed).to_dict() | ({} if self.map is None else {"map": self.map})
 
 
 @dataclass(frozen=True)
@@ -50,19 +62,23 @@ class Verdict:
     """A model against its fp32 graph on the same validation clips.
 
     `lost` is the accuracy lost with its paired interval over groups, `clips_lost` the same in clips: below 200 clips a
-    single one is more than the gate allows, and counts all the same, for nothing says that it was chance.
+    single one is more than the gate allows, and counts all the same, for nothing says that it was chance. `map_lost` is that
+    of mean average precision, where clips have several labels.
     """
 
     lost: Difference
     clips_lost: int
     clips: int
     cosine: float
+    map_lost: float | None = None
 
     @classmethod
     def of(cls, fp32: Heard, other: Heard, seed: int) -> Verdict:
         lost = paired_difference(fp32.right, other.right, fp32.groups, seed)
         net = int(fp32.right.sum()) - int(other.right.sum())
-        return cls(lost, net, len(fp32.right), float((fp32.embeddings * other.embeddings).sum(axis=1).mean()))
+        cosine = float((fp32.embeddings * other.embeddings).sum(axis=1).mean())
+        ranked = None if fp32.map is None or other.map is None else fp32.map - other.map
+        return cls(lost, net, len(fp32.right), cosine, ranked)
 
     @property
     def failures(self) -> list[str]:
@@ -70,6 +86,8 @@ class Verdict:
         found = []
         if self.lost.difference > ACCURACY + 1e-9:
             found.append(f"{self.loss} (allowed {100 * ACCURACY:g} points)")
+        if self.map_lost is not None and not self.map_lost <= MAP + 1e-9:
+            found.append(f"it loses {100 * self.map_lost:.2f} points of validation mAP (allowed {100 * MAP:g} points)")
         if not self.cosine >= COSINE:
             found.append(
                 f"the mean cosine of its embeddings to those of fp32 is {self.cosine:.4f} (at least {COSINE:g})"
@@ -89,10 +107,17 @@ class Verdict:
             f" {abs(self.clips_lost)} of {self.clips} clips"
         )
 
+    @property
+    def told(self) -> str:
+        """All that it measured, in words."""
+        ranked = "" if self.map_lost is None else f"; its mAP changes by {-100 * self.map_lost:+.2f} points"
+        return f"{self.loss}{ranked}; mean cosine {self.cosine:.4f}"
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "lost": self.lost.to_dict(),
             "clips_lost": self.clips_lost,
             "clips": self.clips,
+            **({} if self.map_lost is None else {"map_lost": self.map_lost}),
             "cosine": self.cosine,
         }

@@ -153,20 +153,22 @@ def card(made: Exported, timing: Timing) -> str:
 
 
 def front_matter(contract: Contract) -> str:
-    """The YAML of a card; an accuracy is published in it where enough clips and groups stand behind it."""
+    """The YAML of a card; what was measured is published in it where enough clips and groups stand behind it."""
     import yaml
 
+    metrics = {"accuracy": "accuracy", **({"map": "mAP"} if contract.multi_label else {})}
     measured = [
-        {"type": "accuracy", "name": f"{split} accuracy", "value": round(contract.metrics[split]["accuracy"], 4)}
+        {"type": metric, "name": f"{split} {name}", "value": round(contract.metrics[split][metric], 4)}
         for split in ("val", "test")
         if split in contract.metrics and enough(contract.data, split)
+        for metric, name in metrics.items()
     ]
     head: dict[str, Any] = {
         "library_name": LIBRARY,
         "pipeline_tag": "audio-classification",
         "license": contract.license,
         "tags": ["onnx", "audio-classification", contract.precision.replace(" ", "-")],
-        "metrics": ["accuracy"],
+        "metrics": list(metrics),
     }
     if measured:  # an accuracy of a few clips is told below, with what to beware of, and not published as a result
         result = {

@@ -52,6 +52,9 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         if split in metrics:
             fp32 = f"; fp32 {share(before[split])}" if split in before and "scheme" in parity else ""
             rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
+        if "map" in metrics.get(split, {}):
+            fp32 = f"; fp32 {ranked(before[split])}" if split in before and "scheme" in parity else ""
+            rows.append((f"mAP, {name}", ranked(metrics[split]) + fp32))
     if fired := metrics.get("fired"):
         told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each alone between silences"
         rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
@@ -63,7 +66,8 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
         interval = f" [{low:+.2f}, {high:+.2f}]" if low < high else ""  # nothing was lost in any resample: no interval
-        rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}"))
+        of_map = f"; mAP {100 * parity['map_lost']:+.2f} points" if "map_lost" in parity else ""
+        rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}{of_map}"))
         rows.append(("cosine to fp32", f"{parity['cosine']:.4f} (mean over validation clips)"))
     if "stream_max_abs_diff" in parity:
         rows.append(("in parts against whole", f"{parity['stream_max_abs_diff']:.1e} at most, in fp32"))
@@ -95,6 +99,11 @@ def _precision(contract: Contract) -> str:
 def share(measured: dict[str, Any]) -> str:
     """An accuracy with its interval, in per cent."""
     return f"{100 * measured['accuracy']:.1f} % [{100 * measured['low']:.1f}, {100 * measured['high']:.1f}]"
+
+
+def ranked(measured: dict[str, Any]) -> str:
+    """The mean average precision of a model of several labels, in per cent."""
+    return f"{100 * measured['map']:.1f} %"
 
 
 def heard_alone(contract: Contract) -> str:

@@ -106,6 +106,18 @@ def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
     assert again.right.tolist() == heard.right.tolist()
 
 
+def test_of_several_labels_more_than_half_a_point_of_map_lost_is_a_failure() -> None:
+    """Best labels all right, and nothing told of the others."""
+    fp32 = replace(heard([1] * 20), map=0.8)
+    assert Verdict.of(fp32, replace(fp32, map=0.7951), seed=0).failures == []
+    verdict = Verdict.of(fp32, replace(fp32, map=0.79), seed=0)
+    assert verdict.failures == ["it loses 1.00 points of validation mAP (allowed 0.5 points)"]
+    assert verdict.to_dict()["map_lost"] == pytest.approx(0.01)
+    assert "its mAP changes by -1.00 points" in verdict.told
+    assert Verdict.of(fp32, replace(fp32, map=float("nan")), seed=0).failures
+    assert "map_lost" not in Verdict.of(heard([1]), heard([1]), seed=0).to_dict()
+
+
 def test_the_unknown_class_is_no_answer_where_clips_have_several_labels(run_corpus: Corpus) -> None:
     several, loudest = replace(run_corpus, multi_label=True), np.float32(2)
     labels = several.classes[::-1]  # a model's order is its own

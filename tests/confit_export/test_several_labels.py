@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from confit_edge import runs
@@ -12,8 +17,13 @@ from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_edge.runs import Run
 from confit_export.export import Exported, export_run
+from confit_export.gate import Heard, Verdict
+from confit_export.model_card import front_matter
+from confit_runtime import load
 from confit_runtime.cautions import cautions
 from confit_runtime.describe import facts
+
+Floats = npt.NDArray[np.float32]
 
 LABELS = {"yes": "yes|short", "stop": "stop|short", "happy": "happy", "marvin": "", "seven": ""}
 
@@ -66,3 +76,36 @@ def test_what_fires_is_counted_in_sounds_where_clips_have_several(several: Expor
     assert any(" of 15 test sounds fire" in line for line in said)
     (told,) = (value for name, value in facts(several.contract, 1) if name.startswith("fires"))
     assert " of 15 sounds, each alone" in told
+
+
+def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Exported, several_corpus: Corpus) -> None:
+    """A model of which only the best label of each clip is left is as accurate, and not to be written."""
+    model, rank = load(several.path), several_corpus.classes.index("unknown")
+
+    def rows(pcm: Floats, rate: int) -> tuple[Floats, Floats]:
+        scores, embeddings = model.rows(pcm, rate)
+        best = np.delete(scores.mean(axis=0), rank).argmax()
+        return np.tile(np.eye(scores.shape[1], dtype=np.float32)[best], (len(scores), 1)), embeddings
+
+    only_best: Any = SimpleNamespace(labels=model.labels, contract=model.contract, rows=rows)
+    whole, spoilt = (Heard.by(one, several_corpus.val, several_corpus) for one in (model, only_best))
+    assert several.contract.metrics["val"]["map"] == whole.map
+    assert spoilt.right.tolist() == whole.right.tolist()
+    (failure,) = Verdict.of(whole, spoilt, seed=0).failures
+    assert "points of validation mAP (allowed 0.5 points)" in failure
+
+
+def test_map_is_told_and_published(several: Exported, said: list[str]) -> None:
+    for split, name in (("val", "validation"), ("test", "test")):
+        told = f"{100 * several.contract.metrics[split]['map']:.1f} %"
+        assert f"mAP on {name}: {told}" in said
+        assert dict(facts(several.contract, 1))[f"mAP, {name}"] == told
+    parity = {"scheme": "static", "target": "portable", "kept_fp32": [], "fp32": several.contract.metrics}
+    lost = {"lost": {"difference": 0.0, "low": 0.0, "high": 0.0}, "clips_lost": 0, "clips": 9, "map_lost": 0.004}
+    rows = dict(facts(replace(several.contract, parity={**parity, **lost, "cosine": 1.0}), 1))
+    assert "; fp32 " in rows["mAP, test"]
+    assert rows["lost on validation"].endswith("; mAP +0.40 points")
+    many = {split: {"clips": 60, "groups": 9} for split in ("train", "val", "test")}
+    head = front_matter(replace(several.contract, data={**several.contract.data, "own": many}))
+    assert "name: test mAP" in head
+    assert "metrics:\n- accuracy\n- map\n" in head
