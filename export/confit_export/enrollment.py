@@ -28,15 +28,15 @@ def kind_of_run(run: Run) -> Kind:
 def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
     """Which training clips stand in the cohort: a few of each class, as indices into `corpus.training_clips()`.
 
-    More of the unknown class, which is of many things: what is to be enrolled will lie among them, and so will what is
-    taken for it.
+    More of the unknown class, and of clips without a class, which are of many things: what is to be enrolled will lie among
+    them, and so will what is taken for it.
     """
     rng = np.random.default_rng([seed, 4])
     targets = corpus.training_clips().targets
     chosen: list[int] = []
-    for column in range(targets.shape[1]):
-        members = np.flatnonzero(targets[:, column])
-        most = PRINTS_OF_UNKNOWN if corpus.classes[column] == corpus.unknown else PRINTS_PER_CLASS
+    for label, clips in [*zip(corpus.classes, targets.T, strict=True), (corpus.unknown, ~targets.any(axis=1))]:
+        members = np.flatnonzero(clips)
+        most = PRINTS_OF_UNKNOWN if label == corpus.unknown else PRINTS_PER_CLASS
         chosen += sorted(int(row) for row in rng.choice(members, min(most, len(members)), replace=False))
     return list(dict.fromkeys(chosen))
 

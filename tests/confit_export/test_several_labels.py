@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from confit_edge import runs
-from confit_edge.data.corpus import Corpus
+from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_edge.runs import Run
+from confit_export.enrollment import cohort_rows
 from confit_export.export import Exported, export_run
 from confit_export.gate import Heard, Verdict
 from confit_export.model_card import front_matter
@@ -109,3 +110,17 @@ def test_map_is_told_and_published(several: Exported, said: list[str]) -> None:
     head = front_matter(replace(several.contract, data={**several.contract.data, "own": many}))
     assert "name: test mAP" in head
     assert "metrics:\n- accuracy\n- map\n" in head
+
+
+def test_clips_without_a_label_stand_in_the_cohort(several_corpus: Corpus) -> None:
+    """What is enrolled on a device is like them more than like the labels; there are twelve, and forty would be taken."""
+    rows = cohort_rows(several_corpus, 0)
+    targets = several_corpus.training_clips().targets
+    assert len(set(rows)) == len(rows)
+    assert (~targets[rows].any(axis=1)).sum() == (~targets.any(axis=1)).sum() == 12
+    many = replace(several_corpus, train=_repeated(several_corpus.train, 5))
+    assert (~many.training_clips().targets[cohort_rows(many, 0)].any(axis=1)).sum() == 40
+
+
+def _repeated(clips: Clips, times: int) -> Clips:
+    return Clips(clips.pcm * times, np.tile(clips.targets, (times, 1)), clips.groups * times, clips.paths * times)
