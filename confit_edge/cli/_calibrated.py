@@ -13,6 +13,7 @@ import numpy as np
 from confit_edge.cli._console import say
 from confit_runtime.calibration import LEVELS, NEVER, STEP, Chosen, Counts, Positive, decisive
 from confit_runtime.contract import Contract
+from confit_runtime.describe import heard_alone
 from confit_runtime.intervals import FEWEST_GROUPS, grouped_share_interval, poisson_interval
 from confit_runtime.recordings import Recording
 from confit_runtime.wording import counted
@@ -146,8 +147,8 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
     if "frr" in report:
         low, high = report["frr_interval"]
         print(
-            f"{100 * report['frr']:.1f} % of {report['clips']} clips missed [{100 * low:.1f}, {100 * high:.1f}],"
-            f" {report['confusions']} taken for another label"
+            f"{100 * report['frr']:.1f} % of {report['clips']} {heard_alone(contract)} missed"
+            f" [{100 * low:.1f}, {100 * high:.1f}], {report['confusions']} taken for another label"
         )
     if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
         say(f"never fires any more, for these recordings hold what sounds like it: {', '.join(silent)}")

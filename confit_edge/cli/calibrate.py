@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,6 @@ from confit_edge.cli._thresholds import nearest
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
-    from confit_runtime.calibration import Positive
     from confit_runtime.contract import Contract
     from confit_runtime.model import Model
 
@@ -84,6 +82,7 @@ def calibrate(
     import dataclasses
 
     from confit_edge.cli import _calibrated as calibrated
+    from confit_edge.cli._positives import hear, read_positives
     from confit_runtime import load
     from confit_runtime.calibration import choose, count_false_accepts, det_curve, levels_of, may_fire, thresholds
     from confit_runtime.device_file import device_path, refuse_calibrated
@@ -106,7 +105,7 @@ def calibrate(
         refuse_calibrated(bake)
     paths = find_clips(negatives)
     contract = _only(loaded.contract, only) if only else loaded.contract
-    clips = _positives(positives, contract) if positives else []
+    clips = read_positives(positives, contract) if positives else []
     with Bar(json, before="hours") as bar:
         recordings = score_recordings(
             loaded,
@@ -121,7 +120,7 @@ def calibrate(
         chosen = dataclasses.replace(chosen, lowest=levels_of(contract))
     beware = calibrated.cautions(counts, chosen, contract, recordings)
     contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
-    heard = _hear(loaded, contract, clips, json)
+    heard = hear(loaded, contract, clips, json)
     report = {
         **calibrated.report(contract, places, counts, chosen, heard, confidence),
         "target_fa_per_hour": target_fa_per_hour,
@@ -207,52 +206,6 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
                 " made from"
             )
     return only(contract, labels)
-
-
-def _positives(source: Path, contract: Contract) -> list[tuple[Path, str, str]]:
-    """Path, label and group of each clip that holds one label that can fire. Raises UsageError where none does."""
-    from confit_edge.data.manifest import labels_of, read_table
-    from confit_runtime.calibration import may_fire
-
-    wanted = [contract.labels[place] for place in may_fire(contract)]
-    columns, rows = read_table(source, {"path", "label", "labels", "group", "start_s"})
-    column = "label" if "label" in columns else "labels"
-    if "path" not in columns or column not in columns:
-        raise UsageError(f"{source}: needs the columns path and label (columns: {', '.join(columns)})")
-    if "start_s" in columns:
-        raise UsageError(
-            f"{source}: has the column start_s, as a table of sounds within recordings, which is for `evaluate`; positives are"
-            " clips of one sound each"
-        )
-    folder, found, left_out = source if source.is_dir() else source.parent, [], Counter[str]()
-    for where, row in rows:
-        labels = labels_of(row[column], column, f"{source}, {where}")
-        label = labels[0] if len(labels) == 1 else ""
-        if label in wanted:
-            found.append((folder / str(row["path"]), label, str(row.get("group") or row["path"])))
-        else:
-            left_out[label or "several labels"] += 1
-    if left_out:
-        say(f"{source}: left out, being none of the labels that can fire: {', '.join(sorted(left_out))}")
-    if not found:
-        raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
-    return found
-
-
-def _hear(
-    loaded: Model, contract: Contract, clips: Sequence[tuple[Path, str, str]], json_lines: bool
-) -> list[Positive]:
-    from confit_runtime.audio import load_clip
-    from confit_runtime.calibration import hear_positive
-    from confit_runtime.recordings import clip_rows
-
-    heard = []
-    with Bar(json_lines, before="clips") as bar:
-        for path, label, group in clips:
-            rows = clip_rows(loaded, load_clip(path, contract.sample_rate))
-            heard.append(hear_positive(contract, label, group, rows))
-            bar.show("clips", len(clips), len(heard), clips=f"{len(heard)} of {len(clips)}")
-    return heard
 
 
 def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path | None) -> Path:

@@ -150,12 +150,16 @@ class Positive:
     others: tuple[str, ...]
 
 
-def hear_positive(contract: Contract, label: str, group: str, rows: Rows) -> Positive:
-    """A clip's `rows` as `clip_rows` gives them, with the contract's own thresholds for what else fires."""
+def hear_positive(contract: Contract, label: str, group: str, rows: Rows, own: Collection[str] = ()) -> Positive:
+    """A clip's `rows` as `clip_rows` gives them, with the contract's own thresholds for what else fires.
+
+    `own` are all labels of a clip that holds several: none of them is taken for another.
+    """
     firing, _ = firing_levels(contract, rows)
     place = contract.labels.index(label)
     hits = Detector.from_contract(contract).push(rows)
-    others = tuple(contract.labels[hit.label] for hit in hits if hit.label != place)
+    fired = (contract.labels[hit.label] for hit in hits)
+    others = tuple(other for other in fired if other != label and other not in own)
     return Positive(label, group, float(firing[:, place].max(initial=-np.inf)), others)
 
 

@@ -60,7 +60,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
     if "frr" in (device := contract.calibration.get("device", {})):
         low, high = (100 * end for end in device["frr_interval"])
-        told = f"{100 * device['frr']:.1f} % [{low:.1f}, {high:.1f}] of {device['clips']} clips"
+        told = f"{100 * device['frr']:.1f} % [{low:.1f}, {high:.1f}] of {device['clips']} {heard_alone(contract)}"
         rows.append(("missed at the calibrated thresholds", told))
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))

@@ -345,6 +345,29 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     assert "hours of 2 recordings" in out
 
 
+def test_of_several_labels_each_is_a_positive_and_none_is_another(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "both.wav", np.concatenate([tone(500, 0.3), silence(1), tone(1200, 0.3)]), RATE)
+    table = "path,labels\nboth.wav,low|mid|parrot\n"
+    (tmp_path / "m.csv").write_text(
+        table + "".join(f"{sounds / 'clips' / name},{labels}\n" for name, labels in
+                        (("low/1.wav", "low"), ("parrot/1.wav", "parrot"), ("parrot/2.wav", "unknown")))
+    )  # fmt: skip
+    options = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--positives", tmp_path / "m.csv")
+    several = tiny_model.build(tmp_path / "several.onnx", multi_label=True)
+    code, out, err = confit("calibrate", several, *options, "--json")
+    assert code == 0, err
+    report = json.loads(out.splitlines()[-1])
+    assert (report["clips"], report["confusions"], report["frr"]) == (3, 0, 0)
+    assert "left out, being none of the labels that can fire: no label (1), parrot (1)" in err
+    assert "of 3 sounds missed" in confit("calibrate", several, *options)[1]
+    code, out, err = confit("calibrate", model, *options, "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["clips"] == 1
+    assert "left out 1 clip of several labels, for tiny tells one of a clip" in err
+
+
 def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(
         f"path,start_s,end_s,label\n{sounds / 'labelled' / 'kitchen.wav'},2.0,2.3,low\n"

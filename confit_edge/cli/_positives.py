@@ -1,0 +1,71 @@
+"""The clips of a model's sounds that `calibrate` is given, and what is heard in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from confit_edge.cli._console import Bar, say
+from confit_edge.data.manifest import labels_of, read_table
+from confit_runtime.audio import load_clip
+from confit_runtime.calibration import Positive, hear_positive, may_fire
+from confit_runtime.contract import Contract
+from confit_runtime.errors import UsageError
+from confit_runtime.model import Model
+from confit_runtime.recordings import clip_rows
+from confit_runtime.wording import counted
+
+
+class Clip(NamedTuple):
+    """A file, all that is heard in it, and what it belongs to."""
+
+    path: Path
+    labels: tuple[str, ...]
+    group: str
+
+
+def read_positives(source: Path, contract: Contract) -> list[Clip]:
+    """The clips that hold a label that can fire; of several labels where the model tells several. Raises UsageError."""
+    wanted = [contract.labels[place] for place in may_fire(contract)]
+    columns, rows = read_table(source, {"path", "label", "labels", "group", "start_s"})
+    column = "label" if "label" in columns else "labels"
+    if "path" not in columns or column not in columns:
+        raise UsageError(f"{source}: needs the columns path and label (columns: {', '.join(columns)})")
+    if "start_s" in columns:
+        raise UsageError(
+            f"{source}: has the column start_s, as a table of sounds within recordings, which is for `evaluate`; positives are"
+            " clips of one sound each"
+        )
+    folder, found = source if source.is_dir() else source.parent, list[Clip]()
+    several, others = 0, Counter[str]()
+    for where, row in rows:
+        labels = labels_of(row[column], column, f"{source}, {where}")
+        if len(labels) > 1 and not contract.multi_label:
+            several += 1
+        elif set(labels).isdisjoint(wanted):
+            others["|".join(labels) or "no label"] += 1
+        else:
+            found.append(Clip(folder / str(row["path"]), labels, str(row.get("group") or row["path"])))
+    if several:
+        say(f"{source}: left out {counted(several, 'clip')} of several labels, for {contract.name} tells one of a clip")
+    if others:
+        named = ", ".join(f"{label} ({clips})" for label, clips in sorted(others.items()))
+        say(f"{source}: left out, being none of the labels that can fire: {named}")
+    if not found:
+        raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
+    return found
+
+
+def hear(loaded: Model, contract: Contract, clips: Sequence[Clip], json_lines: bool) -> list[Positive]:
+    """What is heard of each label of each clip that can fire."""
+    wanted, heard = {contract.labels[place] for place in may_fire(contract)}, []
+    with Bar(json_lines, before="clips") as bar:
+        for done, clip in enumerate(clips, start=1):
+            rows = clip_rows(loaded, load_clip(clip.path, contract.sample_rate))
+            for label in clip.labels:
+                if label in wanted:
+                    heard.append(hear_positive(contract, label, clip.group, rows, clip.labels))
+            bar.show("clips", len(clips), done, clips=f"{done} of {len(clips)}")
+    return heard
