@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from confit_edge.data.augment import Augmenter, Pcm
-from confit_edge.data.clips import sound_digest
+from confit_edge.data.clips import ClipStore, sound_digest
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe, check_type
@@ -231,7 +231,18 @@ class TeachingRun(Teaching):
             raise UsageError(
                 f"{source}: is not the data {self.name} was trained on (clips, labels, splits or background differ)"
             )
-        judged = {sound_digest(pcm): split for split in ("val", "test") for pcm in getattr(corpus, split).pcm}
+        store, judged = ClipStore(self.student_rate), dict[bytes, str]()
+        for part, clips in (("val", corpus.val), ("test", corpus.test)):
+            whole = map(store.get, clips.paths)  # the corpus has lost the silence around those that are long
+            judged |= {sound_digest(pcm): part for pair in zip(clips.pcm, whole, strict=True) for pcm in pair}
         for path, pcm in zip(self.paths, self.unlabelled, strict=True):
             if split := judged.get(sound_digest(pcm)):
                 raise UsageError(f"--unlabelled: {path} is a {split} clip of {source}, to judge by: keep those out")
+
+    def chosen_by(self, corpus: Corpus) -> list[Path]:
+        """The unlabelled recordings that hold the background of validation, which thresholds are set on: they end with it."""
+        return [
+            path
+            for path, pcm in zip(self.paths, self.unlabelled, strict=True)
+            if any(len(part) and np.array_equal(pcm[-len(part) :], part) for part in corpus.background_val)
+        ]

@@ -109,6 +109,12 @@ def train(
             watch({"stage": "note", "text": text})
     if teaching:
         teaching.refuse_other(corpus)
+        if watch and (heard := teaching.chosen_by(corpus)):
+            text = (
+                f"beware: --unlabelled: thresholds are set on the end of {some(list(map(str, heard)))}, your background, and a"
+                " student that has learnt it is too good there; give other sound"
+            )
+            watch({"stage": "note", "text": text})
     if recipe.soup is None and teaching is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if watch and recipe.trainings > 1:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 import torch
 from sklearn.linear_model import Ridge
@@ -18,12 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from confit_edge.data.augment import Augmenter
-from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.data.clips import ClipStore
+from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import Encoder, pretrained
 from confit_edge.encoders.base import centred
 from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.distill import Lesson, Teaching, embedding_loss, similarity_loss
+from confit_edge.pairtune.distill import Lesson, Teaching, TeachingRun, embedding_loss, similarity_loss
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.losses import jaccard, supervised_contrastive
 from confit_edge.pairtune.student import INHERITED, student_recipe
@@ -85,6 +87,33 @@ def student() -> Encoder:
 def teaching(teacher: Encoder, corpus: Corpus) -> Teaching:
     """With the clips of two other voices for its sound without labels."""
     return Teaching(teacher, corpus.train.pcm[4::6] + corpus.train.pcm[5::6], 16_000, LESSON)
+
+
+def test_clips_to_judge_by_are_refused_though_the_corpus_has_trimmed_them(teacher: Encoder, tmp_path: Path) -> None:
+    """The very files: of clips that are longer than the window the corpus holds no silence."""
+    rows = ["path,label,group,split"]
+    for at in range(6):
+        sound = np.random.default_rng(at).uniform(-0.3, 0.3, 8000).astype(np.float32)
+        soundfile.write(tmp_path / f"{at}.wav", np.pad(sound, 16_000), 16_000)
+        rows.append(f"{at}.wav,{'ab'[at % 2]},{at // 2},{('train', 'val', 'test')[at // 2]}")
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    hum = np.random.default_rng(9).uniform(-0.1, 0.1, 48_000).astype(np.float32)
+    (tmp_path / "hum").mkdir()
+    soundfile.write(tmp_path / "hum" / "hum.wav", hum, 16_000)
+    corpus = read_corpus(tmp_path / "m.csv", rate=16_000, seed=0, longest_s=1.28, background=tmp_path / "hum")
+    assert max(map(len, corpus.test.pcm)) < 16_000
+
+    def teaching_from(*files: Path) -> TeachingRun:
+        heard = [ClipStore(16_000).get(path) for path in files]
+        about: dict[str, Any] = {"metrics": {}, "paths": list(files), "about": {}, "fingerprint": corpus.fingerprint}
+        return TeachingRun(teacher, heard, 16_000, LESSON, name="run", classes=corpus.classes, **about)
+
+    for at, split in ((2, "val"), (5, "test")):
+        with pytest.raises(UsageError, match=f"{at}.wav is a {split} clip"):
+            teaching_from(tmp_path / f"{at}.wav").refuse_other(corpus)
+    trained = teaching_from(tmp_path / "0.wav", tmp_path / "hum" / "hum.wav")
+    trained.refuse_other(corpus)
+    assert trained.chosen_by(corpus) == [tmp_path / "hum" / "hum.wav"]
 
 
 # the losses
