@@ -95,19 +95,26 @@ def print_probes(metrics: dict[str, Any]) -> None:
             + (f" (validation {100 * result['val']['accuracy']:.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
-    if (behind := knn["accuracy"] - linear["accuracy"]) >= BEHIND and linear["n"] >= FEW:
+    if (behind := _reached(knn) - _reached(linear)) >= BEHIND and linear["n"] >= FEW:
         say(
             f"beware: the linear probe, which is what export writes, is {100 * behind:.0f} points behind the neighbours:"
             " `confit-edge probe RUN` tells what is taken for what. Where much is taken for unknown, does the background hold"
             " your classes?"
         )
     before, after = metrics.get("frozen", {}).get("linear", {}).get("val"), metrics["probes"]["linear"]["val"]
-    if before and after and before["accuracy"] - after["accuracy"] > standard_error(after["accuracy"], after["n"]):
+    if before and after and _reached(before) - _reached(after) > standard_error(_reached(after), after["n"]):
+        does, of = ("has a mAP of", "") if "map" in after else ("is right", " of the time")
+        cure = "more --unlabelled sound" if "teacher" in metrics else "--freeze all, which trains the probes alone"
         say(
-            f"beware: on validation the frozen encoder is right {100 * before['accuracy']:.1f} % of the time, the trained one"
-            f" {100 * after['accuracy']:.1f} %: training has lost more than it taught. Try --freeze all, which trains the"
-            " probes alone, or a smaller --lr; more clips are better than either"
+            f"beware: on validation the frozen encoder {does} {100 * _reached(before):.1f} %{of}, the trained one"
+            f" {100 * _reached(after):.1f} %: training has lost more than it taught. Try {cure}, or a smaller --lr; more"
+            " clips are better than either"
         )
+
+
+def _reached(found: dict[str, Any]) -> float:
+    """What choices are made by: mAP where clips have several labels, else accuracy."""
+    return float(found.get("map", found["accuracy"]))
 
 
 class Progress(Bar):

@@ -174,6 +174,22 @@ def test_what_is_found_of_ones_own_is_shown_and_a_training_that_lost_is_told_of(
     assert ("the frozen encoder is right 100.0 % of the time" in captured.err) == told
 
 
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_training_of_several_labels_that_lost_is_told_of_by_map_with_what_its_verb_can_take(
+    capsys: pytest.CaptureFixture[str], distilled: bool
+) -> None:
+    def shown(precision: float) -> dict[str, Any]:
+        val = {"accuracy": 0.9, "map": precision, "low": 0.0, "high": 1.0, "n": 45, "groups": 5}
+        return {"val": val, "test": None}
+
+    probes = {"linear": shown(0.6), "knn": shown(0.9)}
+    print_probes({"frozen": {"linear": shown(0.8)}, "probes": probes, **({"teacher": {}} if distilled else {})})
+    told = capsys.readouterr().err
+    assert "is 30 points behind the neighbours" in told
+    assert "the frozen encoder has a mAP of 80.0 %, the trained one 60.0 %" in told
+    assert ("--freeze all" in told, "--unlabelled" in told) == (not distilled, distilled)
+
+
 def test_a_run_exports_from_another_folder_than_it_was_trained_in(
     small: Path, background: Path, tmp_path: Path, confit: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
