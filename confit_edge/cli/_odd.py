@@ -39,8 +39,8 @@ def tell_odd(
 def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None:
     """Say so where most of the sounds are what the model has a label for: that fires, and the cohort holds such sounds."""
     sounds = [sound for _, one in taken for sound in one.sounds]
-    labels = Counter(model.classify(sound, model.contract.sample_rate).label for sound in sounds)
-    label, count = labels.most_common(1)[0]
+    labels = Counter(label for sound in sounds for label in model.classify(sound, model.contract.sample_rate).labels)
+    label, count = (labels.most_common(1) or [("", 0)])[0]
     if own := [one for one in model.contract.firing_labels if one.casefold() == name.casefold()]:
         say(
             f"beware: {own[0]!r} is a label of {model.name} too, so where both fire one sound is told twice; take another name"

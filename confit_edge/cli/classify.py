@@ -23,7 +23,9 @@ def classify(
     """Say of each clip, as a whole, which of the model's labels it is, with the scores of all.
 
     A score is the mean over the clip. No threshold is asked: what would fire while the clip is heard, `listen --source
-    CLIP` tells. A clip that cannot be read is reported and the others go on; the exit status is then 1.
+    CLIP` tells. Only of a model of several labels all are named that reach their thresholds, and possibly none; with --json
+    `labels` lists them, and `nothing` in the summary counts the clips without. A clip that cannot be read is reported and
+    the others go on; the exit status is then 1.
 
     Examples:
 
@@ -31,13 +33,16 @@ def classify(
 
         confit-edge classify mymodel.onnx clip.wav --json
     """
+    from dataclasses import asdict
+
     from confit_runtime import load
     from confit_runtime.sources import find_clips
 
     paths, loaded = find_clips(clips), load(model)
     tell_narrow(paths, loaded)
     heard: Counter[str] = Counter()
-    failed = 0
+    failed = nothing = 0
+    silent = loaded.contract.unknown_label if loaded.contract.multi_label else None
     for path in paths:
         clip = os.fsencode(path).decode(errors="replace")
         try:
@@ -46,14 +51,17 @@ def classify(
             failed += 1
             say(f"confit-edge: {error}")
             continue
-        heard[found.label] += 1
+        heard.update(found.labels)
+        nothing += not found.labels
         if json:
-            emit("classification", clip=clip, label=found.label, score=found.score, scores=found.scores)
+            emit("classification", clip=clip, **asdict(found))
         else:
-            best = sorted(found.scores.items(), key=lambda pair: -pair[1])[1:SHOWN]
-            print(f"{clip}  {found.label}  {found.score:.2f}{_then(best)}", flush=True)
+            named = "".join(f"  {label}  {found.scores[label]:.2f}" for label in found.labels) or "  nothing"
+            ranked = sorted(found.scores.items(), key=lambda pair: -pair[1])
+            others = [pair for pair in ranked if pair[0] not in found.labels and pair[0] != silent]
+            print(f"{clip}{named}{_then(others[: max(0, SHOWN - len(found.labels))])}", flush=True)
     if json:
-        emit("summary", clips=len(paths), labels=dict(heard.most_common()), failed=failed)
+        emit("summary", clips=len(paths), labels=dict(heard.most_common()), nothing=nothing, failed=failed)
     if failed:
         raise typer.Exit(1)
 

@@ -39,11 +39,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classification:
-    """What one clip is: the best label, its score, and every label's score (0..1)."""
+    """What one clip is: the best label, its score, and every label's score (0..1).
+
+    `labels` is what is heard in it, the best first: that label, or of a model of several labels all that reach their
+    thresholds (0.5 for one that is set never to fire), and so possibly none. There the unknown class is never the best.
+    """
 
     label: str
     score: float
     scores: dict[str, float]
+    labels: tuple[str, ...]
 
 
 def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Model:
@@ -264,9 +269,14 @@ class Model:
 
         clip, rate = self._clip(pcm, sample_rate), self.contract.sample_rate
         scores = self.rows(trimmed(clip, rate) if len(clip) > self.contract.window else clip, rate)[0].mean(axis=0)
-        best = int(scores.argmax())
         by_label = {label: float(score) for label, score in zip(self.labels, scores, strict=True)}
-        return Classification(self.labels[best], float(scores[best]), by_label)
+        ranked = sorted(by_label, key=lambda label: -by_label[label])
+        heard = ranked[:1]
+        if self.contract.multi_label:
+            ranked = [label for label in ranked if label != self.contract.unknown_label]
+            on = {label: levels["on"] for label, levels in self.contract.thresholds.items()}
+            heard = [label for label in ranked if by_label[label] >= (on[label] if on[label] <= 1 else 0.5)]
+        return Classification(ranked[0], by_label[ranked[0]], by_label, tuple(heard))
 
     def _clip(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None) -> Pcm:
         if isinstance(pcm, str | Path):

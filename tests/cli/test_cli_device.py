@@ -721,9 +721,34 @@ def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) 
     for one in found:
         assert set(one["scores"]) == set(tiny_model.LABELS)
         assert one["score"] == max(one["scores"].values()) == pytest.approx(one["scores"][one["label"]])
-    assert summary == {"type": "summary", "clips": 3, "labels": {"low": 1, "high": 1}, "failed": 1}
+    assert summary == {"type": "summary", "clips": 3, "labels": {"low": 1, "high": 1}, "nothing": 0, "failed": 1}
     (line,) = run(home, "classify", "tiny.onnx", "low.wav").stdout.splitlines()
     assert line.startswith("low.wav  low  ")
+
+
+def test_classify_tells_all_labels_that_reach_their_thresholds_and_where_none_does(home: Path) -> None:
+    """Of a model of several labels, whose scores here share one sum; its unknown class is no answer."""
+    soundfile.write(home / "both.wav", chord((500, 3600), 0.5), 16_000)
+    soundfile.write(home / "hush.wav", np.zeros(8000), 16_000)
+    levels = {label: {"on": 0.3, "off": 0.1} for label in tiny_model.LABELS}
+    tiny_model.build(home / "several.onnx", multi_label=True, thresholds=levels)
+    both, hush, summary = lines(run(home, "classify", "several.onnx", "both.wav", "hush.wav", "--json"))
+    assert sorted(both["labels"]) == ["high", "low"]
+    assert both["labels"][0] == both["label"]
+    assert hush["labels"] == []
+    assert hush["label"] != "other"
+    assert max(hush["scores"], key=hush["scores"].get) == "other"
+    assert summary == {
+        "type": "summary", "clips": 2, "labels": {"high": 1, "low": 1}, "nothing": 1, "failed": 0,
+    }  # fmt: skip
+    one, other = run(home, "classify", "several.onnx", "both.wav", "hush.wav").stdout.splitlines()
+    assert re.fullmatch(r"both\.wav  (low|high)  0\.\d\d  (low|high)  0\.\d\d  \(then mid 0\.\d\d\)", one)
+    assert other.startswith("hush.wav  nothing  (then ")
+    assert "other" not in other
+    never = {**levels, "low": {"on": 1.01, "off": 0.9}}
+    tiny_model.build(home / "several.onnx", multi_label=True, thresholds=never)
+    both, _ = lines(run(home, "classify", "several.onnx", "both.wav", "--json"))
+    assert ("low" in both["labels"]) == (both["scores"]["low"] >= 0.5)
 
 
 def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path) -> None:
