@@ -17,7 +17,8 @@ class Encoder(nn.Module, ABC):
 
     Attributes: `sample_rate` in Hz; `window`, the samples one embedding is made from; `hop`, the samples between two
     embeddings on a device; `dim`, the embedding's size; `streaming`, whether it can be exported with carried state;
-    `learning_rate`, the peak rate it is fine-tuned at where a recipe names none.
+    `learning_rate`, the peak rate it is fine-tuned at, and `gain`, by how many dB clips are made louder or softer then, where a
+    recipe names none.
     """
 
     family: str
@@ -27,6 +28,7 @@ class Encoder(nn.Module, ABC):
     dim: int
     streaming: bool
     learning_rate: float
+    gain: float = 6.0
 
     @abstractmethod
     def frames(self, pcm: Tensor) -> Tensor:

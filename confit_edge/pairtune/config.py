@@ -49,7 +49,7 @@ class Recipe:
     window: float = 1.28
     trim: bool = True  # clips longer than the window lose the silence before and after their sound
     shift: float = 0.2
-    gain: float = 6.0
+    gain: float | None = None  # dB, louder or softer; of none the encoder's own
     speed: float = 0.0
     noise_probability: float = 0.7
     spec_augment: bool = False
@@ -123,7 +123,7 @@ class Recipe:
             if getattr(self, key) <= 0:
                 raise UsageError(f"recipe key '{key}' must be above 0, is {getattr(self, key)}")
         for key in ("shift", "gain", "speed", "equaliser", "hardness", "loss_margin", "mining_margin", "weight_decay"):
-            if getattr(self, key) < 0:
+            if (getattr(self, key) or 0) < 0:
                 raise UsageError(f"recipe key '{key}' must not be negative, is {getattr(self, key)}")
         if min(self.lr, default=1.0) <= 0:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")

@@ -103,7 +103,7 @@ def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmente
     return Augmenter(
         window=encoder.window,
         shift=round(recipe.shift * encoder.sample_rate),
-        gain=recipe.gain,
+        gain=encoder.gain if recipe.gain is None else recipe.gain,
         noise_probability=recipe.noise_probability,
         snr=(recipe.snr_low, recipe.snr_high),
         background=tuple(background),

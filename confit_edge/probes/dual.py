@@ -15,6 +15,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.items import training_background
+from confit_edge.probes.hard import background_heard, learn_hard
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct, mean_average_precision
@@ -44,8 +45,8 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     """Fit on training clips, choose on validation, report on test.
 
     The linear probe sees each training clip as it is and `probe_views` times more as a device will hear it: in streams over
-    the background where there is one (then it learns the unknown class too), else augmented. The kNN probe sees the clips
-    as they are.
+    the background where there is one (then it learns the unknown class too, and what of the background it takes for
+    another), else augmented. The kNN probe sees the clips as they are.
     """
     clean = embed_clips(encoder, corpus.train.pcm, device)
     val, test = (embed_clips(encoder, clips.pcm, device) for clips in (corpus.val, corpus.test))
@@ -59,6 +60,9 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     else:
         fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device))
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
+    if corpus.unknown_column is not None and corpus.background_train:
+        heard = background_heard(encoder, corpus.background_train, device, recipe.seed)
+        linear = learn_hard(linear, fitting, choosing, heard, unknown=corpus.unknown_column)
     typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}

@@ -25,6 +25,7 @@ LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SMOOTHING = 3  # rows: a score that lasts less than a quarter of a second is no word
 MIN_HOPS = (2, 3, 4, 5)
 REFRACTORY_S = 0.8
+ALONE_S = 3600  # of background at most, heard without clips
 MOST_CLIPS = 5000  # of the stream: some hours, which tell as much as more would
 COST_OF_FALSE_ACCEPT = 3.0  # in missed words: people forgive repeating a word sooner than a device acting by itself
 CURED = 0.75  # of what fires falsely, the share that raising its label cures on new material too
@@ -114,7 +115,8 @@ def strictest(tried: list[Tried], sounds: int) -> tuple[npt.NDArray[np.float32],
 def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[Heard]]:
     """Each validation clip `repeats` times at random places over background, and what is heard in it: all labels of a clip.
 
-    Of more than `MOST_CLIPS` in all, so many drawn at random.
+    After them comes the background by itself, from end to end: what fires in it is false. Of more than `MOST_CLIPS` in all,
+    so many drawn at random.
     """
     rng = np.random.default_rng([seed, 3])
     rate, chosen = model.contract.sample_rate, list(range(len(corpus.val))) * repeats
@@ -125,6 +127,8 @@ def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) 
     background = varied(heard, speeds=(0.8, 1.25), rate=rate, rng=rng)  # a device hears more than it was given
     samples = sum(map(len, clips)) + int(1.8 * rate * len(clips))
     stream, spoken = compose(clips, rows, background, samples=samples, rate=rate, snr=(SNR_DB, SNR_DB), rng=rng)
+    if corpus.background_val:
+        stream = np.concatenate([stream, *corpus.background_val])[: len(stream) + ALONE_S * rate]
     truth = [
         Heard(corpus.classes[column], word.start / rate, word.end / rate)
         for word in spoken

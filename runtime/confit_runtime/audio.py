@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 
 from confit_runtime.errors import AudioError, UsageError
 
@@ -181,6 +180,8 @@ def resample(pcm: Pcm, rate: int, to: int) -> Pcm:
     check_rate(rate)
     if rate == to:
         return pcm
+    import soxr
+
     return soxr.resample(pcm, rate, to, quality="HQ").astype(np.float32, copy=False)
 
 
@@ -211,6 +212,8 @@ class StreamResampler:
     """
 
     def __init__(self, rate: int, to: int) -> None:
+        import soxr
+
         self.rate, self.to = check_rate(rate), to
         self._soxr = None if rate == to else soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
         self._block = max(1, rate // 50)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +22,12 @@ from confit_edge.data.augment import (
     rms,
     varied,
 )
+from confit_edge.data.corpus import Corpus
+from confit_edge.encoders import pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.yamnet import YAMNet
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.items import make_augmenter
 
 RATE, WINDOW = 16_000, 8_000
 
@@ -191,3 +200,19 @@ def test_all_randomness_is_the_generators_and_clips_are_left_alone() -> None:
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
     assert all(np.array_equal(a, b) for a, b in zip(clips, before, strict=True))
+
+
+def test_clips_are_made_as_soft_as_the_encoder_asks_unless_the_recipe_says(corpus: Corpus) -> None:
+    """A soft sound is another than a loud one to YAMNet, which takes the logarithm of what it hears plus a constant."""
+    yamnet, streaming = YAMNet(), pretrained("speech-embedding", 1.28)
+
+    def levels(encoder: Encoder, recipe: Recipe) -> list[float]:
+        augment = dataclasses.replace(make_augmenter(encoder, corpus, recipe), shift=0, noise_probability=0.0)
+        tone = np.sin(np.arange(encoder.window) / 3).astype(np.float32)
+        heard = augment([tone] * 200, np.random.default_rng(0))
+        return [20 * math.log10(float(np.abs(one).max())) for one in heard]
+
+    for encoder, recipe, most in ((yamnet, Recipe(), 24), (streaming, Recipe(), 6), (yamnet, Recipe(gain=3.0), 3)):
+        found = levels(encoder, recipe)
+        assert -most <= min(found) < -0.9 * most
+        assert 0.9 * most < max(found) <= most + 0.1

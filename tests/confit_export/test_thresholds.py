@@ -53,6 +53,33 @@ def test_a_stream_on_the_device_hears_what_export_reported(
     assert len(score.false_accepts) == report["false_accepts"]
 
 
+def test_the_background_is_heard_by_itself_after_the_clips(
+    exports: dict[str, Exported], run_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, alone = load(exports["fp32"].path), np.concatenate(run_corpus.background_val)
+    pcm, truth = validation_stream(model, run_corpus, seed=0, repeats=1)
+    np.testing.assert_array_equal(pcm[-len(alone) :], alone)
+    assert max(heard.end_s for heard in truth) * 16_000 < len(pcm) - len(alone)
+    monkeypatch.setattr(thresholds, "ALONE_S", 1)
+    shorter, same = validation_stream(model, run_corpus, seed=0, repeats=1)
+    assert (same, len(shorter)) == (truth, len(pcm) - len(alone) + 16_000)
+
+
+def test_a_label_that_fires_in_long_background_is_raised(exports: dict[str, Exported], run_corpus: Corpus) -> None:
+    """Of a radio that says one of the words now and then, which the clips of a dozen seconds would never meet."""
+    model, rng = load(exports["fp32"].path), np.random.default_rng(0)
+    word = run_corpus.classes[0]
+    said = [pcm for pcm, target in zip(run_corpus.train.pcm, run_corpus.train.targets, strict=True) if target[0]]
+    quiet = 0.001 * rng.standard_normal(5 * 16_000).astype(np.float32)
+    radio = np.concatenate([part for pcm in said for part in (quiet, pcm)])
+    before, after = (
+        choose(model, replace(run_corpus, background_val=heard), seed=0)
+        for heard in (run_corpus.background_val, [*run_corpus.background_val, radio])
+    )
+    assert after.thresholds[word]["on"] > before.thresholds[word]["on"]
+    assert after.report["seconds"] > before.report["seconds"]
+
+
 def test_thresholds_are_the_same_again_and_depend_on_what_is_heard(
     exports: dict[str, Exported], run_corpus: Corpus
 ) -> None:

@@ -51,6 +51,8 @@ class Microphone:
         wait_s: float | None = None,
         portaudio: Any = None,
     ) -> None:
+        import soxr  # noqa: F401 - Ctrl-C while its library loads ends the process by a signal: not while someone speaks
+
         self._portaudio = portaudio or import_portaudio()
         self._queue_s, self._stall_s, self._wait_s = queue_s, stall_s, wait_s
         self._channel = channel

@@ -1,0 +1,73 @@
+"""Background that a linear probe takes for a class, learnt as unknown: hard negatives, found by hearing all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from confit_edge.data.augment import Pcm
+from confit_edge.encoders.base import Encoder
+from confit_edge.probes.linear import LinearProbe
+
+Floats = npt.NDArray[np.float32]
+Labelled = tuple[Floats, npt.NDArray[np.int8]]  # embeddings `[rows, dim]` and their targets `[rows, classes]`
+
+FIRES = 0.3  # a score that smoothing and a low threshold could let through
+ROUNDS = 3  # what a probe learns moves its planes, and other rows fire
+PIECE_S = 30  # of a recording at a time: what its features need is many times its sound
+MOST_S = 7200  # of all recordings
+
+
+@torch.no_grad()
+def background_heard(encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int) -> Floats:
+    """Embeddings `[rows, dim]` of recordings from end to end: each hop of an encoder that streams, of others each window.
+
+    Of more than `MOST_S` seconds, so many of pieces drawn at random.
+    """
+    encoder.eval()
+    length, step = PIECE_S * encoder.sample_rate, encoder.hop if encoder.streaming else encoder.window
+    pieces = [pcm[at : at + length] for pcm in recordings for at in range(0, len(pcm), length)]
+    pieces = [piece for piece in pieces if len(piece) >= encoder.window]
+    if len(pieces) > MOST_S // PIECE_S:
+        drawn = np.random.default_rng([seed, 31]).permutation(len(pieces))[: MOST_S // PIECE_S]
+        pieces = [pieces[at] for at in np.sort(drawn)]
+    rows = [np.zeros((0, encoder.dim), np.float32)]
+    for piece in pieces:
+        sound = torch.tensor(piece).to(device)
+        if encoder.streaming:
+            heard = [encoder.rows(sound)]
+        else:
+            heard = [encoder(windows) for windows in sound.unfold(0, encoder.window, step).split(64)]
+        rows += [part.float().cpu().numpy() for part in heard]
+    return np.concatenate(rows)
+
+
+def learn_hard(
+    probe: LinearProbe, fitting: Labelled, choosing: Labelled, background: Floats, *, unknown: int
+) -> LinearProbe:
+    """`probe` fitted again with the rows of `background [rows, dim]` that fire, as of the class `unknown`, a column.
+
+    A random draw of an hour holds little of what fires, and all of it would outweigh a dozen clips: so what the probe
+    takes for a class is added, the most certain first and no more than there are rows of the classes, and it is fitted
+    again, at most `ROUNDS` times (bootstrapping: Sung and Poggio 1998).
+    """
+    embeddings, targets = fitting
+    most = int((targets[:, unknown] == 0).sum())
+    nothing = np.eye(targets.shape[1], dtype=np.int8)[unknown]
+    taken = np.zeros(len(background), bool)
+    for _ in range(ROUNDS):
+        score = np.delete(probe.scores(background), unknown, axis=1).max(axis=1)
+        score[taken] = 0.0
+        new = [row for row in np.argsort(-score, kind="stable")[: most - int(taken.sum())] if score[row] > FIRES]
+        if not new:
+            break
+        taken[new] = True
+        hard = background[taken]
+        probe = LinearProbe.fit(
+            np.concatenate([embeddings, hard]),
+            np.concatenate([targets, np.tile(nothing, (len(hard), 1))]),
+            *choosing,
+            multi_label=probe.multi_label,
+        )
+    return probe

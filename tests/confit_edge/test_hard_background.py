@@ -1,0 +1,127 @@
+"""Background that a probe takes for a class is found by hearing all of it, and learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from confit_edge.data.corpus import Corpus
+from confit_edge.encoders import pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.pairtune.config import Recipe
+from confit_edge.probes import dual, hard
+from confit_edge.probes.hard import FIRES, PIECE_S, ROUNDS, background_heard, learn_hard
+from confit_edge.probes.linear import LinearProbe
+
+CPU = torch.device("cpu")
+Floats = npt.NDArray[np.float32]
+
+
+def noise(seconds: float, seed: int = 0) -> Floats:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(16_000 * seconds))).astype(np.float32)
+
+
+@pytest.mark.parametrize("family", ["speech-embedding", "ge2e"])
+def test_all_of_the_background_is_heard(family: str) -> None:
+    """By a naive loop over its pieces: a streaming encoder at each hop, another window by window; what is short is left out."""
+    encoder = pretrained(family, 1.28)
+    recordings = [noise(PIECE_S + 4), noise(2.0, 1), noise(0.1, 2)]
+    pieces = [recordings[0][: PIECE_S * 16_000], recordings[0][PIECE_S * 16_000 :], recordings[1]]
+    step = encoder.hop if encoder.streaming else encoder.window
+    naive = []
+    for piece in pieces:
+        padded = len(piece) + (-(len(piece) - encoder.window) % encoder.hop if encoder.streaming else 0)
+        whole = np.pad(piece, (0, padded - len(piece)))
+        naive += [whole[at : at + encoder.window] for at in range(0, len(whole) - encoder.window + 1, step)]
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(np.stack(naive))).numpy()
+    heard = background_heard(encoder, recordings, CPU, 0)
+    assert heard.shape == expected.shape
+    np.testing.assert_allclose(heard, expected, atol=2e-5)
+
+
+def test_of_much_background_pieces_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = pretrained("speech-embedding", 1.28)
+    monkeypatch.setattr(hard, "PIECE_S", 2)
+    recordings = [noise(10.0), noise(6.0, 1)]
+    every = background_heard(encoder, recordings, CPU, 0)
+    monkeypatch.setattr(hard, "MOST_S", 6)
+    drawn = [background_heard(encoder, recordings, CPU, seed) for seed in (0, 0, 1)]
+    assert [len(rows) * 8 for rows in drawn] == [len(every) * 3] * 3
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    assert {row.tobytes() for row in drawn[2]} < {row.tobytes() for row in every}
+
+
+def clusters(rng: np.random.Generator, centres: list[list[float]], each: int) -> tuple[Floats, npt.NDArray[np.int8]]:
+    points = np.repeat(np.array(centres), each, axis=0) + 0.2 * rng.standard_normal((each * len(centres), 3))
+    return points.astype(np.float32), np.repeat(np.eye(len(centres), dtype=np.int8), each, axis=0)
+
+
+def fires(probe: LinearProbe, rows: Floats) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.delete(probe.scores(rows), 2, axis=1).max(axis=1) > FIRES)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_what_fires_in_the_background_is_learnt_and_the_classes_are_kept(multi_label: bool) -> None:
+    rng = np.random.default_rng(0)
+    centres = [[1.0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    fitting, choosing = clusters(rng, centres, 40), clusters(rng, centres, 20)
+    probe = LinearProbe.fit(*fitting, *choosing, multi_label=multi_label)
+    quiet = 0.2 * rng.standard_normal((3000, 3))
+    speech = np.array([1.0, 0, 1.5]) + 0.2 * rng.standard_normal((60, 3))  # like the first class but for what none has
+    background = np.concatenate([quiet, speech]).astype(np.float32)
+    taught = learn_hard(probe, fitting, choosing, background, unknown=2)
+    assert fires(probe, background[3000:]).mean() > 0.9
+    assert fires(taught, background[3000:]).mean() < 0.1
+    right = taught.scores(choosing[0]).argmax(axis=1) == choosing[1].argmax(axis=1)
+    assert right.mean() > 0.9
+
+
+def test_background_never_outweighs_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more rows than there are of the classes, the most certain first, in a few rounds; none where none fires."""
+    rng = np.random.default_rng(1)
+    centres = [[1.0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    fitting, choosing = clusters(rng, centres, 10), clusters(rng, centres, 10)
+    probe = LinearProbe.fit(*fitting, *choosing)
+    like_a_class = (np.array([1.0, 0, 0]) + 0.3 * rng.standard_normal((500, 3))).astype(np.float32)
+    fitted: list[Floats] = []
+    fit = LinearProbe.fit
+
+    def noted(embeddings: Floats, *rest: npt.NDArray, multi_label: bool = False) -> LinearProbe:
+        fitted.append(embeddings[30:])
+        return fit(embeddings, *rest, multi_label=multi_label)
+
+    monkeypatch.setattr(hard.LinearProbe, "fit", noted)
+    learn_hard(probe, fitting, choosing, like_a_class, unknown=2)
+    assert 1 <= len(fitted) <= ROUNDS
+    surest = np.sort(np.delete(probe.scores(like_a_class), 2, axis=1).max(axis=1))[::-1]
+    first = np.sort(np.delete(probe.scores(fitted[0]), 2, axis=1).max(axis=1))[::-1]
+    np.testing.assert_allclose(first, surest[:20])
+    assert max(map(len, fitted)) == 20
+    fitted.clear()
+    assert learn_hard(probe, fitting, choosing, fitting[0][20:], unknown=2) is probe
+    assert not fitted
+
+
+def test_the_linear_probe_learns_from_all_the_background(run_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that is said now and then in long background is no word to be found; before, few of its rows were drawn."""
+    encoder = pretrained("speech-embedding", 1.28)
+    word = next(pcm for pcm, target in zip(run_corpus.train.pcm, run_corpus.train.targets, strict=True) if target[0])
+    radio = np.concatenate(
+        [run_corpus.background_train[0], *(np.concatenate([word, noise(4.0, at)]) for at in range(9))]
+    )
+    corpus = replace(run_corpus, background_train=[radio.astype(np.float32)])
+
+    def firing(probed: Encoder) -> int:
+        rows = background_heard(probed, corpus.background_train, CPU, 0)
+        scores = dual.dual_probe(probed, corpus, Recipe(probe_views=1), CPU).linear.scores(rows)
+        return int((np.delete(scores, corpus.unknown_column or 0, axis=1).max(axis=1) > FIRES).sum())
+
+    learnt = firing(encoder)
+    monkeypatch.setattr(dual, "learn_hard", lambda probe, *of, **how: probe)
+    assert learnt < 0.5 * firing(encoder)
