@@ -57,14 +57,17 @@ def made(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, 
 
 
 def judge(
-    path: Path, words: tuple[str, ...], known: set[str], cache: Path, seed: int, say: Say
+    path: Path, words: tuple[str, ...], known: set[str], without: list[Path], cache: Path, seed: int, say: Say
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a model of `words` that was told them from the `known`, and what was found of each clip, to be pooled."""
+    """The row of a model of `words` that was told them from the `known`, and what was found of each clip, to be pooled.
+
+    False accepts are counted in the recordings `without` the words.
+    """
     model = load(path, calibrated=False)
     test, val = ([clip for clip in clips_of(split) if clip.label in words] for split in ("test", "val"))
     heard = conditions(test, seed)
     heard["validation"] = conditions(val, seed)["clean"]
-    rows = by_model(model, negatives.join(cache), heard, cache, say)
+    rows = by_model(model, without, heard, cache, say)
     contract = model.contract
     on = {word: contract.thresholds[word]["on"] for word in words}
     hours = sum(recording.seconds for recording in rows.recordings) / 3600
@@ -143,7 +146,8 @@ def main() -> None:
         judged = []
         for word in WORDS:
             path, known = made(word, method, work / word, options.seed, say)
-            judged.append(judge(path, (word,), known, options.cache, options.seed, say))
+            without = negatives.join(options.cache)
+            judged.append(judge(path, (word,), known, without, options.cache, options.seed, say))
         rows = [row for row, _ in judged]
         result["methods"][method] = {**together(judged), "rows": rows}
         for row in rows:
