@@ -29,7 +29,7 @@ class LinearProbe:
         """Probabilities `[..., classes]`, 0..1."""
         logits = self.logits(embeddings)
         if self.multi_label:
-            return (1 / (1 + np.exp(-logits))).astype(np.float32)
+            return np.exp(-np.logaddexp(0, -logits)).astype(np.float32)
         return softmax(logits)
 
     @classmethod

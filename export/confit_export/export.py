@@ -16,7 +16,6 @@ from confit_edge.data.augment import Augmenter
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
@@ -25,6 +24,7 @@ from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Heard, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
+from confit_export.measure import accuracies, share_that_fires, softer
 from confit_export.model_file import draft, provisional, replace_cohort, sealed
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
@@ -32,7 +32,6 @@ from confit_export.rewrite import int8_states
 from confit_export.search import Found, all_but, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
-from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
 from confit_runtime.describe import heard_alone, ranked, share
 from confit_runtime.device_file import refuse_calibrated
@@ -41,7 +40,6 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import default_cache, make_folder, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
-from confit_runtime.recordings import clip_rows
 
 SWEEP_MINUTES = 20.0
 NAMED = 5  # of the layers to blame, when an export fails
@@ -142,21 +140,23 @@ def export_run(
     finished = _finish(run, corpus, out, work.graph, work.contract, windows, rows, kind or kind_of_run(run), say)
     shipped = provisional(out, work.graph, finished)
     measured = {
-        "fp32": _measure(fp32_model, reference, corpus, seed),
-        "shipped": _measure(shipped, Heard.by(shipped, corpus.val, corpus), corpus, seed),
+        "fp32": accuracies(fp32_model, reference, corpus, seed),
+        "shipped": accuracies(shipped, Heard.by(shipped, corpus.val, corpus), corpus, seed),
     }
     for split, found in measured["shipped"].items():
         if "map" in found:
             say(f"mAP on {'test' if split == 'test' else 'validation'}: {ranked(found)}")
-    fired = _fired(shipped, corpus, seed)
+    fired = share_that_fires(shipped, corpus, seed)
     if fired:
         what = f"{'test' if len(corpus.test) else 'validation'} {heard_alone(finished)}"
         say(f"at these thresholds {share(fired)} of {fired['n']} {what} fire, each heard alone between silences")
+    soft = softer(shipped, corpus, run, say)
     finished = replace(
         finished,
         metrics={
             **measured["shipped"],
             **({"fired": fired} if fired else {}),
+            **({"softer": soft} if soft else {}),
             "gate": {"passed": not work.failures, "failures": work.failures},
         },
         parity={**work.parity, "fp32": measured["fp32"]},
@@ -395,29 +395,3 @@ def _finish(
 def hears(detection: Mapping[str, Any]) -> bool:
     """Whether a device would hear at least half of the sounds of its stream, by a contract's `calibration["detection"]`."""
     return bool(2 * detection["found"] >= detection["words"])
-
-
-def _fired(model: Model, corpus: Corpus, seed: int) -> dict[str, Any] | None:
-    """The share of sounds that fire with their own label at the contract's thresholds; of test clips, where there are some.
-
-    A clip of several labels holds as many sounds.
-    A clip may be told right and not fire: its best label need not reach a threshold.
-    """
-    contract, clips = model.contract, corpus.test if len(corpus.test) else corpus.val
-    found: list[bool] = []
-    groups: list[str] = []
-    for pcm, target, group in zip(clips.pcm, clips.targets, clips.groups, strict=True):
-        rows = clip_rows(model, pcm)
-        for label in sorted({corpus.classes[column] for column in np.flatnonzero(target)} & set(contract.can_fire)):
-            level = hear_positive(contract, label, group, rows).level
-            found.append(level >= contract.thresholds[label]["on"])
-            groups.append(group)
-    return accuracy(np.array(found), groups, seed).to_dict() if found else None
-
-
-def _measure(model: Model, val: Heard, corpus: Corpus, seed: int) -> dict[str, Any]:
-    """How good it is on validation, as heard already, and on test where there is one: the only time test is looked at."""
-    found = {"val": val.measured(seed)}
-    if len(corpus.test):
-        found["test"] = Heard.by(model, corpus.test, corpus).measured(seed)
-    return found

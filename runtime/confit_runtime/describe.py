@@ -58,6 +58,9 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if fired := metrics.get("fired"):
         told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each alone between silences"
         rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
+    if softer := metrics.get("softer"):
+        told = f"{softer['fired']} of {softer['n']} {heard_alone(contract)}; as recorded {softer['as_recorded']}"
+        rows.append((f"fires {softer['db']:g} dB softer, validation", told))
     if "frr" in (device := contract.calibration.get("device", {})):
         low, high = (100 * end for end in device["frr_interval"])
         told = f"{100 * device['frr']:.1f} % [{low:.1f}, {high:.1f}] of {device['clips']} {heard_alone(contract)}"

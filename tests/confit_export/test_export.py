@@ -26,9 +26,10 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
 from confit_edge.runs import Run, moved, run_corpus, weights_sha256
-from confit_export import export
+from confit_export import export, measure
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
+from confit_export.measure import softer
 from confit_runtime import Model, load
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import unseal
@@ -147,8 +148,8 @@ def test_int8_is_small_and_as_good(exports: dict[str, Exported]) -> None:
     assert int8.shipped["val"]["accuracy"] >= fp32.shipped["val"]["accuracy"] - 0.005
     assert int8.contract.parity["cosine"] >= 0.99
     assert (int8.contract.precision, fp32.contract.precision) == ("int8", "fp32")
-    fired = int8.contract.metrics["fired"]
-    assert int8.contract.metrics == {**int8.shipped, "fired": fired, "gate": {"passed": True, "failures": []}}
+    told = {key: int8.contract.metrics[key] for key in ("fired", "softer")}
+    assert int8.contract.metrics == {**int8.shipped, **told, "gate": {"passed": True, "failures": []}}
     assert int8.contract.parity["fp32"] == int8.fp32 == fp32.shipped
 
 
@@ -161,6 +162,26 @@ def test_the_share_that_fires_is_what_a_listener_hears(models: dict[str, Model],
         heard.append(run_corpus.classes[int(target.argmax())] in {event.label for event in events})
     fired = model.contract.metrics["fired"]
     assert (fired["n"], fired["accuracy"]) == (len(clips), pytest.approx(np.mean(heard)))
+
+
+def test_what_softer_sound_costs_is_what_a_listener_misses(
+    models: dict[str, Model], run: Run, run_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, said = models["int8"], []
+    count = {}
+    for gain in (1.0, 0.1):
+        streams = [(model.stream(lead_in=True), pcm * np.float32(gain)) for pcm in run_corpus.val.pcm]
+        heard = [{event.label for event in [*one.accept(pcm, 16_000), *one.finish()]} for one, pcm in streams]
+        wanted = [run_corpus.classes[int(target.argmax())] for target in run_corpus.val.targets]
+        count[gain] = sum(label in labels for label, labels in zip(wanted, heard, strict=True))
+    told = model.contract.metrics["softer"]
+    assert told == {"db": 20.0, "fired": count[0.1], "as_recorded": count[1.0], "n": len(run_corpus.val)}
+    assert softer(model, run_corpus, run, said.append) == told
+    assert not said
+    monkeypatch.setattr(measure, "SOFTER_DB", 200.0)  # nothing is left of it
+    assert softer(model, run_corpus, run, said.append) == {**told, "db": 200.0, "fired": 0}
+    assert said[0].startswith(f"beware: 200 dB softer, as from the next room, 0 of {told['n']} validation sounds fire")
+    assert "`--gain` above 6 " in said[0]
 
 
 def test_int8_embeds_nearly_as_fp32(models: dict[str, Model], corpus: Corpus) -> None:

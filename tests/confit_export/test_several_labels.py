@@ -75,7 +75,7 @@ def test_what_fires_is_counted_in_sounds_where_clips_have_several(several: Expor
     """Of nine clips with a label six have two."""
     assert several.contract.metrics["fired"]["n"] == 3 * (2 + 2 + 1)
     assert any(" of 15 test sounds fire" in line for line in said)
-    (told,) = (value for name, value in facts(several.contract, 1) if name.startswith("fires"))
+    (told,) = (value for name, value in facts(several.contract, 1) if name.startswith("fires at"))
     assert " of 15 sounds, each alone" in told
 
 

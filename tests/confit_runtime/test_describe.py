@@ -34,8 +34,10 @@ def test_what_was_missed_is_told_by_the_thresholds_that_missed_it() -> None:
     fired = {"accuracy": 0.794, "low": 0.7, "high": 0.9, "n": 126}
     report = {"hours": 7.7, "fa_per_hour_bound": 0.3894, "confidence": 0.95, "target_fa_per_hour": 0.5}
     missed = {"clips": 540, "frr": 0.7, "frr_interval": [0.61, 0.789]}
-    plain = tiny_model.contract(metrics={"fired": fired, "test": fired})
+    soft = {"db": 20.0, "fired": 51, "as_recorded": 100, "n": 126}
+    plain = tiny_model.contract(metrics={"fired": fired, "test": fired, "softer": soft})
     told = dict(facts(plain, 1000))
+    assert told["fires 20 dB softer, validation"] == "51 of 126 clips; as recorded 100"
     assert told["fires at the export's thresholds, test"].startswith("79.4 % [70.0, 90.0] of 126")
     assert "missed at the calibrated thresholds" not in told
     told = dict(facts(dataclasses.replace(plain, calibration={"device": {**report, **missed}}), 1000))
