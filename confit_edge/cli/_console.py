@@ -48,6 +48,11 @@ def say(text: str = "") -> None:
             print(text, file=sys.stderr, flush=True)
 
 
+def on_a_terminal() -> bool:
+    """Whether a person watches stderr, where a line can be drawn over."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 class Bar:
     """A bar with the time left on stderr, where that is a terminal and a person reads: none with --json.
 

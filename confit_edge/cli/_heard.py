@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from confit_edge.cli._console import emit, say
+from confit_edge.cli._console import emit, on_a_terminal, say
 from confit_runtime.errors import AudioError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.sources import Gap, Notice
@@ -52,7 +51,7 @@ class Heard:
 
     def taps(self, source: Source) -> list[Tap]:
         """What must hear `source` for the live view: one where it is live and stderr is a terminal."""
-        if not (source.live and sys.stderr and sys.stderr.isatty()):
+        if not (source.live and on_a_terminal()):
             return []
         from confit_edge.cli._live import LiveView
 

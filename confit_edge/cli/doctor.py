@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections import Counter
 from itertools import pairwise
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json, emit, on_a_terminal, say
 from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import AudioError, DeviceError
 
@@ -84,7 +83,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple
     from confit_edge.cli.record import level_line, say_alone
     from confit_runtime.sources import Gap, Notice
 
-    show = level_line() if source.live and sys.stderr.isatty() else None
+    show = level_line() if source.live and on_a_terminal() else None
     parts, arrivals, heard, wanted = [], [], 0, round(seconds * source.rate)
     lost: Counter[str] = Counter()
     for item in source:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json, emit, on_a_terminal, say
 from confit_edge.cli._odd import tell_odd
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import AudioError, ConfitError, UsageError
@@ -241,7 +240,7 @@ def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind)
             say(lacks)
         for attempt in range(2 * takes):
             say(f"clip {len(recorded) + 1} of {takes}: {wanted}, {seconds:g} s")
-            show = level_line() if sys.stderr.isatty() else None
+            show = level_line() if on_a_terminal() else None
             take = record_clip(opened, seconds, countdown_s=COUNTDOWN_S, show=show, tell=say_alone)
             if take.fault is None:
                 recorded.append((f"{source} {attempt + 1}", resample(take.pcm, take.rate, model.contract.sample_rate)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json, emit, on_a_terminal, say
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted
 
@@ -126,13 +126,13 @@ def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: 
     from confit_runtime.recording import record_clip
 
     say(f"clip {which}: get ready")
-    show = level_line() if sys.stderr.isatty() else None
+    show = level_line() if on_a_terminal() else None
     return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show, tell=say_alone)
 
 
 def say_alone(text: str) -> None:
     """A line for a person, where `level_line` may stand."""
-    say(f"\r\x1b[K{text}" if sys.stderr.isatty() else text)
+    say(f"\r\x1b[K{text}" if on_a_terminal() else text)
 
 
 def level_line() -> Callable[[float, Pcm], None]:

@@ -309,6 +309,18 @@ def test_a_stderr_that_cannot_be_written_ends_nothing(
     assert [one["type"] for one in lines(done)] == ["gap", "detection", "detection", "notice", "gap", "summary"]
 
 
+def test_clips_are_recorded_where_stderr_is_closed(
+    tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    arguments = "record low -o clips --group ada --countdown 0 --count 1 --seconds 0.8 --json 2>&-"
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {arguments}', "bash", *COMMAND],
+        cwd=tmp_path, env=fake_portaudio("stalls"), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert [one["type"] for one in lines(done)][-2:] == ["recorded", "summary"]
+
+
 def test_listen_to_a_microphone_that_drops_and_is_unplugged(
     home: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
