@@ -164,7 +164,12 @@ def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifes
             )
     names = sorted(groups)
     columns = {label: index for index, label in enumerate(manifest.classes)}
-    counts = [Counter(columns[label] for clip in groups[name] for label in clip.labels) for name in names]
+    if len({clip.group for clip in manifest.clips if not clip.labels}) > 1:
+        columns[""] = len(columns)  # clips of none are shared out as those of a class: else they may all be in train
+    counts = [
+        Counter(columns[label] for clip in groups[name] for label in clip.labels or ("",) if label in columns)
+        for name in names
+    ]
     dealer = _Dealer(counts, [len(groups[name]) for name in names], len(columns), fractions)
     split_of = dict(zip(names, dealer.deal(np.random.default_rng(seed)), strict=True))
     made = replace(manifest, clips=tuple(replace(clip, split=SPLITS[split_of[clip.group]]) for clip in manifest.clips))

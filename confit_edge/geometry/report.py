@@ -68,7 +68,8 @@ class Report:
         """The paper's table: a row an encoder with the accuracy of its linear probe, top-1, 3, 5 shares and IsoScore."""
         rows = []
         for one, described in zip(self.probed, self.described, strict=True):
-            accuracy = one.probes.metrics["linear"][self.split]["accuracy"]
+            found = one.probes.metrics["linear"][self.split]  # None where none of the clips has a label
+            accuracy = found["accuracy"] if found else math.nan
             shares = {f"top{top}": described[f"top{top}"] for top in measures.TOPS}
             rows.append({**_who(one), "accuracy": accuracy, **shares, "isoscore": described["isoscore"]})
         return rows
@@ -123,8 +124,11 @@ class Report:
             write_csv(out / f"{name}.csv", rows)
         embeddings = {one.subject.name: one.embeddings(self.split) for one in self.probed}
         corpus = self.probed[0].corpus
-        labels = split_of(corpus, self.split).labels
-        method = plots.embedding_maps(embeddings, labels, corpus.classes, out / "plots" / "map.png", self.seed)
+        clips = split_of(corpus, self.split)
+        labelled = clips.targets.any(axis=1)
+        labels = np.where(labelled, clips.labels, len(corpus.classes))
+        names = [*corpus.classes, *([] if labelled.all() else ["no label"])]
+        method = plots.embedding_maps(embeddings, labels, names, out / "plots" / "map.png", self.seed)
         plots.spectra({name: measures.spectrum(of) for name, of in embeddings.items()}, out / "plots" / "spectrum.png")
         shares = {name: measures.contribution(of) for name, of in embeddings.items()}
         plots.contributions(shares, out / "plots" / "contribution.png")

@@ -21,26 +21,31 @@ MOST_S = 7200  # of all recordings
 
 @torch.no_grad()
 def background_heard(encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int) -> Floats:
-    """Embeddings `[rows, dim]` of recordings from end to end: each hop of an encoder that streams, of others each window.
+    """Embeddings `[rows, dim]` of recordings, one after the other: each hop of an encoder that streams, of others each window.
 
     Of more than `MOST_S` seconds, so many of pieces drawn at random.
     """
     encoder.eval()
-    length, step = PIECE_S * encoder.sample_rate, encoder.hop if encoder.streaming else encoder.window
-    pieces = [pcm[at : at + length] for pcm in recordings for at in range(0, len(pcm), length)]
-    pieces = [piece for piece in pieces if len(piece) >= encoder.window]
-    if len(pieces) > MOST_S // PIECE_S:
-        drawn = np.random.default_rng([seed, 31]).permutation(len(pieces))[: MOST_S // PIECE_S]
-        pieces = [pieces[at] for at in np.sort(drawn)]
+    length, ends = PIECE_S * encoder.sample_rate, np.cumsum([len(pcm) for pcm in recordings])
+    starts = np.arange(0, ends[-1] - encoder.window + 1, length)
+    if len(starts) > MOST_S // PIECE_S:
+        starts = np.sort(np.random.default_rng([seed, 31]).permutation(starts)[: MOST_S // PIECE_S])
     rows = [np.zeros((0, encoder.dim), np.float32)]
-    for piece in pieces:
-        sound = torch.tensor(piece).to(device)
+    for start in starts:
+        sound = torch.from_numpy(_stretch(recordings, ends, int(start), int(start) + length)).to(device)
         if encoder.streaming:
             heard = [encoder.rows(sound)]
         else:
-            heard = [encoder(windows) for windows in sound.unfold(0, encoder.window, step).split(64)]
+            heard = [encoder(windows) for windows in sound.unfold(0, encoder.window, encoder.window).split(64)]
         rows += [part.float().cpu().numpy() for part in heard]
     return np.concatenate(rows)
+
+
+def _stretch(recordings: list[Pcm], ends: npt.NDArray[np.int64], start: int, stop: int) -> Pcm:
+    """Samples `start` to `stop` of the recordings one after the other."""
+    begins = ends - [len(pcm) for pcm in recordings]
+    there = np.flatnonzero((begins < stop) & (ends > start))
+    return np.concatenate([recordings[at][max(0, start - begins[at]) : stop - begins[at]] for at in there])
 
 
 def learn_hard(

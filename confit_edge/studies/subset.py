@@ -52,13 +52,14 @@ def tail_sizes(corpus: Corpus, shots: int, tail: float, seed: int) -> dict[str, 
 
 
 def with_classes(corpus: Corpus, classes: list[str]) -> Corpus:
-    """Only these classes and their clips, in every split; the unknown class stays where there is one."""
+    """Only these classes and their clips, in every split; the unknown class stays where there is one, as do clips of none."""
     kept = [name for name in corpus.classes if name in classes or name == corpus.unknown]
     columns = [corpus.classes.index(name) for name in kept]
 
     def narrowed(clips: Clips) -> Clips:
         targets = clips.targets[:, columns]
-        return replace(_rows(clips, np.flatnonzero(targets.any(axis=1))), targets=targets[targets.any(axis=1)])
+        kept = targets.any(axis=1) | ~clips.targets.any(axis=1)
+        return replace(_rows(clips, np.flatnonzero(kept)), targets=targets[kept])
 
     train, val, test = (narrowed(clips) for clips in (corpus.train, corpus.val, corpus.test))
     return replace(corpus, classes=kept, train=train, val=val, test=test)
@@ -109,8 +110,8 @@ def _of_groups(clips: Clips, count: int, seed: int, corpus: Corpus) -> Clips:
 
 
 def _first_of_each(clips: Clips, classes: list[str], sizes: dict[str, int], seed: int) -> Clips:
-    """So many clips of each class, in an order drawn once: few clips are the beginning of many. And all unknown ones."""
-    kept: set[int] = set()
+    """So many clips of each class, in an order drawn once: few clips are the beginning of many. And all that are of none."""
+    kept = {int(row) for row in np.flatnonzero(~clips.targets.any(axis=1))}
     for column, name in enumerate(classes):
         members = np.flatnonzero(clips.targets[:, column])
         drawn = np.random.default_rng([seed, 23, column]).permutation(members)

@@ -78,7 +78,9 @@ class Listener:
         self.samples = self.dropped_samples = 0
         self._came = time.time()  # the last of them
         self.withheld: Counter[tuple[str, str]] = Counter()
-        self._sounding: set[tuple[str, str, int]] = set()  # of streams with `ends`, what was told and is not over
+        self._sounding: Counter[tuple[str, str, int]] = (
+            Counter()
+        )  # of streams with `ends`, what was told and is not over
         self._end = None if seconds is None else round(seconds * rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
         self._pace, self._loudness = _Pace(), Loudness(name)
@@ -199,8 +201,8 @@ class Listener:
         for detection in stream.take_events() if stream.ends else detections:
             which = (detection.model, detection.label, detection.start_sample)
             if isinstance(detection, Ended):
-                if which in self._sounding:
-                    self._sounding.remove(which)
+                if self._sounding[which]:
+                    self._sounding -= Counter((which,))
                     yield detection
                 continue
             told: Detection | None = detection
@@ -210,7 +212,7 @@ class Listener:
                 self.withheld[detection.model, detection.label] += 1
             else:
                 if stream.ends:
-                    self._sounding.add(which)
+                    self._sounding[which] += 1
                 yield told
 
 

@@ -258,3 +258,21 @@ def test_a_published_split_that_tears_every_group_is_not_kept() -> None:
         keep_apart(
             manifest_of([("a", "ann", "train"), ("a", "ann", "test"), ("b", "ben", "train"), ("b", "ben", "test")])
         )
+
+
+@pytest.mark.parametrize(("named", "none"), [(3, 3), (2, 3), (8, 3), (1, 2)])
+@pytest.mark.parametrize("seed", range(3))
+def test_clips_without_a_label_are_shared_out_as_those_of_a_class(named: int, none: int, seed: int) -> None:
+    """All in train, one label beside them would be right on each validation clip, whatever was learnt."""
+    rows = [("beep|low", f"b{group}") for group in range(named + 1) for _ in range(2)]
+    rows += [("", f"n{group}") for group in range(none) for _ in range(3)]
+    made = with_splits(manifest_of(rows), seed=seed)
+    without = {clip.split for clip in made.clips if not clip.labels}
+    assert {"train", "val"} <= without
+    assert ("test" in without) == (none >= 3)
+
+
+def test_clips_without_a_label_of_one_group_are_no_hindrance() -> None:
+    rows = [("beep|low", f"b{group}") for group in range(4)] + [("", "n")] * 3
+    made = with_splits(manifest_of(rows), seed=0)
+    assert not any(missing_classes(made)[split] for split in ("train", "val"))

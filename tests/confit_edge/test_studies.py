@@ -105,6 +105,18 @@ def test_a_tail_falls_from_all_the_shots_to_a_share_of_them(corpus: Corpus) -> N
     assert tail_sizes(corpus, 8, 8.0, 1) != sizes
 
 
+def test_clips_of_no_class_stay_whatever_is_cut(corpus: Corpus) -> None:
+    """Of several labels or none, those with none are what the others are told from."""
+    targets = corpus.train.targets.copy()
+    targets[:, -1] = 0
+    none = int((~targets.any(axis=1)).sum())
+    assert none > 2
+    several = replace(corpus, train=replace(corpus.train, targets=targets), multi_label=True)
+    few = cut(with_classes(several, several.classes[:2]), Subset(shots=2), 0)
+    assert int((~few.train.targets.any(axis=1)).sum()) == none
+    assert few.train.targets.sum(axis=0).tolist() == [2, 2]
+
+
 def test_a_tail_of_one_and_two_clips_has_rarer_classes(corpus: Corpus) -> None:
     few = cut(with_classes(corpus, corpus.classes[:3]), Subset(shots=2), 0)
     trials = find("shots").plan(few, Recipe())

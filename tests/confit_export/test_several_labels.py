@@ -124,3 +124,14 @@ def test_clips_without_a_label_stand_in_the_cohort(several_corpus: Corpus) -> No
 
 def _repeated(clips: Clips, times: int) -> Clips:
     return Clips(clips.pcm * times, np.tile(clips.targets, (times, 1)), clips.groups * times, clips.paths * times)
+
+
+def test_a_test_split_without_any_label_is_left_out(several_run: Run, several_corpus: Corpus, tmp_path: Path) -> None:
+    """Nothing can be said of it, and it stopped the export, and `analyze`, when all else was done."""
+    test = several_corpus.test
+    none = np.flatnonzero(~test.targets.any(axis=1))
+    pcm, groups, paths = ([part[row] for row in none] for part in (test.pcm, test.groups, test.paths))
+    corpus = replace(several_corpus, test=Clips(pcm, test.targets[none], groups, paths))
+    made = export_run(several_run, corpus, tmp_path / "one.onnx", quantize=False, say=lambda line: None)
+    assert "test" not in made.contract.metrics
+    assert made.contract.metrics["val"]["map"] == made.fp32["val"]["map"]

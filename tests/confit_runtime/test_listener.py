@@ -164,6 +164,18 @@ def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model:
     assert [event.label for event in listen(stream, Scripted(chunks(sound)))] == ["low", "mid", "low"]
 
 
+def test_a_label_and_a_name_called_alike_have_an_end_each(model: Model, tmp_path: Path) -> None:
+    """They may begin at one sample."""
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("low", model.embed(tone(500, 0.3), RATE)[None], sources=["x"], voiced_s=0.3)
+        listener = Listener([model.stream(gallery, ends=True)], "", RATE)
+        told = list(listener.follow(Scripted(chunks(np.concatenate([scene(), silence(1.0)])))))
+    lows = [event for event in told if isinstance(event, Detection | Ended) and event.label == "low"]
+    begun = [event.start_sample for event in lows if isinstance(event, Detection)]
+    assert (len(begun), len(set(begun))) == (2, 1)
+    assert [type(event) for event in lows] == [Detection, Detection, Ended, Ended]
+
+
 class Counter(Tap):
     def __init__(self) -> None:
         self.judged: list[Detection] = []
