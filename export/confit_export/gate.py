@@ -110,7 +110,7 @@ class Verdict:
     @property
     def told(self) -> str:
         """All that it measured, in words."""
-        ranked = "" if self.map_lost is None else f"; its mAP changes by {-100 * self.map_lost:+.2f} points"
+        ranked = "" if self.map_lost is None else f"; its mAP changes by {0.0 - 100 * self.map_lost:+.2f} points"
         return f"{self.loss}{ranked}; mean cosine {self.cosine:.4f}"
 
     def to_dict(self) -> dict[str, Any]:
