@@ -111,7 +111,7 @@ def train(
     ] = None,
     shift: Annotated[float | None, option("Move clips in the window by up to this many seconds [0.2].", _SOUND)] = None,
     gain: Annotated[
-        float | None, option("Make clips louder or softer by up to this many dB [6; yamnet: 24].", _SOUND)
+        float | None, option("Make clips louder or softer by up to this many dB: 6, of yamnet 24.", _SOUND)
     ] = None,
     speed: Annotated[float | None, option("Slow clips down or speed them up by up to this share [0].", _SOUND)] = None,
     noise_probability: Annotated[float | None, option("Share of clips with noise mixed in [0.7].", _SOUND)] = None,

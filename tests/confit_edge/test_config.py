@@ -86,7 +86,7 @@ def wrong(annotation: Any) -> list[Any]:
     """Values that are not of a key's type."""
     kind = typing.get_origin(annotation) or annotation
     if type(None) in typing.get_args(annotation):
-        return [["x"], True, "6" if int in typing.get_args(annotation) else 1]
+        return [["x"], True, "6" if {int, float} & set(typing.get_args(annotation)) else 1]
     values = {
         int: [1.5, "3", None, True, [1]],
         float: ["fast", None, True, float("nan"), float("inf"), [1.0]],
