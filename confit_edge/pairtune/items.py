@@ -97,13 +97,18 @@ def filling(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
     return max(LEAST_PER_CLASS, min(BATCH // min(classes_per_batch, len(sizes)), int(sizes[len(sizes) // 2])))
 
 
+def gain_db(encoder: Encoder, recipe: Recipe) -> float:
+    """By how many dB clips are made louder or softer: the recipe's, else the encoder's own."""
+    return encoder.gain if recipe.gain is None else recipe.gain
+
+
 def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmenter:
     """The recipe's augmentation for windows of `encoder`."""
     background = training_background(encoder, corpus, recipe) if corpus.background_train else []
     return Augmenter(
         window=encoder.window,
         shift=round(recipe.shift * encoder.sample_rate),
-        gain=encoder.gain if recipe.gain is None else recipe.gain,
+        gain=gain_db(encoder, recipe),
         noise_probability=recipe.noise_probability,
         snr=(recipe.snr_low, recipe.snr_high),
         background=tuple(background),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from confit_edge.data.corpus import Clips, Corpus
+from confit_edge.pairtune.items import gain_db
 from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run
 from confit_export.gate import Heard
@@ -30,7 +31,7 @@ def softer(model: Model, corpus: Corpus, run: Run, say: Callable[[str], None]) -
     if not as_recorded:
         return None
     soft, _ = _fires(model, corpus.val, corpus, softer_db=SOFTER_DB)
-    missed, gain = sum(as_recorded) - sum(soft), run.encoder.gain if run.recipe.gain is None else run.recipe.gain
+    missed, gain = sum(as_recorded) - sum(soft), gain_db(run.encoder, run.recipe)
     still = run.recipe.freeze == "all" and corpus.background_train  # then nothing is learnt from clips of other levels
     cure = "add clips that are as soft" if still else f"train with `--gain` above {gain:g} (dB, softer and louder)"
     if missed >= max(2, FEWER * len(soft)):

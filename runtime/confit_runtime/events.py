@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Which = tuple[
-    bool, str
-]  # whether it is an enrolled name rather than a label, and which: one may be called like the other
+# whether it is an enrolled name rather than a label, and which: one may be called like the other
+Which = tuple[bool, str]
 
 
 @dataclass(frozen=True)

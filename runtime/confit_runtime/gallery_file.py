@@ -122,9 +122,8 @@ def _ready(path: Path, binding: Binding | None) -> sqlite3.Connection:
 
 def _connect(path: Path, *, create: bool, writable: bool) -> sqlite3.Connection:
     if create and writable:
-        with suppress(
-            OSError
-        ):  # what it refuses SQLite refuses too, and tells; of a file that is there it changes nothing
+        # what it refuses SQLite refuses too, and tells; of a file that is there it changes nothing
+        with suppress(OSError):
             os.close(os.open(path.resolve(), os.O_CREAT | os.O_EXCL, OURS))  # whose mode SQLite's journal takes
     mode = "rw" if writable else "ro"
     return sqlite3.connect(
