@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.lengths import is_joined, mp3_seconds
 
 Pcm = npt.NDArray[np.float32]
 
@@ -31,6 +32,8 @@ NOT_READ = (
 )  # of phones and browsers; libsndfile has no decoder
 
 _UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
+_PADDED = 10_000  # samples that an MP3 encoder may add at both ends (12 bits each), and the frame that says so
+_GUESSED = 0.01  # by which a length that is guessed from the first frame of an MP3 may be wrong
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,27 @@ def open_sound(path: str | Path) -> Any:
         raise AudioError(f"{path}: has {sound.channels} channels, {MAX_CHANNELS} at the most can be")
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise AudioError(f"{path}: its sample rate of {sound.samplerate} Hz is outside {MIN_RATE}..{MAX_RATE} Hz")
+    sound.expected = _expected(path, sound)
     return sound
+
+
+def _expected(path: Path, sound: Any) -> int:
+    """How many samples must come of a file. Raises AudioError where it holds more than libsndfile would read of it."""
+    if sound.format == "OGG" and is_joined(path):
+        raise AudioError(
+            f"{path}: several streams are joined in it, of which only the first can be read; {_convert(path)}"
+        )
+    if (sound.format, sound.subtype) != ("MP3", "MPEG_LAYER_III"):
+        return int(sound.frames)
+    there, stated = mp3_seconds(path)
+    read = sound.frames / sound.samplerate
+    if there - read > max(_PADDED / sound.samplerate, _GUESSED * there):
+        raise AudioError(
+            f"{path}: holds about {there:.1f} s of sound, of which only {read:.1f} s can be read, for it is joined of several"
+            f" or says too little of itself; {_convert(path)}"
+        )
+    # tags and pictures count where the length is guessed
+    return int(sound.frames) if stated or not there else min(sound.frames, round(there * sound.samplerate))
 
 
 @cache
@@ -78,6 +101,8 @@ def _forward() -> type[Any]:
     import soundfile
 
     class Forward(soundfile.SoundFile):
+        expected: int  # how many samples must come
+
         def seekable(self) -> bool:
             return False
 
@@ -85,18 +110,20 @@ def _forward() -> type[Any]:
 
 
 def sound_seconds(path: str | Path) -> float:
-    """How long a sound file is, as its header says. Raises UsageError, AudioError."""
+    """How long a sound file is, before it is decoded. Raises UsageError, and AudioError also where it holds no samples."""
     with open_sound(path) as sound:
-        return float(sound.frames / sound.samplerate)
+        if not sound.expected:
+            raise AudioError(f"{path}: holds no samples")
+        return float(sound.expected / sound.samplerate)
 
 
 def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
-    """A sound file that was just opened as mono blocks `[<= block]`.
+    """A sound file that `open_sound` just opened as mono blocks `[<= block]`.
 
     Raises AudioError when the file breaks off or is damaged on the way: some decoders stop early without a word, so
-    what came is held against what the header promised (to 0.1 s, for MP3 lengths may be estimates).
+    what came is held against what must come (to 0.1 s, for an MP3's first frames may lean on some that are not there).
     """
-    missing = sound.frames
+    missing = sound.expected
     try:
         while len(frames := sound.read(block, dtype="float32", always_2d=True)):
             missing -= len(frames)
@@ -123,10 +150,14 @@ def _cut_off(sound: Any) -> float | None:
 def _unreadable(path: str | Path, why: object) -> AudioError:
     reason = str(why).rsplit(": ", 1)[-1].strip().rstrip(".")
     if (suffix := Path(path).suffix.lower()) in NOT_READ:
-        advice = f"{suffix} is not read: convert it, such as with `ffmpeg -i {Path(path).name} {Path(path).stem}.flac`"
+        advice = f"{suffix} is not read: {_convert(path)}"
     else:
         advice = "is it a complete audio file?"
     return AudioError(f"{path}: cannot be read as sound ({reason}); {advice}")
+
+
+def _convert(path: str | Path) -> str:
+    return f"convert it, such as with `ffmpeg -i {Path(path).name} {Path(path).stem}.flac`"
 
 
 def to_mono(pcm: npt.ArrayLike) -> Pcm:

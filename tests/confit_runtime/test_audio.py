@@ -20,6 +20,7 @@ from confit_runtime.audio import (
     open_sound,
     read_audio,
     resample,
+    sound_seconds,
     to_mono,
 )
 from tests.tiny_model import silence, tone
@@ -66,6 +67,66 @@ def test_mp3_of_a_low_bit_rate_is_the_same_by_blocks(tmp_path: Path, rate: int) 
     with open_sound(path) as sound:
         by_blocks = np.concatenate(list(decode(sound, block=4096)))
     np.testing.assert_allclose(by_blocks, whole, atol=1e-6)
+
+
+NO_SOUND = b"\xff\xfb" + np.random.default_rng(1).bytes(200_000)  # such as a picture
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_with_tags_is_read_to_its_end(tmp_path: Path, rate: int, mode: str) -> None:
+    path, seconds = tmp_path / "clip.mp3", 30
+    noise = np.stack([np.resize(NOISE, rate * seconds)] * 2, axis=1)
+    soundfile.write(path, noise, rate, bitrate_mode=mode, compression_level=0.5)
+    data, size = path.read_bytes(), len(NO_SOUND)
+    id3 = b"ID3\x03\0\0" + bytes(size >> 7 * place & 0x7F for place in (3, 2, 1, 0)) + NO_SOUND
+    ape = b"APETAGEX" + bytes(24) + NO_SOUND + b"APETAGEX" + bytes(24)
+    told, *guessed = [data, data.replace(b"Info", bytes(4), 1)] if mode == "CONSTANT" else [data]
+    for content in (
+        told,
+        id3 + told,
+        told + ape,
+        told + b"TAG" + bytes(125),
+        *guessed,
+        *(one + ape for one in guessed),
+    ):
+        path.write_bytes(content)
+        pcm, _ = read_audio(path)
+        assert len(pcm) / rate == pytest.approx(seconds, abs=10_000 / rate)
+        assert sound_seconds(path) == pytest.approx(len(pcm) / rate, abs=0.1)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_an_mp3_that_is_read_in_part_is_refused(tmp_path: Path, rate: int) -> None:
+    path, fading = tmp_path / "clip.mp3", np.concatenate([np.resize(NOISE, rate * 5), silence(15, rate)])
+    soundfile.write(path, fading, rate, bitrate_mode="VARIABLE", compression_level=0.5)
+    data = path.read_bytes()
+    assert len(read_audio(path)[0]) == len(fading)
+    joined, silent_about_it = data + data, data.replace(b"Xing", bytes(4), 1)
+    for content, there, read in ((joined, r"4\d\.\d", r"20\.0"), (silent_about_it, r"20\.\d", r"\d\.\d")):
+        path.write_bytes(content)
+        with pytest.raises(
+            AudioError, match=rf"clip\.mp3: holds about {there} s of sound, of which only {read} s can be"
+        ):
+            sound_seconds(path)
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+@pytest.mark.parametrize("seconds", [2, 100])
+def test_ogg_streams_that_were_joined_are_refused(tmp_path: Path, suffix: str, seconds: int) -> None:
+    path, parts = tmp_path / f"clip.{suffix}", []
+    for _ in range(2):
+        noise = np.resize(NOISE, 48_000 * seconds)
+        with soundfile.SoundFile(path, "w", 48_000, 1, format="OGG", subtype=_subtype(suffix)) as sound:
+            for block in np.split(noise, seconds):
+                sound.write(block)
+        parts.append(path.read_bytes())
+    assert sound_seconds(path) == seconds
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(
+        AudioError, match=rf"clip\.{suffix}: several streams are joined in it, of which only the first can"
+    ):
+        open_sound(path)
 
 
 def test_reads_what_cannot_be_sought(tmp_path: Path) -> None:
