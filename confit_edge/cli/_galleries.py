@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
+from confit_edge.cli._thresholds import plain
 from confit_runtime.errors import UsageError
 from confit_runtime.wording import some
 
@@ -123,9 +124,9 @@ def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str,
     from confit_runtime.names import clean_name
 
     wanted: dict[str, list[str]] = defaultdict(list)
-    for option in options:
-        of = [model.name for model in models if option.startswith(f"{model.name}:")][:1]
-        name = clean_name(option.removeprefix(f"{of[0]}:") if of else option)
+    for option in map(plain, options):
+        of = [model.name for model in models if option.startswith(f"{plain(model.name)}:")][:1]
+        name = clean_name(option.removeprefix(f"{plain(of[0])}:") if of else option)
         if name not in voices.names():
             enrolled = ", ".join(voices.names()) or "nobody"
             known = ", ".join(model.name for model in models)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
-from confit_edge.cli._thresholds import nearest
+from confit_edge.cli._thresholds import nearest, plain
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ def _check_place(path: Path, advice: str) -> None:
 def _only(contract: Contract, labels: Sequence[str]) -> Contract:
     from confit_runtime.calibration import only
 
+    labels = [plain(label) for label in labels]
     for label in labels:
         fires = f"(what does: {', '.join(contract.can_fire)})"
         if label == contract.unknown_label:

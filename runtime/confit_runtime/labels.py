@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def _heard(start: str, end: str, label: str, where: str) -> Heard:
         raise LabelError(f"{where}: a sound cannot last from {start} s to {end} s")
     if not label:
         raise LabelError(f"{where}: label is empty")
-    return Heard(label, start_s, end_s)
+    return Heard(unicodedata.normalize("NFC", label), start_s, end_s)  # as in a manifest, however accents are spelt
 
 
 def _add(recording: Labelled, heard: Heard, where: str) -> None:

@@ -7,8 +7,10 @@ import json
 import re
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -434,6 +436,27 @@ def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confi
     assert confit("calibrate", model, *arguments, "--bake", baked)[0] == 0
     out = confit("evaluate", baked, sounds / "labels.csv")[1]
     assert "\nthresholds of a calibration that was baked into the model, for 20 false accepts an hour\n" in out
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_labels_mean_the_same_however_their_accents_are_spelt(
+    confit: Confit, sounds: Path, tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    labels = ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", *tiny_model.LABELS[1:]]
+    levels = {label: {"on": 0.6, "off": 0.3} for label in labels}
+    model = tiny_model.build(tmp_path / "tiny.onnx", labels=labels, thresholds=levels)
+    spelt, kitchen = unicodedata.normalize(form, labels[0]), sounds / "labelled" / "kitchen.wav"
+    shutil.copy(kitchen, tmp_path)
+    (tmp_path / "kitchen.txt").write_text(f"2.0\t2.3\t{spelt}\n", encoding="utf-8")
+    (tmp_path / "l.csv").write_text(f"path,start_s,end_s,label\n{kitchen},2.0,2.3,{spelt}\n", encoding="utf-8")
+    for labelled in (tmp_path / "kitchen.wav", tmp_path / "l.csv"):
+        code, out, err = confit("evaluate", model, labelled, "--json")
+        assert code == 0, err
+        assert json.loads(out)["labels"] == {labels[0]: {**json.loads(out)["false_rejects"], "sounds": 1, "missed": 0}}
+    target = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
+    code, out, err = confit("calibrate", model, *target, "--only", spelt, "--json")
+    assert code == 0, err
+    assert list(json.loads(out)["labels"]) == labels[:1]
 
 
 def test_recordings_without_labels_are_counted(

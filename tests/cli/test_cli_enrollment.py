@@ -117,14 +117,17 @@ def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: P
     assert run(tmp_path, "enroll", "speakers", "lily", *given).returncode == 0
     spoken, rate = soundfile.read(clips / "scene.flac", dtype="float32")
     soundfile.write(tmp_path / "house.flac", np.concatenate([spoken, tone(500, 0.5, rate)]), rate)
-    tiny_model.build(tmp_path / "alarms.onnx", name="alarms")
+    tiny_model.build(tmp_path / "alarms.onnx", name="ala\N{LATIN SMALL LETTER R WITH CARON}m")
     listen = ("listen", "digits", "alarms.onnx", "--source", "house.flac", "--json")
     voices = ("--speaker-model", "speakers", "--gallery", "gallery.db")
-    digits, alarms = "eight, five, four, nine, one, seven, six, three, two, zero (digits)", "low, mid, high (alarms)"
+    digits, alarms = (
+        "eight, five, four, nine, one, seven, six, three, two, zero (digits)",
+        "low, mid, high (ala\N{LATIN SMALL LETTER R WITH CARON}m)",
+    )
     for only, told, of_digits, of_alarms in (
         ("digits:lily", "from anybody", {}, True),
         ("lily", "only from lily", {}, False),
-        ("alarms:lily", "only from lily", {"one": 1, "seven": 1}, False),
+        ("alar\N{COMBINING CARON}m:lily", "only from lily", {"one": 1, "seven": 1}, False),
     ):
         done = run(tmp_path, *listen, *voices, "--only", only)
         assert done.returncode == 0, done.stderr
@@ -134,7 +137,7 @@ def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: P
         assert done.stderr == f"told: {digits} {from_whom}; {alarms} {told}\n"
     done = run(tmp_path, *listen, *voices, "--only", "bells:lily")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "before a colon stands a model: digits, alarms" in done.stderr
+    assert "before a colon stands a model: digits, ala\N{LATIN SMALL LETTER R WITH CARON}m" in done.stderr
 
 
 def test_who_speaks_is_told_without_a_keyword(clips: Path, tmp_path: Path) -> None:
