@@ -68,8 +68,10 @@ def _read_csv(source: Path) -> list[Labelled]:
     rows = csv.reader(io.StringIO(_text(source), newline=""))
     header = [cell.strip() for cell in next(rows, [])]
     if missing := [name for name in COLUMNS if name not in header]:
+        cure = "; a CSV is parted by commas" if len(header) == 1 and any(mark in header[0] for mark in ";\t") else ""
         raise UsageError(
             f"{source}: lacks the column {missing[0]} (needed: {', '.join(COLUMNS)}; there are: {', '.join(header) or 'none'})"
+            f"{cure}"
         )
     at = [header.index(name) for name in COLUMNS]
     found: dict[Path, Labelled] = {}

@@ -492,6 +492,7 @@ def test_labels_that_cannot_be_read(confit: Confit, sounds: Path, model: Path, t
     table = tmp_path / "labels.csv"
     for text, fault in (
         ("path,start,end,label\n", "start_s"),
+        ("path;start_s;end_s;label\nx.wav;1;2;low\n", "path;start_s;end_s;label); a CSV is parted by commas\n"),
         ("path,start_s,end_s,label\nx.wav,one,2,low\n", "line 2"),
         ("path,start_s,end_s,label\nx.wav,3,2,low\n", "line 2"),
         ("path,start_s,end_s,label\nx.wav,1,2,\n", "label is empty"),
