@@ -61,6 +61,7 @@ def evaluate(
     from confit_runtime import load
     from confit_runtime.evaluation import judge
     from confit_runtime.labels import read_labelled
+    from confit_runtime.recordings import refuse_twins
 
     if not 0.5 <= confidence < 1:
         raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
@@ -70,6 +71,7 @@ def evaluate(
     if not loaded.contract.can_fire:
         raise UsageError(f"{model}: has no label that fires, so nothing to evaluate: it is for `enroll` and `identify`")
     recordings = read_labelled(labelled)
+    refuse_twins([recording.path for recording in recordings])
     _check_labels(labelled, recordings, loaded.contract)
     tell_narrow([recording.path for recording in recordings], loaded)
     whole, done = sum(recording.seconds for recording in recordings), 0.0

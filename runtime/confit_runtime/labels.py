@@ -6,8 +6,11 @@ import csv
 import io
 import logging
 import math
+import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from confit_runtime.audio import sound_seconds
@@ -42,7 +45,8 @@ def read_labelled(source: Path) -> list[Labelled]:
     with the last three empty. In a folder, and for a single file, the labels of `name.wav` stand in `name.txt` as Audacity
     exports them (start, end and label, parted by tabs, in seconds); without such a file nothing is heard in the recording,
     and how many are so is logged. Raises UsageError when there is nothing, AudioError on what is no sound, LabelError
-    naming the line that cannot be read, or that lies past the end of its recording.
+    naming the line that cannot be read, or that lies past the end of its recording, and on what would count twice: a sound
+    that is listed twice, and two recordings beside one file of labels.
     """
     if not source.exists():
         raise UsageError(f"{source}: no such table of labels, folder or sound file")
@@ -50,6 +54,7 @@ def read_labelled(source: Path) -> list[Labelled]:
         found = _read_csv(source)
     else:
         found = [_read_audacity(path) for path in find_clips([source])]
+        _refuse_sharing(found)
         if not any(recording.sounds for recording in found):
             tables = sorted(source.glob("*.csv")) if source.is_dir() else []
             cure = f"; a CSV is given as itself: {tables[0]}" if tables else ""
@@ -60,7 +65,13 @@ def read_labelled(source: Path) -> list[Labelled]:
                 *(source, len(bare), len(found), bare[0].with_suffix(".txt").name),
             )
     for recording in found:
-        recording.sounds.sort(key=lambda heard: (heard.start_s, heard.end_s))
+        recording.sounds.sort(key=lambda heard: (heard.start_s, heard.end_s, heard.label))
+        for one, other in pairwise(recording.sounds):
+            if one == other:
+                raise LabelError(
+                    f"{source}: {one.label} from {one.start_s:g} s to {one.end_s:g} s of {recording.path} is listed twice: keep"
+                    " one of them"
+                )
     return found
 
 
@@ -74,7 +85,7 @@ def _read_csv(source: Path) -> list[Labelled]:
             f"{cure}"
         )
     at = [header.index(name) for name in COLUMNS]
-    found: dict[Path, Labelled] = {}
+    found: dict[str, Labelled] = {}
     for cells in rows:
         where = f"{source}, line {rows.line_num}"
         if not any(cell.strip() for cell in cells):
@@ -86,11 +97,12 @@ def _read_csv(source: Path) -> list[Labelled]:
         if not name:
             raise LabelError(f"{where}: path is empty")
         path = source.parent / name
+        real = os.path.realpath(path)  # which may be spelt in several ways
         heard = _heard(start, end, label, where) if start or end or label else None
-        if path not in found:
-            found[path] = Labelled(path, sound_seconds(path))
+        if real not in found:
+            found[real] = Labelled(path, sound_seconds(path))
         if heard is not None:
-            _add(found[path], heard, where)
+            _add(found[real], heard, where)
     if not found:
         raise LabelError(f"{source}: lists no recordings")
     return list(found.values())
@@ -109,6 +121,18 @@ def _read_audacity(sound: Path) -> Labelled:
             where = f"{labels}, line {number}"
             _add(recording, _heard(start, end, label, where), where)
     return recording
+
+
+def _refuse_sharing(found: Sequence[Labelled]) -> None:
+    """Raise UsageError where one file of labels stands beside two recordings, such as kitchen.wav and kitchen.flac."""
+    first: dict[Path, Path] = {}
+    for path in (recording.path for recording in found):
+        labels = _audacity_labels(path)
+        if labels.is_file() and labels in first:
+            raise UsageError(
+                f"{first[labels]} and {path} have the same labels, {labels}: each recording counts once, so take one away"
+            )
+        first[labels] = path
 
 
 def _audacity_labels(sound: Path) -> Path:

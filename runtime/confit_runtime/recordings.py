@@ -97,7 +97,7 @@ def score_recordings(
     was scored is in the cache at once, so that an hour is not lost with a process. Raises UsageError, AudioError.
     """
     lengths = {path: sound_seconds(path) for path in paths}
-    _refuse_twins(paths)
+    refuse_twins(paths)
     whole, done = sum(lengths.values()), 0.0
     together: dict[str, list[tuple[Path, Rows, float]]] = {}
     found: list[Recording] = []
@@ -115,7 +115,7 @@ def score_recordings(
     return found
 
 
-def _refuse_twins(paths: Sequence[Path]) -> None:
+def refuse_twins(paths: Sequence[Path]) -> None:
     """Raise UsageError where one recording stands under two names, or is named twice: its hours would count twice."""
     sizes = Counter(path.stat().st_size for path in paths)
     first: dict[str, Path] = {}

@@ -412,6 +412,36 @@ def test_a_sound_without_length_is_refused_where_it_should_be_found(
     assert confit("evaluate", model, tmp_path)[0] == 0
 
 
+def test_each_recording_and_each_sound_counts_once(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "ev").mkdir()
+    table, kitchen = tmp_path / "ev" / "labels.csv", tmp_path / "ev" / "kitchen.wav"
+    shutil.copy(sounds / "labelled" / "kitchen.wav", kitchen)
+    head = "path,start_s,end_s,label\nkitchen.wav,2.0,2.3,low\n"
+    table.write_text(f"{head}../ev/kitchen.wav,5.3,5.6,mid\n{kitchen},8.0,8.3,parrot\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, table, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["recordings"], report["hours"]) == (1, pytest.approx(8.3 / 3600))
+    assert (report["false_rejects"]["missed"], report["fired_for"][0]["was"]) == (0, "parrot")
+    table.write_text(f"{head}kitchen.wav,2.0,2.3,mid\n../ev/kitchen.wav,2,2.30,low\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, table)
+    told = f"{table}: low from 2 s to 2.3 s of {kitchen} is listed twice: keep one of them"
+    assert (code, out, err) == (1, "", f"confit-edge: {told}\n")
+    shutil.copy(kitchen, tmp_path / "ev" / "copy.wav")
+    table.write_text(f"{head}copy.wav,2.0,2.3,low\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, table)
+    assert (code, out) == (2, "")
+    assert f"{kitchen.with_name('copy.wav')} and {kitchen} are the same: each recording counts once" in err
+    (tmp_path / "ev" / "copy.wav").unlink()
+    (tmp_path / "ev" / "kitchen.txt").write_text("2.0\t2.3\tlow\n", encoding="utf-8")
+    soundfile.write(kitchen.with_suffix(".flac"), *soundfile.read(kitchen))
+    code, out, err = confit("evaluate", model, kitchen.parent)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert (
+        f"{kitchen.with_suffix('.flac')} and {kitchen} have the same labels, {kitchen.with_suffix('.txt')}: each" in err
+    )
+
+
 def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confit, sounds: Path, model: Path) -> None:
     code, out, _ = confit("evaluate", model, sounds / "labels.csv")
     assert code == 0

@@ -162,7 +162,7 @@ def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
 @given(cells=st.lists(st.text(alphabet="0123456789.,-einf\t\n \"'xé\\", max_size=60), max_size=4), table=st.booleans())
 def test_labels_are_read_or_refused(cells: list[str], table: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("labels")
-    (folder / "x.wav").touch()
+    soundfile.write(folder / "x.wav", silence(10, 1000), 1000)
     text = "\n".join(cells)
     if table:
         (folder / "labels.csv").write_text(f"path,start_s,end_s,label\n{text}", encoding="utf-8")
