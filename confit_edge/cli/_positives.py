@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from confit_edge.cli._console import Bar, say
 from confit_edge.data.manifest import labels_of, read_table
-from confit_runtime.audio import load_clip
+from confit_runtime.audio import load_clip, sound_seconds
 from confit_runtime.calibration import Positive, hear_positive, may_fire
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError
@@ -27,7 +27,10 @@ class Clip(NamedTuple):
 
 
 def read_positives(source: Path, contract: Contract) -> list[Clip]:
-    """The clips that hold a label that can fire; of several labels where the model tells several. Raises UsageError."""
+    """The clips that hold a label that can fire; of several labels where the model tells several.
+
+    Raises UsageError, and AudioError on a clip that cannot be opened as sound: before anything takes hours.
+    """
     wanted = [contract.labels[place] for place in may_fire(contract)]
     columns, rows = read_table(source, {"path", "label", "labels", "group", "start_s"})
     column = "label" if "label" in columns else "labels"
@@ -55,6 +58,8 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
         say(f"{source}: left out, being none of the labels that can fire: {named}")
     if not found:
         raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
+    for clip in found:
+        sound_seconds(clip.path)
     return found
 
 

@@ -12,7 +12,7 @@ import typer
 from confit_edge.cli._console import Bar, Json, emit, say
 from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, nearest, with_thresholds
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def evaluate(
 
     The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. In
     Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder. Labels of other
-    sounds tell what a false accept was, and may be all that there are; a sound to be found needs a start and an end.
+    sounds tell what a false accept was, and may be all that there are; a sound to be found needs a start and an end. A
+    recording that turns out to be damaged is reported and left out, and the others go on; the exit status is then 1.
 
     Examples:
 
@@ -75,7 +76,7 @@ def evaluate(
     _check_labels(labelled, recordings, loaded.contract)
     tell_narrow([recording.path for recording in recordings], loaded)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
-    judged = []
+    judged, left_out = [], []
     with Bar(json, before="hours") as bar:
         for recording in recordings:
             before = done
@@ -83,10 +84,18 @@ def evaluate(
             def tell(seconds: float, before: float = before, name: str = recording.path.name) -> None:
                 bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
 
-            judged.append(judge(loaded, recording, tell))
-            done += judged[-1].seconds
+            try:
+                judged.append(judge(loaded, recording, tell))
+            except (AudioError, UsageError) as error:
+                left_out.append({"file": str(recording.path), "error": str(error)})
+            done += recording.seconds
+    for one in left_out:
+        say(f"confit-edge: {one['error']}")
+    if not judged:
+        raise typer.Exit(1)
     report = {
         "model": loaded.name,
+        "left_out": left_out,
         "thresholds": {**_thresholds(loaded.contract), **({"given": threshold} if threshold else {})},
         **summarise(judged, loaded.contract, confidence),
     }
@@ -94,6 +103,8 @@ def evaluate(
         emit("summary", **report)
     else:
         _print(report)
+    if left_out:
+        raise typer.Exit(1)
 
 
 def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contract) -> None:
@@ -235,6 +246,11 @@ def _print(report: dict[str, Any]) -> None:
         f"{counted(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
     )
+    if report["left_out"]:
+        all_of_them = counted(report["recordings"] + len(report["left_out"]), "recording")
+        print(
+            f"not of all: {len(report['left_out'])} of {all_of_them} cannot be read to the end and count for nothing here"
+        )
     given = (
         f", but for --threshold {' '.join(report['thresholds']['given'])}" if "given" in report["thresholds"] else ""
     )

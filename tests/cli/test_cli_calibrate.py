@@ -412,6 +412,54 @@ def test_a_sound_without_length_is_refused_where_it_should_be_found(
     assert confit("evaluate", model, tmp_path)[0] == 0
 
 
+def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    for name in ("kitchen.wav", "kitchen.txt"):
+        shutil.copy(sounds / "labelled" / name, tmp_path)
+    whole = json.loads(confit("evaluate", model, tmp_path, "--json")[1])
+    assert whole["left_out"] == []
+    damaged = tmp_path / "a.flac"
+    soundfile.write(damaged, hiss(20, 11), RATE)
+    damaged.write_bytes(damaged.read_bytes()[:-9000])
+    code, out, err = confit("evaluate", model, tmp_path, "--json")
+    ((one,), report) = json.loads(out).pop("left_out"), json.loads(out)
+    assert (code, one["file"]) == (1, str(damaged))
+    assert one["error"].startswith(f"{damaged}: cannot be read as sound (")
+    assert f"confit-edge: {one['error']}\n" in err
+    assert {**report, "left_out": []} == whole
+    code, out, _ = confit("evaluate", model, tmp_path)
+    assert code == 1
+    assert "\nnot of all: 1 of 2 recordings cannot be read to the end and count for nothing here\n" in out
+    (tmp_path / "a.txt").write_text("1\t2\tlow\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, damaged)  # nothing is left
+    assert (code, out, err) == (1, "", f"confit-edge: {one['error']}\n")
+
+
+@pytest.mark.parametrize("at_fault", ["evaluate", "negatives", "positives", "missing"])
+def test_a_file_that_holds_nothing_is_refused_before_anything_is_heard(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_fault: str
+) -> None:
+    from confit_runtime import evaluation, recordings
+
+    monkeypatch.delattr(recordings, "stream_rows")
+    monkeypatch.delattr(evaluation, "FileSource")
+    empty, table = tmp_path / "x.wav", tmp_path / "x.csv"
+    if at_fault != "missing":
+        soundfile.write(empty, silence(0), RATE)
+    if at_fault == "evaluate":
+        table.write_text(f"path,start_s,end_s,label\n{sounds / 'labelled' / 'kitchen.wav'},2.0,2.3,low\nx.wav\n")
+        arguments = ["evaluate", model, table]
+    else:
+        table.write_text(f"path,label\n{sounds / 'clips' / 'low' / '1.wav'},low\nx.wav,low\n")
+        negatives = empty if at_fault == "negatives" else sounds / "negatives"
+        arguments = ["calibrate", model, "--negatives", negatives]
+        arguments += ["--positives", table] if at_fault != "negatives" else []
+    code, out, err = confit(*arguments)
+    fault = "no such file" if at_fault == "missing" else "holds no samples"
+    assert (code, out, err) == (2 if at_fault == "missing" else 1, "", f"confit-edge: {empty}: {fault}\n")
+
+
 def test_each_recording_and_each_sound_counts_once(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "ev").mkdir()
     table, kitchen = tmp_path / "ev" / "labels.csv", tmp_path / "ev" / "kitchen.wav"
