@@ -257,7 +257,8 @@ def _print(report: dict[str, Any]) -> None:
     print(f"thresholds of {_origin(report['thresholds'])}{given}")
     if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
-    for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *report["snr"].items()]:
+    bands = [(f"SNR {band}", row) for band, row in report["snr"].items()]
+    for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *bands]:
         if row["sounds"]:
             low, high = row["frr_interval"]
             share = f"{100 * row['frr']:>6.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"

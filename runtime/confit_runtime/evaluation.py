@@ -138,7 +138,7 @@ class LocalPower:
 def snr_band(snr_db: float) -> str:
     """The band that a ratio is reported in."""
     if math.isnan(snr_db):
-        return "unknown"
+        return "no estimate"
     below = [step for step in SNR_STEPS if snr_db >= step]
     if not below:
         return f"below {SNR_STEPS[0]:g} dB"

@@ -494,6 +494,7 @@ def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confi
     code, out, _ = confit("evaluate", model, sounds / "labels.csv")
     assert code == 0
     assert "\nthresholds of the export\n" in out
+    assert "\nSNR 20 dB and more " in out
     assert "never to fire" not in out
     arguments = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--only", "mid")
     assert confit("calibrate", model, *arguments)[0] == 0

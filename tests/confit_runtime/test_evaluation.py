@@ -93,7 +93,7 @@ def test_ratios_that_have_no_number() -> None:
     assert math.isnan(snr_db(pcm, [Heard("low", 1.2, 1.2)])[0])  # a point
     bands = [snr_band(snr) for snr in (math.nan, -math.inf, -1.0, 0.0, 9.9, 19.0, 20.0, math.inf)]
     assert bands == [
-        "unknown", "below 0 dB", "below 0 dB", "0 to 5 dB", "5 to 10 dB", "10 to 20 dB", "20 dB and more", "20 dB and more",
+        "no estimate", "below 0 dB", "below 0 dB", "0 to 5 dB", "5 to 10 dB", "10 to 20 dB", "20 dB and more", "20 dB and more",
     ]  # fmt: skip
 
 
