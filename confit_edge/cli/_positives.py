@@ -24,15 +24,17 @@ class Clip(NamedTuple):
     path: Path
     labels: tuple[str, ...]
     group: str
+    split: str  # empty where the manifest does not say
 
 
 def read_positives(source: Path, contract: Contract) -> list[Clip]:
-    """The clips that hold a label that can fire; of several labels where the model tells several.
+    """The clips that hold a label that can fire; of several labels where the model tells several; only those of test
+    where it has such.
 
     Raises UsageError, and AudioError on a clip that cannot be opened as sound: before anything takes hours.
     """
     wanted = [contract.labels[place] for place in may_fire(contract)]
-    columns, rows = read_table(source, {"path", "label", "labels", "group", "start_s"})
+    columns, rows = read_table(source, {"path", "label", "labels", "group", "split", "start_s"})
     column = "label" if "label" in columns else "labels"
     if "path" not in columns or column not in columns:
         raise UsageError(f"{source}: needs the columns path and label (columns: {', '.join(columns)})")
@@ -50,7 +52,8 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
         elif set(labels).isdisjoint(wanted):
             others["|".join(labels) or "no label"] += 1
         else:
-            found.append(Clip(folder / str(row["path"]), labels, str(row.get("group") or row["path"])))
+            group, split = str(row.get("group") or row["path"]), str(row.get("split") or "").strip()
+            found.append(Clip(folder / str(row["path"]), labels, group, split))
     if several:
         say(f"{source}: left out {counted(several, 'clip')} of several labels, for {contract.name} tells one of a clip")
     if others:
@@ -58,9 +61,26 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
         say(f"{source}: left out, being none of the labels that can fire: {named}")
     if not found:
         raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
+    found = _of_test(source, found)
     for clip in found:
         sound_seconds(clip.path)
     return found
+
+
+def _of_test(source: Path, clips: list[Clip]) -> list[Clip]:
+    """The clips of test, or all where none is, which is told: what a model was learnt from it misses less of."""
+    test = [clip for clip in clips if clip.split == "test"]
+    if test and len(test) < len(clips):
+        say(
+            f"{source}: left out {counted(len(clips) - len(test), 'clip')} of other splits than test, for what the model was"
+            " learnt from it misses less of"
+        )
+    elif not test and any(clip.split for clip in clips):
+        say(
+            f"beware: {source}: has splits, and none of these clips is of test: if the model was learnt from them, it misses more"
+            " of others"
+        )
+    return test or clips
 
 
 def hear(loaded: Model, contract: Contract, clips: Sequence[Clip], json_lines: bool) -> list[Positive]:

@@ -27,7 +27,11 @@ def calibrate(
     ],
     positives: Annotated[
         Path | None,
-        typer.Option(metavar="DATA", help="Clips of its sounds: a manifest, or a folder with one folder a label."),
+        typer.Option(
+            metavar="DATA",
+            help="Clips of its sounds: a manifest (of which those of test count, where it has splits), or a folder with one"
+            " folder a label.",
+        ),
     ] = None,
     target_fa_per_hour: Annotated[
         float, typer.Option(metavar="RATE", help="False accepts an hour that the whole model may make at the most.")

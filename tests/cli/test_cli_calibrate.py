@@ -370,6 +370,37 @@ def test_of_several_labels_each_is_a_positive_and_none_is_another(
     assert "left out 1 clip of several labels, for tiny tells one of a clip" in err
 
 
+def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "m.csv"
+    options = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--positives", manifest, "--json")
+    for of_two, clips, missed, told in (
+        (
+            "test",
+            2,
+            0.5,
+            "left out 2 clips of other splits than test, for what the model was learnt from it misses less of",
+        ),
+        (
+            "val",
+            4,
+            0.25,
+            "has splits, and none of these clips is of test: if the model was learnt from them, it misses more",
+        ),
+        ("", 4, 0.25, ""),
+    ):
+        splits = [of_two, of_two, *(["train", ""] if of_two else ["", ""])]
+        rows = [f"{sounds / 'clips' / 'low' / f'{at}.wav'},low,{split}\n" for at, split in enumerate(splits)]
+        manifest.write_text(f"path,label,split\n{''.join(rows)}", encoding="utf-8")
+        code, out, err = confit("calibrate", model, *options)
+        assert code == 0, err
+        report = json.loads(out)
+        assert (report["clips"], report["frr"]) == (clips, missed)
+        assert told in err
+        assert ("m.csv" in err) == bool(told)
+
+
 def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(
         f"path,start_s,end_s,label\n{sounds / 'labelled' / 'kitchen.wav'},2.0,2.3,low\n"
