@@ -95,7 +95,8 @@ def train(
         ),
     ] = None,
     strict: Annotated[
-        bool | None, option("Stop at the first unusable clip instead of leaving it out.", _DATA, "--strict")
+        bool | None,
+        option("Stop where clips or background cannot be used instead of leaving them out.", _DATA, "--strict"),
     ] = None,
     window: Annotated[
         float | None,

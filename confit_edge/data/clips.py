@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +24,14 @@ from confit_runtime.files import default_cache
 log = logging.getLogger(__name__)
 
 SILENCE = 1e-5  # full scale is 1
+MIN_S = 0.05  # what is shorter holds no sound
 ProblemKind = Literal["missing", "unreadable", "empty", "not-finite", "short", "silent"]
 Progress = Callable[[int, int], None]  # clips done, clips in all
 
 
 @dataclass(frozen=True)
 class ClipProblem:
-    """A clip that cannot be used, and why."""
+    """A clip or a recording that cannot be used, and why."""
 
     path: Path
     kind: ProblemKind
@@ -97,7 +98,7 @@ def load_clips(
     manifest: Manifest,
     store: ClipStore,
     *,
-    min_seconds: float = 0.05,
+    min_seconds: float = MIN_S,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Manifest, list[Pcm], list[ClipProblem]]:
@@ -126,7 +127,7 @@ def usable_clips(
     manifest: Manifest,
     store: ClipStore,
     *,
-    min_seconds: float = 0.05,
+    min_seconds: float = MIN_S,
     progress: Progress | None = None,
     keep: Callable[[Pcm], object] = lambda pcm: None,
 ) -> tuple[Manifest, list[ClipProblem]]:
@@ -143,12 +144,12 @@ def usable_clips(
 
 
 def decode(
-    manifest: Manifest, store: ClipStore, *, min_seconds: float = 0.05, progress: Progress | None = None
+    manifest: Manifest, store: ClipStore, *, min_seconds: float = MIN_S, progress: Progress | None = None
 ) -> Iterator[tuple[Clip, Pcm | ClipProblem]]:
     """Each clip of the manifest, in order, with its samples or with what is wrong with it."""
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
     try:
-        outcomes = pool.map(lambda clip: _judge(clip.path, store, min_seconds), manifest.clips)
+        outcomes = pool.map(lambda clip: judged(clip.path, store, min_seconds), manifest.clips)
         for done, (clip, outcome) in enumerate(zip(manifest.clips, outcomes, strict=True), start=1):
             if progress is not None:
                 progress(done, len(manifest))
@@ -162,17 +163,52 @@ def count_kinds(problems: list[ClipProblem]) -> dict[str, int]:
     return dict(Counter(problem.kind for problem in problems).most_common())
 
 
-def _judge(path: Path, store: ClipStore, min_seconds: float) -> Pcm | ClipProblem:
+def load_recordings(
+    paths: Sequence[Path], store: ClipStore, option: str, *, strict: bool = False, progress: Progress | None = None
+) -> tuple[dict[Path, Pcm], list[ClipProblem]]:
+    """Decode long recordings: by its path each that can be used, and what is wrong with the others.
+
+    They are judged as clips are, but one after the other, for each may last hours. Raises UsageError, naming the `option`
+    they were given by, when none is left, and ConfitError with `strict` when any is lost.
+    """
+    found: dict[Path, Pcm] = {}
+    problems: list[ClipProblem] = []
+    for done, path in enumerate(paths, start=1):
+        outcome = judged(path, store)
+        if isinstance(outcome, ClipProblem):
+            problems.append(outcome)
+        else:
+            found[path] = outcome
+        if progress is not None:
+            progress(done, len(paths))
+    if problems:
+        first = f"{problems[0].path}: {problems[0].detail}"
+        if not found:
+            raise UsageError(f"{option}: no recording can be used; the first problem is {first}")
+        if strict:
+            raise ConfitError(
+                f"{option}: {len(problems)} of {len(paths)} recordings cannot be used; the first is {first}"
+            )
+    return found, problems
+
+
+def judged(path: Path, store: ClipStore, min_seconds: float = MIN_S) -> Pcm | ClipProblem:
+    """The samples of a sound file, or what is wrong with it."""
     try:
         pcm = store.get(path)
     except ConfitError as error:
-        return ClipProblem(path, _kind(path), str(error).removeprefix(f"{path}: "))
+        return ClipProblem(path, _kind(path), str(error).removeprefix(f"{os.path.abspath(path)}: "))
     seconds = len(pcm) / store.rate
     if pcm.size == 0 or seconds < min_seconds:
         return ClipProblem(path, "short", f"is {seconds:.3f} s long, shorter than {min_seconds:g} s")
-    if float(np.abs(pcm).max()) < SILENCE:
+    if is_silent(pcm):
         return ClipProblem(path, "silent", f"is silent (no sample above {SILENCE:g})")
     return pcm
+
+
+def is_silent(pcm: Pcm) -> bool:
+    """Whether nothing is heard in it at all: no microphone that is not muted gives that. Hours of sound are not copied."""
+    return not pcm.size or max(float(pcm.max()), -float(pcm.min())) < SILENCE
 
 
 def _kind(path: Path) -> ProblemKind:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.augment import Pcm
-from confit_edge.data.clips import ClipProblem, ClipStore, load_clips, sound_digest
+from confit_edge.data.clips import ClipProblem, ClipStore, is_silent, load_clips, load_recordings, sound_digest
 from confit_edge.data.manifest import UNKNOWN, Manifest, read_manifest, sound_files
 from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
@@ -151,8 +151,12 @@ def read_corpus(
         decoded |= apart
         problems += unusable
         manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
-    recordings = [store.get(path) for path in paths]
-    _check_apart("--background", dict(zip(paths, recordings, strict=True)), manifest, decoded)
+    recordings, unusable = load_recordings(paths, store, f"--background {background}", strict=strict, progress=progress)
+    problems += unusable
+    _check_apart("--background", recordings, manifest, decoded)
+    train_part, val_part = _split_background(list(recordings.values()))
+    if recordings:
+        _refuse_silent(f"--background {background}", train_part, val_part)
     classes = manifest.classes
     if recordings and UNKNOWN not in classes:
         classes = [*classes, UNKNOWN]
@@ -169,7 +173,6 @@ def read_corpus(
         places = [clip.path for clip in chosen]
         return Clips([sound(decoded[path]) for path in places], targets, [clip.group for clip in chosen], places)
 
-    train_part, val_part = _split_background(recordings)
     return Corpus(
         manifest,
         classes,
@@ -209,13 +212,27 @@ def _refuse_long(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
 
 
 def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:
-    """By recording where there are enough, else each in time: the beginning to train, the end for thresholds."""
+    """By recording where there are enough, else each in time: the beginning to train, the end for thresholds.
+
+    Of a recording whose end is silent, or its beginning, that part is left out.
+    """
     if len(recordings) >= 5:
         count = max(1, round(VAL_SHARE * len(recordings)))
         return recordings[:-count], recordings[-count:]
     cuts = [int(len(recording) * (1 - VAL_SHARE)) for recording in recordings]
     pairs = list(zip(recordings, cuts, strict=True))
-    return [recording[:cut] for recording, cut in pairs], [recording[cut:] for recording, cut in pairs]
+    parts = [recording[:cut] for recording, cut in pairs], [recording[cut:] for recording, cut in pairs]
+    train, val = ([part for part in some if not is_silent(part)] for some in parts)
+    return train, val
+
+
+def _refuse_silent(place: str, train: list[Pcm], val: list[Pcm]) -> None:
+    """Raise UsageError where nothing is heard in the background that is learnt, or in that which thresholds are set on."""
+    for part, which, use in ((train, "first seven", "learnt"), (val, "last three", "kept for thresholds")):
+        if not part:
+            raise UsageError(
+                f"{place}: its {which} tenths, which are {use}, are silent: was the microphone muted? Cut the silence off"
+            )
 
 
 def balanced_batches(

@@ -298,7 +298,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["only-missing.csv"], 1, ["'no'", "nowhere.wav"]),
         (["good.csv", "--background", "nowhere"], 2, ["nowhere", "--background"]),
         (["good.csv", "--background", "empty"], 2, ["empty", "--background"]),
-        (["good.csv", "--background", "text.wav"], 1, ["text.wav"]),
+        (["good.csv", "--background", "text.wav"], 2, ["--background", "text.wav: no recording can be used"]),
         (["good.csv", "--rooms", "nowhere"], 2, ["nowhere: no such file or folder, for --rooms"]),
         (["good.csv", "--rooms", "empty"], 2, ["empty: no sound files for --rooms there"]),
         (["good.csv", "--recipe", "nowhere.yaml"], 2, ["nowhere.yaml"]),

@@ -140,16 +140,48 @@ def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:
     assert sound_files(noise(tmp_path / "one.wav", 0), "--background") == [tmp_path / "one.wav"]
 
 
-@pytest.mark.parametrize("kind", ["silent", "text"])
-def test_a_background_recording_that_cannot_be_used_is_named(manifest: Path, tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "hum.wav"
-    if kind == "text":
+@pytest.mark.parametrize("kind", ["unreadable", "empty", "short", "silent", "not-finite"])
+def test_a_background_recording_that_cannot_be_used_is_named_and_left_out(
+    manifest: Path, tmp_path: Path, kind: str
+) -> None:
+    """One sample of an aborted recording ended a training; what a muted microphone gave was learnt without a word."""
+    samples = {
+        "empty": np.zeros(0),
+        "short": np.full(1, 0.1),
+        "silent": np.zeros(RATE),
+        "not-finite": np.full(RATE, np.nan),
+    }
+    folder, path = tmp_path / "hum", tmp_path / "hum" / "1.wav"
+    folder.mkdir()
+    if kind == "unreadable":
         path.write_text("not sound")
-        with pytest.raises(ConfitError, match=r"hum\.wav"):
-            read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
-    else:  # silence is what a quiet room sounds like
-        soundfile.write(path, np.zeros(RATE), RATE)
-        assert len(read_corpus(manifest, rate=RATE, seed=0, background=tmp_path).background_train) == 1
+    else:
+        soundfile.write(path, samples[kind], RATE, subtype="FLOAT")
+    with pytest.raises(
+        UsageError, match=r"--background .*hum: no recording can be used; the first problem is .*1\.wav"
+    ):
+        read_corpus(manifest, rate=RATE, seed=0, background=folder)
+    for seed in (2, 3):
+        noise(folder / f"{seed}.wav", seed, seconds=2.0)
+    corpus = read_corpus(manifest, rate=RATE, seed=0, background=folder)
+    assert [(problem.path, problem.kind) for problem in corpus.problems] == [(path, kind)]
+    assert [len(part) for part in corpus.background_train] == [int(1.4 * RATE)] * 2
+    with pytest.raises(ConfitError, match=r"1 of 3 recordings cannot be used; the first is .*1\.wav"):
+        read_corpus(manifest, rate=RATE, seed=0, background=folder, strict=True)
+
+
+def test_silent_stretches_of_background_stay_and_a_silent_part_goes(manifest: Path, tmp_path: Path) -> None:
+    """A microphone with a noise gate gives nothing but zeros between two sounds; one that was muted, none after them."""
+    sound, pause = np.random.default_rng(0).uniform(-0.3, 0.3, RATE), np.zeros(2 * RATE)
+    soundfile.write(tmp_path / "gated.wav", np.concatenate([sound, pause, sound]), RATE)
+    soundfile.write(tmp_path / "muted.wav", np.concatenate([sound, sound, pause]), RATE)
+    corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
+    assert corpus.problems == []
+    assert [len(part) for part in corpus.background_train] == [int(2.8 * RATE)] * 2
+    assert [len(part) for part in corpus.background_val] == [4 * RATE - int(2.8 * RATE)]
+    (tmp_path / "gated.wav").unlink()
+    with pytest.raises(UsageError, match="its last three tenths, which are kept for thresholds, are silent"):
+        read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
 
 
 def test_a_clip_that_cannot_be_used_is_reported_and_left_out(cut: Callable[..., Path]) -> None:
