@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.augment import coloured_noise, varied
+from confit_edge.data.augment import Pcm, coloured_noise, varied
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Corpus
 from confit_runtime.calibration import RELEASE
@@ -128,7 +128,7 @@ def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) 
     samples = sum(map(len, clips)) + int(1.8 * rate * len(clips))
     stream, spoken = compose(clips, rows, background, samples=samples, rate=rate, snr=(SNR_DB, SNR_DB), rng=rng)
     if corpus.background_val:
-        stream = np.concatenate([stream, *corpus.background_val])[: len(stream) + ALONE_S * rate]
+        stream = np.concatenate([stream, *_beginning(corpus.background_val, ALONE_S * rate)])
     truth = [
         Heard(corpus.classes[column], word.start / rate, word.end / rate)
         for word in spoken
@@ -136,6 +136,12 @@ def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) 
         if corpus.classes[column] != corpus.unknown
     ]
     return stream, truth
+
+
+def _beginning(recordings: list[Pcm], samples: int) -> list[Pcm]:
+    """The first `samples` of recordings that follow one another, or all where they are fewer: of hours no more is held."""
+    starts = np.cumsum([0, *map(len, recordings)])
+    return [recording[: max(0, samples - start)] for recording, start in zip(recordings, starts, strict=False)]
 
 
 def _above_false_accepts(
