@@ -48,7 +48,7 @@ class RunInfo:
     multi_label: bool
     lr: float  # chosen on validation where the recipe names several
     kept_epoch: int
-    data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, seconds of background, problems
+    data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, seconds of background by use, problems
     distilled: dict[str, Any] | None = None  # of a student: its teacher, the lesson, the sound without labels
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -201,12 +201,13 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
 
 
 def sizes(corpus: Corpus, rate: int) -> dict[str, Any]:
-    """How many clips of how many groups each split has, and how many seconds the background lasts."""
+    """How many clips of how many groups each split has, and how many seconds of background are learnt and kept for thresholds."""
     splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
     return {
         "clips": {name: len(clips) for name, clips in splits.items()},
         "groups": {name: len(set(clips.groups)) for name, clips in splits.items()},
-        "background_s": round(sum(map(len, corpus.background_train + corpus.background_val)) / rate, 1),
+        "background_train_s": round(sum(map(len, corpus.background_train)) / rate, 1),
+        "background_val_s": round(sum(map(len, corpus.background_val)) / rate, 1),
     }
 
 
@@ -225,8 +226,10 @@ def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
         )
         if before != after:
             told.append(f"{split} had {before}, has {after}")
-    if was.get("background_s", now["background_s"]) != now["background_s"]:  # older runs do not tell
-        told.append(f"the background lasted {was['background_s']:g} s, lasts {now['background_s']:g} s")
+    for part, use in (("train", "to learn from"), ("val", "for thresholds")):
+        key = f"background_{part}_s"
+        if was.get(key, now[key]) != now[key]:  # older runs do not tell
+            told.append(f"the background {use} lasted {was[key]:g} s, lasts {now[key]:g} s")
     return (
         "; ".join(told) or "as many clips and groups of the same classes, but other sound, labels, splits or background"
     )

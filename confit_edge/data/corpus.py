@@ -20,6 +20,7 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.voiced import trimmed
 
 VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
+NEAR = (0.15, 0.5)  # what whole recordings may come to in place of it; else each is cut
 LONGEST_OTHER_S = 60  # of a clip of others
 
 
@@ -214,11 +215,14 @@ def _refuse_long(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
 def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:
     """By recording where there are enough, else each in time: the beginning to train, the end for thresholds.
 
-    Of a recording whose end is silent, or its beginning, that part is left out.
+    So is each of many whose lengths differ so much that those kept for thresholds would be a small share of the sound, or
+    most of it. Of a recording whose end is silent, or its beginning, that part is left out.
     """
     if len(recordings) >= 5:
         count = max(1, round(VAL_SHARE * len(recordings)))
-        return recordings[:-count], recordings[-count:]
+        train, val = recordings[:-count], recordings[-count:]
+        if NEAR[0] <= sum(map(len, val)) / sum(map(len, recordings)) <= NEAR[1]:
+            return train, val
     cuts = [int(len(recording) * (1 - VAL_SHARE)) for recording in recordings]
     pairs = list(zip(recordings, cuts, strict=True))
     parts = [recording[:cut] for recording, cut in pairs], [recording[cut:] for recording, cut in pairs]

@@ -95,6 +95,10 @@ def train(
         parts = (_counted(data, name) for name in ("train", "val", "test"))
         named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
         watch({"stage": "note", "text": "{}: {} to train, {} to choose by, {} to test".format(named, *parts)})
+        if corpus.background_train:
+            learnt, kept = (data[key] / 60 for key in ("background_train_s", "background_val_s"))
+            text = f"background: {learnt:.1f} min to learn from, {kept:.1f} min for thresholds"
+            watch({"stage": "note", "text": text})
         labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
         for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest)])]:
             watch({"stage": "note", "text": f"beware: {suspect}"})

@@ -105,6 +105,32 @@ def test_many_background_recordings_are_split_by_recording(manifest: Path, tmp_p
     assert len(corpus.background_val) == 2
 
 
+@pytest.mark.parametrize(
+    ("seconds", "whole"),
+    [
+        ([1, 1, 1, 1, 50], False),  # the last, whole, would leave little to learn from
+        ([50, 1, 1, 1, 1], False),  # and here little to set thresholds on
+        ([1.0, 1.2, 0.8, 1.6, 1.0, 0.9, 1.1], True),
+        ([2, 2, 2, 1, 4], True),  # 45 % of it
+        ([1, 2, 2, 1, 5], False),  # 55 %
+    ],
+)
+def test_recordings_of_unlike_lengths_are_each_cut(
+    manifest: Path, tmp_path: Path, seconds: list[float], whole: bool
+) -> None:
+    for at, length in enumerate(seconds):
+        noise(tmp_path / f"{at}.wav", at, seconds=length)
+    corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
+    learnt, kept = (list(map(len, part)) for part in (corpus.background_train, corpus.background_val))
+    lengths = [int(length * RATE) for length in seconds]
+    if whole:
+        assert learnt + kept == lengths
+        assert len(kept) == round(0.3 * len(seconds))
+    else:
+        assert [sum(parts) for parts in zip(learnt, kept, strict=True)] == lengths
+        assert 0.29 < sum(kept) / sum(lengths) < 0.31
+
+
 def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
     rows = ["path,label,group"]
     for number, label in enumerate("xyxyxyx"):

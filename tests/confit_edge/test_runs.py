@@ -66,6 +66,7 @@ def test_a_run_tells_what_it_was_trained_on(run_path: Path, manifest: Path, back
     info = json.loads((run_path / "run.json").read_text())
     assert info["data"]["clips"] == {"train": 30, "val": 15, "test": 15}
     assert info["data"]["groups"] == {"train": 6, "val": 3, "test": 3}
+    assert (info["data"]["background_train_s"], info["data"]["background_val_s"]) == (19.6, 8.4)
     assert info["data"]["manifest"] == str(manifest)
     assert info["recipe"]["background"] == str(background)
     assert info["classes"] == ["happy", "marvin", "seven", "stop", "yes", "unknown"]
