@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from confit_edge import files, runs
+from confit_edge.data.clips import ClipProblem
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background, sound_files
@@ -90,7 +91,7 @@ def train(
     )
     if watch:
         for problem in corpus.problems:
-            watch({"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail})
+            watch(left_out(problem))
         data = describe_data(manifest, corpus, encoder.sample_rate)
         parts = (_counted(data, name) for name in ("train", "val", "test"))
         named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
@@ -161,6 +162,11 @@ def train(
         leave_nothing(out)
         beginning.unlink()
     return trained
+
+
+def left_out(problem: ClipProblem) -> dict[str, Any]:
+    """The event of a clip or a recording that is left out."""
+    return {"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail}
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge import runs
-from confit_edge.data.clips import ClipStore
+from confit_edge.data.clips import ClipStore, load_recordings
 from confit_edge.data.manifest import sound_files
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
-from confit_edge.pairtune.session import Trained, check_out, train
+from confit_edge.pairtune.session import Trained, check_out, left_out, train
 from confit_edge.pairtune.trainer import Watcher
 from confit_runtime.errors import UsageError
 
@@ -58,12 +58,19 @@ def distill(
         )
     rate = encoder.sample_rate
     files = list(dict.fromkeys(path for folder in unlabelled for path in sound_files(folder, "--unlabelled")))
-    store, recordings, digest = ClipStore(rate), [], hashlib.sha256()
-    for done, path in enumerate(files, start=1):
-        recordings.append(store.get(path))
-        digest.update(recordings[-1].data)
-        if watch:
-            watch({"stage": "decode", "done": done, "total": len(files)})
+    heard, problems = load_recordings(
+        files,
+        ClipStore(rate),
+        f"--unlabelled {' '.join(map(str, unlabelled))}",
+        strict=recipe.strict,
+        progress=(lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None,
+    )
+    digest = hashlib.sha256()
+    for pcm in heard.values():
+        digest.update(pcm.data)
+    if watch:
+        for problem in problems:
+            watch(left_out(problem))
     about = {
         "teacher": str(run.resolve()),
         "teacher_encoder": teacher.info.encoder,
@@ -71,12 +78,12 @@ def distill(
         **asdict(lesson),
         "unlabelled": {
             "folders": [str(folder.resolve()) for folder in unlabelled],
-            "recordings": len(recordings),
-            "seconds": round(sum(map(len, recordings)) / rate, 1),
+            "recordings": len(heard),
+            "seconds": round(sum(map(len, heard.values())) / rate, 1),
             "fingerprint": digest.hexdigest(),
         },
     }
-    if watch and not recordings:
+    if watch and not heard:
         watch({"stage": "note", "text": "no --unlabelled sound: the teacher teaches from the training clips alone"})
     teaching = TeachingRun(
         teacher=teacher.encoder,
@@ -84,8 +91,8 @@ def distill(
         classes=teacher.info.classes,
         fingerprint=teacher.info.data["fingerprint"],
         metrics=teacher.metrics["probes"],
-        unlabelled=recordings,
-        paths=files,
+        unlabelled=list(heard.values()),
+        paths=list(heard),
         student_rate=rate,
         lesson=lesson,
         about=about,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from confit_edge.runs import read_run, weights_sha256
 from confit_runtime import load
@@ -52,12 +53,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_is_a_run_like_any_other(
     teacher: Path, recipe: Path, small: Path, background: Path, tmp_path: Path, confit: Here
 ) -> None:
-    student, model = tmp_path / "student", tmp_path / "student.onnx"
+    student, model, muted = tmp_path / "student", tmp_path / "student.onnx", tmp_path / "muted.wav"
+    soundfile.write(muted, np.zeros(16_000), 16_000)
     code, out, err = confit(
         *("distill", teacher, "-o", student, "--unlabelled", background, "--epochs", "1", "--recipe", recipe),
-        *("--similarity-weight", "2.5"),
+        *("--similarity-weight", "2.5", "--unlabelled", muted),
     )
     assert code == 0, err
+    assert f"left out {muted}: silent" in err
     assert "epoch 1/1: loss" in err
     shown = [line.split("  ")[0] for line in out.splitlines()]
     assert shown == [
@@ -154,7 +157,7 @@ def test_bad_input_is_refused_on_one_line(
         ([teacher, "--similarity-weight", "0", "--similarity-temperature", "1"], 2, ["--similarity-temperature"]),
         ([teacher, "--student", "nothing-of-the-kind"], 2, ["nothing-of-the-kind"]),
         ([teacher, "--unlabelled", tmp_path / "empty"], 2, ["empty", "--unlabelled"]),
-        ([teacher, "--unlabelled", tmp_path / "keys.yaml"], 1, ["keys.yaml"]),
+        ([teacher, "--unlabelled", tmp_path / "keys.yaml"], 2, ["keys.yaml: no recording can be used"]),
         ([teacher, "--unlabelled", judged], 2, ["somewhere-else.ogg", "test clip"]),
         ([teacher, "--manifest", other_classes], 2, ["other classes", "happy", "seven"]),
         ([teacher, "--manifest", other_clips], 2, [str(other_clips), "is not the data"]),
