@@ -13,7 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from confit_runtime.errors import ConfitError
+from confit_runtime.errors import ConfitError, UsageError
+
+
+def check_folder(out: Path, what: str) -> None:
+    """Raise UsageError where `out` cannot be a folder for `what`, since a file is there or above it."""
+    if out.is_file():
+        raise UsageError(f"{out}: is a file; -o names a folder for the {what}")
+    if in_the_way := [parent for parent in out.parents if parent.is_file()]:
+        raise UsageError(f"{out}: cannot be made a folder, for {in_the_way[0]} is a file")
 
 
 def write_text(path: Path, text: str) -> None:

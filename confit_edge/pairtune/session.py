@@ -310,10 +310,7 @@ def _own(clips: Clips, corpus: Corpus) -> dict[str, int]:
 
 def check_out(out: Path, resume: bool) -> None:
     """Raise UsageError where writing a run to `out` would lose something."""
-    if out.is_file():
-        raise UsageError(f"{out}: is a file; -o names a folder for the run")
-    if in_the_way := [parent for parent in out.parents if parent.is_file()]:
-        raise UsageError(f"{out}: cannot be made a folder, for {in_the_way[0]} is a file")
+    files.check_folder(out, "run")
     begun = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
     if (out / "run.json").is_file() and not resume:
         raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge import __version__
+from confit_edge.files import check_folder
 from confit_edge.pairtune.trainer import DivergedError
 from confit_edge.runs import weights_sha256
 from confit_edge.studies import find
@@ -64,8 +65,9 @@ def prepare(
 
     With `groups`, every trial trains on so many training groups only, drawn by its seed. With `earlier`, the trials are
     made of runs and studies done before. Raises UsageError where the study has nothing to do on such data, or where
-    `out` holds something else.
+    `out` holds something else or cannot be a folder.
     """
+    check_folder(out, "study")
     with limited_to(1):
         bench = Bench(
             source, (lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None

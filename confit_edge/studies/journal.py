@@ -26,8 +26,6 @@ class Journal:
 
     def open(self) -> dict[str, Outcome]:
         """What is done already, by key; nothing is written. Raises UsageError where the folder holds something else."""
-        if self.path.is_file():
-            raise UsageError(f"{self.path}: is a file; -o names a folder for the study")
         if not (self.path / HEADER).is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise UsageError(f"{self.path}: is not empty and holds no study; choose another -o")

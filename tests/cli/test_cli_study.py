@@ -128,6 +128,7 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
         (["isotropy", "--from", "x", "--seeds", "2"], r"--seeds is of trainings"),
         (["isotropy", "--from", "x", "--train-groups", "2"], r"--train-groups is of trainings"),
         (["shots", "-o", __file__], r"is a file; -o names a folder for the study"),
+        (["shots", "-o", f"{__file__}/x/y", "--dry-run"], r"y: cannot be made a folder, for .*test_cli_study.py is a file"),
     ],
 )
 def test_wrong_usage_is_named_in_one_line(
