@@ -73,6 +73,8 @@ class Bench:
             )
             if not len(self._corpora[rate].test):
                 raise UsageError(f"{self.source.manifest}: no clip is in test, which is what a study reports on")
+            if not self._corpora[rate].test.targets.any():
+                raise UsageError(f"{self.source.manifest}: no clip in test has a label, so a study could report nothing")
         return self._corpora[rate]
 
     def encoder(self, recipe: Recipe) -> Encoder:

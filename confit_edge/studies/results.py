@@ -157,12 +157,12 @@ class Results:
         return len({row.seed for row in self.select(arm)})
 
     def _tallies(self, side: Side) -> dict[int, Tally]:
-        """By seed: the tally of all of the side's rows together."""
+        """By seed: the tally of all of the side's rows together. Of no seed that had no clip to judge on."""
         found: dict[int, Tally] = {}
         for row in self.select(side.arm):
-            if side.metric in row.shares:
+            if tally := row.shares.get(side.metric):
                 whole = found.setdefault(row.seed, {})
-                for group, (right, clips) in row.shares[side.metric].items():
+                for group, (right, clips) in tally.items():
                     before = whole.get(group, (0.0, 0.0))
                     whole[group] = (before[0] + right, before[1] + clips)
         return found

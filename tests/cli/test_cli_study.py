@@ -150,6 +150,16 @@ def test_a_manifest_without_test_clips_is_refused(tones: Path, recipe: Path, tmp
     assert "m.csv: no clip is in test, which is what a study reports on" in err
 
 
+def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Here) -> None:
+    with tones.open(newline="") as file, (tmp_path / "m.csv").open("w", newline="") as target:
+        rows = list(csv.reader(file))[1:]
+        bare = [[tones.parent / path, "" if split == "test" else label, group, split] for path, label, group, split in rows]
+        csv.writer(target).writerows([["path", "labels", "group", "split"], *bare])
+    code, _, err = confit("study", "shots", "--data", tmp_path / "m.csv", "-o", tmp_path / "out", "--recipe", recipe)
+    assert code == 2
+    assert "m.csv: no clip in test has a label, so a study could report nothing" in err
+
+
 def test_the_help_tells_of_every_study(confit: Here) -> None:
     code, out, _ = confit("study", "--help")
     assert code == 0

@@ -304,6 +304,22 @@ def test_one_seed_of_one_group_has_no_interval_and_unanimity_a_bound() -> None:
     assert (wrong.value, wrong.low, wrong.high) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 6)))
 
 
+def test_what_no_test_clip_was_of_has_no_figure_and_does_not_end_a_study() -> None:
+    """Of `shots`, a seed whose rare classes have no test clip: other seeds are told, and of none there is nothing to tell."""
+    some = Results(
+        outcome({"o": arm}, seed, {"linear": [0.5, 0.5], "linear_rare": rare})
+        for arm in "ab"
+        for seed, rare in ((0, []), (1, [1.0, 0.5]))
+    )
+    assert some.share("linear_rare", o="a").value == 0.75
+    none = some.where(lambda row: row.seed == 0)
+    gap = none.difference(Side("linear_rare", {"o": "a"}), Side("linear_rare", {"o": "b"}))
+    assert versus("A", "B", gap) == "A and B were not both measured."
+    assert none.share("linear", o="a").value == 0.5
+    bare = [outcome({"objective": "pairtune", "n": n}, 0, {"linear": [], "knn": []}, isoscore=0.1 * n) for n in range(6)]
+    assert isotropy.conclude(Results(bare))[0].startswith("Too few encoders")
+
+
 def test_sentences_claim_what_the_interval_allows() -> None:
     assert versus("A", "B", Estimate(0.05, 0.01, 0.09)) == "A is above B (+5.0 points [1.0, 9.0])."
     assert versus("A", "B", Estimate(-0.05, -0.09, -0.01)) == "A is below B (-5.0 points [-9.0, -1.0])."

@@ -100,7 +100,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
         return [
             point
             for point in points
-            if point.shares.keys() & set(PROBES)
+            if any(point.shares.get(probe) for probe in PROBES)
             and point.numbers.keys() & set(MEASURES)
             and point.arm.get("basis") != ROTATED  # the same encoder, turned
         ]
@@ -169,7 +169,7 @@ def pairs(rows: list[Row], measure: str, probe: str) -> Pairs:
     """The pairs of the rows that have both, of the data that tell arms apart: an arm alone, or as good as all, says nothing."""
     from scipy.stats import rankdata
 
-    rows = [row for row in rows if measure in row.numbers and probe in row.shares]
+    rows = [row for row in rows if measure in row.numbers and row.shares.get(probe)]
     arms = _numbered([tuple(row.arm.items()) for row in rows])
     data = _numbered([(row.subset, row.arm.get("from"), row.seed if row.subset != Subset() else 0) for row in rows])
     values = np.array([[row.numbers[measure] for row in rows], [share(row, probe) for row in rows]])
@@ -239,7 +239,7 @@ def draw(results: Results, path: Path) -> None:
             rows = [
                 row
                 for row in results.select({"objective": objective})
-                if name in row.numbers and "linear" in row.shares
+                if name in row.numbers and row.shares.get("linear")
             ]
             axes.scatter(
                 [row.numbers[name] for row in rows],
