@@ -66,7 +66,8 @@ def study(
     """Answer one of the method's open questions on your own clips.
 
     A study is a plan of trainings. It says what they cost before it begins, keeps each as it ends (stopped, the same
-    command goes on), and writes a table, a plot and conclusions with 95 % intervals over seeds and test groups.
+    command goes on), and writes a table, a plot and conclusions with 95 % intervals over seeds and test groups. It tells
+    accuracy on test; where clips may have several labels, mAP.
 
     - **temperature**: of the contrastive loss, from 0.01 to 1
     - **mining**: contrastive losses x ways of mining hard pairs

@@ -34,6 +34,7 @@ from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.trainer import Fitted, Watcher, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
+from confit_edge.probes.metrics import merit_name
 from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder
@@ -130,7 +131,7 @@ def train(
         "manifest": str(manifest.resolve()),
         "fingerprint": corpus.fingerprint,
         "distilled": teaching.about if teaching else None,
-        "chosen_by": _chosen_by(corpus.multi_label),
+        "chosen_by": merit_name(multi_label=corpus.multi_label),
         "processes": ranks.count,
     }
     finished = ranks.everywhere(out / "run.json")
@@ -332,11 +333,6 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _chosen_by(multi_label: bool) -> str:
-    """What `probes.metrics.merit` is called."""
-    return "mAP" if multi_label else "accuracy"
-
-
 def begun(out: Path) -> dict[str, Any] | None:
     """The training that was begun, or finished, in `out`, as `started.json` tells it; None where none was. Raises ConfitError."""
     if (out / "run.json").is_file():
@@ -345,7 +341,7 @@ def begun(out: Path) -> dict[str, Any] | None:
             "recipe": info.recipe,
             "fingerprint": info.data["fingerprint"],
             "distilled": info.distilled,
-            "chosen_by": _chosen_by(info.multi_label),
+            "chosen_by": merit_name(multi_label=info.multi_label),
             "processes": None,  # what is finished is not gone on with, by however many
         }
     beginning = out / "started.json"

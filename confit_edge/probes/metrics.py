@@ -158,6 +158,11 @@ def merit(scores: Floats, targets: Targets, *, multi_label: bool) -> float:
     return float(correct(scores, targets).mean())
 
 
+def merit_name(*, multi_label: bool) -> str:
+    """What `merit` is called."""
+    return "mAP" if multi_label else "accuracy"
+
+
 def accuracy(right: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Accuracy:
     """The share of clips that are right, with a percentile bootstrap interval that resamples groups.
 
@@ -230,6 +235,23 @@ def average_precisions(scores: Floats, targets: Targets, weights: Doubles | None
 def mean_average_precision(scores: Floats, targets: Targets) -> float:
     """mAP: the mean over classes of `average_precisions`; classes without clips are left out."""
     return float(np.nanmean(average_precisions(scores, targets)))
+
+
+def precision_gains(scores: Floats, targets: Targets) -> Doubles:
+    """By how much the average precision of each class rises for each unit of weight that a clip gains, `[clips, classes]`.
+
+    NaN for a class without clips. The gains of a class sum to zero, since clips of twice the weight all rank as before.
+    """
+    found = np.full(targets.shape, np.nan)
+    for column in np.flatnonzero(targets.any(axis=0)):
+        order, last = _ranking(scores[:, column])
+        first, ranked = np.searchsorted(last, last), last + 1.0
+        relevant = targets[order, column].astype(np.float64)
+        precision, whole = relevant.cumsum()[last] / ranked, relevant.sum()
+        own = relevant * (precision - relevant @ precision / whole)
+        below = np.stack([relevant / ranked, relevant * precision / ranked])[:, ::-1].cumsum(axis=1)[:, ::-1][:, first]
+        found[order, column] = (own + relevant * below[0] - below[1]) / whole
+    return found
 
 
 def equal_error_rates(scores: Floats | Doubles, same: Bools, weights: Doubles | None = None) -> Doubles:

@@ -26,7 +26,7 @@ from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import Floats, Targets, correct
+from confit_edge.probes.metrics import Doubles, Floats, Targets, correct, mean_average_precision, merit, precision_gains
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Point, Tally, Trial
 from confit_runtime.errors import UsageError
@@ -74,7 +74,9 @@ class Bench:
             if not len(self._corpora[rate].test):
                 raise UsageError(f"{self.source.manifest}: no clip is in test, which is what a study reports on")
             if not self._corpora[rate].test.targets.any():
-                raise UsageError(f"{self.source.manifest}: no clip in test has a label, so a study could report nothing")
+                raise UsageError(
+                    f"{self.source.manifest}: no clip in test has a label, so a study could report nothing"
+                )
         return self._corpora[rate]
 
     def encoder(self, recipe: Recipe) -> Encoder:
@@ -112,36 +114,59 @@ def probed(
     corpus: Corpus,
     recipe: Recipe,
     device: torch.device,
-    parts: dict[str, Rows] | None = None,
+    parts: dict[str, list[str]] | None = None,
 ) -> Point:
     """The dual probe (and vanilla fine-tuning's own head, `head`) on test clips, and the geometry of their embedding.
 
-    Shares are of clips with a label: of several labels a clip may have none, and then no answer is right. Each of `parts` (a
-    name, and which test clips `[clips]`) adds the shares of those clips alone, as `linear_NAME`. Among the numbers,
-    `val_linear`, `val_knn` and `val_head` are accuracies on validation clips: what to choose by.
+    Of what a clip may be (`Corpus.answers`), see `judged`. Each of `parts` (a name, and classes) adds what is told of those
+    classes alone, as `linear_NAME`. Among the numbers, `val_linear`, `val_knn` and `val_head` are the `merit` on validation
+    clips: what to choose by.
     """
     probes = dual_probe(encoder, corpus, recipe, device)
     judges: dict[str, LinearProbe | KnnProbe] = {"linear": probes.linear, "knn": probes.knn}
     if fitted is not None and isinstance(fitted.objective, FineTune):
         judges["head"] = head_probe(fitted.objective)
-    shares, numbers = {}, {}
-    labelled = corpus.test.targets.sum(axis=1) > 0
+    shares, numbers, answers, several = {}, {}, corpus.answers, corpus.multi_label
+    truth, test = (clips.targets[:, answers] for clips in (corpus.val, corpus.test))
+    names = [corpus.classes[at] for at in answers]
+    of = {f"_{part}": [names.index(name) for name in some] for part, some in (parts or {}).items()}
     for name, probe in judges.items():
-        right = correct(probe.scores(probes.test_embeddings), corpus.test.targets)
-        shares[name] = tally(right, corpus.test.groups, labelled)
-        shares |= {f"{name}_{part}": tally(right, corpus.test.groups, rows) for part, rows in (parts or {}).items()}
-        numbers[f"val_{name}"] = share_right(probe.scores(probes.val_embeddings), corpus.val.targets)
+        scores = probe.scores(probes.test_embeddings)[:, answers]
+        for part, columns in {"": None, **of}.items():
+            shares[f"{name}{part}"] = judged(scores, test, corpus.test.groups, columns, multi_label=several)
+        numbers[f"val_{name}"] = merit(probe.scores(probes.val_embeddings)[:, answers], truth, multi_label=several)
     geometry = describe(probes.test_embeddings, label_sets(corpus.test.targets), recipe.seed)
     return Point(shares, numbers | geometry)
 
 
-def share_right(scores: Floats, targets: Targets) -> float:
-    """The share of the clips with a label whose best class is one of their own, of scores and targets `[clips, classes]`."""
-    labelled = targets.any(axis=1)
-    return float(correct(scores[labelled], targets[labelled]).mean())
+def judged(
+    scores: Floats, targets: Targets, groups: list[str], columns: list[int] | None = None, *, multi_label: bool
+) -> Tally:
+    """The tally whose share is the `merit` of `scores [clips, classes]`: how many clips of the classes are right.
+
+    Of several labels it is the mAP over the classes, see `precision_tally`. Of all classes, or of those in `columns`.
+    """
+    columns = list(range(targets.shape[1])) if columns is None else columns
+    asked = targets[:, columns]
+    if multi_label:
+        return precision_tally(scores[:, columns], asked, groups)
+    return tally(correct(scores, targets), groups, asked.sum(axis=1) > 0)
 
 
-def tally(right: Rows, groups: list[str], rows: Rows | None = None) -> Tally:
+def precision_tally(scores: Floats, targets: Targets, groups: list[str]) -> Tally:
+    """mAP as a tally: by group what its clips add to the sum whose share is mAP, and how many clips it has.
+
+    Each clip adds mAP, and by how much mAP rises as the clip gains weight. The latter sums to zero over all clips, and in a
+    resample of groups it moves the share as mAP would move, to first order (the infinitesimal jackknife, Jaeckel 1972).
+    Empty where no clip has a label.
+    """
+    if not targets.any():
+        return {}
+    gains = np.nanmean(precision_gains(scores, targets), axis=1)
+    return tally(mean_average_precision(scores, targets) + len(gains) * gains, groups)
+
+
+def tally(right: Rows | Doubles, groups: list[str], rows: Rows | None = None) -> Tally:
     """By group: how many of its clips are right, and how many it has. Of all clips, or of those in `rows [clips]`."""
     found: Tally = {}
     for index in range(len(right)) if rows is None else np.flatnonzero(rows):

@@ -18,7 +18,7 @@ Colour = str | tuple[float, ...]
 MARKERS = "os^Dv"
 
 
-def draw(results: Results, chart: Chart, title: str, path: Path, ylabel: str = "accuracy on test (%)") -> None:
+def draw(results: Results, chart: Chart, title: str, path: Path, split: str = "test") -> None:
     """Write the plot of a chart. Where `x` is no number, the points of one value stand beside one another."""
     figure, axes = plt.subplots(figsize=(8, 4.8))
     ticks = results.values(chart.x)
@@ -53,7 +53,7 @@ def draw(results: Results, chart: Chart, title: str, path: Path, ylabel: str = "
     if not numeric or chart.log:
         axes.set_xticks(list(places.values()), [str(tick) for tick in places], rotation=0 if numeric else 15)
         axes.minorticks_off()
-    axes.set(xlabel=chart.x, ylabel=ylabel)
+    axes.set(xlabel=chart.x, ylabel=f"{results.figure} on {split} (%)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     if axes.has_data():

@@ -14,6 +14,7 @@ from typing import Any
 from confit_edge import __version__
 from confit_edge.files import check_folder
 from confit_edge.pairtune.trainer import DivergedError
+from confit_edge.probes.metrics import merit_name
 from confit_edge.runs import weights_sha256
 from confit_edge.studies import find
 from confit_edge.studies.bench import Bench, Source, pairtuned
@@ -36,6 +37,7 @@ class Planned:
     study: Study
     source: Source
     journal: Journal
+    figure: str  # what is judged by, see `merit_name`
     trials: dict[str, Trial]  # by key
     cost: dict[str, float]
     done: dict[str, Outcome]
@@ -94,6 +96,9 @@ def prepare(
             "encoder_sha256": weights_sha256(bench.encoder(source.recipe)),
             "version": __version__,
         }
+        figure = merit_name(multi_label=corpus.multi_label)
+        if figure != "accuracy":
+            header["figure"] = figure
         journal = Journal(out, header)
         trials = {trial.key(study.name): trial for trial in planned}
         done = {key: outcome for key, outcome in journal.open().items() if key in trials}
@@ -109,7 +114,7 @@ def prepare(
             if key not in done and kind not in paces:
                 paces[kind] = measure_pace(bench, replace(pairtuned(trial.recipe), seed=source.recipe.seed))
             cost[key] = done[key].cpu_seconds if key in done else expected(study, trial, bench, paces[kind])
-    return Planned(study, source, journal, trials, cost, done)
+    return Planned(study, source, journal, figure, trials, cost, done)
 
 
 def _refuse_namesakes(earlier: list[Path]) -> None:
@@ -132,7 +137,7 @@ def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:
             done[outcome.key] = outcome
             if watch:
                 watch({"stage": "trial", "outcome": outcome, "done": len(done), "total": len(planned.trials)})
-    return Results(done[key] for key in planned.trials)
+    return Results((done[key] for key in planned.trials), planned.figure)
 
 
 def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:

@@ -35,6 +35,7 @@ def write_report(planned: Planned, results: Results, command: str) -> list[str]:
         "question": study.question,
         "command": command,
         **{key: planned.journal.header[key] for key in ("recipe", "train_groups", "manifest", "fingerprint")},
+        "figure": results.figure,
         "seeds": sorted({outcome.seed for outcome in results.outcomes}),
         "trials": len(results.outcomes),
         "diverged": [{**outcome.arm, "seed": outcome.seed, "why": outcome.diverged} for outcome in results.diverged],
@@ -61,6 +62,8 @@ def facts(results: Results) -> str:
     if results.diverged:
         named = sorted({words(outcome.arm) for outcome in results.diverged})
         text += f" Diverged, and left out: {counted(len(results.diverged), 'trial')} ({'; '.join(named)})."
+    if results.figure != "accuracy":
+        text += f" Clips may have several labels: linear, knn and head are {results.figure}."
     if len(seeds) == 1:
         text += " One seed: the intervals speak of test groups only."
     return text
@@ -107,7 +110,7 @@ def to_csv(table: list[dict[str, Scalar | None]]) -> str:
 
 
 def to_markdown(results: Results) -> str:
-    """The table for people: accuracies on test in per cent with their intervals, and some of the geometry.
+    """The table for people: accuracies (or mAP) on test in per cent with their intervals, and some of the geometry.
 
     An arm that was only looked at on validation, as an epoch, has nothing to show here: `table.csv` has it.
     """

@@ -59,12 +59,12 @@ class Results:
     comparison alike (they saw the same clips). That gives its shape. Its length is what a two-way analysis of variance
     gives, with Student's t at Satterthwaite's degrees of freedom (1946): a bootstrap of three seeds or groups is far too
     sure by itself, and one that resamples both counts what is neither's thrice (Owen 2007, arXiv 0712.1111). An interval
-    of a number is Student's, over seeds.
+    of a number is Student's, over seeds. What the shares are is `figure`: accuracy, or mAP where clips have several labels.
     """
 
-    def __init__(self, outcomes: Iterable[Outcome]) -> None:
+    def __init__(self, outcomes: Iterable[Outcome], figure: str = "accuracy") -> None:
         done = list(outcomes)
-        self.outcomes = done
+        self.outcomes, self.figure = done, figure
         self.diverged = [outcome for outcome in done if outcome.diverged]
         self.rows = [
             Row({**outcome.arm, **point.arm}, outcome.seed, outcome.subset, point.shares, point.numbers)
@@ -78,7 +78,7 @@ class Results:
 
     def where(self, kept: Callable[[Row], bool]) -> Results:
         """Of some of the rows only."""
-        found = Results(self.outcomes)
+        found = Results(self.outcomes, self.figure)
         found.rows = list(filter(kept, self.rows))
         return found
 

@@ -13,7 +13,9 @@ from confit_edge.pairtune.config import Recipe
 
 Scalar = str | int | float
 Arm = Mapping[str, Scalar]
-Tally = dict[str, tuple[float, float]]  # by test group: how many clips were right, and of how many
+Tally = dict[
+    str, tuple[float, float]
+]  # by test group: clips that were right, of how many; of mAP see `precision_tally`
 
 
 @dataclass(frozen=True)

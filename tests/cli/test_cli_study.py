@@ -128,7 +128,10 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
         (["isotropy", "--from", "x", "--seeds", "2"], r"--seeds is of trainings"),
         (["isotropy", "--from", "x", "--train-groups", "2"], r"--train-groups is of trainings"),
         (["shots", "-o", __file__], r"is a file; -o names a folder for the study"),
-        (["shots", "-o", f"{__file__}/x/y", "--dry-run"], r"y: cannot be made a folder, for .*test_cli_study.py is a file"),
+        (
+            ["shots", "-o", f"{__file__}/x/y", "--dry-run"],
+            r"y: cannot be made a folder, for .*test_cli_study.py is a file",
+        ),
     ],
 )
 def test_wrong_usage_is_named_in_one_line(
@@ -153,7 +156,9 @@ def test_a_manifest_without_test_clips_is_refused(tones: Path, recipe: Path, tmp
 def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Here) -> None:
     with tones.open(newline="") as file, (tmp_path / "m.csv").open("w", newline="") as target:
         rows = list(csv.reader(file))[1:]
-        bare = [[tones.parent / path, "" if split == "test" else label, group, split] for path, label, group, split in rows]
+        bare = [
+            [tones.parent / path, "" if split == "test" else label, group, split] for path, label, group, split in rows
+        ]
         csv.writer(target).writerows([["path", "labels", "group", "split"], *bare])
     code, _, err = confit("study", "shots", "--data", tmp_path / "m.csv", "-o", tmp_path / "out", "--recipe", recipe)
     assert code == 2

@@ -30,6 +30,7 @@ from confit_edge.probes.metrics import (
     interval,
     mean_average_precision,
     paired_difference,
+    precision_gains,
 )
 from confit_edge.probes.verification import CLIPS, Trials, all_pairs, read_trials, verify
 from confit_runtime import intervals
@@ -86,6 +87,17 @@ def test_of_several_labels_metrics_are_scikit_learns(seed: int, clips: int) -> N
         labels = None if average == "micro" else [0, 1, 2, 3]
         expected = f1_score(targets, decided, labels=labels, average=average, zero_division=0)
         assert judged.metrics[f"{average}_f1"].value == pytest.approx(expected)
+
+
+def test_a_precision_gains_what_a_little_more_weight_of_a_clip_brings() -> None:
+    scores, targets = some_scores(30, 0, several=True)
+    scores = scores.round(1)  # some are alike
+    gains = precision_gains(scores, targets)
+    more = 1 + 1e-6 * np.eye(30)
+    np.testing.assert_allclose(
+        gains, (average_precisions(scores, targets, more) - average_precisions(scores, targets)) / 1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(gains[:, targets.any(axis=0)].sum(axis=0), 0, atol=1e-9)
 
 
 def test_the_weights_of_a_draw_are_clips_repeated() -> None:

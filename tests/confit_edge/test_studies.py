@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.geometry.measures import contribution
 from confit_edge.pairtune.config import Recipe
+from confit_edge.probes.judge import judge
 from confit_edge.studies import find, names
+from confit_edge.studies.bench import precision_tally
 from confit_edge.studies.journal import Journal, read_outcomes
 from confit_edge.studies.phrases import ranking, versus
 from confit_edge.studies.questions import batch, convergence, dimensions, isotropy, mining, unseen
@@ -251,6 +253,36 @@ def test_a_difference_of_nothing_is_seldom_told() -> None:
     assert told / 200 < 0.08
 
 
+def test_map_has_the_interval_of_its_own_bootstrap_and_nothing_is_seldom_told() -> None:
+    """Of two arms that hear three labels equally well: the interval of one seed is as long as `judge` has it."""
+    rng, told, lengths = np.random.default_rng(0), 0, []
+    groups = [f"g{group}" for group in range(20) for _ in range(8)]
+    for _ in range(100):
+        targets = (rng.random((160, 3)) < 0.35).astype(np.int8)
+        hard = np.repeat(rng.normal(0, 0.7, (20, 3)), 8, axis=0) + rng.normal(0, 0.7, (160, 3)) + 1.5 * targets
+        scores = {
+            (arm, seed): (hard + rng.normal(0, 0.7, (160, 3))).astype(np.float32) for arm in "ab" for seed in range(3)
+        }
+        results = Results(
+            Outcome(
+                f"{arm}{seed}",
+                {"o": arm},
+                seed,
+                Subset(),
+                [Point({"linear": precision_tally(one, targets, groups)})],
+                0,
+            )
+            for (arm, seed), one in scores.items()
+        )
+        told += results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).told
+        alone = results.where(lambda row: row.seed == 0).share("linear", o="a")
+        own = judge(scores["a", 0], targets, groups, ["x", "y", "z"], multi_label=True).metrics["map"]
+        assert alone.value == pytest.approx(own.value)
+        lengths.append((alone.high - alone.low) / (own.high - own.low))
+    assert told / 100 < 0.1
+    assert np.mean(lengths) == pytest.approx(1, abs=0.1)
+
+
 def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is_not() -> None:
     def gap(groups: int, comparisons: int = 1) -> Estimate:
         rng = np.random.default_rng(1)
@@ -316,7 +348,9 @@ def test_what_no_test_clip_was_of_has_no_figure_and_does_not_end_a_study() -> No
     gap = none.difference(Side("linear_rare", {"o": "a"}), Side("linear_rare", {"o": "b"}))
     assert versus("A", "B", gap) == "A and B were not both measured."
     assert none.share("linear", o="a").value == 0.5
-    bare = [outcome({"objective": "pairtune", "n": n}, 0, {"linear": [], "knn": []}, isoscore=0.1 * n) for n in range(6)]
+    bare = [
+        outcome({"objective": "pairtune", "n": n}, 0, {"linear": [], "knn": []}, isoscore=0.1 * n) for n in range(6)
+    ]
     assert isotropy.conclude(Results(bare))[0].startswith("Too few encoders")
 
 

@@ -25,7 +25,7 @@ from confit_edge.probes import dual, views
 from confit_edge.probes.dual import dual_probe
 from confit_edge.runs import read_run
 from confit_edge.studies import cost, find, names
-from confit_edge.studies.bench import Bench, probed, source_of
+from confit_edge.studies.bench import Bench, judged, probed, source_of
 from confit_edge.studies.engine import Planned, prepare, run
 from confit_edge.studies.questions import dimensions, unseen
 from confit_edge.studies.report import write_report
@@ -181,7 +181,7 @@ def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: 
 
 
 def test_a_clip_without_a_label_is_not_counted_wrong(tones: Path, recipe: Recipe) -> None:
-    """Of several labels a clip may have none, and `train` and `probe` leave it out: so does a study, on test and validation."""
+    """Of several labels a clip may have none: it is one that no class should come first on, as in the mAP of `train`."""
     bench = Bench(source_of(tones, recipe))
     whole, encoder = bench.corpus(), bench.encoder(recipe)
 
@@ -193,13 +193,67 @@ def test_a_clip_without_a_label_is_not_counted_wrong(tones: Path, recipe: Recipe
     point = probed(encoder, None, corpus, recipe, bench.device)
     for name in ("linear", "knn"):
         right, clips = np.sum(list(point.shares[name].values()), axis=0)
-        assert clips == dual.metrics[name]["test"]["n"] == 9  # of 12
-        assert right / clips == pytest.approx(dual.metrics[name]["test"]["accuracy"])
-        assert point.numbers[f"val_{name}"] == pytest.approx(dual.metrics[name]["val"]["accuracy"])
+        assert clips == 12  # 3 of them without a label
+        assert right / clips == pytest.approx(dual.metrics[name]["test"]["map"])
+        assert point.numbers[f"val_{name}"] == pytest.approx(dual.metrics[name]["val"]["map"])
     embedded = [np.eye(4, dtype=np.float32)[clips.labels] for clips in (whole.train, whole.val, whole.test)]
     perfect = dimensions.probe(*embedded, corpus)
     assert perfect.numbers["val_linear"] == 1
-    assert all(right == clips == 3 for tally in perfect.shares.values() for right, clips in tally.values())
+    shares = [pair for tally in perfect.shares.values() for pair in tally.values()]
+    assert np.allclose(shares, 4)
+
+
+def test_a_label_that_clips_have_or_not_is_no_constant(tones: Path, recipe: Recipe) -> None:
+    """Of one label the best class is always it. A study tells its mAP, as `train` does, and the unknown class is none of it."""
+    bench = Bench(source_of(tones, recipe))
+    whole, encoder = bench.corpus(), bench.encoder(recipe)
+
+    def one(clips: Clips) -> Clips:
+        targets = np.zeros((len(clips), 2), np.int8)
+        targets[:, 0] = clips.labels == 0
+        return replace(clips, targets=targets)
+
+    train, val, test = map(one, (whole.train, whole.val, whole.test))
+    hum = [np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)]
+    corpus = replace(
+        whole, classes=["tone0", "unknown"], unknown="unknown", multi_label=True, train=train, val=val, test=test,
+        background_train=hum, background_val=hum,
+    )  # fmt: skip
+    dual = dual_probe(encoder, corpus, recipe, bench.device)
+    point = probed(encoder, None, corpus, recipe, bench.device, {"rare": ["tone0"], "none": []})
+    for name in ("linear", "knn"):
+        right, clips = np.sum(list(point.shares[name].values()), axis=0)
+        assert right / clips == pytest.approx(dual.metrics[name]["test"]["map"])
+        assert point.numbers[f"val_{name}"] == pytest.approx(dual.metrics[name]["val"]["map"])
+        assert point.shares[f"{name}_rare"] == point.shares[name]
+        assert point.shares[f"{name}_none"] == {}
+    wrong = judged(np.arange(12.0)[:, None].astype(np.float32), test.targets[:, :1], test.groups, multi_label=True)
+    right, clips = np.sum(list(wrong.values()), axis=0)
+    assert right / clips < 0.5
+
+
+def test_a_study_of_several_labels_tells_map(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+    several = tmp_path / "several.csv"
+    with tones.open(newline="") as file, several.open("w", newline="") as target:
+        rows = list(csv.reader(file))[1:]
+        both = {"tone0": "low", "tone1": "low|even", "tone2": "", "tone3": "even"}
+        table = [[tones.parent / path, both[label], group, split] for path, label, group, split in rows]
+        csv.writer(target).writerows([["path", "labels", "group", "split"], *table])
+    planned, results, conclusions = done("convergence", several, recipe, tmp_path)
+    assert results.figure == "mAP"
+    assert "linear, knn and head are mAP" in conclusions[0]
+    assert json.loads((tmp_path / "convergence" / "results.json").read_text())["figure"] == "mAP"
+    bench, frozen = Bench(planned.source), next(trial for trial in planned.trials.values() if not trial.train)
+    probes = dual_probe(bench.encoder(frozen.recipe), bench.data(frozen), frozen.recipe, bench.device)
+    for name in ("linear", "knn"):
+        assert results.share(name, objective="frozen").value == pytest.approx(probes.metrics[name]["test"]["map"])
+    header = tmp_path / "convergence" / "study.json"
+    plain = {key: value for key, value in json.loads(header.read_text()).items() if key != "figure"}
+    header.write_text(json.dumps(plain))
+    with pytest.raises(UsageError, match="differs in figure"):
+        plan("convergence", several, recipe, tmp_path / "convergence")
+    with pytest.raises(UsageError, match="convergence: was judged otherwise than by mAP"):
+        prepare(find("isotropy"), planned.source, tmp_path / "out", seeds=1, earlier=[header.parent])
 
 
 def test_unseen_needs_classes_to_hold_back(tones: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
 
 
 def epochs_to(curve: list[float], near: float = NEAR) -> float:
-    """The first epoch, from 1, whose accuracy is at least `near` times the best of the curve."""
+    """The first epoch, from 1, that is at least `near` times the best of the curve."""
     return float(np.argmax(np.array(curve) >= near * max(curve)) + 1)
 
 
@@ -81,10 +81,8 @@ def conclude(results: Results) -> list[str]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Validation accuracy by epoch."""
-    draw_chart(
-        results.where(lambda row: "epoch" in row.arm), CHART, STUDY.question, path, ylabel="accuracy on validation (%)"
-    )
+    """Accuracy (or mAP) on validation by epoch."""
+    draw_chart(results.where(lambda row: "epoch" in row.arm), CHART, STUDY.question, path, split="validation")
 
 
 STUDY = Study(

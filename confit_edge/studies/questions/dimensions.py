@@ -26,9 +26,9 @@ from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.knn import NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import correct
+from confit_edge.probes.metrics import merit
 from confit_edge.studies import chart
-from confit_edge.studies.bench import Bench, rivals, share_right, tally
+from confit_edge.studies.bench import Bench, judged, rivals
 from confit_edge.studies.phrases import plain, points, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
@@ -94,17 +94,18 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
 def probe(train: Floats, val: Floats, test: Floats, corpus: Corpus) -> Point:
     """A linear and a kNN probe (by the cosine, which a rotation leaves as it is) on embeddings `[clips, dim]`."""
     targets, truth = corpus.train.targets, corpus.val.targets
-    known = targets.any(axis=0)  # the unknown class has background only, which is not probed here
+    several = corpus.multi_label
+    known = [at for at in corpus.answers if targets[:, at].any()]  # the background's class is not probed here
     targets, truth, asked = targets[:, known], truth[:, known], corpus.test.targets[:, known]
-    linear = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
+    linear = LinearProbe.fit(train, targets, val, truth, multi_label=several, strengths=(0.1,))
     near = [KnnProbe(train, targets, k) for k in NEIGHBOURS]
-    knn = near[int(np.argmax([share_right(one.scores(val), truth) for one in near]))]
+    knn = near[int(np.argmax([merit(one.scores(val), truth, multi_label=several) for one in near]))]
     return Point(
         {
-            name: tally(correct(judge.scores(test), asked), corpus.test.groups, asked.sum(axis=1) > 0)
+            name: judged(judge.scores(test), asked, corpus.test.groups, multi_label=several)
             for name, judge in (("linear", linear), ("knn", knn))
         },
-        {"val_linear": share_right(linear.scores(val), truth)},
+        {"val_linear": merit(linear.scores(val), truth, multi_label=several)},
     )
 
 
@@ -232,7 +233,7 @@ def _balanced(results: Results) -> list[str]:
     sides = {name: Side("linear", arm) for name, arm in (("even", nearest), ("vanilla", vanilla), ("ours", pairtune))}
     gain = results.difference(sides["even"], sides["vanilla"])
     rest = results.difference(sides["ours"], sides["even"])
-    verdict = "brought accuracy" if gain.low > 0 else "was not seen to bring accuracy"
+    verdict = f"brought {results.figure}" if gain.low > 0 else f"was not seen to bring {results.figure}"
     return [
         *lines,
         versus("Vanilla made balanced", "vanilla", gain),

@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
+from confit_edge.probes.metrics import merit_name
 from confit_edge.studies.bench import Bench, probed, rivals, train_and_probe
 from confit_edge.studies.chart import colour_of, save
 from confit_edge.studies.journal import HEADER, read_header, read_outcomes
@@ -56,10 +57,16 @@ def plan_from(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
     Raises UsageError where `path` is neither, and where it was made on other clips, or another split of them, than `corpus`.
     """
     if (path / HEADER).is_file():
-        if read_header(path / HEADER).get("fingerprint") != corpus.fingerprint:
+        header = read_header(path / HEADER)
+        if header.get("fingerprint") != corpus.fingerprint:
             raise UsageError(
                 f"{path}: was made on other clips, or another split of them, than {corpus.manifest.source} has here, by which"
                 " accuracies differ too: give the study the manifest of that one"
+            )
+        figure = merit_name(multi_label=corpus.multi_label)
+        if header.get("figure", "accuracy") != figure:
+            raise UsageError(
+                f"{path}: was judged otherwise than by {figure}, by an earlier version: do that study anew"
             )
         return [
             Trial(
@@ -220,7 +227,9 @@ def conclude(results: Results) -> list[str]:
                 if not np.isnan(estimate.value):
                     (told if estimate.told else untold).append(f"{measure} with {probe} {plain(estimate, 2)}")
         if told:
-            lines.append(f"Over {name}, accuracy goes with: {'; '.join(told)} (Spearman, within the same data).")
+            lines.append(
+                f"Over {name}, {results.figure} goes with: {'; '.join(told)} (Spearman, within the same data)."
+            )
         if untold:
             lines.append(f"Over {name}, no correlation can be told: {'; '.join(untold)}.")
     if not lines:
@@ -248,7 +257,7 @@ def draw(results: Results, path: Path) -> None:
                 color=colour_of(objective, number),
                 label=objective,
             )
-        axes.set(xlabel=name, ylabel="linear probe on test (%)")
+        axes.set(xlabel=name, ylabel=f"linear probe, {results.figure} on test (%)")
         axes.grid(alpha=0.25)
     panels[0, 0].legend(frameon=False, fontsize=7)
     figure.tight_layout()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
-from confit_edge.studies.bench import Bench, Rows, probed, rivals, trained
+from confit_edge.studies.bench import Bench, probed, rivals, trained
 from confit_edge.studies.phrases import against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
@@ -50,10 +50,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     """The usual; and beside the tail, of the classes with fewer clips than the mean (`linear_rare`)."""
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
-    parts: dict[str, Rows] = {}
-    if "rare" in trial.options:
-        rare = [corpus.classes.index(name) for name in json.loads(str(trial.options["rare"]))]
-        parts["rare"] = corpus.test.targets[:, rare].sum(axis=1) > 0
+    parts = {"rare": json.loads(str(trial.options["rare"]))} if "rare" in trial.options else None
     return [probed(encoder, fitted, corpus, trial.recipe, bench.device, parts)]
 
 
