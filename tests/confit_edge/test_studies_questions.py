@@ -156,6 +156,16 @@ def test_isotropy_reads_what_was_trained_before(
         prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
 
 
+def test_isotropy_refuses_a_study_that_it_can_use_nothing_of(
+    tones: Path, recipe: Recipe, folder: Path, tmp_path: Path
+) -> None:
+    done("unseen", tones, recipe, folder)
+    plan("classes", tones, recipe, tmp_path / "begun").journal.begin()
+    for earlier in (folder / "unseen", tmp_path / "begun"):
+        with pytest.raises(UsageError, match=f"{earlier}: no trial of it tells .* give studies \\(any but unseen\\)"):
+            prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "out", seeds=1, earlier=[earlier])
+
+
 def test_isotropy_judges_a_run_that_learnt_background_too(
     manifest: Path, recipe: Recipe, run_path: Path, tmp_path: Path
 ) -> None:

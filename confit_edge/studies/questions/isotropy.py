@@ -68,6 +68,12 @@ def plan_from(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
             raise UsageError(
                 f"{path}: was judged otherwise than by {figure}, by an earlier version: do that study anew"
             )
+        outcomes = [outcome for outcome in read_outcomes(path) if usable(outcome.points)]
+        if not outcomes:
+            raise UsageError(
+                f"{path}: no trial of it tells both the geometry and {figure} of an encoder; give studies (any but unseen) that"
+                " have trials done, or runs"
+            )
         return [
             Trial(
                 {"objective": "?", **outcome.arm, "from": path.name},
@@ -77,8 +83,7 @@ def plan_from(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
                 options={"study": str(path.resolve()), "key": outcome.key},
                 done=True,
             )
-            for outcome in read_outcomes(path)
-            if outcome.points
+            for outcome in outcomes
         ]
     run = runs.read_run(path)
     # the run's background adds a class and says nothing of what it would be judged on: the labelled clips are compared
@@ -103,19 +108,23 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     """The usual, of an encoder that is trained now, of a run's, or as another study measured it."""
     if "study" in trial.options:
         outcomes = {outcome.key: outcome for outcome in read_outcomes(Path(str(trial.options["study"])))}
-        points = outcomes[str(trial.options["key"])].points
-        return [
-            point
-            for point in points
-            if any(point.shares.get(probe) for probe in PROBES)
-            and point.numbers.keys() & set(MEASURES)
-            and point.arm.get("basis") != ROTATED  # the same encoder, turned
-        ]
+        return usable(outcomes[str(trial.options["key"])].points)
     if "run" not in trial.options:
         return train_and_probe(bench, trial)
     run = runs.read_run(Path(str(trial.options["run"])))
     corpus = bench.corpus(run.encoder.sample_rate)
     return [probed(run.encoder.to(bench.device), None, corpus, run.recipe, bench.device)]
+
+
+def usable(points: list[Point]) -> list[Point]:
+    """Those that tell the geometry of an encoder, and how accurate it is."""
+    return [
+        point
+        for point in points
+        if any(point.shares.get(probe) for probe in PROBES)
+        and point.numbers.keys() & set(MEASURES)
+        and point.arm.get("basis") != ROTATED  # the same encoder, turned
+    ]
 
 
 @dataclass(frozen=True)
@@ -259,7 +268,8 @@ def draw(results: Results, path: Path) -> None:
             )
         axes.set(xlabel=name, ylabel=f"linear probe, {results.figure} on test (%)")
         axes.grid(alpha=0.25)
-    panels[0, 0].legend(frameon=False, fontsize=7)
+    if results.rows:
+        panels[0, 0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
     save(figure, path)
 
