@@ -57,6 +57,19 @@ def study(
             show_default=False,
         ),
     ] = None,
+    background: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACE",
+            help="isotropy only: the --background of runs in --from, where it has moved since training.",
+        ),
+    ] = None,
+    others: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACE", help="isotropy only: the --others of runs in --from, where they have moved since training."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials done at once, each in a process with one thread.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would do, and what that would cost.")
@@ -91,10 +104,18 @@ def study(
         for option, given in (("--seeds", seeds), ("--train-groups", train_groups)):
             if given is not None:
                 raise UsageError(f"{option} is of trainings, and --from reads what was trained before: leave it out")
+    places = {"background": background, "others": others}
+    for key, place in places.items():
+        if place is not None and not earlier:
+            raise UsageError(
+                f"--{key} is of runs in --from: the {key} of a study are its recipe's, key '{key}' of --recipe"
+            )
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
     with Progress(json_lines) as progress:
-        planned = prepare(question, source, out, seeds=seeds or 3, groups=train_groups, earlier=earlier, watch=progress)
+        planned = prepare(
+            question, source, out, seeds=seeds or 3, groups=train_groups, earlier=earlier, places=places, watch=progress
+        )
         progress.cost(planned, jobs)
         if dry_run:
             return

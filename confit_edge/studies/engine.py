@@ -21,7 +21,7 @@ from confit_edge.studies.bench import Bench, Source, pairtuned
 from confit_edge.studies.cost import Pace, expected, measure_pace
 from confit_edge.studies.journal import Journal
 from confit_edge.studies.results import Results
-from confit_edge.studies.study import Study
+from confit_edge.studies.study import Places, Study
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Outcome, Subset, Trial
 from confit_edge.workers import limited_to, workers
@@ -61,13 +61,14 @@ def prepare(
     seeds: int,
     groups: int | None = None,
     earlier: list[Path] | None = None,
+    places: Places | None = None,
     watch: Watcher | None = None,
 ) -> Planned:
     """Read the data, plan the trials of `seeds` seeds and estimate their cost. Writes nothing.
 
     With `groups`, every trial trains on so many training groups only, drawn by its seed. With `earlier`, the trials are
-    made of runs and studies done before. Raises UsageError where the study has nothing to do on such data, or where
-    `out` holds something else or cannot be a folder.
+    made of runs and studies done before; `places` say where a run's `background` and `others` are now. Raises UsageError
+    where the study has nothing to do on such data, or where `out` holds something else or cannot be a folder.
     """
     check_folder(out, "study")
     with limited_to(1):
@@ -82,7 +83,7 @@ def prepare(
                     f"--from: study {study.name} trains its own encoders; only isotropy reads earlier ones"
                 )
             _refuse_namesakes(earlier)
-            planned = [trial for path in earlier for trial in study.plan_from(path, corpus, source.recipe)]
+            planned = study.plan_from(earlier, corpus, source.recipe, places or {})
         else:
             for seed in range(source.recipe.seed, source.recipe.seed + seeds):
                 planned += study.plan(cut(corpus, Subset(groups=groups), seed), replace(source.recipe, seed=seed))

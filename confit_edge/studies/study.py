@@ -12,6 +12,8 @@ from confit_edge.studies.bench import Bench, train_and_probe
 from confit_edge.studies.results import Results
 from confit_edge.studies.trial import Point, Trial
 
+Places = dict[str, Path | None]
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -32,9 +34,9 @@ class Study:
 
     `plan` gives the trials of one seed, which is its recipe's. `measure` does a trial, in a worker process; it is a
     function of a module, since it is found there by its name. `conclude` gives the sentences of the conclusion. `draw`,
-    where it is given, replaces the plot of `chart`. `plan_from` makes trials of what was trained before (a folder of a
-    run or of another study) in place of the plan. `beside` says how many clips a trial embeds beside those of the usual
-    measurement, for its cost.
+    where it is given, replaces the plot of `chart`. `plan_from` makes trials of what was trained before in place of the
+    plan: of folders of runs and of other studies, and of where a run's `background` and `others` are now. `beside` says how
+    many clips a trial embeds beside those of the usual measurement, for its cost.
     """
 
     name: str
@@ -44,5 +46,5 @@ class Study:
     chart: Chart
     measure: Callable[[Bench, Trial], list[Point]] = train_and_probe
     draw: Callable[[Results, Path], None] | None = None
-    plan_from: Callable[[Path, Corpus, Recipe], list[Trial]] | None = None
+    plan_from: Callable[[list[Path], Corpus, Recipe, Places], list[Trial]] | None = None
     beside: Callable[[Bench, Trial], int] | None = None

@@ -127,6 +127,7 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
         (["isotropy", "--from", "a/run", "--from", "b/run"], r"--from: 2 folders are named run"),
         (["isotropy", "--from", "x", "--seeds", "2"], r"--seeds is of trainings"),
         (["isotropy", "--from", "x", "--train-groups", "2"], r"--train-groups is of trainings"),
+        (["isotropy", "--background", "x"], r"--background is of runs in --from: .* key 'background' of --recipe"),
         (["shots", "-o", __file__], r"is a file; -o names a folder for the study"),
         (
             ["shots", "-o", f"{__file__}/x/y", "--dry-run"],

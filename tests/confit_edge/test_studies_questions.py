@@ -144,6 +144,15 @@ def test_isotropy_reads_what_was_trained_before(
     assert len(results.outcomes) == len(before.outcomes)
     assert [row.shares for row in results.rows] == [row.shares for row in before.rows]
     assert sum(outcome.cpu_seconds for outcome in results.outcomes) < 2
+    with pytest.raises(UsageError, match="--background is of a run, and --from names studies alone"):
+        prepare(
+            find("isotropy"),
+            source_of(tones, recipe),
+            tmp_path / "no",
+            seeds=1,
+            earlier=[folder / "classes"],
+            places={"background": tmp_path},
+        )
     with pytest.raises(UsageError, match="only isotropy reads earlier ones"):
         prepare(find("shots"), source_of(tones, recipe), tmp_path / "no", seeds=1, earlier=[folder / "classes"])
     assert planned.cpu_seconds < 1
@@ -177,6 +186,24 @@ def test_isotropy_judges_a_run_that_learnt_background_too(
     assert read_run(run_path).info.unknown is not None
     assert sum(clips for _, clips in point.shares["linear"].values()) == 15
     assert sum(right for right, _ in point.shares["linear"].values()) > 7
+
+
+def test_isotropy_is_told_where_the_background_of_a_run_is_now(
+    manifest: Path, background: Path, recipe: Recipe, run_path: Path, tmp_path: Path
+) -> None:
+    lost, now, there = tmp_path / "lost", tmp_path / "now", tmp_path / "there"
+    shutil.copytree(background, now)
+    shutil.copytree(run_path, lost)
+    info = json.loads((lost / "run.json").read_text())
+    (lost / "run.json").write_text(json.dumps(info | {"recipe": info["recipe"] | {"background": str(there)}}))
+    source, study = source_of(manifest, recipe), find("isotropy")
+    with pytest.raises(UsageError, match=r"is not there; say where it is now \(--background\)"):
+        prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost])
+    moved = prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"background": now})
+    shutil.copytree(background, there)
+    assert list(prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost]).trials) == list(moved.trials)
+    with pytest.raises(UsageError, match="was trained without: leave it out"):
+        prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"others": now})
 
 
 def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from confit_edge.studies.journal import HEADER, read_header, read_outcomes
 from confit_edge.studies.phrases import plain, widened
 from confit_edge.studies.questions.dimensions import ROTATED
 from confit_edge.studies.results import DRAWS, LEVEL, Estimate, Results, Row
-from confit_edge.studies.study import Chart, Study
+from confit_edge.studies.study import Chart, Places, Study
 from confit_edge.studies.trial import Point, Subset, Trial
 from confit_runtime.errors import UsageError
 
@@ -51,57 +51,67 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     return [replace(frozen, arm={"objective": "frozen"}), *trials]
 
 
-def plan_from(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """A trial for a run, or for each encoder that another study measured.
+def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Places) -> list[Trial]:
+    """A trial for each run, and for each encoder that another study measured.
 
-    Raises UsageError where `path` is neither, and where it was made on other clips, or another split of them, than `corpus`.
+    Raises UsageError where a folder is neither, and where it was made on other clips, or another split of them, than `corpus`.
     """
-    if (path / HEADER).is_file():
-        header = read_header(path / HEADER)
-        if header.get("fingerprint") != corpus.fingerprint:
-            raise UsageError(
-                f"{path}: was made on other clips, or another split of them, than {corpus.manifest.source} has here, by which"
-                " accuracies differ too: give the study the manifest of that one"
-            )
-        figure = merit_name(multi_label=corpus.multi_label)
-        if header.get("figure", "accuracy") != figure:
-            raise UsageError(
-                f"{path}: was judged otherwise than by {figure}, by an earlier version: do that study anew"
-            )
-        outcomes = [outcome for outcome in read_outcomes(path) if usable(outcome.points)]
-        if not outcomes:
-            raise UsageError(
-                f"{path}: no trial of it tells both the geometry and {figure} of an encoder; give studies (any but unseen) that"
-                " have trials done, or runs"
-            )
-        return [
-            Trial(
-                {"objective": "?", **outcome.arm, "from": path.name},
-                replace(recipe, seed=outcome.seed),
-                outcome.subset,
-                train=False,
-                options={"study": str(path.resolve()), "key": outcome.key},
-                done=True,
-            )
-            for outcome in outcomes
-        ]
-    run = runs.read_run(path)
-    # the run's background adds a class and says nothing of what it would be judged on: the labelled clips are compared
-    own = runs.run_corpus(run, corpus.manifest.source)
-    if own.manifest.fingerprint() != corpus.manifest.fingerprint():
+    read = {path: runs.read_run(path) for path in earlier if not (path / HEADER).is_file()}
+    if not read and (given := [key for key, place in places.items() if place is not None]):
+        raise UsageError(f"--{given[0]} is of a run, and --from names studies alone: leave it out")
+    found = dict(zip(read, runs.moved(list(read.values()), **places), strict=True))
+    trials: list[Trial] = []
+    for path in earlier:
+        if path not in read:
+            trials += _of_study(path, corpus, recipe)
+            continue
+        _refuse_learnt(found[path], corpus)
+        arm = {"objective": read[path].recipe.objective, "run": path.name}
+        trials.append(Trial(arm, read[path].recipe, train=False, options={"run": str(path.resolve())}))
+    return trials
+
+
+def _of_study(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
+    header = read_header(path / HEADER)
+    if header.get("fingerprint") != corpus.fingerprint:
         raise UsageError(
-            f"{path}: was trained on another split of the clips than {corpus.manifest.source} has here, or with others among"
-            " them, so it may have learnt what it would be judged on: give the study the run's manifest, with its splits, and a"
-            f" --recipe with its seed ({run.recipe.seed}) and others ({run.recipe.others or 'none'})"
+            f"{path}: was made on other clips, or another split of them, than {corpus.manifest.source} has here, by which"
+            " accuracies differ too: give the study the manifest of that one"
+        )
+    figure = merit_name(multi_label=corpus.multi_label)
+    if header.get("figure", "accuracy") != figure:
+        raise UsageError(f"{path}: was judged otherwise than by {figure}, by an earlier version: do that study anew")
+    outcomes = [outcome for outcome in read_outcomes(path) if usable(outcome.points)]
+    if not outcomes:
+        raise UsageError(
+            f"{path}: no trial of it tells both the geometry and {figure} of an encoder; give studies (any but unseen) that"
+            " have trials done, or runs"
         )
     return [
         Trial(
-            {"objective": run.recipe.objective, "run": path.name},
-            run.recipe,
+            {"objective": "?", **outcome.arm, "from": path.name},
+            replace(recipe, seed=outcome.seed),
+            outcome.subset,
             train=False,
-            options={"run": str(path.resolve())},
+            options={"study": str(path.resolve()), "key": outcome.key},
+            done=True,
         )
+        for outcome in outcomes
     ]
+
+
+def _refuse_learnt(run: runs.Run, corpus: Corpus) -> None:
+    """Raise UsageError where a run was trained on another split of the clips.
+
+    Its background adds a class and says nothing of what it would be judged on: the labelled clips are compared.
+    """
+    own = runs.run_corpus(run, corpus.manifest.source)
+    if own.manifest.fingerprint() != corpus.manifest.fingerprint():
+        raise UsageError(
+            f"{run.path}: was trained on another split of the clips than {corpus.manifest.source} has here, or with others among"
+            " them, so it may have learnt what it would be judged on: give the study the run's manifest, with its splits, and a"
+            f" --recipe with its seed ({run.recipe.seed}) and others ({run.recipe.others or 'none'})"
+        )
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
