@@ -9,6 +9,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.hard import background_heard
 from confit_edge.studies.bench import Bench
 from confit_edge.studies.study import Study
 from confit_edge.studies.subset import cut
@@ -19,10 +20,14 @@ TIMED_CLIPS = 64
 
 @dataclass(frozen=True)
 class Pace:
-    """CPU seconds for a clip to go once through a training epoch (with its validation), and once through the probes."""
+    """CPU seconds for a clip to go once through a training epoch (with its validation), and once through the probes.
+
+    `background` are those in which the probes hear all of the background, however few the clips are.
+    """
 
     train: float
     probe: float
+    background: float
 
 
 def measure_pace(bench: Bench, recipe: Recipe) -> Pace:
@@ -39,7 +44,11 @@ def measure_pace(bench: Bench, recipe: Recipe) -> Pace:
         middle = time.process_time()
         dual_probe(encoder, corpus, recipe, bench.device)
         end = time.process_time()
-    return Pace((middle - start) / len(corpus.train), (end - middle) / probed_clips(corpus, recipe))
+    if corpus.background_train:
+        background_heard(encoder, corpus.background_train, bench.device, recipe.seed)
+    background = time.process_time() - end
+    probe = max(0.0, end - middle - background) / probed_clips(corpus, recipe)
+    return Pace((middle - start) / len(corpus.train), probe, background)
 
 
 def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
@@ -48,7 +57,8 @@ def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
     searched = len(recipe.lr) * (recipe.search_epochs or recipe.epochs) if len(recipe.lr) > 1 else 0
     epochs = recipe.epochs * recipe.trainings + searched if trial.train else 0
     clips = probed_clips(corpus, recipe) + (study.beside(bench, trial) if study.beside else 0)
-    return pace.train * len(corpus.train) * epochs + pace.probe * clips
+    background = pace.background if study.hears else 0.0
+    return pace.train * len(corpus.train) * epochs + pace.probe * clips + background
 
 
 def probed_clips(corpus: Corpus, recipe: Recipe) -> int:

@@ -36,7 +36,8 @@ class Study:
     function of a module, since it is found there by its name. `conclude` gives the sentences of the conclusion. `draw`,
     where it is given, replaces the plot of `chart`. `plan_from` makes trials of what was trained before in place of the
     plan: of folders of runs and of other studies, and of where a run's `background` and `others` are now. `beside` says how
-    many clips a trial embeds beside those of the usual measurement, for its cost.
+    many clips a trial embeds beside those of the usual measurement, and `hears` whether its probes hear the background, for
+    its cost.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Study:
     draw: Callable[[Results, Path], None] | None = None
     plan_from: Callable[[list[Path], Corpus, Recipe, Places], list[Trial]] | None = None
     beside: Callable[[Bench, Trial], int] | None = None
+    hears: bool = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +24,7 @@ from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.session import train
 from confit_edge.probes import dual, views
 from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.hard import background_heard
 from confit_edge.runs import read_run
 from confit_edge.studies import cost, find, names
 from confit_edge.studies.bench import Bench, judged, probed, source_of
@@ -351,11 +353,34 @@ def test_the_cost_of_a_trial_counts_every_clip_that_is_embedded(
     planned = plan("unseen", tones, recipe, tmp_path / "out")
     bench, frozen = Bench(planned.source), next(trial for trial in planned.trials.values() if not trial.train)
     pace = cost.measure_pace(bench, recipe)
-    assert (pace.train, pace.probe) == (0, 1)
+    assert (pace.train, pace.probe, pace.background) == (0, 1, 0)
     seconds = 0
     study.measure(bench, frozen)
     assert cost.expected(study, frozen, bench, pace) == seconds
     assert cost.expected(study, replace(frozen, recipe=replace(recipe, probe_views=3)), bench, pace) > seconds
+
+
+def test_the_cost_of_hearing_the_background_is_once_a_trial_and_of_no_clip(
+    tones: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on only while the background is heard."""
+    sound = np.random.default_rng(0).normal(0, 0.1, 20 * 16_000)
+    soundfile.write(tmp_path / "noise.wav", sound, 16_000)
+    seconds = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal seconds
+        seconds += 100
+        return background_heard(*args)
+
+    for module in (dual, cost):
+        monkeypatch.setattr(module, "background_heard", counted)
+    monkeypatch.setattr(cost, "fit", lambda *args, **options: None)
+    monkeypatch.setattr(cost.time, "process_time", lambda: seconds)
+    planned = plan("temperature", tones, replace(recipe, background=str(tmp_path / "noise.wav")), tmp_path / "out")
+    assert set(planned.cost.values()) == {100}
+    planned = plan("dimensions", tones, planned.source.recipe, tmp_path / "deaf")
+    assert set(planned.cost.values()) == {0}
 
 
 def test_shots_trains_as_long_for_every_seed(tones: Path, recipe: Recipe) -> None:

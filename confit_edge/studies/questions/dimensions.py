@@ -256,4 +256,5 @@ STUDY = Study(
     conclude=conclude,
     chart=Chart("dimensions", by=("objective", "what"), metrics=("linear",)),
     draw=draw,
+    hears=False,
 )
