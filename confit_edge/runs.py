@@ -196,6 +196,7 @@ def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(
             f"{source}: is not the data {run.path} was trained on: {_differs(run.info, corpus, run.encoder.sample_rate)}"
+            f"{_left_out(corpus)}"
         )
     return corpus
 
@@ -228,11 +229,22 @@ def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
             told.append(f"{split} had {before}, has {after}")
     for part, use in (("train", "to learn from"), ("val", "for thresholds")):
         key = f"background_{part}_s"
-        if was.get(key, now[key]) != now[key]:  # older runs do not tell
+        if was.get(key, now[key]) != now[key]:
             told.append(f"the background {use} lasted {was[key]:g} s, lasts {now[key]:g} s")
-    return (
-        "; ".join(told) or "as many clips and groups of the same classes, but other sound, labels, splits or background"
-    )
+    if told:
+        return "; ".join(told)
+    same = "as many clips and groups of the same classes, but other sound, labels, splits or background"
+    if corpus.background_train and "background_train_s" not in was:
+        same += " (or it is of an earlier version, which split background by the number of its files: then train anew)"
+    return same
+
+
+def _left_out(corpus: Corpus) -> str:
+    """The first file that was not read, as the end of a sentence on what differs."""
+    if not corpus.problems:
+        return ""
+    first, more = corpus.problems[0], len(corpus.problems) - 1
+    return f"; left out: {first.path} {first.detail}" + (f", and {counted(more, 'file')} more" if more else "")
 
 
 def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typicality:

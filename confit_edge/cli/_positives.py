@@ -61,26 +61,32 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
         say(f"{source}: left out, being none of the labels that can fire: {named}")
     if not found:
         raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
-    found = _of_test(source, found)
+    found = _of_test(source, found, wanted)
     for clip in found:
         sound_seconds(clip.path)
     return found
 
 
-def _of_test(source: Path, clips: list[Clip]) -> list[Clip]:
+def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str]) -> list[Clip]:
     """The clips of test, or all where none is, which is told: what a model was learnt from it misses less of."""
     test = [clip for clip in clips if clip.split == "test"]
     if test and len(test) < len(clips):
         say(
             f"{source}: left out {counted(len(clips) - len(test), 'clip')} of other splits than test, for what the model was"
-            " learnt from it misses less of"
+            " learnt from it misses less of (without the column `split` all are heard)"
         )
+        if untold := sorted({label for clip in clips for label in clip.labels if label in wanted} - _labels(test)):
+            say(f"beware: {source}: has no clip of test of {', '.join(untold)}: what is missed of it is not known")
     elif not test and any(clip.split for clip in clips):
         say(
             f"beware: {source}: has splits, and none of these clips is of test: if the model was learnt from them, it misses more"
             " of others"
         )
     return test or clips
+
+
+def _labels(clips: list[Clip]) -> set[str]:
+    return {label for clip in clips for label in clip.labels}
 
 
 def hear(loaded: Model, contract: Contract, clips: Sequence[Clip], json_lines: bool) -> list[Positive]:

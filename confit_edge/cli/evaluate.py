@@ -249,7 +249,7 @@ def _print(report: dict[str, Any]) -> None:
     if report["left_out"]:
         all_of_them = counted(report["recordings"] + len(report["left_out"]), "recording")
         print(
-            f"not of all: {len(report['left_out'])} of {all_of_them} cannot be read to the end and count for nothing here"
+            f"not of all: {len(report['left_out'])} of {all_of_them} cannot be read as sound and count for nothing here"
         )
     given = (
         f", but for --threshold {' '.join(report['thresholds']['given'])}" if "given" in report["thresholds"] else ""

@@ -108,7 +108,7 @@ def study(
     for key, place in places.items():
         if place is not None and not earlier:
             raise UsageError(
-                f"--{key} is of runs in --from: the {key} of a study are its recipe's, key '{key}' of --recipe"
+                f"--{key} is of runs in --from: a study itself takes it from its recipe, key '{key}' of --recipe"
             )
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SILENCE = 1e-5  # full scale is 1
 MIN_S = 0.05  # what is shorter holds no sound
+READING = 2  # how compressed sound is read: counted up when that changes, for decoded clips are kept
+PLAIN = (".wav", ".flac")  # read as ever
 ProblemKind = Literal["missing", "unreadable", "empty", "not-finite", "short", "silent"]
 Progress = Callable[[int, int], None]  # clips done, clips in all
 
@@ -91,6 +93,8 @@ class ClipStore:
             raise UsageError(f"{path}: no such file ({error.strerror})") from error
         # The change time too: a file renamed over another can have its size and its modification time.
         identity = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, self.rate]
+        if path.suffix.lower() not in PLAIN:
+            identity.append(READING)
         return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 

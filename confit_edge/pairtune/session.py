@@ -38,7 +38,7 @@ from confit_edge.probes.metrics import merit_name
 from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder
-from confit_runtime.wording import counted
+from confit_runtime.wording import counted, lasting
 
 FEW, SOUP_OF_FEW = 100, 4  # training clips of what fires; trainings that are averaged where there are fewer
 
@@ -98,9 +98,8 @@ def train(
         named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
         watch({"stage": "note", "text": "{}: {} to train, {} to choose by, {} to test".format(named, *parts)})
         if corpus.background_train:
-            learnt, kept = (data[key] / 60 for key in ("background_train_s", "background_val_s"))
-            text = f"background: {learnt:.1f} min to learn from, {kept:.1f} min for thresholds"
-            watch({"stage": "note", "text": text})
+            learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
+            watch({"stage": "note", "text": f"background: {learnt} to learn from, {kept} for thresholds"})
         labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
         for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest)])]:
             watch({"stage": "note", "text": f"beware: {suspect}"})

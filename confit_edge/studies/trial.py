@@ -13,9 +13,8 @@ from confit_edge.pairtune.config import Recipe
 
 Scalar = str | int | float
 Arm = Mapping[str, Scalar]
-Tally = dict[
-    str, tuple[float, float]
-]  # by test group: clips that were right, of how many; of mAP see `precision_tally`
+# By test group: clips that were right, of how many; of mAP see `precision_tally`.
+Tally = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)

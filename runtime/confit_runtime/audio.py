@@ -35,6 +35,8 @@ _UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know th
 _PADDED = 10_000  # samples that an MP3 encoder may add at both ends (12 bits each), and the frame that says so
 _GUESSED = 0.01  # by which a length that is guessed from the first frame of an MP3 may be wrong
 
+_NOT_PROMISED = 1 << 62  # samples of a FLAC that was written to a pipe
+
 log = logging.getLogger(__name__)
 
 
@@ -72,20 +74,23 @@ def open_sound(path: str | Path) -> Any:
     return sound
 
 
-def _expected(path: Path, sound: Any) -> int:
-    """How many samples must come of a file. Raises AudioError where it holds more than libsndfile would read of it."""
+def _expected(path: Path, sound: Any) -> int | None:
+    """How many samples must come of a file, None where it does not say.
+
+    Raises AudioError where it holds more than libsndfile would read of it.
+    """
     if sound.format == "OGG" and is_joined(path):
         raise AudioError(
             f"{path}: several streams are joined in it, of which only the first can be read; {_convert(path)}"
         )
-    if (sound.format, sound.subtype) != ("MP3", "MPEG_LAYER_III"):
-        return int(sound.frames)
+    if sound.subtype != "MPEG_LAYER_III":
+        return int(sound.frames) if sound.frames < _NOT_PROMISED else None
     there, stated = mp3_seconds(path)
     read = sound.frames / sound.samplerate
     if there - read > max(_PADDED / sound.samplerate, _GUESSED * there):
         raise AudioError(
             f"{path}: holds about {there:.1f} s of sound, of which only {read:.1f} s can be read, for it is joined of several"
-            f" or says too little of itself; {_convert(path)}"
+            f" or has a variable bit rate and no header that tells its length; {_convert(path)}"
         )
     # tags and pictures count where the length is guessed
     return int(sound.frames) if stated or not there else min(sound.frames, round(there * sound.samplerate))
@@ -101,7 +106,7 @@ def _forward() -> type[Any]:
     import soundfile
 
     class Forward(soundfile.SoundFile):
-        expected: int  # how many samples must come
+        expected: int | None  # how many samples must come
 
         def seekable(self) -> bool:
             return False
@@ -112,9 +117,10 @@ def _forward() -> type[Any]:
 def sound_seconds(path: str | Path) -> float:
     """How long a sound file is, before it is decoded. Raises UsageError, and AudioError also where it holds no samples."""
     with open_sound(path) as sound:
-        if not sound.expected:
+        samples = sum(map(len, decode(sound))) if sound.expected is None else sound.expected
+        if not samples:
             raise AudioError(f"{path}: holds no samples")
-        return float(sound.expected / sound.samplerate)
+        return float(samples / sound.samplerate)
 
 
 def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
@@ -122,15 +128,16 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
 
     Raises AudioError when the file breaks off or is damaged on the way: some decoders stop early without a word, so
     what came is held against what must come (to 0.1 s, for an MP3's first frames may lean on some that are not there).
+    No more than that is read: behind it may be what is no sound.
     """
     missing = sound.expected
     try:
-        while len(frames := sound.read(block, dtype="float32", always_2d=True)):
-            missing -= len(frames)
+        while len(frames := sound.read(_least(block, missing), dtype="float32", always_2d=True)):
+            missing = None if missing is None else missing - len(frames)
             yield to_mono(frames)
     except (RuntimeError, ValueError) as error:
         raise _unreadable(os.fsdecode(sound.name), error) from error
-    if missing > sound.samplerate // 10:
+    if missing is not None and missing > sound.samplerate // 10:
         raise _unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s of it are missing")
     if cut := _cut_off(sound):
         log.warning(
@@ -138,6 +145,10 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
             os.fsdecode(sound.name),
             cut,
         )
+
+
+def _least(block: int, missing: int | None) -> int:
+    return block if missing is None else min(block, missing)
 
 
 def _cut_off(sound: Any) -> float | None:

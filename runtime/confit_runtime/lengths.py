@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from confit_runtime.errors import AudioError
+
 _VERSIONS = {0b00: 2.5, 0b10: 2, 0b11: 1}  # of MPEG
 _RATES = {1: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 2.5: (11_025, 12_000, 8_000)}  # in Hz
 _KILOBITS = {
@@ -23,6 +25,7 @@ def mp3_seconds(path: Path) -> tuple[float, bool]:
     """How long the frames of an MP3 file (layer III) last, and whether its first frame states how many there are.
 
     Tags, pictures and padding between frames are passed over. Frames of a free bit rate are not found.
+    Raises AudioError where its folder does not let it be looked through, as does `is_joined`.
     """
     seconds, first = 0.0, None
     with _mapped(path) as data:
@@ -42,11 +45,16 @@ def is_joined(path: Path) -> bool:
     """Whether in an Ogg file another stream begins after the first."""
     with _mapped(path) as data:
         at, begun = 0, False  # streams that are heard at once all begin before anything else
-        while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
-            begins = bool(data[at + 5] & 2)
-            if begun and begins:
+        last: dict[bytes, int] = {}  # the number of the last page, by the stream's own
+        while at >= 0 and at + 27 <= len(data):
+            if data[at : at + 5] != b"OggS\0":  # a stream that was cut off, or something between two
+                at = data.find(b"OggS\0", at + 1)
+                continue
+            begins, stream = bool(data[at + 5] & 2), data[at + 14 : at + 18]
+            number = int.from_bytes(data[at + 18 : at + 22], "little")
+            if begun and (begins or number <= last.get(stream, number)):
                 return True
-            begun = not begins
+            begun, last[stream] = not begins, number
             parts = data[at + 27 : at + 27 + data[at + 26]]
             at += 27 + len(parts) + sum(parts)
     return False
@@ -54,7 +62,12 @@ def is_joined(path: Path) -> bool:
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:  # some network folders cannot
+        raise AudioError(f"{path}: cannot be mapped into memory ({error.strerror}): copy it to a disk") from error
+    with data:
         yield data
 
 

@@ -10,6 +10,11 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def lasting(seconds: float) -> str:
+    """How long sound lasts: `3.0 s`, `41.2 min`."""
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
 def some(names: Sequence[str], most: int = 12) -> str:
     """The first of some names, and how many more there are."""
     more = f", and {len(names) - most} more" if len(names) > most else ""

@@ -399,6 +399,12 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
         assert (report["clips"], report["frr"]) == (clips, missed)
         assert told in err
         assert ("m.csv" in err) == bool(told)
+    rows = [
+        f"{sounds / 'clips' / 'low' / '0.wav'},{label},{split}\n" for label, split in (("low", "test"), ("high", "val"))
+    ]
+    manifest.write_text(f"path,label,split\n{''.join(rows)}", encoding="utf-8")
+    _, _, err = confit("calibrate", model, *options)
+    assert "m.csv: has no clip of test of high: what is missed of it is not known" in err
 
 
 def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
@@ -461,7 +467,7 @@ def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
     assert {**report, "left_out": []} == whole
     code, out, _ = confit("evaluate", model, tmp_path)
     assert code == 1
-    assert "\nnot of all: 1 of 2 recordings cannot be read to the end and count for nothing here\n" in out
+    assert "\nnot of all: 1 of 2 recordings cannot be read as sound and count for nothing here\n" in out
     (tmp_path / "a.txt").write_text("1\t2\tlow\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, damaged)  # nothing is left
     assert (code, out, err) == (1, "", f"confit-edge: {one['error']}\n")

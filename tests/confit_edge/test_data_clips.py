@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
+from confit_edge.data import clips
 from confit_edge.data.clips import ClipStore, load_clips
 from confit_edge.data.manifest import Clip, Manifest, ManifestError
 from confit_edge.data.pack import Pack
@@ -371,3 +372,18 @@ def test_errors_of_one_clip(tmp_path: Path, store: ClipStore) -> None:
         store.get(tmp_path / "text.wav")
     with pytest.raises(UsageError, match="sample rate"):
         ClipStore(0, tmp_path)
+
+
+def test_what_was_kept_of_compressed_sound_is_read_anew_where_reading_changed(
+    tmp_path: Path, store: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, again in (("clip.ogg", 2), ("clip.wav", 1)):
+        soundfile.write(tmp_path / name, tone(440, 1.0, RATE), RATE)
+        read = []
+        with monkeypatch.context() as patch:
+            patch.setattr(clips, "load_clip", lambda *given, read=read: read.append(given) or load_clip(*given))
+            store.get(tmp_path / name)
+            store.get(tmp_path / name)
+            patch.setattr(clips, "READING", clips.READING + 1)
+            store.get(tmp_path / name)
+        assert len(read) == again

@@ -475,19 +475,24 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
     with pytest.raises(UsageError, match=r"trained on: val had 15 clips of 3 groups, has 14 clips of 3 groups$"):
         run_corpus(run, fewer)
-    (tmp_path / "found" / sorted(os.listdir(tmp_path / "found"))[0]).unlink()
-    with pytest.raises(
-        UsageError,
-        match=r"trained on: the background to learn from lasted 19.6 s, lasts (11.2|16.8) s; the background for",
-    ):
+    first = tmp_path / "found" / sorted(os.listdir(tmp_path / "found"))[0]
+    first.write_bytes(b"no sound")
+    shorter = r"trained on: the background to learn from lasted 19.6 s, lasts (11.2|16.8) s; the background for"
+    with pytest.raises(UsageError, match=rf"{shorter}.*; left out: .*{first.name} cannot be read as sound \("):
+        run_corpus(found)
+    first.unlink()
+    with pytest.raises(UsageError, match=shorter):
         run_corpus(found)
     other = tmp_path / "other.csv"
     other.write_text(fewer.read_text().replace(",yes,", ",yess,") + f"\n{manifest.parent}/{rows[-1]}")
     with pytest.raises(UsageError, match=r"it has no clip of 'yes'; it has 'yess', which the run does not know$"):
         run_corpus(run, other)
     other.write_text(other.read_text().replace(",yess,", ",no,").replace(",stop,", ",yes,").replace(",no,", ",stop,"))
-    with pytest.raises(UsageError, match="as many clips and groups of the same classes, but other sound, labels"):
+    with pytest.raises(UsageError, match=r"same classes, but other sound, labels, splits or background$"):
         run_corpus(run, other)
+    untold = {key: value for key, value in run.info.data.items() if not key.startswith("background_")}
+    with pytest.raises(UsageError, match="or it is of an earlier version, which split background by the number"):
+        run_corpus(replace(run, info=replace(run.info, data=untold)), other)
 
 
 def test_a_model_that_hears_little_is_told_of(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:

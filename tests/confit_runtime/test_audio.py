@@ -88,6 +88,8 @@ def test_an_mp3_with_tags_is_read_to_its_end(tmp_path: Path, rate: int, mode: st
         told + ape,
         told + b"TAG" + bytes(125),
         *guessed,
+        *(one + bytes(5_000) for one in guessed),
+        *(one + b"garbage" * 700 for one in guessed),
         *(one + ape for one in guessed),
     ):
         path.write_bytes(content)
@@ -122,11 +124,26 @@ def test_ogg_streams_that_were_joined_are_refused(tmp_path: Path, suffix: str, s
                 sound.write(block)
         parts.append(path.read_bytes())
     assert sound_seconds(path) == seconds
-    path.write_bytes(b"".join(parts))
-    with pytest.raises(
-        AudioError, match=rf"clip\.{suffix}: several streams are joined in it, of which only the first can"
-    ):
-        open_sound(path)
+    first, second = parts
+    for joined in (first + second, first + b"\n" + second, first[: len(first) * 2 // 3] + second):
+        path.write_bytes(joined)
+        with pytest.raises(
+            AudioError, match=rf"clip\.{suffix}: several streams are joined in it, of which only the first can"
+        ):
+            open_sound(path)
+    path.write_bytes(first + b"garbage" * 99)
+    assert sound_seconds(path) == seconds
+
+
+def test_a_flac_that_does_not_say_how_long_it_is_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.flac"
+    soundfile.write(path, tone(440, 1.0, 8_000), 8_000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the 36 bits of its length, in the first block
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    assert sound_seconds(path) == 1.0
+    assert len(read_audio(path)[0]) == 8_000
 
 
 def test_reads_what_cannot_be_sought(tmp_path: Path) -> None:
