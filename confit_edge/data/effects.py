@@ -16,8 +16,10 @@ import soundfile
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.signal import fftconvolve
 
+from confit_edge.data.clips import is_silent
 from confit_edge.data.manifest import sound_files
 from confit_runtime.audio import load_clip
+from confit_runtime.errors import UsageError
 
 Pcm = npt.NDArray[np.float32]
 
@@ -86,10 +88,15 @@ def make_effects(
 
 
 def read_rooms(folder: Path, rate: int) -> tuple[Pcm, ...]:
-    """The impulse responses of a folder at `rate`, each from its direct sound on and a second long at most."""
+    """The impulse responses of a folder at `rate`, each from its direct sound on and a second long at most.
+
+    Raises UsageError where one is silent: every clip in that room would be.
+    """
     responses = []
     for path in sound_files(folder, "--rooms"):
         recorded = load_clip(path, rate)
+        if is_silent(recorded):
+            raise UsageError(f"--rooms {folder}: {path.name} is silent: take it away")
         direct = int(np.abs(recorded).argmax())
         responses.append(recorded[direct : direct + int(LONGEST_S * rate)])
     return tuple(responses)

@@ -94,6 +94,10 @@ def test_recorded_rooms_begin_with_their_direct_sound(tmp_path: Path) -> None:
     )
     assert effects is not None
     np.testing.assert_array_equal(effects.room(noise(), rng()), reverberate(noise(), room))
+    soundfile.write(tmp_path / "tomb.wav", np.zeros(RATE), RATE)
+    with pytest.raises(UsageError, match=r"tomb\.wav is silent"):
+        read_rooms(tmp_path, RATE)
+    (tmp_path / "tomb.wav").unlink()
     (tmp_path / "hall.wav").write_text("not sound")
     with pytest.raises(AudioError, match=r"hall\.wav"):
         read_rooms(tmp_path, RATE)
