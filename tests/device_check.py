@@ -19,6 +19,10 @@ assert took < 0.4, f"import confit_runtime took {took:.2f} s"
 import soundfile  # noqa: E402
 
 from confit_edge.demo import DATA  # noqa: E402
+from confit_runtime.shipped import MODELS  # noqa: E402
+
+shipped = {path.suffix for path in MODELS.rglob("*") if path.is_file()}
+assert shipped == {".onnx", ".safetensors", ".yaml", ""}, f"the wheel ships {sorted(shipped)}"
 
 model = confit_runtime.load("digits")
 clips = {path.stem: path for path in (DATA / "digits-real").glob("*.ogg")}
