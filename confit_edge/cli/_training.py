@@ -21,7 +21,12 @@ def option(help_text: str, panel: str, *names: str) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
 
 
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A YAML recipe; flags given here win over it.")]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="A YAML recipe, or the name of one that ships, such as esc50; flags given here win over it."
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option(

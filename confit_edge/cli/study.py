@@ -39,7 +39,10 @@ def study(
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="A YAML recipe of what the study does not vary: encoder, epochs, ...", show_default=False),
+        typer.Option(
+            help="A YAML recipe, or the name of one that ships, of what the study does not vary: encoder, epochs, ...",
+            show_default=False,
+        ),
     ] = None,
     train_groups: Annotated[
         int | None,

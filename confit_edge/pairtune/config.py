@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from confit_runtime.errors import UsageError
+from confit_runtime.shipped import MODELS
 
 Precision = Literal["fp32", "bf16", "auto"]
 Initialise = Literal["pretrained", "random"]
@@ -209,7 +210,7 @@ class Recipe:
 
     @classmethod
     def from_file(cls, path: Path, **flags: Any) -> Recipe:
-        """From a YAML file of keys and values; `flags` given on the command line win."""
+        """From a YAML file of keys and values, or a recipe that ships; `flags` given on the command line win."""
         return cls.from_dict({**read_yaml(path), **flags}, str(path))
 
 
@@ -231,9 +232,22 @@ def refuse_idle(recipe: Recipe, given: Collection[str]) -> None:
             raise UsageError(f"{flag} does nothing with {by} {getattr(recipe, by)}; it is of {', '.join(values)}")
 
 
+def shipped_recipe(name: str) -> Path:
+    """The path of a recipe that ships with confit-edge, by its name. Raises UsageError listing what there is."""
+    path = MODELS / f"{name}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in MODELS.glob("*.yaml")))
+        what = "is a folder" if Path(name).is_dir() else "no such file"
+        raise UsageError(f"{name}: {what}, and no shipped recipe of that name (shipped: {names})")
+    return path
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe file. Raises UsageError."""
+    """The keys and values of a recipe: a file, or by its bare name one that ships. Raises UsageError."""
     import yaml
+
+    if not path.is_file() and not path.suffix and len(path.parts) == 1:
+        path = shipped_recipe(path.name)
 
     class Loader(yaml.SafeLoader):
         """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point."""

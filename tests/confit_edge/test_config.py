@@ -174,6 +174,19 @@ def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> No
             Recipe.from_file(tmp_path / name)
 
 
+def test_a_shipped_recipe_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "esc50").mkdir()  # the corpus itself, as one may have it
+    assert Recipe.from_file(Path("esc50"), epochs=3).window == 5.0
+    (tmp_path / "digits").mkdir()
+    for name, what in (("esc10", "no such file"), ("digits", "is a folder")):
+        told = rf"^{name}: {what}, and no shipped recipe of that name \(shipped: emodb, esc50, gtzan, mswc, timit\)$"
+        with pytest.raises(UsageError, match=told):
+            Recipe.from_file(Path(name))
+    (tmp_path / "esc10").write_text("epochs: 4\n")
+    assert Recipe.from_file(Path("esc10")) == Recipe(epochs=4)
+
+
 @pytest.mark.parametrize(("text", "rates"), [("0.0005", [5e-4]), ("5e-4,1e-3", [5e-4, 1e-3]), ("1, 2", [1.0, 2.0])])
 def test_learning_rates_on_the_command_line(text: str, rates: list[float]) -> None:
     assert learning_rates(text) == rates

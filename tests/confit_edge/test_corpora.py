@@ -291,7 +291,8 @@ def test_the_largest_classes_are_kept(trees: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["timit", "gtzan", "esc50", "mswc", "emodb"])
 def test_each_corpus_of_the_paper_has_a_recipe(name: str) -> None:
     path = Path(__file__).parents[2] / "models" / f"{name}.yaml"
-    recipe = Recipe.from_file(path)
+    recipe = Recipe.from_file(Path(name))
+    assert recipe == Recipe.from_file(path)
     assert recipe.objective == "pairtune"
     assert f"data fetch {name} " in path.read_text()
     assert recipe.classes_per_batch <= (CORPORA[name].classes or 100)
