@@ -175,7 +175,7 @@ def mutations(work: Path, model: Model) -> dict[str, Any]:
     """Files with random bytes overwritten, removed, repeated or cut: read, or refused with an error of ours."""
     from confit_edge.data.manifest import read_manifest
     from confit_runtime.audio import load_clip
-    from confit_runtime.contract import Contract, unseal
+    from confit_runtime.contract import Contract, read_sealed
 
     gallery = new_gallery(work, model)
     row: dict[str, Any] = {"failures": []}
@@ -193,7 +193,7 @@ def mutations(work: Path, model: Model) -> dict[str, Any]:
     kinds: dict[str, tuple[list[tuple[str, bytes]], Callable[[Path], object]]] = {
         "galleries": ([("gallery.db", gallery.read_bytes())], open_gallery),
         "contracts": ([("contract.json", model.contract.to_json().encode())], read_contract),
-        "model files": ([("model.onnx", model.path.read_bytes())], lambda path: unseal(path.read_bytes())),
+        "model files": ([("model.onnx", model.path.read_bytes())], lambda path: read_sealed(path.read_bytes())),
         "manifests": (_manifests(work), read_manifest),
         "clips": (_clips(work), lambda path: load_clip(path, 16_000)),
     }

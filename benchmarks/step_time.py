@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 
 from benchmarks.cut import front_end, network, without_front_end
-from confit_runtime.contract import unseal
+from confit_runtime.contract import read_sealed
 from confit_runtime.session import bind, open_session
 
 FRAMES, BANDS, FRAMES_PER_HOP = 76, 32, 8
@@ -100,7 +100,7 @@ def profile(part: tuple[onnx.ModelProto, str], calls: int = 200) -> dict[str, di
 
 def check_cut(graph: onnx.ModelProto, path: Path) -> None:
     """Raise ValueError unless the two parts one after the other give what the whole model gives."""
-    hop = unseal(path.read_bytes()).hop
+    hop = read_sealed(path.read_bytes()).contract.hop
     whole, first = (open_session(one.SerializeToString(), 1) for one in (graph, front_end(graph)))
     rest, frames = without_front_end(graph)
     second = open_session(rest.SerializeToString(), 1)

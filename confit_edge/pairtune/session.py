@@ -127,7 +127,6 @@ def train(
             watch({"stage": "note", "text": text})
     started = {
         "recipe": recipe.to_dict(),
-        "manifest": str(manifest.resolve()),
         "fingerprint": corpus.fingerprint,
         "distilled": teaching.about if teaching else None,
         "chosen_by": merit_name(multi_label=corpus.multi_label),
@@ -157,7 +156,7 @@ def train(
             teaching=teaching,
         )
     if ranks.main:
-        save(trained, corpus, out, device)
+        save(trained, corpus, out)
         files.remove(out / runs.CHECKPOINT)
         leave_nothing(out)
         beginning.unlink()
@@ -257,7 +256,7 @@ def train_corpus(
     return Trained(info, encoder, fitted, probes, baseline, metrics)
 
 
-def save(trained: Trained, corpus: Corpus, out: Path, device: torch.device) -> None:
+def save(trained: Trained, corpus: Corpus, out: Path) -> None:
     """Write the run directory with its plots and its card."""
     from confit_edge.card import run_card
 

@@ -43,12 +43,6 @@ class Typicality:
             taking[self.unknown] = 0
         return taking
 
-    def factors(self, embeddings: Floats) -> Floats:
-        """0..1, `[..., classes]`, of embeddings `[..., dim]` of length 1."""
-        along = ((embeddings @ self.axes.T) ** 2).sum(axis=-1, keepdims=True)
-        found: Floats = np.exp(along * self.quadratic - embeddings @ self.slope.T - self.offset)
-        return found
-
     @classmethod
     def fit(
         cls,

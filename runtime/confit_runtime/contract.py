@@ -1,7 +1,7 @@
 """The contract: what a model file says of itself, as JSON under `confit_edge` in the ONNX `metadata_props`.
 
-`seal` writes it together with a digest of every other byte that matters, and `unseal` checks both before onnxruntime
-sees the file: a truncated, damaged or foreign file is refused with one clear line.
+`seal` writes it together with a digest of every other byte that matters, and `read_sealed` checks both before
+onnxruntime sees the file: a truncated, damaged or foreign file is refused with one clear line.
 """
 
 from __future__ import annotations
@@ -246,11 +246,6 @@ def read_sealed(model: bytes) -> Sealed:
             "does not match its own digest: the file was damaged or edited (copy it again, or export it anew)"
         )
     return Sealed(Contract.from_json(text), begin, graph_digest, digest)
-
-
-def unseal(model: bytes) -> Contract:
-    """The contract of a sealed model file's bytes. Raises ModelError as `read_sealed` does."""
-    return read_sealed(model).contract
 
 
 def _metadata(key: str, value: str) -> bytes:

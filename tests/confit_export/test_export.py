@@ -32,8 +32,9 @@ from confit_export.graph import assemble, count_macs, to_onnx
 from confit_export.measure import softer
 from confit_runtime import Model, load
 from confit_runtime.cautions import cautions
-from confit_runtime.contract import unseal
+from confit_runtime.contract import read_sealed
 from confit_runtime.errors import ConfitError, UsageError
+from tests.typicality import factors
 
 Floats = npt.NDArray[np.float32]
 Rows = tuple[Floats, Floats]
@@ -88,7 +89,7 @@ def test_any_chopping_equals_torch_on_the_whole(
     offline = run.encoder.rows(torch.from_numpy(audio[which])).numpy()
     np.testing.assert_allclose(embeddings[0, warmup:], offline, atol=1e-4)
     np.testing.assert_allclose(
-        scores[0, warmup:], run.linear.scores(offline) * run.typicality.factors(offline), atol=1e-4
+        scores[0, warmup:], run.linear.scores(offline) * factors(run.typicality, offline), atol=1e-4
     )
 
 
@@ -384,7 +385,7 @@ def main_exit(code: int) -> None:
 
 def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) -> None:
     for made in exports.values():
-        contract = unseal(made.path.read_bytes())
+        contract = read_sealed(made.path.read_bytes()).contract
         assert contract == made.contract
         assert contract.name == "words"
         assert contract.labels == run.info.classes

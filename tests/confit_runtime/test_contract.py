@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from confit_runtime import ModelError, load
-from confit_runtime.contract import CONTRACT_KEY, DIGEST_KEY, Contract, seal, unseal
+from confit_runtime.contract import CONTRACT_KEY, DIGEST_KEY, Contract, read_sealed, seal
 from tests import tiny_model
 
 
@@ -47,7 +47,7 @@ def test_sealing_is_read_back_here_and_by_onnx() -> None:
         labels=["größer", "да", "はい"], unknown_label=None, thresholds=_levels("größer", "да", "はい")
     )
     sealed = seal(GRAPH, contract)
-    assert unseal(sealed) == contract
+    assert read_sealed(sealed).contract == contract
     read = onnx.load_from_string(sealed)
     onnx.checker.check_model(read)
     entries = {entry.key: entry.value for entry in read.metadata_props}
@@ -154,29 +154,29 @@ def test_a_changed_byte_is_a_model_error(at: int, change: int) -> None:
     damaged = bytearray(SEALED)
     damaged[at] ^= change
     with pytest.raises(ModelError):
-        unseal(bytes(damaged))
+        read_sealed(bytes(damaged))
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_model_error(data: bytes) -> None:
     with pytest.raises(ModelError):
-        unseal(data)
+        read_sealed(data)
 
 
 def test_truncated_at_any_byte_is_a_model_error() -> None:
     for length in range(len(SEALED)):
         with pytest.raises(ModelError):
-            unseal(SEALED[:length])
+            read_sealed(SEALED[:length])
 
 
 def test_bytes_after_the_digest_are_a_model_error() -> None:
     with pytest.raises(ModelError, match="damaged or edited"):
-        unseal(SEALED + b"\x10\x01")
+        read_sealed(SEALED + b"\x10\x01")
 
 
 def test_another_tools_model_is_refused() -> None:
     with pytest.raises(ModelError, match="no confit_edge contract"):
-        unseal(GRAPH)
+        read_sealed(GRAPH)
 
 
 def _levels(*labels: str) -> dict[str, dict[str, float]]:
