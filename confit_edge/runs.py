@@ -1,8 +1,7 @@
-"""The run directory: one training with one objective, as plain files. Written atomically, read with checks, no pickle."""
+"""The run directory: one training with one objective, as plain files, each written whole (plots aside). No pickle."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import platform
@@ -27,6 +26,7 @@ from confit_edge.files import write_tensors, write_text
 from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
+from confit_edge.probes.tables import write_csv
 from confit_edge.probes.typicality import Typicality
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted
@@ -104,11 +104,7 @@ def write_run(
     }
     arrays |= {f"typicality.{key}": getattr(typicality, key) for key in ("slope", "offset", "axes")}
     write_tensors(path / "probe.safetensors", {key: torch.from_numpy(value) for key, value in arrays.items()})
-    columns = list(dict.fromkeys(key for row in history for key in row))
-    with (path / "history.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
-        writer.writeheader()
-        writer.writerows(history)
+    write_csv(path / "history.csv", history)
     write_text(path / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     write_text(path / "README.md", card)
     write_text(path / "run.json", json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n")

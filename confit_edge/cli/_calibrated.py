@@ -63,7 +63,7 @@ def report(
 
 
 def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> dict[str, Any]:
-    """The false rejects of clips, with an interval that resamples their groups where there are some."""
+    """The false rejects of clips, with an interval that knows clips of one group to be alike; nothing of none."""
     if not missed:
         return {}
     low, high = grouped_share_interval(missed, groups, confidence)

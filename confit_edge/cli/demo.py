@@ -17,7 +17,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
     json_lines: Json = False,
 ) -> None:
-    """Clips in, a listening model out: the whole toolchain on real input, in about five minutes on two cores.
+    """Clips in, a listening model out: the whole toolchain on real input, in five to six minutes on two cores.
 
     Trains PairTune and vanilla fine-tuning on 29 spoken words, compares them on unseen voices, exports one int8 file,
     listens to five noisy minutes, enrolls a word and two voices. Nothing is precomputed. Needs the export extra.

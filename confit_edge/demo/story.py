@@ -76,7 +76,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     make_folder(out)
     started = time.monotonic()
     demo = Demo(out, seed, say, watch)
-    demo.say("Five to seven minutes on two cores: nothing of what follows is precomputed.")
+    demo.say("Five to six minutes on two cores: nothing of what follows is precomputed.")
     words = word_manifest(demo)
     pairtune, finetune, memory = train_words(demo, words)
     summary: dict[str, Any] = {"seed": seed, "accuracy": accuracy_table(demo, pairtune, finetune)}

@@ -118,6 +118,9 @@ def fit(
     found there goes on. `watch` is told of every batch. With `teaching` the encoder is a student, and the loss is the
     teaching's. Under a launcher of several processes every one of them calls this, with the same arguments; all end with
     the same weights.
+
+    Raises DivergedError where a loss or an embedding is no longer finite, UsageError where the encoder or the batches cannot
+    do what the recipe says, and ConfitError on a checkpoint that is damaged or of another training.
     """
     ranks = join(recipe.device)
     keep_freed_memory()

@@ -1,7 +1,7 @@
 """Scores of a probe on a split, with intervals that resample groups (clips of one voice are not independent).
 
-Each metric takes 0/1 `targets [clips, classes]` and weighs clips by `weights [draws, clips]`, how often each is drawn: one
-row of ones gives the value, rows of a bootstrap its spread, in one pass.
+Targets are 0/1, `[clips, classes]`. Of decisions the draws of a bootstrap sum what each clip adds; `average_precisions` and
+`equal_error_rates`, which are of rankings, weigh clips by how often each is drawn, `weights [draws, clips]`, in one pass.
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import Any
+
+from confit_edge.files import write_text
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -22,12 +25,12 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows, with a column for each key that any of them has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    """The rows, with a column for each key that any of them has; written whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def known(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from confit_edge.files import remove, write_tensors, write_text
+from confit_edge.probes.tables import write_csv
 from confit_runtime.errors import ConfitError
 
 WRITER = """
@@ -116,3 +117,14 @@ def test_where_a_disk_is_full_the_file_is_named_and_the_former_one_stays(tmp_pat
         signal.signal(signal.SIGXFSZ, before)
     assert load_file(path)["x"].tolist() == [1, 1, 1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_takes_the_place_of_the_former_one_when_it_is_whole(tmp_path: Path) -> None:
+    path, former = tmp_path / "history.csv", tmp_path / "former.csv"
+    write_csv(path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "val": 0.9}])
+    assert path.read_bytes() == b"epoch,loss,val\r\n1,0.5,\r\n2,,0.9\r\n"
+    os.link(path, former)
+    write_csv(path, [{"epoch": 3}])
+    assert path.read_text().split() == ["epoch", "3"]
+    assert former.read_text().split()[0] == "epoch,loss,val"  # the file that was there was not written into
+    assert sorted(tmp_path.iterdir()) == [former, path]
