@@ -143,7 +143,7 @@ def _tell_only(wanted: dict[str, list[str]], models: list[Model], placed: Placed
     for at, model in enumerate(models):
         enrolled = placed.of_model[at].names() if at in placed.of_model else ()
         who = f"only from {' or '.join(wanted[model.name])}" if model.name in wanted else "from anybody"
-        told.append(f"{some([*model.contract.firing_labels, *enrolled])} ({model.name}) {who}")
+        told.append(f"{some([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
     say(f"told: {'; '.join(told)}")
 
 

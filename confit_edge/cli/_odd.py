@@ -41,11 +41,11 @@ def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None
     sounds = [sound for _, one in taken for sound in one.sounds]
     labels = Counter(label for sound in sounds for label in model.classify(sound, model.contract.sample_rate).labels)
     label, count = (labels.most_common(1) or [("", 0)])[0]
-    if own := [one for one in model.contract.firing_labels if one.casefold() == name.casefold()]:
+    if own := [one for one in model.contract.target_labels if one.casefold() == name.casefold()]:
         say(
             f"beware: {own[0]!r} is a label of {model.name} too, so where both fire one sound is told twice; take another name"
         )
-    elif 2 * count > len(sounds) and label in model.contract.firing_labels:
+    elif 2 * count > len(sounds) and label in model.contract.target_labels:
         say(
             f"beware: most of these sound like {label!r}, which {model.name} knows and fires for; as {name!r} they will often"
             " be answered as a stranger"

@@ -36,13 +36,13 @@ def levels(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:
 def with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
     """The model, firing at what was given."""
     found = {} if general is None else dict.fromkeys(model.labels, general)
-    named = {label: own[plain(label)] for label in model.contract.firing_labels if plain(label) in own}
+    named = {label: own[plain(label)] for label in model.contract.target_labels if plain(label) in own}
     return model.with_thresholds(found | named)
 
 
 def check_fire(own: dict[str, float], models: Sequence[Model], names: Sequence[str] = ()) -> None:
     """Raise UsageError on a threshold for what never fires: no label, or the one for everything else, and no name."""
-    labels = list(dict.fromkeys(label for model in models for label in model.contract.firing_labels))
+    labels = list(dict.fromkeys(label for model in models for label in model.contract.target_labels))
     silent = {plain(label) for model in models for label in model.labels if label not in labels}
     for label, level in own.items():
         if label not in map(plain, [*labels, *names]):

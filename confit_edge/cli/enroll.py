@@ -94,7 +94,7 @@ def enroll(
     from confit_runtime.enrollment import kind_of, to_flac
     from confit_runtime.gallery import Gallery
     from confit_runtime.names import new_name
-    from confit_runtime.prints import to_blobs, unheard
+    from confit_runtime.prints import new_places, to_blobs
     from confit_runtime.sources import find_clips
 
     name = new_name(name)
@@ -122,7 +122,7 @@ def enroll(
         blobs = to_blobs(embeddings)
         if there and not negative:
             _check_nobody_else(name, blobs, there)
-        places = unheard(blobs, there.blobs(name, negative=negative) if there else ())
+        places = new_places(blobs, there.blobs(name, negative=negative) if there else ())
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
         seconds = sum(of_print for _, _, of_print in prints)
         if not negative:
@@ -173,7 +173,7 @@ def prints_text(count: int, negative: bool = False) -> str:
 
 def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None:
     """Raise UsageError unless something may be taken for `name`: it is enrolled, or a label that fires."""
-    labels = contract.firing_labels
+    labels = contract.target_labels
     enrolled = list(gallery.names()) if gallery is not None else []
     if name not in [*labels, *enrolled]:
         raise UsageError(

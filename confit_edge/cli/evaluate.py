@@ -124,7 +124,7 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
             f"{source}: {points[0]}{more} has no length, and what is heard is matched with where a sound begins and ends:"
             " give it an end (in Audacity drag the label's edge over the sound)"
         )
-    own = contract.firing_labels
+    own = contract.target_labels
     found = {sound.label for recording in recordings for sound in recording.sounds}
     if not (strange := sorted(found - set(contract.labels))):
         return

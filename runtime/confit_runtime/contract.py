@@ -119,7 +119,7 @@ class Contract:
     @property
     def silenced(self) -> list[str]:
         """The labels that are set never to fire: those with a threshold that no score reaches, but not `unknown_label`."""
-        return [label for label in self.firing_labels if label not in self.can_fire]
+        return [label for label in self.target_labels if label not in self.can_fire]
 
     @property
     def highest_hz(self) -> float:
@@ -132,8 +132,8 @@ class Contract:
         return bool(self.state)
 
     @property
-    def firing_labels(self) -> list[str]:
-        """The labels that are detected: all but the one that stands for everything else."""
+    def target_labels(self) -> list[str]:
+        """The labels to listen for, `silenced` ones too: all but the one that stands for everything else."""
         return [label for label in self.labels if label != self.unknown_label]
 
     def to_json(self) -> str:

@@ -21,7 +21,7 @@ from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Print, from_blobs, read_prints, to_blobs, unheard
+from confit_runtime.prints import Print, from_blobs, new_places, read_prints, to_blobs
 from confit_runtime.search import IndexSearch, build_index, erase_index
 from confit_runtime.shipped import as_asked_for
 
@@ -209,7 +209,7 @@ class Gallery:
         with self.change() as db:
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id, blobs = self._id_of(db, name), to_blobs(embeddings)
-            places = unheard(blobs, self.blobs(name, negative=negative))
+            places = new_places(blobs, self.blobs(name, negative=negative))
             if not negative:
                 heard_s = voiced_s * len(places) / len(blobs)
                 db.execute("UPDATE names SET voiced_s = voiced_s + ? WHERE id = ?", (heard_s, name_id))

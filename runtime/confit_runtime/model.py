@@ -137,7 +137,7 @@ class Model:
         return self.contract.name
 
     @cached_property
-    def alone(self) -> bool:
+    def one_window_a_call(self) -> bool:
         """Whether the graph takes one window a call, as where int8 scales are taken from each."""
         return bool(next(entry for entry in self._session.get_inputs() if entry.name == "pcm").shape[0] == 1)
 
@@ -184,7 +184,7 @@ class Model:
         sound that may be anything.
         """
         names = ["scores", "embedding", *(f"{name}_out" for name in state)]
-        if self.alone and len(pcm) > 1:
+        if self.one_window_a_call and len(pcm) > 1:
             each = [self._session.run(names, {"pcm": window[None]}) for window in pcm]
             scores, embedding = (np.concatenate(arrays) for arrays in zip(*each, strict=True))
             return scores, embedding, {}

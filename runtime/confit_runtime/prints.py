@@ -69,7 +69,7 @@ def read_prints(
     return np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts)
 
 
-def unheard(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
+def new_places(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
     """The places of the prints that are neither among `known` nor a copy of one before them."""
     seen, places = set(known), []
     for at, blob in enumerate(blobs):
