@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, Verb, emit, say
+from confit_edge.cli._console import Bar, Json, Verb, emit, say
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,8 +65,8 @@ def check(
     manifest = read_manifest(
         source, label_column=label_column, group_column=group_column, split_by=split_by, alone=True
     )
-    with _progress("decoding") as progress:
-        report = check_manifest(manifest, ClipStore(RATE), progress=progress)
+    with Bar(json, before="clips") as bar:
+        report = check_manifest(manifest, ClipStore(RATE), progress=_decoding(bar))
     if json:
         emit("check", **report.to_dict())
     else:
@@ -120,8 +119,8 @@ def split(
     if anew:
         manifest = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
     classes = set(manifest.classes)
-    with _progress("decoding") as progress:
-        manifest, problems = usable_clips(manifest, ClipStore(RATE), progress=progress)
+    with Bar(json, before="clips") as bar:
+        manifest, problems = usable_clips(manifest, ClipStore(RATE), progress=_decoding(bar))
     kinds = count_kinds(problems)
     left_out = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     if lost := classes - set(manifest.classes):
@@ -259,13 +258,6 @@ def parse_fractions(text: str) -> Fractions:
     return train / total, val / total, test / total
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _decoding(bar: Bar) -> Callable[[int, int], None]:
+    """Shows in the bar how many clips are decoded."""
+    return lambda done, total: bar.show("decoding", total, done, clips=f"{done} of {total}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,27 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     assert anew.returncode == 0, anew.stderr
     assert "test 0" in anew.stdout
     assert "to be shared out as 50/50/0: the shares are 67/33/0" in anew.stderr
+
+
+def shown_at_a_terminal(*arguments: str | Path, cache: Path) -> str:
+    """What a terminal on stderr is sent."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "CONFIT_EDGE_CACHE": str(cache), "TERM": "xterm", "COLUMNS": "80"}
+    command, shown = [*COMMAND, *map(str, arguments)], b""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        with suppress(OSError):  # once nobody can write any more
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode()
+
+
+def test_a_bar_is_for_a_person_at_a_terminal_and_not_with_json(folder: Path) -> None:
+    for verb in (["check"], ["split", "-o", folder / "m.csv"]):
+        assert "12 of 12" in shown_at_a_terminal(*verb, folder / "set", cache=folder / "cache")
+        assert shown_at_a_terminal(*verb, folder / "set", "--json", cache=folder / "cache") == ""
 
 
 def test_one_class_alone_is_looked_at_and_split(folder: Path) -> None:
