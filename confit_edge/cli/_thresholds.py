@@ -1,4 +1,4 @@
-"""`--threshold`, of the verbs that listen."""
+"""`--threshold` and `--confidence`, of the verbs that listen and judge."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 LIKE = 0.75  # of two names: so alike one may be the other misspelt
 FIRE_AT = "Fire at this score, for all labels or for one, in whatever order they are given"
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise UsageError where a --confidence is none that a bound can have."""
+    if not 0.5 <= confidence < 1:
+        raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
 
 
 def levels(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
-from confit_edge.cli._thresholds import nearest, plain
+from confit_edge.cli._thresholds import check_confidence, nearest, plain
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import check_suffix
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -159,13 +160,11 @@ def calibrate(
 def _check(target: float, confidence: float, bake: Path | None, plot: Path | None) -> None:
     if not 0 < target < float("inf"):
         raise UsageError(f"--target-fa-per-hour must be above 0, is {target:g}")
-    if not 0.5 <= confidence < 1:
-        raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
-    if bake is not None and bake.suffix != ".onnx":
-        raise UsageError(f"--bake {bake}: a model file's name ends with .onnx")
-    if plot is not None and plot.suffix != ".png":
-        raise UsageError(f"--plot {plot}: the plot's name ends with .png")
+    check_confidence(confidence)
+    if bake is not None:
+        check_suffix(bake, ".onnx", "a model file's name", "--bake")
     if plot is not None:
+        check_suffix(plot, ".png", "the plot's name", "--plot")
         _check_place(plot, "name a --plot DET.png in another")
         _check_table(plot)
         from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours

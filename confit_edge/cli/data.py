@@ -11,6 +11,7 @@ import typer
 
 from confit_edge.cli._console import Bar, Json, Verb, emit, say
 from confit_runtime.errors import UsageError
+from confit_runtime.files import check_suffix
 
 if TYPE_CHECKING:
     from confit_edge.data.splits import Fractions
@@ -105,8 +106,7 @@ def split(
     from confit_edge.data.splits import missing_classes, with_splits
 
     shares = parse_fractions(fractions)
-    if out.suffix.lower() != ".csv":
-        raise UsageError(f"-o {out}: a CSV is written, so its name must end in .csv")
+    check_suffix(out, ".csv", "the manifest is written as CSV, so its name", "-o")
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(
             f"-o {out}: is the manifest that is read, whose other columns would be lost; name another file"
@@ -195,8 +195,7 @@ def fetch(
         raise UsageError("data fetch: name a corpus; --list shows them")
     if out is None:
         raise UsageError(f"data fetch {name}: name the manifest to write, with -o OUT.csv")
-    if out.suffix.lower() != ".csv":
-        raise UsageError(f"-o {out}: a CSV is written, so its name must end in .csv")
+    check_suffix(out, ".csv", "the manifest is written as CSV, so its name", "-o")
     of_hub = {"--subset": subset, "--label-column": label_column, "--group-column": group_column}
     of_named = {"--root": root, "--fold": fold, "--top": top, "--partial": partial or None}
     for option, value in (of_named if name.startswith("hf:") else of_hub).items():

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 COUNTDOWN_S = 1.5
 
+GALLERY = Path("gallery.db")  # unless --gallery names another
+GalleryFile = Annotated[Path, typer.Option("--gallery", metavar="FILE", help="Where enrolled names are kept.")]
 KindOption = Annotated[
     Literal["speaker", "sound"] | None,
     typer.Option(
@@ -43,7 +45,7 @@ def enroll(
     ] = None,
     gallery: Annotated[
         Path, typer.Option(metavar="FILE", help="Where enrolled names are kept; made when it is not there.")
-    ] = Path("gallery.db"),
+    ] = GALLERY,
     mic: Annotated[bool, typer.Option("--mic", help="Record the clips now, from the microphone.")] = False,
     source: Annotated[
         str | None,

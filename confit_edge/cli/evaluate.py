@@ -11,7 +11,7 @@ import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
 from confit_edge.cli._sources import tell_narrow
-from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, nearest, with_thresholds
+from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, nearest, with_thresholds
 from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.wording import counted
 
@@ -64,8 +64,7 @@ def evaluate(
     from confit_runtime.labels import read_labelled
     from confit_runtime.recordings import refuse_twins
 
-    if not 0.5 <= confidence < 1:
-        raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
+    check_confidence(confidence)
     general, own = levels(threshold or [])
     loaded = with_thresholds(load(model), general, own)
     check_fire(own, [loaded])

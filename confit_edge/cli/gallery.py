@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Bar, Json, Verb, emit, say
-from confit_edge.cli.enroll import prints_text
+from confit_edge.cli.enroll import GALLERY, GalleryFile, prints_text
 from confit_runtime.errors import UsageError
 
 app = typer.Typer(
@@ -17,13 +17,11 @@ app = typer.Typer(
     add_completion=False,
 )
 
-File = Annotated[Path, typer.Option("--gallery", metavar="FILE", help="Where enrolled names are kept.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that is enrolled.")]
-DEFAULT = Path("gallery.db")
 
 
 @app.command("list", cls=Verb)
-def list_(gallery: File = DEFAULT, json: Json = False) -> None:
+def list_(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     """List the enrolled names, how many prints each has, and from how much sound.
 
     Example: confit-edge gallery list --gallery house.db
@@ -46,7 +44,7 @@ def list_(gallery: File = DEFAULT, json: Json = False) -> None:
 
 
 @app.command(cls=Verb)
-def show(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
+def show(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     """Show a name's prints: where each came from, and how alike it is to the others (their mean cosine).
 
     A print much less alike than the rest is worth listening to again: it may be noise, or somebody else.
@@ -84,7 +82,7 @@ def show(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
 def rename(
     old: Name,
     new: Annotated[str, typer.Argument(metavar="NEW", help="A name that is not enrolled yet.")],
-    gallery: File = DEFAULT,
+    gallery: GalleryFile = GALLERY,
     json: Json = False,
 ) -> None:
     """Give a name's prints another name.
@@ -104,7 +102,7 @@ def rename(
 
 
 @app.command(cls=Verb)
-def remove(name: Name, gallery: File = DEFAULT, json: Json = False) -> None:
+def remove(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     """Forget a name; nothing of it stays in the file.
 
     Example: confit-edge gallery remove ada
@@ -127,7 +125,7 @@ def export(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAME...", help="Which names; all, when none is given.")
     ] = None,
-    gallery: File = DEFAULT,
+    gallery: GalleryFile = GALLERY,
     json: Json = False,
 ) -> None:
     """Write some names, or all, into a gallery file of their own, to carry them to another device.
@@ -145,7 +143,7 @@ def export(
 @app.command("import", cls=Verb)
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A gallery file, as `gallery export` writes it.")],
-    gallery: File = DEFAULT,
+    gallery: GalleryFile = GALLERY,
     json: Json = False,
 ) -> None:
     """Add the names of another gallery file to this one; prints that it has already are left out.
@@ -169,7 +167,7 @@ def import_(
 @app.command("re-enroll", cls=Verb)
 def re_enroll(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that the gallery is to be for.")],
-    gallery: File = DEFAULT,
+    gallery: GalleryFile = GALLERY,
     kind: Annotated[
         Literal["speaker", "sound"] | None,
         typer.Option(
@@ -195,7 +193,7 @@ def re_enroll(
 
 
 @app.command(cls=Verb)
-def index(gallery: File = DEFAULT, json: Json = False) -> None:
+def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     """Make an index beside a gallery of more than 100 000 prints: minutes once, milliseconds for each question after.
 
     A million prints take half an hour of one core, and all cores work at it.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli._sources import tell_narrow
-from confit_edge.cli.enroll import KindOption
+from confit_edge.cli.enroll import GALLERY, GalleryFile, KindOption
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ Threshold = Annotated[
 def identify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
     clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")],
-    gallery: Annotated[Path, typer.Option(metavar="FILE", help="Where enrolled names are kept.")] = Path("gallery.db"),
+    gallery: GalleryFile = GALLERY,
     kind: KindOption = None,
     threshold: Threshold = None,
     json: Json = False,

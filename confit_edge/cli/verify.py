@@ -11,7 +11,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit
 from confit_edge.cli._sources import tell_narrow
-from confit_edge.cli.enroll import KindOption
+from confit_edge.cli.enroll import GALLERY, GalleryFile, KindOption
 from confit_edge.cli.identify import Threshold, why_not
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -20,7 +20,7 @@ def verify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who the clip is said to be: a name that is enrolled.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A sound file.")],
-    gallery: Annotated[Path, typer.Option(metavar="FILE", help="Where enrolled names are kept.")] = Path("gallery.db"),
+    gallery: GalleryFile = GALLERY,
     kind: KindOption = None,
     threshold: Threshold = None,
     json: Json = False,

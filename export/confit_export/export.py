@@ -37,7 +37,7 @@ from confit_runtime.describe import heard_alone, ranked, share
 from confit_runtime.device_file import refuse_calibrated
 from confit_runtime.enrollment import Kind
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import default_cache, make_folder, write_whole
+from confit_runtime.files import check_suffix, default_cache, make_folder, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
 
@@ -177,8 +177,7 @@ def _refuse_idle(why: str, options: Mapping[str, object]) -> None:
 
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
     """Raise UsageError for what cannot be asked for; `scheme` is None where nothing is quantised."""
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out}: a model file's name ends with .onnx")
+    check_suffix(out, ".onnx", "a model file's name")
     refuse_calibrated(out)
     if scheme == "dynamic" and encoder.streaming:
         raise UsageError(

@@ -66,10 +66,7 @@ class Contract:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, str(field.type), getattr(self, field.name))
-        if self.schema != SCHEMA:
-            raise ModelError(
-                f"contract schema {self.schema} is not known here (this version reads {SCHEMA}): update confit-edge"
-            )
+        check_schema("contract schema", self.schema, SCHEMA)
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise ModelError("contract key 'labels' must list at least one label, each once")
         for key in ("sample_rate", "hop", "window", "pool_hops", "smoothing_hops", "min_hops", "embedding_dim"):
@@ -150,10 +147,8 @@ class Contract:
             raise ModelError(f"the contract is not JSON ({error})") from error
         if not isinstance(raw, dict):
             raise ModelError("the contract is not a JSON object")
-        if isinstance(raw.get("schema"), int) and raw["schema"] != SCHEMA:
-            raise ModelError(
-                f"contract schema {raw['schema']} is not known here (this version reads {SCHEMA}): update confit-edge"
-            )
+        if isinstance(raw.get("schema"), int):  # before its keys, which may be others
+            check_schema("contract schema", raw["schema"], SCHEMA)
         known = {field.name for field in dataclasses.fields(cls)}
         if missing := sorted(known - raw.keys()):
             raise ModelError(f"the contract lacks {', '.join(missing)}")
@@ -178,6 +173,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "str | None": (str, type(None)),
 }
+
+
+def check_schema(what: str, schema: int, known: int) -> None:
+    """Raise ModelError where a file is written by a `schema` that is not the `known` one."""
+    if schema != known:
+        raise ModelError(f"{what} {schema} is not known here (this version reads {known}): update confit-edge")
 
 
 def _check_type(key: str, annotation: str, value: object) -> None:

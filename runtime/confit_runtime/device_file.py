@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confit_runtime.contract import Contract
+from confit_runtime.contract import Contract, check_schema
 from confit_runtime.errors import ModelError, UsageError
 
 SCHEMA = 1
@@ -89,10 +89,7 @@ def read_device_file(path: Path) -> DeviceFile:
         raise ModelError(f"{path}: is not JSON ({error}); calibrate again, or remove it") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
         raise ModelError(f"{path}: is not a device file; calibrate again, or remove it")
-    if raw["schema"] != SCHEMA:
-        raise ModelError(
-            f"{path}: schema {raw['schema']} is not known here (this version reads {SCHEMA}): update confit-edge"
-        )
+    check_schema(f"{path}: schema", raw["schema"], SCHEMA)
     fields = {field.name: field for field in dataclasses.fields(DeviceFile)}
     if wrong := sorted(fields.keys() ^ raw.keys()):
         raise ModelError(f"{path}: lacks or should not have {', '.join(wrong)}; calibrate again")

@@ -37,6 +37,12 @@ def make_folder(path: Path) -> None:
         raise UsageError(f"{path}: is a folder that may not be written; write somewhere else, with -o")
 
 
+def check_suffix(path: Path, suffix: str, what: str, option: str = "") -> None:
+    """Raise UsageError where a file to write has another ending: "`option` `path`: `what` ends with `suffix`"."""
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{option} {path}: {what} ends with {suffix}".lstrip())
+
+
 def default_cache() -> Path:
     """$CONFIT_EDGE_CACHE, or a folder in the user's home; a user id may have none."""
     chosen = os.environ.get("CONFIT_EDGE_CACHE")

@@ -183,7 +183,7 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
         (["check", folder / "absent"], "no such manifest"),
         (["check", folder / "set", "--label-column", "word"], "no column 'word'"),
         (["split", folder / "set"], "--out"),
-        (["split", folder / "set", "-o", folder / "out.parquet"], "must end in .csv"),
+        (["split", folder / "set", "-o", folder / "out.parquet"], "so its name ends with .csv"),
         (["split", folder / "m.csv", "-o", folder / "m.csv"], "name another file"),
         *[
             (["split", folder / "set", "-o", out, "--fractions", bad], "70/10/20")
@@ -259,7 +259,7 @@ def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> No
         ([], "name a corpus"),
         (["emodb"], "data fetch emodb: name the manifest to write, with -o OUT.csv"),
         (["emodb", "-o", out], "--root DIR"),
-        (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "must end in .csv"),
+        (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "so its name ends with .csv"),
         (["imagenet", "-o", out, "--root", emotions], "not a corpus known by name (timit,"),
         (["esc50", "-o", out, "--root", emotions], "no esc50 there"),
         (["emodb", "-o", out, "--root", emotions, "--fold", "6"], "has folds 1 to 5"),

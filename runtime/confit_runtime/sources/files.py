@@ -9,15 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from confit_runtime.audio import check_finite, decode, open_sound
+from confit_runtime.audio import NOT_READ, check_finite, decode, open_sound
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk
 
 SOUND_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
     *(".w64", ".rf64", ".voc", ".sph", ".nist"),
-    # libsndfile cannot read these: listed, they are reported and not overlooked
-    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"),
+    *NOT_READ,  # listed, they are reported and not overlooked
 )
 
 
