@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import write_whole
 from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
 
 log = logging.getLogger(__name__)
@@ -184,19 +185,15 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
     Raises ManifestError where the file cannot be written.
     """
     target = Path(os.path.abspath(path))
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_written_columns(manifest.multi_label))
+    for clip in manifest.clips:
+        name = relative(clip.path, target.parent)
+        table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "w", encoding="utf-8", newline="") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(_written_columns(manifest.multi_label))
-                for clip in manifest.clips:
-                    name = relative(clip.path, target.parent)
-                    table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(target, text.getvalue().encode())
     except (OSError, UnicodeEncodeError) as error:
         raise ManifestError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 

@@ -17,6 +17,7 @@ from confit_edge.runs import Run, weights_sha256
 from confit_export import thresholds
 from confit_export.graph import StreamingModel, WindowedModel, ancestors, state_shapes
 from confit_runtime.contract import SCHEMA, Contract, seal
+from confit_runtime.files import partial_path
 from confit_runtime.model import Model, load
 
 DATA_KEYS = ("fingerprint", "clips", "groups", "own", "repeated", "multi_label")  # of a run's data, in the contract
@@ -100,7 +101,7 @@ def sealed(graph: onnx.ModelProto, contract: Contract) -> bytes:
 
 def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
     """The model as the runtime would load it, from a file beside `out` that is gone again before it is used."""
-    temporary = out.with_name(f".{out.stem}.provisional.onnx")
+    temporary = partial_path(out)
     try:
         temporary.write_bytes(sealed(graph, contract))
         return load(temporary)

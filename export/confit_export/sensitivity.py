@@ -15,9 +15,9 @@ import onnx
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.files import write_text
 from confit_export.calibration import open_session
 from confit_export.quantize import Quantizer
+from confit_runtime.files import write_whole
 
 Floats = npt.NDArray[np.float32]
 
@@ -85,7 +85,7 @@ def _errors_in(journal: Path) -> dict[str, float]:
 def _keep(journal: Path, errors: dict[str, float]) -> bool:
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
-        write_text(journal, json.dumps(errors, indent=1) + "\n")
+        write_whole(journal, (json.dumps(errors, indent=1) + "\n").encode())
     except OSError as error:
         log.warning("%s: what is measured cannot be kept (%s); set CONFIT_EDGE_CACHE", journal.parent, error.strerror)
         return False

@@ -14,7 +14,7 @@ PUBLIC = 0o666  # less what the umask forbids
 
 def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     """Write a file whole or not at all, though another process writes it, too: the last one's stays. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = partial_path(path)
     try:
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
@@ -23,6 +23,11 @@ def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Where this process writes what is to be the file at `path`: hidden beside it, and no other process's."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def make_folder(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import OURS
+from confit_runtime.files import OURS, partial_path
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -99,7 +99,7 @@ def build_index(
         index.add(ids[block].astype(np.uint64), prints[block])
         if progress is not None:
             progress(min(start + TOLD_EVERY, len(ids)), len(ids))
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial_path(path)
     try:
         temporary.touch(OURS)
         index.save(str(temporary))

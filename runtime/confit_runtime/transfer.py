@@ -12,6 +12,7 @@ import numpy as np
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import OF_KIND, Kind, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
+from confit_runtime.files import partial_path
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import Floats, Model
 from confit_runtime.names import clean_name, new_name
@@ -27,8 +28,8 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
         raise UsageError(f"{out}: is there already: choose another file, or import into it")
     wanted = [clean_name(name) for name in names] or list({**source.names(), **source.negatives()})
     found = {name: source.prints(name) for name in wanted}
-    partial = out.with_name(f".{out.name}.partial")
-    partial.unlink(missing_ok=True)
+    partial = partial_path(out)
+    partial.unlink(missing_ok=True)  # of a killed process that had our number
     try:
         with source.copy_layout(partial) as target:
             for name, prints in found.items():

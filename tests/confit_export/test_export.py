@@ -34,6 +34,8 @@ from confit_runtime import Model, load
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import read_sealed
 from confit_runtime.errors import ConfitError, UsageError
+from tests import tiny_model
+from tests.at_once import at_once
 from tests.typicality import factors
 
 Floats = npt.NDArray[np.float32]
@@ -104,6 +106,19 @@ def test_streams_in_a_batch_equal_lone_runs_however_chopped(
         alone = stream(models[precision], pcm[None], [])
         for found, expected in zip(together, alone, strict=True):
             np.testing.assert_allclose(found[row, warmup:], expected[0, warmup:], atol=1e-4)
+
+
+def test_a_model_that_two_exports_look_at_at_once_is_each_ones_own(tmp_path: Path) -> None:
+    tiny_model.build(tmp_path / "tiny.onnx")
+    begin = f"""
+import onnx
+from confit_export.model_file import provisional
+from tests import tiny_model
+graph, contract = onnx.load({str(tmp_path / "tiny.onnx")!r}), tiny_model.contract()
+del graph.metadata_props[:]
+"""
+    at_once(begin, "provisional(path, graph, contract)", tmp_path / "out.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
 def test_fresh_rows_do_not_depend_on_what_was_heard_long_ago(models: dict[str, Model], audio: Floats) -> None:

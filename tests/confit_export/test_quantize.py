@@ -23,6 +23,7 @@ from confit_export.sensitivity import embed, sweep, validation_windows
 from confit_export.targets import TARGETS, preset
 from confit_runtime import load
 from confit_runtime.errors import UsageError
+from tests.at_once import at_once
 
 Floats = npt.NDArray[np.float32]
 
@@ -273,6 +274,14 @@ def test_a_sweep_that_cannot_be_kept_is_made_all_the_same(
     few = Quantizer(**{**vars(quantizer), "layers": quantizer.layers[:2]})
     assert len(sweep(few, windows, tmp_path / "file", minutes=5).errors) == 2
     assert [record.message.rsplit("; ", 1)[1] for record in caplog.records] == ["set CONFIT_EDGE_CACHE"]
+
+
+def test_a_sweep_that_two_exports_make_at_once_is_kept(tmp_path: Path) -> None:
+    begin = (
+        "from confit_export.sensitivity import _errors_in, _keep\nerrors = {f'layer {at}': 0.5 for at in range(200)}"
+    )
+    at_once(begin, "assert _keep(path, errors) and _errors_in(path) == errors", tmp_path / "sweep.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
 def test_exports_of_both_precisions_share_what_they_measure(exports: dict[str, Exported]) -> None:

@@ -24,6 +24,7 @@ from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Le
 from confit_runtime.search import ExactSearch, IndexSearch, build_index
 from confit_runtime.transfer import enroll_again, export_names, import_names
 from tests import tiny_model
+from tests.at_once import at_once
 from tests.tiny_model import Floats, chord
 
 DIM = len(tiny_model.BANDS)
@@ -201,6 +202,25 @@ def test_one_names_threshold_is_set_by_hand(tmp_path: Path, model: Model) -> Non
 
 
 # other devices, other models
+
+
+def test_names_that_two_processes_export_to_one_file_come_whole(tmp_path: Path) -> None:
+    begin = f"""
+from contextlib import suppress
+from confit_runtime.errors import UsageError
+from confit_runtime.gallery import Gallery
+from confit_runtime.transfer import export_names
+source = Gallery.open(Path({str(shutil.copy(OLD, tmp_path / "old.db"))!r}))
+def export():
+    path.unlink(missing_ok=True)
+    with suppress(UsageError):  # the other one was faster
+        assert export_names(source, [], path) == {{"Ada Lovelace": 3, "zoë": 2}}
+"""
+    (out := tmp_path / "out").mkdir()
+    at_once(begin, "export()", out / "all.db")
+    with Gallery.open(out / "all.db") as given:
+        assert given.names() == {"Ada Lovelace": 3, "zoë": 2}
+    assert [path.name for path in out.iterdir()] == ["all.db"]
 
 
 def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path, model: Model) -> None:
@@ -625,6 +645,19 @@ def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: P
         assert enroll_again(gallery, other) == {"bell": 1}
         assert not gallery.index_path.exists()
         assert gallery.match(print_[0]).nearest == "bell"
+
+
+def test_an_index_that_two_processes_make_at_once_is_whole(tmp_path: Path) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    begin = f"""
+import numpy as np
+from confit_runtime.search import build_index
+prints = np.eye({DIM}, dtype=np.float32)
+"""
+    path, ids, prints = tmp_path / "small.index", np.arange(DIM), np.eye(DIM, dtype=np.float32)
+    at_once(begin, f"build_index(path, np.arange({DIM}), prints)", path)
+    assert IndexSearch(path, ids, prints).nearest(prints[2], 1).tolist() == [2]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_index_of_8_bits_ranks_as_all_bits_do(tmp_path: Path) -> None:
