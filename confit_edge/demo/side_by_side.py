@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -17,16 +15,18 @@ from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import Trained, train
 from confit_edge.pairtune.trainer import Watcher
 from confit_edge.workers import limited_to, workers
+from confit_runtime.memory import peak_bytes
 
 Events = SimpleQueue[dict[str, Any] | None]
 
 
 def train_all(
     manifest: Path, runs: Path, recipes: dict[str, Recipe], watch: Watcher | None
-) -> tuple[dict[str, Trained], float]:
-    """Train each recipe into the folder of its name in `runs`; also gives the most memory all held together, in MB.
+) -> tuple[dict[str, Trained], int | None]:
+    """Train each recipe into the folder of its name in `runs`; also gives the most memory all held together, in bytes.
 
-    The processor's cores are shared out. Events that `watch` gets carry the name as `run`.
+    That is None where the system does not tell. The processor's cores are shared out. Events that `watch` gets carry the
+    name as `run`.
     """
     events: Events = multiprocessing.get_context("spawn").SimpleQueue()
     teller = threading.Thread(target=_tell, args=(events, watch), daemon=True)
@@ -43,13 +43,8 @@ def train_all(
     finally:
         events.put(None)
         teller.join()
-    return {name: trained for name, (trained, _) in done.items()}, sum(peak for _, peak in done.values())
-
-
-def peak_rss_mb() -> float:
-    """The most memory this process has held, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    peaks = [peak for _, peak in done.values() if peak is not None]
+    return {name: trained for name, (trained, _) in done.items()}, sum(peaks) if len(peaks) == len(done) else None
 
 
 _events: Events  # where this process tells how its training goes
@@ -61,8 +56,8 @@ def _begin(events: Events) -> None:
 
 
 def _train(
-    manifest: Path, out: Path, recipe: Recipe, others: Sequence[Future[tuple[Trained, float]]] = ()
-) -> tuple[Trained, float]:
+    manifest: Path, out: Path, recipe: Recipe, others: Sequence[Future[tuple[Trained, int | None]]] = ()
+) -> tuple[Trained, int | None]:
     """Train, and end with the error of one of the `others` as soon as there is one."""
 
     def tell(event: dict[str, Any]) -> None:
@@ -73,7 +68,7 @@ def _train(
 
     trained = train(manifest, out, recipe, watch=tell)
     assert trained is not None
-    return trained, peak_rss_mb()
+    return trained, peak_bytes()
 
 
 def _tell(events: Events, watch: Watcher | None) -> None:

@@ -21,8 +21,8 @@ from confit_edge.data.augment import Pcm
 from confit_edge.data.compose import compose
 from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from confit_edge.demo import DATA
-from confit_edge.demo.report import write_report
-from confit_edge.demo.side_by_side import peak_rss_mb, train_all
+from confit_edge.demo.report import time_and_memory, write_report
+from confit_edge.demo.side_by_side import train_all
 from confit_edge.files import write_text
 from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
@@ -38,6 +38,7 @@ from confit_runtime.enrollment import embed_query, take
 from confit_runtime.errors import UsageError
 from confit_runtime.files import make_folder
 from confit_runtime.gallery import Gallery
+from confit_runtime.memory import peak_bytes
 from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, Score, score_detections
 
@@ -95,12 +96,13 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     summary["identify"] = tell_voices(demo)
     draw(demo, pairtune, finetune)
     summary["seconds"] = round(time.monotonic() - started, 1)
-    summary["peak_rss_mb"] = round(max(memory, peak_rss_mb()))
+    own = peak_bytes()
+    summary["peak_rss_mb"] = None if memory is None or own is None else round(max(memory, own) / 1e6)
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(out, summary)
     demo.tell(
         "Done",
-        f"{summary['seconds']:.0f} s, {summary['peak_rss_mb']} MB at the most. The report is {out / 'report.html'}. Now try:",
+        f"{time_and_memory(summary)}. The report is {out / 'report.html'}. Now try:",
     )
     # as the shell that runs this finds it: `make demo` leaves the command in .venv/bin
     command = (
@@ -135,7 +137,7 @@ def recipe(demo: Demo, **keys: Any) -> Recipe:
     return Recipe.from_dict({**WORDS, "seed": demo.seed, **keys}, "the demo")
 
 
-def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, float]:
+def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
     """PairTune and the baseline it is judged against, with the same batches, epochs and augmentation; and the memory."""
     background = str(DATA / "background" / "train")
     demo.tell(

@@ -17,6 +17,7 @@ import numpy as np
 from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import Rates
+from confit_runtime.memory import peak_bytes
 from confit_runtime.model import Model, load
 from confit_runtime.sources.microphone import BLOCK_S
 
@@ -164,29 +165,8 @@ def hear(path: str, seconds: str) -> None:
     stream = model.stream()
     for _, block in zip(range(round(float(seconds) / BLOCK_S)), _noise(1, MICROPHONE_BLOCK), strict=False):
         stream.accept(block[0], MICROPHONE_RATE)
-    print(peak_mb())
-
-
-def peak_mb() -> float | None:
-    """This process's largest resident set so far in 2**20 bytes, or None where the system does not tell.
-
-    Linux also counts it in `getrusage`, but there a child begins with its parent's peak.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except FileNotFoundError:
-        return _peak_by_rusage()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
-
-
-def _peak_by_rusage() -> float | None:
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = peak_bytes()
+    print(None if peak is None else peak / 2**20)
 
 
 def lowest_rtf(macs_per_second: Mapping[str, float], rates: Rates) -> float:
