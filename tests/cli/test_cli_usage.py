@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import soundfile
 import typer
 
 import confit_runtime
-from confit_edge.cli import _refused, command_line
+from confit_edge.cli import _BROUGHT_BY, _refused, command_line
 
 Confit = Callable[..., tuple[int, str, str]]
 
@@ -90,6 +91,27 @@ def test_any_module_that_is_missing_is_named(tmp_path: Path, module: str) -> Non
         2,
         f"confit-edge: this verb needs {module}: pip install 'confit-edge[export]'\n",
     )
+
+
+def test_a_module_that_no_extra_brings_is_no_matter_of_extras(tmp_path: Path) -> None:
+    script = HIDING.format(hidden=["sqlite3"])
+    done = subprocess.run(
+        [sys.executable, "-c", script, "gallery", "list"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'sqlite3'"
+    assert "pip install" not in done.stderr
+
+
+def test_the_modules_of_each_extra_are_known() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml", "optimum-onnx": "optimum"}
+    for extra, needs in project["optional-dependencies"].items():
+        if extra != "dev":
+            names = [re.split(r"[\[<>=]", need)[0] for need in needs]
+            assert {modules.get(name, name.replace("-", "_")) for name in names if name != "confit-edge"} == {
+                *_BROUGHT_BY[extra]
+            }
 
 
 def test_the_version_is_told(confit: Confit) -> None:
@@ -195,3 +217,10 @@ def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
     assert (result.returncode, result.stderr) == (1, "confit-edge: cannot be written: No space left on device\n")
     error = PermissionError(13, "Permission denied", "run/.x.onnx.12.partial")
     assert _refused(error) == "run: Permission denied"
+
+
+def test_what_was_no_write_is_not_said_to_be_one() -> None:
+    assert _refused(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
+    assert (
+        _refused(OSError("cannot connect to the hub,\nto load a file")) == "cannot connect to the hub, to load a file"
+    )
