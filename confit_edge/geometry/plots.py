@@ -1,20 +1,23 @@
-"""Plots as PNG files: learning curves, confusion, accuracies, and the geometry of embeddings."""
+"""Plots as PNG files: learning curves, confusion, accuracies, and the geometry of embeddings.
+
+Figures are made without pyplot and settings are set while one is drawn: a program that plots itself keeps its own.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import textwrap
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-
-matplotlib.use("Agg")
 from matplotlib import font_manager
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -32,16 +35,22 @@ FONTS = (
 INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen": "#9aa5b1"}
 
 
-_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
-plt.rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in _INSTALLED)]
+@contextmanager
+def any_script() -> Iterator[None]:
+    """While something is drawn: with the fonts there are for labels of any script."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    with matplotlib.rc_context({"font.family": ["sans-serif", *(name for name in FONTS if name in installed)]}):
+        yield
 
 
+@any_script()
 def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Validation accuracy by epoch of each objective: a linear probe, and vanilla fine-tuning's own head (dashed).
 
     The trainings of a soup are drawn apart: each begins at the start again.
     """
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     styles = {"val_linear": ("linear probe", "-", "o"), "val_head": ("own head", "--", "s")}
     restarts: set[float] = set()
     for name, history in histories.items():
@@ -71,6 +80,7 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
     _save(figure, path)
 
 
+@any_script()
 def confusion_matrix(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: list[str], path: Path
 ) -> None:
@@ -88,7 +98,8 @@ def confusion_matrix(
         share, title = share[np.ix_(shown, shown)], f"{title}\nthe {SHOWN} most confused of {len(classes)} classes"
         classes = [classes[index] for index in shown]
     size = max(4.0, 0.28 * len(classes) + 1.5)
-    figure, axes = plt.subplots(figsize=(size, size))
+    figure = Figure(figsize=(size, size))
+    axes = figure.subplots()
     axes.imshow(share, cmap="GnBu", vmin=0, vmax=100)
     for row, column in zip(*np.nonzero(share), strict=True):
         colour = "white" if share[row, column] > 60 else INK
@@ -99,6 +110,7 @@ def confusion_matrix(
     _save(figure, path)
 
 
+@any_script()
 def embedding_maps(
     maps: dict[str, Floats], labels: npt.NDArray[np.int64], classes: list[str], path: Path, seed: int = 0
 ) -> str:
@@ -110,8 +122,9 @@ def embedding_maps(
     if sampled := len(labels) > MAPPED:
         rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:MAPPED])
         labels, maps = labels[rows], {title: embeddings[rows] for title, embeddings in maps.items()}
-    figure, row = plt.subplots(1, len(maps), figsize=(6 * len(maps), 5.5), squeeze=False)
-    colours = plt.get_cmap("turbo")(np.linspace(0.03, 0.97, len(classes)))
+    figure = Figure(figsize=(6 * len(maps), 5.5))
+    row = figure.subplots(1, len(maps), squeeze=False)
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, len(classes)))
     method = "PCA" if len(labels) < FEW else "UMAP" if importlib.util.find_spec("umap") else "t-SNE"
     for axes, (title, embeddings) in zip(row[0], maps.items(), strict=True):
         points = _flattened(embeddings, method, seed)
@@ -150,9 +163,11 @@ def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(embeddings)
 
 
+@any_script()
 def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
     """The accuracy of each encoder and probe with its interval; rows have `encoder, objective, probe, accuracy[_low/_high]`."""
-    figure, axes = plt.subplots(figsize=(7, 0.42 * len(rows) + 1.3))
+    figure = Figure(figsize=(7, 0.42 * len(rows) + 1.3))
+    axes = figure.subplots()
     for place, row in enumerate(rows):
         colour = COLOURS.get(row["objective"], INK)
         value, low, high = (100 * row[f"accuracy{end}"] for end in ("", "_low", "_high"))
@@ -165,9 +180,11 @@ def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
     _save(figure, path)
 
 
+@any_script()
 def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> None:
     """False accepts an hour, with their interval, against false rejects; without clips, against the margin."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     with_clips = "frr" in curve[0]
     rates = [
         max(point["fa_per_hour"], point["fa_high"] / 10) for point in curve
@@ -186,9 +203,11 @@ def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> No
     _save(figure, path)
 
 
+@any_script()
 def spectra(values: dict[str, Doubles], path: Path) -> None:
     """The singular values of each embedding, as shares of their sum, from the largest: a steep fall uses few dimensions."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     for name, shares in values.items():
         used = shares[shares > 1e-9]  # centring each vector takes one dimension away
         axes.plot(np.arange(1, len(used) + 1), used, label=name, lw=1.6)
@@ -198,9 +217,11 @@ def spectra(values: dict[str, Doubles], path: Path) -> None:
     _save(figure, path)
 
 
+@any_script()
 def contributions(shares: dict[str, Doubles], path: Path, top: int = 20) -> None:
     """The `top` largest shares of each embedding in the cosines of pairs; a dotted line where all are equal."""
-    figure, row = plt.subplots(1, len(shares), figsize=(4.2 * len(shares), 3.4), squeeze=False, sharey=True)
+    figure = Figure(figsize=(4.2 * len(shares), 3.4))
+    row = figure.subplots(1, len(shares), squeeze=False, sharey=True)
     for axes, (name, values) in zip(row[0], shares.items(), strict=True):
         largest = np.argsort(-values, kind="stable")[:top]
         axes.bar(range(len(largest)), 100 * values[largest], color=COLOURS["pairtune"])
@@ -216,9 +237,8 @@ def _wrapped(title: str) -> str:
     return "\n".join(textwrap.wrap(title, 36))
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a label may be of any script, a font is not
         figure.tight_layout()
         figure.savefig(path, dpi=130)
-    plt.close(figure)

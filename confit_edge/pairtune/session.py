@@ -22,7 +22,6 @@ from confit_edge.data.others import WORDS
 from confit_edge.data.splits import some, untested
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
-from confit_edge.geometry import plots
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
@@ -72,6 +71,8 @@ def train(
     writes and tells `watch`. `tensorboard` also writes curves into the run. With `teaching` the encoder is its student.
     Raises UsageError when `out` holds something else.
     """
+    from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours
+
     ranks = join(recipe.device)
     device, watch = ranks.device, watch if ranks.main else None
     recipe = settled(recipe, device)
@@ -259,6 +260,7 @@ def train_corpus(
 def save(trained: Trained, corpus: Corpus, out: Path) -> None:
     """Write the run directory with its plots and its card."""
     from confit_edge.card import run_card
+    from confit_edge.geometry import plots
 
     (out / "plots").mkdir(parents=True, exist_ok=True)
     plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, out / "plots" / "learning.png")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from matplotlib import pyplot as plt
+import matplotlib
+from matplotlib.figure import Figure
 
-from confit_edge.geometry.plots import COLOURS, INK
+from confit_edge.geometry.plots import COLOURS, INK, any_script
 from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.study import Chart
@@ -18,9 +19,11 @@ Colour = str | tuple[float, ...]
 MARKERS = "os^Dv"
 
 
+@any_script()
 def draw(results: Results, chart: Chart, title: str, path: Path, split: str = "test") -> None:
     """Write the plot of a chart. Where `x` is no number, the points of one value stand beside one another."""
-    figure, axes = plt.subplots(figsize=(8, 4.8))
+    figure = Figure(figsize=(8, 4.8))
+    axes = figure.subplots()
     ticks = results.values(chart.x)
     numeric = all(isinstance(tick, int | float) for tick in ticks)
     places = {tick: float(tick) if numeric else float(index) for index, tick in enumerate(ticks)}
@@ -61,17 +64,16 @@ def draw(results: Results, chart: Chart, title: str, path: Path, split: str = "t
     save(figure, path)
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    """Write a figure, and let it go."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure."""
     figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
 
 
 def colour_of(objective: Scalar, number: int = 0) -> Colour:
     """The colour of an objective; of others, the next one by `number`."""
     if objective == "frozen":
         return INK
-    fallback: Colour = plt.get_cmap("tab10")((number + 4) % 10)
+    fallback: Colour = matplotlib.colormaps["tab10"]((number + 4) % 10)
     return COLOURS.get(str(objective), fallback)
 
 
@@ -89,7 +91,7 @@ def _looks(results: Results, chart: Chart) -> dict[tuple[tuple[str, Scalar], ...
         rest = rests.index(tuple(item for item in key if item[0] != "objective"))
         repeated = sum(dict(other).get("objective", "") == objective for other in keys) > len(MARKERS)
         colour: Colour = (
-            plt.get_cmap("tab20")(rest % 20) if repeated else colour_of(objective, objectives.index(objective))
+            matplotlib.colormaps["tab20"](rest % 20) if repeated else colour_of(objective, objectives.index(objective))
         )
         looks[key] = (colour, MARKERS[rest % len(MARKERS)])
     return looks

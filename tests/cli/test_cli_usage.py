@@ -81,15 +81,22 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, arguments: str) -> None:
     assert re.search(r"this verb needs \w+: pip install 'confit-edge\[(train|export)\]'", done.stderr)
 
 
-@pytest.mark.parametrize("module", ["scipy", "matplotlib"])
-def test_any_module_that_is_missing_is_named(tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("scipy", "demo --out /dev/null/out", "export"),
+        ("matplotlib", "demo --out /dev/null/out", "export"),
+        ("matplotlib", "train clips -o run", "train"),  # before anything is read
+    ],
+)
+def test_any_module_that_is_missing_is_named(tmp_path: Path, module: str, arguments: str, extra: str) -> None:
     script = HIDING.format(hidden=[module])
     done = subprocess.run(
-        [sys.executable, "-c", script, "demo", "--out", "/dev/null/out"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", script, *arguments.split()], capture_output=True, text=True, cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (
         2,
-        f"confit-edge: this verb needs {module}: pip install 'confit-edge[export]'\n",
+        f"confit-edge: this verb needs {module}: pip install 'confit-edge[{extra}]'\n",
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from matplotlib.image import imread
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import silhouette_score
 
@@ -272,6 +276,34 @@ def test_every_measure_with_a_range_is_one_and_is_inside() -> None:
 
 # plots
 
+PLOTS_ITSELF = """
+import sys
+from pathlib import Path
+import matplotlib
+import numpy as np
+matplotlib.rcParams["font.family"] = ["serif"]
+before = dict(matplotlib.rcParams)
+import confit_edge.pairtune.session
+import confit_edge.studies.questions.isotropy
+from confit_edge.geometry import plots
+assert dict(matplotlib.rcParams) == before, "imported"
+plots.spectra({"a": np.linspace(1, 0.1, 9)}, Path(sys.argv[1]))
+assert dict(matplotlib.rcParams) == before, "drawn"
+assert "matplotlib.pyplot" not in sys.modules
+print(matplotlib.get_backend())
+"""
+
+
+def test_a_program_that_plots_itself_keeps_its_own_backend_and_settings(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PLOTS_ITSELF, str(tmp_path / "x.png")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLBACKEND": "svg"},
+    )
+    assert (done.returncode, done.stdout) == (0, "svg\n"), done.stderr
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
 
 def test_plots_of_geometry_are_written(tmp_path: Path) -> None:
     x, labels = classes()
@@ -299,7 +331,7 @@ def test_of_many_classes_the_most_confused_are_shown_and_a_plot_stays_small(tmp_
     heard[[5, 6]] = [6, 5]
     plots.confusion_matrix(truth, heard, names, tmp_path / "confusion.png")
     plots.confusion_matrix(truth[:40], truth[:40], names[:40], tmp_path / "whole.png")
-    many, whole = (plots.plt.imread(tmp_path / f"{name}.png").shape for name in ("confusion", "whole"))
+    many, whole = (imread(tmp_path / f"{name}.png").shape for name in ("confusion", "whole"))
     assert max(many) < 1.1 * max(whole)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus
+from confit_edge.geometry.plots import any_script
 from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.metrics import merit_name
 from confit_edge.studies.bench import Bench, probed, rivals, train_and_probe
@@ -259,9 +260,11 @@ def conclude(results: Results) -> list[str]:
     return [*lines, "A correlation over encoders is not a cause; study `dimensions` intervenes."]
 
 
+@any_script()
 def draw(results: Results, path: Path) -> None:
     """Accuracy of the linear probe against each of four measures, a dot an encoder."""
-    figure, panels = plt.subplots(2, 2, figsize=(9, 7))
+    figure = Figure(figsize=(9, 7))
+    panels = figure.subplots(2, 2)
     for axes, name in zip(panels.flat, MEASURES, strict=False):
         for number, objective in enumerate(results.values("objective")):
             rows = [
