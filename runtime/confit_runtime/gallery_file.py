@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 
@@ -84,10 +84,8 @@ class GalleryFile:
 def make_file(path: Path, binding: Binding) -> None:
     """Make an empty gallery. Raises UsageError and GalleryError, which name the folder, for the file may be moved yet."""
     check_folder(path.parent)
-    with reported(path.parent):
-        db = _connect(path, create=True, writable=True)
+    with reported(path.parent), closing(_connect(path, create=True, writable=True)) as db:
         lay_out(path, db, binding)
-        db.close()
 
 
 def check_folder(folder: Path) -> None:

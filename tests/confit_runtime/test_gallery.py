@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from confit_runtime import GalleryError, Model, ModelError, UsageError, load
 from confit_runtime.detect import NameDetector
 from confit_runtime.gallery import Gallery
-from confit_runtime.gallery_file import PATIENCE_S
+from confit_runtime.gallery_file import PATIENCE_S, make_file
 from confit_runtime.matcher import Levels, Matcher
-from confit_runtime.migrations import SCHEMA
+from confit_runtime.migrations import SCHEMA, Binding
 from confit_runtime.names import clean_name
 from confit_runtime.transfer import export_names, import_names
 from tests import tiny_model
@@ -67,6 +67,16 @@ def test_what_is_enrolled_is_there_the_next_time(tmp_path: Path, model: Model) -
         np.testing.assert_allclose([one.embedding for one in kept], units, atol=1e-6)
     assert path.exists()
     assert list(tmp_path.iterdir()) == [path]  # no journal is left
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell which files are open")
+def test_a_file_that_cannot_be_made_a_gallery_is_not_left_open(tmp_path: Path) -> None:
+    path = tmp_path / "gallery.db"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(GalleryError) as caught:
+        make_file(path, Binding("x", 8, "tiny", "sound"))
+    assert path not in [Path(os.readlink(entry)) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert caught.value.__traceback__ is not None  # which holds the connection
 
 
 def test_rename_and_remove(path: Path) -> None:
