@@ -21,6 +21,7 @@ from confit_edge.probes.typicality import Typicality
 from confit_export.basis import compute_basis_at_load
 from confit_export.rewrite import pool_before_activation
 from confit_export.streaming import StreamingStack
+from confit_runtime.errors import ConfitError
 
 OPSET = 17
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -143,7 +144,11 @@ def _repeat_interleave(graph: Any, values: Any, repeats: int, axis: int, size: N
     """Each entry of the last axis `repeats` times in a row, as rotary positions have it: torch's own form of it needs
     every tensor's rank, and fails on Moonshine's."""
     rank = values.type().dim()
-    assert axis % rank == rank - 1, "only the last axis is repeated by an encoder here"
+    if rank is None or axis % rank != rank - 1:
+        raise ConfitError(
+            f"this encoder calls torch.repeat_interleave along axis {axis} of {rank or 'unknown'}, and only along the last can"
+            " it be exported: change the encoder, or use another"
+        )
     one = graph.op("Constant", value_t=torch.tensor([rank]))
     times = graph.op("Constant", value_t=torch.tensor([1] * rank + [repeats]))
     tiled = graph.op("Tile", graph.op("Unsqueeze", values, one), times)

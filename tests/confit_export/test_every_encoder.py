@@ -114,6 +114,14 @@ def test_yamnet_answers_as_in_torch(window: float) -> None:
     check_windowed(pretrained("yamnet", window, initialise="random"))
 
 
+def test_an_encoder_that_repeats_along_another_axis_than_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = pretrained("yamnet", 0.975, initialise="random").eval()
+    pooled = encoder.pooled
+    monkeypatch.setattr(encoder, "pooled", lambda pcm: pooled(pcm)[:, None].repeat_interleave(2, 1).mean(dim=1))
+    with pytest.raises(ConfitError, match=r"torch\.repeat_interleave along axis 1 of 3"):
+        check_windowed(encoder)
+
+
 def test_an_encoder_of_whole_windows_refuses_to_stream() -> None:
     with pytest.raises(ConfitError, match="ge2e cannot stream"):
         pretrained("ge2e", 1.6).streaming_layers()
