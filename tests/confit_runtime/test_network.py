@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.server
 import io
 import math
+import select
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -105,6 +107,38 @@ def test_a_file_on_a_web_server_is_heard_to_its_end(radio: Radio) -> None:
             parts.append(item[0])
     np.testing.assert_allclose(np.concatenate(parts), tone(440, 1.0, RATE), atol=1e-3)
     assert set(radio.visits) == {"/file.flac"}
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> str:
+    """A program that delivers a second of silence as ffmpeg does, whatever it is asked for."""
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\necho '  Duration: 00:00:01.00, start: 0' >&2\nhead -c {2 * RATE} /dev/zero\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_a_stream_that_is_not_open_says_so(second: str) -> None:
+    source = NetworkSource("http://ada:secret@localhost/radio", rate=RATE, ffmpeg=second)
+    with pytest.raises(UsageError, match=r"is not open: iterate .* inside its `with` block") as caught:
+        next(iter(source))
+    assert "secret" not in str(caught.value)
+    with source:
+        next(iter(source))
+    with pytest.raises(UsageError, match="is not open"):
+        next(iter(source))
+
+
+def test_a_stream_is_heard_where_a_pipe_cannot_be_waited_for(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, whose `select` takes sockets only."""
+
+    def sockets_only(*_: object) -> None:
+        raise OSError(10038, "An operation was attempted on something that is not a socket")
+
+    with NetworkSource("http://localhost/radio", rate=RATE, ffmpeg=second) as source, monkeypatch.context() as windows:
+        windows.setattr(select, "select", sockets_only)
+        windows.setattr(sys, "platform", "win32")
+        assert sum(len(item[0]) for item in source if isinstance(item, tuple)) == RATE
 
 
 @needs_ffmpeg

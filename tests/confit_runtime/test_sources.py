@@ -194,6 +194,15 @@ def test_a_microphone_gives_all_it_hears_at_its_own_rate(mono: bool, rate: int) 
     assert portaudio.closed
 
 
+def test_a_microphone_that_is_not_open_says_so() -> None:
+    microphone = Microphone(portaudio=FakePortAudio(SOUND))
+    with pytest.raises(UsageError, match=r"mic: is not open: iterate .* inside its `with` block"):
+        next(iter(microphone))
+    taken(microphone, samples=2000)
+    with pytest.raises(UsageError, match="mic: is not open"):
+        next(iter(microphone))
+
+
 @pytest.mark.parametrize("device", [1, "USB Mic", "usb mic: audio"])
 def test_a_microphone_by_index_or_name(device: int | str) -> None:
     assert len(taken(Microphone(device, portaudio=FakePortAudio(SOUND)), samples=2000)) >= 2000
@@ -346,7 +355,7 @@ def test_a_microphone_that_is_away_is_waited_for_by_who_iterates_over_it_again()
                     break
     assert states == ["away", "away", "away", "back"]
     assert 1.0 < away / 48_000 <= time.monotonic() - began
-    with pytest.raises(AssertionError, match="inside its `with` block"):
+    with pytest.raises(UsageError, match="inside its `with` block"):
         next(iter(microphone))
 
 
@@ -354,7 +363,7 @@ def test_a_microphone_that_was_left_while_it_was_away_is_not_waited_for() -> Non
     microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged"))
     with microphone:
         assert any(isinstance(item, Notice) for item in microphone)
-    with pytest.raises(AssertionError, match="inside its `with` block"):
+    with pytest.raises(UsageError, match="inside its `with` block"):
         next(iter(microphone))
 
 

@@ -125,7 +125,8 @@ class Microphone:
     def _hear(self) -> Generator[Chunk | Gap, None, float]:
         """What the open device delivers until it goes away; returns when it was last heard."""
         capture = self._capture
-        assert capture is not None, "a microphone is iterated over inside its `with` block"
+        if capture is None:
+            raise UsageError(f"{self.name}: is not open: iterate over a microphone inside its `with` block")
         heard = taken = boottime()
         convert = _Converter(capture.rate, self.rate)
         while not self._stopped.is_set():

@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -113,7 +114,8 @@ class NetworkSource:
 
     def _hear(self) -> Iterator[Chunk]:
         """What the open stream delivers until it breaks off."""
-        assert self._ffmpeg is not None, "a stream is iterated over inside its `with` block"
+        if self._ffmpeg is None:
+            raise UsageError(f"{self.name}: is not open: iterate over a stream inside its `with` block")
         heard = boottime()
         while not self._stopped.is_set() and boottime() - heard < self._stall_s:
             samples = self._ffmpeg.read(_POLL_S)
@@ -194,6 +196,7 @@ class NetworkSource:
     def _close(self) -> None:
         if self._ffmpeg is not None:
             self._ffmpeg.close()
+            self._ffmpeg = None
 
 
 def _scheme_and_host(url: str, shown: str) -> tuple[str, str | None]:
@@ -230,7 +233,8 @@ class _Ffmpeg:
     def read(self, timeout_s: float) -> npt.NDArray[np.int16]:
         """The samples there are: none where nothing came in time, or it has `ended`."""
         assert self._process.stdout is not None
-        if select.select([self._process.stdout], [], [], timeout_s)[0]:
+        # Windows cannot wait for a pipe: there a read blocks, until something comes or ffmpeg ends
+        if sys.platform == "win32" or select.select([self._process.stdout], [], [], timeout_s)[0]:
             data = self._process.stdout.read(65_536)
             self.ended = not data
             self._rest += data
