@@ -96,7 +96,7 @@ def train(
     ] = None,
     strict: Annotated[
         bool | None,
-        option("Stop where clips or background cannot be used instead of leaving them out.", _DATA, "--strict"),
+        option("Stop where clips or background cannot be used instead of leaving them out [no].", _DATA, "--strict"),
     ] = None,
     window: Annotated[
         float | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from typer.main import get_command
 
 from confit_edge.cli._training import learning_rates
 from confit_edge.cli.train import train
+from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.yamnet import YAMNet
 from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.items import BATCH, LEAST_PER_CLASS
+from confit_edge.pairtune.session import SOUP_OF_FEW
 from confit_runtime.errors import UsageError
 
 KEYS = {field.name: field for field in dataclasses.fields(Recipe)}
@@ -32,23 +37,32 @@ def test_every_key_is_a_flag_of_train_and_every_flag_a_key() -> None:
         assert inspect.signature(train).parameters[key].default is None, f"--{key} must not hide a recipe file's value"
 
 
-def test_the_defaults_that_help_tells_are_the_defaults() -> None:
+# what the encoder or the clips settle, where a recipe leaves it open
+SETTLED = {
+    "lr": "[its own]",
+    "gain": f" {Encoder.gain:g}, of yamnet {YAMNet.gain:g}.",
+    "soup": f" {SOUP_OF_FEW} of few clips, else 1.",
+    "clips_per_class": f" as many as make {BATCH}, from {LEAST_PER_CLASS} to what a class has.",
+}
+
+
+def test_help_tells_the_default_of_every_key_that_has_one() -> None:
     app = typer.Typer(add_completion=False)
     app.command()(train)
-    for parameter in get_command(app).params:
-        text = getattr(parameter, "help", None) or ""
-        if parameter.name in KEYS and text.rstrip(".").endswith("]"):
-            told = text.rstrip(".").rpartition("[")[2][:-1]
-            default = KEYS[parameter.name].default
-            default = default[0] if isinstance(default, tuple) else default
-            expected = (
-                {True: "yes", False: "no"}[default]
-                if isinstance(default, bool)
-                else f"{default:g}"
-                if isinstance(default, float)
-                else str(default)
-            )
-            assert told == expected, parameter.name
+    helps = {parameter.name: getattr(parameter, "help", None) or "" for parameter in get_command(app).params}
+    for key, field in KEYS.items():
+        told = [either or other for either, other in re.findall(r"\[(.+?)\]|([\w-]+) \(default\)", helps[key])]
+        if key in SETTLED:
+            assert SETTLED[key] in helps[key], key
+        else:
+            assert told == ([] if field.default is None else [written(field.default)]), key
+
+
+def written(default: Any) -> str:
+    """As help writes it."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def test_a_recipe_survives_plain_data_and_a_file(tmp_path: Path) -> None:
