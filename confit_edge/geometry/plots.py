@@ -74,7 +74,7 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
         axes.axvline(at, color=INK, lw=0.8, ls=":")
         axes.annotate("again from the start", (at, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7)
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)", title="Learning curves")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     _save(figure, path)
