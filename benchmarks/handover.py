@@ -56,11 +56,12 @@ class Voices:
 
 
 def enroll(gallery: Gallery, model: Model, voices: Voices, names: list[str]) -> None:
+    said = [voices.others[at * SENTENCE : (at + 1) * SENTENCE] for at in range(SENTENCES)]
     for name in names:
-        for at in range(SENTENCES):
-            words = voices.others[at * SENTENCE : (at + 1) * SENTENCE]
-            taken = take(model, voices.sentence(name, words), "speaker", name)
-            gallery.enroll(name, taken.embeddings, sources=[name] * len(taken.embeddings), voiced_s=taken.seconds)
+        taken = [take(model, voices.sentence(name, words), "speaker", name) for words in said]
+        embeddings = np.concatenate([one.embeddings for one in taken])
+        seconds = sum(one.seconds for one in taken)
+        gallery.enroll(name, embeddings, sources=[name] * len(embeddings), voiced_s=seconds)
 
 
 def spoken(voices: Voices, first: str, second: str, pause_s: float, rng: np.random.Generator) -> tuple[Floats, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -93,7 +92,7 @@ def enroll(
     import numpy as np
 
     from confit_runtime import load
-    from confit_runtime.enrollment import kind_of, to_flac
+    from confit_runtime.enrollment import check_enough, check_nobody_else, kind_of, to_flac
     from confit_runtime.gallery import Gallery
     from confit_runtime.names import new_name
     from confit_runtime.prints import new_places, to_blobs
@@ -123,13 +122,13 @@ def enroll(
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
         blobs = to_blobs(embeddings)
         if there and not negative:
-            _check_nobody_else(name, blobs, there)
+            check_nobody_else(name, there.owners(blobs), gallery)
         places = new_places(blobs, there.blobs(name, negative=negative) if there else ())
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
         seconds = sum(of_print for _, _, of_print in prints)
         if not negative:
             had_s = there.voiced_s(name) if there and name in there.names() else 0.0
-            _check_enough(name, had_s, seconds, settled)
+            check_enough(name, had_s, seconds, settled)
         if prints:
             opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
             opened.enroll(
@@ -204,28 +203,6 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
             say(f"confit-edge: {unusable}")
         raise AudioError(f"{len(errors)} of {len(sounds)} clips cannot be used; nothing was written")
     return taken
-
-
-def _check_nobody_else(name: str, blobs: list[bytes], gallery: Gallery) -> None:
-    """The same sound under two names would make either unknown: neither could be nearer."""
-    if others := gallery.owners(blobs) - {name}:
-        other = min(others)
-        raise UsageError(
-            f"{name}: of these clips some are enrolled as {other!r} already, and a sound under two names is unknown;"
-            f" leave them out, or take {other!r} away first, with `confit-edge gallery remove {shlex.quote(other)}`"
-        )
-
-
-def _check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
-    """Raise AudioError, saying how much is missing, unless a name has enough voice with these seconds and what it had."""
-    from confit_runtime.enrollment import LEAST_VOICE_S, still_needed, tenths
-
-    if still_needed(had_s + seconds, kind):
-        had = f", with the {tenths(had_s):.1f} s there," if had_s else ""
-        raise AudioError(
-            f"{name}: these clips hold {tenths(seconds):.1f} s of voice{had} and {LEAST_VOICE_S:g} s are needed:"
-            f" {LEAST_VOICE_S - tenths(had_s + seconds):.1f} s more, a sentence or two; nothing was written"
-        )
 
 
 def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:

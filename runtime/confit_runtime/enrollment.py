@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from confit_runtime.audio import Pcm
 from confit_runtime.contract import Contract
-from confit_runtime.errors import AudioError, ModelError
+from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.matcher import unit
 from confit_runtime.model import Floats, Model
 from confit_runtime.voiced import cut_to_voice, sounding_seconds, sounding_segments, voiced_seconds
@@ -68,6 +70,27 @@ def embed_sound(model: Model, pcm: Pcm) -> Floats:
 def still_needed(voiced_s: float, kind: Kind) -> float:
     """Seconds of voice that a name with so many of them lacks; 0 for sounds, of which one clip is enough."""
     return max(0.0, LEAST_VOICE_S - voiced_s) if kind == "speaker" else 0.0
+
+
+def check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
+    """Raise AudioError, saying how much is missing, unless a name has enough voice with these seconds and what it had."""
+    if still_needed(had_s + seconds, kind):
+        had = f", with the {tenths(had_s):.1f} s there," if had_s else ""
+        raise AudioError(
+            f"{name}: these clips hold {tenths(seconds):.1f} s of voice{had} and {LEAST_VOICE_S:g} s are needed:"
+            f" {LEAST_VOICE_S - tenths(had_s + seconds):.1f} s more, a sentence or two; nothing was written"
+        )
+
+
+def check_nobody_else(name: str, owners: set[str], *galleries: Path) -> None:
+    """Raise UsageError unless `name` alone owns its prints, in these files: a sound under two names is nearer to neither."""
+    if others := owners - {name}:
+        other = min(others)
+        raise UsageError(
+            f"{' or '.join(map(str, galleries))}: some of the sounds for {name!r} are enrolled as {other!r} already, and a"
+            f" sound under two names is unknown; leave them out, or take {other!r} away first, with `confit-edge gallery remove"
+            f" {shlex.quote(other)}`"
+        )
 
 
 def tenths(seconds: float) -> float:

@@ -13,15 +13,15 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, floats
-from confit_runtime.enrollment import OF_KIND, Kind, kind_of
+from confit_runtime.arrays import Floats
+from confit_runtime.enrollment import OF_KIND, Kind, check_enough, check_nobody_else, kind_of
 from confit_runtime.errors import GalleryBusyError, GalleryError, UsageError
 from confit_runtime.gallery_file import GalleryFile, check_folder, make_file
 from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Print, from_blobs, new_places, read_prints, to_blobs
+from confit_runtime.prints import Print, checked, from_blobs, new_places, read_prints, to_blobs
 from confit_runtime.search import IndexSearch, build_index, erase_index
 from confit_runtime.shipped import as_asked_for
 
@@ -189,29 +189,28 @@ class Gallery:
         voiced_s: float,
         negative: bool = False,
         audio: Sequence[bytes] | None = None,
+        carried: bool = False,
     ) -> int:
         """Add `embeddings [n, dim]` (n >= 1), one source each, to a name; all of them or, after a crash, none.
 
         `audio` is the sound of each as FLAC, if it is to be kept. `negative` ones are of sounds that were taken for the
         name and are not it. Those that the name has already are left out, with their share of the `voiced_s` seconds.
-        Returns how many prints of that kind the name has now. Raises UsageError and GalleryError.
+        Of a voice all clips are given at once, and are refused where it has less than `LEAST_VOICE_S` with them; so is a
+        print that another name has. `carried` ones were enrolled before, elsewhere, and are taken as they are. Returns how
+        many prints of that kind the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
         """
-        name, embeddings = new_name(name), floats(embeddings, f"embeddings [n, {self.dim}]")
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or len(embeddings) == 0:
-            raise UsageError(f"embeddings to enroll are [n, {self.dim}], got {list(embeddings.shape)}")
-        if len(sources) != len(embeddings) or len(audio or sources) != len(embeddings):
-            raise UsageError(f"{len(embeddings)} embeddings to enroll, but {len(sources)} sources")
-        lengths = np.linalg.norm(embeddings, axis=1)
-        if not (np.isfinite(lengths).all() and (lengths > 0.0).all()):
-            raise UsageError(f"an embedding of {name!r} is zero, NaN or infinite")
+        name = new_name(name)
+        blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
         if not 0.0 <= voiced_s < math.inf:
             raise UsageError(f"{name!r} is enrolled from seconds of sound, voiced_s of 0 or more, not {voiced_s}")
         with self.change() as db:
-            db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
-            name_id, blobs = self._id_of(db, name), to_blobs(embeddings)
             places = new_places(blobs, self.blobs(name, negative=negative))
+            heard_s = voiced_s * (len(places) / len(blobs))
+            if not (negative or carried):
+                self._check_rules(name, blobs, heard_s)
+            db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
+            name_id = self._id_of(db, name)
             if not negative:
-                heard_s = voiced_s * len(places) / len(blobs)
                 db.execute("UPDATE names SET voiced_s = voiced_s + ? WHERE id = ?", (heard_s, name_id))
             for at in places:
                 place = db.execute(
@@ -221,6 +220,11 @@ class Gallery:
                 if audio is not None:
                     db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
             return (self.negatives() if negative else self.names()).get(name, 0)
+
+    def _check_rules(self, name: str, blobs: list[bytes], seconds: float) -> None:
+        check_nobody_else(name, self.owners(blobs), self.path)
+        if self.binding.kind or self._model:  # else a file of an older version does not tell
+            check_enough(name, self.voiced_s(name) if name in self.names() else 0.0, seconds, self.kind)
 
     def names(self) -> dict[str, int]:
         """How many prints each name has, in order of name."""

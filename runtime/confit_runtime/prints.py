@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats
+from confit_runtime.arrays import Floats, floats
+from confit_runtime.errors import UsageError
 from confit_runtime.matcher import unit
 from confit_runtime.migrations import damaged
 
@@ -31,6 +32,21 @@ class Print:
     source: str
     negative: bool = False
     audio: bytes | None = None
+
+
+def checked(
+    name: str, embeddings: npt.ArrayLike, dim: int, sources: Sequence[str], audio: Sequence[bytes] | None
+) -> Floats:
+    """The embeddings `[n, dim]` (n >= 1) that `name` is enrolled with. Raises UsageError on what are none."""
+    rows = floats(embeddings, f"embeddings [n, {dim}]")
+    if rows.ndim != 2 or rows.shape[1] != dim or len(rows) == 0:
+        raise UsageError(f"embeddings to enroll are [n, {dim}], got {list(rows.shape)}")
+    if len(sources) != len(rows) or len(audio or sources) != len(rows):
+        raise UsageError(f"{len(rows)} embeddings to enroll, but {len(sources)} sources")
+    lengths = np.linalg.norm(rows, axis=1)
+    if not (np.isfinite(lengths).all() and (lengths > 0.0).all()):
+        raise UsageError(f"an embedding of {name!r} is zero, NaN or infinite")
+    return rows
 
 
 def to_blobs(embeddings: Floats) -> list[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.audio import Pcm, resample
-from confit_runtime.enrollment import OF_KIND, Kind, embed_sound, kind_of
+from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import partial_path
 from confit_runtime.gallery import Gallery
@@ -61,12 +61,8 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
     every = set().union(*blobs.values())
     here, there = target.holders(every), source.holders(every)
     for name in names:
-        if others := set().union(*(here[blob] | there[blob] for blob in blobs[name])) - {name}:
-            other = min(others)
-            raise UsageError(
-                f"{source.path}: prints of {name!r} are enrolled there or in {target.path} as {other!r}, and a sound under two"
-                " names is unknown: take one away, with `confit-edge gallery remove`"
-            )
+        owners = set().union(*(here[blob] | there[blob] for blob in blobs[name]))
+        check_nobody_else(name, owners, source.path, target.path)
     before = _counts(target)
     # read before it is changed: who holds one gallery does not wait for another, whose holder may wait for this one
     found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
@@ -121,6 +117,7 @@ def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> No
                     voiced_s=0.0 if negative else voiced_s * len(some) / sum(not one.negative for one in prints),
                     negative=negative,
                     audio=[one.audio for one in some if one.audio is not None] if kept else None,
+                    carried=True,
                 )
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import GalleryError, Model, ModelError, UsageError, load
+from confit_runtime import AudioError, GalleryError, Model, ModelError, UsageError, load
 from confit_runtime.detect import NameDetector
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import PATIENCE_S, make_file
@@ -57,7 +57,7 @@ def test_what_is_enrolled_is_there_the_next_time(tmp_path: Path, model: Model) -
         assert gallery.names() == {}
         assert gallery.enroll(" zoë ", prints[:2], sources=["one.wav", "two.wav"], voiced_s=1.5) == 2
         assert gallery.enroll("zoë", prints[2:], sources=["three.wav"], voiced_s=0.5) == 3
-        assert gallery.enroll("Ben", prints[:1], sources=["four.wav"], voiced_s=0.5) == 1
+        assert gallery.enroll("Ben", random_prints(1), sources=["four.wav"], voiced_s=0.5) == 1
     with Gallery.open(path, model) as gallery:
         assert list(gallery.names().items()) == [("Ben", 1), ("zoë", 3)]
         assert gallery.voiced_s("zoë") == 2.0
@@ -164,7 +164,31 @@ def test_what_a_name_has_already_is_left_out_with_its_seconds(path: Path, model:
         assert gallery.enroll("eve", prints, sources=list("efg"), voiced_s=3.0) == 3
         assert (gallery.voiced_s("eve"), [one.source for one in gallery.prints("eve")]) == (3.0, ["a", "b", "g"])
         assert gallery.enroll("eve", prints[:1], sources=["tv"], voiced_s=1.0, negative=True) == 1  # of another kind
-        assert gallery.enroll("fay", prints[:1], sources=["h"], voiced_s=1.0) == 1
+
+
+def test_a_print_is_enrolled_under_one_name(path: Path, model: Model) -> None:
+    prints = random_prints(3)
+    with Gallery.open(path, model) as gallery:
+        ada = gallery.prints("ada")[0].embedding
+        with pytest.raises(UsageError, match=r"gallery\.db: .* for 'eve' are enrolled as 'ada' already"):
+            gallery.enroll("eve", np.stack([prints[0], ada]), sources=["a", "b"], voiced_s=5.0)
+        assert gallery.names() == {"ada": 3, "bob": 2}
+        assert gallery.enroll("ada", np.stack([prints[0], ada]), sources=["a", "b"], voiced_s=5.0) == 4
+        assert gallery.enroll("bob", ada[None], sources=["tv"], voiced_s=5.0, negative=True) == 1
+        assert gallery.match(ada).name == "ada"
+
+
+def test_a_voice_is_enrolled_with_four_seconds_of_it(tmp_path: Path, model: Model) -> None:
+    first, second, third, tv = random_prints(4)[:, None]
+    with Gallery.open(tmp_path / "voices.db", model, create=True, kind="speaker") as gallery:
+        with pytest.raises(AudioError, match=r"ada: these clips hold 3\.9 s of voice and 4 s are needed: 0\.1 s more"):
+            gallery.enroll("ada", first, sources=["a"], voiced_s=3.99)
+        assert gallery.names() == {}
+        assert gallery.enroll("ada", tv, sources=["tv"], voiced_s=0.5, negative=True) == 1
+        assert gallery.enroll("ada", first, sources=["a"], voiced_s=4.0) == 1
+        assert gallery.enroll("ada", second, sources=["b"], voiced_s=0.5) == 2  # with what is there
+        with pytest.raises(AudioError, match=r"hold 2\.0 s of voice and"):  # the seconds of a copy count once
+            gallery.enroll("eve", np.concatenate([third] * 4), sources=list("cdef"), voiced_s=8.0)
 
 
 @pytest.mark.parametrize("name", ["unknown", "Unknown", " UNKNOWN "])
@@ -289,7 +313,7 @@ def test_lists_are_embeddings_too_and_what_is_not_finite_is_none(path: Path, mod
     with Gallery.open(path, model) as gallery:
         ada = gallery.prints("ada")[0].embedding
         assert gallery.match(ada.tolist()) == gallery.match(ada)
-        assert gallery.enroll("eve", [ada.tolist()], sources=["one"], voiced_s=1.0) == 1
+        assert gallery.enroll("eve", random_prints(1).tolist(), sources=["one"], voiced_s=1.0) == 1
         for bad in (np.nan, np.inf, -np.inf):
             query = [bad, *ada[1:].tolist()]
             for ask in (

@@ -257,10 +257,27 @@ def test_prints_do_not_come_under_a_second_name(tmp_path: Path, model: Model) ->
         one.rename("bob", "robert")
         with (
             Gallery.open(tmp_path / "both.db") as given,
-            pytest.raises(UsageError, match=r"'bob' are enrolled there or in .* as 'robert'"),
+            pytest.raises(UsageError, match=r"both\.db or .*one\.db: .* for 'bob' are enrolled as 'robert' already"),
         ):
             import_names(one, given)
         assert one.names() == {"ada": 2, "robert": 1}
+
+
+def test_what_was_enrolled_before_is_carried_as_it_is(tmp_path: Path, model: Model) -> None:
+    """Older versions enrolled one print under two names, and voices with too little: a copy of a gallery keeps all of it."""
+    shared, own = random_prints(2)[:, None]
+    with Gallery.open(tmp_path / "old.db", model, create=True, kind="speaker") as old:
+        for name, prints in (("ada", shared), ("bob", np.concatenate([shared, own]))):
+            old.enroll(name, prints, sources=["x"] * len(prints), voiced_s=1.0, carried=True)
+        assert export_names(old, [], tmp_path / "copy.db") == {"ada": 1, "bob": 2}
+        export_names(old, ["ada"], tmp_path / "ada.db")
+    with (
+        Gallery.open(tmp_path / "copy.db") as copy,
+        Gallery.open(tmp_path / "new.db", model, create=True, kind="speaker") as new,
+        Gallery.open(tmp_path / "ada.db") as ada,
+    ):
+        assert (copy.names(), copy.voiced_s("bob")) == ({"ada": 1, "bob": 2}, 1.0)
+        assert import_names(new, ada) == {"ada": 1}
 
 
 def test_voices_are_not_imported_among_sounds(tmp_path: Path, model: Model) -> None:
@@ -433,7 +450,7 @@ def test_threads_share_a_gallery_while_another_program_enrolls(tmp_path: Path, m
         return seen
 
     def enroll(gallery: Gallery, name: str) -> None:
-        for one in np.random.default_rng(len(name)).standard_normal((15, 1, DIM)).astype(np.float32):
+        for one in np.random.default_rng(list(name.encode())).standard_normal((15, 1, DIM)).astype(np.float32):
             gallery.enroll(name, one, sources=["x"], voiced_s=1.0)
 
     with Gallery.open(path, model, create=True) as shared, Gallery.open(path) as other, ThreadPoolExecutor(6) as pool:
