@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import LARGEST_TABLE
+
 Embeddings = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Doubles = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
@@ -36,7 +38,6 @@ RANGES = {
     "uniformity": (-8.0, 0.0),
     "neighbours": (0.0, 1.0),
 }
-_TABLE = 4_000_000  # the largest table of cosines made at once
 SAMPLE = 4096  # clips whose pairs are all looked at, where there is no closed form
 
 
@@ -354,4 +355,4 @@ def _some(clips: int, seed: int) -> npt.NDArray[np.int64]:
 def _blocks(clips: int, seed: int) -> list[npt.NDArray[np.int64]]:
     """The same rows in parts that keep a table of cosines small."""
     some = _some(clips, seed)
-    return np.array_split(some, -(-len(some) * clips // _TABLE))
+    return np.array_split(some, -(-len(some) * clips // LARGEST_TABLE))

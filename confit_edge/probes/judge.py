@@ -19,7 +19,7 @@ from confit_edge.probes.metrics import (
     correct,
     macro_f1,
     micro_f1,
-    share_interval,
+    resampled_share_interval,
     shares,
     tallies,
 )
@@ -41,7 +41,7 @@ class Estimate:
 
     @classmethod
     def of(cls, value: float, samples: Doubles, units: int) -> Estimate:
-        return cls(value, *share_interval(value, samples, units), samples, units)
+        return cls(value, *resampled_share_interval(value, samples, units), samples, units)
 
     def minus(self, other: Estimate) -> Difference:
         """The paired difference to the same metric of another probe on the same clips, groups and seed."""

@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime import intervals
-from confit_runtime.intervals import FEWEST_GROUPS
+from confit_runtime.arrays import LARGEST_TABLE
+from confit_runtime.intervals import DRAWS, FEWEST_GROUPS, share_interval
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Targets = npt.NDArray[np.int8]
 Bools = npt.NDArray[np.bool_]
 
-DRAWS = 2000
 ALIKE = 1e-12  # what differs by rounding only: the variance of draws, and a difference
-_TABLE = 4_000_000  # the largest table of draws x groups made at once
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Resamples:
 
     def counts(self) -> Iterator[Doubles]:
         """How often each group is drawn, `[draws, units]`, in parts of some draws each; the same at every call."""
-        rng, most = np.random.default_rng(self.seed), max(1, _TABLE // self.units)
+        rng, most = np.random.default_rng(self.seed), max(1, LARGEST_TABLE // self.units)
         for start in range(0, self.draws, most):
             some = min(most, self.draws - start)
             drawn = rng.integers(self.units, size=(some, self.units)) + self.units * np.arange(some)[:, None]
@@ -123,14 +121,14 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     return float(value - stretch * (value - low)), float(value + stretch * (high - value))
 
 
-def share_interval(share: float, samples: Doubles, units: int) -> tuple[float, float]:
+def resampled_share_interval(share: float, samples: Doubles, units: int) -> tuple[float, float]:
     """The same for a share 0..1 of `units` groups or clips.
 
     Fewer than five cannot be resampled: then it is the exact one of so many. Where all are wrong, its upper end is that of
     `agreed`, as its lower end is where all are right.
     """
     if units < FEWEST_GROUPS:
-        return intervals.share_interval(round(share * units), units)
+        return share_interval(round(share * units), units)
     low, high = np.clip(interval(share, samples, units), 0.0, 1.0).tolist()
     return low, (agreed(units) if share == 0 else high)
 
@@ -170,7 +168,7 @@ def accuracy(right: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS)
     """
     resamples = Resamples.of(groups, seed, draws)
     share = float(right.mean())
-    low, high = share_interval(share, shares(right, resamples), resamples.units)
+    low, high = resampled_share_interval(share, shares(right, resamples), resamples.units)
     return Accuracy(share, low, high, len(right), len(set(groups)), resamples.by)
 
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 from confit_edge.data.corpus import Clips
 from confit_edge.probes.judge import RANK_DRAWS, Estimate
 from confit_edge.probes.metrics import Bools, Doubles, Floats, Resamples, equal_error_rate, equal_error_rates
+from confit_runtime.arrays import LARGEST_TABLE
 from confit_runtime.errors import UsageError
 
 Rows = npt.NDArray[np.int64]
 
 CLIPS = 1000  # of a split, whose pairs are all trials where no list is given
-_TABLE = 4_000_000  # the largest table of draws x trials made at once
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0)
     def weights(counts: Doubles) -> Doubles:
         return np.where(one == other, counts[:, one], counts[:, one] * counts[:, other])
 
-    most = max(1, _TABLE // len(trials))
+    most = max(1, LARGEST_TABLE // len(trials))
     spread = [
         equal_error_rates(scores, trials.same, weights(part))
         for counts in resamples.counts()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from confit_edge.geometry.measures import RANGES
 from confit_edge.probes.metrics import ALIKE, agreed
 from confit_edge.studies.trial import Arm, Outcome, Scalar, Subset, Tally
+from confit_runtime.intervals import drawn
 
 Doubles = npt.NDArray[np.float64]
 
@@ -190,7 +190,8 @@ def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) 
     from scipy.stats import t as student
 
     seeds, groups = counts.shape[1:3]
-    by_seed, by_group = _drawn(seeds, "seeds"), _drawn(groups, "groups")
+    # the same each time, so that every cell of a table is drawn alike
+    by_seed, by_group = drawn(seeds, DRAWS, (seeds, 5)), drawn(groups, DRAWS, (groups, 6))
     of_groups = np.einsum("dg,xsgc->dxsc", by_group, counts, optimize=True)
     both = _ratio(np.einsum("ds,dxsc->dxc", by_seed, of_groups)) @ weights
     if np.nanvar(both) < ALIKE:
@@ -226,13 +227,6 @@ def _variance(counts: Doubles, weights: Doubles) -> tuple[float, float]:
     spread = sum(part**2 / units for part, units in zip(found, free, strict=True) if units)
     fewest = min(units for units in free[:2] if units)
     return float(variance), max(float(fewest), float(variance**2 / max(spread, 1e-30)))
-
-
-@lru_cache(maxsize=8)
-def _drawn(units: int, what: str) -> Doubles:
-    """How often each of `units` is drawn, `[DRAWS, units]`; the same each time, so every cell of a table is drawn alike."""
-    rng = np.random.default_rng([units, len(what)])
-    return rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float64)
 
 
 def _ratio(sums: Doubles) -> Doubles:

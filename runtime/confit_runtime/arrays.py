@@ -9,6 +9,8 @@ from confit_runtime.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
 
+LARGEST_TABLE = 4_000_000  # numbers that are made at once, where a table can be made in parts
+
 
 def floats(values: npt.ArrayLike, what: str) -> Floats:
     """`values` as float32. Raises UsageError, saying `what` was expected, where they are no numbers."""

@@ -153,7 +153,7 @@ def test_totals_are_sums_over_the_clips_of_the_groups_drawn() -> None:
 def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     resamples = Resamples.of([str(clip) for clip in range(50)], seed=1, draws=30)
     whole = np.concatenate(list(resamples.counts()))
-    monkeypatch.setattr("confit_edge.probes.metrics._TABLE", 170)
+    monkeypatch.setattr("confit_edge.probes.metrics.LARGEST_TABLE", 170)
     parts = list(resamples.counts())
     assert len(parts) == 10
     np.testing.assert_array_equal(np.concatenate(parts), whole)
