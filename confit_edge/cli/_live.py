@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from confit_runtime.frames import decibel
 from confit_runtime.listener import Tap
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class LiveView(Tap):
         colour = "red" if self._held >= 0.99 else "green"
         yield Text.assemble(
             (meter(self._peak, self._held), colour),
-            f" {decibel(self._peak):4.0f} dB  {clock(self._samples / self._rate)}  {self._name}{lost}{self._note}",
+            f" {decibel(self._peak, FLOOR_DB):4.0f} dB  {clock(self._samples / self._rate)}  {self._name}{lost}{self._note}",
             overflow="ellipsis",
             no_wrap=True,
         )
@@ -101,16 +102,11 @@ class LiveView(Tap):
 
 def meter(peak: float, held: float = 0.0) -> str:
     """A level 0..1 as a bar from -60 dB to 0 dB, with a mark where the loudest moment was."""
-    bar = list("#" * round(WIDTH * (1 - decibel(peak) / FLOOR_DB)))
+    bar = list("#" * round(WIDTH * (1 - decibel(peak, FLOOR_DB) / FLOOR_DB)))
     bar += "-" * (WIDTH - len(bar))
     if held > 0:
-        bar[min(WIDTH - 1, round(WIDTH * (1 - decibel(held) / FLOOR_DB)))] = "|"
+        bar[min(WIDTH - 1, round(WIDTH * (1 - decibel(held, FLOOR_DB) / FLOOR_DB)))] = "|"
     return f"[{''.join(bar)}]"
-
-
-def decibel(level: float) -> float:
-    """`level` 0..1 in dB of full scale, no lower than the meter goes."""
-    return max(FLOOR_DB, 20 * math.log10(max(level, 1e-9)))
 
 
 def clock(seconds: float) -> str:

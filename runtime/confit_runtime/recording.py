@@ -11,7 +11,8 @@ import numpy as np
 
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.soundcheck import FRAME_S, Soundcheck, fault_of, soundcheck
+from confit_runtime.frames import FRAME_S
+from confit_runtime.soundcheck import Soundcheck, fault_of, soundcheck
 from confit_runtime.sources import Gap, Notice, Source
 
 Show = Callable[[float, Pcm], None]  # seconds to go (below 0: of the countdown), and the newest sound

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import AudioError
-from confit_runtime.sources.microphone import AWAY, OVERRUN
+from confit_runtime.frames import QUIETEST_DB, decibel, frame_levels, runs
+from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
 
-QUIETEST_DB = -120.0  # what digital silence is reported as
-FRAME_S = 0.02
 FULL = 0.99  # a sample at or above this, with as loud neighbours, is clipped
 
 _SPEECH_HZ = 8_000.0  # what a device should hear of speech
@@ -22,7 +20,7 @@ _SPECTRUM = 1024
 _AT_ONCE = 1000  # spectra
 _WHY_LOST = {  # by a gap's reason
     OVERRUN: "something else keeps it busy",
-    AWAY: "unplugged, a loose cable, or a weak power supply",
+    MICROPHONE_AWAY: "unplugged, a loose cable, or a weak power supply",
 }
 _ROUNDING = 1e-4  # -80 dB: the level of a signal that is hardly more than the last bit of 16
 
@@ -159,23 +157,11 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
     return found
 
 
-def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
-    """The level of each 20 ms frame, `[frames]` in dB of full scale."""
-    size = max(1, round(rate * FRAME_S))
-    frames = pcm[: max(1, len(pcm) // size) * size].astype(np.float64).reshape(-1, min(size, len(pcm)))
-    return np.maximum(10 * np.log10(np.square(frames).mean(axis=1) + 1e-30), QUIETEST_DB)
-
-
 def clipped_share(pcm: Pcm) -> float:
     """The share of samples that stand at full scale beside others that do."""
-    starts, ends = _runs(np.abs(pcm) >= FULL)
+    starts, ends = runs(np.abs(pcm) >= FULL).T
     lengths = ends - starts
     return float(lengths[lengths >= 3].sum() / len(pcm))
-
-
-def decibel(level: float) -> float:
-    """An amplitude 0..1 in dB of full scale."""
-    return max(QUIETEST_DB, float(20 * np.log10(level + 1e-30)))
 
 
 def _holes(pcm: Pcm, rate: int) -> int:
@@ -185,7 +171,7 @@ def _holes(pcm: Pcm, rate: int) -> int:
     ends fades to nothing, and what is as soft as a rounding is none: so both the 3 ms before and those after must be
     louder than that.
     """
-    starts, ends = _runs(pcm == 0.0)
+    starts, ends = runs(pcm == 0.0).T
     lengths = ends - starts
     edge = round(0.003 * rate)
     there = (lengths >= edge) & (lengths <= 0.1 * rate) & (starts >= edge) & (ends <= len(pcm) - edge)
@@ -193,12 +179,6 @@ def _holes(pcm: Pcm, rate: int) -> int:
         bool(np.square(pcm[start - edge : start]).mean() > _ROUNDING**2 < np.square(pcm[end : end + edge]).mean())
         for start, end in zip(starts[there], ends[there], strict=True)
     )
-
-
-def _runs(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where the runs of True begin, and where they have ended."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return edges[::2], edges[1::2]
 
 
 def _bandwidth(pcm: Pcm, rate: int) -> float:

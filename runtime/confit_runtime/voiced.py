@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.audio import Pcm
-from confit_runtime.soundcheck import FRAME_S as LEVEL_FRAME_S
-from confit_runtime.soundcheck import frame_levels
+from confit_runtime.frames import FRAME_S as LEVEL_FRAME_S
+from confit_runtime.frames import frame_levels, runs
 
 FRAME_S, STEP_S = 0.032, 0.010
 LOW_HZ, HIGH_HZ = 100.0, 4000.0  # where voices have their energy
@@ -17,7 +17,7 @@ QUIETEST_DB = -65.0  # of full scale, in that band
 FLATTEST = 0.42  # the flatness of white noise is 0.56, of vowels below 0.1
 LONGEST_GAP_S, SHORTEST_S, EDGE_S = 0.15, 0.06, 0.03
 PAUSE_S = 0.6  # as long a one is kept whole
-SILENCE_DB = -70.0
+SILENCE_DB, SOFTEST_BELOW_PEAK_DB = -70.0, 40.0  # of a frame that holds sound
 LEAST_ABOVE_NOISE_DB, SOUND_BELOW_PEAK_DB, LOUDEST_FRAMES = 10.0, 30.0, 3  # of what counts as sound, of any kind
 QUIET_S = 0.15  # before and after it
 FRAMES_A_PART = 4096  # a long recording must not need its spectra all at once
@@ -42,7 +42,7 @@ def voiced_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
     mask = _without_short_runs(mask, True, SHORTEST_S)
     edge = round(EDGE_S * sample_rate)
     found: list[tuple[int, int]] = []
-    for first, last in _runs(mask):
+    for first, last in runs(mask).tolist():
         start, end = max(0, first * step - edge), min(len(pcm), (last - 1) * step + frame + edge)
         if found and start <= found[-1][1]:
             start = found.pop()[0]
@@ -81,7 +81,7 @@ def sounding_segments(pcm: Pcm, sample_rate: int, shortest_s: float = 0.0) -> li
     mask = levels >= max(noise + LEAST_ABOVE_NOISE_DB, loud - SOUND_BELOW_PEAK_DB)
     frame, edge = round(LEVEL_FRAME_S * sample_rate), round(QUIET_S * sample_rate)
     found: list[tuple[int, int]] = []
-    for first, last in _runs(mask):
+    for first, last in runs(mask).tolist():
         if found and (first * frame - found[-1][1]) < PAUSE_S * sample_rate:
             found[-1] = (found[-1][0], last * frame)
         else:
@@ -98,10 +98,10 @@ def trimmed(pcm: Pcm, sample_rate: int) -> Pcm:
 
 def sounding_seconds(pcm: Pcm, sample_rate: int) -> float:
     """Seconds of a clip `[samples]` that hold sound: 20 ms frames within 40 dB of the loudest and above -70 dBFS."""
-    frame = max(1, sample_rate // 50)
-    frames = np.pad(pcm, (0, -len(pcm) % frame)).reshape(-1, frame).astype(np.float64)
-    power = np.square(frames).mean(axis=1)
-    return float((power > max(power.max(initial=0.0) * 1e-4, 10 ** (SILENCE_DB / 10))).sum() * frame / sample_rate)
+    frame = max(1, round(LEVEL_FRAME_S * sample_rate))
+    levels = frame_levels(np.pad(pcm, (0, -len(pcm) % frame)), sample_rate)
+    softest = max(levels.max(initial=SILENCE_DB) - SOFTEST_BELOW_PEAK_DB, SILENCE_DB)
+    return float((levels > softest).sum() * frame / sample_rate)
 
 
 def _spectra(pcm: Pcm, rate: int, frame: int, step: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -120,15 +120,10 @@ def _spectra(pcm: Pcm, rate: int, frame: int, step: int) -> tuple[npt.NDArray[np
     return decibel, flatness
 
 
-def _runs(mask: Bools) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
-
-
 def _without_short_runs(mask: Bools, value: bool, shortest_s: float) -> Bools:
     """The mask with runs of `value` that are shorter than this turned over, but for those at its ends."""
     turned = mask.copy()
-    for first, last in _runs(mask == value):
+    for first, last in runs(mask == value).tolist():
         inside = value or (first > 0 and last < len(mask))
         if inside and (last - first) * STEP_S < shortest_s:
             turned[first:last] = not value

@@ -21,3 +21,10 @@ def test_importing_the_runtime_loads_nothing_heavy() -> None:
     script = "import sys, confit_runtime, confit_runtime.gallery, confit_runtime.sources; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.split())
+
+
+def test_measuring_sound_opens_no_microphone() -> None:
+    script = "import sys, confit_runtime.enrollment, confit_runtime.voiced; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "confit_runtime.voiced" in done.stdout.split()
+    assert not [name for name in done.stdout.split() if name.startswith("confit_runtime.sources")]

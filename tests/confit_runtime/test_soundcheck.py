@@ -11,7 +11,7 @@ from confit_runtime.audio import read_audio, resample
 from confit_runtime.recording import record_clip
 from confit_runtime.soundcheck import fault_of, findings, soundcheck
 from confit_runtime.sources import FileSource, Microphone
-from confit_runtime.sources.microphone import AWAY, OVERRUN
+from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
 from confit_runtime.voiced import trimmed
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, silence, tone
@@ -92,7 +92,7 @@ def test_holes_and_losses_are_counted() -> None:
     assert words(speech(), lost_s={OVERRUN: 0.25}) == (
         "bad: 0.25 s were lost: this machine could not keep up (something else keeps it busy)"
     )
-    assert words(speech(), lost_s={AWAY: 1.5, "it hiccuped": 0.1}) == (
+    assert words(speech(), lost_s={MICROPHONE_AWAY: 1.5, "it hiccuped": 0.1}) == (
         "bad: 1.50 s were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)"
         " | bad: 0.10 s were lost: it hiccuped"
     )

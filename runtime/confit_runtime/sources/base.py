@@ -11,6 +11,11 @@ import numpy as np
 
 from confit_runtime.audio import Pcm
 
+# what gaps are for, where something can be done about it
+OVERRUN = "this machine could not keep up"
+MICROPHONE_AWAY = "the microphone was away"
+STREAM_AWAY = "the stream was away"
+
 Chunk = tuple[Pcm, int]  # mono [samples] in -1..1, and its rate in Hz
 
 

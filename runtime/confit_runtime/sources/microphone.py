@@ -14,12 +14,9 @@ import numpy as np
 
 from confit_runtime.audio import Pcm, StreamResampler, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import Chunk, Gap, Notice, finite
+from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, finite
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.portaudio import import_portaudio, working_settings
-
-OVERRUN = "this machine could not keep up"
-AWAY = "the microphone was away"
 
 BLOCK_S = 0.08  # what PortAudio is asked to deliver at a time: a model's hop, and waking up more often costs a Pi more
 _POLL_S = 0.2  # how often a silent microphone is asked whether it is still there
@@ -159,7 +156,7 @@ class Microphone:
             due = int((boottime() - heard) * self.rate) - self._told
             if due > 0:
                 self._told += due
-                yield Gap(due, AWAY)
+                yield Gap(due, MICROPHONE_AWAY)
             if back:
                 yield Notice("back", f"{self.device_name} is back")
                 return

@@ -19,10 +19,8 @@ import numpy.typing as npt
 
 from confit_runtime.audio import check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import Chunk, Gap, Notice
+from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice
 from confit_runtime.sources.clock import boottime
-
-AWAY = "the stream was away"
 
 # what a URL of each scheme may make ffmpeg open in its turn: a playlist must not read this machine's files
 _HTTP = "http,https,httpproxy,tcp,tls,crypto"
@@ -134,7 +132,7 @@ class NetworkSource:
 
     def _gap(self, seconds: float) -> Gap:
         """That much of the time away, by which the clock moves on."""
-        gap = Gap(max(0, round(seconds * self.rate)), AWAY)
+        gap = Gap(max(0, round(seconds * self.rate)), STREAM_AWAY)
         self._clock_s += gap.samples / self.rate
         return gap
 

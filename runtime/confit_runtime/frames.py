@@ -1,0 +1,29 @@
+"""Levels of sound, frame by frame, and the runs of frames or samples that have something in common."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from confit_runtime.audio import Pcm
+
+FRAME_S = 0.02
+QUIETEST_DB = -120.0  # what digital silence is reported as
+
+
+def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
+    """The level of each 20 ms frame, `[frames]` in dB of full scale; what is left at the end is in none."""
+    size = max(1, round(rate * FRAME_S))
+    frames = pcm[: max(1, len(pcm) // size) * size].astype(np.float64).reshape(-1, max(1, min(size, len(pcm))))
+    return np.maximum(10 * np.log10(np.square(frames).mean(axis=1) + 1e-30), QUIETEST_DB)
+
+
+def decibel(level: float, floor: float = QUIETEST_DB) -> float:
+    """An amplitude 0..1 in dB of full scale, no lower than `floor`."""
+    return max(floor, float(20 * np.log10(level + 1e-30)))
+
+
+def runs(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Where each run of True begins and where it has ended, `[runs, 2]`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return edges.reshape(-1, 2)
