@@ -19,7 +19,6 @@ from confit_edge import __version__
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.data.manifest import SPLITS
 from confit_edge.data.others import WORDS
-from confit_edge.data.splits import some
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
 from confit_edge.files import write_tensors, write_text
@@ -29,7 +28,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.tables import write_csv
 from confit_edge.probes.typicality import Typicality
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.wording import counted
+from confit_runtime.wording import counted, some
 
 SCHEMA = 2
 CHECKPOINT = "checkpoint.safetensors"

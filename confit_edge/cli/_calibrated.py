@@ -16,7 +16,7 @@ from confit_runtime.contract import Contract
 from confit_runtime.describe import heard_alone
 from confit_runtime.intervals import FEWEST_GROUPS, grouped_share_interval, poisson_interval
 from confit_runtime.recordings import Recording
-from confit_runtime.wording import counted
+from confit_runtime.wording import bounds, counted, listed
 
 SHOWN = 5  # labels named in a remark
 HIGH = 0.9  # a threshold that misses many a clip
@@ -77,7 +77,7 @@ def below(contract: Contract, chosen: Chosen) -> str:
         came_with, level = contract.thresholds[label]["on"], chosen.thresholds[contract.labels.index(label)]
         if level < came_with:
             fallen.append((round(1e6 * (came_with - level)), f"{label} ({came_with:.2f}, not {level:.2f})"))
-    return _first(fallen)
+    return _greatest(fallen)
 
 
 def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording]) -> list[str]:
@@ -103,7 +103,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
     if own_words:
         told.append(
             "at the thresholds it came with, the model fires in these recordings: "
-            f"{_first(own_words)}. Where they hold the sound itself, the new thresholds make the model deaf to it: listen"
+            f"{_greatest(own_words)}. Where they hold the sound itself, the new thresholds make the model deaf to it: listen"
             " there, and leave such recordings out"
         )
     if raised or chosen.margin >= FAR:
@@ -114,7 +114,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
         by = (
             f" What raised it: {heard_at}. Where that is the sound itself, leave the recording out." if heard_at else ""
         )
-        what = f" far above anything that they fired for, {_first(raised)}" if raised else ""
+        what = f" far above anything that they fired for, {_greatest(raised)}" if raised else ""
         told.append(
             f"the margin that is common to all labels raised them{what}.{by} A label that matters can be"
             " calibrated by itself, into a copy of the model: --only LABEL --bake LABEL.onnx"
@@ -128,11 +128,9 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
     return told
 
 
-def _first(found: list[tuple[int, str]]) -> str:
+def _greatest(found: list[tuple[int, str]]) -> str:
     """The greatest of them, and how many more there are."""
-    found = sorted(found, key=lambda one: -one[0])
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(text for _, text in found[:SHOWN]) + more
+    return listed([text for _, text in sorted(found, key=lambda one: -one[0])], SHOWN)
 
 
 def print_table(contract: Contract, report: dict[str, Any]) -> None:
@@ -148,7 +146,7 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
         low, high = report["frr_interval"]
         print(
             f"{100 * report['frr']:.1f} % of {report['clips']} {heard_alone(contract)} missed"
-            f" [{100 * low:.1f}, {100 * high:.1f}], {report['confusions']} taken for another label"
+            f" {bounds(100 * low, 100 * high)}, {report['confusions']} taken for another label"
         )
     if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
         say(f"never fires any more, for these recordings hold what sounds like it: {', '.join(silent)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from confit_edge.cli._console import say
 from confit_edge.cli._thresholds import plain
 from confit_runtime.errors import UsageError
-from confit_runtime.wording import some
+from confit_runtime.wording import listed
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -143,7 +143,7 @@ def _tell_only(wanted: dict[str, list[str]], models: list[Model], placed: Placed
     for at, model in enumerate(models):
         enrolled = placed.of_model[at].names() if at in placed.of_model else ()
         who = f"only from {' or '.join(wanted[model.name])}" if model.name in wanted else "from anybody"
-        told.append(f"{some([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
+        told.append(f"{listed([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
     say(f"told: {'; '.join(told)}")
 
 

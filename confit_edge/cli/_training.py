@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, emit, say
-from confit_runtime.wording import counted
+from confit_runtime.wording import bounds, counted
 
 METHOD, MACHINE = "Method", "Machine"  # panels of --help
 BEHIND, FEW = 0.15, 20  # of the linear probe's accuracy, in so many clips: it has not learnt what the embedding holds
@@ -93,7 +93,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
         shown = result["test"] or result["val"]
         where = "test" if result["test"] else "validation"
         print(
-            f"{name:<30} {100 * shown['accuracy']:5.1f} %  [{100 * shown['low']:.1f}, {100 * shown['high']:.1f}]"
+            f"{name:<30} {100 * shown['accuracy']:5.1f} %  {bounds(100 * shown['low'], 100 * shown['high'])}"
             f"  on {counted(shown['n'], f'{where} clip')} of {counted(shown['groups'], 'group')}"
             + (f", mAP {100 * shown['map']:.1f} %" if "map" in shown else "")
             + (f", {shown['own']['right']} of the {shown['own']['n']} that are not unknown" if "own" in shown else "")

@@ -13,7 +13,7 @@ from confit_edge.cli._console import Bar, Json, emit, say
 from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, nearest, with_thresholds
 from confit_runtime.errors import AudioError, UsageError
-from confit_runtime.wording import counted
+from confit_runtime.wording import bounds, counted
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -243,7 +243,7 @@ def _print(report: dict[str, Any]) -> None:
     recordings = counted(report["recordings"], "recording")
     print(
         f"{counted(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
-        f" {report['fa_per_hour']:.2f} an hour [{low:.2f}, {high:.2f}]"
+        f" {report['fa_per_hour']:.2f} an hour {bounds(low, high, '.2f')}"
     )
     if report["left_out"]:
         all_of_them = counted(report["recordings"] + len(report["left_out"]), "recording")
@@ -260,7 +260,7 @@ def _print(report: dict[str, Any]) -> None:
     for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *bands]:
         if row["sounds"]:
             low, high = row["frr_interval"]
-            share = f"{100 * row['frr']:>6.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
+            share = f"{100 * row['frr']:>6.1f} %  {bounds(100 * low, 100 * high)}"
             print(f"{name:<20}{row['sounds']:>8}{row['missed']:>8}{share}")
     for name, sounds in report["never_fire"].items():
         print(f"{name:<20}{sounds:>8}{'-':>8}  set never to fire")

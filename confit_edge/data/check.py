@@ -14,8 +14,8 @@ import numpy as np
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, advice_on_background, relative
 from confit_edge.data.names import misspelt
-from confit_edge.data.splits import groups_across_splits, having, missing_classes, some, untested, with_splits
-from confit_runtime.wording import counted
+from confit_edge.data.splits import groups_across_splits, having, missing_classes, untested, with_splits
+from confit_runtime.wording import counted, some
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
 OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError
 from confit_runtime.errors import UsageError
-from confit_runtime.wording import counted
+from confit_runtime.wording import counted, some
 
 Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
 DEFAULT: Fractions = (0.7, 0.15, 0.15)  # as much to choose by as to test on: thresholds and the gate stand on it
@@ -21,7 +21,6 @@ DEFAULT: Fractions = (0.7, 0.15, 0.15)  # as much to choose by as to test on: th
 RESTARTS, MANY_GROUPS = 20, 500
 FEW_GROUPS = 8  # of a class: so many are also tried in one another's place
 PASSES = 100  # a climb ends by itself after a few
-SHOWN = 10  # classes named in a message
 VAL_SHARE = 0.125  # of what is not test, where a published split brings no validation set that can be kept
 
 
@@ -135,12 +134,6 @@ def untested(manifest: Manifest) -> str | None:
 def having(classes: Sequence[str]) -> str:
     """How a sentence begins of what classes have."""
     return f"class {some(classes)} has" if len(classes) == 1 else f"classes {some(classes)} have"
-
-
-def some(classes: Sequence[str]) -> str:
-    """The first names, as they are told, and how many more there are."""
-    more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
-    return ", ".join(map(repr, classes[:SHOWN])) + more
 
 
 def _members(manifest: Manifest) -> dict[str, list[Clip]]:

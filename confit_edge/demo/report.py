@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge.files import write_text
+from confit_runtime.wording import bounds
 
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #26323f; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -82,7 +83,7 @@ def _accuracy_table(table: dict[str, Any]) -> str:
             if probe in table[key]:
                 low, high = table[key]["intervals"][probe]
                 cells.append(
-                    f"<td>{100 * table[key][probe]:.1f} <span class=small>[{100 * low:.1f}, {100 * high:.1f}]</span></td>"
+                    f"<td>{100 * table[key][probe]:.1f} <span class=small>{bounds(100 * low, 100 * high)}</span></td>"
                 )
             else:
                 cells.append("<td>-</td>")
@@ -94,7 +95,7 @@ def _accuracy_table(table: dict[str, Any]) -> str:
         + "".join(rows)
         + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; 95 % intervals resample voices."
         f" PairTune's linear probe minus vanilla's own head: {100 * gain['difference']:+.1f} points"
-        f" [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}].</p>"
+        f" {bounds(100 * gain['low'], 100 * gain['high'], '+.1f')}.</p>"
     )
 
 

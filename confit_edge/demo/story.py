@@ -41,6 +41,7 @@ from confit_runtime.gallery import Gallery
 from confit_runtime.memory import peak_bytes
 from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, Score, score_detections
+from confit_runtime.wording import bounds, percent
 
 KEPT_BACK = "marvin"  # no model sees this word before it is enrolled
 STREAM_SECONDS, STREAM_SNR = 300, 10.0
@@ -193,7 +194,7 @@ def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str
         fill(
             f"{len(test)} clips of {table['voices']} voices never heard before; 95 % intervals resample voices. PairTune's linear"
             f" probe is {100 * gain.difference:+.1f} points from vanilla's own head,"
-            f" interval [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]{chance}",
+            f" interval {bounds(100 * gain.low, 100 * gain.high, '+.1f')}{chance}",
             100,
         )
     )
@@ -203,7 +204,7 @@ def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str
 def _cell(result: dict[str, float] | None) -> str:
     if result is None:
         return "-"
-    return f"{100 * result['accuracy']:.1f} [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+    return percent(result["accuracy"], result["low"], result["high"], unit="")
 
 
 def export_words(demo: Demo) -> Exported:

@@ -19,7 +19,7 @@ from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background, sound_files
 from confit_edge.data.names import misspelt
 from confit_edge.data.others import WORDS
-from confit_edge.data.splits import some, untested
+from confit_edge.data.splits import untested
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
@@ -37,7 +37,7 @@ from confit_edge.probes.metrics import merit_name
 from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder
-from confit_runtime.wording import counted, lasting
+from confit_runtime.wording import counted, lasting, some
 
 FEW, SOUP_OF_FEW = 100, 4  # training clips of what fires; trainings that are averaged where there are fewer
 

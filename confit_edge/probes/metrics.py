@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import LARGEST_TABLE
 from confit_runtime.intervals import DRAWS, FEWEST_GROUPS, share_interval
+from confit_runtime.wording import percent
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -39,7 +40,7 @@ class Accuracy:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{100 * self.accuracy:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return percent(self.accuracy, self.low, self.high)
 
 
 @dataclass(frozen=True)

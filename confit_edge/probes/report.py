@@ -21,9 +21,10 @@ from confit_edge.probes.compare import (
     split_of,
     subjects,
 )
-from confit_edge.probes.tables import known, markdown, percent, write_csv
+from confit_edge.probes.tables import known, markdown, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
 from confit_edge.runs import Run
+from confit_runtime.wording import percent
 
 TITLES = {
     "accuracy": "accuracy",
@@ -109,7 +110,7 @@ class Report:
         names = list(self.run.probes["linear"].metrics)
         probes = [
             [row["encoder"], _probe_title(row)]
-            + [percent(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names]
+            + [percent(row[name], row[f"{name}_low"], row[f"{name}_high"], unit="") for name in names]
             for row in self.probe_rows()
         ]
         about = self.summary
@@ -119,7 +120,7 @@ class Report:
             markdown(["encoder", "probe", *(TITLES[name] for name in names)], probes),
         ]
         if pairs := self.verification_rows():
-            rows = [[row["encoder"], percent(row["eer"], row["eer_low"], row["eer_high"])] for row in pairs]
+            rows = [[row["encoder"], percent(row["eer"], row["eer_low"], row["eer_high"], unit="")] for row in pairs]
             parts += [
                 f"Verification: {about['trials']} pairs of clips, {about['trials_same']} of one class, by cosine alone.",
                 markdown(["encoder", "equal error rate"], rows),
@@ -129,7 +130,7 @@ class Report:
                 f"{row['encoder']}, {row['probe']}",
                 f"{row['over']}, {row['over_probe']}",
                 TITLES[row["metric"]],
-                percent(row["difference"], row["low"], row["high"]),
+                percent(row["difference"], row["low"], row["high"], unit=""),
             ]
             for row in self.difference_rows()
         ]

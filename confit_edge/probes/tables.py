@@ -36,8 +36,3 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def known(row: dict[str, Any]) -> dict[str, Any]:
     """The row with None for what is not defined: JSON has no NaN."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-
-
-def percent(value: float, low: float, high: float) -> str:
-    """`95.9 [93.1, 97.8]` of shares 0..1."""
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -10,6 +10,7 @@ import math
 
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.trial import Arm
+from confit_runtime.wording import bounds
 
 
 def percent(share: Estimate) -> str:
@@ -108,4 +109,4 @@ def _of_seeds(results: Results, best: Arm, arms: list[Arm]) -> str:
 def _bounds(estimate: Estimate, factor: float, digits: int) -> str:
     if math.isnan(estimate.low):
         return ""
-    return f" [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
+    return f" {bounds(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"

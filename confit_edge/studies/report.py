@@ -13,7 +13,7 @@ from confit_edge.studies.engine import Planned
 from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.trial import Arm, Scalar
-from confit_runtime.wording import counted
+from confit_runtime.wording import bounds, counted
 
 SHOWN = ("isoscore", "top1", "anisotropy", "epochs_linear", "epochs_head")  # in the table for people; the other has all
 
@@ -148,7 +148,7 @@ def _shown(estimate: Estimate, factor: float, digits: int) -> str:
         return ""
     text = f"{factor * estimate.value:.{digits}f}"
     if estimate.low == estimate.low:
-        text += f" [{factor * estimate.low:.{digits}f}, {factor * estimate.high:.{digits}f}]"
+        text += f" {bounds(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"
     return text
 
 

@@ -18,6 +18,7 @@ from confit_edge.probes.metrics import (
     paired_difference,
 )
 from confit_runtime.model import Model
+from confit_runtime.wording import bounds
 
 ACCURACY = 0.005  # the share of validation clips that may be lost
 MAP = 0.005  # of mean average precision, where clips have several labels
@@ -101,7 +102,7 @@ class Verdict:
         verb = "loses"
         if points < 0:
             verb, points, low, high = "gains", -points, -high, -low
-        interval = f" [{low:+.2f}, {high:+.2f}]" if low < high else ""  # one of no width would claim to be sure
+        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""  # one of no width would claim to be sure
         return (
             f"it {verb} {points:.2f} points of validation accuracy{interval},"
             f" {abs(self.clips_lost)} of {self.clips} clips"

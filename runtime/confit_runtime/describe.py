@@ -7,7 +7,7 @@ from typing import Any
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import Contract
 from confit_runtime.errors import ModelError
-from confit_runtime.wording import some
+from confit_runtime.wording import bounds, listed, percent
 
 
 def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
@@ -26,7 +26,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     every = f"a row every {1e3 * contract.hop / rate:g} ms, of {contract.window / rate:g} s"
     rows = [
         ("kind", f"{'streaming' if contract.streaming else 'windowed'}: {every} at {rate} Hz"),
-        ("labels", f"{len(contract.labels)}: {some(contract.labels)}"),
+        ("labels", f"{len(contract.labels)}: {listed(contract.labels)}"),
         ("encoder", f"{contract.encoder.get('name', '')}, {contract.embedding_dim} dimensions"),
         ("size", f"{size / 1e6:.2f} MB"),
         ("precision", _precision(contract)),
@@ -40,7 +40,10 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
         rows.append(("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"))
         rows.append(
-            ("layers kept in fp32", some(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise")
+            (
+                "layers kept in fp32",
+                listed(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise",
+            )
         )
         if sweep := parity.get("sweep"):
             hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
@@ -62,13 +65,13 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         told = f"{softer['fired']} of {softer['n']} {heard_alone(contract)}; as recorded {softer['as_recorded']}"
         rows.append((f"fires {softer['db']:g} dB softer, validation", told))
     if "frr" in (device := contract.calibration.get("device", {})):
-        low, high = (100 * end for end in device["frr_interval"])
-        told = f"{100 * device['frr']:.1f} % [{low:.1f}, {high:.1f}] of {device['clips']} {heard_alone(contract)}"
-        rows.append(("missed at the calibrated thresholds", told))
+        missed = percent(device["frr"], *device["frr_interval"])
+        rows.append(("missed at the calibrated thresholds", f"{missed} of {device['clips']} {heard_alone(contract)}"))
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
-        interval = f" [{low:+.2f}, {high:+.2f}]" if low < high else ""  # nothing was lost in any resample: no interval
+        # nothing was lost in any resample: no interval
+        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""
         of_map = f"; mAP {100 * parity['map_lost']:+.2f} points" if "map_lost" in parity else ""
         rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}{of_map}"))
         rows.append(("cosine to fp32", f"{parity['cosine']:.4f} (mean over validation clips)"))
@@ -101,7 +104,7 @@ def _precision(contract: Contract) -> str:
 
 def share(measured: dict[str, Any]) -> str:
     """An accuracy with its interval, in per cent."""
-    return f"{100 * measured['accuracy']:.1f} % [{100 * measured['low']:.1f}, {100 * measured['high']:.1f}]"
+    return percent(measured["accuracy"], measured["low"], measured["high"])
 
 
 def ranked(measured: dict[str, Any]) -> str:
@@ -121,7 +124,7 @@ def _thresholds(contract: Contract) -> str:
         return "nothing fires: it is for enrolled names"
     (low, lowest), (high, highest) = by_level[0], by_level[-1]
     shown = f"{low:.4g} for all labels" if low == high else f"{low:.4g} ({lowest}) to {high:.4g} ({highest})"
-    return shown + (f"; never: {some(contract.silenced)}" if contract.silenced else "")
+    return shown + (f"; never: {listed(contract.silenced)}" if contract.silenced else "")
 
 
 def _calibrated(contract: Contract) -> str:

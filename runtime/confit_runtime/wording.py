@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MOST = 12  # names in a message
+
 
 def counted(number: int, one: str, many: str = "") -> str:
     """A number and what it counts: `1 clip`, `2 clips`; `many` is the plural where it is not `one` with an s."""
@@ -15,7 +17,22 @@ def lasting(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def some(names: Sequence[str], most: int = 12) -> str:
-    """The first of some names, and how many more there are."""
+def listed(names: Sequence[str], most: int = MOST) -> str:
+    """The first of some names, and how many more there are: `a, b, and 3 more`."""
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def some(names: Sequence[str]) -> str:
+    """The same with each name in quotes, as it stands in a sentence: `'a', 'b', and 3 more`."""
+    return listed([repr(name) for name in names])
+
+
+def percent(share: float, low: float, high: float, unit: str = " %") -> str:
+    """A share 0..1 and its interval: `95.9 % [93.1, 97.8]`."""
+    return f"{100 * share:.1f}{unit} {bounds(100 * low, 100 * high)}"
+
+
+def bounds(low: float, high: float, form: str = ".1f") -> str:
+    """The bounds of a number, each in the same form: `[93.1, 97.8]`."""
+    return f"[{low:{form}}, {high:{form}}]"

@@ -1,0 +1,19 @@
+"""How numbers and names are put into words."""
+
+from __future__ import annotations
+
+from confit_runtime.wording import bounds, listed, percent, some
+
+
+def test_of_many_names_the_first_are_told_and_how_many_more_there_are() -> None:
+    names = [f"n{number}" for number in range(14)]
+    assert listed(names[:12]) == ", ".join(names[:12])
+    assert listed(names).endswith(", n11, and 2 more")
+    assert listed(names, 2) == "n0, n1, and 12 more"
+    assert some(names).endswith("'n10', 'n11', and 2 more")
+
+
+def test_a_share_is_told_in_per_cent_with_its_interval() -> None:
+    assert percent(0.9591, 0.931, 0.9779) == "95.9 % [93.1, 97.8]"
+    assert percent(0.9591, 0.931, 0.9779, unit="") == "95.9 [93.1, 97.8]"
+    assert bounds(-0.5, 1.25, "+.2f") == "[-0.50, +1.25]"
