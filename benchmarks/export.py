@@ -36,7 +36,7 @@ from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.runs import read_run, run_corpus
-from confit_export.calibration import Feed, open_session
+from confit_export.calibration import Feed
 from confit_export.cost import count_cost
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, to_onnx
@@ -46,6 +46,7 @@ from confit_export.sensitivity import embed, validation_windows
 from confit_export.targets import Target
 from confit_runtime.bench import lowest_rtf
 from confit_runtime.gemm import Rates, measure_rates
+from confit_runtime.session import open_session
 
 FAMILIES = ("Wav2Vec2", "Hubert", "WavLM", "Data2VecAudio", "AST")
 TASKS = ("letters", "drums", "words")
@@ -156,7 +157,7 @@ def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.Mo
         shipped = onnx.ModelProto()
         shipped.CopyFrom(graph)
         int8_states(shipped)  # as `export` does last
-        session = open_session(shipped)
+        session = open_session(shipped.SerializeToString(), 1)
         feed = {
             entry.name: np.zeros((1, *entry.shape[1:]), np.uint8 if entry.type == "tensor(uint8)" else np.float32)
             for entry in session.get_inputs()

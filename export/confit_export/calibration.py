@@ -19,6 +19,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder, centred
 from confit_edge.pairtune.items import make_augmenter
 from confit_edge.runs import Run
+from confit_runtime.session import open_session
 
 Feed = dict[str, npt.NDArray[np.float32]]
 Calibration = Literal["minmax", "entropy", "percentile"]
@@ -52,7 +53,7 @@ def _as_stream(fp32: onnx.ModelProto, windows: list[npt.NDArray[np.float32]]) ->
     if not states:
         yield from ({"pcm": window[None]} for window in windows)
         return
-    session = open_session(fp32)
+    session = open_session(fp32.SerializeToString(), threads=1)
     shapes = {entry.name: [1, *(size.dim_value for size in entry.type.tensor_type.shape.dim[1:])] for entry in states}
     state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for index, window in enumerate(windows):
@@ -96,16 +97,6 @@ def tensor_ranges(model: onnx.ModelProto, feeds: list[Feed], method: Calibration
         for start in range(0, len(loudest), AT_ONCE):
             calibrator.collect_data(Reader(loudest[start : start + AT_ONCE]))
         return calibrator.compute_data()
-
-
-def open_session(model: onnx.ModelProto) -> Any:
-    """The graph in onnxruntime, on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @contextmanager

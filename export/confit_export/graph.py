@@ -22,6 +22,7 @@ from confit_export.basis import compute_basis_at_load
 from confit_export.rewrite import pool_before_activation
 from confit_export.streaming import StreamingStack
 from confit_runtime.errors import ConfitError
+from confit_runtime.session import open_session
 
 OPSET = 17
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -202,8 +203,6 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
 
     Shapes are what onnxruntime computes: each such node's output is fetched once.
     """
-    import onnxruntime
-
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.metadata_props[:]
@@ -224,10 +223,7 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     for name in dict.fromkeys(wanted):
         if name not in present and name not in inputs:
             probe.graph.output.append(helper.make_empty_tensor_value_info(name))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(probe.SerializeToString(), threads=1, as_written=True)
     fetched = [output.name for output in session.get_outputs()]
     shapes: dict[str, Any] = {
         name: value.shape for name, value in zip(fetched, session.run(fetched, feed), strict=True)

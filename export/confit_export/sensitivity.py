@@ -15,9 +15,9 @@ import onnx
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
-from confit_export.calibration import open_session
 from confit_export.quantize import Quantizer
 from confit_runtime.files import write_whole
+from confit_runtime.session import open_session
 
 Floats = npt.NDArray[np.float32]
 
@@ -94,7 +94,7 @@ def _keep(journal: Path, errors: dict[str, float]) -> bool:
 
 def embed(model: onnx.ModelProto, windows: Floats) -> Floats:
     """The embedding of each window `[n, window]`, `[n, dim]`; a stream's is its last row."""
-    session = open_session(model)
+    session = open_session(model.SerializeToString(), threads=1)
     states = [entry for entry in session.get_inputs() if entry.name != "pcm"]
     at_once = 1 if session.get_inputs()[0].shape[0] == 1 else AT_ONCE
     found = []

@@ -14,13 +14,18 @@ from confit_runtime.errors import ModelError
 State = dict[str, npt.NDArray[Any]]  # float32, or uint8 in a quantised model: zeros are a valid start of either
 
 
-def open_session(model: bytes | Path, threads: int) -> Any:
-    """An onnxruntime session of a model, serialised or a file, on the CPU. Raises ModelError when it cannot run it."""
+def open_session(model: bytes | Path, threads: int, *, as_written: bool = False) -> Any:
+    """An onnxruntime session of a model, serialised or a file, on the CPU. Raises ModelError when it cannot run it.
+
+    `as_written` runs each node as it stands in the file; else they are fused and folded.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # each state is carried on where its layer has just run, not at the end, when the cache holds other things: 1 to 2 % of a hop
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     # spinning threads would eat a core between two hops of a microphone

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from confit_edge.encoders.front_end import Spectrum
 from confit_export.basis import compute_basis_at_load
-from confit_export.calibration import open_session
+from confit_runtime.session import open_session
 
 
 def graph_of(layer: Spectrum) -> onnx.ModelProto:
@@ -39,7 +39,7 @@ def test_the_basis_is_the_same_to_a_rounding_and_the_file_far_smaller(options: d
     compute_basis_at_load(made.graph, torch.nn.Sequential(layer))
     onnx.checker.check_model(made)
     assert made.ByteSize() < stored.ByteSize() / 20
-    (found,) = open_session(made).run(None, {"pcm": np.zeros(1, np.float32)})
+    (found,) = open_session(made.SerializeToString(), 1).run(None, {"pcm": np.zeros(1, np.float32)})
     np.testing.assert_allclose(found, layer.weight.numpy(), rtol=0, atol=2e-7 * float(layer.weight.max()))
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from confit_export.calibration import open_session
 from confit_export.frames import by_frame, over_time
 from confit_export.quantize import Quantizer
+from confit_runtime.session import open_session
 
 Floats = npt.NDArray[np.float32]
 
@@ -33,7 +33,7 @@ def convolution(weight: Floats, bias: Floats | None = None, **attributes: object
 
 
 def run(model: onnx.ModelProto, sound: Floats) -> Floats:
-    return open_session(model).run(["embedding"], {"pcm": sound})[0]
+    return open_session(model.SerializeToString(), 1).run(["embedding"], {"pcm": sound})[0]
 
 
 def naive(sound: Floats, weight: Floats, bias: Floats, stride: int, pad: tuple[int, int], bits: int) -> Floats:

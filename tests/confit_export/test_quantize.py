@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
-from confit_export.calibration import Feed, calibration_feeds, open_session, tensor_ranges
+from confit_export.calibration import Feed, calibration_feeds, tensor_ranges
 from confit_export.export import Exported, export_run
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.quantize import PRECISION, SCHEMES, Quantizer, carriers, quantisable
@@ -23,6 +23,7 @@ from confit_export.sensitivity import embed, sweep, validation_windows
 from confit_export.targets import TARGETS, preset
 from confit_runtime import load
 from confit_runtime.errors import UsageError
+from confit_runtime.session import open_session
 from tests.at_once import at_once
 
 Floats = npt.NDArray[np.float32]
@@ -215,7 +216,7 @@ def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_p
 def test_a_stream_is_calibrated_with_the_state_that_sound_leaves(feeds: list[Feed], fp32: onnx.ModelProto) -> None:
     assert len(feeds) == 32  # 30 clips and three of background, of which the first fills the state
     assert all(np.abs(feed["state_01"]).min() > 0 for feed in feeds)  # log-mel of sound, not the zeros of a start
-    session = open_session(fp32)
+    session = open_session(fp32.SerializeToString(), 1)
     names = [name for name in feeds[0] if name != "pcm"]
     after = session.run([f"{name}_out" for name in names], feeds[0])
     for name, value in zip(names, after, strict=True):
