@@ -337,7 +337,7 @@ def tell_voices(demo: Demo) -> dict[str, Any]:
     demo.tell(
         "9. Voices",
         "The same encoder, PairTuned to tell the training voices apart instead of the words (--label-column group --split-by"
-        " label). Then two voices it never heard are enrolled from five words each, and asked for by other words.",
+        " label). Then two voices it never heard are enrolled from ten words each, and asked for by other words.",
     )
     every = read_manifest(DATA / "words" / "manifest.csv")
     path = demo.out / "voices.csv"
@@ -371,9 +371,8 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     voices = sorted({clip.group for clip in test})
     pair = [voices[index] for index in sorted(rng.choice(len(voices), 2, replace=False))]
     words = rng.permutation(sorted({clip.label for clip in test}))
-    heard, asked = set(words[:5]), set(words[5:])
-    # each word as it is, not cut to its voice: five hold less than the 4 s that a gallery of voices wants of a name
-    with Gallery.open(demo.out / "voices.db", model, create=True, kind="sound") as gallery:
+    heard, asked = set(words[:10]), set(words[10:])  # five hold less than the 4 s that a gallery of voices wants of a name
+    with Gallery.open(demo.out / "voices.db", model, create=True) as gallery:
         for voice in pair:
             clips = [clip for clip in test if clip.group == voice and clip.label in heard]
             embeddings = np.stack([model.embed(clip.path) for clip in clips])
