@@ -47,6 +47,7 @@ from confit_edge.pairtune.session import train
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_runtime import Model, load
+from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, load_clip
 from confit_runtime.calibration import (
     NEVER,
@@ -62,7 +63,7 @@ from confit_runtime.calibration import (
 )
 from confit_runtime.contract import Contract
 from confit_runtime.intervals import grouped_share_interval, poisson_interval
-from confit_runtime.recordings import Recording, RowCache, Rows, clip_rows, score_recordings
+from confit_runtime.recordings import Recording, RowCache, clip_rows, score_recordings
 
 RATE, SNR_DB = 16_000, 10.0
 TARGET, CONFIDENCE = 0.5, 0.95
@@ -82,7 +83,7 @@ class Method:
 
     contract: Contract
     recordings: list[Recording]
-    clips: dict[str, list[tuple[Clip, Rows]]]
+    clips: dict[str, list[tuple[Clip, Floats]]]
 
 
 def measure(method: Method, seed: int) -> dict[str, Any]:
@@ -263,34 +264,34 @@ class Warping:
         rng = np.random.default_rng([seed, 32])
         clips = clips_of("train")
         self.words = sorted({clip.label for clip in clips})
-        self.references: list[tuple[int, Rows]] = []
+        self.references: list[tuple[int, Floats]] = []
         for place, word in enumerate(self.words):
             own = [clip for clip in clips if clip.label == word]
             for chosen in rng.choice(len(own), REFERENCES, replace=False):
                 self.references.append((place, self.frames(_trimmed(load_clip(own[chosen].path, RATE)))))
 
-    def frames(self, pcm: Pcm) -> Rows:
+    def frames(self, pcm: Pcm) -> Floats:
         """Frames `[hops, 96]` of length 1, the first ending with the window's last sample."""
         import torch
 
         short = max(0, self.encoder.window - len(pcm))
         padded = np.pad(pcm, (short // 2, short - short // 2))
-        rows: Rows = self.encoder.rows(torch.from_numpy(padded)).numpy()
+        rows: Floats = self.encoder.rows(torch.from_numpy(padded)).numpy()
         return rows
 
-    def rows(self, frames: Rows, buffer: int) -> Rows:
+    def rows(self, frames: Floats, buffer: int) -> Floats:
         """Scores `[hops, words]`: 0.5 at a distance of 0.3, and nearer 1 the nearer a reference is."""
         nearest = np.full((max(0, len(frames) - buffer + 1), len(self.words)), np.inf, np.float32)
         if len(nearest):
             for place, reference in self.references:
                 np.minimum(nearest[:, place], warped(frames, reference, buffer), out=nearest[:, place])
-        scores: Rows = (1 / (1 + np.exp(40 * (nearest - 0.3)))).astype(np.float32)
+        scores: Floats = (1 / (1 + np.exp(40 * (nearest - 0.3)))).astype(np.float32)
         return scores
 
     def method(
         self,
-        frames: list[tuple[str, Rows, float]],
-        clips: dict[str, list[tuple[Clip, Rows]]],
+        frames: list[tuple[str, Floats, float]],
+        clips: dict[str, list[tuple[Clip, Floats]]],
         like: Contract,
         buffer: int,
     ) -> Method:
@@ -311,7 +312,7 @@ class Warping:
         return Method(contract, recordings, rows)
 
 
-def warped(frames: Rows, reference: Rows, buffer: int) -> npt.NDArray[np.float32]:
+def warped(frames: Floats, reference: Floats, buffer: int) -> npt.NDArray[np.float32]:
     """The distance of each `buffer` frames in succession to a reference: the least cost of an alignment of all frames of
     both, by steps of one in either or both, over the sum of their lengths."""
     apart = 1 - frames @ reference.T
@@ -380,7 +381,7 @@ def dtw(
         frames.append((path.stem, rows, len(rows) * warping.encoder.hop / RATE))
         say(f"frames of {path.stem}")
 
-    def framed(those: list[tuple[Clip, Pcm]]) -> list[tuple[Clip, Rows]]:
+    def framed(those: list[tuple[Clip, Pcm]]) -> list[tuple[Clip, Floats]]:
         quiet = np.zeros(RATE, np.float32)
         return [(clip, warping.frames(np.concatenate([quiet, pcm, quiet]))) for clip, pcm in those]
 

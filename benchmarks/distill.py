@@ -28,7 +28,6 @@ from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.row import CPU, Bools, by_group
 from benchmarks.summary import differences
 from benchmarks.tasks import TASKS, Task, build, unique
-from confit_edge.data.augment import Pcm
 from confit_edge.data.clips import ClipStore
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import Encoder, encoder_label, pretrained
@@ -39,6 +38,7 @@ from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct
+from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError
 
 STUDENT, WINDOW, RATE = "speech-embedding", 1.28, 16_000

@@ -17,12 +17,12 @@ import numpy as np
 
 from benchmarks.detection import clips_of, train_model
 from benchmarks.report import RESULTS, machine, write_json
-from confit_edge.data.augment import Pcm
 from confit_edge.demo.story import STREAM_SECONDS, STREAM_SNR, detect, noisy_stream
 from confit_edge.probes.metrics import paired_difference
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_export.gate import Heard as Judged
+from confit_runtime.audio import Pcm
 from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, score_detections
 

@@ -27,12 +27,13 @@ from confit_edge.data.manifest import Manifest, read_manifest, write_manifest
 from confit_edge.demo import DATA
 from confit_edge.pairtune.config import Recipe
 from confit_runtime import load
+from confit_runtime.arrays import Floats
 from confit_runtime.audio import load_clip
 from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, Hit
 from confit_runtime.intervals import grouped_share_interval, poisson_interval
-from confit_runtime.recordings import Rows, clip_rows
+from confit_runtime.recordings import clip_rows
 
 WORDS = ("happy", "marvin", "seven", "sheila", "zero")
 METHODS: dict[str, dict[str, Any]] = {
@@ -101,7 +102,7 @@ def judge(
     return row, found
 
 
-def hits(contract: Contract, rows: Rows) -> list[Hit]:
+def hits(contract: Contract, rows: Floats) -> list[Hit]:
     """What fires in rows, at the contract's thresholds."""
     return Detector.from_contract(contract).push(rows)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from confit_edge.cli._console import say
 
 if TYPE_CHECKING:
+    from confit_runtime.arrays import Floats
     from confit_runtime.enrollment import Kind, Taken
     from confit_runtime.gallery import Gallery
-    from confit_runtime.model import Floats, Model
+    from confit_runtime.model import Model
 
 MANY_SOUNDS = 5  # in one clip: more look like a recording that holds other sounds, too
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import soxr
 
 from confit_edge.data.effects import Effects
-
-Pcm = npt.NDArray[np.float32]
+from confit_runtime.audio import Pcm
 
 PLENTY_S = 1800  # of background: from here on it is varied enough as it is
 

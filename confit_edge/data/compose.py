@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.augment import Pcm, crop, rms
+from confit_edge.data.augment import crop, rms
+from confit_runtime.arrays import Places
+from confit_runtime.audio import Pcm
 
 PART_S = 20
-Places = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.augment import Pcm
 from confit_edge.data.clips import ClipProblem, ClipStore, is_silent, load_clips, load_recordings, sound_digest
 from confit_edge.data.manifest import UNKNOWN, Manifest, read_manifest, sound_files
 from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
+from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.voiced import trimmed
 

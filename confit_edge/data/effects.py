@@ -18,10 +18,8 @@ from scipy.signal import fftconvolve
 
 from confit_edge.data.clips import is_silent
 from confit_edge.data.manifest import sound_files
-from confit_runtime.audio import load_clip
+from confit_runtime.audio import Pcm, load_clip
 from confit_runtime.errors import UsageError
-
-Pcm = npt.NDArray[np.float32]
 
 SYNTHETIC = "synthetic"
 RT60_S = (0.1, 0.8)  # from a furnished room to a hall

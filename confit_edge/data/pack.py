@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-Pcm = npt.NDArray[np.float32]
+from confit_runtime.audio import Pcm
+
 Result = TypeVar("Result")
 
 SHARD = 1 << 28  # samples (1 GiB); a file is sparse until it is written to

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from confit_edge.data.augment import Pcm
 from confit_edge.data.compose import compose
 from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from confit_edge.demo import DATA
@@ -33,7 +32,7 @@ from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import Exported, export_run
-from confit_runtime.audio import load_clip
+from confit_runtime.audio import Pcm, load_clip
 from confit_runtime.enrollment import embed_query, take
 from confit_runtime.errors import UsageError
 from confit_runtime.files import make_folder
@@ -371,7 +370,10 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     voices = sorted({clip.group for clip in test})
     pair = [voices[index] for index in sorted(rng.choice(len(voices), 2, replace=False))]
     words = rng.permutation(sorted({clip.label for clip in test}))
-    heard, asked = set(words[:10]), set(words[10:])  # five hold less than the 4 s that a gallery of voices wants of a name
+    heard, asked = (
+        set(words[:10]),
+        set(words[10:]),
+    )  # five hold less than the 4 s that a gallery of voices wants of a name
     with Gallery.open(demo.out / "voices.db", model, create=True) as gallery:
         for voice in pair:
             clips = [clip for clip in test if clip.group == voice and clip.label in heard]

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import LARGEST_TABLE
+from confit_runtime.arrays import LARGEST_TABLE, Doubles
 
 Embeddings = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-Doubles = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
 
 TOPS = (1, 3, 5)  # the shares of the paper's table

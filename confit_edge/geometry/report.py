@@ -19,8 +19,8 @@ from confit_edge.geometry import measures, plots
 from confit_edge.probes.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
 from confit_edge.probes.tables import known, markdown, write_csv
 from confit_edge.runs import Run
+from confit_runtime.arrays import Floats
 
-Floats = npt.NDArray[np.float32]
 Measure = Callable[[npt.NDArray[np.int64]], dict[str, float]]  # of the given rows
 
 TITLES = {

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from confit_edge.data.augment import Pcm
 from confit_edge.encoders.base import Encoder, centred
-
-Floats = npt.NDArray[np.float32]
+from confit_runtime.arrays import Floats
+from confit_runtime.audio import Pcm
 
 
 @torch.no_grad()

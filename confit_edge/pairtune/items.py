@@ -9,12 +9,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.augment import Augmenter, Pcm, varied
+from confit_edge.data.augment import Augmenter, varied
 from confit_edge.data.compose import compose, fragments
 from confit_edge.data.corpus import Clips, Corpus, balanced_batches
 from confit_edge.data.effects import make_effects
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
+from confit_runtime.audio import Pcm
 
 OFF_S = 0.40  # a window of `SHORT_S` that is this far away from every clip (`nearest_clip`) speaks of nothing known
 SHORT_S = 1.28  # a longer one holds a whole clip for as much longer

@@ -10,10 +10,11 @@ import torch
 
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.embedding import Floats, embed_clips
+from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.objectives import FineTune, Objective
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import merit
+from confit_runtime.arrays import Floats
 
 QUICK_CLIPS, QUICK_TOTAL = 10, 300  # of each class, and of all, for the probe after each epoch
 QUICK_KINDS = 3  # the unknown class, and clips of no class, are of many kinds: so many times the clips of another

@@ -20,9 +20,9 @@ from confit_edge.probes.dual import DualProbe, dual_probe
 from confit_edge.probes.judge import Estimate, Judgement, judge
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import Floats
 from confit_edge.probes.verification import Trials, verify
 from confit_edge.runs import Run, run_corpus
+from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError, UsageError
 
 log = logging.getLogger(__name__)

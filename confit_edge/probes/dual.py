@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from confit_edge.data.corpus import Clips, Corpus
@@ -21,9 +20,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct, mean_average_precision
 from confit_edge.probes.typicality import Typicality
 from confit_edge.probes.views import augmented_views, stream_views
-
-Floats = npt.NDArray[np.float32]
-Targets = npt.NDArray[np.int8]
+from confit_runtime.arrays import Floats, Targets
 
 
 @dataclass(frozen=True)

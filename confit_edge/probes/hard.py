@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from confit_edge.data.augment import Pcm
 from confit_edge.encoders.base import Encoder
 from confit_edge.probes.linear import LinearProbe
+from confit_runtime.arrays import Floats
+from confit_runtime.audio import Pcm
 
-Floats = npt.NDArray[np.float32]
 Labelled = tuple[Floats, npt.NDArray[np.int8]]  # embeddings `[rows, dim]` and their targets `[rows, classes]`
 
 FIRES = 0.3  # a score that smoothing and a low threshold could let through

@@ -10,10 +10,7 @@ import numpy.typing as npt
 
 from confit_edge.probes.metrics import (
     Difference,
-    Doubles,
-    Floats,
     Resamples,
-    Targets,
     average_precisions,
     balanced_accuracy,
     correct,
@@ -24,6 +21,7 @@ from confit_edge.probes.metrics import (
     tallies,
 )
 from confit_runtime import intervals
+from confit_runtime.arrays import Doubles, Floats, Targets
 from confit_runtime.errors import UsageError
 
 RANK_DRAWS = 200  # of metrics that sort all clips again in each draw

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.probes.metrics import merit
+from confit_runtime.arrays import Floats, Targets
 
-Floats = npt.NDArray[np.float32]
-Targets = npt.NDArray[np.int8]
 Metric = Literal["cosine", "standardised"]
 
 NEIGHBOURS = (1, 3, 5, 10, 20)  # tried on validation

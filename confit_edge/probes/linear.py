@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from confit_runtime.arrays import Floats
 
 STRENGTHS = (0.01, 0.1, 1.0)  # inverse regularisation, tried on validation
 

@@ -13,14 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import LARGEST_TABLE
+from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Targets
 from confit_runtime.intervals import DRAWS, FEWEST_GROUPS, share_interval
 from confit_runtime.wording import percent
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Targets = npt.NDArray[np.int8]
-Bools = npt.NDArray[np.bool_]
 
 ALIKE = 1e-12  # what differs by rounding only: the variance of draws, and a difference
 

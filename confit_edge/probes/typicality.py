@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from confit_runtime.arrays import Floats
 
 RANK = 32  # directions in which clips of one class are known to differ; on held-out voices 16 did less, 64 no more
 ROWS_A_DIRECTION = 10  # of training clips, lest a direction be chance

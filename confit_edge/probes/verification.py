@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from confit_edge.data.corpus import Clips
 from confit_edge.probes.judge import RANK_DRAWS, Estimate
-from confit_edge.probes.metrics import Bools, Doubles, Floats, Resamples, equal_error_rate, equal_error_rates
-from confit_runtime.arrays import LARGEST_TABLE
+from confit_edge.probes.metrics import Resamples, equal_error_rate, equal_error_rates
+from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Places
 from confit_runtime.errors import UsageError
-
-Rows = npt.NDArray[np.int64]
 
 CLIPS = 1000  # of a split, whose pairs are all trials where no list is given
 
@@ -23,8 +20,8 @@ CLIPS = 1000  # of a split, whose pairs are all trials where no list is given
 class Trials:
     """Pairs of clips of a split, as rows `[trials]`, and whether each pair is of one class."""
 
-    one: Rows
-    other: Rows
+    one: Places
+    other: Places
     same: Bools
 
     def __len__(self) -> int:

@@ -8,16 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from confit_edge.data.augment import Pcm, crop
+from confit_edge.data.augment import crop
 from confit_edge.data.compose import compose, nearest_clip
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.items import STREAM_S, gaps_s, make_augmenter, off_samples
-
-Floats = npt.NDArray[np.float32]
-Targets = npt.NDArray[np.int8]
+from confit_runtime.arrays import Floats, Targets
+from confit_runtime.audio import Pcm
 
 ROWS = 8  # in succession, of one place in the background
 ON_S = 0.10  # a row speaks of a clip that it is no further away from (`nearest_clip`; from `off_samples` on, of nothing known)

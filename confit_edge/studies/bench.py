@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from confit_edge.data.corpus import Corpus, read_corpus
@@ -26,12 +25,11 @@ from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import Doubles, Floats, Targets, correct, mean_average_precision, merit, precision_gains
+from confit_edge.probes.metrics import correct, mean_average_precision, merit, precision_gains
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Point, Tally, Trial
+from confit_runtime.arrays import Bools, Doubles, Floats, Targets
 from confit_runtime.errors import UsageError
-
-Rows = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def precision_tally(scores: Floats, targets: Targets, groups: list[str]) -> Tall
     return tally(mean_average_precision(scores, targets) + len(gains) * gains, groups)
 
 
-def tally(right: Rows | Doubles, groups: list[str], rows: Rows | None = None) -> Tally:
+def tally(right: Bools | Doubles, groups: list[str], rows: Bools | None = None) -> Tally:
     """By group: how many of its clips are right, and how many it has. Of all clips, or of those in `rows [clips]`."""
     found: Tally = {}
     for index in range(len(right)) if rows is None else np.flatnonzero(rows):

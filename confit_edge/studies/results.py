@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from confit_edge.geometry.measures import RANGES
 from confit_edge.probes.metrics import ALIKE, agreed
 from confit_edge.studies.trial import Arm, Outcome, Scalar, Subset, Tally
+from confit_runtime.arrays import Doubles
 from confit_runtime.intervals import drawn
-
-Doubles = npt.NDArray[np.float64]
 
 DRAWS = 4_000
 LEVEL = 0.95

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from confit_edge.data.augment import Pcm, coloured_noise, noise_gain
+from confit_edge.data.augment import coloured_noise, noise_gain
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.studies.trial import Subset
+from confit_runtime.audio import Pcm
 from confit_runtime.errors import UsageError
 
 NOISE_DB = 5.0  # signal to noise, of the noisy domain

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
+from confit_runtime.arrays import Floats, Targets
 from confit_runtime.enrollment import Kind
 from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Matcher, likeness
-
-Floats = npt.NDArray[np.float32]
-Targets = npt.NDArray[np.int8]
 
 PRINTS_PER_CLASS, PRINTS_OF_UNKNOWN = 4, 40
 FALSE_ACCEPT_RATE = 0.01

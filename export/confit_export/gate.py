@@ -9,14 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.probes.metrics import (
-    Bools,
-    Difference,
-    accuracy,
-    correct,
-    mean_average_precision,
-    paired_difference,
-)
+from confit_edge.probes.metrics import Difference, accuracy, correct, mean_average_precision, paired_difference
+from confit_runtime.arrays import Bools
 from confit_runtime.model import Model
 from confit_runtime.wording import bounds
 

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_export.quantize import Quantizer
+from confit_runtime.arrays import Floats
 from confit_runtime.files import write_whole
 from confit_runtime.session import open_session
-
-Floats = npt.NDArray[np.float32]
 
 WINDOWS = 48
 AT_ONCE = 8

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.augment import Pcm, coloured_noise, varied
+from confit_edge.data.augment import coloured_noise, varied
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import Corpus
+from confit_runtime.arrays import Floats
+from confit_runtime.audio import Pcm
 from confit_runtime.calibration import RELEASE
 from confit_runtime.contract import Contract
-from confit_runtime.detect import Detector, Hit, Rows, refractory_hops
+from confit_runtime.detect import Detector, Hit, refractory_hops
 from confit_runtime.model import Model
 from confit_runtime.scoring import Heard, Score, score_detections
 
@@ -157,7 +159,7 @@ def _above_false_accepts(
 
 
 def _run(
-    rows: Rows,
+    rows: Floats,
     min_hops: int,
     never: list[int],
     contract: Contract,

@@ -1,4 +1,4 @@
-"""Arrays from what a program gives in their place, such as lists."""
+"""The arrays that all parts pass to each other, by what they hold; and arrays of what a program gives in their place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import numpy.typing as npt
 from confit_runtime.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.int8]  # 0/1 `[clips, classes]`
 
 LARGEST_TABLE = 4_000_000  # numbers that are made at once, where a table can be made in parts
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import Floats
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, refractory_hops
 from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
-from confit_runtime.recordings import Recording, Rows
+from confit_runtime.recordings import Recording
 
 Ints = npt.NDArray[np.int64]
 
@@ -116,7 +117,7 @@ def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
     return Chosen(own, high, bound(high), held_out(high), met, more)
 
 
-def firing_levels(contract: Contract, rows: Rows) -> tuple[Rows, Rows]:
+def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
     """The highest level at which each label would fire at each row, and the smoothed scores, `[rows, labels]` each.
 
     A label that does not lead (in a single-label model) fires at no level: minus infinity.
@@ -150,7 +151,7 @@ class Positive:
     others: tuple[str, ...]
 
 
-def hear_positive(contract: Contract, label: str, group: str, rows: Rows, own: Collection[str] = ()) -> Positive:
+def hear_positive(contract: Contract, label: str, group: str, rows: Floats, own: Collection[str] = ()) -> Positive:
     """A clip's `rows` as `clip_rows` gives them, with the contract's own thresholds for what else fires.
 
     `own` are all labels of a clip that holds several: none of them is taken for another.
@@ -256,7 +257,7 @@ def _raised(levels: Ints, margin: int) -> Ints:
     return np.clip(levels + margin, 0, len(LEVELS) - 1)
 
 
-def _events_by_level(contract: Contract, label: int, firing: Rows, smooth: Rows) -> Ints:
+def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Floats) -> Ints:
     """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once."""
     level = contract.thresholds[contract.labels[label]]
     refractory = refractory_hops(contract, level.get("refractory_s", contract.refractory_s))
@@ -275,9 +276,9 @@ def _events_by_level(contract: Contract, label: int, firing: Rows, smooth: Rows)
     return count
 
 
-def _moving_mean(column: Rows, length: int) -> Rows:
+def _moving_mean(column: Floats, length: int) -> Floats:
     """The mean of the last `length` values at each place (of fewer, at the beginning)."""
     sums = np.concatenate([[0.0], np.cumsum(column, dtype=np.float64)])
     first = np.maximum(np.arange(1, len(sums)) - length, 0)
-    mean: Rows = ((sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first)).astype(np.float32)
+    mean: Floats = ((sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first)).astype(np.float32)
     return mean

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import Floats
 from confit_runtime.contract import Contract
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Matcher
-
-Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,12 @@ class Detector:
         self._since = np.full(len(self.on), -1, np.int64)  # first row at or above `off`, -1 when below
         self._armed = np.ones(len(self.on), bool)
 
-    def push(self, scores: Rows) -> list[Hit]:
+    def push(self, scores: Floats) -> list[Hit]:
         """Take `[rows, classes]` scores; give the hits they complete, in time order."""
         self.released = []
         return [hit for row in scores for hit in self._push_row(row)]
 
-    def _push_row(self, row: Rows) -> list[Hit]:
+    def _push_row(self, row: Floats) -> list[Hit]:
         self._recent[self.rows % len(self._recent)] = row
         recent = self._recent
         if self.rows - self._first + 1 < len(recent):  # the others have not been filled yet
@@ -193,7 +192,7 @@ class NameDetector:
         """Let rows pass that nobody scored: `row` is the next."""
         self._detector.skip_to(row)
 
-    def push(self, embeddings: Rows) -> list[Hit]:
+    def push(self, embeddings: Floats) -> list[Hit]:
         """Take `[rows, dim]` embeddings; give the hits they complete, `Hit.label` being a place in `labels`."""
         scores = np.full((len(embeddings), len(self.labels)), -np.inf, np.float32)
         for row, embedding in zip(scores, embeddings, strict=True):

@@ -11,11 +11,12 @@ from typing import Literal
 
 import numpy as np
 
+from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 from confit_runtime.contract import Contract
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.matcher import unit
-from confit_runtime.model import Floats, Model
+from confit_runtime.model import Model
 from confit_runtime.voiced import cut_to_voice, sounding_seconds, sounding_segments, voiced_seconds
 
 Kind = Literal["speaker", "sound"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, check_finite, check_rate, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from confit_runtime.gates import Gate
     from confit_runtime.stream import Stream
 
-Floats = npt.NDArray[np.float32]
 
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, floats
+from confit_runtime.arrays import Floats, Places, floats
 from confit_runtime.errors import UsageError
 from confit_runtime.matcher import unit
 from confit_runtime.migrations import damaged
-
-Places = npt.NDArray[np.int64]
 
 ROWS_AT_ONCE = 20_000
 

@@ -11,16 +11,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, StreamResampler, check_finite, decode, open_sound, sound_seconds
 from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.files import default_cache, write_whole
 from confit_runtime.model import Model
 from confit_runtime.rows import RowMaker
-
-Rows = npt.NDArray[np.float32]
 
 LONG_S = 1800.0  # a recording that is longer counts as several of this length
 SHORT_S = 60.0  # files of a folder that are shorter count as one recording, made in one go
@@ -35,7 +33,7 @@ class Recording:
     """
 
     name: str
-    pieces: list[Rows]
+    pieces: list[Floats]
     seconds: float
     places: list[tuple[str, float]]
 
@@ -51,7 +49,7 @@ class RowCache:
         """In `default_cache()`."""
         return cls(default_cache() / "heard")
 
-    def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Rows, float]:
+    def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Floats, float]:
         """`stream_rows` of a file and its seconds, from the cache where it is there. Raises as `stream_rows` does."""
         kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
         if kept.is_file():
@@ -79,10 +77,10 @@ class RowCache:
             ) from error
 
 
-def _rows_in(kept: Path) -> Rows:
+def _rows_in(kept: Path) -> Floats:
     """What a file of the cache holds: nothing where it is damaged, so that it is made anew."""
     try:
-        rows: Rows = np.load(kept, allow_pickle=False)
+        rows: Floats = np.load(kept, allow_pickle=False)
     except (ValueError, EOFError):
         return np.zeros(0, np.float32)
     return rows
@@ -99,7 +97,7 @@ def score_recordings(
     lengths = {path: sound_seconds(path) for path in paths}
     refuse_twins(paths)
     whole, done = sum(lengths.values()), 0.0
-    together: dict[str, list[tuple[Path, Rows, float]]] = {}
+    together: dict[str, list[tuple[Path, Floats, float]]] = {}
     found: list[Recording] = []
     for path, length in lengths.items():
         rows, seconds = cache.rows(model, path, partial(_tell_sum, tell, path.name, done, whole))
@@ -128,7 +126,7 @@ def refuse_twins(paths: Sequence[Path]) -> None:
             first[digest] = path
 
 
-def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda seconds: None) -> tuple[Rows, float]:
+def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda seconds: None) -> tuple[Floats, float]:
     """Score rows `[hops, classes]` of a sound file of any length as `listen` hears it, and its seconds.
 
     Silence stands before and after it, so that all of it is scored, and as often as any sound on a device: what a file
@@ -156,7 +154,7 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
     ), samples / rate
 
 
-def clip_rows(model: Model, pcm: Pcm) -> Rows:
+def clip_rows(model: Model, pcm: Pcm) -> Floats:
     """Score rows of a clip at the model's rate as a stream hears it between two silences, one row a hop of it all."""
     before, after = _silences(model)
     parts = RowMaker(model).push(np.concatenate([before, pcm, after]), last=True)
@@ -176,7 +174,7 @@ def _tell_sum(
     tell(name, before + seconds, whole)
 
 
-def _split(name: str, rows: Rows, seconds: float) -> list[Recording]:
+def _split(name: str, rows: Floats, seconds: float) -> list[Recording]:
     """A recording as one, or, where it is long, as several of equal length."""
     count = max(1, round(seconds / LONG_S))
     parts = np.array_split(rows, count)

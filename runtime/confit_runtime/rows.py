@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
+
+from confit_runtime.arrays import Floats
 
 if TYPE_CHECKING:
     from confit_runtime.model import Model
 
-Floats = npt.NDArray[np.float32]
 
 # by a streaming model and by one of windows: a long recording needs no more memory
 HOPS_A_CALL, WINDOWS_A_CALL = 256, 16

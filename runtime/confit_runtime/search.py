@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from confit_runtime.arrays import Floats, Places
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import OURS, partial_path
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
@@ -24,7 +21,7 @@ CHECKED = 16  # vectors of an index held against the gallery's
 class Search(Protocol):
     """Finds rows of `prints [n, dim]`."""
 
-    def nearest(self, unit: Floats, count: int) -> Rows:
+    def nearest(self, unit: Floats, count: int) -> Places:
         """The rows nearest to `unit [dim]`, in no order: `count`, or all there are."""
 
 
@@ -38,7 +35,7 @@ class ExactSearch:
     def __init__(self, prints: Floats) -> None:
         self._prints = np.asfortranarray(prints)
 
-    def nearest(self, unit: Floats, count: int) -> Rows:
+    def nearest(self, unit: Floats, count: int) -> Places:
         if count >= len(self._prints):
             return np.arange(len(self._prints))
         return np.argpartition(self._prints @ unit, -count)[-count:]
@@ -50,7 +47,7 @@ class IndexSearch:
     What is found are nearly always the nearest prints, not always (`benchmarks/results/gallery.json` says how often).
     """
 
-    def __init__(self, path: Path, ids: Rows, prints: Floats, effort: int = SEARCH_EFFORT) -> None:
+    def __init__(self, path: Path, ids: Places, prints: Floats, effort: int = SEARCH_EFFORT) -> None:
         """`ids [n]` are those of `prints [n, dim]` in the gallery; `effort` is how many candidates a search keeps.
 
         Raises GalleryError on an index of other prints.
@@ -66,7 +63,7 @@ class IndexSearch:
         if len(self._index) != inside.sum() or not all(self._same(ids[row], prints[row]) for row in some):
             raise GalleryError(f"{path}: is an index of other prints: make it again with `confit-edge gallery index`")
 
-    def nearest(self, unit: Floats, count: int) -> Rows:
+    def nearest(self, unit: Floats, count: int) -> Places:
         found = self._index.search(unit, count * OVERSAMPLED).keys.astype(np.int64)
         rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
         if count >= len(rows):
@@ -79,7 +76,7 @@ class IndexSearch:
 
 
 def build_index(
-    path: Path, ids: Rows, prints: Floats, progress: Callable[[int, int], None] | None = None, mode: int = OURS
+    path: Path, ids: Places, prints: Floats, progress: Callable[[int, int], None] | None = None, mode: int = OURS
 ) -> None:
     """Write an index of `prints [n, dim]`, whole or not at all. Raises UsageError where usearch is not installed.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, StreamResampler, check_rate, to_mono
 from confit_runtime.detect import Detector, Hit, NameDetector
 from confit_runtime.errors import AudioError, UsageError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from confit_runtime.gates import Gate
     from confit_runtime.model import Model
 
-Floats = npt.NDArray[np.float32]
 
 LOOK_S = 1.0  # of sound between looks whether the gallery has changed
 

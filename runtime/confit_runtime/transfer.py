@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import partial_path
 from confit_runtime.gallery import Gallery
-from confit_runtime.model import Floats, Model
+from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import Print
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import Bools
 from confit_runtime.audio import Pcm
 from confit_runtime.frames import FRAME_S as LEVEL_FRAME_S
 from confit_runtime.frames import frame_levels, runs
@@ -21,8 +22,6 @@ SILENCE_DB, SOFTEST_BELOW_PEAK_DB = -70.0, 40.0  # of a frame that holds sound
 LEAST_ABOVE_NOISE_DB, SOUND_BELOW_PEAK_DB, LOUDEST_FRAMES = 10.0, 30.0, 3  # of what counts as sound, of any kind
 QUIET_S = 0.15  # before and after it
 FRAMES_A_PART = 4096  # a long recording must not need its spectra all at once
-
-Bools = npt.NDArray[np.bool_]
 
 
 def voiced_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:

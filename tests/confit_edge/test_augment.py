@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from confit_edge.data.augment import (
     Augmenter,
-    Pcm,
     change_speed,
     chords,
     coloured_noise,
@@ -28,6 +27,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.yamnet import YAMNet
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import make_augmenter
+from confit_runtime.audio import Pcm
 
 RATE, WINDOW = 16_000, 8_000
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.augment import Pcm, rms
+from confit_edge.data.augment import rms
 from confit_edge.data.compose import Spoken, compose, fragments, nearest_clip
 from confit_edge.pairtune.items import GAP_S, OFF_S, gaps_s, off_samples
+from confit_runtime.audio import Pcm
 
 RATE_HZ = 16_000
 RATE = 100

@@ -12,7 +12,6 @@ from confit_edge.data.augment import Augmenter, rms
 from confit_edge.data.effects import (
     CODECS,
     Effects,
-    Pcm,
     colour,
     make_effects,
     read_rooms,
@@ -20,6 +19,7 @@ from confit_edge.data.effects import (
     reverberate,
     through_codec,
 )
+from confit_runtime.audio import Pcm
 from confit_runtime.errors import AudioError, UsageError
 
 RATE = 16_000

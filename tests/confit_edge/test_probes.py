@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from confit_edge.data.augment import Pcm
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
@@ -30,6 +29,7 @@ from confit_edge.probes.linear import LinearProbe, log_loss
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
 from confit_edge.probes.verification import all_pairs
 from confit_edge.probes.views import ROWS, augmented_views, background_rows, stream_views
+from confit_runtime.audio import Pcm
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from confit_runtime.detect import Detector, Hit, NameDetector, Rows
+from confit_runtime.arrays import Floats
+from confit_runtime.detect import Detector, Hit, NameDetector
 from confit_runtime.matcher import Levels, Matcher
 from tests import tiny_model
 
@@ -89,7 +90,7 @@ def make(how: Settings) -> Detector:
     )
 
 
-def as_rows(eighths: list[list[int]]) -> Rows:
+def as_rows(eighths: list[list[int]]) -> Floats:
     return np.array(eighths, np.float32).reshape(-1, 3) / 8
 
 

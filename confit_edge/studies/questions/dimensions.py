@@ -33,8 +33,7 @@ from confit_edge.studies.phrases import plain, points, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Arm, Point, Trial
-
-Floats = npt.NDArray[np.float32]
+from confit_runtime.arrays import Floats
 
 WEIGHTS = (0.1, 1.0, 10.0)  # of the penalty; the one whose balance comes nearest to PairTune's is compared with it
 COUNTS = (1, 2, 5, 10, 20, 50)

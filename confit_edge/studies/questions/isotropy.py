@@ -24,9 +24,9 @@ from confit_edge.studies.questions.dimensions import ROTATED
 from confit_edge.studies.results import DRAWS, LEVEL, Estimate, Results, Row
 from confit_edge.studies.study import Chart, Places, Study
 from confit_edge.studies.trial import Point, Subset, Trial
+from confit_runtime.arrays import Doubles
 from confit_runtime.errors import UsageError
 
-Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MEASURES = ("isoscore", "effective_rank", "anisotropy", "top1", "uniformity", "silhouette")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.pairtune.config import Recipe
@@ -19,9 +18,8 @@ from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.subset import DOMAINS, clips_per_class, cut, refuse_untested, shifted, with_classes
 from confit_edge.studies.trial import Arm, Point, Subset, Tally, Trial
+from confit_runtime.arrays import Floats
 from confit_runtime.errors import UsageError
-
-Floats = npt.NDArray[np.float32]
 
 WAYS = (5, 20)
 SHOTS = (1, 5)
