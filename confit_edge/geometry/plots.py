@@ -19,8 +19,7 @@ import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
+from confit_runtime.arrays import Doubles, Floats
 
 SHOWN = 40  # classes that can be read in one plot
 MAPPED = 4000  # clips

@@ -289,4 +289,6 @@ def _ratio(part: npt.NDArray, whole: npt.NDArray) -> Doubles:
 
 
 def _mean_where(values: Doubles, defined: Bools) -> Doubles:
-    return (values * defined).sum(axis=-1) / defined.sum(axis=-1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: none is
+        found: Doubles = (values * defined).sum(axis=-1) / defined.sum(axis=-1)
+    return found
