@@ -11,8 +11,8 @@ INSTALLED := $(subst $(space),\ ,$(VENV))/.installed
 .PHONY: demo test lint types clean
 
 $(INSTALLED): pyproject.toml constraints.txt
-	"$(PYTHON)" -c 'import sys; sys.exit("confit-edge needs Python 3.11 or newer; name one with PYTHON=...") if sys.version_info < (3, 11) else None'
-	"$(PYTHON)" -m venv "$(VENV)"
+	$(PYTHON) -c 'import sys; sys.exit("confit-edge needs Python 3.11 or newer; name one with PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) $(TORCH)
 	$(PIP) -e '.[export,dev]'
 	touch "$@"

@@ -47,7 +47,7 @@ with Gallery.open(sys.argv[1]) as gallery:
     print("ready", flush=True)
     while True:
         prints = rng.standard_normal((3, gallery.dim)).astype(np.float32)
-        gallery.enroll(sys.argv[2], prints, sources=["a", "b", "c"], voiced_s=1.0)
+        gallery.enroll(sys.argv[2], prints, sources=["a", "b", "c"], voiced_s=5.0)
         done += 1
         print(done, flush=True)
         if len(sys.argv) > 3 and done == int(sys.argv[3]):

@@ -138,6 +138,7 @@ def enroll(
                 voiced_s=seconds,
                 negative=negative,
                 audio=[to_flac(sound, rate) for _, sound, _ in prints] if keep_audio else None,
+                kind=settled,
             )
             there = opened
         assert there is not None  # prints are left out for being there

@@ -416,19 +416,19 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
 
 
 def ask_speaker_model(demo: Demo, test: list[Clip], pair: list[str]) -> dict[str, int]:
-    """The same two voices by the `speakers` model that ships: enrolled from ten words, asked for by three others at a time."""
+    """The same two voices by the `speakers` model that ships: enrolled from fifteen words, asked for by three others."""
     model = load("speakers")
     rate, rng = model.contract.sample_rate, np.random.default_rng([demo.seed, 23])
     said = {(clip.group, clip.label): clip for clip in test}
     words = rng.permutation(sorted({label for _, label in said}))
-    threes = [words[at : at + 3] for at in range(10, len(words) - 2, 3)]
+    threes = [words[at : at + 3] for at in range(15, len(words) - 2, 3)]
 
     def sentence(voice: str, labels: Iterable[str]) -> Pcm:
         return np.concatenate([load_clip(said[voice, label].path, rate) for label in labels])
 
     with Gallery.open(demo.out / "speakers.db", model, create=True) as gallery:
         for voice in pair:
-            prints = take(model, sentence(voice, words[:10]), "speaker", voice)
+            prints = take(model, sentence(voice, words[:15]), "speaker", voice)  # of ten some voices have less than 4 s
             gallery.enroll(voice, prints.embeddings, sources=[voice] * len(prints.embeddings), voiced_s=prints.seconds)
         answers = [
             (voice, gallery.match(embed_query(model, sentence(voice, three), "speaker", voice)).name)
@@ -440,8 +440,8 @@ def ask_speaker_model(demo: Demo, test: list[Clip], pair: list[str]) -> dict[str
     mistaken = sum(name not in (None, voice) for voice, name in answers if voice in pair)
     demo.say(
         fill(
-            f"The speaker model that ships (`speakers`), enrolled from ten words of each and asked by three others at a time: of"
-            f" {len(own)} such sentences {sum(own)} were given their own name, {mistaken} the other's;"
+            "The speaker model that ships (`speakers`), enrolled from fifteen words of each and asked by three others at a time:"
+            f" of {len(own)} such sentences {sum(own)} were given their own name, {mistaken} the other's;"
             f" {sum(strangers)} of {len(strangers)} by strangers were answered 'unknown'. For people, take that one.",
             100,
         )

@@ -83,14 +83,14 @@ def check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
         )
 
 
-def check_nobody_else(name: str, owners: set[str], *galleries: Path) -> None:
-    """Raise UsageError unless `name` alone owns its prints, in these files: a sound under two names is nearer to neither."""
+def check_nobody_else(name: str, owners: set[str], gallery: Path) -> None:
+    """Raise UsageError unless `name` alone owns its prints in a gallery: a sound under two names is nearer to neither."""
     if others := owners - {name}:
         other = min(others)
         raise UsageError(
-            f"{' or '.join(map(str, galleries))}: some of the sounds for {name!r} are enrolled as {other!r} already, and a"
-            f" sound under two names is unknown; leave them out, or take {other!r} away first, with `confit-edge gallery remove"
-            f" {shlex.quote(other)}`"
+            f"{gallery}: some of the sounds for {name!r} are enrolled as {other!r} already, and a sound under two names is"
+            f" unknown; leave them out, or take {other!r} away first, with `confit-edge gallery remove {shlex.quote(other)}"
+            f" --gallery {shlex.quote(str(gallery))}`"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from pathlib import Path
@@ -28,6 +29,11 @@ def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
 def partial_path(path: Path) -> Path:
     """Where this process writes what is to be the file at `path`: hidden beside it, and no other process's."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def partial_paths(path: Path) -> list[Path]:
+    """What any process is writing, or was as it was killed, that is to be the file at `path`."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
 
 
 def make_folder(path: Path) -> None:

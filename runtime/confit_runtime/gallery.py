@@ -27,6 +27,7 @@ from confit_runtime.shipped import as_asked_for
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 500  # prints that one statement asks for; SQLite takes 999 values at the least
 LISTENING_PATIENCE_S = 0.1  # for a change by another program or thread: sound does not wait
 
 
@@ -190,14 +191,16 @@ class Gallery:
         negative: bool = False,
         audio: Sequence[bytes] | None = None,
         carried: bool = False,
+        kind: Kind | None = None,
     ) -> int:
         """Add `embeddings [n, dim]` (n >= 1), one source each, to a name; all of them or, after a crash, none.
 
         `audio` is the sound of each as FLAC, if it is to be kept. `negative` ones are of sounds that were taken for the
         name and are not it. Those that the name has already are left out, with their share of the `voiced_s` seconds.
         Of a voice all clips are given at once, and are refused where it has less than `LEAST_VOICE_S` with them; so is a
-        print that another name has. `carried` ones were enrolled before, elsewhere, and are taken as they are. Returns how
-        many prints of that kind the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
+        print that another name has. `carried` ones were enrolled before, elsewhere, and are taken as they are. `kind` says
+        what these are, voices or sounds, where the gallery's own kind is not it. Returns how many prints (or negative ones)
+        the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
         """
         name = new_name(name)
         blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
@@ -207,7 +210,7 @@ class Gallery:
             places = new_places(blobs, self.blobs(name, negative=negative))
             heard_s = voiced_s * (len(places) / len(blobs))
             if not (negative or carried):
-                self._check_rules(name, blobs, heard_s)
+                self._check_rules(name, blobs, heard_s, kind)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id = self._id_of(db, name)
             if not negative:
@@ -221,10 +224,12 @@ class Gallery:
                     db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
             return (self.negatives() if negative else self.names()).get(name, 0)
 
-    def _check_rules(self, name: str, blobs: list[bytes], seconds: float) -> None:
+    def _check_rules(self, name: str, blobs: list[bytes], seconds: float, kind: Kind | None) -> None:
         check_nobody_else(name, self.owners(blobs), self.path)
-        if self.binding.kind or self._model:  # else a file of an older version does not tell
-            check_enough(name, self.voiced_s(name) if name in self.names() else 0.0, seconds, self.kind)
+        if kind is None and (self.binding.kind or self._model):  # a file of an older version does not tell by itself
+            kind = self.kind
+        if kind:
+            check_enough(name, self.voiced_s(name) if name in self.names() else 0.0, seconds, kind)
 
     def names(self) -> dict[str, int]:
         """How many prints each name has, in order of name."""
@@ -261,10 +266,16 @@ class Gallery:
     def holders(self, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
         """Of each of these prints the names that have it."""
         found: dict[bytes, set[str]] = {blob: set() for blob in blobs}
+        asked = list(found)
         with self._file.reading() as db:
-            rows = db.execute("SELECT name, embedding FROM prints JOIN names ON name_id = names.id WHERE negative = 0")
-            for name, blob in rows:
-                if blob in found:
+            for start in range(0, len(asked), AT_ONCE):
+                some = asked[start : start + AT_ONCE]
+                rows = db.execute(
+                    "SELECT name, embedding FROM prints JOIN names ON name_id = names.id"
+                    f" WHERE negative = 0 AND embedding IN ({','.join('?' * len(some))})",
+                    some,
+                )
+                for name, blob in rows:
                     found[blob].add(name)
         return found
 

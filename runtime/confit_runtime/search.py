@@ -10,7 +10,7 @@ import numpy as np
 
 from confit_runtime.arrays import Floats, Places
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import OURS, partial_path
+from confit_runtime.files import OURS, partial_path, partial_paths
 
 CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
@@ -107,12 +107,16 @@ def build_index(
 
 
 def erase_index(path: Path) -> None:
-    """Remove an index, overwritten first: it holds prints, and somebody asked to be forgotten."""
-    if path.exists():
-        with path.open("r+b") as file:
-            for _ in range(0, path.stat().st_size, 1 << 20):
-                file.write(bytes(1 << 20))
-        path.unlink()
+    """Remove an index, overwritten first: it holds prints, and somebody asked to be forgotten.
+
+    And what processes left of it that were killed as they wrote it.
+    """
+    for held in (path, *partial_paths(path)):
+        if held.exists():
+            with held.open("r+b") as file:
+                for _ in range(0, held.stat().st_size, 1 << 20):
+                    file.write(bytes(1 << 20))
+            held.unlink()
 
 
 def _open(path: Path) -> Any:

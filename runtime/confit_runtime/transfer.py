@@ -62,8 +62,8 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
     every = set().union(*blobs.values())
     here, there = target.holders(every), source.holders(every)
     for name in names:
-        owners = set().union(*(here[blob] | there[blob] for blob in blobs[name]))
-        check_nobody_else(name, owners, source.path, target.path)
+        for gallery, holders in ((target, here), (source, there)):
+            check_nobody_else(name, set().union(*(holders[blob] for blob in blobs[name])), gallery.path)
     before = _counts(target)
     # read before it is changed: who holds one gallery does not wait for another, whose holder may wait for this one
     found = {name: (source.prints(name), source.voiced_s(name)) for name in names}

@@ -170,8 +170,14 @@ def test_a_print_is_enrolled_under_one_name(path: Path, model: Model) -> None:
     prints = random_prints(3)
     with Gallery.open(path, model) as gallery:
         ada = gallery.prints("ada")[0].embedding
-        with pytest.raises(UsageError, match=r"gallery\.db: .* for 'eve' are enrolled as 'ada' already"):
+        with pytest.raises(
+            UsageError, match=r"gallery\.db: .* for 'eve' are enrolled as 'ada' .* ada --gallery .*gallery\.db"
+        ):
             gallery.enroll("eve", np.stack([prints[0], ada]), sources=["a", "b"], voiced_s=5.0)
+        with pytest.raises(
+            UsageError, match="for 'eve' are enrolled as 'ada'"
+        ):  # the last of more than are asked for at once
+            gallery.enroll("eve", [*random_prints(700), ada], sources=["a"] * 701, voiced_s=5.0)
         assert gallery.names() == {"ada": 3, "bob": 2}
         assert gallery.enroll("ada", np.stack([prints[0], ada]), sources=["a", "b"], voiced_s=5.0) == 4
         assert gallery.enroll("bob", ada[None], sources=["tv"], voiced_s=5.0, negative=True) == 1
@@ -189,6 +195,7 @@ def test_a_voice_is_enrolled_with_four_seconds_of_it(tmp_path: Path, model: Mode
         assert gallery.enroll("ada", second, sources=["b"], voiced_s=0.5) == 2  # with what is there
         with pytest.raises(AudioError, match=r"hold 2\.0 s of voice and"):  # the seconds of a copy count once
             gallery.enroll("eve", np.concatenate([third] * 4), sources=list("cdef"), voiced_s=8.0)
+        assert gallery.enroll("bell", third, sources=["c"], voiced_s=0.5, kind="sound") == 1  # no voice
 
 
 @pytest.mark.parametrize("name", ["unknown", "Unknown", " UNKNOWN "])

@@ -257,7 +257,7 @@ def test_prints_do_not_come_under_a_second_name(tmp_path: Path, model: Model) ->
         one.rename("bob", "robert")
         with (
             Gallery.open(tmp_path / "both.db") as given,
-            pytest.raises(UsageError, match=r"both\.db or .*one\.db: .* for 'bob' are enrolled as 'robert' already"),
+            pytest.raises(UsageError, match=r"one\.db: .* for 'bob' are enrolled as 'robert' already"),
         ):
             import_names(one, given)
         assert one.names() == {"ada": 2, "robert": 1}
@@ -636,8 +636,11 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         agreed = [gallery.match(query).nearest == exact.match(query).nearest for query in queries]
         assert np.mean(agreed) > 0.9
         assert gallery.match(later[0]).nearest == "late"  # enrolled after the index was made
+        killed = gallery.index_path.with_name(f".{gallery.index_path.name}.99999999.partial")
+        shutil.copy(gallery.index_path, killed)
         gallery.remove("name7")
         assert not gallery.index_path.exists()
+        assert not killed.exists()
     path.chmod(0o644)
     with Gallery.open(path, model) as gallery, Gallery.open(tmp_path / "other.db", model, create=True) as other:
         gallery.build_index()
