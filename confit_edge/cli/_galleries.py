@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
-from confit_edge.cli._thresholds import plain
 from confit_runtime.errors import UsageError
+from confit_runtime.names import plain
 from confit_runtime.wording import listed
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from confit_runtime.errors import UsageError
+from confit_runtime.names import plain
 
 if TYPE_CHECKING:
     from confit_runtime.model import Model
@@ -68,8 +68,3 @@ def nearest(label: str, known: Sequence[str]) -> str | None:
     lower = {name.lower(): name for name in known}
     near = get_close_matches(label.lower(), lower, 1, LIKE)
     return lower[near[0]] if near else None
-
-
-def plain(name: str) -> str:
-    """A label or a name, however its accents are spelt."""
-    return unicodedata.normalize("NFC", name).strip()

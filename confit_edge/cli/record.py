@@ -156,9 +156,9 @@ def level_line() -> Callable[[float, Pcm], None]:
 
 def _folder_name(what: str, text: str) -> str:
     """A label or group that can also be a folder's name. Raises UsageError on one that cannot."""
-    import unicodedata
+    from confit_runtime.names import plain
 
-    name = unicodedata.normalize("NFC", text.strip())
+    name = plain(text)
     if not name or name.startswith(".") or any(c in '/\\|:*?"<>' or not c.isprintable() for c in name):
         raise UsageError(f"{what} {text!r} cannot be the name of a folder: use letters, digits, spaces, - and _")
     return name

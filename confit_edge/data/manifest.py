@@ -26,6 +26,7 @@ from pathlib import Path
 
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import write_whole
+from confit_runtime.names import plain
 from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
 
 log = logging.getLogger(__name__)
@@ -316,7 +317,7 @@ def _text(value: object, what: str, where: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ManifestError(f"{where}: {what} must be text, got {value!r:.60}")
-    text = unicodedata.normalize("NFC", str(value)).strip()
+    text = plain(str(value))
     _check_characters(text, what, where)
     return text
 

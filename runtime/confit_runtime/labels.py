@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from confit_runtime.audio import sound_seconds
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.names import plain
 from confit_runtime.scoring import Heard
 from confit_runtime.sources import find_clips
 
@@ -148,7 +148,7 @@ def _heard(start: str, end: str, label: str, where: str) -> Heard:
         raise LabelError(f"{where}: a sound cannot last from {start} s to {end} s")
     if not label:
         raise LabelError(f"{where}: label is empty")
-    return Heard(unicodedata.normalize("NFC", label), start_s, end_s)  # as in a manifest, however accents are spelt
+    return Heard(plain(label), start_s, end_s)  # as in a manifest
 
 
 def _add(recording: Labelled, heard: Heard, where: str) -> None:

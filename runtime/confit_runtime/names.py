@@ -1,4 +1,4 @@
-"""What a name may be that somebody is enrolled under."""
+"""How labels and names are compared, and what a name may be that somebody is enrolled under."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ NOBODY = "unknown"  # how an answer that is nobody is told
 _REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows in a line, too
 
 
+def plain(text: str) -> str:
+    """A label or a name, however its accents are spelt: NFC-normalised and stripped."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def clean_name(name: str) -> str:
     """A name as it is kept: NFC-normalised and stripped. Raises UsageError unless it is 1..100 printable characters."""
-    clean = unicodedata.normalize("NFC", name).strip()
+    clean = plain(name)
     if not 1 <= len(clean) <= LONGEST:
         raise UsageError(f"a name has 1 to {LONGEST} characters, got {len(clean)}")
     if any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") for one in clean):

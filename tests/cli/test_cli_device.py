@@ -85,6 +85,14 @@ def run(folder: Path, *arguments: str, stdin: bytes = b"") -> subprocess.Complet
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+def in_shell(folder: Path, env: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash, in which `"$@"` is the command."""
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *COMMAND],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
 def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -300,11 +308,8 @@ def test_with_a_reader_live_sound_that_ends_or_is_stopped_is_no_error(home: Path
 def test_a_stderr_that_cannot_be_written_ends_nothing(
     home: Path, fake_portaudio: Callable[[str], dict[str, str]], redirection: str
 ) -> None:
-    arguments = '"$@" listen tiny.onnx --seconds 3 --json'
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; exec 3>&1; {arguments} {redirection}", "bash", *COMMAND],
-        cwd=home, env=fake_portaudio("unplugged"), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    arguments = f"listen tiny.onnx --seconds 3 --json {redirection}"
+    done = in_shell(home, fake_portaudio("unplugged"), f'set -o pipefail; exec 3>&1; "$@" {arguments}')
     assert (done.returncode, done.stderr) == (0, "")
     assert [one["type"] for one in lines(done)] == ["gap", "detection", "detection", "notice", "gap", "summary"]
 
@@ -313,10 +318,7 @@ def test_clips_are_recorded_where_stderr_is_closed(
     tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
     arguments = "record low -o clips --group ada --countdown 0 --count 1 --seconds 0.8 --json 2>&-"
-    done = subprocess.run(
-        ["bash", "-c", f'"$@" {arguments}', "bash", *COMMAND],
-        cwd=tmp_path, env=fake_portaudio("stalls"), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = in_shell(tmp_path, fake_portaudio("stalls"), f'"$@" {arguments}')
     assert done.returncode == 0
     assert [one["type"] for one in lines(done)][-2:] == ["recorded", "summary"]
 
