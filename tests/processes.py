@@ -78,6 +78,11 @@ def with_batch_norm(corpus: Corpus) -> None:
     fit(encoder, corpus, Recipe(**BASE), lr=1e-4, epochs=1)
 
 
+def _threads() -> list[str]:
+    """Names of this process's threads, as Linux has them."""
+    return [name.read_text(encoding="utf-8").strip() for name in Path("/proc/self/task").glob("*/comm")]
+
+
 def _refusal(action: Callable[[], object]) -> str:
     try:
         action()
@@ -89,8 +94,7 @@ def _refusal(action: Callable[[], object]) -> str:
 def main(manifest: str, out: str) -> None:
     rank, corpus = os.environ["RANK"], read_corpus(Path(manifest), rate=16_000, seed=0)
     # registered before the processes join, so called after what joining registers
-    left = Path(out) / f"left-{rank}.txt"
-    atexit.register(lambda: left.write_text(str(not torch.distributed.is_initialized()), encoding="utf-8"))
+    atexit.register(lambda: (Path(out) / f"left-{rank}.txt").write_text("\n".join(_threads()), encoding="utf-8"))
     for name, changes in CASES.items():
         save_file(weights(corpus, **changes), Path(out) / f"{name}-{rank}.safetensors")
     save_file(gradients(join("cpu")), Path(out) / f"gradients-{rank}.safetensors")

@@ -19,6 +19,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,9 @@ def join(device: str) -> Ranks:
     wanted = named_device(device)  # not tried before each process has its own: all of them would begin with the first
     if wanted.index is not None:
         raise UsageError(f"--device {device}: several processes take a device each; use --device {wanted.type}")
+    # torch's own defaults `group=group.WORLD` here are what WORLD is as the module is imported. torch.optim imports it:
+    # after the joining they would hold the group, and gloo's threads, whoever leaves it
+    import_module("torch.distributed.nn.functional")
     from accelerate import PartialState
 
     state = PartialState(cpu=wanted.type == "cpu")

@@ -76,7 +76,10 @@ def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None
 
 def test_processes_leave_each_other_before_they_end(trained: Path) -> None:
     # one whose gloo threads still ran as the interpreter ended aborted on a loaded machine, three times in fourteen
-    assert [(trained / f"left-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)] == ["True", "True"]
+    for rank in (0, 1):
+        threads = (trained / f"left-{rank}.txt").read_text(encoding="utf-8").splitlines()
+        assert threads
+        assert not [name for name in threads if "gloo" in name]
 
 
 def test_train_works_under_a_launcher_and_speaks_with_one_voice(manifest: Path, tmp_path: Path) -> None:
