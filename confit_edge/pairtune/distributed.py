@@ -126,8 +126,8 @@ def join(device: str) -> Ranks:
     wanted = named_device(device)  # not tried before each process has its own: all of them would begin with the first
     if wanted.index is not None:
         raise UsageError(f"--device {device}: several processes take a device each; use --device {wanted.type}")
-    # torch's own defaults `group=group.WORLD` here are what WORLD is as the module is imported. torch.optim imports it:
-    # after the joining they would hold the group, and gloo's threads, whoever leaves it
+    # functions there have the default `group=group.WORLD`: what that is at import. torch.optim imports the module, and
+    # after the joining its defaults would hold the group, and gloo's threads, though all had left it
     import_module("torch.distributed.nn.functional")
     from accelerate import PartialState
 
