@@ -492,13 +492,20 @@ def test_devices_are_listed() -> None:
 
 
 @pytest.mark.parametrize("use", [import_portaudio, input_devices, Microphone, lambda: open_source("mic:USB")])
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("raise OSError('PortAudio library not found')\n", "apt-get install libportaudio2"),
+        ("import a_module_that_is_nowhere\n", "pip install sounddevice"),
+    ],
+)
 def test_without_portaudio_it_says_what_to_install(
-    use: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    use: Callable[[], object], module: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
+    (tmp_path / "sounddevice.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
-    with pytest.raises(DeviceError, match="apt-get install libportaudio2"):
+    with pytest.raises(DeviceError, match=said):
         use()
 
 

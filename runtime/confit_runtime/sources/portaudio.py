@@ -48,9 +48,13 @@ def input_devices(portaudio: Any = None) -> list[InputDevice]:
 
 
 def import_portaudio() -> Any:
-    """The sounddevice module. Raises DeviceError, saying what to install, where there is no PortAudio library."""
+    """The sounddevice module. Raises DeviceError, saying what to install, where it or the PortAudio library is absent."""
     try:
         import sounddevice
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            f"no microphone support: {error}. pip install sounddevice (sound files and PCM on stdin work without it)"
+        ) from error
     except OSError as error:
         raise DeviceError(
             f"no microphone support: {error}. On Debian, Ubuntu and Raspberry Pi OS: apt-get install libportaudio2"
