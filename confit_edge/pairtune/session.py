@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,24 +95,7 @@ def train(
     if watch:
         for problem in corpus.problems:
             watch(left_out(problem))
-        data = describe_data(manifest, corpus, encoder.sample_rate)
-        parts = (_counted(data, name) for name in ("train", "val", "test"))
-        named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
-        watch({"stage": "note", "text": "{}: {} to train, {} to choose by, {} to test".format(named, *parts)})
-        if corpus.background_train:
-            learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
-            watch({"stage": "note", "text": f"background: {learnt} to learn from, {kept} for thresholds"})
-        labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
-        for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest)])]:
-            watch({"stage": "note", "text": f"beware: {suspect}"})
-        for note in corpus.notes:
-            watch({"stage": "note", "text": note})
-        for caution in cautions(data):
-            watch({"stage": "note", "text": f"beware: {caution}"})
-        if background := advice_on_background(corpus.classes):
-            watch({"stage": "note", "text": f"beware: {background}"})
-        for one, other in corpus.contradictions():
-            text = f"beware: {one} and {other} are the same sound with different labels; remove the wrong one"
+        for text in remarks(corpus, describe_data(manifest, corpus, encoder.sample_rate)):
             watch({"stage": "note", "text": text})
     if teaching:
         teaching.refuse_other(corpus)
@@ -162,6 +146,24 @@ def train(
         leave_nothing(out)
         beginning.unlink()
     return trained
+
+
+def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
+    """What a user is told of the clips before they are learnt; `data` describes them."""
+    parts = (_counted(data, name) for name in ("train", "val", "test"))
+    named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
+    yield "{}: {} to train, {} to choose by, {} to test".format(named, *parts)
+    if corpus.background_train:
+        learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
+        yield f"background: {learnt} to learn from, {kept} for thresholds"
+    labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
+    for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest)])]:
+        yield f"beware: {suspect}"
+    yield from corpus.notes
+    for caution in [*cautions(data), *filter(None, [advice_on_background(corpus.classes)])]:
+        yield f"beware: {caution}"
+    for one, other in corpus.contradictions():
+        yield f"beware: {one} and {other} are the same sound with different labels; remove the wrong one"
 
 
 def left_out(problem: ClipProblem) -> dict[str, Any]:
