@@ -106,6 +106,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_type(field.name, typing.get_type_hints(Recipe)[field.name], getattr(self, field.name))
+        self._check_values()
+        self._check_together()
+
+    def _check_values(self) -> None:
         at_least = {
             "seed": 0, "epochs": 1, "classes_per_batch": 2, "search_epochs": 0, "projection_dim": 2, "probe_views": 1,
             "accumulate": 1, "chunk_size": 0, "patience": 0, "lora_rank": 0, "projection_layers": 1,
@@ -118,8 +122,6 @@ class Recipe:
                 raise UsageError(f"recipe key '{key}' must be at least 1, is {value}")
         if self.seed >= 2**63:
             raise UsageError(f"recipe key 'seed' must be below 2**63, is {self.seed}")
-        if self.objective == "pairtune" and self.clips_per_class == 1:
-            raise UsageError("recipe key 'clips_per_class' must be at least 2 for pairtune: an anchor needs a positive")
         for key in ("window", "temperature", "head_lr"):
             if getattr(self, key) <= 0:
                 raise UsageError(f"recipe key '{key}' must be above 0, is {getattr(self, key)}")
@@ -130,6 +132,23 @@ class Recipe:
             raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
         if not 0 <= self.averaging < 1:
             raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1, is {self.averaging}")
+        if not 0 < self.lr_decay <= 1:
+            raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1, is {self.lr_decay}")
+        if self.freeze not in ("none", "features", "all") and not re.fullmatch(r"[1-9][0-9]*", self.freeze):
+            raise UsageError(
+                f"recipe key 'freeze' must be none, features, a number of layers or all, is {self.freeze!r}"
+            )
+        if self.speed > 0.5:
+            raise UsageError(f"recipe key 'speed' must be at most 0.5, is {self.speed}")
+        for key in ("noise_probability", "room_probability", "band_probability", "codec_probability"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UsageError(f"recipe key '{key}' must be 0..1, is {getattr(self, key)}")
+        if not 0 < self.mining_share <= 1:
+            raise UsageError(f"recipe key 'mining_share' must be above 0 and at most 1, is {self.mining_share}")
+
+    def _check_together(self) -> None:
+        if self.objective == "pairtune" and self.clips_per_class == 1:
+            raise UsageError("recipe key 'clips_per_class' must be at least 2 for pairtune: an anchor needs a positive")
         if self.trainings > 1 and self.lora_rank:
             raise UsageError(
                 "recipe keys 'soup' and 'lora_rank': the mean of adapters' two factors is not that of the weights they make"
@@ -145,21 +164,8 @@ class Recipe:
                 "recipe keys 'averaging' and 'patience': of a training that may end early nobody knows when its last part"
                 " begins"
             )
-        if not 0 < self.lr_decay <= 1:
-            raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1, is {self.lr_decay}")
-        if self.freeze not in ("none", "features", "all") and not re.fullmatch(r"[1-9][0-9]*", self.freeze):
-            raise UsageError(
-                f"recipe key 'freeze' must be none, features, a number of layers or all, is {self.freeze!r}"
-            )
         if self.head_init == "probe" and self.objective != "finetune":
             raise UsageError("recipe key 'head_init' probe is for the objective finetune: pairtune has no head")
-        if self.speed > 0.5:
-            raise UsageError(f"recipe key 'speed' must be at most 0.5, is {self.speed}")
-        for key in ("noise_probability", "room_probability", "band_probability", "codec_probability"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UsageError(f"recipe key '{key}' must be 0..1, is {getattr(self, key)}")
-        if not 0 < self.mining_share <= 1:
-            raise UsageError(f"recipe key 'mining_share' must be above 0 and at most 1, is {self.mining_share}")
         if self.objective == "pairtune" and self.mining not in _MINING[self.loss]:
             raise UsageError(
                 f"recipe key 'loss' {self.loss} cannot use 'mining' {self.mining}; it takes {', '.join(_MINING[self.loss])}"
