@@ -34,6 +34,9 @@ Resume = Annotated[
         help="Go on with a training that was stopped; the result is the same (on a CPU, bit for bit).",
     ),
 ]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard, into the run's `tensorboard`.")
+]
 Epochs = Annotated[int | None, option("Passes over the training clips [12].", METHOD)]
 Rates = Annotated[
     str | None, option("Learning rate of the encoder [its own]; several with commas are tried on validation.", METHOD)
@@ -75,6 +78,8 @@ def told_when_stopped(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         if (out / "started.json").is_file():
             say(f"{out}: stopped; the same command with --resume goes on after the last epoch that ended")
+        else:
+            say(f"{out}: stopped before the first epoch began; nothing is written")
         raise
 
 

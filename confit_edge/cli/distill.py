@@ -18,6 +18,7 @@ from confit_edge.cli._training import (
     Rates,
     RecipeFile,
     Resume,
+    TensorBoard,
     learning_rates,
     naming_flags,
     option,
@@ -52,6 +53,7 @@ def distill(
     others: Others = None,
     recipe: RecipeFile = None,
     resume: Resume = False,
+    tensorboard: TensorBoard = False,
     json_lines: Json = False,
     epochs: Epochs = None,
     lr: Rates = None,
@@ -121,6 +123,7 @@ def distill(
             source=str(recipe) if recipe else "the command line",
             manifest=manifest,
             resume=resume,
+            tensorboard=tensorboard,
             watch=progress,
         )
     if trained is None:

@@ -19,6 +19,7 @@ from confit_edge.cli._training import (
     Rates,
     RecipeFile,
     Resume,
+    TensorBoard,
     learning_rates,
     naming_flags,
     option,
@@ -36,9 +37,7 @@ def train(
     out: Annotated[Path, typer.Option("-o", "--out", help="The run folder to write.")],
     recipe: RecipeFile = None,
     resume: Resume = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard, into the run's `tensorboard`.")
-    ] = False,
+    tensorboard: TensorBoard = False,
     json_lines: Json = False,
     encoder: Annotated[
         str | None,
@@ -243,6 +242,8 @@ def train(
         flags["lr"] = learning_rates(flags["lr"])
     given = {**read_yaml(recipe), **flags} if recipe else flags
     begun = begun_recipe(out) if resume else None
+    if resume and not begun and not given:  # with its options it is another training that would begin
+        raise UsageError(f"{out}: no training was begun there, so none can go on; leave out --resume to begin one")
     with naming_flags(flags):
         base = begun.to_dict() if begun else {}  # what is not given is as it was begun
         settings = Recipe.from_dict({**base, **given}, str(recipe) if recipe else "the command line")

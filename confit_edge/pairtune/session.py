@@ -118,8 +118,11 @@ def train(
         "processes": ranks.count,
     }
     finished = ranks.everywhere(out / "run.json")
-    if resume and (before := begun(out)):
-        refuse_other_training(out, before, started)
+    if resume:
+        if before := begun(out):
+            refuse_other_training(out, before, started)
+        elif watch:
+            watch({"stage": "note", "text": f"{out}: no training was begun there; this one begins"})
     if finished:
         return None
     beginning = out / "started.json"

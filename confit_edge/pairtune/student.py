@@ -36,14 +36,15 @@ def distill(
     source: str,
     manifest: Path | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     watch: Watcher | None = None,
 ) -> Trained | None:
     """Teach a smaller encoder what the encoder of `run` knows, and write the student's run `out`.
 
     `settings` are recipe keys of training and of `Lesson`, named in errors by their `source`; what they leave open is the
     teacher's where it is of the data, else the default: the student is their `encoder`. `unlabelled` are folders or files
-    of any sound. `manifest` says where the run's own clips are now. Resumed as `train` is; None when `out` is finished
-    already.
+    of any sound. `manifest` says where the run's own clips are now. Resumed, and with curves, as `train` is; None when `out` is
+    finished already.
     """
     check_out(out, resume)
     teacher = runs.read_run(run)
@@ -97,7 +98,7 @@ def distill(
         lesson=lesson,
         about=about,
     )
-    return train(data, out, recipe, resume=resume, watch=watch, teaching=teaching)
+    return train(data, out, recipe, resume=resume, tensorboard=tensorboard, watch=watch, teaching=teaching)
 
 
 def student_recipe(teacher: Recipe, settings: dict[str, Any], source: str) -> tuple[Recipe, Lesson]:

@@ -95,9 +95,10 @@ def test_without_unlabelled_sound_it_says_so_and_speaks_json(
     teacher: Path, recipe: Path, tmp_path: Path, confit: Here
 ) -> None:
     code, out, err = confit(
-        "distill", teacher, "-o", tmp_path / "student", "--epochs", "1", "--recipe", recipe, "--json"
+        "distill", teacher, "-o", tmp_path / "student", "--epochs", "1", "--recipe", recipe, "--json", "--tensorboard"
     )
     assert code == 0, err
+    assert list((tmp_path / "student" / "tensorboard").iterdir())
     lines = [json.loads(line) for line in out.splitlines()]
     assert any(line["type"] == "note" and "training clips alone" in line["text"] for line in lines)
     (epoch,) = [line for line in lines if line["type"] == "epoch"]

@@ -125,8 +125,10 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) 
 def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Path, confit: Here) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 9\nclips_per_class: 2\nprobe_views: 1\nsoup: 1\nlr: 5e-4\n")
-    code, out, err = confit("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1")
+    begin = ("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1")
+    code, out, err = confit(*begin, "--resume")  # as a script says it that may have been stopped
     assert code == 0, err
+    assert f"{tmp_path / 'run'}: no training was begun there; this one begins" in err
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (info["recipe"]["epochs"], info["recipe"]["clips_per_class"]) == (1, 2)
     assert "epoch 1/1: loss" in err
@@ -139,6 +141,9 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     code, out, err = confit("export", tmp_path / "run", "-o", tmp_path / "small.onnx", "--license", "CC0-1.0")
     assert (code, out) == (0, ""), err
     assert load(tmp_path / "small.onnx").contract.license == "CC0-1.0"
+    code, out, err = confit("train", small, "-o", tmp_path / "rum", "--resume")  # which would begin with defaults
+    assert (code, f"{tmp_path / 'rum'}: no training was begun there" in err) == (2, True)
+    assert not (tmp_path / "rum").exists()
     for same in (["--recipe", recipe, "--epochs", "1"], ["--epochs", "1"], []):
         code, out, err = confit("train", small, "-o", tmp_path / "run", *same, "--resume")
         assert (code, "finished already" in err) == (0, True)
