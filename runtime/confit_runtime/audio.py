@@ -175,13 +175,16 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
     """Mono float32 in -1..1 from `[samples]` or `[samples, channels]` (channels are averaged).
 
     Floats are in -1..1; int8, int16 and int32 have the full scale of their type, and uint8 has its silence at 128. Raises
-    AudioError on integers of any other type, such as a list of them, whose scale nobody knows, on another shape, on more than
-    64 channels, and on what is no PCM.
+    AudioError on integers of any other type, such as a list of them, whose scale nobody knows, on bytes, on another shape, on
+    more than 64 channels, and on what is no PCM.
     """
     try:
         array = np.asarray(pcm)
     except ValueError as error:
         raise AudioError(f"audio must be [samples] or [samples, channels] ({error})") from error
+    if array.dtype.kind == "S" or (array.dtype == np.uint8 and not hasattr(pcm, "__array__")):
+        # a bytearray and a memoryview would be heard as 8-bit sound, which of 16-bit PCM is noise
+        raise AudioError("bytes do not tell what samples they hold: give numpy.frombuffer(pcm, '<i2') of 16-bit PCM")
     if array.ndim not in (1, 2):
         raise AudioError(f"audio must be [samples] or [samples, channels], got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] > MAX_CHANNELS:

@@ -264,6 +264,15 @@ def test_to_mono_refuses_what_is_not_pcm(pcm: Any) -> None:
         to_mono(pcm)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_to_mono_does_not_guess_what_bytes_hold(kind: Any) -> None:
+    """Of 16-bit PCM each byte would be a sample."""
+    pcm = np.int16([-32768, 16384])
+    with pytest.raises(AudioError, match=r"numpy\.frombuffer\(pcm, '<i2'\)"):
+        to_mono(kind(pcm.tobytes()))
+    assert to_mono(memoryview(pcm)).tolist() == [-1.0, 0.5]  # which tells what it holds
+
+
 @pytest.mark.parametrize("rate", [0, -16_000, 999, 1e9, 16_000.5, float("nan"), float("inf")])
 def test_absurd_rates_are_usage_errors(rate: float) -> None:
     with pytest.raises(UsageError, match="sample rate"):
