@@ -10,8 +10,8 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from confit_runtime.listener import Listener, Tap, logged, streams_of
-from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
+from confit_runtime.listener import Listener, Tap, chunk_of, logged, source_of, streams_of
+from confit_runtime.sources import Chunk, Gap, Notice, Source
 
 if TYPE_CHECKING:
     from confit_runtime.events import Detection
@@ -39,15 +39,14 @@ async def listen_async(
     a network client sends: all of one rate, and PCM as `Stream.accept` takes it; a generator is closed at the end, as a source
     is. It ends when the source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also
     because the task is cancelled, stops the source and closes it before anything else happens (a second cancellation does not
-    wait for that); one that is left without `aclosing` is stopped when Python collects it. Raises UsageError on
-    what is no model, and on a stream given twice, and what the source raises; what it raises when it is left already is logged.
+    wait for that); one that is left without `aclosing` is stopped when Python collects it. Raises what `listen` does; what
+    the source raises when it is left already is logged.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):
         heard = _from_chunks(streams, source, taps, seconds)
     else:
-        opened = await asyncio.to_thread(open_source, source) if isinstance(source, str | Path) else source
-        heard = _from_thread(streams, opened, taps, seconds)
+        heard = _from_thread(streams, await asyncio.to_thread(source_of, source), taps, seconds)
     async with aclosing(heard):
         async for detection in heard:
             yield detection
@@ -61,9 +60,9 @@ async def _from_chunks(
     try:
         async for item in chunks:
             if listener is None:
-                if not isinstance(item, tuple):
+                if isinstance(item, Gap | Notice):
                     continue  # nothing was heard yet, so nothing was lost
-                listener = Listener(streams, "the client", item[1], taps=taps, seconds=seconds)
+                listener = Listener(streams, "the client", chunk_of(item)[1], taps=taps, seconds=seconds)
             for event in await _whole(listener.take(item)):
                 if (detection := logged(event, listener)) is not None:
                     yield detection

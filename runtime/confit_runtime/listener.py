@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
-from confit_runtime.audio import narrow, to_mono
+from confit_runtime.audio import check_rate, narrow, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
@@ -71,17 +71,19 @@ class Listener:
         taps: Sequence[Tap] = (),
         seconds: float | None = None,
     ) -> None:
-        """Raises UsageError where a stream is given twice: it would hear each sample twice."""
+        """Raises UsageError where a stream is given twice, for it would hear each sample twice, and on what is no rate and no
+        number of seconds.
+        """
         if len(set(map(id, streams))) < len(streams):
             raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
-        self.streams, self.name, self.rate, self.taps = streams, name, rate, taps
+        self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
         self._came = time.time()  # the last of them
         self.withheld: Counter[tuple[str, str]] = Counter()
         self._sounding: Counter[tuple[str, str, int]] = (
             Counter()
         )  # of streams with `ends`, what was told and is not over
-        self._end = None if seconds is None else round(seconds * rate)
+        self._end = None if seconds is None else round(seconds * self.rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
         self._pace, self._loudness = _Pace(), Loudness(name)
         self._begun = False
@@ -89,7 +91,7 @@ class Listener:
         for stream in streams:
             stream.reset()
         for tap in taps:
-            tap.begin(name, rate)
+            tap.begin(name, self.rate)
 
     @property
     def full(self) -> bool:
@@ -126,8 +128,9 @@ class Listener:
         elif isinstance(item, Gap):
             yield from self._skip(item)
         else:
+            pcm, rate = chunk_of(item)
             yield from self._told()
-            yield from self._hear(*item)
+            yield from self._hear(pcm, rate)
 
     def finish(self) -> Iterator[Detection | Ended | Gap]:
         """What was still on its way when the source ended."""
@@ -256,12 +259,11 @@ def listen(
     """Detections as they complete, of one or more models (or streams made with a gallery) on one source.
 
     `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Gaps and notices are
-    logged as warnings. Nothing happens until it is iterated over. Raises UsageError on what is no model, and on a stream given
-    twice, and what the source raises.
+    logged as warnings. Nothing happens until it is iterated over. Raises UsageError on what is no model, no source and no
+    number of seconds, and on a stream given twice, what the source raises, and what `Stream.accept` does.
     """
     streams = streams_of(models)
-    opened = open_source(source) if isinstance(source, str | Path) else source
-    with opened:
+    with (opened := source_of(source)):
         listener = Listener(streams, opened.name, opened.rate, taps=taps, seconds=seconds)
         for event in listener.follow(opened):
             if (detection := logged(event, listener)) is not None:
@@ -280,6 +282,24 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
     if not several:
         raise UsageError("there is no model to listen with: give one, as load(...) does, or more")
     return [one if isinstance(one, Stream) else one.stream() for one in several]
+
+
+def source_of(source: str | Path | Source) -> Source:
+    """A source, opened where it is named. Raises UsageError on what is none, and what `open_source` raises."""
+    if isinstance(source, str | Path):
+        return open_source(source)
+    if not isinstance(source, Source):
+        raise UsageError(f"a source is listened to, or its name, not {type(source).__name__}: open_source(...) gives one")
+    return source
+
+
+def chunk_of(item: object) -> Chunk:
+    """The chunk that a source gave. Raises UsageError on what is no `(pcm, rate)`, and on a rate that is none."""
+    if not isinstance(item, tuple) or len(item) != 2:
+        what = f"{len(item)} things" if isinstance(item, tuple) else type(item).__name__
+        raise UsageError(f"a source gives (pcm, rate) tuples, Gap and Notice, and this one gave {what}")
+    pcm, rate = item
+    return pcm, check_rate(rate)
 
 
 def logged(event: Detection | Ended | Gap | Notice, listener: Listener) -> Detection | None:

@@ -240,6 +240,48 @@ def test_what_is_no_model_does_not_listen(models: Any) -> None:
     assert not source.left.is_set()  # it was not even opened
 
 
+@pytest.mark.parametrize("source", [5, None, [(silence(0.1), RATE)]])
+def test_what_is_no_source_is_not_listened_to(model: Model, source: Any) -> None:
+    async def hear() -> None:
+        async for _ in listen_async(model, source):
+            pass
+
+    with pytest.raises(UsageError, match=rf"not {type(source).__name__}: open_source\(\.\.\.\) gives one"):
+        list(listen(model, source))
+    with pytest.raises(UsageError, match=r"open_source\(\.\.\.\)"):
+        asyncio.run(hear())
+
+
+@pytest.mark.parametrize(
+    ("item", "what"),
+    [
+        ([silence(0.1), RATE], "this one gave list"),
+        (silence(0.1), "this one gave ndarray"),
+        ((silence(0.1), RATE, 0), "this one gave 3 things"),
+        ((silence(0.1), None), "a sample rate in Hz is needed, got None"),
+    ],
+)
+def test_what_a_source_may_not_give_is_refused_and_not_passed_over(model: Model, item: Any, what: str) -> None:
+    async def client() -> AsyncIterator[Any]:
+        while True:
+            yield item
+
+    async def hear() -> None:
+        async for _ in listen_async(model, client()):
+            pass
+
+    with pytest.raises(UsageError, match=what):
+        asyncio.run(asyncio.wait_for(hear(), 30))
+    with pytest.raises(UsageError, match=what):
+        list(listen(model, Scripted([item])))
+
+
+@pytest.mark.parametrize("rate", [None, "16000", float("nan"), float("inf"), 0])
+def test_a_listener_needs_a_rate(model: Model, rate: Any) -> None:
+    with pytest.raises(UsageError, match="sample rate"):
+        Listener([model.stream()], "", rate, seconds=1.0)
+
+
 def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
     stream, source = model.stream(), Scripted(chunks(scene()))
     with pytest.raises(UsageError, match="a stream is given twice"):

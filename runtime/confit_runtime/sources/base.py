@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Notice:
     text: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """A context manager to iterate over once. Its chunks all have the rate `rate`, whatever the device does.
 
