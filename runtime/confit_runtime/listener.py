@@ -76,6 +76,8 @@ class Listener:
         """
         if len(set(map(id, streams))) < len(streams):
             raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
+        if seconds is not None and not 0 <= seconds < math.inf:
+            raise UsageError(f"one listens for 0 seconds or more, not for {seconds}")
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
         self._came = time.time()  # the last of them
@@ -141,7 +143,7 @@ class Listener:
     def _hear(self, pcm: npt.ArrayLike, rate: int) -> Iterator[Detection | Ended | Notice]:
         pcm = to_mono(pcm)  # for taps, too
         if self._end is not None:
-            pcm = pcm[: self._end - self.samples]
+            pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have led beyond
         self._advance(len(pcm))
         most = max(1, round(MOST_S * rate))
         for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):

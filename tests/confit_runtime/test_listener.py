@@ -103,6 +103,19 @@ def test_a_gap_at_the_end_is_told_too(model: Model) -> None:
     assert [event for event in events if isinstance(event, Gap)] == [Gap(50, "late")]
 
 
+def test_a_listener_that_a_gap_has_filled_hears_no_more(model: Model) -> None:
+    listener = Listener([model.stream()], "", RATE, seconds=1.0)
+    for item in ((silence(0.5), RATE), Gap(RATE, "late"), (scene(), RATE)):
+        assert not [event for event in listener.take(item) if isinstance(event, Detection)]
+    assert (listener.full, listener.samples) == (True, 1.5 * RATE)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_nobody_listens_for_less_than_no_time(model: Model, seconds: float) -> None:
+    with pytest.raises(UsageError, match=f"0 seconds or more, not for {seconds}"):
+        list(listen(model, Scripted(chunks(scene())), seconds=seconds))
+
+
 @pytest.mark.parametrize(("seconds", "labels"), [(0.0, []), (1.0, ["low"]), (60.0, ["low", "mid"])])
 def test_a_listener_ends_after_so_many_seconds(model: Model, seconds: float, labels: list[str]) -> None:
     listener = Listener([model.stream()], "", RATE, seconds=seconds)
