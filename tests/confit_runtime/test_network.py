@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import io
 import math
+import os
+import resource
 import select
 import shutil
 import struct
@@ -13,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import pytest
 import soundfile
 
 from confit_runtime import DeviceError, UsageError
-from confit_runtime.sources import Gap, NetworkSource, Notice, open_source
+from confit_runtime.sources import Gap, NetworkSource, Notice, PcmSource, open_source
 from confit_runtime.sources.network import is_url
 from tests.tiny_model import Floats, tone
 
@@ -130,15 +132,29 @@ def test_a_stream_that_is_not_open_says_so(second: str) -> None:
 
 
 def test_a_stream_is_heard_where_a_pipe_cannot_be_waited_for(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows, whose `select` takes sockets only."""
-
-    def sockets_only(*_: object) -> None:
-        raise OSError(10038, "An operation was attempted on something that is not a socket")
-
+    """As on Windows, which has no `select.poll`, and whose `select` takes sockets only."""
     with NetworkSource("http://localhost/radio", rate=RATE, ffmpeg=second) as source, monkeypatch.context() as windows:
-        windows.setattr(select, "select", sockets_only)
+        windows.delattr(select, "poll")
         windows.setattr(sys, "platform", "win32")
         assert sum(len(item[0]) for item in source if isinstance(item, tuple)) == RATE
+
+
+def test_a_stream_is_heard_by_a_program_of_many_open_files(second: str) -> None:
+    """`select` takes no descriptor beyond 1,023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1_200:
+        pytest.skip("so many files may not be open here")
+    with ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1_200), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while stack.enter_context(open(os.devnull)).fileno() < 1_100:
+            pass
+        with NetworkSource("http://localhost/radio", rate=RATE, ffmpeg=second) as source:
+            assert sum(len(item[0]) for item in source if isinstance(item, tuple)) == RATE
+        read, write = os.pipe()
+        with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
+            writer.write(bytes(20))
+            assert len(next(iter(PcmSource(reader, RATE)))[0]) == 10
 
 
 @needs_ffmpeg

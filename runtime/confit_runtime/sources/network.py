@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import select
 import shutil
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from confit_runtime.audio import check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice
 from confit_runtime.sources.clock import boottime
+from confit_runtime.sources.pipes import wait_for_data
 
 # what a URL of each scheme may make ffmpeg open in its turn: a playlist must not read this machine's files
 _HTTP = "http,https,httpproxy,tcp,tls,crypto"
@@ -231,8 +230,7 @@ class _Ffmpeg:
     def read(self, timeout_s: float) -> npt.NDArray[np.int16]:
         """The samples there are: none where nothing came in time, or it has `ended`."""
         assert self._process.stdout is not None
-        # Windows cannot wait for a pipe: there a read blocks, until something comes or ffmpeg ends
-        if sys.platform == "win32" or select.select([self._process.stdout], [], [], timeout_s)[0]:
+        if wait_for_data(self._process.stdout.fileno(), timeout_s):
             data = self._process.stdout.read(65_536)
             self.ended = not data
             self._rest += data

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import select
-import sys
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,6 +14,7 @@ import numpy as np
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, Gap, finite
+from confit_runtime.sources.pipes import wait_for_data
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 
@@ -85,7 +84,6 @@ class PcmSource:
         except io.UnsupportedOperation:
             return not self._stopped.is_set()
         while not self._stopped.is_set():
-            # Windows cannot wait for a pipe: there a read blocks, and stops with the next data
-            if sys.platform == "win32" or select.select([descriptor], [], [], _POLL_S)[0]:
+            if wait_for_data(descriptor, _POLL_S):
                 return True
         return False
