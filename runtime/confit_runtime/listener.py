@@ -291,7 +291,9 @@ def source_of(source: str | Path | Source) -> Source:
     if isinstance(source, str | Path):
         return open_source(source)
     if not isinstance(source, Source):
-        raise UsageError(f"a source is listened to, or its name, not {type(source).__name__}: open_source(...) gives one")
+        raise UsageError(
+            f"a source is listened to, or its name, not {type(source).__name__}: open_source(...) gives one"
+        )
     return source
 
 

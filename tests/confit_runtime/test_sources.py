@@ -130,6 +130,24 @@ def test_pcm_is_passed_on_as_it_arrives() -> None:
             np.testing.assert_allclose(pcm, np.full(30, value / 32768))
 
 
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_pcm_behind_a_header_line_does_not_wait_for_more(buffering: int) -> None:
+    """Reading the line filled the reader's buffer, of which the pipe tells nothing."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb", buffering) as reader, os.fdopen(write, "wb", buffering=0) as writer:
+        writer.write(b"rate 16000\n" + bytes(60))
+        assert reader.readline() == b"rate 16000\n"
+        source = PcmSource(reader, 16_000)
+        late = threading.Timer(5.0, source.stop)
+        late.start()
+        chunks = iter(source)
+        assert len(next(chunks)[0]) == 30
+        writer.write(bytes(20))
+        assert len(next(chunks)[0]) == 10
+        assert os.get_blocking(read)
+        late.cancel()
+
+
 def test_a_file_that_holds_nan_is_named(tmp_path: Path) -> None:
     sound = RNG.uniform(-1, 1, 40_000).astype(np.float32)
     sound[30_000] = np.nan

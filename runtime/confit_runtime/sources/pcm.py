@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -27,13 +28,20 @@ log = logging.getLogger(__name__)
 class PcmSource:
     """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped, and logged.
 
+    The stream may have been read before, as for a header line, and may be unbuffered.
+
     Raises UsageError on a rate, channel count or format that cannot be, and where the bytes begin as a sound file does.
     """
 
     live = True
 
     def __init__(
-        self, stream: io.BufferedIOBase, rate: int, channels: int = 1, format: str = "s16le", name: str = "-"
+        self,
+        stream: io.BufferedIOBase | io.RawIOBase,
+        rate: int,
+        channels: int = 1,
+        format: str = "s16le",
+        name: str = "-",
     ) -> None:
         if format not in PCM_FORMATS:
             raise UsageError(f"PCM format {format!r} is not known (known: {', '.join(PCM_FORMATS)})")
@@ -54,7 +62,7 @@ class PcmSource:
     def __iter__(self) -> Iterator[Chunk | Gap]:
         frame = self._dtype.itemsize * self._channels
         held = start = b""
-        while self._wait_for_data() and (data := self._stream.read1(65_536)):
+        for data in self._pieces():
             held += data
             start = (start + data[:4])[:4]
             if start in _FILES:
@@ -77,13 +85,29 @@ class PcmSource:
     def stop(self) -> None:
         self._stopped.set()
 
-    def _wait_for_data(self) -> bool:
-        """Whether there is something to read (or the end), rather than a wish to stop."""
+    def _pieces(self) -> Iterator[bytes]:
+        """The bytes as they arrive, to the end or until it is stopped."""
+        read = self._stream.read if isinstance(self._stream, io.RawIOBase) else self._stream.read1
         try:
             descriptor = self._stream.fileno()
         except io.UnsupportedOperation:
-            return not self._stopped.is_set()
+            descriptor = None
+        ahead = descriptor is not None and self._was_read_ahead(descriptor)
         while not self._stopped.is_set():
-            if wait_for_data(descriptor, _POLL_S):
-                return True
-        return False
+            if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):
+                ahead = False
+                if not (data := read(65_536)):
+                    return
+                yield data
+
+    def _was_read_ahead(self, descriptor: int) -> bool:
+        """Whether the stream's buffer holds something already, as after a header line: waiting would not tell."""
+        if not isinstance(self._stream, io.BufferedReader) or wait_for_data(descriptor, 0.0):
+            return False
+        if not os.get_blocking(descriptor):
+            return False
+        os.set_blocking(descriptor, False)  # or a look into an empty buffer would wait until something comes
+        try:
+            return bool(self._stream.peek())
+        finally:
+            os.set_blocking(descriptor, True)
