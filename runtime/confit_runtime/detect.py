@@ -97,6 +97,19 @@ class Detector:
         self.rows = self._first = row
         self._arm()
 
+    def go_on_from(self, former: Detector, places: npt.ArrayLike) -> None:
+        """Go on with the next row of another of unsmoothed scores: each class as that of the place in it, of -1 as new."""
+        self.skip_to(former.rows)
+        places = np.asarray(places, np.int64)
+        kept, of = places >= 0, places[places >= 0]
+        self._calm = False
+        self.silent_until[kept] = former.silent_until[of]
+        self._above[kept], self._since[kept], self._armed[kept] = (
+            former._above[of],
+            former._since[of],
+            former._armed[of],
+        )
+
     def _arm(self) -> None:
         self._recent[:] = 0.0
         self._calm_down()
@@ -173,11 +186,10 @@ class NameDetector:
         return self._detector.released
 
     def going_on(self, contract: Contract, matcher: Matcher) -> NameDetector:
-        """One for the names of another matcher, from the next row on; those that are in both stay silent as long."""
+        """One for the names of another matcher, from the next row on; to those that are in both nothing has happened."""
         other = NameDetector(contract, matcher)
-        silent = dict(zip(self.labels, self._detector.silent_until, strict=True))
-        other._detector.skip_to(self._detector.rows)
-        other._detector.silent_until = np.array([silent.get(label, 0.0) for label in other.labels])
+        places = {label: place for place, label in enumerate(self.labels)}
+        other._detector.go_on_from(self._detector, [places.get(label, -1) for label in other.labels])
         return other
 
     def reset(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 # whether it is an enrolled name rather than a label, and which: one may be called like the other
@@ -59,9 +60,14 @@ class Events:
         assert rate is not None  # of what was heard
         self._kept.append(Ended(one.model, one.label, one.start_s, end / rate, one.start_sample, end))
 
-    def end_all(self, end: int, rate: int | None, *, names: bool = False) -> None:
-        """Of what is sounding (of the names, where `names` says so) no more can be heard."""
-        for which in [which for which in self._sounding if which[0] or not names]:
+    def end_all(self, end: int, rate: int | None) -> None:
+        """Of what is sounding no more can be heard."""
+        for which in list(self._sounding):
+            self.end(which, end, rate)
+
+    def end_names_but(self, names: Collection[str], end: int, rate: int | None) -> None:
+        """Of the enrolled names that are sounding only `names` can still be heard."""
+        for which in [which for which in self._sounding if which[0] and which[1] not in names]:
             self.end(which, end, rate)
 
     def forget(self) -> None:

@@ -252,7 +252,7 @@ class Stream:
         if self._gallery is not None and self._names is not None:
             if self._hops % self._look == 0 and (matcher := self._gallery.matcher) is not self._names.matcher:
                 self._names = self._names.going_on(self.model.contract, matcher)
-                self._events.end_all(self._source(self._begin(self._hops)), self._rate, names=True)
+                self._events.end_names_but(matcher.names, self._source(self._begin(self._hops)), self._rate)
             found += self._found(self._names, self._names.push(embedding[0]), self._names.labels)
         return found
 

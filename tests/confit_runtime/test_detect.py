@@ -139,16 +139,23 @@ def test_a_name_fires_after_two_matches_in_succession() -> None:
 
 
 def test_a_changed_gallery_goes_on_where_the_former_was() -> None:
-    """A name that fired stays silent as long, and is heard on the next row."""
+    """To a name that is in both nothing has happened, wherever it stands in them; one that is new begins."""
     contract = tiny_model.contract(refractory_s=0.2)  # ten hops
-    prints = np.eye(8, dtype=np.float32)[:1]
-    matcher = Matcher(["ada"], [0], prints, np.zeros((0, 8), np.float32), levels=Levels(0.7, 0.1))
-    ada = prints[0]
-    detector = NameDetector(contract, matcher)
-    assert detector.push(np.stack([ada, ada])) == [Hit(0, 1.0, 0, 1)]
-    after = detector.going_on(contract, matcher)
-    assert after.push(np.stack([ada] * 9)) == []  # rows 2 to 10
-    assert after.push(ada[None]) == [Hit(0, 1.0, 2, 11)]
+    ada, bob, cem, nobody = np.eye(8, dtype=np.float32)[:4]
+
+    def matcher(**prints: Floats) -> Matcher:
+        nothing = np.zeros((0, 8), np.float32)
+        return Matcher([*prints], range(len(prints)), np.stack([*prints.values()]), nothing, levels=Levels(0.7, 0.1))
+
+    detector = NameDetector(contract, matcher(ada=ada, bob=bob))
+    assert detector.push(np.stack([bob, bob, ada, ada])) == [Hit(1, 1.0, 0, 1), Hit(0, 1.0, 2, 3)]
+    after = detector.going_on(contract, matcher(abe=cem, ada=ada))
+    assert after.push(np.stack([ada] * 20)) == []  # rows 4 to 23, of the sound that fired
+    assert after.push(np.stack([nobody, ada, ada])) == [Hit(1, 1.0, 25, 26)]
+    assert (after.released, after.push(cem[None])) == ([(24, 1)], [])
+    again = after.going_on(contract, matcher(abe=cem, ada=ada, bob=bob))
+    assert again.push(np.stack([cem, bob, bob, nobody, ada, ada])) == [Hit(0, 1.0, 27, 28), Hit(2, 1.0, 29, 30)]
+    assert again.released == [(29, 0), (31, 2)]  # and ada stays silent as long
 
 
 def test_rows_that_nobody_scored_are_not_smoothed_over() -> None:

@@ -252,18 +252,21 @@ def test_a_sound_has_ended_where_its_score_fell_below_the_low_threshold(model: M
         assert ends[0].end_sample == fell * HOP - contract.latency_samples - HOP // 2
 
 
-def test_a_name_that_sounds_ends_and_begins_anew_when_the_gallery_is_changed(tmp_path: Path, model: Model) -> None:
+def test_a_name_that_sounds_goes_on_while_others_are_enrolled_and_ends_when_it_is_removed(
+    tmp_path: Path, model: Model
+) -> None:
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as changed:
         changed.enroll("bell", model.embed(chord(BELL, 0.5), RATE)[None], sources=["a"], voiced_s=0.5)
-        stream, sound = model.stream(changed, ends=True), np.split(chord(BELL, 4.0), 2)
+        stream, sound = model.stream(changed, ends=True), np.split(chord(BELL, 6.0), 3)
         stream.accept(sound[0], RATE)
         changed.enroll("buzz", model.embed(chord((800, 5000), 0.4), RATE)[None], sources=["b"], voiced_s=0.4)
         stream.accept(sound[1], RATE)
+        changed.remove("bell")
+        stream.accept(sound[2], RATE)
         stream.finish()
         events = stream.take_events()
-    assert [(type(event), event.label) for event in events] == [(Detection, "bell"), (Ended, "bell")] * 2
-    assert 2.0 <= events[1].end_s <= events[2].start_s <= 3.1
-    assert events[3].end_s == 4.0
+    assert [(type(event), event.label) for event in events] == [(Detection, "bell"), (Ended, "bell")]
+    assert 4.0 <= events[1].end_s <= 5.1  # a look later
 
 
 @pytest.mark.parametrize("how", ["skip", "mute", "reset", "gate"])
