@@ -21,6 +21,7 @@ Pcm = npt.NDArray[np.float32]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
+LOUDEST = 1e6  # where 1 is full scale: of far larger samples the power is infinite
 NOT_READ = (
     ".m4a",
     ".aac",
@@ -205,10 +206,21 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
     return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
 
 
-def check_finite(pcm: Pcm, source: str | Path) -> None:
-    """Raise AudioError, naming the `source`, on NaN or infinite samples."""
+def is_sound(pcm: Pcm) -> bool:
+    """Whether samples are numbers, none of them absurdly large. Hours of sound are not copied."""
+    return not pcm.size or bool(pcm.min() >= -LOUDEST and pcm.max() <= LOUDEST)
+
+
+def check_samples(pcm: Pcm, source: str | Path) -> None:
+    """Raise AudioError, naming the `source`, on NaN, infinite or absurdly large samples."""
+    if is_sound(pcm):
+        return
     if not np.isfinite(pcm).all():
         raise AudioError(f"{source}: holds NaN or infinite samples")
+    raise AudioError(
+        f"{source}: holds samples up to {np.abs(pcm).max():.1g}, and sound lies in -1..1: is it damaged, or are floats of another"
+        " scale to be divided by it?"
+    )
 
 
 def check_rate(rate: float) -> int:
@@ -242,11 +254,12 @@ def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None
 
 
 def load_clip(path: str | Path, rate: int) -> Pcm:
-    """Read a clip as mono float32 at `rate` Hz. Raises AudioError on a clip with no samples or with NaN or infinity."""
+    """Read a clip as mono float32 at `rate` Hz. Raises AudioError on a clip with no samples, and on what `check_samples`
+    refuses."""
     pcm, file_rate = read_audio(path)
     if pcm.size == 0:
         raise AudioError(f"{path}: holds no samples")
-    check_finite(pcm, path)
+    check_samples(pcm, path)
     return resample(pcm, file_rate, to=rate)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
-from confit_runtime.audio import Pcm, check_finite, check_rate, read_audio, resample, to_mono
+from confit_runtime.audio import Pcm, check_rate, check_samples, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
 from confit_runtime.device_file import device_path, read_device_file
@@ -241,7 +241,7 @@ class Model:
         A clip is a file, or `[samples]` or `[samples, channels]` with their rate in Hz: floats in -1..1, or int16 (int8, int32,
         uint8) of full scale. One shorter than the window is centred in it; a longer one is padded at its end to a whole hop.
         Raises UsageError where there is no such file or no rate; AudioError on what is no sound, integers of another type
-        (a list of them) too, on NaN or infinite samples, and on none.
+        (a list of them) too, on NaN, infinite or absurdly large samples, and on none.
         """
         clip = self._clip(pcm, sample_rate)
         contract = self.contract
@@ -263,12 +263,15 @@ class Model:
     def classify(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Classification:
         """What a clip is, by the mean of its scores over its hops; of a long one, without the silence around its sound.
 
-        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError.
+        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError, and
+        ModelError on a model whose scores are no numbers.
         """
         from confit_runtime.voiced import trimmed  # a device that only listens starts without it
 
         clip, rate = self._clip(pcm, sample_rate), self.contract.sample_rate
         scores = self.rows(trimmed(clip, rate) if len(clip) > self.contract.window else clip, rate)[0].mean(axis=0)
+        if not np.isfinite(scores).all():
+            raise ModelError(f"{self.path}: scores this clip as NaN: is the model damaged? Export it again")
         by_label = {label: float(score) for label, score in zip(self.labels, scores, strict=True)}
         ranked = sorted(by_label, key=lambda label: -by_label[label])
         heard = ranked[:1]
@@ -288,5 +291,5 @@ class Model:
             clip, source = to_mono(pcm), "the clip"
         if clip.size == 0:
             raise AudioError(f"{source}: holds no samples")
-        check_finite(clip, source)
+        check_samples(clip, source)
         return resample(clip, check_rate(sample_rate), self.contract.sample_rate)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.arrays import Floats
-from confit_runtime.audio import Pcm, StreamResampler, check_finite, decode, open_sound, sound_seconds
+from confit_runtime.audio import Pcm, StreamResampler, check_samples, decode, open_sound, sound_seconds
 from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.files import default_cache, write_whole
@@ -140,7 +140,7 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
         maker, samples, sounds = RowMaker(model), 0, False
         parts = list(maker.push(before))
         for block in decode(sound):
-            check_finite(block, path)
+            check_samples(block, path)
             samples, sounds = samples + len(block), sounds or bool(block.any())
             parts += maker.push(resampler.push(block))
             tell(samples / rate)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from confit_runtime.audio import Pcm
+from confit_runtime.audio import Pcm, check_samples
 from confit_runtime.errors import AudioError
 from confit_runtime.frames import QUIETEST_DB, decibel, frame_levels, runs
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
@@ -54,11 +54,10 @@ class Finding:
 
 
 def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
-    """Measure `[samples]` of sound. Raises AudioError on less than a tenth of a second, and on NaN or infinite samples."""
+    """Measure `[samples]` of sound. Raises AudioError on less than a tenth of a second, and on what is no sound."""
     if len(pcm) < rate // 10:
         raise AudioError(f"{len(pcm) / rate:.2f} s of sound are too little to judge it")
-    if not np.isfinite(pcm).all():
-        raise AudioError("the sound holds NaN or infinite samples")
+    check_samples(pcm, "the sound")
     offset = float(pcm.mean(dtype=np.float64))
     levels = frame_levels(pcm - np.float32(offset), rate)
     return Soundcheck(

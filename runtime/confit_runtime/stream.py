@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
-from confit_runtime.audio import Pcm, StreamResampler, check_rate, to_mono
+from confit_runtime.audio import Pcm, StreamResampler, check_rate, check_samples, to_mono
 from confit_runtime.detect import Detector, Hit, NameDetector
-from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended, Events
 
 if TYPE_CHECKING:
@@ -155,12 +155,11 @@ class Stream:
         """Take `[samples]` or `[samples, channels]` at `sample_rate` in Hz; give the detections they complete.
 
         Samples are floats in -1..1, or int16 (int8, int32, uint8) of full scale. Raises AudioError on integers of another type,
-        which a list of them is, on NaN or infinite samples, and on more than 64 channels; UsageError when the rate is none
-        or changes without `reset()`.
+        which a list of them is, on NaN, infinite or absurdly large samples, and on more than 64 channels; UsageError when the
+        rate is none or changes without `reset()`.
         """
         chunk, sample_rate = to_mono(pcm), check_rate(sample_rate)
-        if not np.isfinite(chunk).all():
-            raise AudioError("the stream delivered NaN or infinite samples")
+        check_samples(chunk, "the stream")
         if self._rate not in (None, sample_rate):
             raise UsageError(
                 f"the stream began at {self._rate} Hz and now delivers {sample_rate} Hz: call reset() first"

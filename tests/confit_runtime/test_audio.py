@@ -220,6 +220,10 @@ def test_a_clip_must_hold_finite_samples(tmp_path: Path) -> None:
     soundfile.write(path, np.float32([0.0, np.nan, 0.0]), 16_000, subtype="FLOAT")
     with pytest.raises(AudioError, match="NaN"):
         load_clip(path, 16_000)
+    for large, said in ((3e38, r"3e\+38"), (-2e6, r"2e\+06")):  # of which the power is infinite
+        soundfile.write(path, np.float32([0.0, large, 0.0]), 16_000, subtype="FLOAT")
+        with pytest.raises(AudioError, match=rf"clip\.wav: holds samples up to {said}, and sound lies in -1\.\.1"):
+            load_clip(path, 16_000)
 
 
 def test_an_absurd_rate_is_named_with_its_file(tmp_path: Path) -> None:

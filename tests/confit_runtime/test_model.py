@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 from hypothesis import given, settings
@@ -481,10 +482,12 @@ def test_the_rate_may_not_change_without_reset(model: Model) -> None:
     stream.accept(silence(0.1), 8_000)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_refused_and_leave_no_trace(model: Model, bad: float) -> None:
+@pytest.mark.parametrize(
+    ("bad", "said"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (3e38, "samples up to 3e")]
+)
+def test_samples_that_are_no_sound_are_refused_and_leave_no_trace(model: Model, bad: float, said: str) -> None:
     stream = model.stream()
-    with pytest.raises(AudioError, match="NaN or infinite"):
+    with pytest.raises(AudioError, match=said):
         stream.accept(np.float32([0.0, bad]), RATE)
     assert heard(stream, [SCENES[RATE]], RATE) == heard(model.stream(), [SCENES[RATE]], RATE)
 
@@ -551,10 +554,21 @@ def test_clips_that_cannot_be_judged(model: Model, tmp_path: Path) -> None:
         model.embed(silence(0), RATE)
     with pytest.raises(AudioError, match="NaN"):
         model.classify(np.float32([np.nan] * 100), RATE)
+    with pytest.raises(AudioError, match=r"samples up to 3e\+38"):
+        model.classify(np.repeat(np.float32([0.0, 3e38]), RATE), RATE)
     with pytest.raises(UsageError, match="sample_rate"):
         model.classify(silence(1))
     with pytest.raises(UsageError, match="no such file"):
         model.embed(tmp_path / "clip.wav")
+
+
+def test_a_model_whose_scores_are_no_numbers_has_no_best_label(tmp_path: Path, model: Model) -> None:
+    graph = onnx.load_from_string(tiny_model.graph())
+    (bias,) = (entry for entry in graph.graph.initializer if entry.name == "bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, np.nan, np.float32), "bias"))
+    (tmp_path / "broken.onnx").write_bytes(seal(graph.SerializeToString(), model.contract))
+    with pytest.raises(ModelError, match=r"broken\.onnx: scores this clip as NaN"):
+        load(tmp_path / "broken.onnx").classify(SCENES[RATE], RATE)
 
 
 def test_thresholds_can_be_set(model: Model) -> None:

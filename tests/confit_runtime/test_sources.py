@@ -156,9 +156,10 @@ def test_a_file_that_holds_nan_is_named(tmp_path: Path) -> None:
         list(source)
 
 
-def test_pcm_that_holds_nan_comes_as_a_gap() -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -3e38])
+def test_pcm_that_is_no_sound_comes_as_a_gap(bad: float) -> None:
     sound = RNG.uniform(-1, 1, 90).astype("<f4")
-    sound[40] = np.nan
+    sound[40] = bad
     pieces = [30 * 4, 60 * 4]
     got = taken(PcmSource(Pieces(sound.tobytes(), pieces), 16_000, format="f32le"))
     np.testing.assert_array_equal(got, np.concatenate([sound[:30], np.full(30, np.nan), sound[60:]]))

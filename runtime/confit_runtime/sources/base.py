@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
-
-from confit_runtime.audio import Pcm
+from confit_runtime.audio import Pcm, is_sound
 
 # what gaps are for, where something can be done about it
 OVERRUN = "this machine could not keep up"
@@ -63,8 +61,8 @@ class Source(Protocol):
         """End the iteration, within a second at most. May be called from any thread."""
 
 
-def finite(pcm: Pcm, rate: int, what: str) -> Chunk | Gap:
-    """A chunk; where it holds NaN or infinity, a gap of its length, for a live source goes on after a faulty block."""
-    if np.isfinite(pcm).all():
+def sound_or_gap(pcm: Pcm, rate: int, what: str) -> Chunk | Gap:
+    """A chunk; where it holds what is no sound, a gap of its length, for a live source goes on after a faulty block."""
+    if is_sound(pcm):
         return pcm, rate
-    return Gap(len(pcm), f"{what} delivered values that are not numbers")
+    return Gap(len(pcm), f"{what} delivered values that are no sound")

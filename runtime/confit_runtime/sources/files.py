@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from confit_runtime.audio import NOT_READ, check_finite, decode, open_sound
+from confit_runtime.audio import NOT_READ, check_samples, decode, open_sound
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk
 
@@ -24,7 +24,7 @@ class FileSource:
     """A sound file of any libsndfile format, rate and channel count, read block by block.
 
     Raises UsageError when there is no such file; AudioError when it is not sound, or, on the way, when it is damaged or holds
-    NaN or infinite samples.
+    NaN, infinite or absurdly large samples.
     """
 
     live = False
@@ -47,7 +47,7 @@ class FileSource:
         for block in decode(self._sound, block=max(1, self.rate // 2)):
             if self._stopped.is_set():
                 return
-            check_finite(block, self.name)
+            check_samples(block, self.name)
             yield block, self.rate
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from confit_runtime.audio import Pcm, StreamResampler, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, finite
+from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.portaudio import import_portaudio, working_settings
 
@@ -139,7 +139,7 @@ class Microphone:
             if lost:
                 yield Gap(convert.skip(lost), OVERRUN)
             sound = to_mono(block) if self._channel is None else np.ascontiguousarray(block[:, self._channel - 1])
-            item = finite(sound, capture.rate, "the microphone")
+            item = sound_or_gap(sound, capture.rate, "the microphone")
             if isinstance(item, Gap):
                 yield Gap(convert.skip(item.samples), item.reason)
             else:

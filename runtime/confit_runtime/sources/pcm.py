@@ -14,7 +14,7 @@ import numpy as np
 
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import UsageError
-from confit_runtime.sources.base import Chunk, Gap, finite
+from confit_runtime.sources.base import Chunk, Gap, sound_or_gap
 from confit_runtime.sources.pipes import wait_for_data
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
@@ -73,7 +73,7 @@ class PcmSource:
             whole = len(held) // frame * frame
             frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
             if len(frames):
-                yield finite(to_mono(frames.reshape(-1, self._channels)), self.rate, "the pipe")
+                yield sound_or_gap(to_mono(frames.reshape(-1, self._channels)), self.rate, "the pipe")
         if held and not self._stopped.is_set():
             log.warning(
                 "%s: ended within a sample (%d of %d bytes): are format and channels right?",
