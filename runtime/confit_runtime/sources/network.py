@@ -30,6 +30,9 @@ PROTOCOLS = {"http": _HTTP, "https": _HTTP, "rtsp": _RTSP, "rtsps": _RTSP}
 _SINCE_LAST = "if(between(PTS-PREV_INPTS,0,15/TB),PTS-PREV_INPTS,NB_SAMPLES/SR/TB)"
 FILTER = f"asetpts='if(isnan(PREV_OUTPTS),PTS,PREV_OUTPTS+{_SINCE_LAST})',aresample=async=1"
 
+# what ffmpeg tells of a stream, and of how much it wrote: no reason why it ended
+_NO_REASON = re.compile(r"\s|(?:In|Out)put #|Stream mapping:|Press \[q\]|size=|.*muxing overhead")
+
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
 _SETTLED_S, _FASTEST = (
@@ -188,7 +191,9 @@ class NetworkSource:
     def _why(self) -> str:
         assert self._ffmpeg is not None
         said = self._ffmpeg.last_words.replace(self._url, self.name)
-        return f"ffmpeg: {said}" if said else "it delivers nothing"
+        if said:
+            return f"ffmpeg: {said}"
+        return "it ended" if self._ffmpeg.ended else "it delivers nothing"
 
     def _close(self) -> None:
         if self._ffmpeg is not None:
@@ -256,10 +261,10 @@ class _Ffmpeg:
     def _read_words(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            text = " ".join(line.decode(errors="replace").split())
+            told = line.decode(errors="replace")
+            text = " ".join(told.split())
             if match := re.match(r"Duration: (?:(\d+):(\d+):([\d.]+)|N/A)", text):
                 hours, minutes, seconds = match.groups(default="0")
-                told = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-                self.duration_s = told or None
-            elif text and "muxing overhead" not in text:  # how much it wrote
+                self.duration_s = 3600 * int(hours) + 60 * int(minutes) + float(seconds) or None
+            elif text and not _NO_REASON.match(told):
                 self._lines.append(text)
