@@ -13,6 +13,7 @@ import numpy.typing as npt
 from confit_runtime.arrays import Floats, floats
 from confit_runtime.contract import Contract
 from confit_runtime.errors import ModelError, UsageError
+from confit_runtime.names import plain
 from confit_runtime.search import ExactSearch, Search
 
 NEAREST = 3  # prints of a name, and sounds of the cohort, that a score is made of
@@ -153,7 +154,7 @@ class Matcher:
         Nobody else who is enrolled may be nearer. Raises UsageError when nobody is enrolled as `name`, and on what `match`
         refuses.
         """
-        query = self._query(embedding)
+        query, name = self._query(embedding), plain(name)
         if name not in self.enrolled:
             raise UsageError(f"nobody is enrolled as {name!r} (enrolled: {', '.join(self.enrolled) or 'nobody'})")
         claimed = self.names.index(name)
@@ -166,7 +167,7 @@ class Matcher:
         It is when it is as near to such a print as a match must be, and nearer than to the sounds of the cohort.
         Raises UsageError on what `match` refuses.
         """
-        query = self._query(embedding)
+        query, label = self._query(embedding), plain(label)
         if label not in self.names:
             return False
         nearest = self._nearest_veto(self.names.index(label), query)

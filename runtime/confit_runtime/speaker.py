@@ -23,6 +23,7 @@ from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.matcher import Match, Matcher
 from confit_runtime.model import Model
+from confit_runtime.names import plain
 from confit_runtime.voiced import cut_to_voice, voiced_seconds
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class SpeakerTap(RecentAudio):
     ) -> None:
         super().__init__(reach_s(models))
         self._model, self._gallery = model, gallery
-        self._only = {of: set(names) for of, names in (only or {}).items()}
+        self._only = {of: set(map(plain, names)) for of, names in (only or {}).items()}
         self._told: set[str] = set()
 
     def judge(self, detection: Detection) -> Detection | None:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -164,6 +165,15 @@ def test_verification_asks_for_the_name_and_for_nobody_nearer() -> None:
     assert (confirmed.name, confirmed.reason, confirmed.nearest) == ("north", None, "north")
     with pytest.raises(UsageError, match=r"nobody is enrolled as 'west' .*east, north"):
         matcher.verify("west", query)
+
+
+def test_a_name_is_asked_for_however_its_accents_are_spelt() -> None:
+    zoe, spelt = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
+    print_ = np.eye(DIM, dtype=np.float32)[:1]
+    nothing = np.zeros((0, DIM), np.float32)
+    matcher = Matcher([zoe], [0], print_, nothing, levels=Levels(), vetoed=[0], vetoes=np.roll(print_, 1))
+    assert matcher.verify(spelt, print_[0]).name == zoe
+    assert matcher.vetoes(spelt, np.roll(print_[0], 1))
 
 
 @pytest.mark.parametrize("level", [2.0, -1.5, float("nan")])

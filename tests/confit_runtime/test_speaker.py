@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,17 @@ def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> No
         assert only.judge(detection(15.2, 15.8)) is None  # silence
         alarm = dataclasses.replace(detection(15.2, 15.8), model="alarms")
         assert only.judge(alarm) == alarm  # of a model that is listened to whoever speaks
+
+
+def test_who_alone_is_listened_to_is_named_however_the_accents_are_spelt(voices: Path, model: Model) -> None:
+    with Gallery.open(voices, model) as gallery:
+        gallery.rename("ben", "Zoë")
+        tap = SpeakerTap(model, gallery, {"tiny": [unicodedata.normalize("NFD", "Zoë")]})
+        tap.begin("scene", RATE)
+        tap.hear(scene()[: 8 * RATE], RATE)
+        told = tap.judge(detection(6.3, 6.9))
+        assert told is not None
+        assert told.speaker == "Zoë"
 
 
 def test_who_alone_is_listened_to_may_go(voices: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
