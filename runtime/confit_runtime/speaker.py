@@ -17,6 +17,7 @@ import numpy as np
 
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import embed_sound, to_flac
+from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection
 from confit_runtime.files import OURS, write_whole
 from confit_runtime.gallery import Gallery
@@ -164,7 +165,7 @@ class SaveTap(RecentAudio):
     """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative.
 
     Of more than `most` the oldest go, of those that a `SaveTap` named: other files are nobody's but their owner's. Where one
-    cannot be written the log says so once, and listening goes on.
+    cannot be written the log says so once, and listening goes on. Raises UsageError on a detection of none of `models`.
     """
 
     def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
@@ -183,6 +184,11 @@ class SaveTap(RecentAudio):
         self._source = Path(name).stem
 
     def judge(self, detection: Detection) -> Detection:
+        if detection.model not in self._models:
+            known = ", ".join(self._models) or "none"
+            raise UsageError(
+                f"a trigger of {detection.model} cannot be kept: SaveTap was made for other models ({known})"
+            )
         data = to_flac(trigger(self, detection, self._models[detection.model]), self.rate)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_runtime import AudioError, Detection, Model, listen
+from confit_runtime import AudioError, Detection, Model, UsageError, listen
 from confit_runtime.audio import load_clip
 from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, tenths, voice_parts
 from confit_runtime.gallery import Gallery
@@ -182,6 +182,25 @@ def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Mod
     end, half = round(1.3 * RATE), model.contract.window // 2
     first = min(round(1.2 * RATE), end - half)
     np.testing.assert_allclose(sound, pcm[first : end + half], atol=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(65_535, 65_535), (65_537, 65_530), (96_001, 96_000), (768_000, 655_350)])
+def test_triggers_are_kept_at_any_rate(tmp_path: Path, model: Model, rate: int, kept: int) -> None:
+    tap = SaveTap(tmp_path, [model])
+    tap.begin("scene", rate)
+    tap.hear(tone(500, 1.0, rate), rate)
+    tap.judge(dataclasses.replace(detection(0.4, 0.6), start_sample=round(0.4 * rate), end_sample=round(0.6 * rate)))
+    (path,) = tmp_path.iterdir()
+    assert soundfile.info(path).samplerate == kept
+    assert model.classify(path).label == "low"
+
+
+def test_a_trigger_of_a_model_that_was_not_named_is_refused(tmp_path: Path, model: Model) -> None:
+    tap = SaveTap(tmp_path, [model])
+    tap.begin("scene", RATE)
+    tap.hear(scene()[: 2 * RATE], RATE)
+    with pytest.raises(UsageError, match=r"a trigger of other cannot be kept: .* \(tiny\)"):
+        tap.judge(dataclasses.replace(detection(1.2, 1.3), model="other"))
 
 
 def test_of_a_window_of_many_seconds_all_is_kept(tmp_path: Path, model: Model) -> None:
