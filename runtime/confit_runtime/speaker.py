@@ -234,10 +234,11 @@ def _triggers(folder: Path) -> list[str]:
 
 
 def trigger(recent: RecentAudio, detection: Detection, model: Model) -> Pcm:
-    """The sound of a detection: the window that it was made of, whose middle its end is, and all since its start."""
+    """The sound of a detection: the window that it was made of, in the middle of which the last hop ends it, and all since its
+    start.
+    """
     contract = model.contract
-    window, ahead = (
-        round(samples * recent.rate / contract.sample_rate) for samples in (contract.window, contract.latency_samples)
-    )
+    ahead = max(0, contract.latency_samples - contract.hop // 2)  # of its end, which is that of the hop
+    window, ahead = (round(samples * recent.rate / contract.sample_rate) for samples in (contract.window, ahead))
     last = detection.end_sample + ahead
     return recent.between(min(detection.start_sample, last - window), last)

@@ -15,19 +15,24 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_runtime import AudioError, Detection, Model, UsageError, listen
+from confit_runtime import AudioError, Detection, Listener, Model, UsageError, listen
 from confit_runtime.audio import load_clip
 from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, tenths, voice_parts
 from confit_runtime.gallery import Gallery
 from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap, trigger
 from confit_runtime.voiced import cut_to_voice
-from tests.tiny_model import RATE, Floats, chord, silence, tone
+from tests.tiny_model import HOP, RATE, Floats, chord, silence, tone
 
 ADA, BEN = (300.0, 800.0, 1800.0), (500.0, 1200.0, 2600.0)
 
 
 def detection(start: float, end: float, label: str = "low") -> Detection:
     return Detection("tiny", label, 0.9, start, end, round(start * RATE), round(end * RATE))
+
+
+def ahead_of(model: Model) -> int:
+    """How far the window of a model's newest row reaches beyond the end of its detection."""
+    return model.contract.latency_samples - model.contract.hop // 2
 
 
 @pytest.fixture
@@ -139,7 +144,7 @@ def test_the_sound_of_a_detection_is_its_window_in_the_sources_own_samples(model
     recent.begin("source", rate)
     recent.hear(pcm, rate)
     event = dataclasses.replace(detection(0.0, 0.0), start_sample=2 * rate, end_sample=2 * rate + rate // 100)
-    window, ahead = (at * rate // RATE for at in (model.contract.window, model.contract.latency_samples))
+    window, ahead = (at * rate // RATE for at in (model.contract.window, ahead_of(model)))
     last = event.end_sample + ahead
     np.testing.assert_array_equal(trigger(recent, event, model), pcm[last - window : last])
     recent.begin("another", rate)
@@ -179,9 +184,25 @@ def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Mod
     assert kept.stat().st_mode & 0o777 == 0o600  # what was said in a house
     sound, rate = soundfile.read(kept, dtype="float32")
     assert rate == RATE
-    end, half = round(1.3 * RATE), model.contract.window // 2
-    first = min(round(1.2 * RATE), end - half)
-    np.testing.assert_allclose(sound, pcm[first : end + half], atol=1e-4)
+    last = round(1.3 * RATE) + ahead_of(model)
+    first = min(round(1.2 * RATE), last - model.contract.window)
+    np.testing.assert_allclose(sound, pcm[first:last], atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [100, HOP, 16 * HOP])
+def test_what_is_kept_does_not_depend_on_the_chopping(tmp_path: Path, model: Model, size: int) -> None:
+    """Half a hop of the window was missing where sound came in small pieces."""
+    pcm = np.concatenate([silence(1.0), tone(500, 0.5), silence(1.0)])
+    listener = Listener([model.stream()], "scene", RATE, taps=[SaveTap(tmp_path, [model])])
+    for at in range(0, len(pcm), size):
+        for event in listener.take((pcm[at : at + size], RATE)):
+            assert isinstance(event, Detection)
+            last = event.end_sample + ahead_of(model)
+            first = min(event.start_sample, last - model.contract.window)
+            sound, _ = soundfile.read(next(tmp_path.iterdir()), dtype="float32")
+            np.testing.assert_allclose(sound, pcm[first:last], atol=1e-4)
+            assert model.rows(sound, RATE)[0][-1].argmax() == 0
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(65_535, 65_535), (65_537, 65_530), (96_001, 96_000), (768_000, 655_350)])
@@ -217,7 +238,7 @@ def test_of_a_window_of_many_seconds_all_is_kept(tmp_path: Path, model: Model) -
         tap.hear(second, RATE)
     tap.judge(detection(14.0, 14.5))  # told at 19.5 s
     sound, _ = soundfile.read(next(tmp_path.iterdir()), dtype="float32")
-    last = round(14.5 * RATE) + window // 2
+    last = round(14.5 * RATE) + ahead_of(wide)
     np.testing.assert_allclose(sound, pcm[last - window : last], atol=1e-4)
 
 
@@ -230,10 +251,8 @@ def test_a_trigger_at_the_very_start_holds_what_was_heard_of_it(tmp_path: Path, 
         tap = SaveTap(tmp_path / "triggers", [model])
         (found,) = listen(model.stream(gallery, lead_in=True), str(tmp_path / "bell.wav"), taps=[tap])
     (kept,) = (tmp_path / "triggers").iterdir()
-    ahead = model.contract.latency_samples
-    assert soundfile.info(kept).frames == found.end_sample + ahead - max(
-        0, found.end_sample + ahead - model.contract.window
-    )
+    last = found.end_sample + ahead_of(model)
+    assert soundfile.info(kept).frames == last - max(0, last - model.contract.window)
 
 
 def test_every_trigger_has_a_file_of_its_own(tmp_path: Path, model: Model) -> None:
