@@ -54,11 +54,11 @@ def read_audio(path: str | Path) -> tuple[Pcm, int]:
 def open_sound(path: str | Path) -> Any:
     """Open a sound file for `decode`, as a `soundfile.SoundFile`. Raises UsageError, AudioError."""
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(
-            f"{path}: no such file" if not path.is_dir() else f"{path}: is a folder, expected a sound file"
-        )
     try:
+        if not path.is_file():
+            raise UsageError(
+                f"{path}: no such file" if not path.is_dir() else f"{path}: is a folder, expected a sound file"
+            )
         with path.open("rb"):  # for libsndfile says of no file why the system refuses it
             pass
         # a name need not be UTF-8, and as bytes it need not be text either

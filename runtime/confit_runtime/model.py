@@ -56,23 +56,14 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
 
     Where `confit-edge calibrate` left `MODEL.device.json` beside the file, detection is set as that says, unless
     `calibrated` is False. `threads` is onnxruntime's, 1 or more; one is fastest for models this small. Raises UsageError when
-    there is no such model or less than a thread, and ModelError when a file is damaged, is not ours, or is the calibration of
-    another model.
+    there is no such model or less than a thread, and ModelError when a file may not be read, is damaged, is not ours, or is the
+    calibration of another model.
     """
     if threads < 1:
         raise UsageError(f"a model runs on 1 thread or more, not on {threads}")
     path = Path(model)
-    if not str(model).strip():
-        raise UsageError("a model without a name: give a file, or the name of a shipped model")
-    if not path.is_file():
-        if (path / "run.json").is_file():
-            export = f"confit-edge export {quote(str(path))} -o {quote(f'{path.name}.onnx')}"
-            raise UsageError(f"{model}: is the run of a training, expected a model file; export it first: {export}")
-        if path.suffix or len(path.parts) != 1:
-            what = "is a folder, expected a model file" if path.is_dir() else "no such model file"
-            raise UsageError(f"{model}: {what}{did_you_mean(path)}")
-        path = shipped_model(str(model))
     try:
+        path = _found(model, path)
         contract, _, digest, sealed = read_sealed(path.read_bytes())
         session = open_session(path, threads)  # which reads the file itself: bytes that it is given it keeps
         if session.get_modelmeta().custom_metadata_map.get(DIGEST_KEY) != sealed:
@@ -90,6 +81,21 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     if calibrated and (device_file := device_path(path)).exists():
         contract = read_device_file(device_file).apply(contract, digest, device_file)
     return Model(path, contract, session, digest)
+
+
+def _found(model: str | Path, path: Path) -> Path:
+    """The path of a model file or of a shipped model. Raises UsageError where there is none, OSError where nobody may look."""
+    if not str(model).strip():
+        raise UsageError("a model without a name: give a file, or the name of a shipped model")
+    if path.is_file():
+        return path
+    if (path / "run.json").is_file():
+        export = f"confit-edge export {quote(str(path))} -o {quote(f'{path.name}.onnx')}"
+        raise UsageError(f"{model}: is the run of a training, expected a model file; export it first: {export}")
+    if path.suffix or len(path.parts) != 1:
+        what = "is a folder, expected a model file" if path.is_dir() else "no such model file"
+        raise UsageError(f"{model}: {what}{did_you_mean(path)}")
+    return shipped_model(str(model))
 
 
 def _check_signature(contract: Contract, session: Any) -> None:

@@ -19,7 +19,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import AudioError, DeviceError, Model, UsageError
+from confit_runtime import AudioError, DeviceError, Model, ModelError, UsageError, load
 from confit_runtime.sources import (
     FileSource,
     Gap,
@@ -589,5 +589,8 @@ def test_what_may_not_be_read_is_said_so(unprivileged: Path) -> None:
     clip.chmod(0)
     with pytest.raises(UsageError, match=r"closed: the folder cannot be read \(Permission denied\)"):
         find_clips([unprivileged])
-    with pytest.raises(AudioError, match=r"clip.wav: cannot be read \(Permission denied\)"):
-        FileSource(clip)
+    for path in (clip, unprivileged / "closed" / "clip.wav"):
+        with pytest.raises(AudioError, match=r"clip.wav: cannot be read \(Permission denied\)"):
+            FileSource(path)
+    with pytest.raises(ModelError, match=r"model\.onnx: cannot be read \(Permission denied\)"):
+        load(unprivileged / "closed" / "model.onnx")
