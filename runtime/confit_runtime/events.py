@@ -13,8 +13,9 @@ Which = tuple[bool, str]
 class Detection:
     """A sound that was heard, placed where it was (not where it was noticed).
 
-    Samples count from the start of the stream, in the source's own rate; `score` is the smoothed score at the moment
-    it fired, 0..1. `speaker` is set where a speaker model and a gallery named one.
+    Samples count from the start of the stream, in the source's own rate; `score` is what it was at the moment
+    it fired: of a label the smoothed score, 0..1; of an enrolled name the similarity, -1..1. `speaker` is set where a speaker
+    model and a gallery named one.
     """
 
     model: str

@@ -87,7 +87,7 @@ class Stream:
         """Tell that the source dropped `samples` of its own samples: forget what was heard, and move the clock on.
 
         Without it, what was said before and after the gap would be heard as one, and times would be early from here on.
-        A class that fired stays silent for its refractory time, the gap included.
+        A class that fired stays silent for its refractory time, the gap included. Raises UsageError on less than no samples.
         """
         if samples < 0:
             raise UsageError(f"cannot skip {samples} samples")
@@ -156,7 +156,7 @@ class Stream:
 
         Samples are floats in -1..1, or int16 (int8, int32, uint8) of full scale. Raises AudioError on integers of another type,
         which a list of them is, on NaN, infinite or absurdly large samples, and on more than 64 channels; UsageError when the
-        rate is none or changes without `reset()`.
+        rate is none or changes without `reset()`; with a gallery also what `Gallery.matcher` raises.
         """
         chunk, sample_rate = to_mono(pcm), check_rate(sample_rate)
         check_samples(chunk, "the stream")
