@@ -160,9 +160,8 @@ class Heard:
 
 def _time_of_day(listener: Listener, sample: int) -> dict[str, str]:
     """The key `at` of a line, where the sound is live: when that sample was recorded."""
-    if not listener.live:
-        return {}
-    return {"at": datetime.fromtimestamp(listener.time_of(sample), UTC).isoformat(timespec="milliseconds")}
+    at = listener.time_of(sample) if listener.live else None
+    return {} if at is None else {"at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")}
 
 
 def _listed(counts: Counter[str]) -> str:

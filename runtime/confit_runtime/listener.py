@@ -17,6 +17,7 @@ from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
+from confit_runtime.sources.clock import boottime
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AHEAD_S = 10.0  # of sound, which a network stream gives at once as it begins
 MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
 PACE_S = 10.0  # of sound, over which is judged whether it takes longer to hear than it lasts
 REMIND_S = 60.0  # of sound from one notice of that to the next
@@ -80,7 +82,8 @@ class Listener:
             raise UsageError(f"one listens for 0 seconds or more, not for {seconds}")
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
-        self._came = time.time()  # the last of them
+        self._came, self._clock = time.time(), boottime()  # when the last of them came
+        self._since: float | None = None  # by the clock, when the first was heard
         self.withheld: Counter[tuple[str, str]] = Counter()
         self._sounding: Counter[tuple[str, str, int]] = (
             Counter()
@@ -99,11 +102,14 @@ class Listener:
     def full(self) -> bool:
         return self._end is not None and self.samples >= self._end
 
-    def time_of(self, sample: int) -> float:
+    def time_of(self, sample: int) -> float | None:
         """The time of day of a sample of live sound, in seconds since 1970: by how much of it has come since, just now.
 
-        So it is too late by as long as sound had to wait: for its block, and for a machine that is behind.
+        So it is too late by as long as sound had to wait: for its block, and for a machine that is behind. None where more
+        sound has come than time has passed, as of a recording through a pipe: nobody knows when that was.
         """
+        if self._since is not None and self.samples / self.rate > self._clock - self._since + AHEAD_S:
+            return None
         return self._came - (self.samples - sample) / self.rate
 
     def follow(self, source: Source) -> Iterator[Detection | Ended | Gap | Notice]:
@@ -165,7 +171,9 @@ class Listener:
 
     def _advance(self, samples: int) -> None:
         self.samples += samples
-        self._came = time.time()
+        self._came, self._clock = time.time(), boottime()
+        if self._since is None:
+            self._since = self._clock - samples / self.rate
 
     def _narrow(self) -> Iterator[Notice]:
         models: dict[float, list[str]] = defaultdict(list)  # by how high they hear

@@ -344,6 +344,15 @@ def test_a_sample_of_live_sound_has_a_time_of_day(model: Model, monkeypatch: pyt
     assert listener.time_of(3 * RATE) == pytest.approx(1003.0 + 3600.0)
 
 
+def test_sound_that_comes_faster_than_time_passes_has_no_time_of_day(model: Model) -> None:
+    listener = Listener([model.stream()], "a recording in a pipe", RATE)
+    list(listener.take((silence(9.0), RATE)))
+    assert listener.time_of(0) is not None  # as a network stream gives it when it begins
+    list(listener.take((silence(9.0), RATE)))
+    list(listener.take((silence(9.0), RATE)))
+    assert listener.time_of(0) is None
+
+
 def test_losses_are_logged(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "confit_runtime"):
         list(listen(model, Scripted([Notice("away", "the mic is gone"), Gap(8000, "it was away"), *chunks(scene())])))
