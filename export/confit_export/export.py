@@ -24,7 +24,7 @@ from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Heard, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
-from confit_export.measure import accuracies, share_that_fires, softer
+from confit_export.measure import accuracies, alone, share_that_fires, softer
 from confit_export.model_file import draft, provisional, replace_cohort, sealed
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
@@ -32,6 +32,7 @@ from confit_export.rewrite import int8_states
 from confit_export.search import Found, all_but, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
+from confit_export.thresholds import LOWEST, SNR_DB, Setting
 from confit_runtime.contract import Contract
 from confit_runtime.describe import heard_alone, ranked, share
 from confit_runtime.device_file import refuse_calibrated
@@ -40,6 +41,7 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix, default_cache, make_folder, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
+from confit_runtime.wording import counted
 
 SWEEP_MINUTES = 20.0
 NAMED = 5  # of the layers to blame, when an export fails
@@ -369,10 +371,12 @@ def _finish(
         f"{chosen.report['found']} of {chosen.report['words']} found, {chosen.report['false_accepts']} false accepts"
     )
     if not hears(chosen.report):
+        # with the detection that was chosen: what is heard alone is smoothed as in the stream
+        tried = replace(contract, smoothing_hops=chosen.smoothing_hops, min_hops=thresholds.MIN_HOPS[0])
         say(
-            f"beware: a device would hear {chosen.report['found']} of {chosen.report['words']} sounds, for lower thresholds let"
-            f" too much else through. Train with {'' if corpus.background_train else '--background, or '}more clips of more"
-            " voices (or machines, rooms), cut to their sound; for names that are enrolled it may serve as it is"
+            f"beware: a device would hear {_why_so_few(chosen, provisional(out, graph, tried), corpus)}. Train with"
+            f" {'' if corpus.background_train else '--background, or '}more clips of more voices (or machines, rooms), cut to"
+            " their sound; for names that are enrolled it may serve as it is"
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
     known = corpus.training_clips().targets[rows]
@@ -388,6 +392,22 @@ def _finish(
             },
             "detection": chosen.report,
         },
+    )
+
+
+def _why_so_few(chosen: Setting, model: Model, corpus: Corpus) -> str:
+    """How many sounds are found, and what the lowest threshold that is tried would find more: nothing, or with what falsely."""
+    report, lowest = chosen.report, chosen.loosest
+    told, found = f"{report['found']} of {report['words']} sounds", sum(lowest.found)
+    if found > report["found"]:
+        falsely = counted(len(lowest.false_accepts), "false accept")
+        return f"{told}; lower thresholds let too much else through: at {LOWEST:g} it would be {found}, with {falsely}"
+    heard = alone(model, corpus.val, corpus)
+    would = sum(one.level >= LOWEST for one in heard)
+    under = "the validation part of the background" if corpus.background_val else "coloured noise"
+    return (
+        f"{told}, and no more with lower thresholds: over {under}, {SNR_DB:g} dB softer than they are, the others do not fire"
+        f" even at {LOWEST:g}; heard alone, {would} of {len(heard)} validation {heard_alone(model.contract)} would"
     )
 
 

@@ -22,7 +22,8 @@ from confit_runtime.model import Model
 from confit_runtime.scoring import Heard, Score, score_detections
 
 SNR_DB = 10.0
-LOWER = (0.2, 0.25, 0.3, 0.35)  # tried where those below let through less than half
+LOWEST = 0.2
+LOWER = (LOWEST, 0.25, 0.3, 0.35)  # tried where those below let through less than half
 LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SMOOTHING = 3  # rows: a score that lasts less than a quarter of a second is no word
 MIN_HOPS = (2, 3, 4, 5)
@@ -41,12 +42,13 @@ Tried = tuple[float, float, npt.NDArray[np.float32], int, int]  # cost, level, t
 
 @dataclass(frozen=True)
 class Setting:
-    """What detection was chosen, and how it did on the validation stream."""
+    """What detection was chosen, and how it did on the validation stream; `loosest` is what the lowest level does there."""
 
     thresholds: dict[str, dict[str, float]]
     smoothing_hops: int
     min_hops: int
     report: dict[str, Any]
+    loosest: Score
 
 
 def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Setting:
@@ -77,6 +79,7 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
             break
     on, min_hops = strictest(tried, len(truth))
     score, _ = _run(rows, min_hops, unknown, contract, truth, on)
+    loosest, _ = _run(rows, MIN_HOPS[0], unknown, contract, truth, np.full(len(contract.labels), LOWEST, np.float32))
     thresholds = {
         label: {"on": round(float(value), 4), "off": round(float(value) * RELEASE, 4)}
         for label, value in zip(contract.labels, on, strict=True)
@@ -89,7 +92,7 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
         "snr_db": SNR_DB,
         "background": "validation part of the background" if corpus.background_val else "coloured noise",
     }
-    return Setting(thresholds, SMOOTHING, min_hops, report)
+    return Setting(thresholds, SMOOTHING, min_hops, report, loosest)
 
 
 def strictest(tried: list[Tried], sounds: int) -> tuple[npt.NDArray[np.float32], int]:

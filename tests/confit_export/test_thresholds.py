@@ -18,7 +18,7 @@ from confit_edge.encoders import pretrained
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_edge.runs import Run
-from confit_export import thresholds
+from confit_export import export, thresholds
 from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import Setting, choose, strictest, validation_stream
@@ -145,6 +145,23 @@ def test_where_less_than_half_is_found_lower_thresholds_are_tried(
     chosen = chosen_of(monkeypatch, [(0.92, 0)] * loud + [(0.34, 0)] * (8 - loud))
     assert chosen.thresholds["low"]["on"] == pytest.approx(level, abs=1e-3)
     assert chosen.report["found"] == (loud if level > 0.34 else 8)
+
+
+def test_why_few_are_found_is_told(
+    monkeypatch: pytest.MonkeyPatch, run: Run, run_corpus: Corpus, tmp_path: Path
+) -> None:
+    """Where lower thresholds would find more, at what cost; where none would, not that anything else fires."""
+    loud = chosen_of(monkeypatch, [(0.34, 0)] * 12 + [(0.36, 1)] * 20)
+    assert loud.report["found"] == 0
+    told = export._why_so_few(loud, load(tiny_model.build(tmp_path / "tiny.onnx")), run_corpus)
+    assert told.endswith("lower thresholds let too much else through: at 0.2 it would be 12, with 20 false accepts")
+    monkeypatch.undo()
+    said, hum = list[str](), 0.01 * np.sin(np.arange(16_000) / 50).astype(np.float32)
+    val = replace(run_corpus.val, pcm=[hum] * len(run_corpus.val))
+    export_run(run, replace(run_corpus, val=val), tmp_path / "hums.onnx", quantize=False, say=said.append)
+    (beware,) = [line for line in said if line.startswith("beware: a device would hear 0 of ")]
+    assert "and no more with lower thresholds: over the validation part of the background, 10 dB softer" in beware
+    assert f"heard alone, 0 of {len(val)} validation clips would. Train with more clips" in beware
 
 
 def test_a_label_is_raised_above_the_loudest_of_what_it_fired_falsely_on() -> None:
