@@ -29,12 +29,14 @@ class Clips:
     """Decoded clips of one split: `pcm[i]` is float32 `[samples]`, `targets [clips, classes]` are 0/1, `groups[i]` its group.
 
     The samples are read-only and lie in memory-mapped files: a slice reads what it holds, a whole clip costs its length.
+    `uncut` are the same clips as a device hears them, where those that are long were cut to their sound.
     """
 
     pcm: list[Pcm]
     targets: npt.NDArray[np.int8]
     groups: list[str]
     paths: list[Path]
+    uncut: list[Pcm] | None = None
 
     def __len__(self) -> int:
         return len(self.pcm)
@@ -131,8 +133,8 @@ def read_corpus(
 ) -> Corpus:
     """Read, decode (mono float32 at `rate` Hz) and split a manifest.
 
-    Clips that are longer than `longest_s` lose the silence before and after their sound: what is cut from it at random, or
-    heard in it as a stream goes by, would be taught as their class. Raises ConfitError with what to mend.
+    Clips that are longer than `longest_s` lose the silence before and after their sound (but in `Clips.uncut`): what is cut from
+    it at random, or heard in it as a stream goes by, would be taught as their class. Raises ConfitError with what to mend.
     """
     paths = sound_files(background, "--background") if background else []
     manifest = read_manifest(
@@ -172,7 +174,8 @@ def read_corpus(
         for row, clip in enumerate(chosen):
             targets[row, [classes.index(label) for label in clip.labels]] = 1
         places = [clip.path for clip in chosen]
-        return Clips([sound(decoded[path]) for path in places], targets, [clip.group for clip in chosen], places)
+        whole = [decoded[path] for path in places]
+        return Clips(list(map(sound, whole)), targets, [clip.group for clip in chosen], places, whole)
 
     return Corpus(
         manifest,

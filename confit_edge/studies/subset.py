@@ -142,4 +142,4 @@ DOMAINS: dict[str, Callable[[Pcm, int, np.random.Generator], Pcm]] = {"noise": n
 def shifted(clips: Clips, domain: str, rate: int, seed: int) -> Clips:
     """The clips at `rate` Hz as another domain has them: `noise` or `phone`."""
     rng = np.random.default_rng([seed, 24])
-    return replace(clips, pcm=[DOMAINS[domain](clip, rate, rng) for clip in clips.pcm])
+    return replace(clips, pcm=[DOMAINS[domain](clip, rate, rng) for clip in clips.pcm], uncut=None)

@@ -43,14 +43,14 @@ def softer(model: Model, corpus: Corpus, run: Run, say: Callable[[str], None]) -
 
 
 def alone(model: Model, clips: Clips, corpus: Corpus, softer_db: float = 0.0) -> list[Positive]:
-    """Each sound as it is heard alone, at its level or so much softer.
+    """Each sound as it is heard alone, at its level or so much softer: the file's, as a device and `calibrate` hear it.
 
     A clip of several labels holds as many sounds. A clip may be told right and not fire: its best label need not reach a
     threshold.
     """
     contract, gain = model.contract, np.float32(10 ** (-softer_db / 20))
     heard: list[Positive] = []
-    for pcm, target, group in zip(clips.pcm, clips.targets, clips.groups, strict=True):
+    for pcm, target, group in zip(clips.uncut or clips.pcm, clips.targets, clips.groups, strict=True):
         rows = clip_rows(model, gain * pcm)
         for label in sorted({corpus.classes[column] for column in np.flatnonzero(target)} & set(contract.can_fire)):
             heard.append(hear_positive(contract, label, group, rows))

@@ -65,6 +65,9 @@ def test_long_clips_lose_the_silence_around_their_sound(tmp_path: Path) -> None:
             assert np.abs(after).max() == np.abs(before).max()
         else:  # it is no longer than the window: where it stands in it is kept
             assert np.array_equal(before, after)
+    assert cut.train.uncut is not None
+    for before, uncut in zip(whole.train.pcm, cut.train.uncut, strict=True):
+        assert np.array_equal(before, uncut)
     assert len(read_corpus(tmp_path, rate=RATE, **Recipe(trim=False).corpus_options()).train.pcm[0]) > 5 * RATE
 
 

@@ -29,7 +29,7 @@ from confit_edge.runs import Run, moved, run_corpus, weights_sha256
 from confit_export import export, measure
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
-from confit_export.measure import softer
+from confit_export.measure import share_that_fires, softer
 from confit_runtime import Model, load
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import read_sealed
@@ -178,6 +178,11 @@ def test_the_share_that_fires_is_what_a_listener_hears(models: dict[str, Model],
         heard.append(run_corpus.classes[int(target.argmax())] in {event.label for event in events})
     fired = model.contract.metrics["fired"]
     assert (fired["n"], fired["accuracy"]) == (len(clips), pytest.approx(np.mean(heard)))
+    cut = replace(
+        clips, pcm=[pcm[: len(pcm) // 8] for pcm in clips.pcm]
+    )  # a device does not hear what was cut for training
+    assert share_that_fires(model, replace(run_corpus, test=cut), 0) == fired
+    assert share_that_fires(model, replace(run_corpus, test=replace(cut, uncut=None)), 0) != fired
 
 
 def test_what_softer_sound_costs_is_what_a_listener_misses(
