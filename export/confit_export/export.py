@@ -24,7 +24,7 @@ from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Heard, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
-from confit_export.measure import accuracies, alone, share_that_fires, softer
+from confit_export.measure import accuracies, alone, compare_on_test, share_that_fires, softer
 from confit_export.model_file import draft, provisional, replace_cohort, sealed
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
@@ -148,6 +148,8 @@ def export_run(
     for split, found in measured["shipped"].items():
         if "map" in found:
             say(f"mAP on {'test' if split == 'test' else 'validation'}: {ranked(found)}")
+    if quantize and "test" in measured["shipped"]:
+        compare_on_test(measured["fp32"]["test"], measured["shipped"]["test"], finished.precision, say)
     fired = share_that_fires(shipped, corpus, seed)
     if fired:
         what = f"{'test' if len(corpus.test) else 'validation'} {heard_alone(finished)}"

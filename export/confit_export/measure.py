@@ -11,9 +11,11 @@ from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.pairtune.items import gain_db
 from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run
+from confit_export import gate
 from confit_export.gate import Heard
 from confit_runtime.arrays import Bools
 from confit_runtime.calibration import Positive, hear_positive
+from confit_runtime.describe import share
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
 
@@ -68,3 +70,19 @@ def accuracies(model: Model, val: Heard, corpus: Corpus, seed: int) -> dict[str,
     if corpus.test.targets[:, corpus.answers].any():
         found["test"] = Heard.by(model, corpus.test, corpus).measured(seed)
     return found
+
+
+def compare_on_test(fp32: dict[str, Any], shipped: dict[str, Any], precision: str, say: Callable[[str], None]) -> None:
+    """Tell the accuracy on test beside that of fp32, and to beware where more is lost there than the gate allows."""
+    clips, lost = shipped["n"], fp32["accuracy"] - shipped["accuracy"]
+    say(f"accuracy on test: {precision} {share(shipped)} of {clips} clips, fp32 {share(fp32)}")
+    losses = []
+    if lost > gate.ACCURACY + 1e-9:
+        losses.append(f"{100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips")
+    if "map" in fp32 and fp32["map"] - shipped["map"] > gate.MAP + 1e-9:
+        losses.append(f"{100 * (fp32['map'] - shipped['map']):.2f} points of mAP")
+    if losses:
+        say(
+            f"beware: on test {precision} loses {' and '.join(losses)}: more than the gate allows on validation. Export with"
+            " --no-quantize, or leave layers in fp32 by --keep-fp32 NAME"
+        )

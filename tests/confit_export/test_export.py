@@ -29,7 +29,7 @@ from confit_edge.runs import Run, moved, run_corpus, weights_sha256
 from confit_export import export, measure
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
-from confit_export.measure import share_that_fires, softer
+from confit_export.measure import compare_on_test, share_that_fires, softer
 from confit_runtime import Model, load
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import read_sealed
@@ -369,10 +369,31 @@ def test_force_writes_the_file_and_its_contract_tells_what_failed(run: Run, run_
     assert any("cosine" in failure for failure in verdict["failures"])
     assert made.contract.parity["cosine"] < 0.99
     assert any("the gate is not passed" in line for line in said)
+    lost, clips = made.fp32["test"]["accuracy"] - made.shipped["test"]["accuracy"], len(run_corpus.test)
+    assert lost > 0.2
+    assert any(line.startswith("accuracy on test: int8 ") and f" of {clips} clips, fp32 " in line for line in said)
+    (beware,) = [line for line in said if line.startswith("beware: on test int8 loses ")]
+    assert f" {100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips: more than the gate" in beware
+    assert "--no-quantize" in beware
     # the sweep that looked for a way out is told, worst layer first
     errors = list(made.contract.parity["sweep"]["errors"].values())
     assert len(errors) == 20
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_loss_on_test_is_told_beyond_what_the_gate_allows() -> None:
+    def told(*lost: float) -> list[str]:
+        said: list[str] = []
+        fp32, int8 = (
+            {"n": 400, "low": 0.5, "high": 1.0, "accuracy": 0.95 - less, "map": 0.9 - less_map}
+            for less, less_map in ((0.0, 0.0), lost)
+        )
+        compare_on_test(fp32, int8, "int8", said.append)
+        return said[1:]
+
+    assert told(0.005, 0.005) == told(-0.1, -0.1) == []
+    assert "loses 0.75 points of accuracy, 3 of 400 clips: more" in told(0.0075, 0.0)[0]
+    assert "loses 3.00 points of mAP: more" in told(0.0, 0.03)[0]
 
 
 # what is in the file
