@@ -166,7 +166,7 @@ def summarise(judged: Sequence[Judged], contract: Contract, confidence: float) -
         for one in judged
         for sound, found, snr in zip(one.sounds, one.score.found, one.snr_db, strict=True)
     ]
-    latencies = [latency for one in judged for latency in one.latency_s if latency is not None]
+    from_end, from_start = _latencies(judged, contract.window / contract.sample_rate)
     fired = Counter((accept.label, what_was_there(accept, one)) for one in judged for accept in one.score.false_accepts)
     never = contract.silenced
     silenced = Counter(sound.label for one in judged for sound in one.others if sound.label in never)
@@ -185,7 +185,8 @@ def summarise(judged: Sequence[Judged], contract: Contract, confidence: float) -
         "labels": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
         "never_fire": dict(sorted(silenced.items())),
         "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items(), key=_by_ratio)},
-        "latency_s": _quantiles(latencies),
+        "latency_s": _quantiles(from_end),
+        "latency_from_start_s": _quantiles(from_start),
         "fired_for": [
             {"heard": label, "was": was, "times": times} for (label, was), times in sorted(fired.items(), key=_by_times)
         ],
@@ -226,6 +227,21 @@ def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> d
     missed = [not found for _, found, _, _ in rows]
     low, high = grouped_share_interval(missed, [name for _, _, name, _ in rows], confidence)
     return {"sounds": len(rows), "missed": sum(missed), "frr": sum(missed) / len(rows), "frr_interval": [low, high]}
+
+
+def _latencies(judged: Sequence[Judged], window_s: float) -> tuple[list[float], list[float]]:
+    """When found sounds were told: seconds from the end of each, but from the start of those longer than the model's window.
+
+    It hears those, such as an engine that runs for minutes, long before they end.
+    """
+    from_end, from_start = list[float](), list[float]()
+    for one in judged:
+        for sound, latency in zip(one.sounds, one.latency_s, strict=True):
+            if latency is not None and sound.end_s - sound.start_s > window_s:
+                from_start.append(latency + sound.end_s - sound.start_s)
+            elif latency is not None:
+                from_end.append(latency)
+    return from_end, from_start
 
 
 def _quantiles(latencies: Sequence[float]) -> dict[str, float]:
@@ -269,15 +285,19 @@ def _print(report: dict[str, Any]) -> None:
             f"\nthese intervals are of {recordings}, not of sounds, for sounds of one recording are missed together:"
             f" {FEWEST_GROUPS} or more narrow them"
         )
-    if report["latency_s"]:
-        print(
-            f"\ntold {report['latency_s']['median']:+.2f} s from a sound's end (median),"
-            f" {report['latency_s']['p90']:+.2f} s for nine of ten"
-        )
+    if report["latency_s"] or report["latency_from_start_s"]:
+        print()
+    _print_latency("a sound's end", report["latency_s"])
+    _print_latency("the start of a sound longer than the model's window", report["latency_from_start_s"])
     for row in report["fired_for"]:
         print(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")
     for what, rows in (("heard falsely", report["heard_falsely"]), ("not heard", report["not_heard"])):
         _print_places(what, rows)
+
+
+def _print_latency(place: str, latency: dict[str, float]) -> None:
+    if latency:
+        print(f"told {latency['median']:+.2f} s from {place} (median), {latency['p90']:+.2f} s for nine of ten")
 
 
 def _print_places(what: str, rows: Sequence[dict[str, Any]]) -> None:

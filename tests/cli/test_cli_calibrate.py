@@ -275,7 +275,27 @@ def test_labelled_recordings_are_scored(confit: Confit, sounds: Path, model: Pat
     assert report["labels"]["mid"]["missed"] == 0
     assert report["snr"]["20 dB and more"]["missed"] == 0
     assert sum(row["sounds"] for row in report["snr"].values()) == 3
-    assert -0.3 < report["latency_s"]["median"] < 0.3
+    assert -0.3 < report["latency_from_start_s"]["median"] - 0.3 < 0.3  # of sounds of 0.3 s in windows of 0.12
+
+
+def test_latency_is_from_the_start_of_what_is_longer_than_the_window(
+    confit: Confit, model: Path, tmp_path: Path
+) -> None:
+    """An alarm that rings for twenty seconds is told at once, not twenty seconds before it ends."""
+    ring, beep = tone(500, 20), tone(3600, 0.1)
+    soundfile.write(tmp_path / "hall.wav", np.concatenate([silence(1), beep, silence(2), ring, silence(2)]), RATE)
+    (tmp_path / "hall.txt").write_text("1.0\t1.1\thigh\n3.1\t23.1\tlow\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, tmp_path, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["labels"]["low"]["missed"] == report["labels"]["high"]["missed"] == 0
+    assert -0.1 < report["latency_s"]["most"] < 0.3
+    assert 0 < report["latency_from_start_s"]["most"] < 0.3
+    _, out, _ = confit("evaluate", model, tmp_path)
+    (end,) = re.findall(r"\n\ntold ([+-][0-9.]+) s from a sound's end \(median\), ", out)
+    (start,) = re.findall(r"\ntold ([+-][0-9.]+) s from the start of a sound longer than the model's window", out)
+    assert float(end) == pytest.approx(report["latency_s"]["median"], abs=0.006)
+    assert float(start) == pytest.approx(report["latency_from_start_s"]["median"], abs=0.006)
 
 
 def test_what_cannot_be_written_is_said_before_hours_pass(
