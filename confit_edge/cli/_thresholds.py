@@ -1,14 +1,15 @@
-"""`--threshold` and `--confidence`, of the verbs that listen and judge."""
+"""`--threshold`, `--hold` and `--confidence`, of the verbs that listen and judge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from confit_runtime.errors import UsageError
 from confit_runtime.names import plain
 
 if TYPE_CHECKING:
+    from confit_runtime.detect import Hold
     from confit_runtime.model import Model
 
 LIKE = 0.75  # of two names: so alike one may be the other misspelt
@@ -23,15 +24,29 @@ def check_confidence(confidence: float) -> None:
 
 def levels(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:
     """`--threshold` as it was given: what a bare VALUE says for all labels, and what `LABEL=VALUE` says for one."""
+    return _numbers("--threshold", options, "VALUE, a number (of a label from 0 to 1, of a name from -1 to 1)")
+
+
+def held(options: Sequence[str]) -> Hold:
+    """`--hold` as it was given. Raises UsageError."""
+    from confit_runtime.detect import Hold
+
+    general, own = _numbers("--hold", options, "SECONDS, a number")
+    try:
+        return Hold(general or 0.0, own)
+    except UsageError as error:
+        raise UsageError(f"--hold: {error}") from error
+
+
+def _numbers(name: str, options: Sequence[str], expected: str) -> tuple[float | None, dict[str, float]]:
     general, own = None, {}
     for option in options:
         label, equals, value = option.rpartition("=")
         try:
             level = float(value)
         except ValueError as error:
-            raise UsageError(
-                f"--threshold {option}: expected LABEL=VALUE or VALUE, a number (of a label from 0 to 1, of a name from -1 to 1)"
-            ) from error
+            kind = expected.split(",")[0]
+            raise UsageError(f"{name} {option}: expected LABEL={kind} or {expected}") from error
         if equals:
             own[plain(label)] = level
         else:
@@ -46,8 +61,10 @@ def with_thresholds(model: Model, general: float | None, own: dict[str, float]) 
     return model.with_thresholds(found | named)
 
 
-def check_fire(own: dict[str, float], models: Sequence[Model], names: Sequence[str] = ()) -> None:
-    """Raise UsageError on a threshold for what never fires: no label, or the one for everything else, and no name."""
+def check_fire(
+    own: Mapping[str, float], models: Sequence[Model], names: Sequence[str] = (), option: str = "--threshold"
+) -> None:
+    """Raise UsageError on an option for what never fires: no label, or the one for everything else, and no name."""
     labels = list(dict.fromkeys(label for model in models for label in model.contract.target_labels))
     silent = {plain(label) for model in models for label in model.labels if label not in labels}
     for label, level in own.items():
@@ -58,7 +75,7 @@ def check_fire(own: dict[str, float], models: Sequence[Model], names: Sequence[s
             hint = f"; did you mean {near!r}?" if near else ""
             unknown = "is no label, and no name that is enrolled" if names else "is no label"
             what = "never fires" if label in silent else unknown
-            raise UsageError(f"--threshold {label}={level:g}: {label!r} {what} {fires}{hint}")
+            raise UsageError(f"{option} {label}={level:g}: {label!r} {what} {fires}{hint}")
 
 
 def nearest(label: str, known: Sequence[str]) -> str | None:

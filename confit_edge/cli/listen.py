@@ -13,11 +13,12 @@ import typer
 
 from confit_edge.cli._console import Json, say
 from confit_edge.cli._sources import Channels, Format, Rate
-from confit_edge.cli._thresholds import FIRE_AT, check_fire, levels, with_thresholds
+from confit_edge.cli._thresholds import FIRE_AT, check_fire, held, levels, with_thresholds
 from confit_edge.cli._unread import quiet_when_unread, while_read
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
+    from confit_runtime.detect import Hold
     from confit_runtime.gallery import Gallery
     from confit_runtime.model import Model
     from confit_runtime.stream import Stream
@@ -66,6 +67,14 @@ def listen(
             metavar="[LABEL=]VALUE", help=f"{FIRE_AT}; for an enrolled NAME=VALUE the similarity. May be repeated."
         ),
     ] = None,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LABEL=]SECONDS",
+            help="What pauses for no longer than this and goes on is one sound, as an alarm that beeps is; of all, or of one"
+            " label or enrolled name. May be repeated.",
+        ),
+    ] = None,
     gate: Annotated[
         str | None,
         typer.Option(
@@ -107,7 +116,7 @@ def listen(
 
         confit-edge listen digits --save-triggers triggers/
 
-        confit-edge listen alarms.onnx --ends --json
+        confit-edge listen alarms.onnx --ends --hold "smoke alarm=5" --json
     """
     from confit_edge.cli._galleries import opened as galleries_opened
     from confit_edge.cli._heard import Heard
@@ -115,7 +124,7 @@ def listen(
     from confit_runtime.listener import Listener
     from confit_runtime.sources import find_clips, names_clips, names_recording, open_source
 
-    general, own = levels(threshold or [])
+    (general, own), pauses = levels(threshold or []), held(hold or [])
     loaded = [load(model) for model in models]
     tuned = [with_thresholds(model, general, own) for model in loaded]
     several = names_clips(source)
@@ -130,13 +139,16 @@ def listen(
         quiet_when_unread(),
         Heard(
             source,
-            streams := _streams(tuned, placed.of_model, lead_in=names_recording(source), gate=gate, ends=ends),
+            streams := _streams(
+                tuned, placed.of_model, lead_in=names_recording(source), gate=gate, ends=ends, hold=pauses
+            ),
             json=json,
             clips=several,
         ) as heard,
         _until_stopped(),
     ):
         check_fire(own, tuned, placed.names)
+        check_fire(pauses.own_s, tuned, placed.names, "--hold")
         for name in clips or [source]:
             try:
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened, while_read(opened):
@@ -160,7 +172,7 @@ def _check_names(models: list[Model]) -> None:
 
 
 def _streams(
-    models: list[Model], galleries: dict[int, Gallery], *, lead_in: bool, gate: str | None, ends: bool
+    models: list[Model], galleries: dict[int, Gallery], *, lead_in: bool, gate: str | None, ends: bool, hold: Hold
 ) -> list[Stream]:
     """A stream for each model, with its gallery where it has one. Raises UsageError on a model that would hear nothing."""
     from confit_runtime.gates import make_gate
@@ -174,6 +186,7 @@ def _streams(
             lead_in=lead_in,
             gate=None if gate is None else make_gate(gate, model.contract.sample_rate),
             ends=ends,
+            hold=hold,
         )
         for at, model in enumerate(models)
     ]

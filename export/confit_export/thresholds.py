@@ -17,7 +17,7 @@ from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 from confit_runtime.calibration import RELEASE
 from confit_runtime.contract import Contract
-from confit_runtime.detect import Detector, Hit, refractory_hops
+from confit_runtime.detect import Detector, Hit, in_hops
 from confit_runtime.model import Model
 from confit_runtime.scoring import Heard, Score, score_detections
 
@@ -175,7 +175,7 @@ def _run(
         on * RELEASE,
         smoothing_hops=SMOOTHING,
         min_hops=min_hops,
-        refractory_hops=refractory_hops(contract, contract.refractory_s),
+        refractory_hops=in_hops(contract, contract.refractory_s),
         never=never,
         exclusive=not contract.multi_label,
     )

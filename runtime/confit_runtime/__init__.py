@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from confit_runtime.asynchronous import listen_async
+    from confit_runtime.detect import Hold
     from confit_runtime.errors import AudioError, ConfitError, DeviceError, GalleryError, ModelError, UsageError
     from confit_runtime.events import Detection, Ended
     from confit_runtime.gallery import Gallery
@@ -25,6 +26,7 @@ __all__ = [
     "Gallery",
     "GalleryError",
     "Gate",
+    "Hold",
     "Listener",
     "Match",
     "Model",
@@ -51,6 +53,7 @@ _HOME = {
     **dict.fromkeys(("Detection", "Ended"), "events"),
     "Gallery": "gallery",
     "Match": "matcher",
+    "Hold": "detect",
     "Stream": "stream",
     "listen_async": "asynchronous",
 }

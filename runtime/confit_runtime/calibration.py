@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
 from confit_runtime.contract import Contract
-from confit_runtime.detect import Detector, refractory_hops
+from confit_runtime.detect import Detector, in_hops
 from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
 from confit_runtime.recordings import Recording
 
@@ -260,7 +260,7 @@ def _raised(levels: Ints, margin: int) -> Ints:
 def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Floats) -> Ints:
     """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once."""
     level = contract.thresholds[contract.labels[label]]
-    refractory = refractory_hops(contract, level.get("refractory_s", contract.refractory_s))
+    refractory = in_hops(contract, level.get("refractory_s", contract.refractory_s))
     count, armed = np.zeros(len(LEVELS), np.int64), np.ones(len(LEVELS), bool)
     silent_until = np.zeros(len(LEVELS), np.int64)
     places = np.flatnonzero(firing >= LEVELS[0])

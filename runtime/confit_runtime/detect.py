@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats
+from confit_runtime.arrays import Bools, Floats, Places
 from confit_runtime.contract import Contract
+from confit_runtime.errors import UsageError
+from confit_runtime.names import plain
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Matcher
+
+
+LONGEST_HOLD_S = 86_400
+
+
+@dataclass(frozen=True)
+class Hold:
+    """For how many seconds what fired may pause and be the same sound: `general_s`, and `own_s` of labels and enrolled names.
+
+    Raises UsageError on what is no time from 0 to a day.
+    """
+
+    general_s: float = 0.0
+    own_s: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for label, seconds in [("all", self.general_s), *self.own_s.items()]:
+            if not 0 <= seconds <= LONGEST_HOLD_S:
+                raise UsageError(
+                    f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and go on, not {seconds} ({label})"
+                )
+
+    def hops(self, contract: Contract, labels: Sequence[str]) -> list[int]:
+        """The rows of each label, however its accents are spelt."""
+        own = {plain(label): seconds for label, seconds in self.own_s.items()}
+        return [in_hops(contract, own.get(plain(label), self.general_s)) for label in labels]
+
+
+NO_HOLD = Hold()
 
 
 @dataclass(frozen=True)
@@ -31,9 +63,13 @@ class Detector:
 
     A class fires when its smoothed score (mean of the last `smoothing_hops` rows) has been at or above `on` for
     `min_hops` rows and, in a single-label model, leads all others. It is armed again only once its smoothed score has
-    fallen below `off`, and stays silent for its refractory time (`refractory_hops`: of all classes, or of each) after a
-    hit. `released` is which had fired and fell below `off` in the rows of the last `push`: (row, class) in time order.
+    been below `off` for more than `hold_hops` rows, and stays silent for its refractory time after a hit (`hold_hops`,
+    `refractory_hops`: of all classes, or of each). `released` is which had fired and were armed again by the last `push` or
+    `skip_to`, in that order: (first row below `off`, class).
     """
+
+    _armed: Bools
+    _paused: Places
 
     def __init__(
         self,
@@ -43,12 +79,14 @@ class Detector:
         smoothing_hops: int,
         min_hops: int,
         refractory_hops: npt.ArrayLike,
+        hold_hops: npt.ArrayLike = 0,
         never: npt.ArrayLike = (),
         exclusive: bool = True,
     ) -> None:
         self.on, self.off = np.asarray(on, np.float32), np.asarray(off, np.float32)
         self.min_hops, self.exclusive = min_hops, exclusive
         self.refractory_hops = np.broadcast_to(np.asarray(refractory_hops, np.int64), self.on.shape)
+        self.hold_hops = np.broadcast_to(np.asarray(hold_hops, np.int64), self.on.shape)
         self._may_fire = np.ones(len(self.on), bool)
         self._may_fire[np.asarray(never, np.int64)] = False
         self._least = np.where(self._may_fire, np.minimum(self.on, self.off), np.inf).astype(np.float32)
@@ -57,7 +95,7 @@ class Detector:
         self.reset()
 
     @classmethod
-    def from_contract(cls, contract: Contract) -> Detector:
+    def from_contract(cls, contract: Contract, hold: Hold = NO_HOLD) -> Detector:
         levels = [contract.thresholds[label] for label in contract.labels]
         never = [contract.labels.index(contract.unknown_label)] if contract.unknown_label is not None else []
         return cls(
@@ -65,9 +103,8 @@ class Detector:
             [level["off"] for level in levels],
             smoothing_hops=contract.smoothing_hops,
             min_hops=contract.min_hops,
-            refractory_hops=[
-                refractory_hops(contract, level.get("refractory_s", contract.refractory_s)) for level in levels
-            ],
+            refractory_hops=[in_hops(contract, level.get("refractory_s", contract.refractory_s)) for level in levels],
+            hold_hops=hold.hops(contract, contract.labels),
             never=never,
             exclusive=not contract.multi_label,
         )
@@ -93,22 +130,26 @@ class Detector:
         self.silent_until = silent
 
     def skip_to(self, row: int) -> None:
-        """Let rows pass that nobody scored: `row` is the next. Only the refractory times outlast them."""
+        """Let rows pass that nobody scored: `row` is the next. For what has fired they are a pause."""
+        paused = self._paused + row - self.rows
+        over = ~self._armed & (paused > self.hold_hops)
+        still = ~self._armed & ~over
+        in_order = sorted(np.flatnonzero(over), key=lambda label: self.hold_hops[label] - paused[label])
+        self.released = [(int(row - paused[label]), int(label)) for label in in_order]
         self.rows = self._first = row
         self._arm()
+        self._paused, self._armed, self._calm = paused, ~still, not still.any()
 
     def go_on_from(self, former: Detector, places: npt.ArrayLike) -> None:
         """Go on with the next row of another of unsmoothed scores: each class as that of the place in it, of -1 as new."""
-        self.skip_to(former.rows)
+        self.rows = self._first = former.rows
+        self._arm()
         places = np.asarray(places, np.int64)
         kept, of = places >= 0, places[places >= 0]
         self._calm = False
         self.silent_until[kept] = former.silent_until[of]
-        self._above[kept], self._since[kept], self._armed[kept] = (
-            former._above[of],
-            former._since[of],
-            former._armed[of],
-        )
+        self._above[kept], self._since[kept] = former._above[of], former._since[of]
+        self._armed[kept], self._paused[kept] = former._armed[of], former._paused[of]
 
     def _arm(self) -> None:
         self._recent[:] = 0.0
@@ -120,6 +161,7 @@ class Detector:
         self._above = np.zeros(len(self.on), np.int64)  # rows in succession at or above `on`
         self._since = np.full(len(self.on), -1, np.int64)  # first row at or above `off`, -1 when below
         self._armed = np.ones(len(self.on), bool)
+        self._paused = np.zeros(len(self.on), np.int64)  # rows in succession below `off`
 
     def push(self, scores: Floats) -> list[Hit]:
         """Take `[rows, classes]` scores; give the hits they complete, in time order."""
@@ -134,15 +176,16 @@ class Detector:
         smooth = np.add.reduce(recent, axis=0) / np.float32(len(recent))
         if not (smooth >= self._least).any():  # as nearly always: a quarter of the time that the rest takes
             if not self._calm:
-                self._release(~self._armed)
-                self._calm_down()
+                self._pause(np.ones(len(smooth), bool))
+                self._above[:] = 0
+                if self._armed.all():
+                    self._calm_down()
             self.rows += 1
             return []
         self._calm = False
         low = smooth < self.off
-        self._release(low & ~self._armed)
-        self._armed |= low
-        self._since = np.where(low, -1, np.where(self._since < 0, self.rows, self._since))
+        self._pause(low)
+        self._since = np.where(~low & (self._since < 0), self.rows, self._since)
         self._above = np.where(smooth >= self.on, self._above + 1, 0)
         ready = self._may_fire & self._armed & (self._above >= self.min_hops) & (self.rows >= self.silent_until)
         if self.exclusive:
@@ -156,22 +199,28 @@ class Detector:
         self.rows += 1
         return hits
 
-    def _release(self, labels: npt.NDArray[np.bool_]) -> None:
-        self.released += [(self.rows, int(label)) for label in np.flatnonzero(labels)]
+    def _pause(self, low: Bools) -> None:
+        """Take a row at which the classes of `low [classes]` are below `off`: of those that fired, the sound of some is over."""
+        self._paused = np.where(low, self._paused + 1, 0)
+        over = ~self._armed & (self._paused > self.hold_hops)
+        self._armed |= over
+        self._since[low] = -1
+        self.released += [(int(self.rows + 1 - self._paused[label]), int(label)) for label in np.flatnonzero(over)]
 
 
 class NameDetector:
     """Turns embedding rows into hits of enrolled names: one fires when it is matched on enough rows in succession."""
 
-    def __init__(self, contract: Contract, matcher: Matcher) -> None:
-        self.labels, self.matcher = matcher.names, matcher
+    def __init__(self, contract: Contract, matcher: Matcher, hold: Hold = NO_HOLD) -> None:
+        self.labels, self.matcher, self._hold = matcher.names, matcher, hold
         level = np.full(len(self.labels), -1.0, np.float32)  # the matcher judged: what is no match is -infinity
         self._detector = Detector(
             level,
             level,
             smoothing_hops=1,
             min_hops=max(2, contract.min_hops),
-            refractory_hops=refractory_hops(contract, contract.refractory_s),
+            refractory_hops=in_hops(contract, contract.refractory_s),
+            hold_hops=hold.hops(contract, self.labels),
             exclusive=False,
         )
 
@@ -187,7 +236,7 @@ class NameDetector:
 
     def going_on(self, contract: Contract, matcher: Matcher) -> NameDetector:
         """One for the names of another matcher, from the next row on; to those that are in both nothing has happened."""
-        other = NameDetector(contract, matcher)
+        other = NameDetector(contract, matcher, self._hold)
         places = {label: place for place, label in enumerate(self.labels)}
         other._detector.go_on_from(self._detector, [places.get(label, -1) for label in other.labels])
         return other
@@ -216,6 +265,6 @@ class NameDetector:
         return self._detector.push(scores)
 
 
-def refractory_hops(contract: Contract, seconds: float) -> int:
-    """For how many rows a class that fired stays silent."""
+def in_hops(contract: Contract, seconds: float) -> int:
+    """How many rows a time lasts: a refractory time, or a hold."""
     return math.ceil(seconds * contract.sample_rate / contract.hop)

@@ -18,6 +18,7 @@ from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, check_rate, check_samples, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
+from confit_runtime.detect import NO_HOLD, Hold
 from confit_runtime.device_file import device_path, read_device_file
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
@@ -226,16 +227,18 @@ class Model:
         lead_in: bool = False,
         gate: Gate | None = None,
         ends: bool = False,
+        hold: Hold = NO_HOLD,
     ) -> Stream:
         """A new stream that has heard nothing; with a gallery, it also tells when an enrolled name is heard.
 
         A microphone is scored once it has filled the model's window. `lead_in` is for recordings: silence stands before
         them, so that a sound at the very beginning is heard too. With a `gate` of its own the stream sleeps while that
-        hears nothing worth scoring. With `ends`, `take_events` also tells when what was detected is over.
+        hears nothing worth scoring. With `ends`, `take_events` also tells when what was detected is over. What
+        fired may pause for as long as `hold` says, and is the same sound.
         """
         from confit_runtime.stream import Stream
 
-        return Stream(self, gallery, lead_in=lead_in, gate=gate, ends=ends)
+        return Stream(self, gallery, lead_in=lead_in, gate=gate, ends=ends, hold=hold)
 
     def batch(self, streams: int) -> Batch:
         """`streams` streams in step with one another, run in one call. Raises UsageError on less than one."""

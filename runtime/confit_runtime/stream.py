@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, StreamResampler, check_rate, check_samples, to_mono
-from confit_runtime.detect import Detector, Hit, NameDetector
+from confit_runtime.detect import NO_HOLD, Detector, Hit, Hold, NameDetector
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended, Events
 
@@ -37,10 +37,10 @@ class Stream:
 
     With a gate the model sleeps through windows in which no hop is heard. When one is, the sound of the last window is
     played to the model again, so that its rows are what they would have been without the gate and a word's start is not
-    clipped. Where a row would have looked at gated hops only there is none, and every class is armed again.
+    clipped. Where a row would have looked at gated hops only there is none: a pause of what has fired.
 
-    With `ends` it also tells when what it detected is over: `take_events` is to be called after `accept`, `skip` and
-    `finish`, and gives that and the detections.
+    What pauses for as long as `hold` says and goes on is one sound: an alarm that beeps. With `ends` it also tells when what
+    it detected is over: `take_events` is to be called after `accept`, `skip` and `finish`, and gives that and the detections.
     """
 
     def __init__(
@@ -51,21 +51,23 @@ class Stream:
         lead_in: bool = False,
         gate: Gate | None = None,
         ends: bool = False,
+        hold: Hold = NO_HOLD,
     ) -> None:
         self.model, self.lead_in, self.ends = model, lead_in, ends
         self._events = Events()  # with `ends`
         self._batch = model.batch(1)
-        self._detector = Detector.from_contract(model.contract)
+        self._detector = Detector.from_contract(model.contract, hold)
         self._gallery = gallery
         self._names: NameDetector | None = None
         if gallery is not None:
             gallery.check(model)
-            self._names = NameDetector(model.contract, gallery.matcher)
+            self._names = NameDetector(model.contract, gallery.matcher, hold)
         self._look = max(1, round(LOOK_S * model.contract.sample_rate / model.contract.hop))  # into it, in hops
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
         self._reach = model.contract.window // model.contract.hop - 1 + memory
+        self._warm = -(-model.contract.window // model.contract.hop) - 1  # hops before the first row
         self._muted = False
         self.reset()
 
@@ -225,18 +227,26 @@ class Stream:
         self._asleep.append(chunk)
         self._slept += 1
         if self._slept > self._reach:  # from here on it wakes as one that heard nothing
-            self._events.end_all(self._source(self._end()), self._rate)
+            self._let_pass()
         self.scores = None
         return []
+
+    def _let_pass(self) -> None:
+        """The next hop is not scored: a pause of what has fired."""
+        self._hops += 1
+        for detector, labels in self._detectors():
+            detector.skip_to(self._hops)
+            self._found(detector, [], labels)
+
+    def _detectors(self) -> Iterator[tuple[Detector | NameDetector, Sequence[str]]]:
+        yield self._detector, self.model.labels
+        if self._names is not None:
+            yield self._names, self._names.labels
 
     def _wake(self) -> list[Detection]:
         """Play the newest gated hops to the model; where others were gated before them, as to one that heard nothing."""
         if self._slept > len(self._asleep):
-            self._hops += self._slept - len(self._asleep)
             self._batch.reset()
-            self._detector.skip_to(self._hops)
-            if self._names is not None:
-                self._names.skip_to(self._hops)
         found = [detection for chunk in self._asleep for detection in self._score(chunk)]
         self._asleep.clear()
         self._slept = 0
@@ -260,8 +270,8 @@ class Stream:
         found = [self._detection(hit, labels) for hit in hits]
         if self.ends:
             names = isinstance(detector, NameDetector)
-            for _, at in detector.released:
-                self._events.end((names, labels[at]), self._source(self._begin(self._hops)), self._rate)
+            for row, at in detector.released:
+                self._events.end((names, labels[at]), self._source(self._begin(row + 1 + self._warm)), self._rate)
             for one in found:
                 self._events.add((names, one.label), one)
         return found

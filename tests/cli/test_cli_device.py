@@ -148,6 +148,25 @@ def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> Non
     assert [line.split()[2:5] for line in done.stdout.splitlines()[1::2]] == [[one, "ended", "at"] for one in labels]
 
 
+def test_listen_takes_what_beeps_for_one_sound_where_it_is_asked_to(home: Path, tmp_path: Path) -> None:
+    beep = tone(500, 0.5)
+    soundfile.write(tmp_path / "alarm.wav", np.concatenate([beep, silence(1.5)] * 4 + [silence(4.0), beep]), 16_000)
+    asked = ["listen", "tiny.onnx", "--source", tmp_path / "alarm.wav", "--ends", "--json"]
+
+    def places(*more: str) -> list[tuple[str, float]]:
+        *told, _ = lines(run(home, *asked, *more))
+        return [(one["type"], round(2 * one["start_s" if one["type"] == "detection" else "end_s"]) / 2) for one in told]
+
+    assert places() == [(kind, at + end) for at in (0, 2, 4, 6, 12) for kind, end in (("detection", 0), ("ended", 0.5))]
+    for hold in ("--hold=3", "--hold=low=3", "--hold=3 --hold=mid=0"):
+        for more in ([], ["--gate", "-50"]):  # which sleeps through the pauses
+            found = places(*hold.split(), *more)
+            assert found == [("detection", 0), ("ended", 6.5), ("detection", 12), ("ended", 12.5)], (hold, more)
+    for wrong, what in (("low=x", "expected LABEL=SECONDS"), ("-1", "may pause"), ("lov=3", "is no label")):
+        done = run(home, *asked, f"--hold={wrong}")
+        assert (done.returncode, what in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize(("form", "channels"), [("s16le", 1), ("f32le", 2)])
 def test_listen_to_a_pipe(home: Path, form: str, channels: int) -> None:
     sound = np.repeat(scene(16_000)[:, None], channels, axis=1)

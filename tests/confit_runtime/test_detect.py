@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from confit_runtime.arrays import Floats
-from confit_runtime.detect import Detector, Hit, NameDetector
+from confit_runtime.detect import Detector, Hit, Hold, NameDetector
+from confit_runtime.errors import UsageError
 from confit_runtime.matcher import Levels, Matcher
 from tests import tiny_model
 
@@ -20,6 +22,7 @@ class Settings(NamedTuple):
     refractory: int
     exclusive: bool
     never: list[int]
+    hold: int = 0
 
 
 detection = st.builds(
@@ -29,6 +32,7 @@ detection = st.builds(
     refractory=st.integers(0, 6),
     exclusive=st.booleans(),
     never=st.sampled_from([[], [0], [2]]),
+    hold=st.sampled_from([0, 0, 1, 2, 5]),
 )
 # eighths, so that sums are exact and the two ways to average them cannot differ by rounding
 score_rows = st.lists(st.lists(st.integers(0, 8), min_size=3, max_size=3), max_size=40)
@@ -58,7 +62,10 @@ def naive_hits(rows: list[list[float]], how: Settings) -> list[Hit]:
             leads = not how.exclusive or smooth[at][label] == max(smooth[at])
             before = last_fired.get(label)
             rested = before is None or at >= before + how.refractory
-            fell = before is None or any(smooth[back][label] < OFF[label] for back in range(before + 1, at + 1))
+            fell = before is None or any(
+                all(low < OFF[label] for low in naive_pause(smooth, label, back, how))
+                for back in range(before + 1, at - how.hold + 1)
+            )
             if long_enough and leads and rested and fell:
                 start = at
                 while start > 0 and smooth[start - 1][label] >= OFF[label]:
@@ -68,12 +75,21 @@ def naive_hits(rows: list[list[float]], how: Settings) -> list[Hit]:
     return hits
 
 
+def naive_pause(smooth: list[list[float]], label: int, start: int, how: Settings) -> list[float]:
+    """The scores of a class in the rows for which it must be below its low threshold."""
+    return [row[label] for row in smooth[start : start + how.hold + 1]]
+
+
 def naive_releases(rows: list[list[float]], how: Settings) -> list[tuple[int, int]]:
-    """(row, class): of each hit, the first row after it that is below the low threshold."""
+    """(row, class): of each hit, the first row after it from which on the class is below the low threshold for long enough."""
     smooth = naive_smooth(rows, how)
     found = []
     for hit in naive_hits(rows, how):
-        fell = [at for at in range(hit.row + 1, len(rows)) if smooth[at][hit.label] < OFF[hit.label]]
+        fell = [
+            at
+            for at in range(hit.row + 1, len(rows) - how.hold)
+            if all(low < OFF[hit.label] for low in naive_pause(smooth, hit.label, at, how))
+        ]
         found += [(fell[0], hit.label)] if fell else []
     return sorted(found)
 
@@ -85,6 +101,7 @@ def make(how: Settings) -> Detector:
         smoothing_hops=how.smoothing,
         min_hops=how.min_hops,
         refractory_hops=how.refractory,
+        hold_hops=how.hold,
         never=how.never,
         exclusive=how.exclusive,
     )
@@ -121,6 +138,28 @@ def test_chopping_and_reset_change_nothing(eighths: list[list[int]], how: Settin
         hits += detector.push(part)
         released += detector.released
     assert (hits, released) == (whole, at_once.released)
+
+
+@settings(deadline=None)
+@given(score_rows, detection, st.integers(1, 9))
+def test_rows_that_nobody_scored_are_a_pause(eighths: list[list[int]], how: Settings, gap: int) -> None:
+    how = how._replace(smoothing=1, refractory=0)  # what is heard anew is not smoothed with what was before
+    rows, silence = as_rows(eighths), np.zeros((gap, 3), np.float32)
+    heard, slept = make(how), make(how)
+    assert heard.push(rows) == slept.push(rows)
+    heard.push(silence)
+    slept.skip_to(len(rows) + gap)
+    assert slept.released == heard.released
+    assert slept.push(rows) == heard.push(rows)
+    assert slept.released == heard.released
+
+
+def test_a_hold_of_each_label_is_its_own() -> None:
+    contract = tiny_model.contract(refractory_s=0.0)
+    second = contract.sample_rate / contract.hop
+    assert Hold(1.0, {"mid": 2.0}).hops(contract, ["low", "mid"]) == [second, 2 * second]
+    with pytest.raises(UsageError, match="mid"):
+        Hold(1.0, {"mid": float("nan")})
 
 
 def test_one_long_sound_fires_once() -> None:
