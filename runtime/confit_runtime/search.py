@@ -128,6 +128,7 @@ def _open(path: Path) -> Any:
 
 def _usearch() -> Any:
     try:
+        import onnxruntime  # noqa: F401  # after usearch it takes the process down
         import usearch.index
     except ImportError as error:
         raise UsageError("an index needs usearch: pip install 'confit-edge[index]'") from error

@@ -677,6 +677,23 @@ def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: P
         assert gallery.match(print_[0]).nearest == "bell"
 
 
+def test_a_model_is_loaded_after_an_index_was_made(tmp_path: Path, tiny: Path) -> None:
+    """In a process that had loaded none before: usearch and onnxruntime get along in one order only."""
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    script = """
+import sys
+from confit_runtime import load
+from confit_runtime.gallery import Gallery
+
+with Gallery.open(sys.argv[1]) as gallery:
+    print(gallery.build_index(), flush=True)
+print(load(sys.argv[2]).name)
+"""
+    command = [sys.executable, "-c", script, shutil.copy(OLD, tmp_path / "old.db"), tiny]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["5", "tiny"]), done.stderr
+
+
 def test_an_index_that_two_processes_make_at_once_is_whole(tmp_path: Path) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     begin = f"""
