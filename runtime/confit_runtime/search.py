@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from confit_runtime.arrays import Floats, Places
 from confit_runtime.errors import GalleryError, UsageError
@@ -16,6 +18,7 @@ CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
 TOLD_EVERY = 5_000  # prints of an index that is being made
 CHECKED = 16  # vectors of an index held against the gallery's
+BEGINNING = 8  # bytes of an index: how many vectors of how many bytes follow
 
 
 class Search(Protocol):
@@ -36,15 +39,14 @@ class ExactSearch:
         self._prints = np.asfortranarray(prints)
 
     def nearest(self, unit: Floats, count: int) -> Places:
-        if count >= len(self._prints):
-            return np.arange(len(self._prints))
-        return np.argpartition(self._prints @ unit, -count)[-count:]
+        return _nearest(self._prints, unit, count)
 
 
 class IndexSearch:
     """Asks an index made by `build_index`, and compares with every print that was enrolled after it was made.
 
-    What is found are nearly always the nearest prints, not always (`benchmarks/results/gallery.json` says how often).
+    What is found are nearly always the nearest prints, not always (`benchmarks/results/gallery.json` says how often). The
+    index is read where it lies on the disk. Once it was erased, for somebody was removed, all prints are compared.
     """
 
     def __init__(self, path: Path, ids: Places, prints: Floats, effort: int = SEARCH_EFFORT) -> None:
@@ -52,7 +54,8 @@ class IndexSearch:
 
         Raises GalleryError on an index of other prints.
         """
-        self._index = _open(path)
+        self._index, self._beginning = _open(path)
+        self._began_with = self._beginning.tobytes()
         self._index.expansion_search = effort
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
@@ -65,14 +68,21 @@ class IndexSearch:
 
     def nearest(self, unit: Floats, count: int) -> Places:
         found = self._index.search(unit, count * OVERSAMPLED).keys.astype(np.int64)
+        if self._beginning.tobytes() != self._began_with:  # asked afterwards: what was found then is of a whole index
+            return _nearest(self._prints, unit, count)
         rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
-        if count >= len(rows):
-            return rows
-        return rows[np.argpartition(self._prints[rows] @ unit, -count)[-count:]]
+        return rows[_nearest(self._prints[rows], unit, count)]
 
     def _same(self, key: int, print_: Floats) -> bool:
         kept = np.asarray(self._index.get(int(key)), np.float32).reshape(-1)
         return kept.shape == print_.shape and float(kept @ print_) > 0.98 * float(np.linalg.norm(kept))
+
+
+def _nearest(prints: Floats, unit: Floats, count: int) -> Places:
+    """The rows of `prints [n, dim]` nearest to `unit [dim]`, in no order: `count`, or all there are."""
+    if count >= len(prints):
+        return np.arange(len(prints))
+    return np.argpartition(prints @ unit, -count)[-count:]
 
 
 def build_index(
@@ -119,11 +129,15 @@ def erase_index(path: Path) -> None:
             held.unlink()
 
 
-def _open(path: Path) -> Any:
-    index = _usearch().Index.restore(str(path), view=True)
-    if index is None:
+def _open(path: Path) -> tuple[Any, npt.NDArray[np.uint8]]:
+    """An index and its first bytes, both as they stand in the file at any moment."""
+    index = beginning = None
+    with suppress(OSError, ValueError):  # it was erased this moment, or is cut short
+        index = _usearch().Index.restore(str(path), view=True)
+        beginning = np.memmap(path, np.uint8, "r", shape=(BEGINNING,))
+    if index is None or beginning is None:
         raise GalleryError(f"{path}: is not an index: make it again with `confit-edge gallery index`")
-    return index
+    return index, beginning
 
 
 def _usearch() -> Any:

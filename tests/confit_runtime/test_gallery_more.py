@@ -707,6 +707,22 @@ prints = np.eye({DIM}, dtype=np.float32)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_listens_with_an_index_that_is_erased_meanwhile_knows_everybody_on(tmp_path: Path, model: Model) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    path, prints = tmp_path / "gallery.db", random_prints(300)
+    with Gallery.open(path, model, create=True) as gallery:
+        for at in range(100):
+            gallery.enroll(f"name{at}", prints[3 * at : 3 * at + 3], sources=["x"] * 3, voiced_s=1.0)
+        exact = [gallery.match(print_).nearest for print_ in prints]
+        gallery.build_index()
+        with Gallery.open(path, model) as listening:
+            matcher = listening.matcher
+            agreed = [matcher.match(print_).nearest == name for print_, name in zip(prints, exact, strict=True)]
+            assert np.mean(agreed) > 0.9
+            gallery.remove("name99")
+            assert [matcher.match(print_).nearest for print_ in prints] == exact
+
+
 def test_an_index_of_8_bits_ranks_as_all_bits_do(tmp_path: Path) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     # a cloud so dense that the nearest differ by less than 8 bits tell
