@@ -142,19 +142,22 @@ class Gallery:
 
     def check(self, model: Model) -> None:
         """Raise GalleryError unless this gallery was enrolled with `model`'s embedding."""
+        self._check(self.binding, model)
+
+    def _check(self, binding: Binding, model: Model) -> None:
         contract = model.contract
-        if (self.embedding_id, self.dim) != (contract.embedding_id, contract.embedding_dim):
+        if (binding.embedding_id, binding.dim) != (contract.embedding_id, contract.embedding_dim):
             with self._file.reading() as db:
                 prints, kept = db.execute(
                     "SELECT (SELECT COUNT(*) FROM prints), (SELECT COUNT(*) FROM audio)"
                 ).fetchone()
-            named = f"{self.binding.model}, " if self.binding.model else ""
+            named = f"{binding.model}, " if binding.model else ""
             advice = "use that model, or another --gallery"
-            if kept and kept == prints and self.binding.kind in ("", kind_of(contract)):
+            if kept and kept == prints and binding.kind in ("", kind_of(contract)):
                 again = f"`confit-edge gallery re-enroll {as_asked_for(model.path)} --gallery {self.path}`"
                 advice += f"; or make its prints anew, from the audio that was kept: {again}"
             raise GalleryError(
-                f"{self.path}: was enrolled with another model ({named}embedding {self.embedding_id[:12]} of {self.dim};"
+                f"{self.path}: was enrolled with another model ({named}embedding {binding.embedding_id[:12]} of {binding.dim};"
                 f" {model.name} has {contract.embedding_id[:12]} of {contract.embedding_dim}): {advice}"
             )
 
@@ -203,10 +206,10 @@ class Gallery:
         the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
         """
         name = new_name(name)
-        blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
         if not 0.0 <= voiced_s < math.inf:
             raise UsageError(f"{name!r} is enrolled from seconds of sound, voiced_s of 0 or more, not {voiced_s}")
         with self.change() as db:
+            blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
             places = new_places(blobs, self.blobs(name, negative=negative))
             heard_s = voiced_s * (len(places) / len(blobs))
             if not (negative or carried):
@@ -368,13 +371,32 @@ class Gallery:
     def change(self) -> Iterator[sqlite3.Connection]:
         """One transaction, with all changes made within: all of it is on the disk afterwards, or nothing.
 
-        Another thread's calls wait for its end. Raises GalleryError.
+        Another thread's calls wait for its end. Raises GalleryError, also where another program bound the gallery to another
+        model: what one has prints of by now is not what it holds.
         """
         with self._file.lock:
             with self._file.change() as db:
+                self._check_bound(db)
                 yield db
             if not db.in_transaction:  # and this no part of another change
                 self._matcher = None
+
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """All that is read within is of one moment, and of the model that the gallery was opened for. Raises GalleryError."""
+        with self._file.moment() as db:
+            self._check_bound(db)
+            yield
+
+    def _check_bound(self, db: sqlite3.Connection) -> None:
+        """Raise GalleryError where the prints are of another model than when the gallery was opened."""
+        binding = bound(self.path, db)
+        if not binding.compares(self.binding):
+            raise GalleryError(
+                f"{self.path}: was bound to another model while it was open (embedding {binding.embedding_id[:12]} of"
+                f" {binding.dim}, it was {self.embedding_id[:12]} of {self.dim}): open it again, for that model"
+            )
+        self.binding = binding
 
     def _newest(self) -> Matcher:
         """The prints as they are now; while another program holds the file, as they were."""
@@ -431,8 +453,9 @@ class Gallery:
         assert self._levels is not None
         with db:
             db.execute("BEGIN")
-            self.binding = bound(self.path, db)
-            self.check(self._model)
+            binding = bound(self.path, db)
+            self._check(binding, self._model)
+            self.binding = binding
             names = dict(db.execute("SELECT id, name FROM names ORDER BY id").fetchall())
             place = {name_id: at for at, name_id in enumerate(names)}
             (ids, owners, prints), (_, vetoed, vetoes) = (

@@ -51,6 +51,17 @@ class GalleryFile:
                 db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
 
     @contextmanager
+    def moment(self) -> Iterator[sqlite3.Connection]:
+        """`reading`, all of it as it is at one moment. Raises GalleryError."""
+        with self.reading() as db:
+            if db.in_transaction:
+                yield db
+                return
+            with db:
+                db.execute("BEGIN")
+                yield db
+
+    @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is on the disk afterwards, or nothing. Within another it is a part of that.
 

@@ -49,6 +49,10 @@ class Binding:
     model: str
     kind: str
 
+    def compares(self, other: Binding) -> bool:
+        """Whether prints of the one compare with those of the other: they are of one embedding."""
+        return (self.embedding_id, self.dim) == (other.embedding_id, other.dim)
+
 
 def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None, *, writable: bool) -> sqlite3.Connection:
     """Check an open gallery, lay it out where it is blank and `create_for` is given, and migrate an older one.

@@ -27,18 +27,19 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
     """
     if out.exists():
         raise UsageError(f"{out}: is there already: choose another file, or import into it")
-    wanted = [clean_name(name) for name in names] or list({**source.names(), **source.negatives()})
-    found = {name: source.prints(name) for name in wanted}
+    with source.moment():
+        wanted = [clean_name(name) for name in names] or list({**source.names(), **source.negatives()})
+        found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
     partial = partial_path(out)
     partial.unlink(missing_ok=True)  # of a killed process that had our number
     try:
         with source.copy_layout(partial) as target:
-            for name, prints in found.items():
-                _add(target, name, prints, source.voiced_s(name))
+            for name, (prints, voiced_s) in found.items():
+                _add(target, name, prints, voiced_s)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    return {name: len(prints) for name, prints in found.items()}
+    return {name: len(prints) for name, (prints, _) in found.items()}
 
 
 def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
@@ -48,7 +49,7 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
     sounds, when one of the names cannot be enrolled, or when prints of it stand here under another name, which would make
     both unknown; nothing is written then.
     """
-    if (source.embedding_id, source.dim) != (target.embedding_id, target.dim):
+    if not source.binding.compares(target.binding):
         raise GalleryError(
             f"{source.path}: was enrolled with another model than {target.path}, and prints of two models do not compare"
         )
@@ -57,16 +58,17 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
             f"{source.path}: holds {OF_KIND[source.kind]}, and {target.path} holds {OF_KIND[target.kind]}: import it into"
             " another --gallery"
         )
-    names = [new_name(name) for name in {**source.names(), **source.negatives()}]
-    blobs = {name: source.blobs(name, negative=False) for name in names}
-    every = set().union(*blobs.values())
-    here, there = target.holders(every), source.holders(every)
+    # read before it is changed: who holds one gallery does not wait for another, whose holder may wait for this one
+    with source.moment():
+        names = [new_name(name) for name in {**source.names(), **source.negatives()}]
+        found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
+        blobs = {name: source.blobs(name, negative=False) for name in names}
+        there = source.holders(every := set().union(*blobs.values()))
+    here = target.holders(every)
     for name in names:
         for gallery, holders in ((target, here), (source, there)):
             check_nobody_else(name, set().union(*(holders[blob] for blob in blobs[name])), gallery.path)
     before = _counts(target)
-    # read before it is changed: who holds one gallery does not wait for another, whose holder may wait for this one
-    found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
     with target.change():
         for name, (prints, voiced_s) in found.items():
             _add(target, name, prints, voiced_s)

@@ -341,6 +341,36 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
         enroll_again(gallery, model)
 
 
+def test_who_had_it_open_as_it_was_enrolled_again_adds_no_prints_of_the_old_model(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
+    with Gallery.open(path, model, create=True) as gallery:
+        enroll_bell(gallery, model)
+        export_names(gallery, [], tmp_path / "bell.db")
+    with (
+        Gallery.open(path, model) as enrolling,
+        Gallery.open(path, model) as listening,
+        Gallery.open(path) as importing,
+        Gallery.open(tmp_path / "bell.db") as given,
+        Gallery.open(path) as gallery,
+    ):
+        gallery.rename("bell", "chime")
+        enroll_again(gallery, other)
+        with pytest.raises(GalleryError, match="was enrolled with another model"):
+            listening.match(random_prints(1)[0])
+        for act in (
+            lambda: enrolling.enroll("eve", random_prints(1), sources=["x"], voiced_s=1.0),
+            lambda: listening.enroll("eve", random_prints(1), sources=["x"], voiced_s=1.0),
+            lambda: import_names(importing, given),
+            lambda: import_names(given, importing),
+            lambda: export_names(importing, [], tmp_path / "chime.db"),
+        ):
+            with pytest.raises(GalleryError, match=r"gallery\.db: was bound to another model while it was open"):
+                act()
+        assert (gallery.names(), given.names()) == ({"chime": 1}, {"bell": 1})
+        assert gallery.enroll("eve", random_prints(1), sources=["x"], voiced_s=1.0) == 1
+
+
 def test_to_enroll_again_is_advised_only_where_all_audio_was_kept(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
