@@ -21,7 +21,7 @@ from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Print, checked, from_blobs, new_places, read_prints, to_blobs
+from confit_runtime.prints import Print, checked, checked_rows, from_blobs, new_places, read_prints, to_blobs
 from confit_runtime.search import IndexSearch, build_index, erase_index
 from confit_runtime.shipped import as_asked_for
 
@@ -354,18 +354,37 @@ class Gallery:
                 raise UsageError(f"{self.path}: {new!r} is enrolled already: remove it first, or choose another name")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, name_id))
 
-    def replace_prints(self, model: Model, kind: Kind, names: dict[str, Floats]) -> None:
-        """Bind the gallery to another model: `names` gives the new embeddings `[n, dim]` of each name's prints, in order."""
+    def replace_prints(self, model: Model, kind: Kind, names: Mapping[str, tuple[Floats, Floats]]) -> None:
+        """Bind the gallery to another model: `names` gives all prints of each name, in order, and the new ones in their place.
+
+        Both are `[n, dim]`. Raises UsageError on new ones that cannot be, and GalleryError where the gallery holds others
+        than those by now; nothing is changed then.
+        """
         binding = _binding(model, kind)
         with self._file.lock:
             with self.change() as db:
+                held = self._held(db)
+                read = {name: [row.tobytes() for row in old.astype("<f4")] for name, (old, _) in names.items()}
+                if {name: [blob for _, blob in prints] for name, prints in held.items()} != read:
+                    raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was made anew: do it again")
                 erase_index(self.index_path)
-                for name, embeddings in names.items():
-                    places = db.execute("SELECT id FROM prints WHERE name_id = ? ORDER BY id", (self._id_of(db, name),))
-                    rows = zip(to_blobs(embeddings), (place for (place,) in places.fetchall()), strict=True)
-                    db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", list(rows))
+                for name, (old, new) in names.items():
+                    blobs = to_blobs(checked_rows(name, new, binding.dim))
+                    if len(blobs) != len(old):
+                        raise UsageError(f"{len(blobs)} new prints of {name!r}, who has {len(old)}")
+                    rows = [(blob, print_id) for blob, (print_id, _) in zip(blobs, held[name], strict=True)]
+                    db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", rows)
                 bind(db, binding)
             self._model, self._levels, self.binding = model, Levels.of(model.contract, None, None), binding
+
+    def _held(self, db: sqlite3.Connection) -> dict[str, list[tuple[int, bytes]]]:
+        """Of each name the prints, negative ones too, in the order they were enrolled: ids and embeddings."""
+        held: dict[str, list[tuple[int, bytes]]] = {}
+        for name, print_id, blob in db.execute(
+            "SELECT name, prints.id, embedding FROM prints JOIN names ON name_id = names.id ORDER BY prints.id"
+        ):
+            held.setdefault(name, []).append((print_id, blob))
+        return held
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:

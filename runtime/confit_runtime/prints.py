@@ -37,11 +37,17 @@ def checked(
     name: str, embeddings: npt.ArrayLike, dim: int, sources: Sequence[str], audio: Sequence[bytes] | None
 ) -> Floats:
     """The embeddings `[n, dim]` (n >= 1) that `name` is enrolled with. Raises UsageError on what are none."""
+    rows = checked_rows(name, embeddings, dim)
+    if len(sources) != len(rows) or len(audio or sources) != len(rows):
+        raise UsageError(f"{len(rows)} embeddings to enroll, but {len(sources)} sources")
+    return rows
+
+
+def checked_rows(name: str, embeddings: npt.ArrayLike, dim: int) -> Floats:
+    """Embeddings `[n, dim]` (n >= 1) of `name`. Raises UsageError on what are none."""
     rows = floats(embeddings, f"embeddings [n, {dim}]")
     if rows.ndim != 2 or rows.shape[1] != dim or len(rows) == 0:
         raise UsageError(f"embeddings to enroll are [n, {dim}], got {list(rows.shape)}")
-    if len(sources) != len(rows) or len(audio or sources) != len(rows):
-        raise UsageError(f"{len(rows)} embeddings to enroll, but {len(sources)} sources")
     lengths = np.linalg.norm(rows, axis=1)
     if not (np.isfinite(lengths).all() and (lengths > 0.0).all()):
         raise UsageError(f"an embedding of {name!r} is zero, NaN or infinite")

@@ -80,7 +80,8 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
     """Make every print anew with another model, from the audio that was kept. Returns how many of each name.
 
     `kind` says what the names are, where the gallery does not or the model is of the other kind. Raises, changing nothing,
-    UsageError when it is needed and not given, GalleryError when the audio of any print was not kept.
+    UsageError when it is needed and not given, GalleryError when the audio of any print was not kept, and when the gallery
+    was changed meanwhile.
     """
     of_model = kind_of(model.contract)
     if kind is None and gallery.kind != of_model:
@@ -98,9 +99,10 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
                 " enroll from clips again, into another --gallery"
             )
         sounds = [_decoded(gallery, one.audio, model) for one in prints]
-        made[name] = np.stack([_embedded(model, sound, settled) for sound in sounds])
+        embeddings = np.stack([_embedded(model, sound, settled) for sound in sounds])
+        made[name] = np.stack([one.embedding for one in prints]), embeddings
     gallery.replace_prints(model, settled, made)
-    return {name: len(embeddings) for name, embeddings in made.items()}
+    return {name: len(embeddings) for name, (_, embeddings) in made.items()}
 
 
 def _counts(gallery: Gallery) -> Counter[str]:

@@ -465,15 +465,44 @@ def test_while_another_program_holds_it_the_names_are_as_they_were(
         assert gallery.matcher.names == ("eve", "bob")
 
 
+def replace_all(gallery: Gallery, model: Model) -> None:
+    """Bind it to another model, with prints that say nothing."""
+    held = {name: np.stack([one.embedding for one in gallery.prints(name)]) for name in gallery.names()}
+    gallery.replace_prints(model, "sound", {name: (old, random_prints(len(old))) for name, old in held.items()})
+
+
 def test_a_gallery_that_was_bound_to_another_model_meanwhile_is_refused(
     path: Path, tmp_path: Path, model: Model
 ) -> None:
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
     with Gallery.open(path, model) as gallery, Gallery.open(path) as changed:
         assert gallery.matcher.names == ("ada", "bob")
-        changed.replace_prints(other, "sound", {name: random_prints(count) for name, count in changed.names().items()})
+        replace_all(changed, other)
         with pytest.raises(GalleryError, match="was enrolled with another model"):
             gallery.match(random_prints(1)[0])
+
+
+def test_prints_are_replaced_all_or_none(path: Path, tmp_path: Path, model: Model) -> None:
+    other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
+    new = random_prints(3)
+    with Gallery.open(path, model) as gallery, Gallery.open(path) as meanwhile:
+        ada, bob = (np.stack([one.embedding for one in gallery.prints(name)]) for name in ("ada", "bob"))
+        for names in (
+            {"ada": (ada, new)},  # and bob's stay of the old model
+            {"ada": (ada, new), "bob": (bob[::-1], new[:2])},
+            {"ada": (ada, new), "bob": (bob, new[:2]), "eve": (bob, new[:2])},
+        ):
+            with pytest.raises(GalleryError, match=r"gallery\.db: was changed meanwhile"):
+                gallery.replace_prints(other, "sound", names)
+        for bad in (new[:1], new[:2, :-1], new[:2] * np.nan):
+            with pytest.raises(UsageError):
+                gallery.replace_prints(other, "sound", {"ada": (ada, new), "bob": (bob, bad)})
+        meanwhile.enroll("bob", random_prints(1), sources=["x"], voiced_s=1.0)
+        with pytest.raises(GalleryError, match="was changed meanwhile"):
+            gallery.replace_prints(other, "sound", {"ada": (ada, new), "bob": (bob, new[:2])})
+        assert (gallery.embedding_id, gallery.match(ada[0]).name) == (model.contract.embedding_id, "ada")
+        replace_all(gallery, other)
+        assert gallery.embedding_id == "another"
 
 
 def test_a_stream_hears_who_was_enrolled_or_removed_meanwhile(tmp_path: Path, model: Model) -> None:
