@@ -24,7 +24,11 @@ class ModelError(ConfitError):
 
 
 class GalleryError(ConfitError):
-    """A gallery that is damaged, is not ours, or was enrolled with another model."""
+    """A gallery that cannot be used, as it is damaged, not ours, or of another model."""
+
+
+class GalleryModelError(GalleryError):
+    """A gallery that was enrolled with another model."""
 
 
 class GalleryBusyError(GalleryError):

@@ -6,29 +6,28 @@ import logging
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
+from confit_runtime.current import CurrentMatcher
 from confit_runtime.enrollment import OF_KIND, Kind, check_enough, check_nobody_else, kind_of
-from confit_runtime.errors import GalleryBusyError, GalleryError, UsageError
+from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import GalleryFile, check_folder, make_file
 from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import Print, checked, checked_rows, from_blobs, new_places, read_prints, to_blobs
-from confit_runtime.search import IndexSearch, build_index, erase_index
+from confit_runtime.search import build_index, erase_index
 from confit_runtime.shipped import as_asked_for
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 500  # prints that one statement asks for; SQLite takes 999 values at the least
-LISTENING_PATIENCE_S = 0.1  # for a change by another program or thread: sound does not wait
 
 
 class Gallery:
@@ -41,13 +40,13 @@ class Gallery:
 
     def __init__(self, file: GalleryFile, model: Model | None, levels: Levels | None) -> None:
         """Use `Gallery.open`."""
-        self._file, self._model, self._levels = file, model, levels
-        self._gone = False  # no file stands at its path any more
-        self._matcher: Matcher | None = None
+        self._file, self._model = file, model
         with file.reading() as db:
-            self.binding, self._seen = bound(file.path, db), _version(db)
-            if model is not None:
-                self._matcher = self._load(db)
+            self.binding = bound(file.path, db)
+        self._current: CurrentMatcher | None = None
+        if model is not None and levels is not None:
+            self._current = CurrentMatcher(file, model, levels, self._admit)
+            self._current.newest()
 
     @classmethod
     def open(
@@ -156,7 +155,7 @@ class Gallery:
             if kept and kept == prints and binding.kind in ("", kind_of(contract)):
                 again = f"`confit-edge gallery re-enroll {as_asked_for(model.path)} --gallery {self.path}`"
                 advice += f"; or make its prints anew, from the audio that was kept: {again}"
-            raise GalleryError(
+            raise GalleryModelError(
                 f"{self.path}: was enrolled with another model ({named}embedding {binding.embedding_id[:12]} of {binding.dim};"
                 f" {model.name} has {contract.embedding_id[:12]} of {contract.embedding_dim}): {advice}"
             )
@@ -169,16 +168,9 @@ class Gallery:
         the file was replaced (a copy was restored), it is that file's, and nobody is enrolled while there is none. Raises
         UsageError on a gallery opened without a model, GalleryError where another program bound it to another model.
         """
-        if self._model is None:
+        if self._current is None:
             raise UsageError(f"{self.path}: was opened without its model, so there is nothing to match with")
-        matcher, lock = self._matcher, self._file.lock
-        if lock.acquire(timeout=-1 if matcher is None else LISTENING_PATIENCE_S):
-            try:
-                matcher = self._newest()
-            finally:
-                lock.release()
-        assert matcher is not None  # without one the lock was waited for
-        return matcher
+        return self._current.newest()
 
     def match(self, embedding: npt.ArrayLike) -> Match:
         """Who an embedding `[dim]` of the model is nearest to; see `Matcher`. Raises UsageError, and what `matcher` raises."""
@@ -310,7 +302,7 @@ class Gallery:
     @property
     def index_path(self) -> Path:
         """Where the index of this gallery is, if `build_index` made one."""
-        return self.path.with_name(self.path.name + ".index")
+        return self._file.index_path
 
     def build_index(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Write an index of the prints beside the file, for galleries of more than 100 000. Returns how many it holds.
@@ -323,7 +315,7 @@ class Gallery:
             place = {name_id: at for at, (name_id,) in enumerate(names)}
             ids, _, prints = read_prints(self.path, db, self.dim, place, negative=False)
             build_index(self.index_path, ids, prints, progress, self.path.stat().st_mode & 0o777)
-            self._matcher = None
+            self._outdate()
         return len(ids)
 
     def remove(self, name: str) -> int:
@@ -375,7 +367,8 @@ class Gallery:
                     rows = [(blob, print_id) for blob, (print_id, _) in zip(blobs, held[name], strict=True)]
                     db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", rows)
                 bind(db, binding)
-            self._model, self._levels, self.binding = model, Levels.of(model.contract, None, None), binding
+            self._model, self.binding = model, binding
+            self._current = CurrentMatcher(self._file, model, Levels.of(model.contract, None, None), self._admit)
 
     def _held(self, db: sqlite3.Connection) -> dict[str, list[tuple[int, bytes]]]:
         """Of each name the prints, negative ones too, in the order they were enrolled: ids and embeddings."""
@@ -398,7 +391,11 @@ class Gallery:
                 self._check_bound(db)
                 yield db
             if not db.in_transaction:  # and this no part of another change
-                self._matcher = None
+                self._outdate()
+
+    def _outdate(self) -> None:
+        if self._current is not None:
+            self._current.outdate()
 
     @contextmanager
     def moment(self) -> Iterator[None]:
@@ -407,48 +404,23 @@ class Gallery:
             self._check_bound(db)
             yield
 
+    def _admit(self, db: sqlite3.Connection) -> Binding:
+        """What the prints are of. Raises GalleryError where that is not the model's embedding."""
+        assert self._model is not None
+        binding = bound(self.path, db)
+        self._check(binding, self._model)
+        self.binding = binding
+        return binding
+
     def _check_bound(self, db: sqlite3.Connection) -> None:
         """Raise GalleryError where the prints are of another model than when the gallery was opened."""
         binding = bound(self.path, db)
         if not binding.compares(self.binding):
-            raise GalleryError(
+            raise GalleryModelError(
                 f"{self.path}: was bound to another model while it was open (embedding {binding.embedding_id[:12]} of"
                 f" {binding.dim}, it was {self.embedding_id[:12]} of {self.dim}): open it again, for that model"
             )
         self.binding = binding
-
-    def _newest(self) -> Matcher:
-        """The prints as they are now; while another program holds the file, as they were."""
-        if self._gone or not self._file.stands:
-            self._go_on()
-        if self._matcher is None:
-            with self._file.reading() as db:
-                self._seen, self._matcher = _version(db), self._load(db)
-        elif not self._gone:
-            try:
-                with self._file.hurried(LISTENING_PATIENCE_S) as db:
-                    if (version := _version(db)) != self._seen:
-                        self._seen, self._matcher = version, self._load(db)
-            except GalleryBusyError as error:
-                log.warning("%s; until then its names are as they were", error)
-        return self._matcher
-
-    def _go_on(self) -> None:
-        """With the file that stands at the path now; without one, with a matcher of nobody."""
-        if not self.path.exists():
-            if not self._gone:
-                assert self._levels is not None
-                log.warning("%s: is not there any more, so nobody is enrolled", self.path)
-                nobody = np.zeros((0, self.dim), np.float32)
-                self._gone, self._matcher = True, Matcher([], [], nobody, nobody, levels=self._levels)
-            return
-        try:
-            self._file.reopen()
-        except GalleryError as error:  # it may not be written to its end yet
-            log.warning("%s; until it can be read its names are as they were", error)
-            return
-        log.warning("%s: was replaced; its names are those of the new file", self.path)
-        self._gone, self._matcher = False, None
 
     def _check_enrolled(self, names: Iterable[str]) -> None:
         there = self.names()
@@ -466,51 +438,9 @@ class Gallery:
             raise damaged(self.path)
         return row[0]
 
-    def _load(self, db: sqlite3.Connection) -> Matcher:
-        """All prints at one moment. Raises GalleryError where they are of another model by now."""
-        assert self._model is not None
-        assert self._levels is not None
-        with db:
-            db.execute("BEGIN")
-            binding = bound(self.path, db)
-            self._check(binding, self._model)
-            self.binding = binding
-            names = dict(db.execute("SELECT id, name FROM names ORDER BY id").fetchall())
-            place = {name_id: at for at, name_id in enumerate(names)}
-            (ids, owners, prints), (_, vetoed, vetoes) = (
-                read_prints(self.path, db, self.dim, place, negative=negative) for negative in (False, True)
-            )
-        return Matcher(
-            [self._name(name) for name in names.values()],
-            owners,
-            prints,
-            self._cohort(),
-            levels=self._levels,
-            search=IndexSearch(self.index_path, ids, prints) if self.index_path.exists() else None,
-            vetoed=vetoed,
-            vetoes=vetoes,
-        )
-
-    def _cohort(self) -> Floats:
-        """What is not enrolled: the model's own sounds, and for sounds the quiet around them."""
-        assert self._model is not None
-        cohort = self._model.cohort
-        return cohort if self.kind == "speaker" else np.concatenate([cohort, self._model.quiet])
-
-    def _name(self, name: object) -> str:
-        with suppress(UsageError):
-            if isinstance(name, str) and clean_name(name) == name:
-                return name
-        raise damaged(self.path)
-
 
 def _binding(model: Model, kind: Kind | None) -> Binding:
     contract = model.contract
     if kind is not None and kind not in OF_KIND:
         raise UsageError(f"the names of a gallery are of kind {' or '.join(OF_KIND)}, not {kind!r}")
     return Binding(contract.embedding_id, contract.embedding_dim, contract.name, kind or kind_of(contract))
-
-
-def _version(db: sqlite3.Connection) -> int:
-    """A number that another program's changes change."""
-    return int(db.execute("PRAGMA data_version").fetchone()[0])

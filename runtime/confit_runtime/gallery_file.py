@@ -15,6 +15,8 @@ from confit_runtime.migrations import Binding, lay_out, prepare, reported
 
 PATIENCE_S = 5.0  # for another program's change
 
+Look = int
+
 
 class GalleryFile:
     """A gallery's file, safe to use from any thread: each waits until no other is reading or changing it."""
@@ -23,7 +25,7 @@ class GalleryFile:
         """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
         self.path, self.lock = path, RLock()
         with reported(path):
-            self._db = _ready(path, binding)
+            self._db = _ready(path, binding, PATIENCE_S)
         self._identity, self._closed = _identity(path), False
 
     def close(self) -> None:
@@ -31,12 +33,16 @@ class GalleryFile:
             self._db.close()
             self._closed = True
 
+    def check_open(self) -> None:
+        """Raise GalleryError once it is closed."""
+        if self._closed:
+            raise GalleryError(f"{self.path}: was closed: open the gallery again")
+
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, which no other thread uses meanwhile. Raises GalleryError."""
         with self.lock:
-            if self._closed:
-                raise GalleryError(f"{self.path}: was closed: open the gallery again")
+            self.check_open()
             with reported(self.path):
                 yield self._db
 
@@ -80,22 +86,46 @@ class GalleryFile:
                 yield db
 
     @property
+    def index_path(self) -> Path:
+        """Where its index is, if there is one."""
+        return self.path.with_name(self.path.name + ".index")
+
+    @property
     def stands(self) -> bool:
         """Whether the file that is open is the one that stands at its path."""
         return _identity(self.path) == self._identity
 
-    def reopen(self) -> None:
-        """Go on with the file that stands at the path now. Raises GalleryError where that cannot be read."""
-        with self.reading():
-            opened = _ready(self.path, None)
+    def look(self, db: sqlite3.Connection) -> Look:
+        """What another program's changes change, within a `moment`."""
+        return Look(db.execute("PRAGMA data_version").fetchone()[0])
+
+    def reopen(self, seconds: float) -> None:
+        """Go on with the file that stands at the path now. Waits so long for another program's change. Raises GalleryError."""
+        with self.lock, reported(self.path):
+            identity = _identity(self.path)
+            opened = _ready(self.path, None, seconds)
             self._db.close()
-            self._db, self._identity = opened, _identity(self.path)
+            self._db, self._identity = opened, identity
+            self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
+
+
+def is_there(path: Path) -> bool:
+    """Whether something stands at a path. Raises GalleryError where one may not look."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        raise GalleryError(
+            f"{path}: cannot be looked for ({error.strerror}): look at its name, and at the permissions of its folders"
+        ) from error
+    return True
 
 
 def make_file(path: Path, binding: Binding) -> None:
     """Make an empty gallery. Raises UsageError and GalleryError, which name the folder, for the file may be moved yet."""
     check_folder(path.parent)
-    with reported(path.parent), closing(_connect(path, create=True, writable=True)) as db:
+    with reported(path.parent), closing(_connect(path, create=True, writable=True, patience_s=PATIENCE_S)) as db:
         lay_out(path, db, binding)
 
 
@@ -111,15 +141,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     """Which file stands at a path, if one does."""
     try:
         stat = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return stat.st_dev, stat.st_ino
 
 
-def _ready(path: Path, binding: Binding | None) -> sqlite3.Connection:
+def _ready(path: Path, binding: Binding | None, patience_s: float) -> sqlite3.Connection:
     """An open connection to a gallery of today's layout. Raises GalleryError, and SQLite's errors."""
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-    db = _connect(path, create=binding is not None, writable=writable)
+    db = _connect(path, create=binding is not None, writable=writable, patience_s=patience_s)
     try:
         for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"):
             db.execute(f"PRAGMA {pragma}")
@@ -129,7 +159,7 @@ def _ready(path: Path, binding: Binding | None) -> sqlite3.Connection:
         raise
 
 
-def _connect(path: Path, *, create: bool, writable: bool) -> sqlite3.Connection:
+def _connect(path: Path, *, create: bool, writable: bool, patience_s: float) -> sqlite3.Connection:
     if create and writable:
         # what it refuses SQLite refuses too, and tells; of a file that is there it changes nothing
         with suppress(OSError):
@@ -139,6 +169,6 @@ def _connect(path: Path, *, create: bool, writable: bool) -> sqlite3.Connection:
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         isolation_level=None,
-        timeout=PATIENCE_S,
+        timeout=patience_s,
         check_same_thread=False,
     )
