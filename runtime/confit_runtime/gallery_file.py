@@ -15,7 +15,8 @@ from confit_runtime.migrations import Binding, lay_out, prepare, reported
 
 PATIENCE_S = 5.0  # for another program's change
 
-Look = int
+Written = tuple[int, int]  # when, in ns, and how many bytes
+Look = tuple[int, Written | None]
 
 
 class GalleryFile:
@@ -26,7 +27,7 @@ class GalleryFile:
         self.path, self.lock = path, RLock()
         with reported(path):
             self._db = _ready(path, binding, PATIENCE_S)
-        self._identity, self._closed = _identity(path), False
+        self._identity, self._written, self._closed = _identity(path), _written(path), False
 
     def close(self) -> None:
         with self.lock:
@@ -44,7 +45,19 @@ class GalleryFile:
         with self.lock:
             self.check_open()
             with reported(self.path):
+                if not self._db.in_transaction:
+                    self._forget_what_was_written_over()
                 yield self._db
+
+    def _forget_what_was_written_over(self) -> None:
+        """Let SQLite read the file itself when it was written.
+
+        The pages that SQLite holds are good for as long as a count in the file stands; a copy that is restored in place may
+        have that count, too, and half of those pages would be written back into it.
+        """
+        if (written := _written(self.path)) != self._written:
+            self._db.execute("PRAGMA shrink_memory")
+            self._written = written
 
     @contextmanager
     def hurried(self, seconds: float) -> Iterator[sqlite3.Connection]:
@@ -96,16 +109,16 @@ class GalleryFile:
         return _identity(self.path) == self._identity
 
     def look(self, db: sqlite3.Connection) -> Look:
-        """What another program's changes change, within a `moment`."""
-        return Look(db.execute("PRAGMA data_version").fetchone()[0])
+        """What changes with each change by another program, one that does not use SQLite too; within a `moment`."""
+        return int(db.execute("PRAGMA data_version").fetchone()[0]), _written(self.path)
 
     def reopen(self, seconds: float) -> None:
         """Go on with the file that stands at the path now. Waits so long for another program's change. Raises GalleryError."""
         with self.lock, reported(self.path):
-            identity = _identity(self.path)
+            identity, written = _identity(self.path), _written(self.path)
             opened = _ready(self.path, None, seconds)
             self._db.close()
-            self._db, self._identity = opened, identity
+            self._db, self._identity, self._written = opened, identity, written
             self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
 
 
@@ -144,6 +157,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino
+
+
+def _written(path: Path) -> Written | None:
+    """When what stands at a path was written last, if anything does."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _ready(path: Path, binding: Binding | None, patience_s: float) -> sqlite3.Connection:

@@ -634,6 +634,58 @@ def test_a_file_that_was_replaced_is_read_and_one_that_is_gone_is_nobody(
     ]  # fmt: skip
 
 
+def restore(copy: Path, path: Path) -> None:
+    """Write it over the file, as cp does."""
+    time.sleep(0.02)  # the clock of a file system may tick that slowly
+    shutil.copyfile(copy, path)
+
+
+def test_a_copy_that_is_restored_in_place_is_the_gallery(tmp_path: Path, model: Model) -> None:
+    """Though both were changed as many times, which is what SQLite looks at."""
+    path, copy = tmp_path / "house.db", tmp_path / "copy.db"
+    ada, eve = random_prints(2)
+    for file, name, print_ in ((path, "ada", ada), (copy, "eve", eve)):
+        with Gallery.open(file, model, create=True) as gallery:
+            gallery.enroll(name, print_[None], sources=["x"], voiced_s=5.0)
+    first = path.read_bytes()
+    assert first[24:28] == copy.read_bytes()[24:28]
+    with Gallery.open(path, model) as gallery, Gallery.open(path) as listing, Gallery.open(path) as changing:
+        assert (gallery.match(ada).name, list(listing.names()), list(changing.names())) == ("ada", ["ada"], ["ada"])
+        restore(copy, path)
+        assert (gallery.match(ada).name, gallery.match(eve).name, list(listing.names())) == (None, "eve", ["eve"])
+        changing.enroll("bob", random_prints(1), sources=["x"], voiced_s=5.0)
+        assert gallery.matcher.names == ("eve", "bob")
+    with Gallery.open(path, model) as gallery:
+        assert gallery.names() == {"bob": 1, "eve": 1}
+
+
+def test_a_copy_that_is_written_slowly_in_place_is_waited_for(tmp_path: Path, model: Model) -> None:
+    path, copy = tmp_path / "house.db", tmp_path / "copy.db"
+    ada, eve = random_prints(2)
+    for file, name, print_, more in ((path, "ada", ada, 0), (copy, "eve", eve, 300)):
+        with Gallery.open(file, model, create=True) as gallery:
+            gallery.enroll(name, [print_, *random_prints(more)], sources=["x"] * (1 + more), voiced_s=5.0)
+    with Gallery.open(path, model) as gallery:
+        assert gallery.match(ada).name == "ada"
+        whole = copy.read_bytes()
+        with path.open("wb", 0) as file:
+            for at in range(0, len(whole), 3000):
+                assert gallery.match(ada).name == "ada"
+                file.write(whole[at : at + 3000])
+        assert gallery.match(eve).name == "eve"
+
+
+def test_a_copy_of_an_older_version_that_is_restored_in_place_is_migrated(tmp_path: Path, model: Model) -> None:
+    path = Path(shutil.copy(OLD, tmp_path / "house.db"))
+    with Gallery.open(path, model) as gallery:
+        gallery.remove("zoë")
+        assert gallery.matcher.names == ("Ada Lovelace",)
+        restore(OLD, path)
+        for _ in range(2):  # at the first look it is found to be another, at the second it is read
+            matcher = gallery.matcher
+        assert set(matcher.names) == {"Ada Lovelace", "zoë"}
+
+
 def test_a_name_that_an_older_version_allowed_is_listed_and_can_be_removed(tmp_path: Path, model: Model) -> None:
     path, name = tmp_path / "house.db", "\u2068ada\u2069"
     with Gallery.open(path, model, create=True) as gallery:
