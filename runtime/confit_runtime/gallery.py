@@ -7,6 +7,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,7 @@ from confit_runtime.arrays import Floats
 from confit_runtime.current import CurrentMatcher
 from confit_runtime.enrollment import OF_KIND, Kind, check_enough, check_nobody_else, kind_of
 from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
-from confit_runtime.gallery_file import GalleryFile, check_folder, make_file
+from confit_runtime.gallery_file import GalleryFile, check_folder, is_there, make_file
 from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
@@ -34,8 +35,8 @@ class Gallery:
     """Names and their prints, kept in one SQLite file. Use as a context manager; safe to share between threads.
 
     Each change is one transaction, on the disk when the call returns: a crash loses nothing that was enrolled. What
-    another program or thread changes meanwhile is seen by the next call. All but `close` raise GalleryError once it is
-    closed.
+    another program or thread changes meanwhile is seen by the next call. What reads or changes the file raises GalleryError
+    once it is closed, and GalleryBusyError where another program changes it for longer than one waits.
     """
 
     def __init__(self, file: GalleryFile, model: Model | None, levels: Levels | None) -> None:
@@ -66,16 +67,18 @@ class Gallery:
         instead of those the model and the prints themselves give, `thresholds` one for some names (who may be enrolled later
         only with `create`), `margin`, 0..2, one instead of the model's. In a folder that cannot be written the file is opened
         as it is, for reading only. Raises UsageError when there is no such file, on levels that cannot be, and on thresholds
-        for names that are not enrolled; GalleryError when it is damaged, of a newer version, of another model, or not a gallery.
+        for names that are not enrolled; GalleryError when it is damaged, of a newer version, of another model, not a gallery, in
+        use by another program for longer than one waits, or where one may not look.
         """
         path = Path(path)
+        there = is_there(path)
         if model is not None and not isinstance(model, Model):
             raise UsageError(f"a gallery is opened for a loaded model, not for {model!r}: load({model!r}) gives one")
-        if path.exists() and not path.is_file():
+        if there and not path.is_file():
             raise UsageError(f"{path}: is not a file, expected a gallery")
         if create and model is None:
             raise UsageError(f"{path}: a new gallery needs the model it is for")
-        if not create and not path.exists():
+        if not create and not there:
             raise UsageError(
                 f"{path}: no such gallery: `confit-edge enroll MODEL NAME CLIP... --gallery {path}` makes it"
             )
@@ -84,7 +87,7 @@ class Gallery:
             own = {clean_name(name): level for name, level in (thresholds or {}).items()}
             levels = Levels.of(model.contract, threshold, margin, own)
             binding = _binding(model, kind) if create else None
-        if not path.exists():
+        if not there:
             check_folder(path.parent)
         file = GalleryFile(path, binding)
         try:
@@ -181,7 +184,7 @@ class Gallery:
         name: str,
         embeddings: npt.ArrayLike,
         *,
-        sources: Sequence[str],
+        sources: Sequence[str | Path],
         voiced_s: float,
         negative: bool = False,
         audio: Sequence[bytes] | None = None,
@@ -198,8 +201,8 @@ class Gallery:
         the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
         """
         name = new_name(name)
-        if not 0.0 <= voiced_s < math.inf:
-            raise UsageError(f"{name!r} is enrolled from seconds of sound, voiced_s of 0 or more, not {voiced_s}")
+        if not (isinstance(voiced_s, Real) and 0.0 <= voiced_s < math.inf):
+            raise UsageError(f"{name!r} is enrolled from seconds of sound, voiced_s of 0 or more, not {voiced_s!r}")
         with self.change() as db:
             blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
             places = new_places(blobs, self.blobs(name, negative=negative))
@@ -213,7 +216,7 @@ class Gallery:
             for at in places:
                 place = db.execute(
                     "INSERT INTO prints (name_id, embedding, source, negative) VALUES (?, ?, ?, ?)",
-                    (name_id, blobs[at], sources[at].encode(errors="replace").decode(), int(negative)),
+                    (name_id, blobs[at], str(sources[at]).encode(errors="replace").decode(), int(negative)),
                 ).lastrowid
                 if audio is not None:
                     db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
@@ -308,7 +311,7 @@ class Gallery:
         """Write an index of the prints beside the file, for galleries of more than 100 000. Returns how many it holds.
 
         It has the file's mode. Prints enrolled later are found without it; removing a name erases it. `progress` is told how
-        many prints of how many are in it. Raises UsageError without usearch.
+        many prints of how many are in it. Raises UsageError without usearch, GalleryError where the index cannot be written.
         """
         with self._file.reading() as db:  # to its end: who is removed meanwhile would stay in the index
             names = db.execute("SELECT id FROM names ORDER BY id").fetchall()
@@ -319,7 +322,10 @@ class Gallery:
         return len(ids)
 
     def remove(self, name: str) -> int:
-        """Forget a name; nothing of it stays in the file, nor in an index. Returns how many prints it had. Raises UsageError."""
+        """Forget a name; nothing of it stays in the file, nor in an index. Returns how many prints it had.
+
+        Raises UsageError on an unknown name, GalleryError where the file or its index cannot be written; then all is as it was.
+        """
         name = clean_name(name)
         with self.change() as db:
             name_id = self._id_of(db, name)

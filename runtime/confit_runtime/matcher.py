@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -75,10 +76,10 @@ class Levels:
         what is no number in the contract.
         """
         for given in [*([] if threshold is None else [threshold]), *(own or {}).values()]:
-            if not -1.0 <= given <= 1.0:
-                raise UsageError(f"the threshold of a name is a similarity between -1 and 1, not {given}")
-        if margin is not None and not 0.0 <= margin <= 2.0:
-            raise UsageError(f"the margin between two similarities is from 0 to 2, not {margin}")
+            if not (isinstance(given, Real) and -1.0 <= given <= 1.0):
+                raise UsageError(f"the threshold of a name is a similarity between -1 and 1, not {given!r}")
+        if margin is not None and not (isinstance(margin, Real) and 0.0 <= margin <= 2.0):
+            raise UsageError(f"the margin between two similarities is from 0 to 2, not {margin!r}")
         found = contract.calibration.get("enroll", {})
         if not isinstance(found, dict):
             raise ModelError(f"contract key 'calibration' of {contract.name} must hold an object under 'enroll'")

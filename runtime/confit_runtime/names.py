@@ -18,6 +18,8 @@ def plain(text: str) -> str:
 
 def clean_name(name: str) -> str:
     """A name as it is kept: NFC-normalised and stripped. Raises UsageError unless it is 1..100 printable characters."""
+    if not isinstance(name, str):
+        raise UsageError(f"a name is text, got {name!r}")
     clean = plain(name)
     if not 1 <= len(clean) <= LONGEST:
         raise UsageError(f"a name has 1 to {LONGEST} characters, got {len(clean)}")

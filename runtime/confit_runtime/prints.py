@@ -34,7 +34,7 @@ class Print:
 
 
 def checked(
-    name: str, embeddings: npt.ArrayLike, dim: int, sources: Sequence[str], audio: Sequence[bytes] | None
+    name: str, embeddings: npt.ArrayLike, dim: int, sources: Sequence[str | Path], audio: Sequence[bytes] | None
 ) -> Floats:
     """The embeddings `[n, dim]` (n >= 1) that `name` is enrolled with. Raises UsageError on what are none."""
     rows = checked_rows(name, embeddings, dim)

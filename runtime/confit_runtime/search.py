@@ -88,9 +88,10 @@ def _nearest(prints: Floats, unit: Floats, count: int) -> Places:
 def build_index(
     path: Path, ids: Places, prints: Floats, progress: Callable[[int, int], None] | None = None, mode: int = OURS
 ) -> None:
-    """Write an index of `prints [n, dim]`, whole or not at all. Raises UsageError where usearch is not installed.
+    """Write an index of `prints [n, dim]`, whole or not at all.
 
-    All cores work at it; `progress` is told how many prints of how many are in it.
+    All cores work at it; `progress` is told how many prints of how many are in it. Raises UsageError where usearch is not
+    installed, GalleryError where the file cannot be written.
     """
     usearch = _usearch()
     index = usearch.Index(
@@ -108,25 +109,35 @@ def build_index(
             progress(min(start + TOLD_EVERY, len(ids)), len(ids))
     temporary = partial_path(path)
     try:
-        temporary.touch(OURS)
-        index.save(str(temporary))
-        temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.touch(OURS)
+            index.save(str(temporary))
+            temporary.chmod(mode)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # usearch's own is a RuntimeError
+        raise GalleryError(
+            f"{path}: the index cannot be written ({error}): look at its folder, and the disk"
+        ) from error
 
 
 def erase_index(path: Path) -> None:
     """Remove an index, overwritten first: it holds prints, and somebody asked to be forgotten.
 
-    And what processes left of it that were killed as they wrote it.
+    And what processes left of it that were killed as they wrote it. Raises GalleryError.
     """
     for held in (path, *partial_paths(path)):
-        if held.exists():
-            with held.open("r+b") as file:
-                for _ in range(0, held.stat().st_size, 1 << 20):
-                    file.write(bytes(1 << 20))
-            held.unlink()
+        try:
+            if held.exists():
+                with held.open("r+b") as file:
+                    for _ in range(0, held.stat().st_size, 1 << 20):
+                        file.write(bytes(1 << 20))
+                held.unlink()
+        except OSError as error:
+            raise GalleryError(
+                f"{held}: the index cannot be erased ({error.strerror}), so nothing was changed: remove it by hand"
+            ) from error
 
 
 def _open(path: Path) -> tuple[Any, npt.NDArray[np.uint8]]:

@@ -15,6 +15,7 @@ from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, embed_so
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import partial_path
 from confit_runtime.gallery import Gallery
+from confit_runtime.gallery_file import is_there
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import Print
@@ -23,22 +24,26 @@ from confit_runtime.prints import Print
 def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, int]:
     """Write a new gallery file with some names' prints (all, when none is named). Returns how many of each.
 
-    Raises UsageError when `out` is there already, or on an unknown name.
+    Raises UsageError when `out` is there already, or on an unknown name; GalleryError where it cannot be written, and what
+    reading `source` raises.
     """
-    if out.exists():
+    if is_there(out):
         raise UsageError(f"{out}: is there already: choose another file, or import into it")
     with source.moment():
         wanted = [clean_name(name) for name in names] or list({**source.names(), **source.negatives()})
         found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
     partial = partial_path(out)
-    partial.unlink(missing_ok=True)  # of a killed process that had our number
     try:
-        with source.copy_layout(partial) as target:
-            for name, (prints, voiced_s) in found.items():
-                _add(target, name, prints, voiced_s)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # of a killed process that had our number
+        try:
+            with source.copy_layout(partial) as target:
+                for name, (prints, voiced_s) in found.items():
+                    _add(target, name, prints, voiced_s)
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise GalleryError(f"{out}: cannot be written ({error.strerror}): choose another file") from error
     return {name: len(prints) for name, (prints, _) in found.items()}
 
 

@@ -131,9 +131,11 @@ def test_enrolling_is_all_or_nothing(path: Path, model: Model) -> None:
         with Gallery.open(path, model) as gallery:
             with pytest.raises(UsageError):
                 gallery.enroll("eve", embeddings, sources=sources, voiced_s=1.0)
-            for voiced_s in (float("nan"), float("inf"), -5.0):
+            for voiced_s in (float("nan"), float("inf"), -5.0, "5", None):
                 with pytest.raises(UsageError, match="voiced_s of 0 or more"):
-                    gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=voiced_s)
+                    gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=voiced_s)  # type: ignore[arg-type]
+            with pytest.raises(UsageError, match="a name is text, got 5"):
+                gallery.enroll(5, random_prints(1), sources=["one"], voiced_s=1.0)  # type: ignore[arg-type]
             assert gallery.names() == {"ada": 3, "bob": 2}
             assert gallery.matcher.names == ("ada", "bob")
 
@@ -220,6 +222,8 @@ def test_file_names_that_are_not_text_are_kept_readably(path: Path, model: Model
     with Gallery.open(path, model) as gallery:
         gallery.enroll("eve", random_prints(1), sources=[os.fsdecode(b"caf\xe9.wav")], voiced_s=1.0)
         assert gallery.prints("eve")[0].source == "caf?.wav"
+        gallery.enroll("eve", random_prints(1), sources=[Path("clips", "one.wav")], voiced_s=1.0)
+        assert gallery.prints("eve")[1].source == str(Path("clips", "one.wav"))
 
 
 # matching
@@ -375,6 +379,8 @@ def test_a_missing_gallery_is_a_usage_error(tmp_path: Path, model: Model) -> Non
         Gallery.open(tmp_path / "gallery.db", model)
     with pytest.raises(UsageError, match="is not a file"):
         Gallery.open(tmp_path, model, create=True)
+    with pytest.raises(GalleryError, match=r"xxx\.db: cannot be looked for \(File name too long\)"):
+        Gallery.open(tmp_path / f"{'x' * 300}.db", model)
     with pytest.raises(UsageError, match="no such folder"):
         Gallery.open(tmp_path / "nowhere" / "gallery.db", model, create=True)
     with pytest.raises(UsageError, match="needs the model"):

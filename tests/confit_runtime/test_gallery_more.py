@@ -178,15 +178,15 @@ def test_a_name_is_asked_for_however_its_accents_are_spelt() -> None:
     assert matcher.vetoes(spelt, np.roll(print_[0], 1))
 
 
-@pytest.mark.parametrize("level", [2.0, -1.5, float("nan")])
-def test_a_threshold_is_a_similarity(tmp_path: Path, model: Model, level: float) -> None:
+@pytest.mark.parametrize("level", [2.0, -1.5, float("nan"), "0.5"])
+def test_a_threshold_is_a_similarity(tmp_path: Path, model: Model, level: object) -> None:
     for given in ({"threshold": level}, {"thresholds": {"ada": level}}):
         with pytest.raises(UsageError, match="between -1 and 1"):
             Gallery.open(tmp_path / "gallery.db", model, create=True, **given)  # type: ignore[arg-type]
     assert not (tmp_path / "gallery.db").exists()
 
 
-@pytest.mark.parametrize("margin", [float("nan"), float("inf"), -0.1, 3.0])
+@pytest.mark.parametrize("margin", [float("nan"), float("inf"), -0.1, 3.0, "0.1"])
 def test_a_margin_is_one_between_similarities(tmp_path: Path, model: Model, margin: float) -> None:
     with pytest.raises(UsageError, match="from 0 to 2"):
         Gallery.open(tmp_path / "gallery.db", model, create=True, margin=margin)
@@ -244,6 +244,9 @@ def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path
         assert export_names(one, ["ada"], tmp_path / "ada.db") == {"ada": 3}
         with pytest.raises(UsageError, match="is there already"):
             export_names(one, [], tmp_path / "ada.db")
+        for length in (250, 300):
+            with pytest.raises(GalleryError, match=r"yyy\.db: cannot be .*\(File name too long\)"):
+                export_names(one, [], tmp_path / f"{'y' * length}.db")
         original = one.prints("ada")
     with Gallery.open(tmp_path / "two.db", model, create=True) as two, Gallery.open(tmp_path / "ada.db") as given:
         assert import_names(two, given) == {"ada": 3}
@@ -554,6 +557,8 @@ def test_two_galleries_are_imported_into_each_other_at_once(tmp_path: Path, mode
 
 def test_a_closed_gallery_says_that_it_is_closed(tmp_path: Path, model: Model) -> None:
     gallery = Gallery.open(tmp_path / "gallery.db", model, create=True)
+    gallery.path.unlink()
+    assert gallery.match(random_prints(1)[0]).reason == "nobody"
     gallery.close()
     gallery.close()
     for act in (
@@ -795,6 +800,19 @@ print(load(sys.argv[2]).name)
     command = [sys.executable, "-c", script, shutil.copy(OLD, tmp_path / "old.db"), tiny]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout.split()) == (0, ["5", "tiny"]), done.stderr
+
+
+def test_an_index_that_cannot_be_written_or_erased_is_one_error(tmp_path: Path, model: Model) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("ada", random_prints(3), sources=["x"] * 3, voiced_s=1.0)
+        gallery.index_path.mkdir()  # permissions do not bind root
+        with pytest.raises(GalleryError, match=r"gallery\.db\.index: the index cannot be written"):
+            gallery.build_index()
+        with pytest.raises(GalleryError, match=r"gallery\.db\.index: the index cannot be erased"):
+            gallery.remove("ada")
+        assert gallery.names() == {"ada": 3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery.db", "gallery.db.index"]
 
 
 def test_an_index_that_two_processes_make_at_once_is_whole(tmp_path: Path) -> None:
