@@ -59,7 +59,8 @@ class CurrentMatcher:
 
     def _first(self) -> Matcher:
         with self._file.moment() as db:
-            self._matcher, self._seen = self._load(db), self._file.look(db)
+            look = self._file.look(db)  # before it is read: what is written over it then is seen the next time
+            self._matcher, self._seen = self._load(db), look
         return self._matcher
 
     def _next(self, matcher: Matcher) -> Matcher:

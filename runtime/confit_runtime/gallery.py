@@ -167,9 +167,10 @@ class Gallery:
     def matcher(self) -> Matcher:
         """The prints as they are now, to match against; the same object for as long as nothing was changed.
 
-        While another program or thread is changing them, those from before are given (of a program the log says so). Where
-        the file was replaced (a copy was restored), it is that file's, and nobody is enrolled while there is none. Raises
-        UsageError on a gallery opened without a model, GalleryError where another program bound it to another model.
+        While another program or thread is changing them, or the file cannot be read, those from before are given (the log
+        says so). Where the file was replaced (a copy was restored), it is that file's, and nobody is enrolled while there is
+        none. Raises UsageError on a gallery opened without a model, GalleryError where another program bound it to another
+        model.
         """
         if self._current is None:
             raise UsageError(f"{self.path}: was opened without its model, so there is nothing to match with")

@@ -25,9 +25,10 @@ class GalleryFile:
     def __init__(self, path: Path, binding: Binding | None = None) -> None:
         """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
         self.path, self.lock = path, RLock()
+        self._written, self._closed = _written(path), False
         with reported(path):
             self._db = _ready(path, binding, PATIENCE_S)
-        self._identity, self._written, self._closed = _identity(path), _written(path), False
+        self._identity = _identity(path)
 
     def close(self) -> None:
         with self.lock:
@@ -109,7 +110,7 @@ class GalleryFile:
         return _identity(self.path) == self._identity
 
     def look(self, db: sqlite3.Connection) -> Look:
-        """What changes with each change by another program, one that does not use SQLite too; within a `moment`."""
+        """What each change by another program changes, also by one that knows nothing of SQLite; within a `moment`."""
         return int(db.execute("PRAGMA data_version").fetchone()[0]), _written(self.path)
 
     def reopen(self, seconds: float) -> None:

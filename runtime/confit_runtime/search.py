@@ -117,8 +117,9 @@ def build_index(
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # usearch's own is a RuntimeError
+        cause = error.strerror if isinstance(error, OSError) else error
         raise GalleryError(
-            f"{path}: the index cannot be written ({error}): look at its folder, and the disk"
+            f"{path}: the index cannot be written ({cause}): look at its folder, and the disk"
         ) from error
 
 
