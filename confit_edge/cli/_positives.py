@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from confit_edge.cli._console import Bar, say
-from confit_edge.data.manifest import labels_of, read_table
+from confit_edge.data.manifest import labels_of, read_table, refuse_times
 from confit_runtime.audio import load_clip, sound_seconds
 from confit_runtime.calibration import Positive, hear_positive, may_fire
 from confit_runtime.contract import Contract
@@ -34,15 +34,11 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
     Raises UsageError, and AudioError on a clip that cannot be opened as sound: before anything takes hours.
     """
     wanted = [contract.labels[place] for place in may_fire(contract)]
-    columns, rows = read_table(source, {"path", "label", "labels", "group", "split", "start_s"})
+    columns, rows = read_table(source, {"path", "label", "labels", "group", "split"})
+    refuse_times(source, columns)
     column = "label" if "label" in columns else "labels"
     if "path" not in columns or column not in columns:
         raise UsageError(f"{source}: needs the columns path and label (columns: {', '.join(columns)})")
-    if "start_s" in columns:
-        raise UsageError(
-            f"{source}: has the column start_s, as a table of sounds within recordings, which is for `evaluate`; positives are"
-            " clips of one sound each"
-        )
     folder, found = source if source.is_dir() else source.parent, list[Clip]()
     several, others = 0, Counter[str]()
     for where, row in rows:

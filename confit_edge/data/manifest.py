@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import write_whole
@@ -50,6 +51,8 @@ _BACKGROUND = frozenset(
         "silence",
     )
 )
+
+TIMES = ("start_s", "end_s")  # of a table of sounds within recordings, which is no manifest
 
 Row = tuple[str, dict[str, object]]  # where it stands ("line 4"), and its cells by column
 Table = tuple[list[str], list[Row]]  # the columns, and the rows
@@ -132,15 +135,15 @@ def read_manifest(
     leaves out hidden files, files that are not sound, and sub-folders with no sound in them; the clips of
     CLASS/GROUP/... are one group whatever their class, and any other clip is a group of its own.
 
-    Raises UsageError for a missing file or column, and ManifestError for everything else: text that cannot be parsed,
-    an empty label, an unknown split, fewer than two classes (unless one may stand `alone`),
-    a path listed twice (even with equal rows: one of them is
-    a mistake, and nobody but its author can say which).
+    Raises UsageError for a missing file or column and for a table of times, and ManifestError for everything else: text that
+    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless one may stand `alone`), a path listed
+    twice (even with equal rows: one of them is a mistake, and nobody but its author can say which).
     """
     source = Path(os.path.abspath(path))
     columns, rows = read_table(source, {"path", label_column, "labels", group_column, split_by, "split"})
     if label_column == "label" and "label" not in columns and "labels" in columns:
         label_column = "labels"
+    refuse_times(source, columns)
     _check_columns(source, columns, label_column, group_column, split_by)
     keep_together = split_by or (group_column if group_column in columns else None)
     folder = source if source.is_dir() else source.parent
@@ -233,6 +236,17 @@ def _content(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+def refuse_times(source: Path, columns: Collection[str]) -> None:
+    """Raise UsageError on a table of sounds within recordings: each row would stand for all of its recording."""
+    if found := [name for name in TIMES if name in columns]:
+        as_csv = "" if source.suffix.lower() == ".csv" else ", once it is saved as CSV"
+        raise UsageError(
+            f"{source}: has the column {found[0]}, as a table of sounds within recordings: `confit-edge data cut"
+            f" {quote(str(source.with_suffix('.csv')))} -o FOLDER` makes a clip of each{as_csv} (where each row is a clip"
+            " already, take the column out)"
+        )
 
 
 def _check_columns(

@@ -433,7 +433,7 @@ def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path,
     )
     quiet = ("--negatives", sounds / "labelled" / "hall.wav", "--positives", tmp_path / "labels.csv")
     code, _, err = confit("calibrate", model, *quiet)
-    assert (code, "which is for `evaluate`" in err) == (2, True)
+    assert (code, "`confit-edge data cut " in err) == (2, True)
 
 
 def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path) -> None:

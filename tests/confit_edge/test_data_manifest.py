@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -224,6 +225,21 @@ def test_a_missing_column_is_wrong_usage(tmp_path: Path, text: str, options: dic
         read_manifest(path, **options)
     assert str(path) in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["calls of May.csv", "calls.jsonl", "calls.parquet"])
+def test_a_table_of_times_is_no_manifest(tmp_path: Path, name: str) -> None:
+    """Each row would teach a whole recording as the one call in it."""
+    row = {"path": "night.wav", "start_s": "0.5", "end_s": "1.2", "label": "owl"}
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        write(path, json.dumps(row) if path.suffix == ".jsonl" else f"{','.join(row)}\n{','.join(row.values())}\n")
+    with pytest.raises(UsageError, match=r"has the column start_s.*`confit-edge data cut \S.*-o FOLDER`") as raised:
+        read_manifest(path, alone=True)
+    assert shlex.quote(str(path.with_suffix(".csv"))) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
