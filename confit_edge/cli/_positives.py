@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from confit_edge.cli._console import Bar, say
@@ -64,7 +65,7 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
 
 
 def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str]) -> list[Clip]:
-    """The clips of test, or all where none is, which is told: what a model was learnt from it misses less of."""
+    """The clips of test, or all where none is known to be, which is told: what a model was learnt from it misses less of."""
     test = [clip for clip in clips if clip.split == "test"]
     if test and len(test) < len(clips):
         say(
@@ -77,6 +78,13 @@ def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str]) -> list[Cli
         say(
             f"beware: {source}: has splits, and none of these clips is of test: if the model was learnt from them, it misses more"
             " of others"
+        )
+    elif not test:
+        say(
+            f"beware: {source}: does not tell which clips are of test, so all of it counts ({counted(len(clips), 'clip')}): if"
+            " the model was learnt from some, it misses more of others. `confit-edge data split"
+            f" {quote(str(source))} -o OUT.csv` tells them apart, as `train` did of the same clips (if by another --seed, give"
+            " it)"
         )
     return test or clips
 

@@ -408,7 +408,12 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
             0.25,
             "has splits, and none of these clips is of test: if the model was learnt from them, it misses more",
         ),
-        ("", 4, 0.25, ""),
+        (
+            "",
+            4,
+            0.25,
+            "does not tell which clips are of test, so all of it counts (4 clips): if the model was learnt from some",
+        ),
     ):
         splits = [of_two, of_two, *(["train", ""] if of_two else ["", ""])]
         rows = [f"{sounds / 'clips' / 'low' / f'{at}.wav'},low,{split}\n" for at, split in enumerate(splits)]
@@ -417,14 +422,15 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
         assert code == 0, err
         report = json.loads(out)
         assert (report["clips"], report["frr"]) == (clips, missed)
-        assert told in err
-        assert ("m.csv" in err) == bool(told)
+        assert f"{manifest}: {told}" in err
     rows = [
         f"{sounds / 'clips' / 'low' / '0.wav'},{label},{split}\n" for label, split in (("low", "test"), ("high", "val"))
     ]
     manifest.write_text(f"path,label,split\n{''.join(rows)}", encoding="utf-8")
     _, _, err = confit("calibrate", model, *options)
     assert "m.csv: has no clip of test of high: what is missed of it is not known" in err
+    _, _, err = confit("calibrate", model, *options[:4], "--positives", sounds / "clips")
+    assert f"`confit-edge data split {sounds / 'clips'} -o OUT.csv` tells them apart" in err
 
 
 def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
@@ -508,7 +514,7 @@ def test_a_file_that_holds_nothing_is_refused_before_anything_is_heard(
         table.write_text(f"path,start_s,end_s,label\n{sounds / 'labelled' / 'kitchen.wav'},2.0,2.3,low\nx.wav\n")
         arguments = ["evaluate", model, table]
     else:
-        table.write_text(f"path,label\n{sounds / 'clips' / 'low' / '1.wav'},low\nx.wav,low\n")
+        table.write_text(f"path,label,split\n{sounds / 'clips' / 'low' / '1.wav'},low,test\nx.wav,low,test\n")
         negatives = empty if at_fault == "negatives" else sounds / "negatives"
         arguments = ["calibrate", model, "--negatives", negatives]
         arguments += ["--positives", table] if at_fault != "negatives" else []
