@@ -46,7 +46,8 @@ def evaluate(
     a second before a sound with its label to a second after its end; everything else is a false accept, two within a second
     being one. Sounds of labels that are set never to fire are counted apart, not as missed.
 
-    The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. In
+    The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. Sounds that
+    overlap have a row each, or one with their labels joined by a vertical bar (owl|crow), under label or labels. In
     Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder. Labels of other
     sounds tell what a false accept was, and may be all that there are; a sound to be found needs a start and an end. A
     recording that turns out to be damaged is reported and left out, and the others go on; the exit status is then 1.

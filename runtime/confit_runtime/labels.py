@@ -19,6 +19,7 @@ from confit_runtime.scoring import Heard
 from confit_runtime.sources import find_clips
 
 COLUMNS = ("path", "start_s", "end_s", "label")
+SEVERAL = "labels"  # in place of the last, where there is none: what it is called in manifests of overlapping sounds
 
 _SLACK_S = 0.1  # that a label may end after the sound does: lengths may be estimates
 
@@ -41,12 +42,12 @@ class Labelled:
 def read_labelled(source: Path) -> list[Labelled]:
     """Labelled recordings from a CSV, a folder, or one sound file.
 
-    A CSV has the columns path (relative to it), start_s, end_s and label; a recording without any of the sounds is a row
-    with the last three empty. In a folder, and for a single file, the labels of `name.wav` stand in `name.txt` as Audacity
-    exports them (start, end and label, parted by tabs, in seconds); without such a file nothing is heard in the recording,
-    and how many are so is logged. Raises UsageError when there is nothing, AudioError on what is no sound, LabelError
-    naming the line that cannot be read, or that lies past the end of its recording, and on what would count twice: a sound
-    that is listed twice, and two recordings beside one file of labels.
+    A CSV has the columns path (relative to it), start_s, end_s and label (or labels); a recording without any of the sounds is a
+    row with the last three empty. Labels that a vertical bar joins are a sound each, as in manifests. In a folder, and for a
+    single file, the labels of `name.wav` stand in `name.txt` as Audacity exports them (start, end and label, parted by tabs, in
+    seconds); without such a file nothing is heard in the recording, and how many are so is logged. Raises UsageError when there
+    is nothing, AudioError on what is no sound, LabelError naming the line that cannot be read, or that lies past the end of its
+    recording, and on what would count twice: a sound that is listed twice, and two recordings beside one file of labels.
     """
     if not source.exists():
         raise UsageError(f"{source}: no such table of labels, folder or sound file")
@@ -78,13 +79,14 @@ def read_labelled(source: Path) -> list[Labelled]:
 def _read_csv(source: Path) -> list[Labelled]:
     rows = csv.reader(io.StringIO(_text(source), newline=""))
     header = [cell.strip() for cell in next(rows, [])]
-    if missing := [name for name in COLUMNS if name not in header]:
+    columns = (*COLUMNS[:-1], SEVERAL) if SEVERAL in header and COLUMNS[-1] not in header else COLUMNS
+    if missing := [name for name in columns if name not in header]:
         cure = "; a CSV is parted by commas" if len(header) == 1 and any(mark in header[0] for mark in ";\t") else ""
         raise UsageError(
             f"{source}: lacks the column {missing[0]} (needed: {', '.join(COLUMNS)}; there are: {', '.join(header) or 'none'})"
             f"{cure}"
         )
-    at = [header.index(name) for name in COLUMNS]
+    at = [header.index(name) for name in columns]
     found: dict[str, Labelled] = {}
     for cells in rows:
         where = f"{source}, line {rows.line_num}"
@@ -98,11 +100,10 @@ def _read_csv(source: Path) -> list[Labelled]:
             raise LabelError(f"{where}: path is empty")
         path = source.parent / name
         real = os.path.realpath(path)  # which may be spelt in several ways
-        heard = _heard(start, end, label, where) if start or end or label else None
+        sounds = _heard(start, end, label, where) if start or end or label else []
         if real not in found:
             found[real] = Labelled(path, sound_seconds(path))
-        if heard is not None:
-            _add(found[real], heard, where)
+        _add(found[real], sounds, where)
     if not found:
         raise LabelError(f"{source}: lists no recordings")
     return list(found.values())
@@ -139,24 +140,27 @@ def _audacity_labels(sound: Path) -> Path:
     return sound.with_suffix(".txt")
 
 
-def _heard(start: str, end: str, label: str, where: str) -> Heard:
+def _heard(start: str, end: str, joined: str, where: str) -> list[Heard]:
+    """A sound of each label that stands in one place; at least one."""
     try:
         start_s, end_s = float(start), float(end)
     except ValueError as error:
         raise LabelError(f"{where}: start and end must be seconds, are {start!r} and {end!r}") from error
     if not (0 <= start_s <= end_s and math.isfinite(end_s)):
         raise LabelError(f"{where}: a sound cannot last from {start} s to {end} s")
-    if not label:
+    labels = dict.fromkeys(label for part in joined.split("|") if (label := plain(part)))  # as in a manifest
+    if not labels:
         raise LabelError(f"{where}: label is empty")
-    return Heard(plain(label), start_s, end_s)  # as in a manifest
+    return [Heard(label, start_s, end_s) for label in labels]
 
 
-def _add(recording: Labelled, heard: Heard, where: str) -> None:
-    if heard.end_s > recording.seconds + _SLACK_S:
-        raise LabelError(
-            f"{where}: ends at {heard.end_s:g} s, past the end of {recording.path}, which lasts {recording.seconds:.2f} s"
-        )
-    recording.sounds.append(heard)
+def _add(recording: Labelled, sounds: Sequence[Heard], where: str) -> None:
+    for heard in sounds:
+        if heard.end_s > recording.seconds + _SLACK_S:
+            raise LabelError(
+                f"{where}: ends at {heard.end_s:g} s, past the end of {recording.path}, which lasts {recording.seconds:.2f} s"
+            )
+    recording.sounds += sounds
 
 
 def _text(source: Path) -> str:

@@ -580,6 +580,31 @@ def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confi
     assert "\nthresholds of a calibration that was baked into the model, for 20 false accepts an hour\n" in out
 
 
+def test_joined_labels_are_a_sound_each(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    joined, alone = (("2.0", "2.3", "low|parrot"), ("5.3", "5.6", " mid |low|mid|")), ("low", "parrot", "mid", "low")
+    places = ("2.0,2.3", "2.0,2.3", "5.3,5.6", "5.3,5.6")
+    tables = {
+        "rows.csv": ("label", [f"{place},{label}" for place, label in zip(places, alone, strict=True)]),
+        "label.csv": ("label", [",".join(row) for row in joined]),
+        "labels.csv": ("labels", [",".join(row) for row in joined]),
+    }
+    for name, (column, rows) in tables.items():
+        lines = [f"path,start_s,end_s,{column}", *(f"kitchen.wav,{row}" for row in rows)]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "kitchen.txt").write_text("".join("\t".join(row) + "\n" for row in joined), encoding="utf-8")
+    shutil.copy(sounds / "labelled" / "kitchen.wav", tmp_path)
+    reports = []
+    for table in (*tables, "kitchen.wav"):
+        code, out, err = confit("evaluate", model, tmp_path / table, "--json")
+        assert code == 0, err
+        assert "labels that tiny does not have: parrot;" in err
+        reports.append(json.loads(out))
+    assert reports[1:] == reports[:1] * 3
+    assert {label: row["missed"] for label, row in reports[0]["labels"].items()} == {"low": 1, "mid": 0}
+    (tmp_path / "labels.csv").write_text("path,start_s,end_s,labels\nkitchen.wav,1,2,|\n", encoding="utf-8")
+    assert confit("evaluate", model, tmp_path / "labels.csv")[2].endswith("line 2: label is empty\n")
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_labels_mean_the_same_however_their_accents_are_spelt(
     confit: Confit, sounds: Path, tmp_path: Path, form: Literal["NFC", "NFD"]
