@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, sound_digest
+from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, hardly_heard, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, advice_on_background, relative
 from confit_edge.data.names import misspelt
 from confit_edge.data.splits import groups_across_splits, having, missing_classes, untested, with_splits
+from confit_runtime.frames import loudest_db
 from confit_runtime.wording import counted, some
 
 IMBALANCE = 10.0  # from here on the largest class is worth a warning
@@ -52,6 +53,7 @@ class Report:
     without_label: int  # clips, of a manifest where they may have several labels or none
     groups: int
     durations: dict[str, float]  # min, median, max and total; empty when no clip is usable
+    levels_db: dict[str, float]  # of the loudest 20 ms of a clip, of full scale: min, median and max; likewise
     sample_rates: dict[int, int]  # Hz -> clips, before resampling
     channels: dict[int, int]  # channel count -> clips, before mixing down
     imbalance: float  # clips of the largest class for each of the smallest
@@ -95,6 +97,8 @@ class Report:
         if self.durations:
             spans = (f"{self.durations[key]:.2f} s {key}" for key in ("min", "median", "max"))
             lines.append(f"duration    {', '.join(spans)}")
+            loudest = (f"{self.levels_db[key]:.0f} dBFS {key}" for key in ("min", "median", "max"))
+            lines.append(f"level       {', '.join(loudest)} (the loudest 20 ms of each clip)")
             lines.append("rate        " + ", ".join(f"{rate} Hz ({n})" for rate, n in self.sample_rates.items()))
             lines.append("channels    " + ", ".join(f"{channels} ({n})" for channels, n in self.channels.items()))
             lines.append(f"imbalance   {self.imbalance:.1f} clips of the largest class for one of the smallest")
@@ -121,6 +125,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
     seconds: dict[Path, float] = {}
     copies: dict[bytes, list[Clip]] = {}
     formats: Counter[tuple[int, int]] = Counter()
+    levels_db: dict[Clip, float] = {}
     loud: list[str] = []
     for clip, outcome in decode(manifest, store, progress=progress):
         if isinstance(outcome, ClipProblem):
@@ -128,6 +133,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
             continue
         usable.append(clip)
         seconds[clip.path] = len(outcome) / store.rate
+        levels_db[clip] = loudest_db(outcome, store.rate)
         copies.setdefault(sound_digest(outcome), []).append(clip)
         formats[_format(clip.path)] += 1
         if float(np.abs(outcome).max()) > OVERLOAD:
@@ -137,6 +143,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
     classes = {label: _class_stats(label, rest, seconds) for label in manifest.classes}
     sizes = [stats.clips for stats in classes.values() if stats.clips]
     spans = sorted(round(span, 3) for span in seconds.values())
+    levels = sorted(round(level, 1) for level in levels_db.values())
     has_splits = any(clip.split for clip in manifest.clips)
     try:
         made: Manifest | ManifestError = with_splits(rest, seed=0)
@@ -151,6 +158,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         durations={"min": spans[0], "median": median(spans), "max": spans[-1], "total": round(sum(spans), 3)}
         if spans
         else {},
+        levels_db={"min": levels[0], "median": median(levels), "max": levels[-1]} if levels else {},
         sample_rates=_tally((rate, n) for (rate, _), n in formats.items()),
         channels=_tally((channels, n) for (_, channels), n in formats.items()),
         imbalance=max(sizes) / min(sizes) if sizes else 1.0,
@@ -162,7 +170,8 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         trainable=isinstance(made, Manifest) and all(stats.clips for stats in classes.values()),
     )
     of_splits = _warn_of_splits(manifest, rest, made)
-    return replace(report, warnings=[*_warn(report), *of_splits, *_warn_of_levels(loud)])
+    soft = filter(None, [hardly_heard(levels_db, manifest.folder)])
+    return replace(report, warnings=[*_warn(report), *of_splits, *soft, *_warn_of_levels(loud)])
 
 
 def _class_stats(label: str, manifest: Manifest, seconds: dict[Path, float]) -> ClassStats:

@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from confit_edge.data.manifest import Clip, Manifest, ManifestError
+from confit_edge.data.manifest import UNKNOWN, Clip, Manifest, ManifestError, relative
 from confit_edge.data.pack import Pack
 from confit_runtime.audio import Pcm, check_rate, load_clip, read_audio
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import default_cache
+from confit_runtime.voiced import SILENCE_DB
+from confit_runtime.wording import counted, listed
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +215,21 @@ def judged(path: Path, store: ClipStore, min_seconds: float = MIN_S) -> Pcm | Cl
 def is_silent(pcm: Pcm) -> bool:
     """Whether nothing is heard in it at all: no microphone that is not muted gives that. Hours of sound are not copied."""
     return not pcm.size or max(float(pcm.max()), -float(pcm.min())) < SILENCE
+
+
+def hardly_heard(levels_db: Mapping[Clip, float], folder: Path) -> str | None:
+    """What to say where clips of a class stay below what `enroll` calls silent, by their loudest moments. None without any.
+
+    Those of `unknown`, or of no label, may: a quiet room is none of the classes.
+    """
+    soft = [clip for clip, level in levels_db.items() if level <= SILENCE_DB and clip.labels not in ((), (UNKNOWN,))]
+    if not soft:
+        return None
+    names = listed([relative(clip.path, folder) for clip in soft], 3)
+    return (
+        f"hardly anything, never above {SILENCE_DB:g} dBFS, in {counted(len(soft), 'clip')} of a class ({names}): the hiss of a"
+        f" recorder is learnt as its sound. Record them louder, or take them out (a quiet room is {UNKNOWN!r})"
+    )
 
 
 def _kind(path: Path) -> ProblemKind:

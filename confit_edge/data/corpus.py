@@ -11,13 +11,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.clips import ClipProblem, ClipStore, is_silent, load_clips, load_recordings, sound_digest
+from confit_edge.data.clips import (
+    ClipProblem,
+    ClipStore,
+    hardly_heard,
+    is_silent,
+    load_clips,
+    load_recordings,
+    sound_digest,
+)
 from confit_edge.data.manifest import UNKNOWN, Manifest, read_manifest, sound_files
 from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.voiced import trimmed
+from confit_runtime.frames import loudest_db
+from confit_runtime.voiced import SILENCE_DB, trimmed
+from confit_runtime.wording import listed
 
 VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
 NEAR = (0.15, 0.5)  # what whole recordings may come to in place of it; else each is cut
@@ -144,6 +154,8 @@ def read_corpus(
     store = ClipStore(rate)
     manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
     decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
+    if soft := hardly_heard({clip: loudest_db(decoded[clip.path], rate) for clip in manifest.clips}, manifest.folder):
+        notes.append(f"beware: {soft}")
     manifest = with_splits(manifest, seed=seed)
     if others is not None:
         none_of_them = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in among))
@@ -160,6 +172,11 @@ def read_corpus(
     train_part, val_part = _split_background(list(recordings.values()))
     if recordings:
         _refuse_silent(f"--background {background}", train_part, val_part)
+    if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, rate) <= SILENCE_DB]:
+        notes.append(
+            f"beware: --background {background}: hardly anything, never above {SILENCE_DB:g} dBFS, in {listed(soft_ones, 3)}: was"
+            " the microphone muted?"
+        )
     classes = manifest.classes
     if recordings and UNKNOWN not in classes:
         classes = [*classes, UNKNOWN]

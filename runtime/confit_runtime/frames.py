@@ -9,6 +9,7 @@ from confit_runtime.audio import Pcm
 
 FRAME_S = 0.02
 QUIETEST_DB = -120.0  # what digital silence is reported as
+_FRAMES_A_PART = 4096  # hours of sound are not copied at once
 
 
 def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
@@ -16,6 +17,13 @@ def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
     size = max(1, round(rate * FRAME_S))
     frames = pcm[: max(1, len(pcm) // size) * size].astype(np.float64).reshape(-1, max(1, min(size, len(pcm))))
     return np.maximum(10 * np.log10(np.square(frames).mean(axis=1) + 1e-30), QUIETEST_DB)
+
+
+def loudest_db(pcm: Pcm, rate: int) -> float:
+    """The level of the loudest 20 ms frame of a clip or a recording `[samples]`, in dB of full scale."""
+    part = max(1, round(rate * FRAME_S)) * _FRAMES_A_PART
+    parts = (frame_levels(pcm[at : at + part], rate) for at in range(0, len(pcm), part))
+    return float(max((levels.max() for levels in parts), default=QUIETEST_DB))
 
 
 def decibel(level: float, floor: float = QUIETEST_DB) -> float:

@@ -108,6 +108,25 @@ def test_many_background_recordings_are_split_by_recording(manifest: Path, tmp_p
     assert len(corpus.background_val) == 2
 
 
+def test_clips_and_background_of_hardly_anything_are_told_of(tmp_path: Path) -> None:
+    dither = np.random.default_rng(0).integers(-1, 2, (9, RATE), np.int16)
+    for at in range(3):
+        noise(tmp_path / "own" / "a" / f"{at}.wav", at)
+        noise(tmp_path / "bg" / f"{at}.wav", 20 + at, 2.0)
+        for label in ("b", "unknown"):
+            (tmp_path / "own" / label).mkdir(exist_ok=True)
+            soundfile.write(tmp_path / "own" / label / f"{at}.wav", dither[at + 3 * (label == "b")], RATE)
+    told = read_corpus(tmp_path / "own", rate=RATE, seed=0, background=tmp_path / "bg").notes
+    assert len(told) == 1
+    assert "hardly anything, never above -70 dBFS, in 3 clips of a class (b/0.wav, b/1.wav, b/2.wav)" in told[0]
+    soundfile.write(tmp_path / "bg" / "1.wav", dither[8], RATE)
+    told = read_corpus(tmp_path / "own", rate=RATE, seed=0, background=tmp_path / "bg").notes
+    assert told[1:] == [
+        f"beware: --background {tmp_path / 'bg'}: hardly anything, never above -70 dBFS, in {tmp_path / 'bg' / '1.wav'}: was the"
+        " microphone muted?"
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "whole"),
     [

@@ -214,6 +214,18 @@ def test_rates_channels_levels_and_imbalance(folder: Path) -> None:
     assert says(report, "11 clips for each of 'x'")
 
 
+def test_clips_of_hardly_anything_are_told_of_unless_they_are_of_no_class(folder: Path) -> None:
+    """What `enroll` calls silent; a quiet room may well be `unknown`."""
+    dither = np.random.default_rng(0).integers(-1, 2, RATE // 2, np.int16)
+    for number in (0, 4):
+        soundfile.write(folder / f"{number}.wav", np.roll(dither, number), RATE)
+    report = report_of(folder, CLEAN.replace("4.wav,x", "4.wav,unknown"))
+    assert says(report, "hardly anything, never above -70 dBFS, in 1 clip of a class (0.wav)")
+    assert report.levels_db["min"] < -80 < -20 < report.levels_db["median"] <= report.levels_db["max"] < 0
+    assert "level       -9" in report.text()
+    assert report.to_dict()["levels_db"] == report.levels_db
+
+
 def test_advice_on_splits_and_groups(folder: Path) -> None:
     own = report_of(folder, "path,label\n" + "".join(f"{n}.wav,{'xy'[n % 2]}\n" for n in range(10)))
     assert says(own, "every clip is a group of its own", "`group` column")
