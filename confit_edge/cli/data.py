@@ -1,4 +1,5 @@
-"""`confit-edge data`: look at labelled clips before training on them, split them, and take in published corpora."""
+"""`confit-edge data`: look at labelled clips before training on them, split them, cut them out of long recordings, and take in
+published corpora."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 RATE = 16_000  # Hz, at which clips are compared
 UNEVEN = 0.1  # of all clips: a split that is so far from its share is told
 
-app = typer.Typer(help="Look at labelled clips, split them, or take in a published corpus.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at labelled clips, split them, cut them out of recordings, or take in a published corpus.",
+    no_args_is_help=True,
+)
 
 Source = Annotated[
     Path,
@@ -147,6 +151,74 @@ def split(
         say(f"the groups are too few or too large to be shared out as {fractions}: the shares are {got}")
     if sizes["test"] and missing["test"]:
         say(f"not in test, for want of groups: {', '.join(missing['test'])}")
+
+
+@app.command(cls=Verb)
+def cut(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            help="What `evaluate` reads: a CSV (path,start_s,end_s,label), or recordings with Audacity's labels beside them.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where clips and their manifest.csv go: a new folder.")
+    ],
+    margin: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            min=0.0,
+            max=60.0,
+            help="Seconds of the recording around each sound, less where another is near.",
+        ),
+    ] = 0.0,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Leave out sounds that another overlaps, so that each clip has one label.")
+    ] = False,
+    rest: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also write what lies between the sounds, for `train --background`. Unlabelled is not always empty: what"
+            " nobody labelled there is learnt as nothing.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make training clips of the labelled sounds in long recordings.
+
+    Each sound becomes a clip, at the recording's own rate and with its channels: FLAC, or WAV where a recording is of floating
+    point. FOLDER/manifest.csv tells path, label and group. The group is the recording, so that none stands in two splits,
+    or what a column `group` of the table says.
+
+    Where labelled sounds overlap (by 0.05 s or more), a clip holds several, and it gets the labels of all, joined by a vertical
+    bar in the column `labels`: a model is then trained to tell each by itself. --alone leaves such clips out. A margin ends where
+    another labelled sound begins. A sound labelled unknown is of no class, and becomes no clip where one that is is heard in it.
+
+    Keep some recordings out of the table, to `evaluate` the model on. One that turns out to be damaged is told and left
+    out, and the others go on; the exit status is then 1.
+
+    Examples:
+
+        confit-edge data cut calls.csv -o clips --margin 0.3 --rest background
+
+        confit-edge train clips/manifest.csv -o runs/birds --encoder yamnet --background background
+    """
+    from confit_edge.cli._cut import cut_out, tell
+    from confit_runtime.labels import read_labelled
+    from confit_runtime.recordings import refuse_twins
+
+    recordings = read_labelled(table)
+    refuse_twins([recording.path for recording in recordings])
+    report = cut_out(table, recordings, out, margin, alone, rest, json)
+    if json:
+        emit("cut", **report)
+    else:
+        tell(report)
+    if report["left_out"]:
+        raise typer.Exit(1)
 
 
 @app.command(cls=Verb)

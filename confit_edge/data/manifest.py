@@ -449,6 +449,8 @@ def _read_folder(source: Path) -> Table:
     beside = [name for name in sounds if "/" not in name]
     if not classes:
         lie = f"; its {len(beside)} sound files, such as {beside[0]}, lie in none" if beside else ""
+        if tables := sorted(source.glob("manifest.*")):
+            lie += f"; a manifest is given as itself: {tables[0]}"
         raise ManifestError(f"{source}: no sub-folder with sound files in it; expected one sub-folder per class{lie}")
     if beside:
         log.warning(

@@ -66,7 +66,7 @@ def open_sound(path: str | Path) -> Any:
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror}); may you read it?") from error
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if sound.channels > MAX_CHANNELS:
         raise AudioError(f"{path}: has {sound.channels} channels, {MAX_CHANNELS} at the most can be")
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
@@ -137,9 +137,9 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
             missing = None if missing is None else missing - len(frames)
             yield to_mono(frames)
     except (RuntimeError, ValueError) as error:
-        raise _unreadable(os.fsdecode(sound.name), error) from error
+        raise unreadable(os.fsdecode(sound.name), error) from error
     if missing is not None and missing > sound.samplerate // 10:
-        raise _unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s of it are missing")
+        raise unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s of it are missing")
     if cut := _cut_off(sound):
         log.warning(
             "%s: was cut short, its header promises %.1f times as much; read as far as it goes",
@@ -159,7 +159,8 @@ def _cut_off(sound: Any) -> float | None:
     return promised / there if there < promised < _UNKNOWN_LENGTH and there else None
 
 
-def _unreadable(path: str | Path, why: object) -> AudioError:
+def unreadable(path: str | Path, why: object) -> AudioError:
+    """What to raise of a sound file that cannot be decoded: the reason, and what to do."""
     reason = str(why).rsplit(": ", 1)[-1].strip().rstrip(".")
     if (suffix := Path(path).suffix.lower()) in NOT_READ:
         advice = f"{suffix} is not read: {_convert(path)}"

@@ -20,6 +20,7 @@ from confit_runtime.sources import find_clips
 
 COLUMNS = ("path", "start_s", "end_s", "label")
 SEVERAL = "labels"  # in place of the last, where there is none: what it is called in manifests of overlapping sounds
+GROUP = "group"  # of what holds recordings together, where it is there: a day, a place
 
 _SLACK_S = 0.1  # that a label may end after the sound does: lengths may be estimates
 
@@ -32,11 +33,12 @@ class LabelError(ConfitError):
 
 @dataclass
 class Labelled:
-    """A sound file, how long it is, and the sounds in it in order of time."""
+    """A sound file, how long it is, the sounds in it in order of time, and the groups that its rows say it is of."""
 
     path: Path
     seconds: float
     sounds: list[Heard] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)
 
 
 def read_labelled(source: Path) -> list[Labelled]:
@@ -87,6 +89,7 @@ def _read_csv(source: Path) -> list[Labelled]:
             f"{cure}"
         )
     at = [header.index(name) for name in columns]
+    group_at = header.index(GROUP) if GROUP in header else None
     found: dict[str, Labelled] = {}
     for cells in rows:
         where = f"{source}, line {rows.line_num}"
@@ -104,6 +107,8 @@ def _read_csv(source: Path) -> list[Labelled]:
         if real not in found:
             found[real] = Labelled(path, sound_seconds(path))
         _add(found[real], sounds, where)
+        if group_at is not None and (group := plain(cells[group_at])):
+            found[real].groups.add(group)
     if not found:
         raise LabelError(f"{source}: lists no recordings")
     return list(found.values())

@@ -271,3 +271,130 @@ def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> No
         assert says in done.stderr
         assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+@pytest.fixture
+def field(tmp_path: Path) -> Path:
+    """Two stereo recordings of 12 s with labels in a table, another with Audacity's, and one without any."""
+    rng = np.random.default_rng(0)
+    for name in ("a/night.flac", "b/night.flac", "dusk.wav", "empty.wav"):
+        path = tmp_path / "field" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, rng.uniform(-0.3, 0.3, (12 * 8_000, 2)), 8_000)
+    (tmp_path / "field" / "dusk.txt").write_text("1.0\t2.0\towl|crow\n4.0\t4.02\towl\n", encoding="utf-8")
+    (tmp_path / "field" / "calls.csv").write_text(
+        "path,start_s,end_s,label\na/night.flac,1,2,owl\na/night.flac,5,5.5,crow\nb/night.flac,2,6.5,owl\nb/night.flac,8,8.5,Unknown\n"
+        "empty.wav\n",
+        encoding="utf-8",
+    )
+    return tmp_path
+
+
+def test_cut_makes_clips_of_a_table_of_times(field: Path) -> None:
+    out, table = field / "clips", field / "field" / "calls.csv"
+    done = run("cut", table, "-o", out, "--rest", field / "rest", cache=field / "cache")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{out}/manifest.csv: 4 clips, 6.5 s, of 3 recordings (2 groups)",
+        "  crow        1",
+        "  owl         2",
+        "  unknown     1",
+        f"{field / 'rest'}: 5 stretches between them, 24.5 s",
+    ]
+    assert "what nobody labelled there is learnt as nothing" in done.stderr
+    assert "longer than 3 s: 1 clip (the longest 4.5 s)" in done.stderr
+    assert (out / "manifest.csv").read_text().splitlines() == [
+        "path,label,group",
+        "owl/a_night/night 00001.000.flac,owl,a/night",
+        "crow/a_night/night 00005.000.flac,crow,a/night",
+        "owl/b_night/night 00002.000.flac,owl,b/night",
+        "unknown/b_night/night 00008.000.flac,unknown,b/night",
+    ]
+    night, rate = soundfile.read(field / "field" / "a" / "night.flac", dtype="int16")
+    clip, _ = soundfile.read(out / "owl" / "a_night" / "night 00001.000.flac", dtype="int16")
+    assert np.array_equal(clip, night[rate : 2 * rate])
+    assert len(list((field / "rest").rglob("*.flac"))) == 5
+    assert len(read_manifest(out)) == len(read_manifest(out / "manifest.csv")) == 4  # as a folder of classes, too
+    assert run("check", out / "manifest.csv", cache=field / "cache").returncode == 1  # of two groups
+    again = run("cut", table, "-o", out, cache=field / "cache")
+    assert (again.returncode, again.stderr) == (2, f"confit-edge: -o {out}: is not empty; name a new folder\n")
+
+
+def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
+    out, table = field / "clips", field / "field" / "dusk.wav"
+    done = run("cut", table, "-o", out, "--json", cache=field / "cache")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["type"], told["column"], told["joined"], told["short"]) == ("cut", "labels", 1, 1)
+    assert told["labels"] == {"crow": 1, "owl": 2}
+    made = read_manifest(out / "manifest.csv")
+    assert [(clip.labels, clip.group) for clip in made.clips] == [(("crow", "owl"), "dusk"), (("owl",), "dusk")]
+    as_folder = run("check", out, cache=field / "cache")  # the names of folders would be no labels
+    assert as_folder.returncode == 1
+    assert as_folder.stderr.endswith(f"; a manifest is given as itself: {out / 'manifest.csv'}\n")
+    alone = run("cut", table, "-o", field / "alone", "--alone", "--margin", "0.4", cache=field / "cache")
+    assert "left out for --alone: 1 sound that another overlaps" in alone.stderr
+    assert "beware" not in alone.stderr  # the margin gives what is short a length
+    (clip,) = read_manifest(field / "alone" / "manifest.csv", alone=True).clips
+    assert soundfile.info(clip.path).duration == pytest.approx(0.82)
+
+
+def test_cut_groups_as_the_table_says(field: Path) -> None:
+    table = field / "field" / "days.csv"
+    rows = [
+        "path,start_s,end_s,label,group",
+        "a/night.flac,1,2,owl,may",
+        "b/night.flac,1,2,owl,",
+        "dusk.wav,1,2,crow,may",
+    ]
+    table.write_text("\n".join(rows), encoding="utf-8")
+    done = run("cut", table, "-o", field / "clips", cache=field / "cache")
+    assert done.returncode == 0, done.stderr
+    assert [clip.group for clip in read_manifest(field / "clips" / "manifest.csv").clips] == [
+        "may",
+        "b/night",
+        "may",
+    ]
+    table.write_text("\n".join([*rows, "dusk.wav,3,4,crow,june"]), encoding="utf-8")
+    torn = run("cut", table, "-o", field / "torn", cache=field / "cache")
+    assert torn.returncode == 2
+    assert "dusk.wav is of several groups (june, may), and no recording may be in two splits" in torn.stderr
+
+
+def test_cut_leaves_out_a_damaged_recording_and_says_so(field: Path) -> None:
+    broken = field / "field" / "b" / "night.flac"
+    broken.write_bytes(broken.read_bytes()[:40_000])
+    done = run("cut", field / "field" / "calls.csv", "-o", field / "clips", cache=field / "cache")
+    assert done.returncode == 1
+    assert f"left out: {broken}: cannot be read as sound" in done.stderr
+    made = read_manifest(field / "clips" / "manifest.csv")
+    assert {clip.group for clip in made.clips} == {"a/night"}
+    assert len(list((field / "clips").rglob("*.flac"))) == len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "says"),
+    [
+        ("dusk.wav,3,3,owl", [], "owl at 3 s of"),
+        ("dusk.wav", [], "no sound is labelled in it, so there is no clip to cut"),
+        ("dusk.wav,1,2,owl|crow", ["--alone"], "all its sounds (1) are overlapped by others, which --alone leaves out"),
+        ("dusk.wav,1,2,owl", ["--rest", "clips/rest"], "where it would be taken for a class"),
+        ("dusk.wav,1,2,owl\nempty.wav\ncopy.wav", [], "are the same"),
+    ],
+)
+def test_cut_in_a_wrong_way_exits_with_2_and_writes_nothing(
+    field: Path, monkeypatch: pytest.MonkeyPatch, rows: str, options: list[str], says: str
+) -> None:
+    monkeypatch.chdir(field)
+    (field / "field" / "copy.wav").write_bytes((field / "field" / "empty.wav").read_bytes())
+    (field / "field" / "calls.csv").write_text(f"path,start_s,end_s,label\n{rows}\n", encoding="utf-8")
+    done = run("cut", "field/calls.csv", "-o", "clips", *options, cache=field / "cache")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert sorted(path.name for path in field.iterdir()) == ["field"]
+
+
+def test_cut_shows_a_bar(field: Path) -> None:
+    table = field / "field" / "calls.csv"
+    assert "night.flac" in shown_at_a_terminal("cut", table, "-o", field / "clips", cache=field / "cache")
+    assert shown_at_a_terminal("cut", table, "-o", field / "more", "--json", cache=field / "cache") == ""

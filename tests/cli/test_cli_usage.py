@@ -58,7 +58,7 @@ def test_no_option_takes_a_number_that_is_none(confit: Confit, value: str) -> No
     assert {verb[0] for verb, _ in found} >= {"listen", "doctor", "bench", "record", "enroll", "calibrate", "train"}
     for verb, option in found:
         needed = ["x", "y"][: {"listen": 1, "bench": 1, "export": 1, "train": 1, "distill": 1}.get(verb[0], 2)]
-        if verb[0] in ("export", "train", "distill", "record"):
+        if verb[0] in ("export", "train", "distill", "record", "data"):
             needed = [*needed[:1], "-o", "z"]
         elif verb[0] == "calibrate":
             needed = ["x", "--negatives", "y"]
