@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from confit_edge.data.manifest import UNKNOWN, Clip, relative
+from confit_edge.files import is_partial
 from confit_runtime.audio import open_sound, unreadable
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.files import make_folder, partial_path, write_whole
@@ -62,7 +63,7 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
     Where `out` is there it lies in it, for that may be a disk of its own, and the files that lie in it come last, as a
     manifest does. Raises UsageError where `out` holds something already, or cannot be made.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir()))):
         raise UsageError(f"{option} {out}: {'is a file' if out.is_file() else 'is not empty'}; name a new folder")
     target = Path(os.path.abspath(out))
     made = partial_path(target / target.name if out.is_dir() else target)
