@@ -72,7 +72,7 @@ def listen(
         typer.Option(
             metavar="[LABEL=]SECONDS",
             help="What pauses for no longer than this and goes on is one sound, as an alarm that beeps is; of all, or of one"
-            " label or enrolled name. May be repeated.",
+            " label or enrolled name; of a word, who says it meanwhile is not heard. May be repeated.",
         ),
     ] = None,
     gate: Annotated[

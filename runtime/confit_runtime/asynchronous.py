@@ -46,7 +46,7 @@ async def listen_async(
     if isinstance(source, AsyncIterable):
         heard = _from_chunks(streams, source, taps, seconds)
     else:
-        heard = _from_thread(streams, await asyncio.to_thread(source_of, source), taps, seconds)
+        heard = _from_thread(streams, await asyncio.to_thread(source_of, source, stopped=True), taps, seconds)
     async with aclosing(heard):
         async for detection in heard:
             yield detection

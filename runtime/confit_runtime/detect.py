@@ -26,17 +26,19 @@ LONGEST_HOLD_S = 86_400
 class Hold:
     """For how many seconds what fired may pause and be the same sound: `general_s`, and `own_s` of labels and enrolled names.
 
-    Raises UsageError on what is no time from 0 to a day.
+    Raises UsageError on what is no number of seconds from 0 to a day.
     """
 
     general_s: float = 0.0
     own_s: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.own_s, Mapping):
+            raise UsageError(f"own_s maps labels to seconds, and is {self.own_s!r}")
         for label, seconds in [("all", self.general_s), *self.own_s.items()]:
-            if not 0 <= seconds <= LONGEST_HOLD_S:
+            if not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_HOLD_S:
                 raise UsageError(
-                    f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and go on, not {seconds} ({label})"
+                    f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and go on, not {seconds!r} ({label})"
                 )
 
     def hops(self, contract: Contract, labels: Sequence[str]) -> list[int]:
@@ -151,6 +153,12 @@ class Detector:
         self._above[kept], self._since[kept] = former._above[of], former._since[of]
         self._armed[kept], self._paused[kept] = former._armed[of], former._paused[of]
 
+    @property
+    def pausing(self) -> list[tuple[int, int]]:
+        """Which have fired, are below `off` and may go on within their hold: (first row below it, class)."""
+        pausing = ~self._armed & (self._paused > 0)
+        return [(int(self.rows - self._paused[label]), int(label)) for label in np.flatnonzero(pausing)]
+
     def _arm(self) -> None:
         self._recent[:] = 0.0
         self._calm_down()
@@ -233,6 +241,11 @@ class NameDetector:
     def released(self) -> list[tuple[int, int]]:
         """Which names had fired and are not matched any more, as in `Detector`."""
         return self._detector.released
+
+    @property
+    def pausing(self) -> list[tuple[int, int]]:
+        """Which names may go on within their hold, as in `Detector`."""
+        return self._detector.pausing
 
     def going_on(self, contract: Contract, matcher: Matcher) -> NameDetector:
         """One for the names of another matcher, from the next row on; to those that are in both nothing has happened."""

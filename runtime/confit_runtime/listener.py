@@ -18,6 +18,7 @@ from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
 from confit_runtime.sources.clock import boottime
+from confit_runtime.wording import listed
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AHEAD_S = 10.0  # of sound, which a network stream gives at once as it begins
+AHEAD_S, DRIFT = (
+    10.0,
+    0.001,
+)  # of sound, which a network stream gives at once as it begins; how fast a sound card may run
 MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
 PACE_S = 10.0  # of sound, over which is judged whether it takes longer to hear than it lasts
+_OF_A_SOURCE = ("name", "rate", "live", "__enter__", "__exit__", "__iter__")
 REMIND_S = 60.0  # of sound from one notice of that to the next
 
 
@@ -108,8 +113,10 @@ class Listener:
         So it is too late by as long as sound had to wait: for its block, and for a machine that is behind. None where more
         sound has come than time has passed, as of a recording through a pipe: nobody knows when that was.
         """
-        if self._since is not None and self.samples / self.rate > self._clock - self._since + AHEAD_S:
-            return None
+        if self._since is not None:
+            passed = self._clock - self._since
+            if self.samples / self.rate > (1 + DRIFT) * passed + AHEAD_S:
+                return None
         return self._came - (self.samples - sample) / self.rate
 
     def follow(self, source: Source) -> Iterator[Detection | Ended | Gap | Notice]:
@@ -294,13 +301,14 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
     return [one if isinstance(one, Stream) else one.stream() for one in several]
 
 
-def source_of(source: str | Path | Source) -> Source:
-    """A source, opened where it is named. Raises UsageError on what is none, and what `open_source` raises."""
+def source_of(source: str | Path | Source, *, stopped: bool = False) -> Source:
+    """A source, opened where it is named, that can be `stopped`. Raises UsageError on what is none, and as `open_source`."""
     if isinstance(source, str | Path):
         return open_source(source)
-    if not isinstance(source, Source):
+    if lacks := [part for part in (*_OF_A_SOURCE, *(["stop"] if stopped else [])) if not hasattr(source, part)]:
         raise UsageError(
-            f"a source is listened to, or its name, not {type(source).__name__}: open_source(...) gives one"
+            f"a source is listened to, or its name, not {type(source).__name__}, which lacks {listed(lacks, 8)}:"
+            " open_source(...) gives one"
         )
     return source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,8 @@ class Stream:
         ends: bool = False,
         hold: Hold = NO_HOLD,
     ) -> None:
+        if not isinstance(hold, Hold):
+            raise UsageError(f"how long a sound may pause is given as a Hold(seconds), not as {hold!r}")
         self.model, self.lead_in, self.ends = model, lead_in, ends
         self._events = Events()  # with `ends`
         self._batch = model.batch(1)
@@ -100,7 +102,7 @@ class Stream:
     def _move_on(self, samples: int) -> None:
         """Forget what was heard but not what fired, and move the clock on."""
         contract = self.model.contract
-        self._events.end_all(self._origin + self._taken, self._rate)
+        self._break_off(self._origin + self._taken)
         if self._rate is not None:
             hops = (self._taken + samples) * contract.sample_rate / (self._rate * contract.hop)
             self._detector.begin_after(hops)
@@ -202,7 +204,7 @@ class Stream:
         silence = contract.latency_samples + contract.smoothing_hops * contract.hop
         silence += -(len(self._held) + len(tail) + silence) % contract.hop
         found = self._advance(np.concatenate([tail, np.zeros(silence, np.float32)]))
-        self._events.end_all(end, self._rate)
+        self._break_off(end)
         self.reset()
         return found
 
@@ -260,6 +262,7 @@ class Stream:
         found = self._found(self._detector, self._detector.push(scores[0]), self.model.labels)
         if self._gallery is not None and self._names is not None:
             if self._hops % self._look == 0 and (matcher := self._gallery.matcher) is not self._names.matcher:
+                self._end_pausing(self._names, self._names.labels, but=matcher.names)
                 self._names = self._names.going_on(self.model.contract, matcher)
                 self._events.end_names_but(matcher.names, self._source(self._begin(self._hops)), self._rate)
             found += self._found(self._names, self._names.push(embedding[0]), self._names.labels)
@@ -271,10 +274,23 @@ class Stream:
         if self.ends:
             names = isinstance(detector, NameDetector)
             for row, at in detector.released:
-                self._events.end((names, labels[at]), self._source(self._begin(row + 1 + self._warm)), self._rate)
+                self._events.end((names, labels[at]), self._of_row(row), self._rate)
             for one in found:
                 self._events.add((names, one.label), one)
         return found
+
+    def _break_off(self, end: int) -> None:
+        """No more can be heard of what sounds at sample `end` of the source; what pauses there ended as its pause began."""
+        for detector, labels in self._detectors():
+            self._end_pausing(detector, labels)
+        self._events.end_all(end, self._rate)
+
+    def _end_pausing(self, detector: Detector | NameDetector, labels: Sequence[str], but: Collection[str] = ()) -> None:
+        if self.ends:
+            names = isinstance(detector, NameDetector)
+            for row, at in detector.pausing:
+                if labels[at] not in but:
+                    self._events.end((names, labels[at]), self._of_row(row), self._rate)
 
     def take_events(self) -> list[Detection | Ended]:
         """With `ends`, what was detected and what has ended since the last call, in the order in which it was known."""
@@ -292,6 +308,10 @@ class Stream:
         assert self._rate is not None
         since = round(at * self._rate / self.model.contract.sample_rate)
         return max(0, self._origin + min(max(0, since), self._taken))
+
+    def _of_row(self, row: int) -> int:
+        """The source's sample at which the sound of a row of scores begins."""
+        return self._source(self._begin(row + 1 + self._warm))
 
     def _begin(self, hops: int) -> int:
         """Where the hop begins whose middle the row after `hops` hops speaks of."""

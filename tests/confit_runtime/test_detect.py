@@ -13,6 +13,7 @@ from confit_runtime.arrays import Floats
 from confit_runtime.detect import Detector, Hit, Hold, NameDetector
 from confit_runtime.errors import UsageError
 from confit_runtime.matcher import Levels, Matcher
+from confit_runtime.model import load
 from tests import tiny_model
 
 
@@ -158,8 +159,13 @@ def test_a_hold_of_each_label_is_its_own() -> None:
     contract = tiny_model.contract(refractory_s=0.0)
     second = contract.sample_rate / contract.hop
     assert Hold(1.0, {"mid": 2.0}).hops(contract, ["low", "mid"]) == [second, 2 * second]
-    with pytest.raises(UsageError, match="mid"):
-        Hold(1.0, {"mid": float("nan")})
+    for wrong in (float("nan"), -1, "5", None):
+        with pytest.raises(UsageError, match="mid"):
+            Hold(1.0, {"mid": wrong})  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="own_s"):
+        Hold(1.0, None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"Hold\(seconds\)"):
+        load("digits").stream(hold=5)  # type: ignore[arg-type]
 
 
 def test_one_long_sound_fires_once() -> None:

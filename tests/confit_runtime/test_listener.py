@@ -259,10 +259,18 @@ def test_what_is_no_source_is_not_listened_to(model: Model, source: Any) -> None
         async for _ in listen_async(model, source):
             pass
 
-    with pytest.raises(UsageError, match=rf"not {type(source).__name__}: open_source\(\.\.\.\) gives one"):
+    with pytest.raises(UsageError, match=rf"not {type(source).__name__}, which lacks name, .*open_source\(\.\.\.\)"):
         list(listen(model, source))
-    with pytest.raises(UsageError, match=r"open_source\(\.\.\.\)"):
+    with pytest.raises(UsageError, match=r"which lacks .*stop: open_source\(\.\.\.\)"):
         asyncio.run(hear())
+
+
+def test_a_source_that_cannot_be_stopped_is_listened_to_all_the_same(model: Model) -> None:
+    whole = Scripted(chunks(scene()))
+    kept = {part: getattr(Scripted, part) for part in ("name", "rate", "live", "__exit__", "__iter__")}
+    unstoppable = type("Unstoppable", (), {**kept, "__enter__": lambda self: self})()
+    vars(unstoppable).update(vars(whole))
+    assert places(list(listen(model, unstoppable))) == direct(model)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +359,18 @@ def test_sound_that_comes_faster_than_time_passes_has_no_time_of_day(model: Mode
     list(listener.take((silence(9.0), RATE)))
     list(listener.take((silence(9.0), RATE)))
     assert listener.time_of(0) is None
+
+
+def test_a_sound_card_that_runs_fast_does_not_lose_the_time_of_day(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("confit_runtime.listener.boottime", lambda: now)
+    listener = Listener([model.stream()], "mic", RATE)
+    for _ in range(100):  # days
+        list(listener.take(Gap(round(1.0002 * 86_400 * RATE), "what is skipped counts as well")))
+        now += 86_400
+        assert listener.time_of(0) is not None
 
 
 def test_losses_are_logged(model: Model, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ from confit_runtime import (
 )
 from confit_runtime.batch import Batch
 from confit_runtime.contract import seal
-from confit_runtime.detect import Detector
+from confit_runtime.detect import Detector, Hold
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import State
 from confit_runtime.rows import HOPS_A_CALL
@@ -268,6 +268,49 @@ def test_a_name_that_sounds_goes_on_while_others_are_enrolled_and_ends_when_it_i
         events = stream.take_events()
     assert [(type(event), event.label) for event in events] == [(Detection, "bell"), (Ended, "bell")]
     assert 4.0 <= events[1].end_s <= 5.1  # a look later
+
+
+@pytest.mark.parametrize("how", ["skip", "mute", "finish", "removed"])
+@pytest.mark.parametrize("gate", [False, True])
+def test_what_pauses_when_no_more_is_heard_has_ended_as_its_pause_began(
+    tmp_path: Path, model: Model, how: str, gate: bool
+) -> None:
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("bell", model.embed(chord(BELL, 0.5), RATE)[None], sources=["a"], voiced_s=0.5)
+        hold = Hold(60.0, {"low": 0.0})
+        stream = model.stream(gallery, ends=True, hold=hold, gate=EnergyGate(RATE, -50) if gate else None)
+        stream.live = False
+        stream.accept(chord(BELL, 2.0), RATE)
+        stream.accept(silence(3.0), RATE)
+        if how == "skip":
+            stream.skip(RATE)
+        elif how == "mute":
+            with stream.muted():
+                stream.accept(silence(0.1), RATE)
+        elif how == "removed":
+            gallery.remove("bell")
+            stream.accept(tone(500, 1.5), RATE)
+        else:
+            stream.finish()
+        ended = [event for event in stream.take_events() if isinstance(event, Ended) and event.label == "bell"]
+    assert [1.9 <= one.end_s <= 2.2 for one in ended] == [True]
+
+
+def test_an_enrolled_name_that_pauses_is_held_while_others_are_enrolled(tmp_path: Path, model: Model) -> None:
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("bell", model.embed(chord(BELL, 0.5), RATE)[None], sources=["a"], voiced_s=0.5)
+        stream = model.stream(gallery, ends=True, hold=Hold(2.5))
+        stream.accept(chord(BELL, 2.0), RATE)
+        gallery.enroll("buzz", model.embed(chord((800, 5000), 0.4), RATE)[None], sources=["b"], voiced_s=0.4)
+        stream.accept(silence(2.0), RATE)  # a look, in a pause
+        stream.accept(chord(BELL, 1.0), RATE)
+        gallery.remove("buzz")
+        stream.accept(silence(2.0), RATE)
+        assert [type(event) for event in stream.take_events()] == [Detection]
+        stream.accept(silence(1.0), RATE)
+        (ended,) = stream.take_events()
+    assert (type(ended), ended.label) == (Ended, "bell")
+    assert 4.9 <= ended.end_s <= 5.2
 
 
 @pytest.mark.parametrize("how", ["skip", "mute", "reset", "gate"])

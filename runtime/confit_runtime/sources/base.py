@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 from confit_runtime.audio import Pcm, is_sound
 
@@ -38,7 +38,6 @@ class Notice:
     text: str
 
 
-@runtime_checkable
 class Source(Protocol):
     """A context manager to iterate over once. Its chunks all have the rate `rate`, whatever the device does.
 
