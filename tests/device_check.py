@@ -22,7 +22,8 @@ from confit_edge.demo import DATA  # noqa: E402
 from confit_runtime.shipped import MODELS  # noqa: E402
 
 shipped = {path.suffix for path in MODELS.rglob("*") if path.is_file()}
-assert shipped == {".onnx", ".safetensors", ".yaml", ""}, f"the wheel ships {sorted(shipped)}"
+assert shipped == {".md", ".onnx", ".safetensors", ".yaml", ""}, f"the wheel ships {sorted(shipped)}"
+assert all(path.with_suffix(".md").is_file() for path in MODELS.glob("*.onnx")), "a model ships without its card"
 
 model = confit_runtime.load("digits")
 clips = {path.stem: path for path in (DATA / "digits-real").glob("*.ogg")}

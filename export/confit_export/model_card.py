@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,7 @@ from confit_runtime.bench import Latency, call_latency, fresh_process
 from confit_runtime.cautions import enough
 from confit_runtime.contract import Contract
 from confit_runtime.describe import better_than_int8, facts
+from confit_runtime.enrollment import kind_of
 from confit_runtime.errors import UsageError
 from confit_runtime.model import load
 
@@ -103,10 +105,21 @@ def write_card(made: Exported, timing: Timing) -> Path:
 
 
 def card(made: Exported, timing: Timing) -> str:
-    """Markdown with a YAML head."""
-    contract, latency = made.contract, timing.latency
-    unit = "hop" if contract.streaming else "window"
-    tested = "Test was looked at once, after everything was chosen. " if "test" in contract.metrics else ""
+    """The card of a model that was just exported."""
+    in_fp32 = f"In fp32 the file would be {made.fp32_bytes / 1e6:.2f} MB."
+    advice = recommendation(made.contract, timing)
+    measured = [*_speed(made.contract, timing), *([advice, ""] if advice else [])]
+    return card_of(made.contract, made.bytes, made.path.name, note=in_fp32, sections=measured)
+
+
+def card_of(contract: Contract, size: int, model: str, *, note: str = "", sections: Sequence[str] = ()) -> str:
+    """Markdown with a YAML head. `size` is the file's in bytes, `model` what commands call it.
+
+    `note` is said of the whole; `sections` are lines that stand before how it is used.
+    """
+    tested = "Test was looked at once, after everything was chosen." if "test" in contract.metrics else ""
+    intervals = "Intervals resample groups (speakers, recordings)." if contract.metrics else ""
+    counted = "Multiply-adds are those of convolutions, matrix products and recurrent layers."
     lines = [
         "---",
         front_matter(contract).rstrip(),
@@ -115,12 +128,24 @@ def card(made: Exported, timing: Timing) -> str:
         "",
         "An audio classifier for CPU devices, in one ONNX file: PCM in, scores and embedding out, with its contract inside.",
         "",
-        *table(facts(contract, made.bytes)),
+        *table(facts(contract, size)),
         "",
-        f"{tested}In fp32 the file would be {made.fp32_bytes / 1e6:.2f} MB."
-        " Intervals resample groups (speakers, recordings). Multiply-adds are those of convolutions, matrix products and"
-        " recurrent layers.",
+        " ".join(filter(None, (tested, note, intervals, counted))),
         "",
+        *sections,
+        "## Use",
+        "",
+        "```",
+        *_commands(contract, model),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _speed(contract: Contract, timing: Timing) -> list[str]:
+    latency, fp32, unit = timing.latency, timing.fp32, "hop" if contract.streaming else "window"
+    return [
         "## On the machine that exported it",
         "",
         f"{platform.machine()}, one thread; other machines differ. A call takes one {unit}.",
@@ -128,8 +153,8 @@ def card(made: Exported, timing: Timing) -> str:
         *table(
             [
                 ("latency of a call, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
-                ("the same in fp32", f"{timing.fp32.p50_ms:.2f} / {timing.fp32.p99_ms:.2f} ms"),
-                ("processor time per second of audio", f"{latency.cpu_rtf:.4f} s (fp32 {timing.fp32.cpu_rtf:.4f} s)"),
+                ("the same in fp32", f"{fp32.p50_ms:.2f} / {fp32.p99_ms:.2f} ms"),
+                ("processor time per second of audio", f"{latency.cpu_rtf:.4f} s (fp32 {fp32.cpu_rtf:.4f} s)"),
                 (
                     "peak memory of a process that listens",
                     "unknown" if timing.peak_mb is None else f"{timing.peak_mb:.0f} MB",
@@ -138,18 +163,13 @@ def card(made: Exported, timing: Timing) -> str:
         ),
         "",
     ]
-    if advice := recommendation(contract, timing):
-        lines += [advice, ""]
-    lines += [
-        "## Use",
-        "",
-        "```",
-        f"confit-edge listen {made.path.name}",
-        f"confit-edge inspect {made.path.name}",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+
+
+def _commands(contract: Contract, model: str) -> list[str]:
+    """What a model for voices is used by, and what any other."""
+    voices = [f"confit-edge enroll {model} NAME CLIP...", f"confit-edge identify {model} CLIP"]
+    use = voices if kind_of(contract) == "speaker" else [f"confit-edge listen {model}"]
+    return [*use, f"confit-edge inspect {model}"]
 
 
 def front_matter(contract: Contract) -> str:

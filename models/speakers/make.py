@@ -1,15 +1,19 @@
 """Makes models/speakers.onnx, the speaker model that ships: GE2E as published, its weights stored in int8.
 
     python models/speakers/make.py [--precision fp16]
+    python models/speakers/make.py --card
 
 The cohort that scores are normalised by is synthetic: the demo's training voices, each saying its words one after
-another. The levels are set on the demo's other voices, which are in no cohort.
+another. The levels are set on the demo's other voices, which are in no cohort. The second writes models/speakers.md alone, the
+card of the file that is there, with what `benchmarks.speakers` measured of it.
 """
 
 import argparse
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,21 +22,26 @@ import torch
 from confit_edge import __version__
 from confit_edge.demo import DATA
 from confit_edge.encoders.ge2e import GE2E
+from confit_edge.files import write_text
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.runs import weights_sha256
 from confit_export.cost import count_cost
 from confit_export.enrollment import speaker_prior
 from confit_export.graph import assemble, to_onnx
+from confit_export.model_card import card_of, table
 from confit_export.model_file import embedding_id, provisional, replace_cohort, sealed
 from confit_export.quantize import PRECISION, Quantizer, Scheme
+from confit_runtime import load
 from confit_runtime.audio import load_clip
 from confit_runtime.contract import SCHEMA, Contract
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import ConfitError
 from confit_runtime.files import write_whole
+from confit_runtime.wording import percent
 
 UTTERANCE_S, UTTERANCES, IN_COHORT = 3.0, 6, 3  # of each voice
 OUT = Path(__file__).parents[1] / "speakers.onnx"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "speakers.json"
 SCOPES = ("/front_end/", "/head/")  # these stay in fp32
 TOLERANCE = 0.998  # the least cosine between the file's embeddings and torch's
 
@@ -104,6 +113,7 @@ def main(precision: str) -> None:
     data = sealed(graph, contract)
     write_whole(OUT, data)
     print(f"wrote {OUT}: {len(data) / 1e6:.2f} MB, least cosine to torch {cosines.min():.5f}, {levels}")
+    print("next: python -m benchmarks.speakers, then this script with --card")
 
 
 def plan(precision: str, graph: onnx.ModelProto) -> list[tuple[Scheme, list[str]]]:
@@ -128,7 +138,53 @@ def spoken(split: str) -> dict[str, list[np.ndarray]]:
     return found
 
 
+def card() -> str:
+    """What stands in speakers.md: of the file's contract, and of the voices it was measured on."""
+    contract, size = load(OUT).contract, OUT.stat().st_size
+    measured = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if measured["model"]["bytes"] != size:
+        raise ConfitError(f"{RESULTS}: measured another file than {OUT}: run python -m benchmarks.speakers first")
+    stored, cosine = contract.precision.removesuffix(" weights"), contract.parity["least_cosine_to_torch"]
+    cohort, enroll, found = contract.data, contract.calibration["enroll"], measured["confit-edge"]
+    sections = [
+        "## What it learnt from",
+        "",
+        "Nothing here: it is the voice encoder GE2E of Resemblyzer 0.1.4 as published (Apache-2.0, `models/ge2e/NOTICE`), its"
+        f" weights stored in {stored} by `models/speakers/make.py`, with half of its rows; the least cosine to torch is"
+        f" {cosine:.4f}. The {cohort['clips']} utterances inside it, strangers that a voice is compared with, are of"
+        f" {cohort['groups']} synthetic voices of the demo. A name needs a similarity of {enroll['threshold']}, set in"
+        f" {enroll['trials']} trials of the demo's other voices, before its own prints move that.",
+        "",
+        "## Voices that nobody trained on",
+        "",
+        f"`{measured['command']}` (`benchmarks/results/speakers.json`): {len(measured['voices'])} voices,"
+        f" {found['n']['utterances']} utterances; enrolled with {measured['enrolled']}. Intervals of 95 % resample voices.",
+        "",
+        *table(measures(found)),
+        "",
+        "Prints of voices are personal data: `docs/enrollment.md` tells of consent and erasure, and of what an answer is worth.",
+        "",
+    ]
+    return card_of(contract, size, "speakers", sections=sections)
+
+
+def measures(found: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {
+        "closed_accuracy": "nearest to their own name",
+        "eer": "equal error rate",
+        "open_missed": "half of the voices enrolled: their utterances not given their name",
+        "open_taken": "half of the voices enrolled: strangers' utterances given a name",
+    }
+    return [(name, percent(found[key], *found["intervals"][key])) for key, name in names.items()]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", default="int8", choices=("int8", "fp16", "fp32"))
-    main(parser.parse_args().precision)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--precision", default="int8", choices=("int8", "fp16", "fp32"))
+    what.add_argument("--card", action="store_true", help="write the card alone")
+    given = parser.parse_args()
+    if given.card:
+        write_text(OUT.with_suffix(".md"), card())
+    else:
+        main(given.precision)

@@ -76,6 +76,7 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
     assert code == 0, err
     assert "it is a model for voices (as asked for)" in err
     assert load(out).contract.calibration["enroll"]["kind"] == "speaker"
+    assert "confit-edge enroll voices.onnx NAME CLIP..." in out.with_suffix(".md").read_text(encoding="utf-8")
     word = next((DATA / "words" / "seven").glob("*.ogg"))
     code, _, err = confit("enroll", out, "ada", word, "--gallery", gallery)
     assert code == 1
