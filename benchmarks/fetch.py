@@ -109,12 +109,12 @@ def fetch(cache: Path = CACHE) -> None:
         decoded = cache / "decoded" / package.name
         if package.name.endswith("-g722") and not decoded.is_dir():
             print(f"decoding {package.name}", file=sys.stderr)
-            _whole(decoded, partial(_decode_g722, cache / "packages" / package.name))
+            whole(decoded, partial(_decode_g722, cache / "packages" / package.name))
     samples = cache / "decoded" / "fluid-soundfont-gm"
     if not samples.is_dir():
         print("taking the samples out of the sound font", file=sys.stderr)
         font = cache / "packages/fluid-soundfont-gm/usr/share/sounds/sf2/FluidR3_GM.sf2"
-        _whole(samples, partial(soundfont.extract, font))
+        whole(samples, partial(soundfont.extract, font))
     listing = {package.name: {"version": package.version, "sha256": package.sha256} for package in PACKAGES}
     (cache / "packages.json").write_text(json.dumps(listing, indent=2) + "\n")
 
@@ -134,7 +134,7 @@ def _unpack(package: Package, cache: Path) -> None:
         tree.rename(cache / "packages" / package.name)
 
 
-def _whole(folder: Path, fill: Callable[[Path], None]) -> None:
+def whole(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder elsewhere and move it into place: a fetch that is stopped leaves no half of one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:

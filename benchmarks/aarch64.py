@@ -1,0 +1,251 @@
+"""The same files on aarch64: rows and events under qemu-user beside those of this machine.
+
+    python -m benchmarks.aarch64
+
+writes benchmarks/results/aarch64.json. It needs qemu-user, apt-get and dpkg (Debian 12); nothing else is installed: Debian's
+arm64 libc and Python and PyPI's aarch64 wheels, of the versions that are installed here, go into the cache. The models are
+those that ship and a run of a few words, trained here and exported by three recipes; all hear the same twenty seconds of real
+and synthetic speech over music. The 8-bit weights of `arm64` are right on this side with VNNI only (`vnni` in the results).
+
+qemu 7 shows a program the host's /proc/cpuinfo, on which onnxruntime's aarch64 wheel ends by a segmentation fault as it is
+imported; so one of a Cortex-A72 stands in the root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from benchmarks.environments import DEVICE, ROOT
+from benchmarks.fetch import CACHE, whole
+from benchmarks.report import RESULTS, machine, write_json
+from confit_edge.data.manifest import read_manifest, write_manifest
+from confit_edge.demo import DATA
+from confit_edge.pairtune.config import Recipe
+from confit_edge.pairtune.session import train
+from confit_edge.runs import read_run, run_corpus
+from confit_export.export import export_run
+from confit_runtime.audio import load_clip, resample
+from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.shipped import MODELS
+
+PROCESSORS = ("cortex-a72", "max")  # a Raspberry Pi 4's, without products of int8; and all that qemu knows
+PACKAGES = (
+    "libc6", "libexpat1", "libffi8", "libgcc-s1", "libpython3.11-minimal", "libpython3.11-stdlib", "libsqlite3-0", "libssl3",
+    "libstdc++6", "python3.11-minimal", "zlib1g",
+)  # fmt: skip
+CPUINFO = """processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
+WORDS = ("one", "two", "seven", "nine", "stop", "yes")
+VOICE = "bm_george"  # of the split test
+RECIPES: dict[str, dict[str, Any]] = {
+    "fp32": {"quantize": False},
+    "static, portable": {},
+    "static, arm64": {"target": "arm64"},
+}
+RATE, SOURCE_RATE, GAP_S, MUSIC = 16_000, 48_000, 0.6, 0.2
+ROWS = """
+import platform, sys
+import numpy as np
+from confit_runtime import load
+scores, embeddings = load(sys.argv[1]).rows(sys.argv[2])
+np.savez(sys.argv[3], scores=scores, embeddings=embeddings)
+print(platform.machine())
+"""
+
+
+def root(cache: Path) -> Path:
+    """A folder with Debian's arm64 libc and Python, and `packages.json`, the versions of what is in it."""
+    folder = cache / "aarch64" / "root"
+    if not folder.is_dir():
+        if not (shutil.which("apt-get") and shutil.which("dpkg")):
+            raise UsageError(
+                "the arm64 packages need apt-get and dpkg (Debian 12): run it there, or in a container of it"
+            )
+        print("fetching Debian's arm64 packages", file=sys.stderr)
+        whole(folder, unpack)
+    return folder
+
+
+def unpack(target: Path) -> None:
+    """Debian's packages, by a state of apt's own: that of the machine stays as it is."""
+    debs = target.parent / "debs"
+    (debs / "lists" / "partial").mkdir(parents=True)
+    options = [f"Dir::State={debs}", "Dir::State::status=/dev/null", f"Dir::Cache={debs}", "APT::Sandbox::User=root"]
+    options += ["APT::Architecture=arm64", "APT::Architectures=arm64"]
+    apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
+    run([*apt, "update"])
+    run([*apt, "download", *PACKAGES], cwd=debs)
+    for deb in debs.glob("*.deb"):
+        run(["dpkg", "-x", str(deb), str(target)])
+    found = {deb.name.split("_")[0]: deb.name.split("_")[1].replace("%3a", ":") for deb in sorted(debs.glob("*.deb"))}
+    (target / "packages.json").write_text(json.dumps(found))
+    (target / "proc").mkdir()
+    (target / "proc" / "cpuinfo").write_text(CPUINFO)
+
+
+def wheels(cache: Path) -> Path:
+    """A folder with PyPI's aarch64 wheels of what a device installs, in the versions that are installed here."""
+    pins = [f"{name}=={version(name)}" for name in DEVICE]
+    folder = cache / "aarch64" / "_".join(pins)
+    if not folder.is_dir():
+        print("fetching aarch64 wheels", file=sys.stderr)
+        platforms = [f"--platform=manylinux_2_{libc}_aarch64" for libc in (36, 28, 27, 26, 17)]
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--python-version=3.11"]
+        whole(folder, lambda target: run([*pip, *platforms, "--only-binary=:all:", f"--target={target}", *pins]))
+    return folder
+
+
+def scene(folder: Path) -> float:
+    """Ten digits of a person, then the words of a synthetic voice, over music; its seconds.
+
+    `rows.wav` has the models' own rate: its samples are the same on both sides. `listen.wav` is resampled on each side.
+    """
+    clips = sorted((DATA / "digits-real").glob("*.ogg"))
+    clips += [DATA / "words" / word / f"{VOICE}.ogg" for word in WORDS]
+    gap = np.zeros(round(GAP_S * RATE), np.float32)
+    speech = np.concatenate([gap, *(part for clip in clips for part in (load_clip(clip, RATE), gap))])
+    music = np.resize(load_clip(DATA / "background" / "test" / "music-system.ogg", RATE), len(speech))
+    sound = speech + MUSIC * music
+    soundfile.write(folder / "rows.wav", sound, RATE, subtype="PCM_16")
+    soundfile.write(folder / "listen.wav", resample(sound, RATE, SOURCE_RATE), SOURCE_RATE, subtype="PCM_16")
+    return len(sound) / RATE
+
+
+def exports(folder: Path, epochs: int) -> dict[str, Path]:
+    """The models that ship, and a run of a few words by each of `RECIPES`."""
+    words = read_manifest(DATA / "words" / "manifest.csv")
+    some = tuple(clip for clip in words.clips if clip.label in WORDS)
+    write_manifest(replace(words, clips=some, source=folder / "words.csv"), folder / "words.csv")
+    recipe = Recipe(
+        epochs=epochs, soup=1, probe_views=1, frozen_baseline=False, background=str(DATA / "background"), device="cpu"
+    )
+    train(folder / "words.csv", folder / "run", recipe)
+    trained = read_run(folder / "run")
+    models = {name: MODELS / f"{name}.onnx" for name in ("digits", "speakers")}
+    for name, options in RECIPES.items():
+        models[f"words, {name}"] = folder / f"words-{name.replace(', ', '-')}.onnx"
+        export_run(trained, run_corpus(trained), models[f"words, {name}"], force=True, say=print, **options)
+    return models
+
+
+def heard(python: list[str], environment: dict[str, str], model: Path, work: Path) -> dict[str, Any]:
+    """What a model makes of the scene in the programs of `python`: its rows, and the lines of `listen`."""
+    out = work / "rows.npz"
+    where = run([*python, "-c", ROWS, str(model), str(work / "rows.wav"), str(out)], environment, work).strip()
+    gallery = ["--gallery", "voices.db"] if model.stem == "speakers" else []
+    listen = [*python, "-m", "confit_edge", "listen", str(model), *gallery, "--json", "--source", "listen.wav"]
+    lines = [json.loads(line) for line in run(listen, environment, work).splitlines()]
+    with np.load(out) as rows:
+        return {"machine": where, **rows, "events": [line for line in lines if line["type"] == "detection"]}
+
+
+def compared(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    """The greatest differences, and whether the same events were told, at the same samples."""
+    if there["machine"] != "aarch64":
+        raise ConfitError(f"qemu-aarch64 ran a program of {there['machine']}")
+    at = [
+        [(event["label"], event["start_sample"], event["end_sample"]) for event in side["events"]]
+        for side in (here, there)
+    ]
+    scores = [[event["score"] for event in side["events"]] for side in (here, there)]
+    return {
+        "rows": len(here["scores"]),
+        "scores_max_abs_diff": greatest(here["scores"], there["scores"]),
+        "embeddings_max_abs_diff": greatest(here["embeddings"], there["embeddings"]),
+        "events": len(at[0]),
+        "events_equal": at[0] == at[1],
+        "event_scores_max_abs_diff": greatest(*scores) if at[0] == at[1] else None,
+    }
+
+
+def greatest(one: Any, other: Any) -> float:
+    return float(np.abs(np.subtract(one, other)).max(initial=0.0))
+
+
+def run(command: list[str], environment: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """What a program prints. Raises ConfitError with its last words where it fails."""
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfitError(f"{' '.join(command)[:200]} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def measure(cache: Path, epochs: int) -> dict[str, Any]:
+    """Each model on each processor, beside this machine."""
+    debian, site = root(cache), wheels(cache)
+    sources = [str(ROOT), str(ROOT / "runtime")]
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    native = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(sources)}
+    foreign = {**native, "PYTHONPATH": os.pathsep.join([str(site), *sources])}
+    found = []
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        seconds = scene(work)
+        python, prints = [sys.executable, "-P"], map(str, sorted((DATA / "digits-real").glob("*.ogg")))
+        run(
+            [*python, "-m", "confit_edge", "enroll", "speakers", "allison", *prints, "--gallery", "voices.db"],
+            native,
+            work,
+        )
+        for name, model in exports(work, epochs).items():
+            here = heard(python, native, model, work)
+            for processor in PROCESSORS:
+                emulated = [
+                    "qemu-aarch64",
+                    "-cpu",
+                    processor,
+                    "-L",
+                    str(debian),
+                    str(debian / "usr/bin/python3.11"),
+                    "-P",
+                ]
+                there = heard(emulated, foreign, model, work)
+                found.append({"model": name, "processor": processor, **compared(here, there)})
+                print(found[-1], flush=True)
+    return {
+        "sound_s": round(seconds, 2),
+        "emulator": run(["qemu-aarch64", "--version"]).splitlines()[0],
+        "debian": json.loads((debian / "packages.json").read_text()),
+        "onnxruntime": version("onnxruntime"),
+        "found": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=2, help="of the words")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--out", type=Path, default=RESULTS / "aarch64.json")
+    given = parser.parse_args()
+    try:
+        if shutil.which("qemu-aarch64") is None:
+            raise UsageError("qemu-aarch64 is not installed: apt install qemu-user")
+        found = measure(given.cache.absolute(), given.epochs)
+    except ConfitError as error:
+        sys.exit(f"aarch64: {error}")
+    write_json(given.out, {"command": f"python -m benchmarks.aarch64 --epochs {given.epochs}", **found, **machine()})
+
+
+if __name__ == "__main__":
+    main()
