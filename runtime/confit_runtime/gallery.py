@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,8 +24,6 @@ from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import Print, checked, checked_rows, from_blobs, new_places, read_prints, to_blobs
 from confit_runtime.search import build_index, erase_index
 from confit_runtime.shipped import as_asked_for
-
-log = logging.getLogger(__name__)
 
 AT_ONCE = 500  # prints that one statement asks for; SQLite takes 999 values at the least
 
@@ -334,14 +331,7 @@ class Gallery:
             removed = db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,)).rowcount
             erase_index(self.index_path)
             db.execute("DELETE FROM names WHERE id = ?", (name_id,))
-        try:
-            with self._file.reading() as db:
-                db.execute("VACUUM")
-        except GalleryError as error:  # it is forgotten all the same: what is deleted is overwritten
-            log.warning(
-                "%s: %r is forgotten, but the file could not be made smaller (is the disk full?)", self.path, name
-            )
-            log.debug("%s", error)
+            self._file.shrinks = True
         return int(removed)
 
     def rename(self, old: str, new: str) -> None:
@@ -394,10 +384,11 @@ class Gallery:
         model: what one has prints of by now is not what it holds.
         """
         with self._file.lock:
-            with self._file.change() as db:
-                self._check_bound(db)
-                yield db
-            if not db.in_transaction:  # and this no part of another change
+            try:
+                with self._file.change() as db:
+                    self._check_bound(db)
+                    yield db
+            finally:  # also of what came to nothing: the prints may have been read within
                 self._outdate()
 
     def _outdate(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from threading import RLock
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import OURS
 from confit_runtime.migrations import Binding, lay_out, prepare, reported
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0  # for another program's change
 
@@ -26,6 +29,7 @@ class GalleryFile:
         """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
         self.path, self.lock = path, RLock()
         self._written, self._closed = _written(path), False
+        self.shrinks = False  # once the change is done that is being made
         with reported(path):
             self._db = _ready(path, binding, PATIENCE_S)
         self._identity = _identity(path)
@@ -95,9 +99,24 @@ class GalleryFile:
                 raise GalleryError(
                     f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
                 )
+            self.shrinks = False
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
+            if self.shrinks:
+                self._shrink(db)
+
+    def _shrink(self, db: sqlite3.Connection) -> None:
+        """Give back the room of what was removed, which is overwritten already."""
+        try:
+            with reported(self.path):
+                db.execute("VACUUM")
+        except GalleryError as error:
+            log.warning(
+                "%s: who was removed is forgotten, but the file could not be made smaller (is the disk full?)",
+                self.path,
+            )
+            log.debug("%s", error)
 
     @property
     def index_path(self) -> Path:

@@ -541,6 +541,36 @@ def test_who_listens_does_not_wait_for_another_threads_change(tmp_path: Path, mo
         assert gallery.matcher.names == ("eve",)
 
 
+def test_a_change_that_came_to_nothing_leaves_nobody_in_the_matcher(tmp_path: Path, model: Model) -> None:
+    ada, bob = np.eye(DIM, dtype=np.float32)[:2]
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("ada", ada[None], sources=["x"], voiced_s=5.0)
+        with suppress(InterruptedError), gallery.change():
+            gallery.enroll("bob", bob[None], sources=["x"], voiced_s=5.0)
+            assert gallery.match(bob).name == "bob"
+            gallery.remove("ada")
+            assert gallery.match(ada).nearest == "bob"
+            raise InterruptedError
+        assert gallery.names() == {"ada": 1}
+        assert gallery.matcher.names == ("ada",)
+        assert gallery.match(bob).name is None
+
+
+def test_who_is_removed_within_a_change_leaves_a_smaller_file_behind(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        for name in ("ada", "bob"):
+            gallery.enroll(name, random_prints(300), sources=["x"] * 300, voiced_s=5.0)
+        before = path.stat().st_size
+        with gallery.change():
+            gallery.remove("ada")
+            gallery.remove("bob")
+        assert path.stat().st_size < before / 2
+    assert not caplog.records
+
+
 def test_two_galleries_are_imported_into_each_other_at_once(tmp_path: Path, model: Model) -> None:
     with (
         Gallery.open(tmp_path / "one.db", model, create=True) as one,
