@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from confit_runtime.arrays import Floats, Places
 from confit_runtime.errors import GalleryError, UsageError
@@ -18,7 +19,6 @@ CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
 TOLD_EVERY = 5_000  # prints of an index that is being made
 CHECKED = 16  # vectors of an index held against the gallery's
-BEGINNING = 8  # bytes of an index: how many vectors of how many bytes follow
 
 
 class Search(Protocol):
@@ -46,7 +46,7 @@ class IndexSearch:
     """Asks an index made by `build_index`, and compares with every print that was enrolled after it was made.
 
     What is found are nearly always the nearest prints, not always (`benchmarks/results/gallery.json` says how often). The
-    index is read where it lies on the disk. Once it was erased, for somebody was removed, all prints are compared.
+    index is read where it lies on the disk. Once that was written, by who erased it or restored a copy, all prints are compared.
     """
 
     def __init__(self, path: Path, ids: Places, prints: Floats, effort: int = SEARCH_EFFORT) -> None:
@@ -54,8 +54,9 @@ class IndexSearch:
 
         Raises GalleryError on an index of other prints.
         """
-        self._index, self._beginning = _open(path)
-        self._began_with = self._beginning.tobytes()
+        self._index, self._file = _open(path)
+        weakref.finalize(self, os.close, self._file)
+        self._opened = self._written()
         self._index.expansion_search = effort
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
@@ -67,11 +68,17 @@ class IndexSearch:
             raise GalleryError(f"{path}: is an index of other prints: make it again with `confit-edge gallery index`")
 
     def nearest(self, unit: Floats, count: int) -> Places:
-        found = self._index.search(unit, count * OVERSAMPLED).keys.astype(np.int64)
-        if self._beginning.tobytes() != self._began_with:  # asked afterwards: what was found then is of a whole index
-            return _nearest(self._prints, unit, count)
-        rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
-        return rows[_nearest(self._prints[rows], unit, count)]
+        if self._written() == self._opened:  # to read what was cut short takes the process down
+            found = self._index.search(unit, count * OVERSAMPLED).keys.astype(np.int64)
+            if self._written() == self._opened:  # still: what was found is of a whole index
+                rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
+                return rows[_nearest(self._prints[rows], unit, count)]
+        return _nearest(self._prints, unit, count)
+
+    def _written(self) -> tuple[int, int]:
+        """When the file was written last, in ns, and how many bytes it has."""
+        stat = os.fstat(self._file)
+        return stat.st_mtime_ns, stat.st_size
 
     def _same(self, key: int, print_: Floats) -> bool:
         kept = np.asarray(self._index.get(int(key)), np.float32).reshape(-1)
@@ -141,15 +148,19 @@ def erase_index(path: Path) -> None:
             ) from error
 
 
-def _open(path: Path) -> tuple[Any, npt.NDArray[np.uint8]]:
-    """An index and its first bytes, both as they stand in the file at any moment."""
-    index = beginning = None
-    with suppress(OSError, ValueError):  # it was erased this moment, or is cut short
-        index = _usearch().Index.restore(str(path), view=True)
-        beginning = np.memmap(path, np.uint8, "r", shape=(BEGINNING,))
-    if index is None or beginning is None:
-        raise GalleryError(f"{path}: is not an index: make it again with `confit-edge gallery index`")
-    return index, beginning
+def _open(path: Path) -> tuple[Any, int]:
+    """An index as it stands in the file at any moment, and that file, open."""
+    usearch = _usearch()
+    with suppress(OSError, ValueError, RuntimeError):  # it was erased this moment, or is cut short
+        file = os.open(path, os.O_RDONLY)
+        try:
+            if (index := usearch.Index.restore(str(path), view=True)) is not None:
+                return index, file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+    raise GalleryError(f"{path}: is not an index: make it again with `confit-edge gallery index`")
 
 
 def _usearch() -> Any:

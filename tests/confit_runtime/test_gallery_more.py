@@ -874,6 +874,39 @@ def test_who_listens_with_an_index_that_is_erased_meanwhile_knows_everybody_on(t
             assert [matcher.match(print_).nearest for print_ in prints] == exact
 
 
+def test_who_listens_as_an_index_is_restored_in_place_knows_everybody_on(tmp_path: Path, model: Model) -> None:
+    """In a process of its own: one that reads what is cut short is killed."""
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from confit_runtime.search import IndexSearch, build_index
+
+path, prints = Path(sys.argv[1]), np.load(sys.argv[2])
+build_index(path, np.arange(len(prints)), prints)
+search, whole = IndexSearch(path, np.arange(len(prints)), prints), path.read_bytes()
+for length in (0, 40, len(whole) // 2):
+    path.write_bytes(whole[:length])
+    print([int(search.nearest(print_, 1)[0]) for print_ in prints] == list(range(len(prints))))
+"""
+    np.save(tmp_path / "prints.npy", random_prints(500))
+    command = [sys.executable, "-c", script, tmp_path / "many.index", tmp_path / "prints.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["True"] * 3), done.stderr
+
+
+def test_an_index_that_is_cut_short_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    path, prints = tmp_path / "many.index", random_prints(500)
+    build_index(path, np.arange(500), prints)
+    whole = path.read_bytes()
+    for length in (0, 40, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(GalleryError, match=r"many\.index: is not an index"):
+            IndexSearch(path, np.arange(500), prints)
+
+
 def test_an_index_of_8_bits_ranks_as_all_bits_do(tmp_path: Path) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     # a cloud so dense that the nearest differ by less than 8 bits tell
