@@ -21,7 +21,7 @@ from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Print, checked, checked_rows, from_blobs, new_places, read_prints, to_blobs
+from confit_runtime.prints import Print, checked, checked_rows, from_blobs, holds, new_places, read_indexed, to_blobs
 from confit_runtime.search import build_index, erase_index
 from confit_runtime.shipped import as_asked_for
 
@@ -309,13 +309,24 @@ class Gallery:
         """Write an index of the prints beside the file, for galleries of more than 100 000. Returns how many it holds.
 
         It has the file's mode. Prints enrolled later are found without it; removing a name erases it. `progress` is told how
-        many prints of how many are in it. Raises UsageError without usearch, GalleryError where the index cannot be written.
+        many prints of how many are in it. Raises UsageError without usearch, GalleryError where the index cannot be written,
+        and where the file was replaced or somebody removed meanwhile; then none is.
         """
-        with self._file.reading() as db:  # to its end: who is removed meanwhile would stay in the index
-            names = db.execute("SELECT id FROM names ORDER BY id").fetchall()
-            place = {name_id: at for at, (name_id,) in enumerate(names)}
-            ids, _, prints = read_prints(self.path, db, self.dim, place, negative=False)
-            build_index(self.index_path, ids, prints, progress, self.path.stat().st_mode & 0o777)
+        with self._file.lock:  # to its end: no other thread removes anybody meanwhile
+            with self.moment() as db:
+                self._file.check_stands()
+                look, mode = self._file.look(db), self.path.stat().st_mode & 0o777
+                ids, prints = read_indexed(self.path, db, self.dim)
+
+            def check() -> None:
+                with self.moment() as db:
+                    self._file.check_stands()
+                    if self._file.look(db) != look and not holds(*read_indexed(self.path, db, self.dim), ids, prints):
+                        raise GalleryError(
+                            f"{self.path}: somebody was removed meanwhile, so there is no index: make it again"
+                        )
+
+            build_index(self.index_path, ids, prints, progress, mode, check)
             self._outdate()
         return len(ids)
 
@@ -396,11 +407,11 @@ class Gallery:
             self._current.outdate()
 
     @contextmanager
-    def moment(self) -> Iterator[None]:
+    def moment(self) -> Iterator[sqlite3.Connection]:
         """All that is read within is of one moment, and of the model that the gallery was opened for. Raises GalleryError."""
         with self._file.moment() as db:
             self._check_bound(db)
-            yield
+            yield db
 
     def _admit(self, db: sqlite3.Connection) -> Binding:
         """What the prints are of. Raises GalleryError where that is not the model's embedding."""

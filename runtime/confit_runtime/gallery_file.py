@@ -95,10 +95,7 @@ class GalleryFile:
             if db.in_transaction:
                 yield db
                 return
-            if not self.stands:
-                raise GalleryError(
-                    f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
-                )
+            self.check_stands()
             self.shrinks = False
             with db:
                 db.execute("BEGIN IMMEDIATE")
@@ -127,6 +124,13 @@ class GalleryFile:
     def stands(self) -> bool:
         """Whether the file that is open is the one that stands at its path."""
         return _identity(self.path) == self._identity
+
+    def check_stands(self) -> None:
+        """Raise GalleryError unless the file that is open is the one that stands at its path."""
+        if not self.stands:
+            raise GalleryError(
+                f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
+            )
 
     def look(self, db: sqlite3.Connection) -> Look:
         """What each change by another program changes, also by one that knows nothing of SQLite; within a `moment`."""

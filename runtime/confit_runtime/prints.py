@@ -96,6 +96,20 @@ def read_prints(
     return np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts)
 
 
+def read_indexed(path: Path, db: sqlite3.Connection, dim: int) -> tuple[Places, Floats]:
+    """What an index is made of: ids `[n]` and embeddings `[n, dim]`. Raises GalleryError on contents that make no sense."""
+    place = {name_id: at for at, (name_id,) in enumerate(db.execute("SELECT id FROM names").fetchall())}
+    ids, _, prints = read_prints(path, db, dim, place, negative=False)
+    return ids, prints
+
+
+def holds(ids: Places, prints: Floats, some: Places, those: Floats) -> bool:
+    """Whether all of `some` ids are among `ids`, with `those` prints."""
+    order = np.argsort(ids)
+    at = order[np.searchsorted(ids[order], some[np.isin(some, ids)])]
+    return len(at) == len(some) and np.array_equal(prints[at], those)
+
+
 def new_places(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
     """The places of the prints that are neither among `known` nor a copy of one before them."""
     seen, places = set(known), []

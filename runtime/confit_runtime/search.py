@@ -93,12 +93,18 @@ def _nearest(prints: Floats, unit: Floats, count: int) -> Places:
 
 
 def build_index(
-    path: Path, ids: Places, prints: Floats, progress: Callable[[int, int], None] | None = None, mode: int = OURS
+    path: Path,
+    ids: Places,
+    prints: Floats,
+    progress: Callable[[int, int], None] | None = None,
+    mode: int = OURS,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write an index of `prints [n, dim]`, whole or not at all.
 
-    All cores work at it; `progress` is told how many prints of how many are in it. Raises UsageError where usearch is not
-    installed, GalleryError where the file cannot be written.
+    All cores work at it; `progress` is told how many prints of how many are in it, and `check`, called last, raises where
+    they are no longer those of the gallery. Raises UsageError where usearch is not installed, GalleryError where the file
+    cannot be written.
     """
     usearch = _usearch()
     index = usearch.Index(
@@ -120,6 +126,8 @@ def build_index(
             temporary.touch(OURS)
             index.save(str(temporary))
             temporary.chmod(mode)
+            if check is not None:
+                check()
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -858,6 +858,45 @@ prints = np.eye({DIM}, dtype=np.float32)
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("what", ["replaced", "gone", "removed", "enrolled"])
+def test_an_index_is_of_the_prints_that_the_file_beside_it_holds(
+    tmp_path: Path, model: Model, what: str, when: str
+) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    folder, other = tmp_path / "house", tmp_path / "other.db"
+    folder.mkdir()
+    path = folder / "gallery.db"
+    for file, names in ((path, ["ada", "bob"]), (other, ["eve"])):
+        with Gallery.open(file, model, create=True) as gallery:
+            for name in names:
+                gallery.enroll(name, random_prints(3), sources=["x"] * 3, voiced_s=5.0)
+
+    def change(*_: int) -> None:
+        if what == "replaced":
+            other.replace(path)
+        elif what == "gone":
+            shutil.rmtree(folder)
+        else:
+            with Gallery.open(path) as changed:
+                if what == "removed":
+                    changed.remove("bob")
+                changed.enroll("carl", random_prints(3), sources=["x"] * 3, voiced_s=5.0)
+
+    with Gallery.open(path) as gallery:
+        if when == "before":
+            change()
+        progress = change if when == "meanwhile" else None
+        if what == "enrolled" or (what, when) == ("removed", "before"):
+            assert gallery.build_index(progress) == (9 if (what, when) == ("enrolled", "before") else 6)
+            assert Gallery.open(path, model).matcher.names[-1] == "carl"
+        else:
+            message = "somebody was removed" if what == "removed" else "was replaced or removed|the index cannot be"
+            with pytest.raises(GalleryError, match=message):
+                gallery.build_index(progress)
+            assert not gallery.index_path.exists()
+
+
 def test_who_listens_with_an_index_that_is_erased_meanwhile_knows_everybody_on(tmp_path: Path, model: Model) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     path, prints = tmp_path / "gallery.db", random_prints(300)
