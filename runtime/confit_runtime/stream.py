@@ -65,6 +65,7 @@ class Stream:
             gallery.check(model)
             self._names = NameDetector(model.contract, gallery.matcher, hold)
         self._look = max(1, round(LOOK_S * model.contract.sample_rate / model.contract.hop))  # into it, in hops
+        self._unseen = 0  # hops since the last one
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
@@ -110,6 +111,7 @@ class Stream:
                 self._names.begin_after(hops)
         self._origin += self._taken + samples
         self._taken = 0
+        self._unseen = self._look
         self._forget()
 
     def mute(self) -> None:
@@ -236,6 +238,7 @@ class Stream:
     def _let_pass(self) -> None:
         """The next hop is not scored: a pause of what has fired."""
         self._hops += 1
+        self._unseen += 1
         for detector, labels in self._detectors():
             detector.skip_to(self._hops)
             self._found(detector, [], labels)
@@ -249,6 +252,7 @@ class Stream:
         """Play the newest gated hops to the model; where others were gated before them, as to one that heard nothing."""
         if self._slept > len(self._asleep):
             self._batch.reset()
+            self._look_for_changes()  # before what it slept through is told
         found = [detection for chunk in self._asleep for detection in self._score(chunk)]
         self._asleep.clear()
         self._slept = 0
@@ -258,15 +262,23 @@ class Stream:
         """The detections that the next hop completes."""
         scores, embedding = self._batch.push(chunk[None])
         self._hops += 1
+        self._unseen += 1
         self.scores = scores[0, -1] if scores.shape[1] else None
         found = self._found(self._detector, self._detector.push(scores[0]), self.model.labels)
-        if self._gallery is not None and self._names is not None:
-            if self._hops % self._look == 0 and (matcher := self._gallery.matcher) is not self._names.matcher:
-                self._end_pausing(self._names, self._names.labels, but=matcher.names)
-                self._names = self._names.going_on(self.model.contract, matcher)
-                self._events.end_names_but(matcher.names, self._source(self._begin(self._hops)), self._rate)
+        self._look_for_changes()
+        if self._names is not None:
             found += self._found(self._names, self._names.push(embedding[0]), self._names.labels)
         return found
+
+    def _look_for_changes(self) -> None:
+        """Go on with the names that the gallery has now, if it is time to look."""
+        if self._gallery is None or self._names is None or self._unseen < self._look:
+            return
+        self._unseen = 0
+        if (matcher := self._gallery.matcher) is not self._names.matcher:
+            self._end_pausing(self._names, self._names.labels, but=matcher.names)
+            self._names = self._names.going_on(self.model.contract, matcher)
+            self._events.end_names_but(matcher.names, self._source(self._begin(self._hops)), self._rate)
 
     def _found(self, detector: Detector | NameDetector, hits: list[Hit], labels: Sequence[str]) -> list[Detection]:
         """The detections of the newest row; with `ends`, what ended there is kept beside them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -116,6 +117,30 @@ def test_names_stay_silent_for_their_refractory_time_while_the_model_sleeps(mode
     wanted = heard(slow.stream(gallery), [sound], RATE)
     assert [event.label for event in wanted] == ["bell", "bell"]
     alike(heard(slow.stream(gallery, gate=EnergyGate(RATE, LEVEL)), [sound], RATE), wanted)
+
+
+@pytest.mark.parametrize("pause", ["gate", "gap", "mute"])
+def test_who_was_removed_or_enrolled_during_a_pause_is_known_at_its_end(
+    model: Model, gallery: Gallery, pause: str
+) -> None:
+    bell, prints = np.concatenate([chord(BELL, 0.4), silence(0.3)]), gallery.prints("bell")
+    stream = model.stream(gallery, gate=EnergyGate(RATE, LEVEL) if pause == "gate" else None)
+    stream.live = False
+
+    def heard_after(seconds: float) -> list[str]:
+        if pause == "gap":
+            stream.skip(round(seconds * RATE))
+        else:
+            with stream.muted() if pause == "mute" else nullcontext():
+                stream.accept(silence(seconds), RATE)
+        return [event.label for event in stream.accept(bell, RATE)]
+
+    assert heard_after(1.0) == ["bell"]
+    for seconds in 60 + HOP / RATE * np.arange(5):
+        gallery.remove("bell")
+        assert heard_after(seconds) == []
+        gallery.enroll("bell", [one.embedding for one in prints], sources=["a", "b"], voiced_s=0.8)
+        assert heard_after(seconds) == ["bell"]
 
 
 def test_a_gap_forgets_what_a_gate_has_heard(model: Model) -> None:
