@@ -189,9 +189,9 @@ def cut(
 ) -> None:
     """Make training clips of the labelled sounds in long recordings.
 
-    Each sound becomes a clip, at the recording's own rate and with its channels: FLAC, or WAV where a recording is of floating
-    point. FOLDER/manifest.csv tells path, label and group. The group is the recording, so that none stands in two splits,
-    or what a column `group` of the table says.
+    Each sound becomes a clip, at the recording's own rate and with its channels: FLAC, or WAV where that cannot hold it, as of
+    floating point. FOLDER/manifest.csv tells path, label and group. The group is the recording, so that none stands in two
+    splits, or what a column `group` of the table says.
 
     Where labelled sounds overlap (by 0.05 s or more), a clip holds several, and it gets the labels of all, joined by a vertical
     bar in the column `labels`: a model is then trained to tell each by itself. --alone leaves such clips out. A margin ends where

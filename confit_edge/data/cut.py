@@ -16,15 +16,16 @@ import numpy as np
 
 from confit_edge.data.manifest import UNKNOWN, Clip, relative
 from confit_edge.files import is_partial
-from confit_runtime.audio import open_sound, unreadable
+from confit_runtime.audio import flac_rate, open_sound, unreadable
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.files import make_folder, partial_path, write_whole
+from confit_runtime.names import fits_a_file_name
 
 MANIFEST = "manifest.csv"
 BLOCK = 65_536  # samples that are read at once
 BROKEN_S = 0.1  # from here on what lacks at the end is damage, as in `decode`
 LONGEST_NAME = 90  # bytes of a label, a group or a recording: a file system takes 255 of a name
-FLAC_CHANNELS, FLAC_RATE = 8, 655_350  # at the most
+FLAC_CHANNELS = 8  # at the most
 _EXACT = (
     "WAV",
     "WAVEX",
@@ -117,14 +118,14 @@ def extract(path: Path, parts: Sequence[Part], tell: Callable[[float], None] = l
 
 
 def form_of(sound: Any) -> Form:
-    """FLAC, or WAV for what that cannot hold: floating point, many channels, the highest rates."""
+    """FLAC, or WAV for what that cannot hold: floating point, many channels, some high rates."""
     kind = sound.subtype
     if kind in ("FLOAT", "DOUBLE"):
         return Form(".wav", "WAV", "FLOAT", "float32")
     subtype, dtype = ("PCM_24", "int32") if kind in ("PCM_24", "PCM_32") else ("PCM_16", "int16")
     if not kind.startswith(_PLAIN):
         dtype = "float32"  # of a lossy format, whose peaks may be above full scale: as integers they would wrap around
-    fits = sound.channels <= FLAC_CHANNELS and sound.samplerate <= FLAC_RATE
+    fits = sound.channels <= FLAC_CHANNELS and flac_rate(sound.samplerate) == sound.samplerate
     return Form(".flac", "FLAC", subtype, dtype) if fits else Form(".wav", "WAV", subtype, dtype)
 
 
@@ -220,5 +221,5 @@ def write_table(clips: Sequence[Clip], path: Path) -> bool:
 
 def safe(name: str) -> str:
     """A name, or the beginning of it, that any file system takes."""
-    plain = "".join("_" if one in '/\\|:*?"<>' or not one.isprintable() else one for one in name)
+    plain = "".join(one if fits_a_file_name(one) else "_" for one in name)
     return plain.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" .") or "_"

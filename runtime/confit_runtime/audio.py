@@ -159,6 +159,11 @@ def _cut_off(sound: Any) -> float | None:
     return promised / there if there < promised < _UNKNOWN_LENGTH and there else None
 
 
+def flac_rate(rate: int) -> int:
+    """The highest rate of FLAC that is not above `rate`, both in Hz: above 65,535 it holds tens, up to 655,350."""
+    return rate if rate <= 65_535 else min(rate // 10 * 10, 655_350)
+
+
 def unreadable(path: str | Path, why: object) -> AudioError:
     """What to raise of a sound file that cannot be decoded: the reason, and what to do."""
     reason = str(why).rsplit(": ", 1)[-1].strip().rstrip(".")

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from confit_runtime.arrays import Floats
-from confit_runtime.audio import Pcm, resample
+from confit_runtime.audio import Pcm, flac_rate, resample
 from confit_runtime.contract import Contract
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.matcher import unit
@@ -26,7 +26,6 @@ SHORTEST_SOUND_S = 0.1
 SHORTEST_VOICE_S = 0.5  # of one clip
 LEAST_VOICE_S = 4.0  # of all clips of a name: less, and the next sentence sounds like somebody else
 PRINT_S = 3.0  # of voice that a print is made of
-FLAC_ANY_RATE, FLAC_HIGHEST_RATE = 65_535, 655_350  # in Hz: above the first in tens
 QUIET_ALIKE = 0.98  # cosine with a quiet room from which on a print is hardly a sound
 
 
@@ -127,11 +126,8 @@ def to_flac(pcm: Pcm, rate: int) -> bytes:
     """A sound `[samples]` as 16-bit FLAC, to be kept. Its rate is changed a little where FLAC cannot hold it."""
     import soundfile
 
-    if rate > FLAC_ANY_RATE and (rate % 10 or rate > FLAC_HIGHEST_RATE):
-        of, rate = rate, min(rate // 10 * 10, FLAC_HIGHEST_RATE)
-        pcm = resample(pcm, of, rate)
-    held = io.BytesIO()
-    soundfile.write(held, pcm, rate, format="FLAC", subtype="PCM_16")
+    held, kept = io.BytesIO(), flac_rate(rate)
+    soundfile.write(held, resample(pcm, rate, kept), kept, format="FLAC", subtype="PCM_16")
     return held.getvalue()
 
 

@@ -11,6 +11,11 @@ NOBODY = "unknown"  # how an answer that is nobody is told
 _REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows in a line, too
 
 
+def fits_a_file_name(character: str) -> bool:
+    """Whether any file system takes a character in a name."""
+    return character not in '/\\|:*?"<>' and character.isprintable()
+
+
 def plain(text: str) -> str:
     """A label or a name, however its accents are spelt: NFC-normalised and stripped."""
     return unicodedata.normalize("NFC", text).strip()

@@ -106,6 +106,7 @@ def test_the_rest_of_a_recording_without_sounds_is_all_of_it() -> None:
         (".flac", "PCM_24", 96_000, 2, ("FLAC", "PCM_24")),
         (".wav", "FLOAT", 48_000, 1, ("WAV", "FLOAT")),
         (".wav", "PCM_16", 16_000, 9, ("WAV", "PCM_16")),
+        (".wav", "PCM_16", 96_001, 1, ("WAV", "PCM_16")),  # FLAC holds tens there
         (".ogg", "VORBIS", 22_050, 2, ("FLAC", "PCM_16")),
         (".mp3", "MPEG_LAYER_III", 22_050, 1, ("FLAC", "PCM_16")),
     ],
