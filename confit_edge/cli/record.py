@@ -156,10 +156,10 @@ def level_line() -> Callable[[float, Pcm], None]:
 
 def _folder_name(what: str, text: str) -> str:
     """A label or group that can also be a folder's name. Raises UsageError on one that cannot."""
-    from confit_runtime.names import plain
+    from confit_runtime.names import fits_a_file_name, plain
 
     name = plain(text)
-    if not name or name.startswith(".") or any(c in '/\\|:*?"<>' or not c.isprintable() for c in name):
+    if not name or name.startswith(".") or not all(map(fits_a_file_name, name)):
         raise UsageError(f"{what} {text!r} cannot be the name of a folder: use letters, digits, spaces, - and _")
     return name
 

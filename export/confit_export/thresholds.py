@@ -186,5 +186,5 @@ def _run(
 
 def _end_s(hit: Hit, contract: Contract) -> float:
     """Where a hit on rows of `Model.rows` ends, as `Stream` places it."""
-    hops = hit.row + contract.warmup_hops + 1 if contract.streaming else hit.row + contract.window / contract.hop
+    hops = hit.row + contract.window // contract.hop
     return (hops * contract.hop - contract.latency_samples + contract.hop / 2) / contract.sample_rate

@@ -69,8 +69,8 @@ class Stream:
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
-        self._reach = model.contract.window // model.contract.hop - 1 + memory
-        self._warm = -(-model.contract.window // model.contract.hop) - 1  # hops before the first row
+        self._warm = model.contract.window // model.contract.hop - 1  # hops before the first row
+        self._reach = self._warm + memory
         self._muted = False
         self.reset()
 
