@@ -41,7 +41,7 @@ from confit_edge.data.augment import crop, noise_gain
 from confit_edge.data.corpus import Corpus
 from confit_edge.data.manifest import Clip, read_manifest
 from confit_edge.demo import DATA
-from confit_edge.demo.story import WORDS
+from confit_edge.demo.steps import WORDS
 from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_edge.runs import read_run, run_corpus

@@ -14,8 +14,9 @@ from typing import Any
 from confit_edge.cli._console import Bar, say
 from confit_edge.data.clips import MIN_S
 from confit_edge.data.cut import MANIFEST, Names, Part, extract, made_whole, safe, write_table
-from confit_edge.data.manifest import UNKNOWN, Clip, relative
+from confit_edge.data.manifest import UNKNOWN, Clip
 from confit_edge.data.pieces import Piece, Pieces, pieces_of, rest_of
+from confit_edge.data.tables import relative
 from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.labels import Labelled
 from confit_runtime.wording import counted, lasting, listed

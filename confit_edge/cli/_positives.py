@@ -9,7 +9,8 @@ from shlex import quote
 from typing import NamedTuple
 
 from confit_edge.cli._console import Bar, say
-from confit_edge.data.manifest import labels_of, read_table, refuse_times
+from confit_edge.data.manifest import labels_of, refuse_times
+from confit_edge.data.tables import read_table
 from confit_runtime.audio import load_clip, sound_seconds
 from confit_runtime.calibration import Positive, hear_positive, may_fire
 from confit_runtime.contract import Contract

@@ -106,8 +106,9 @@ def split(
     from dataclasses import replace
 
     from confit_edge.data.clips import ClipStore, count_kinds, usable_clips
-    from confit_edge.data.manifest import SPLITS, ManifestError, is_written, read_manifest, write_manifest
+    from confit_edge.data.manifest import SPLITS, is_written, read_manifest, write_manifest
     from confit_edge.data.splits import missing_classes, with_splits
+    from confit_edge.data.tables import ManifestError
 
     shares = parse_fractions(fractions)
     check_suffix(out, ".csv", "the manifest is written as CSV, so its name", "-o")

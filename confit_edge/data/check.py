@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, hardly_heard, sound_digest
-from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, advice_on_background, relative
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, advice_on_background
 from confit_edge.data.names import misspelt
 from confit_edge.data.splits import groups_across_splits, having, missing_classes, untested, with_splits
+from confit_edge.data.tables import ManifestError, relative
 from confit_runtime.frames import loudest_db
 from confit_runtime.wording import counted, some
 

@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from confit_edge.data.manifest import UNKNOWN, Clip, Manifest, ManifestError, relative
+from confit_edge.data.manifest import UNKNOWN, Clip, Manifest
 from confit_edge.data.pack import Pack
+from confit_edge.data.tables import ManifestError, relative
 from confit_runtime.audio import Pcm, check_rate, load_clip, read_audio
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import default_cache

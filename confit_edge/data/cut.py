@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from confit_edge.data.manifest import UNKNOWN, Clip, relative
+from confit_edge.data.manifest import UNKNOWN, Clip
+from confit_edge.data.tables import relative
 from confit_edge.files import is_partial
 from confit_runtime.audio import flac_rate, open_sound, unreadable
 from confit_runtime.errors import AudioError, ConfitError, UsageError

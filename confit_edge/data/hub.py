@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge.data.corpora.base import Fetched
-from confit_edge.data.manifest import Clip, Manifest, labels_of, read_table, relative, sound_files
+from confit_edge.data.manifest import Clip, Manifest, labels_of, sound_files
 from confit_edge.data.splits import keep_apart
+from confit_edge.data.tables import read_table, relative
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.sources.files import SOUND_SUFFIXES
 

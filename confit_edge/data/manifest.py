@@ -17,7 +17,6 @@ import csv
 import hashlib
 import io
 import json
-import logging
 import os
 import unicodedata
 from collections.abc import Collection
@@ -25,12 +24,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
-from confit_runtime.errors import ConfitError, UsageError
+from confit_edge.data.tables import ManifestError, read_table, relative
+from confit_runtime.errors import UsageError
 from confit_runtime.files import write_whole
 from confit_runtime.names import plain
 from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"  # the label of what is none of the others, which never fires; however it is spelt
@@ -53,13 +51,6 @@ _BACKGROUND = frozenset(
 )
 
 TIMES = ("start_s", "end_s")  # of a table of sounds within recordings, which is no manifest
-
-Row = tuple[str, dict[str, object]]  # where it stands ("line 4"), and its cells by column
-Table = tuple[list[str], list[Row]]  # the columns, and the rows
-
-
-class ManifestError(ConfitError):
-    """A manifest that cannot be trained on as it is; the message names the row, the class or the group at fault."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +163,11 @@ def read_manifest(
     manifest = Manifest(tuple(clips), source, multi_label=label_column == "labels")
     if not clips:
         raise ManifestError(f"{source}: lists no clips")
+    if source.is_dir() and set(manifest.classes) <= set(SPLITS):
+        raise ManifestError(
+            f"{source}: its sub-folders are splits ({', '.join(manifest.classes)}), not classes; write a CSV with the columns"
+            " path, label, group and split instead"
+        )
     kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # one label can be told from clips of none
     if not manifest.classes or kinds < (1 if alone else 2):
         only = ", ".join(manifest.classes) or "none"
@@ -223,11 +219,6 @@ def sound_files(place: Path, option: str) -> list[Path]:
     if not files:
         raise UsageError(f"{place}: no sound files for {option} there")
     return files
-
-
-def relative(path: Path, folder: Path) -> str:
-    """The path from `folder`, with forward slashes."""
-    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _content(path: Path) -> str:
@@ -336,130 +327,6 @@ def _text(value: object, what: str, where: str) -> str:
     return text
 
 
-def _is_unicode(text: str) -> bool:
-    return not any(unicodedata.category(character) == "Cs" for character in text)
-
-
 def _check_characters(text: str, what: str, where: str) -> None:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise ManifestError(f"{where}: {what} {text!r:.60} holds a control character or is not Unicode; rename it")
-
-
-def read_table(source: Path, wanted: Collection[str | None]) -> Table:
-    """The columns of a manifest (of Parquet, only the `wanted` ones are read) and its rows. Raises as `read_manifest` does."""
-    if not source.exists():
-        raise UsageError(f"{source}: no such manifest file or folder")
-    suffix = source.suffix.lower()
-    try:
-        if source.is_dir():
-            columns, rows = _read_folder(source)
-        elif suffix == ".csv":
-            columns, rows = _read_csv(source)
-        elif suffix in (".jsonl", ".ndjson"):
-            columns, rows = _read_jsonl(source)
-        elif suffix in (".parquet", ".pq"):
-            columns, rows = _read_parquet(source, wanted)
-        else:
-            raise UsageError(f"{source}: expected a .csv, .jsonl or .parquet file, or a folder with one folder a class")
-    except OSError as error:
-        raise ManifestError(f"{source}: cannot be read ({error})") from error
-    twice = sorted({name for name in columns if name in wanted and columns.count(name) > 1})
-    if twice:
-        raise ManifestError(f"{source}: more than one column is called {twice[0]!r}")
-    return columns, rows
-
-
-def _read_utf8(source: Path) -> str:
-    try:
-        return source.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{source}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-
-
-def _read_csv(source: Path) -> Table:
-    reader = csv.reader(io.StringIO(_read_utf8(source), newline=""), strict=True)
-    columns: list[str] = []
-    rows: list[Row] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not columns:
-                columns = [cell.strip() for cell in cells]
-            elif len(cells) != len(columns):
-                raise ManifestError(
-                    f"{source}, line {reader.line_num}: has {len(cells)} cells, the header has {len(columns)}"
-                )
-            else:
-                rows.append((f"line {reader.line_num}", dict(zip(columns, cells, strict=True))))
-    except csv.Error as error:
-        raise ManifestError(f"{source}, line {reader.line_num}: is not CSV ({error})") from error
-    if not columns:
-        raise ManifestError(f"{source}: is empty")
-    return columns, rows
-
-
-def _read_jsonl(source: Path) -> Table:
-    rows: list[Row] = []
-    for number, line in enumerate(_read_utf8(source).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{source}, line {number}: is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ManifestError(f"{source}, line {number}: expected one JSON object a line, got {line.strip():.60}")
-        rows.append((f"line {number}", row))
-    if not rows:
-        raise ManifestError(f"{source}: is empty")
-    return list(dict.fromkeys(name for _, row in rows for name in row)), rows
-
-
-def _read_parquet(source: Path, wanted: Collection[str | None]) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(source) as file:
-            columns = list(file.schema_arrow.names)
-            cells = file.read(columns=[name for name in columns if name in wanted]).to_pylist()
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise ManifestError(f"{source}: is not a Parquet file that can be read ({error})") from error
-    return columns, [(f"row {number}", row) for number, row in enumerate(cells, start=1)]
-
-
-def _read_folder(source: Path) -> Table:
-    sounds = sorted(relative(path, source) for path in sounds_below(source))
-    clips = [name for name in sounds if "/" in name]
-    if odd := [os.fsencode(name) for name in clips if not _is_unicode(name)]:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise ManifestError(
-            f"{source}: names that are not UTF-8: {', '.join(map(repr, odd[:3]))}{more}; rename them, such as with"
-            f" `convmv -r -f latin1 -t utf8 --notest {source}`"
-        )
-    rows: list[Row] = []
-    for name in clips:
-        label, *inner, _ = name.split("/")
-        rows.append((name, {"path": name, "label": label, "group": inner[0] if inner else None}))
-    classes = {row["label"] for _, row in rows}
-    for inside in sorted(source.iterdir()):
-        if inside.is_dir() and not inside.name.startswith(".") and inside.name not in classes:
-            log.warning("%s: holds no sound that can be read, so there is no class of that name", inside)
-    beside = [name for name in sounds if "/" not in name]
-    if not classes:
-        lie = f"; its {len(beside)} sound files, such as {beside[0]}, lie in none" if beside else ""
-        if tables := sorted(source.glob("manifest.*")):
-            lie += f"; a manifest is given as itself: {tables[0]}"
-        raise ManifestError(f"{source}: no sub-folder with sound files in it; expected one sub-folder per class{lie}")
-    if beside:
-        log.warning(
-            "%s: sound files beside the class folders are of no class and left out (%d, such as %s)",
-            source, len(beside), beside[0],
-        )  # fmt: skip
-    if classes <= set(SPLITS):
-        raise ManifestError(
-            f"{source}: its sub-folders are splits ({', '.join(map(str, sorted(classes, key=str)))}), not classes;"
-            " write a CSV with the columns path, label, group and split instead"
-        )
-    return ["path", "label", "group"], rows

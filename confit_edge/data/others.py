@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip, Manifest, read_manifest, relative, sound_files
+from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip, Manifest, read_manifest, sound_files
 from confit_edge.data.names import alike
+from confit_edge.data.tables import relative
 from confit_runtime.errors import UsageError
 
 WORDS = "words"  # the name of those that ship: the demo's thirty words

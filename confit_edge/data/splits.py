@@ -11,7 +11,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError
+from confit_edge.data.manifest import SPLITS, Clip, Manifest
+from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import UsageError
 from confit_runtime.wording import counted, some
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
-from confit_edge.data.manifest import relative
+from confit_edge.data.tables import relative
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.config import Recipe

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from confit_edge.cli.export import _next_step
-from confit_edge.demo.story import DATA
+from confit_edge.demo import DATA
 from confit_export.export import Exported
 from confit_export.model_card import Timing, front_matter, recommendation, table
 from confit_runtime import load

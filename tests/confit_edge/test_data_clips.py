@@ -16,8 +16,9 @@ import soundfile
 
 from confit_edge.data import clips
 from confit_edge.data.clips import ClipStore, load_clips
-from confit_edge.data.manifest import Clip, Manifest, ManifestError
+from confit_edge.data.manifest import Clip, Manifest
 from confit_edge.data.pack import Pack
+from confit_edge.data.tables import ManifestError
 from confit_runtime.audio import load_clip
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 

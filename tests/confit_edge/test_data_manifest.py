@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.manifest import Clip, Manifest, ManifestError, read_manifest, sound_files, write_manifest
+from confit_edge.data.manifest import Clip, Manifest, read_manifest, sound_files, write_manifest
+from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import ConfitError, UsageError
 
 WORDS = Path(__file__).parents[2] / "confit_edge" / "demo" / "data" / "words" / "manifest.csv"

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError, read_manifest
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, read_manifest
 from confit_edge.data.splits import DEFAULT, groups_across_splits, keep_apart, missing_classes, with_splits
+from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import UsageError
 
 WORDS = Path(__file__).parents[2] / "confit_edge" / "demo" / "data" / "words" / "manifest.csv"

@@ -8,7 +8,8 @@ import pytest
 
 from confit_edge.data.manifest import read_manifest
 from confit_edge.demo import DATA
-from confit_edge.demo.story import Demo, ask_speaker_model
+from confit_edge.demo.steps import Demo
+from confit_edge.demo.voices import ask_speaker_model
 
 
 @pytest.mark.parametrize("seed", [0, 6, 18])

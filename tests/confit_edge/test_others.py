@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.corpus import read_corpus
-from confit_edge.data.manifest import SPLITS, Clip, Manifest, ManifestError
+from confit_edge.data.manifest import SPLITS, Clip, Manifest
 from confit_edge.data.others import MANY_LABELS, SHIPPED, read_others, with_others
+from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import UsageError
 
 RATE = 16_000
