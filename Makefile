@@ -24,7 +24,7 @@ endif
 	"$(VENV)/bin/confit-edge" demo --out "$(OUT)"
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(INSTALLED)
 	"$(VENV)/bin/ruff" check .

@@ -33,8 +33,8 @@ from benchmarks.fetch import CACHE, whole
 from benchmarks.report import RESULTS, machine, write_json
 from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.demo import DATA
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_runtime.audio import load_clip, resample

@@ -33,11 +33,11 @@ from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.tasks import TASKS, build
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import epoch_batches
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
+from confit_edge.recipe import Recipe
 from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError
 

@@ -30,11 +30,11 @@ from benchmarks.summary import Row, differences, points, task_interval
 from benchmarks.tasks import TASKS, build
 from confit_edge.data.corpus import read_corpus
 from confit_edge.encoders import pretrained
-from confit_edge.pairtune.config import Mining, Recipe
 from confit_edge.pairtune.machine import pick_precision
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct
+from confit_edge.recipe import Mining, Recipe
 from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError
 

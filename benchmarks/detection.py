@@ -42,8 +42,8 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.data.manifest import Clip, read_manifest
 from confit_edge.demo import DATA
 from confit_edge.demo.steps import WORDS
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_runtime import Model, load

@@ -32,9 +32,9 @@ from benchmarks.sources import DEMO
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
 from confit_edge.probes.linear import LinearProbe
+from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.calibration import Feed
 from confit_export.cost import count_cost

@@ -31,7 +31,7 @@ from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.wakeword import WORDS, judge, together
 from confit_edge.data.manifest import Clip, Manifest, write_manifest
 from confit_edge.demo import DATA
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 
 SEEDS, VOICES, AT_ONCE = (0, 1, 2, 3, 4, 5), 12, 3
 METHODS: dict[str, dict[str, Any]] = {

@@ -28,7 +28,7 @@ from benchmarks.row import Plan, measure
 from benchmarks.summary import markdown, summarise
 from benchmarks.tasks import SPLITS, TASKS, build
 from confit_edge.encoders import encoder_label, pretrained
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError, UsageError
 

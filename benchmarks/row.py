@@ -18,13 +18,13 @@ from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import BUILT_IN, encoder_label, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry.measures import describe
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.machine import pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.trainer import DivergedError, Fitted, fit
 from confit_edge.pairtune.validation import head_probe, quality
 from confit_edge.probes.dual import DualProbe, dual_probe
 from confit_edge.probes.metrics import accuracy, correct
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError
 
 Bools = npt.NDArray[np.bool_]

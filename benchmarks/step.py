@@ -23,11 +23,12 @@ from benchmarks.sources import DEMO
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.items import epoch_batches, make_augmenter
+from confit_edge.pairtune.items import epoch_batches
 from confit_edge.pairtune.objectives import make_objective
 from confit_edge.pairtune.optimiser import make_optimiser
 from confit_edge.pairtune.trainer import fit
+from confit_edge.recipe import Recipe
+from confit_edge.windows import make_augmenter
 
 CLIPS, SECOND = 1000, 16_000
 

@@ -25,7 +25,7 @@ from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from confit_edge.data.manifest import Manifest, read_manifest, write_manifest
 from confit_edge.demo import DATA
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_runtime import load
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import load_clip

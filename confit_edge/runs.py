@@ -22,11 +22,11 @@ from confit_edge.data.others import WORDS
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
 from confit_edge.files import write_tensors, write_text
-from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.tables import write_csv
 from confit_edge.probes.typicality import Typicality
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted, some
 

@@ -144,8 +144,8 @@ def corpus(manifest: Path) -> Corpus:
 @pytest.fixture(scope="session")
 def run_path(manifest: Path, background: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run: two epochs of PairTune, with background. Not to be changed."""
-    from confit_edge.pairtune.config import Recipe
     from confit_edge.pairtune.session import train
+    from confit_edge.recipe import Recipe
 
     path = tmp_path_factory.mktemp("runs") / "words"
     train(manifest, path, Recipe(epochs=2, soup=1, probe_views=1, background=str(background), frozen_baseline=False))

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders.speech_embedding import SpeechEmbedding
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.objectives import make_objective
 from confit_edge.pairtune.trainer import fit
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError
 
 BASE: dict[str, Any] = {"epochs": 2, "classes_per_batch": 5, "clips_per_class": 3, "device": "cpu"}

@@ -34,7 +34,7 @@ def analyze(
 
     Example: `confit-edge analyze runs/pairtune runs/finetune -o geometry`
     """
-    from confit_edge.geometry.report import analyse
+    from confit_edge.judging.geometry import analyse
     from confit_edge.pairtune.machine import pick_device
     from confit_edge.probes.tables import known
     from confit_edge.runs import moved, read_run

@@ -103,9 +103,9 @@ def distill(
         "precision": precision,
     }
     flags = {key: value for key, value in given.items() if value is not None}
-    from confit_edge.pairtune.config import read_yaml
     from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.student import distill as run_distillation
+    from confit_edge.recipe import read_yaml
 
     if lr is not None:
         flags["lr"] = learning_rates(lr)

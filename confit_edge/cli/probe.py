@@ -42,8 +42,8 @@ def probe(
 
     Example: `confit-edge probe runs/pairtune --baseline runs/finetune -o probe`
     """
+    from confit_edge.judging.probe import side_by_side
     from confit_edge.pairtune.machine import pick_device
-    from confit_edge.probes.report import side_by_side
     from confit_edge.probes.tables import known
     from confit_edge.runs import moved, read_run
     from confit_runtime.files import make_folder

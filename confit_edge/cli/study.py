@@ -97,7 +97,7 @@ def study(
 
     Example: `confit-edge study temperature --data words.csv -o studies/temperature --jobs 2`
     """
-    from confit_edge.pairtune.config import Recipe
+    from confit_edge.recipe import Recipe
     from confit_edge.studies import find
     from confit_edge.studies.bench import source_of
     from confit_edge.studies.engine import prepare, run

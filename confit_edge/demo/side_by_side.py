@@ -11,9 +11,9 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import Trained, train
 from confit_edge.pairtune.trainer import Watcher
+from confit_edge.recipe import Recipe
 from confit_edge.workers import limited_to, workers
 from confit_runtime.memory import peak_bytes
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Initialise, Pooling
+from confit_edge.recipe import Initialise, Pooling
 from confit_runtime.errors import ConfitError, UsageError
 
 BUILT_IN = ("speech-embedding", "ge2e", "yamnet")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.pairtune.config import Pooling
+from confit_edge.recipe import Pooling
 
 
 class TimePool(nn.Module):

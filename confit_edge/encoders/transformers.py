@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from confit_edge.encoders.architectures import ARCHITECTURES
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.pooling import LayerWeights, heard, time_pool
-from confit_edge.pairtune.config import Pooling
+from confit_edge.recipe import Pooling
 from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError, UsageError
 

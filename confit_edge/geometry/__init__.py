@@ -1,0 +1,1 @@
+"""What an embedding looks like: measures of arrays, and their plots. It knows of no run."""

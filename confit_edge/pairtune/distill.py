@@ -23,11 +23,11 @@ from confit_edge.data.augment import Augmenter
 from confit_edge.data.clips import ClipStore, sound_digest
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe, check_type
-from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.losses import ABSENT
 from confit_edge.pairtune.machine import mixed_precision
 from confit_edge.pairtune.objectives import Objective, make_objective
+from confit_edge.recipe import Recipe, check_type
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import UsageError

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from confit_edge.pairtune.config import Precision
+from confit_edge.recipe import Precision
 from confit_runtime.errors import ConfitError, UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h

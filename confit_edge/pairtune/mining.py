@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 
 Strategy = Callable[[Tensor, Tensor, Tensor], Tensor]  # cosine, positive, negative [n, n] -> weights [n, n]
 INFINITY = float("inf")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.losses import SupCon, jaccard
 from confit_edge.pairtune.mining import Strategy, mine, strategy_of
 from confit_edge.pairtune.variants import Variant
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
 
 

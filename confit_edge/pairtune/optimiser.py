@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import Objective
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
 
 AVERAGED_RATE = 0.5  # of the peak learning rate, while weights are averaged

@@ -23,11 +23,10 @@ from confit_edge.data.others import WORDS
 from confit_edge.data.splits import untested
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import join
-from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.machine import enough_memory, keep_freed_memory, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
@@ -35,6 +34,7 @@ from confit_edge.pairtune.trainer import Fitted, Watcher, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
+from confit_edge.recipe import Recipe
 from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder

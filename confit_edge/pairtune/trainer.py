@@ -20,16 +20,17 @@ from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import SILENCE, SpeechEmbedding
 from confit_edge.pairtune import checkpoint
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.distill import Distil, Teaching
 from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
-from confit_edge.pairtune.items import ahead, epoch_batches, make_augmenter, training_items
+from confit_edge.pairtune.items import ahead, epoch_batches, training_items
 from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.soup import Soup, averaged
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
+from confit_edge.recipe import Recipe
+from confit_edge.windows import make_augmenter
 from confit_runtime.errors import ConfitError, UsageError
 
 START_WINDOWS = 256  # that a student's map into its teacher's space begins with

@@ -10,7 +10,7 @@ import torch
 
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.objectives import FineTune, Objective
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import merit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 
 PROXY_SCALE = 32.0  # alpha of Kim et al. 2020
 

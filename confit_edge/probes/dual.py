@@ -11,15 +11,15 @@ import torch
 
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.items import training_background
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.probes.hard import background_heard, learn_hard
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct, mean_average_precision
 from confit_edge.probes.typicality import Typicality
 from confit_edge.probes.views import augmented_views, stream_views
+from confit_edge.recipe import Recipe
+from confit_edge.windows import training_background
 from confit_runtime.arrays import Floats, Targets
 
 

@@ -12,9 +12,9 @@ from confit_edge.data.augment import crop
 from confit_edge.data.compose import compose, nearest_clip
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.embedding import embed_clips
-from confit_edge.pairtune.items import STREAM_S, gaps_s, make_augmenter, off_samples
+from confit_edge.encoders.embedding import embed_clips
+from confit_edge.recipe import Recipe
+from confit_edge.windows import STREAM_S, gaps_s, make_augmenter, off_samples
 from confit_runtime.arrays import Floats, Targets
 from confit_runtime.audio import Pcm
 

@@ -15,7 +15,6 @@ from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry.measures import describe, label_sets
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.machine import pick_device
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr
@@ -26,6 +25,7 @@ from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct, mean_average_precision, merit, precision_gains
+from confit_edge.recipe import Recipe
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Point, Tally, Trial
 from confit_runtime.arrays import Bools, Doubles, Floats, Targets

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, replace
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.hard import background_heard
+from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench
 from confit_edge.studies.study import Study
 from confit_edge.studies.subset import cut

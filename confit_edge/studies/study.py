@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, train_and_probe
 from confit_edge.studies.results import Results
 from confit_edge.studies.trial import Point, Trial

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 
 Scalar = str | int | float
 Arm = Mapping[str, Scalar]

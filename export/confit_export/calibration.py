@@ -17,8 +17,8 @@ import torch
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder, centred
-from confit_edge.pairtune.items import make_augmenter
 from confit_edge.runs import Run
+from confit_edge.windows import make_augmenter
 from confit_runtime.session import open_session
 
 Feed = dict[str, npt.NDArray[np.float32]]

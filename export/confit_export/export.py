@@ -15,7 +15,7 @@ import torch
 from confit_edge.data.augment import Augmenter
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.runs import Run
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds

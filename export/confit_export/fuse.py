@@ -18,8 +18,8 @@ from torch.nn import functional
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.speech_embedding import ClippedLeakyReLU
-from confit_edge.pairtune.items import make_augmenter
 from confit_edge.runs import Run
+from confit_edge.windows import make_augmenter
 
 WINDOWS = 320
 AT_ONCE = 16  # windows whose taps memory holds together

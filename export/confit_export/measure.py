@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.pairtune.items import gain_db
 from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run
+from confit_edge.windows import gain_db
 from confit_export import gate
 from confit_export.gate import Heard
 from confit_runtime.arrays import Bools

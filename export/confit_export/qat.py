@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.items import make_augmenter
 from confit_edge.runs import Run
+from confit_edge.windows import make_augmenter
 from confit_export.targets import Preset
 
 LR = 2e-4

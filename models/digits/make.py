@@ -17,8 +17,8 @@ from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.demo import DATA
 from confit_edge.demo.story import KEPT_BACK
 from confit_edge.files import write_text
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_export.model_card import card_of

@@ -15,8 +15,8 @@ import pytest
 
 from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.geometry.measures import RANGES
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 
 Confit = Callable[..., tuple[int, str, str]]
 

@@ -25,8 +25,8 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.yamnet import YAMNet
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.items import make_augmenter
+from confit_edge.recipe import Recipe
+from confit_edge.windows import make_augmenter
 from confit_runtime.audio import Pcm
 
 RATE, WINDOW = 16_000, 8_000

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from confit_edge.data.augment import rms
 from confit_edge.data.compose import Spoken, compose, fragments, nearest_clip
-from confit_edge.pairtune.items import GAP_S, OFF_S, gaps_s, off_samples
+from confit_edge.windows import GAP_S, OFF_S, gaps_s, off_samples
 from confit_runtime.audio import Pcm
 
 RATE_HZ = 16_000

@@ -18,9 +18,9 @@ from confit_edge.cli._training import learning_rates
 from confit_edge.cli.train import train
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.yamnet import YAMNet
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import BATCH, LEAST_PER_CLASS
 from confit_edge.pairtune.session import SOUP_OF_FEW
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
 
 KEYS = {field.name: field for field in dataclasses.fields(Recipe)}

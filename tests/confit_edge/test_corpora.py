@@ -21,7 +21,7 @@ from confit_edge.data.corpora.base import Wanted
 from confit_edge.data.corpora.sounds import ESC50
 from confit_edge.data.manifest import Manifest, read_manifest, write_manifest
 from confit_edge.data.splits import groups_across_splits, missing_classes
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 
 RATE = 16_000

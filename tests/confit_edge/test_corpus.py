@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus, balanced_batches, read_corpus
 from confit_edge.data.manifest import sound_files
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.items import epoch_batches, filling
+from confit_edge.recipe import Recipe
 from confit_runtime.audio import load_clip
 from confit_runtime.cautions import cautions
 from confit_runtime.errors import ConfitError, UsageError

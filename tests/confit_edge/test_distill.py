@@ -23,13 +23,13 @@ from confit_edge.data.clips import ClipStore
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import Encoder, pretrained
 from confit_edge.encoders.base import centred
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.encoders.transformers import TransformersEncoder
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.distill import Lesson, Teaching, TeachingRun, embedding_loss, similarity_loss
-from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.losses import jaccard, supervised_contrastive
 from confit_edge.pairtune.student import INHERITED, student_recipe
 from confit_edge.pairtune.trainer import Fitted, fit
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
 
 CPU = torch.device("cpu")

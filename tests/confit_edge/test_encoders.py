@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from confit_edge.encoders import build, pretrained
 from confit_edge.encoders.base import Encoder, centred, normalise, whole_hops
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import HOP, RECEPTIVE, SILENCE, SpeechEmbedding
-from confit_edge.pairtune.embedding import embed_clips
 from confit_runtime.errors import ConfitError, UsageError
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "speech_embedding_reference.npz")

@@ -12,8 +12,8 @@ import torch
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import build, pretrained
 from confit_edge.encoders.ge2e import GE2E
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import fit
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "ge2e_reference.npz")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import SILENCE, SpeechEmbedding
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
 from confit_edge.pairtune.machine import mixed_precision
 from confit_edge.pairtune.objectives import make_objective
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
 
 CPU = torch.device("cpu")

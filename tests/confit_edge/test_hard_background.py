@@ -12,10 +12,10 @@ import torch
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
 from confit_edge.probes import dual, hard
 from confit_edge.probes.hard import FIRES, PIECE_S, ROUNDS, background_heard, learn_hard
 from confit_edge.probes.linear import LinearProbe
+from confit_edge.recipe import Recipe
 
 CPU = torch.device("cpu")
 Floats = npt.NDArray[np.float32]

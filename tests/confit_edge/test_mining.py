@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.pairtune import mining
-from confit_edge.pairtune.config import Mining, Recipe
 from confit_edge.pairtune.losses import jaccard
 from confit_edge.pairtune.mining import mine, strategy_of
+from confit_edge.recipe import Mining, Recipe
 from tests.confit_edge import naive_pairs as naive
 from tests.confit_edge.naive_pairs import Doubles, Targets
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from confit_edge.pairtune.config import Loss, Mining, Recipe
 from confit_edge.pairtune.mining import mine, strategy_of
 from confit_edge.pairtune.objectives import FineTune, Objective, PairTune, make_objective
 from confit_edge.pairtune.variants import PROXY_SCALE
+from confit_edge.recipe import Loss, Mining, Recipe
 from confit_runtime.errors import UsageError
 from tests.confit_edge import naive_pairs as naive
 from tests.confit_edge.naive_pairs import Doubles, Targets
@@ -271,7 +271,7 @@ def test_proxies_are_in_the_checkpoint_and_in_the_run(manifest: Path, corpus: Co
 def test_the_default_recipe_does_without_pytorch_metric_learning() -> None:
     script = (
         "import sys, torch; sys.modules['pytorch_metric_learning'] = None\n"
-        "from confit_edge.pairtune.config import Recipe\n"
+        "from confit_edge.recipe import Recipe\n"
         "from confit_edge.pairtune.objectives import make_objective\n"
         "objective = make_objective(Recipe(), 8, 3, False)\n"
         "objective(torch.randn(6, 8), torch.eye(3)[[0, 0, 1, 1, 2, 2]])[0].backward()\n"

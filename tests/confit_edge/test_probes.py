@@ -21,14 +21,14 @@ from sklearn.metrics import average_precision_score
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
-from confit_edge.pairtune.config import Recipe
-from confit_edge.probes.compare import _starts, judge_subject
+from confit_edge.judging.compare import _starts, judge_subject
 from confit_edge.probes.dual import dual_probe, score
 from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe, log_loss
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
 from confit_edge.probes.verification import all_pairs
 from confit_edge.probes.views import ROWS, augmented_views, background_rows, stream_views
+from confit_edge.recipe import Recipe
 from confit_runtime.audio import Pcm
 
 Floats = npt.NDArray[np.float32]

@@ -18,8 +18,7 @@ import torch
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.session import (
     FEW,
     SOUP_OF_FEW,
@@ -30,6 +29,7 @@ from confit_edge.pairtune.session import (
     trainings,
 )
 from confit_edge.probes.metrics import correct, mean_average_precision
+from confit_edge.recipe import Recipe
 from confit_edge.runs import Run, read_run, weights_sha256
 from confit_runtime.errors import ConfitError, UsageError
 from tests.typicality import factors

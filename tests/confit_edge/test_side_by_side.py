@@ -14,8 +14,8 @@ import torch
 
 from confit_edge.demo.report import time_and_memory
 from confit_edge.demo.side_by_side import train_all
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 from confit_edge.workers import limited_to, workers
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.memory import peak_bytes

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.geometry.measures import contribution
-from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.judge import judge
+from confit_edge.recipe import Recipe
 from confit_edge.studies import find, names
 from confit_edge.studies.bench import precision_tally
 from confit_edge.studies.journal import Journal, read_outcomes

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.session import train
 from confit_edge.probes import dual, views
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.hard import background_heard
+from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run
 from confit_edge.studies import cost, find, names
 from confit_edge.studies.bench import Bench, judged, probed, source_of

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.transformers import TransformersEncoder
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.machine import enough_memory, pick_device, pick_precision
 from confit_edge.pairtune.objectives import FineTune, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
@@ -27,6 +26,7 @@ from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.soup import averaged
 from confit_edge.pairtune.trainer import Fitted, Progress, fit
 from confit_edge.pairtune.validation import head_probe, quick_sample, standard_error
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 
 RECIPE = Recipe(epochs=3, clips_per_class=2)  # ten clips a batch, three batches an epoch

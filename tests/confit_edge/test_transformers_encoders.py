@@ -34,10 +34,10 @@ from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.log_mel import KaldiLogMel, WhisperLogMel
 from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.pooling import AttentivePool, MaskedPool, heard
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.optimiser import frozen, make_optimiser
 from confit_edge.pairtune.trainer import fit
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 
 WHISPER = Path(__file__).parents[3] / "shared" / "assets" / "whisper-tiny.en-encoder"

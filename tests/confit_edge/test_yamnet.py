@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import build, pretrained
 from confit_edge.encoders.yamnet import BLOCKS, YAMNet
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.trainer import fit
+from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 
 POOLED = "pooled"

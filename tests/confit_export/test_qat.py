@@ -13,7 +13,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.runs import Run
 from confit_export import qat
-from confit_export.export import export_run
+from confit_export.export import Exported, export_run
 from confit_export.qat import RoundedInput, RoundedWeight, fine_tune
 from confit_export.targets import preset
 
@@ -74,14 +74,19 @@ def test_fine_tuning_an_attention_encoder_is_repeatable_though_it_has_dropout(
 
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_what_fine_tuning_makes_worse_is_not_taken(
-    run: Run, run_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: bool
+    run: Run,
+    run_corpus: Corpus,
+    exports: dict[str, Exported],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoilt: bool,
 ) -> None:
     """Few clips and few steps may carry the encoder further away than rounding does."""
     if spoilt:
         monkeypatch.setattr(qat, "LR", 1e-2)
     said: list[str] = []
     made = export_run(run, run_corpus, tmp_path / "m.onnx", qat_epochs=1, say=said.append)
-    plain = export_run(run, run_corpus, tmp_path / "p.onnx", say=lambda line: None)
+    plain = exports["int8"]
     taken = made.contract.parity["qat_epochs"] == 1
     assert any("fine-tuned it is nearer" in line for line in said) == taken
     assert any("left as it was" in line for line in said) == (not taken)

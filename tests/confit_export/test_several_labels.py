@@ -13,8 +13,8 @@ import pytest
 
 from confit_edge import runs
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
 from confit_export.enrollment import cohort_rows
 from confit_export.export import Exported, export_run

@@ -15,8 +15,8 @@ import pytest
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
 from confit_export import export, thresholds
 from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run

@@ -11,8 +11,8 @@ import soundfile
 import torch
 from onnx import numpy_helper
 
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.session import train
+from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_runtime import load

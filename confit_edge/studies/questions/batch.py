@@ -9,7 +9,7 @@ import numpy as np
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import BUILT_IN, pretrained
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_edge.studies.phrases import ranking, versus, widened
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.study import Chart, Study

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import rivals
 from confit_edge.studies.phrases import against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side

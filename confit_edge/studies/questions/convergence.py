@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, trained
 from confit_edge.studies.chart import draw as draw_chart
 from confit_edge.studies.phrases import against_vanilla, plain

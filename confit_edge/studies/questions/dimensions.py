@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from confit_edge.data.corpus import Corpus
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.geometry.measures import contribution, describe, label_sets, top_share
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.embedding import embed_clips
 from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.knn import NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import merit
+from confit_edge.recipe import Recipe
 from confit_edge.studies import chart
 from confit_edge.studies.bench import Bench, judged, rivals
 from confit_edge.studies.phrases import plain, points, versus, widened

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus
 from confit_edge.geometry.plots import any_script
-from confit_edge.pairtune.config import Recipe
 from confit_edge.probes.metrics import merit_name
+from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, train_and_probe
 from confit_edge.studies.chart import colour_of, save
 from confit_edge.studies.journal import HEADER, read_header, read_outcomes

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Loss, Mining, Recipe
+from confit_edge.recipe import Loss, Mining, Recipe
 from confit_edge.studies.bench import rivals
 from confit_edge.studies.phrases import against_vanilla, ranking, versus, widened
 from confit_edge.studies.results import Results, Side

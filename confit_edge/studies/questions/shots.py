@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Recipe
+from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, trained
 from confit_edge.studies.phrases import against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side

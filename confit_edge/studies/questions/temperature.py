@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.config import Recipe, refuse_idle
+from confit_edge.recipe import Recipe, refuse_idle
 from confit_edge.studies.bench import pairtuned, rivals
 from confit_edge.studies.phrases import against_vanilla, ranking
 from confit_edge.studies.results import Results, Side

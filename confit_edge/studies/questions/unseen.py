@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.pairtune.config import Recipe
-from confit_edge.pairtune.embedding import embed_clips
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.metrics import correct
+from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, rivals, tally, trained
 from confit_edge.studies.phrases import versus, widened
 from confit_edge.studies.results import Results, Side

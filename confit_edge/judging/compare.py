@@ -13,7 +13,6 @@ from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.tables import relative
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
-from confit_edge.pairtune.config import Recipe
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe
@@ -21,6 +20,7 @@ from confit_edge.probes.judge import Estimate, Judgement, judge
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.verification import Trials, verify
+from confit_edge.recipe import Recipe
 from confit_edge.runs import Run, run_corpus
 from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError, UsageError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from confit_edge.files import write_text
-from confit_edge.probes.compare import (
+from confit_edge.judging.compare import (
     Judged,
     Split,
     differences,

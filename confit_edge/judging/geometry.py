@@ -16,7 +16,7 @@ import torch
 
 from confit_edge.files import write_text
 from confit_edge.geometry import measures, plots
-from confit_edge.probes.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
+from confit_edge.judging.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
 from confit_edge.probes.tables import known, markdown, write_csv
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats
