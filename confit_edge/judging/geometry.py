@@ -17,6 +17,7 @@ import torch
 from confit_edge.files import write_text
 from confit_edge.geometry import measures, plots
 from confit_edge.judging.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
+from confit_edge.probes.metrics import merit_name
 from confit_edge.probes.tables import known, markdown, write_csv
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats
@@ -64,14 +65,19 @@ class Report:
             "dim": dim[0] if len(set(dim)) == 1 else dim,
         }
 
+    @property
+    def merit(self) -> str:
+        """What a linear probe is judged by: `accuracy`, or `map` where clips have several labels."""
+        return "map" if self.probed[0].corpus.multi_label else "accuracy"
+
     def paper_rows(self) -> list[dict[str, Any]]:
-        """The paper's table: a row an encoder with the accuracy of its linear probe, top-1, 3, 5 shares and IsoScore."""
+        """The paper's table: a row an encoder with the `merit` of its linear probe, top-1, 3, 5 shares and IsoScore."""
         rows = []
         for one, described in zip(self.probed, self.described, strict=True):
             found = one.probes.metrics["linear"][self.split]  # None where none of the clips has a label
-            accuracy = found["accuracy"] if found else math.nan
+            merit = found[self.merit] if found else math.nan
             shares = {f"top{top}": described[f"top{top}"] for top in measures.TOPS}
-            rows.append({**_who(one), "accuracy": accuracy, **shares, "isoscore": described["isoscore"]})
+            rows.append({**_who(one), self.merit: merit, **shares, "isoscore": described["isoscore"]})
         return rows
 
     def measure_rows(self) -> list[dict[str, Any]]:
@@ -93,11 +99,12 @@ class Report:
         paper = [
             [
                 row["encoder"],
-                *(f"{100 * row[key]:.1f}" for key in ("accuracy", "top1", "top3", "top5")),
+                *(f"{100 * row[key]:.1f}" for key in (self.merit, "top1", "top3", "top5")),
                 _number(row["isoscore"]),
             ]
             for row in self.paper_rows()
         ]
+        merit = merit_name(multi_label=self.probed[0].corpus.multi_label)
         every = [
             [title, *(_bounded(described[key], intervals.get(key)) for described, intervals in self._pairs())]
             for key, title in TITLES.items()
@@ -105,7 +112,7 @@ class Report:
         parts = [
             f"{about['clips']} {self.split} clips of {about['groups']} groups and {about['classes']} classes,"
             f" {about['dim']} dimensions.",
-            markdown(["encoder", "accuracy %", "top-1 %", "top-3 %", "top-5 %", "IsoScore"], paper),
+            markdown(["encoder", f"{merit} %", "top-1 %", "top-3 %", "top-5 %", "IsoScore"], paper),
             markdown(["measure", *names], every),
         ]
         changes = [

@@ -15,7 +15,7 @@ from confit_edge.encoders.embedding import embed_clips
 from confit_edge.probes.hard import background_heard, learn_hard
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
-from confit_edge.probes.metrics import accuracy, correct, mean_average_precision
+from confit_edge.probes.metrics import accuracy, correct, mean_average_precision, ranked
 from confit_edge.probes.typicality import Typicality
 from confit_edge.probes.views import augmented_views, stream_views
 from confit_edge.recipe import Recipe
@@ -27,13 +27,14 @@ from confit_runtime.arrays import Floats, Targets
 class DualProbe:
     """Both probes of one frozen encoder, and the embeddings they were judged on.
 
-    `typicality` is what a device weighs the linear probe's probabilities by.
+    `typicality` is what a device weighs the linear probe's probabilities by: `map_exported` is with it, and lower than `map`
+    by what it costs to tell sound that is like no label from all labels.
     """
 
     linear: LinearProbe
     knn: KnnProbe
     typicality: Typicality
-    metrics: dict[str, Any]  # {"linear" | "knn": {"val" | "test": Accuracy as a dict}, "k": int, "metric": str}
+    metrics: dict[str, Any]  # {"linear" | "knn": {"val" | "test": what `score` gives}, "k": int, "metric": str}
     val_embeddings: Floats
     test_embeddings: Floats
 
@@ -63,11 +64,18 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
     typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
+    judged = {"val": (val, corpus.val), "test": (test, corpus.test)}
     for name, probe in (("linear", linear), ("knn", knn)):
         metrics[name] = {
-            "val": score(probe.scores(val), corpus.val, corpus, recipe.seed),
-            "test": score(probe.scores(test), corpus.test, corpus, recipe.seed),
+            split: score(probe.scores(embeddings), clips, corpus, recipe.seed)
+            for split, (embeddings, clips) in judged.items()
         }
+    for split, (embeddings, clips) in judged.items():
+        if corpus.multi_label and metrics["linear"][split]:
+            metrics["linear"][split]["map_exported"] = mean_average_precision(
+                (linear.scores(embeddings) * typicality.factors(embeddings))[:, corpus.answers],
+                clips.targets[:, corpus.answers],
+            )
     return DualProbe(linear, knn, typicality, metrics, val, test)
 
 
@@ -78,7 +86,8 @@ def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[F
 def score(scores: Floats, clips: Clips, corpus: Corpus, seed: int) -> dict[str, Any] | None:
     """Accuracy of `scores [clips, classes]` with its interval, or None where the split has no labelled clips.
 
-    Of multi-label clips it is the share of those with a label whose best class is one of their own; `map` stands beside it.
+    Of multi-label clips it is the share of those with a label whose best class is one of their own, which says little;
+    `map` stands beside it, of all labels on all clips.
     Where some of the clips are of the unknown class, `own` tells how many of the others are answered rightly.
     """
     scores, every = scores[:, corpus.answers], clips.targets[:, corpus.answers]
@@ -89,7 +98,7 @@ def score(scores: Floats, clips: Clips, corpus: Corpus, seed: int) -> dict[str, 
     right = correct(scores[labelled], targets)
     found = accuracy(right, [clips.groups[row] for row in labelled], seed).to_dict()
     if corpus.multi_label:
-        found["map"] = mean_average_precision(scores, every)
+        found |= ranked(scores, every, clips.groups, seed)
     elif corpus.unknown_column is not None and 0 < len(own := right[targets[:, corpus.unknown_column] == 0]) < len(
         right
     ):

@@ -16,6 +16,7 @@ from confit_edge.probes.metrics import (
     correct,
     macro_f1,
     micro_f1,
+    precision_draws,
     resampled_share_interval,
     shares,
     tallies,
@@ -23,8 +24,6 @@ from confit_edge.probes.metrics import (
 from confit_runtime import intervals
 from confit_runtime.arrays import Doubles, Floats, Targets
 from confit_runtime.errors import UsageError
-
-RANK_DRAWS = 200  # of metrics that sort all clips again in each draw
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,8 @@ def judge(
     right = correct(scores[labelled], targets[labelled])
     metrics = {"accuracy": estimate(right.mean(), shares(right, of_labelled), of_labelled.units)}
     if multi_label:
-        ranked = Resamples.of(groups, seed, RANK_DRAWS)
         precisions = average_precisions(scores, targets)[0]
-        spread = np.concatenate(
-            [_mean_of_defined(average_precisions(scores, targets, weights)) for weights in ranked.weights()]
-        )
-        metrics["map"] = estimate(np.nanmean(precisions), spread)
+        metrics["map"] = estimate(np.nanmean(precisions), precision_draws(scores, targets, groups, seed))
     else:
         metrics["balanced_accuracy"] = estimate(
             balanced_accuracy(whole["hits"], whole["missed"]), balanced_accuracy(drawn["hits"], drawn["missed"])
@@ -124,11 +119,6 @@ def judge(
             row["taken_for"] = _taken_for(decided[targets[:, column] > 0], int(column), classes)
         rows.append(row)
     return Judgement(metrics, rows, resamples.by)
-
-
-def _mean_of_defined(values: Doubles) -> Doubles:
-    defined = ~np.isnan(values)
-    return np.where(defined, values, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
 
 
 def _taken_for(decided: npt.NDArray[np.bool_], column: int, classes: list[str]) -> str:

@@ -17,6 +17,7 @@ from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Targets
 from confit_runtime.intervals import DRAWS, FEWEST_GROUPS, share_interval
 from confit_runtime.wording import percent
 
+RANK_DRAWS = 200  # of metrics that sort all clips again in each draw
 ALIKE = 1e-12  # what differs by rounding only: the variance of draws, and a difference
 
 
@@ -229,6 +230,20 @@ def average_precisions(scores: Floats, targets: Targets, weights: Doubles | None
 def mean_average_precision(scores: Floats, targets: Targets) -> float:
     """mAP: the mean over classes of `average_precisions`; classes without clips are left out."""
     return float(np.nanmean(average_precisions(scores, targets)))
+
+
+def precision_draws(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> Doubles:
+    """`mean_average_precision` in each draw of a bootstrap that resamples groups, `[draws]`; NaN where no class has a clip."""
+    resamples = Resamples.of(groups, seed, RANK_DRAWS)
+    drawn = (average_precisions(scores, targets, weights) for weights in resamples.weights())
+    return np.concatenate([_mean_where(np.nan_to_num(found), ~np.isnan(found)) for found in drawn])
+
+
+def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> dict[str, float]:
+    """`map`, the mean average precision, with the 95 % interval that resamples groups, `map_low` and `map_high`."""
+    value, draws = mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)
+    low, high = resampled_share_interval(value, draws, Resamples.of(groups, seed).units)
+    return {"map": value, "map_low": low, "map_high": high}
 
 
 def precision_gains(scores: Floats, targets: Targets) -> Doubles:

@@ -77,6 +77,12 @@ class Typicality:
             slope[unknown], offset[unknown] = 0, -math.log(UNKNOWN)
         return cls(slope.astype(np.float32), offset.astype(np.float32), axes.astype(np.float32), unknown)
 
+    def factors(self, embeddings: Floats) -> Floats:
+        """What the probabilities of embeddings `[..., dim]` are multiplied by, 0..1, `[..., classes]`."""
+        along = ((embeddings @ self.axes.T) ** 2).sum(axis=-1, keepdims=True)
+        found: Floats = np.exp(along * self.quadratic - embeddings @ self.slope.T - self.offset)
+        return found
+
 
 def _from_their_means(
     embeddings: Floats, targets: npt.NDArray[np.int8], means: npt.NDArray[np.float64], unknown: int | None

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from confit_edge.data.corpus import Clips
-from confit_edge.probes.judge import RANK_DRAWS, Estimate
-from confit_edge.probes.metrics import Resamples, equal_error_rate, equal_error_rates
+from confit_edge.probes.judge import Estimate
+from confit_edge.probes.metrics import RANK_DRAWS, Resamples, equal_error_rate, equal_error_rates
 from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Places
 from confit_runtime.errors import UsageError
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.corpus import Clips, Corpus
-from confit_edge.probes.metrics import Difference, accuracy, correct, mean_average_precision, paired_difference
+from confit_edge.probes.metrics import Difference, accuracy, correct, paired_difference, ranked
 from confit_runtime.arrays import Bools
 from confit_runtime.model import Model
 from confit_runtime.wording import bounds
@@ -25,13 +25,14 @@ class Heard:
     """What a model makes of each clip: its embedding `[clips, dim]`, and whether its best label is right.
 
     `right [labelled]` and their `groups` are of clips with a label: where clips may have several, one without any has no
-    label that could be right. There `map` is of all labels on all clips, for a best label says nothing of the rest.
+    label that could be right. There `ranked` is of all labels on all clips (`confit_edge.probes.metrics.ranked`), for a best
+    label says nothing of the rest.
     """
 
     right: Bools
     embeddings: npt.NDArray[np.float32]
     groups: list[str]
-    map: float | None = None
+    ranked: dict[str, float] | None = None
 
     @classmethod
     def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Heard:
@@ -43,13 +44,13 @@ class Heard:
         targets = clips.targets[:, corpus.answers]
         labelled = np.flatnonzero(targets.any(axis=1))
         scores = scores[:, places]
-        ranked = mean_average_precision(scores, targets) if corpus.multi_label else None
+        of_all = ranked(scores, targets, clips.groups) if corpus.multi_label else None
         right = correct(scores[labelled], targets[labelled])
-        return cls(right, embeddings, [clips.groups[row] for row in labelled], ranked)
+        return cls(right, embeddings, [clips.groups[row] for row in labelled], of_all)
 
     def measured(self, seed: int) -> dict[str, Any]:
-        """Accuracy with its interval, and `map` where clips have several labels."""
-        return accuracy(self.right, self.groups, seed).to_dict() | ({} if self.map is None else {"map": self.map})
+        """Accuracy with its interval; where clips have several labels also `map`, `map_low` and `map_high`."""
+        return accuracy(self.right, self.groups, seed).to_dict() | (self.ranked or {})
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Verdict:
         lost = paired_difference(fp32.right, other.right, fp32.groups, seed)
         net = int(fp32.right.sum()) - int(other.right.sum())
         cosine = float((fp32.embeddings * other.embeddings).sum(axis=1).mean())
-        ranked = None if fp32.map is None or other.map is None else fp32.map - other.map
-        return cls(lost, net, len(fp32.right), cosine, ranked)
+        map_lost = fp32.ranked["map"] - other.ranked["map"] if fp32.ranked and other.ranked else None
+        return cls(lost, net, len(fp32.right), cosine, map_lost)
 
     @property
     def failures(self) -> list[str]:
@@ -105,8 +106,8 @@ class Verdict:
     @property
     def told(self) -> str:
         """All that it measured, in words."""
-        ranked = "" if self.map_lost is None else f"; its mAP changes by {0.0 - 100 * self.map_lost:+.2f} points"
-        return f"{self.loss}{ranked}; mean cosine {self.cosine:.4f}"
+        of_map = "" if self.map_lost is None else f"its mAP changes by {0.0 - 100 * self.map_lost:+.2f} points; "
+        return f"{of_map}{self.loss}; mean cosine {self.cosine:.4f}"
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -176,7 +176,7 @@ def front_matter(contract: Contract) -> str:
     """The YAML of a card; what was measured is published in it where enough clips and groups stand behind it."""
     import yaml
 
-    metrics = {"accuracy": "accuracy", **({"map": "mAP"} if contract.multi_label else {})}
+    metrics = {"map": "mAP"} if contract.multi_label else {"accuracy": "accuracy"}
     measured = [
         {"type": metric, "name": f"{split} {name}", "value": round(contract.metrics[split][metric], 4)}
         for split in ("val", "test")

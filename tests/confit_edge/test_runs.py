@@ -32,7 +32,6 @@ from confit_edge.probes.metrics import correct, mean_average_precision
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run, read_run, weights_sha256
 from confit_runtime.errors import ConfitError, UsageError
-from tests.typicality import factors
 
 CPU = torch.device("cpu")
 NAMED = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
@@ -193,7 +192,7 @@ def test_clips_with_several_labels_train_and_get_probes(
     # each label by itself would call half of all sound its own; what is like no clip is none's
     assert found.typicality is not None
     silence = embed_clips(found.encoder, [np.zeros(16_000, np.float32)], CPU)
-    heard = (found.linear.scores(silence) * factors(found.typicality, silence))[0]
+    heard = (found.linear.scores(silence) * found.typicality.factors(silence))[0]
     assert heard[[name != "unknown" for name in found.info.classes]].max() < 0.2
 
 

@@ -15,7 +15,6 @@ from confit_edge.probes import typicality as module
 from confit_edge.probes.typicality import Typicality
 from confit_edge.runs import Run, read_run
 from confit_runtime.errors import ConfitError
-from tests.typicality import factors
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
@@ -81,7 +80,7 @@ def test_a_factor_halves_with_twice_the_usual_mahalanobis_distance(clips: int, u
             expected[:, unknown] = 0.5
     else:
         expected = naive(train, val, other, unknown)
-    np.testing.assert_allclose(factors(found, other), expected, atol=1e-4)
+    np.testing.assert_allclose(found.factors(other), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("unknown", [None, 2])
@@ -95,17 +94,17 @@ def test_a_clip_of_several_classes_counts_in_each_and_one_of_none_in_none(unknow
     train, val = sets
     other, _ = clouds(3, 2)
     found = Typicality.fit(*train, *val, unknown=unknown)
-    np.testing.assert_allclose(factors(found, other), naive(train, val, other, unknown), atol=1e-4)
+    np.testing.assert_allclose(found.factors(other), naive(train, val, other, unknown), atol=1e-4)
 
 
 def test_what_lies_between_classes_is_typical_of_none_and_what_clips_differ_in_anyway_counts_little() -> None:
     train, val = clouds(60, 0), clouds(10, 1)
     found = Typicality.fit(*train, *val)
     labels = val[1].argmax(axis=1)
-    own = factors(found, val[0])[np.arange(len(labels)), labels]
+    own = found.factors(val[0])[np.arange(len(labels)), labels]
     assert np.median(own) == pytest.approx(0.5**0.5, abs=1e-3)
     between = unit(train[0][:-1].astype(np.float64) + train[0][1:])  # neighbours are of two classes
-    assert np.median(factors(found, between).max(axis=1)) < 0.6 * np.median(own)
+    assert np.median(found.factors(between).max(axis=1)) < 0.6 * np.median(own)
 
     mean = train[0][train[1][:, 0] == 1].astype(np.float64).mean(axis=0)
     wide = np.random.default_rng(8).standard_normal(DIM)
@@ -114,7 +113,7 @@ def test_what_lies_between_classes_is_typical_of_none_and_what_clips_differ_in_a
     across = np.random.default_rng(9).standard_normal(DIM)
     across -= narrow @ (narrow.T @ across)
     moved = unit(np.stack([mean + 0.5 * way / np.linalg.norm(way) for way in (wide, across)]))
-    along_wide, along_narrow = factors(found, moved)[:, 0]
+    along_wide, along_narrow = found.factors(moved)[:, 0]
     assert along_wide > along_narrow + 0.2
 
 
@@ -123,7 +122,7 @@ def test_factors_are_shares_even_of_a_class_mean_and_of_clips_that_are_all_one_s
     train, labels = clouds(clips, 0)
     for x in (train, np.repeat(train[:CLASSES], clips, axis=0)[: len(train)]):
         found = Typicality.fit(x, labels, x, labels)
-        shares = factors(found, np.concatenate([x, clouds(9, 3)[0]]))
+        shares = found.factors(np.concatenate([x, clouds(9, 3)[0]]))
         assert np.isfinite(shares).all()
         assert ((shares >= 0) & (shares <= 1)).all()
 
@@ -132,7 +131,7 @@ def test_validation_of_unknown_sound_alone_leaves_the_scale_to_training_clips() 
     x, y = clouds(30, 0)
     only_unknown = y[:, 1] == 1
     found = Typicality.fit(x, y, x[only_unknown], y[only_unknown], unknown=1)
-    own = factors(found, x)[np.arange(len(x)), y.argmax(axis=1)][~only_unknown]
+    own = found.factors(x)[np.arange(len(x)), y.argmax(axis=1)][~only_unknown]
     assert np.median(own) == pytest.approx(0.5**0.5, abs=1e-3)
 
 
@@ -142,12 +141,12 @@ def test_validation_of_unknown_sound_alone_leaves_the_scale_to_training_clips() 
 def test_a_run_keeps_it_and_it_tells_words_from_other_sound(run: Run) -> None:
     assert run.typicality is not None
     labels = run.knn.targets.argmax(axis=1)
-    own = factors(run.typicality, run.knn.prints)[np.arange(len(labels)), labels]
+    own = run.typicality.factors(run.knn.prints)[np.arange(len(labels)), labels]
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((64, run.encoder.dim))
     known = np.arange(len(run.info.classes)) != run.info.classes.index("unknown")
-    assert np.median(own) > 2 * np.median(factors(run.typicality, unit(noise))[:, known].max(axis=1))
-    assert (factors(run.typicality, unit(noise))[:, ~known] == 0.5).all()
+    assert np.median(own) > 2 * np.median(run.typicality.factors(unit(noise))[:, known].max(axis=1))
+    assert (run.typicality.factors(unit(noise))[:, ~known] == 0.5).all()
 
 
 @pytest.mark.parametrize("damage", ["absent", "slope", "offset", "axes"])

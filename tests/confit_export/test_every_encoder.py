@@ -21,7 +21,6 @@ from confit_export.graph import assemble, to_onnx
 from confit_export.quantize import quantisable
 from confit_export.streaming import StreamingStack
 from confit_runtime.errors import ConfitError
-from tests.typicality import factors
 
 Floats = npt.NDArray[np.float32]
 KINDS = ["wav2vec2", "hubert", "wavlm", "data2vec-audio", "ast", "whisper", "moonshine"]
@@ -62,7 +61,7 @@ def check_windowed(encoder: Encoder) -> onnx.ModelProto:
         expected = encoder(torch.from_numpy(pcm)).numpy()
     assert embedding.shape == (2, 1, encoder.dim)
     np.testing.assert_allclose(embedding[:, 0], expected, atol=1e-4)
-    np.testing.assert_allclose(scores[:, 0], probe.scores(expected) * factors(typicality, expected), atol=1e-3)
+    np.testing.assert_allclose(scores[:, 0], probe.scores(expected) * typicality.factors(expected), atol=1e-3)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3  # it hears them as two sounds
     layers = quantisable(graph, "weight-only", model.fp32_scopes)
     assert layers

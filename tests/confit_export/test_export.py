@@ -36,7 +36,6 @@ from confit_runtime.contract import read_sealed
 from confit_runtime.errors import ConfitError, UsageError
 from tests import tiny_model
 from tests.at_once import at_once
-from tests.typicality import factors
 
 Floats = npt.NDArray[np.float32]
 Rows = tuple[Floats, Floats]
@@ -91,7 +90,7 @@ def test_any_chopping_equals_torch_on_the_whole(
     offline = run.encoder.rows(torch.from_numpy(audio[which])).numpy()
     np.testing.assert_allclose(embeddings[0, warmup:], offline, atol=1e-4)
     np.testing.assert_allclose(
-        scores[0, warmup:], run.linear.scores(offline) * factors(run.typicality, offline), atol=1e-4
+        scores[0, warmup:], run.linear.scores(offline) * run.typicality.factors(offline), atol=1e-4
     )
 
 

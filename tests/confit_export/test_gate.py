@@ -108,13 +108,13 @@ def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
 
 def test_of_several_labels_more_than_half_a_point_of_map_lost_is_a_failure() -> None:
     """Best labels all right, and nothing told of the others."""
-    fp32 = replace(heard([1] * 20), map=0.8)
-    assert Verdict.of(fp32, replace(fp32, map=0.7951), seed=0).failures == []
-    verdict = Verdict.of(fp32, replace(fp32, map=0.79), seed=0)
+    fp32 = replace(heard([1] * 20), ranked={"map": 0.8})
+    assert Verdict.of(fp32, replace(fp32, ranked={"map": 0.7951}), seed=0).failures == []
+    verdict = Verdict.of(fp32, replace(fp32, ranked={"map": 0.79}), seed=0)
     assert verdict.failures == ["it loses 1.00 points of validation mAP (allowed 0.5 points)"]
     assert verdict.to_dict()["map_lost"] == pytest.approx(0.01)
     assert "its mAP changes by -1.00 points" in verdict.told
-    assert Verdict.of(fp32, replace(fp32, map=float("nan")), seed=0).failures
+    assert Verdict.of(fp32, replace(fp32, ranked={"map": float("nan")}), seed=0).failures
     assert "map_lost" not in Verdict.of(heard([1]), heard([1]), seed=0).to_dict()
 
 

@@ -27,7 +27,6 @@ from confit_runtime.detect import Detector, Hit
 from confit_runtime.matcher import likeness
 from confit_runtime.scoring import Heard, Score, score_detections
 from tests import tiny_model
-from tests.typicality import factors
 
 Floats = npt.NDArray[np.float32]
 
@@ -231,7 +230,7 @@ def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: P
     assert run.typicality is not None
     probabilities = run.linear.scores(run.knn.prints)
     assert (probabilities.sum(axis=1) > 1.2).any()  # sigmoids, not a softmax
-    np.testing.assert_allclose(scores, probabilities * factors(run.typicality, run.knn.prints), atol=1e-3)
+    np.testing.assert_allclose(scores, probabilities * run.typicality.factors(run.knn.prints), atol=1e-3)
 
 
 # enrollment

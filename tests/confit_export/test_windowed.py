@@ -16,7 +16,6 @@ from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_runtime import load
-from tests.typicality import factors
 
 RATE = 16_000
 TONES = {"low": 300.0, "mid": 1000.0, "high": 3000.0}
@@ -71,7 +70,7 @@ def test_an_attention_encoder_is_exported_as_a_windowed_model(
         assert scores.shape == (len(offline), 3)
         if precision == "fp32":
             np.testing.assert_allclose(embeddings, offline, atol=1e-4)
-            np.testing.assert_allclose(scores, run.linear.scores(offline) * factors(run.typicality, offline), atol=1e-3)
+            np.testing.assert_allclose(scores, run.linear.scores(offline) * run.typicality.factors(offline), atol=1e-3)
             assert made.stream_max_abs_diff < 1e-4
         # no neighbour in a batch matters
         windows = np.stack([clip[: contract.window], 0.1 * clip[-contract.window :]])
