@@ -1,11 +1,12 @@
-"""What `listen` shows on a terminal while it listens: the level, the best scores now, and what was heard last."""
+"""What a terminal shows while one listens or records: the level, the best scores now, and what was heard last."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from confit_edge.cli._console import on_a_terminal, say
 from confit_runtime.frames import decibel
 from confit_runtime.listener import Tap
 
@@ -107,6 +109,28 @@ def meter(peak: float, held: float = 0.0) -> str:
     if held > 0:
         bar[min(WIDTH - 1, round(WIDTH * (1 - decibel(held, FLOOR_DB) / FLOOR_DB)))] = "|"
     return f"[{''.join(bar)}]"
+
+
+def say_alone(text: str) -> None:
+    """A line for a person, where `level_line` may stand."""
+    say(f"\r\x1b[K{text}" if on_a_terminal() else text)
+
+
+def level_line() -> Callable[[float, Pcm], None]:
+    """What shows the countdown, the time to go and the level on one line of the terminal, ten times a second."""
+    peak, shown = 0.0, 0.0
+
+    def show(to_go: float, pcm: Pcm) -> None:
+        nonlocal peak, shown
+        peak = max(peak, float(abs(pcm).max(initial=0.0)))
+        if time.monotonic() - shown >= 0.1:
+            what = f"NOW {to_go:4.1f} s" if to_go >= 0.0 else f"in {-to_go:5.1f} s"
+            print(f"\r  {what} {meter(peak)} \x1b[K", end="", file=sys.stderr, flush=True)
+            peak, shown = 0.0, time.monotonic()
+        if to_go == 0.0:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    return show
 
 
 def clock(seconds: float) -> str:

@@ -80,7 +80,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple
     """Sound without its gaps, how many samples were lost for which reason, and when how many samples had come."""
     import numpy as np
 
-    from confit_edge.cli.record import level_line, say_alone
+    from confit_edge.cli._live import level_line, say_alone
     from confit_runtime.sources import Gap, Notice
 
     show = level_line() if source.live and on_a_terminal() else None

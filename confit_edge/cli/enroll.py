@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from confit_edge.cli._console import Json, emit, on_a_terminal, say
+from confit_edge.cli._enrolled import GALLERY, KindOption, prints_text
 from confit_edge.cli._odd import tell_odd
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import AudioError, ConfitError, UsageError
-from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
 
 COUNTDOWN_S = 1.5
-
-GALLERY = Path("gallery.db")  # unless --gallery names another
-GalleryFile = Annotated[Path, typer.Option("--gallery", metavar="FILE", help="Where enrolled names are kept.")]
-KindOption = Annotated[
-    Literal["speaker", "sound"] | None,
-    typer.Option(
-        "--kind",
-        help="What a name is: a speaker (of whom only the voice is heard, long pauses cut) or a sound. If not you, the"
-        " gallery says which, and of a new one the model.",
-    ),
-]
 
 
 def enroll(
@@ -169,10 +158,6 @@ def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object
         raise UsageError(f"{given[0]} is for --mic; clips that are there are taken as they are")
 
 
-def prints_text(count: int, negative: bool = False) -> str:
-    return counted(count, "negative print" if negative else "print")
-
-
 def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None:
     """Raise UsageError unless something may be taken for `name`: it is enrolled, or a label that fires."""
     labels = contract.target_labels
@@ -208,7 +193,7 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
 
 def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
     """Clips from the microphone at the model's rate, each announced; one that is clipped or silent is recorded again."""
-    from confit_edge.cli.record import level_line, say_alone
+    from confit_edge.cli._live import level_line, say_alone
     from confit_runtime.audio import narrow, resample
     from confit_runtime.recording import record_clip
     from confit_runtime.sources import open_source

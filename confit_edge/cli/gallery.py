@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Bar, Json, Verb, emit, say
-from confit_edge.cli.enroll import GALLERY, GalleryFile, prints_text
+from confit_edge.cli._enrolled import GALLERY, GalleryFile, prints_text
 from confit_runtime.errors import UsageError
 
 app = typer.Typer(

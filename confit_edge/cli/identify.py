@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
 from confit_edge.cli._sources import tell_narrow
-from confit_edge.cli.enroll import GALLERY, GalleryFile, KindOption
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Match
-
-Threshold = Annotated[
-    float | None,
-    typer.Option(metavar="SIMILARITY", help="Needed for a name, -1 to 1, instead of what is calibrated."),
-]
 
 
 def identify(
@@ -74,19 +69,6 @@ def identify(
         emit("summary", clips=len(paths), known=known, unknown=len(paths) - known - failed, failed=failed)
     if failed:
         raise typer.Exit(1)
-
-
-def why_not(match: Match, name: str) -> str:
-    """Which rule refused `name`, whose score the match gives."""
-    score, needed = f"{match.score:.2f}", f"{match.threshold:.2f}"
-    return {
-        "too low": f"needs {needed}" if score != needed else f"just below the {needed} needed",
-        "negative": f"but a negative print of {name} is nearer",
-        "stranger": "but strangers in the model's cohort are nearer",
-        "other": f"but {match.runner_up} is nearer, {match.runner_up_score or 0.0:.2f}",
-        "too close": "too close to the next to tell",
-        "nobody": "nobody is enrolled",
-    }[match.reason or "nobody"]
 
 
 def _told(match: Match) -> str:

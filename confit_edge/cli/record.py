@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,7 +18,6 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
-    from confit_runtime.audio import Pcm
     from confit_runtime.recording import Take
     from confit_runtime.sources import Source
 
@@ -123,35 +121,12 @@ def _tell_kept(json: bool, path: Path, label: str, group: str, take: Take) -> No
 
 
 def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: str) -> Take:
+    from confit_edge.cli._live import level_line, say_alone
     from confit_runtime.recording import record_clip
 
     say(f"clip {which}: get ready")
     show = level_line() if on_a_terminal() else None
     return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show, tell=say_alone)
-
-
-def say_alone(text: str) -> None:
-    """A line for a person, where `level_line` may stand."""
-    say(f"\r\x1b[K{text}" if on_a_terminal() else text)
-
-
-def level_line() -> Callable[[float, Pcm], None]:
-    """What shows the countdown, the time to go and the level on one line of the terminal, ten times a second."""
-    from confit_edge.cli._live import meter
-
-    peak, shown = 0.0, 0.0
-
-    def show(to_go: float, pcm: Pcm) -> None:
-        nonlocal peak, shown
-        peak = max(peak, float(abs(pcm).max(initial=0.0)))
-        if time.monotonic() - shown >= 0.1:
-            what = f"NOW {to_go:4.1f} s" if to_go >= 0.0 else f"in {-to_go:5.1f} s"
-            print(f"\r  {what} {meter(peak)} \x1b[K", end="", file=sys.stderr, flush=True)
-            peak, shown = 0.0, time.monotonic()
-        if to_go == 0.0:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _folder_name(what: str, text: str) -> str:

@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit
+from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
 from confit_edge.cli._sources import tell_narrow
-from confit_edge.cli.enroll import GALLERY, GalleryFile, KindOption
-from confit_edge.cli.identify import Threshold, why_not
 from confit_runtime.errors import ConfitError, UsageError
 
 

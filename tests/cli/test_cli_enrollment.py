@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.cli.identify import why_not
+from confit_edge.cli._enrolled import why_not
 from confit_edge.demo import DATA
 from confit_runtime import Match
 from confit_runtime.audio import load_clip
