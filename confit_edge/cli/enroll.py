@@ -81,10 +81,10 @@ def enroll(
     import numpy as np
 
     from confit_runtime import load
-    from confit_runtime.enrollment import check_enough, check_nobody_else, kind_of, to_flac
+    from confit_runtime.enrollment import Already, admitted, kind_of, to_flac
     from confit_runtime.gallery import Gallery
     from confit_runtime.names import new_name
-    from confit_runtime.prints import new_places, to_blobs
+    from confit_runtime.prints import to_blobs
     from confit_runtime.sources import find_clips
 
     name = new_name(name)
@@ -110,14 +110,11 @@ def enroll(
         # a clip's seconds are shared out: of voices its prints are of equal length
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
         blobs = to_blobs(embeddings)
-        if there and not negative:
-            check_nobody_else(name, there.owners(blobs), gallery)
-        places = new_places(blobs, there.blobs(name, negative=negative) if there else ())
+        # before a gallery is made: who has too little is refused with nothing written
+        already = there.already(name, blobs, negative=negative) if there else Already()
+        of_each = [of_print for _, _, of_print in prints]
+        places, seconds = admitted(name, blobs, of_each, already, None if negative else settled, gallery)
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
-        seconds = sum(of_print for _, _, of_print in prints)
-        if not negative:
-            had_s = there.voiced_s(name) if there and name in there.names() else 0.0
-            check_enough(name, had_s, seconds, settled)
         if prints:
             opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
             opened.enroll(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shlex
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from confit_runtime.contract import Contract
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.matcher import unit
 from confit_runtime.model import Model
+from confit_runtime.prints import new_places
 from confit_runtime.voiced import cut_to_voice, sounding_seconds, sounding_segments, voiced_seconds
 
 Kind = Literal["speaker", "sound"]
@@ -36,6 +38,18 @@ class Taken:
     embeddings: Floats
     sounds: list[Pcm]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Already:
+    """What a gallery has already, as prints are added to a name: nothing where there is none.
+
+    `prints` are the name's own, of `seconds` of sound or voice; `owners` have one of those that are added.
+    """
+
+    prints: Collection[bytes] = ()
+    seconds: float = 0.0
+    owners: Set[str] = frozenset()
 
 
 def kind_of(contract: Contract) -> Kind:
@@ -73,6 +87,33 @@ def still_needed(voiced_s: float, kind: Kind) -> float:
     return max(0.0, LEAST_VOICE_S - voiced_s) if kind == "speaker" else 0.0
 
 
+def admitted(
+    name: str,
+    blobs: Sequence[bytes],
+    seconds: float | Sequence[float],
+    already: Already,
+    kind: Kind | None,
+    gallery: Path,
+) -> tuple[list[int], float]:
+    """The places of the prints that a name does not have yet, and their seconds.
+
+    `seconds` are those of each print, or of all, which share them evenly. Of voices all must be enough; `kind` is None where
+    any are. Raises UsageError where another name has one of the prints, AudioError on too little voice.
+    """
+    check_nobody_else(name, already.owners, gallery)
+    places = new_places(blobs, already.prints)
+    added_s = _share(seconds, places, len(blobs))
+    if kind is not None:
+        check_enough(name, already.seconds, added_s, kind)
+    return places, added_s
+
+
+def _share(seconds: float | Sequence[float], places: Sequence[int], prints: int) -> float:
+    if isinstance(seconds, Sequence):
+        return sum(seconds[at] for at in places)
+    return seconds * (len(places) / prints)
+
+
 def check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
     """Raise AudioError, saying how much is missing, unless a name has enough voice with these seconds and what it had."""
     if still_needed(had_s + seconds, kind):
@@ -83,7 +124,7 @@ def check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
         )
 
 
-def check_nobody_else(name: str, owners: set[str], gallery: Path) -> None:
+def check_nobody_else(name: str, owners: Set[str], gallery: Path) -> None:
     """Raise UsageError unless `name` alone owns its prints in a gallery: a sound under two names is nearer to neither."""
     if others := owners - {name}:
         other = min(others)

@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
 from confit_runtime.current import CurrentMatcher
-from confit_runtime.enrollment import OF_KIND, Kind, check_enough, check_nobody_else, kind_of
+from confit_runtime.enrollment import OF_KIND, Already, Kind, admitted, kind_of
 from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import GalleryFile, check_folder, is_there, make_file
 from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Print, checked, checked_rows, from_blobs, holds, new_places, read_indexed, to_blobs
+from confit_runtime.prints import Print, checked, checked_rows, from_blobs, holds, read_indexed, to_blobs
 from confit_runtime.search import build_index, erase_index
 from confit_runtime.shipped import as_asked_for
 
@@ -203,10 +203,12 @@ class Gallery:
             raise UsageError(f"{name!r} is enrolled from seconds of sound, voiced_s of 0 or more, not {voiced_s!r}")
         with self.change() as db:
             blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
-            places = new_places(blobs, self.blobs(name, negative=negative))
-            heard_s = voiced_s * (len(places) / len(blobs))
-            if not (negative or carried):
-                self._check_rules(name, blobs, heard_s, kind)
+            if carried:
+                own, kind = Already(self.blobs(name, negative=negative)), None
+            else:
+                own = self.already(name, blobs, negative=negative)
+                kind = None if negative else kind or self._told_kind()
+            places, heard_s = admitted(name, blobs, voiced_s, own, kind, self.path)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id = self._id_of(db, name)
             if not negative:
@@ -220,12 +222,16 @@ class Gallery:
                     db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
             return (self.negatives() if negative else self.names()).get(name, 0)
 
-    def _check_rules(self, name: str, blobs: list[bytes], seconds: float, kind: Kind | None) -> None:
-        check_nobody_else(name, self.owners(blobs), self.path)
-        if kind is None and (self.binding.kind or self._model):  # a file of an older version does not tell by itself
-            kind = self.kind
-        if kind:
-            check_enough(name, self.voiced_s(name) if name in self.names() else 0.0, seconds, kind)
+    def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> Already:
+        """What the gallery has already, as these prints are added to a name; negative ones are nobody else's."""
+        if negative:
+            return Already(self.blobs(name, negative=True))
+        seconds = self.voiced_s(name) if name in self.names() else 0.0
+        return Already(self.blobs(name, negative=False), seconds, self.owners(blobs))
+
+    def _told_kind(self) -> Kind | None:
+        """The kind; None where neither a file of an older version nor a model tells."""
+        return self.kind if self.binding.kind or self._model else None
 
     def names(self) -> dict[str, int]:
         """How many prints each name has, in order of name."""
