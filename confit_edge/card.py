@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from confit_edge.encoders import encoder_label
+from confit_edge.probes.metrics import named_probes
 from confit_runtime.cautions import cautions, ungrouped
 
 if TYPE_CHECKING:
@@ -70,20 +71,14 @@ def _map(found: dict[str, Any]) -> str:
 
 
 def _rows(metrics: dict[str, Any]) -> list[str]:
-    named = {
-        "frozen encoder, linear probe": metrics.get("frozen", {}).get("linear"),
-        "frozen encoder, kNN probe": metrics.get("frozen", {}).get("knn"),
-        "teacher, linear probe": metrics.get("teacher", {}).get("linear"),
-        "teacher, kNN probe": metrics.get("teacher", {}).get("knn"),
-        "its own head": metrics.get("head"),
-        "linear probe": metrics["probes"]["linear"],
-        "kNN probe": metrics["probes"]["knn"],
-    }
     return [
-        f"| {name} | {split} | {100 * found['accuracy']:.1f} %{_map(found)} | {100 * found['low']:.1f}..{100 * found['high']:.1f}"
-        f" | {found['n']} | {found['groups']} |"
-        for name, result in named.items()
-        if result
+        f"| {_label(whose, probe)} | {split} | {100 * found['accuracy']:.1f} %{_map(found)}"
+        f" | {100 * found['low']:.1f}..{100 * found['high']:.1f} | {found['n']} | {found['groups']} |"
+        for whose, probe, result in named_probes(metrics)
         for split, found in result.items()
         if found
     ]
+
+
+def _label(whose: str, probe: str) -> str:
+    return probe if whose in ("", "trained") else f"{whose}, {probe}"

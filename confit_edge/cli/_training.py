@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from confit_edge.cli._console import Bar, emit, say
 from confit_runtime.wording import bounds, counted
+
+if TYPE_CHECKING:
+    from confit_edge.pairtune.session import Trained
 
 METHOD, MACHINE = "Method", "Machine"  # panels of --help
 BEHIND, FEW = 0.15, 20  # of the linear probe's accuracy, in so many clips: it has not learnt what the embedding holds
@@ -83,18 +87,30 @@ def told_when_stopped(out: Path) -> Iterator[None]:
         raise
 
 
+def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bool, **of_verb: Any) -> None:
+    """What a training on `device` came to, None where it was finished already: told by the first of its processes."""
+    from confit_edge.pairtune.distributed import join
+
+    if not join(device).main:
+        return
+    if trained is None:
+        say(f"{out}: this training is finished already")
+        return
+    info, metrics = trained.info, trained.metrics
+    if json_lines:
+        emit("summary", run=str(out), **of_verb, classes=info.classes, kept_epoch=info.kept_epoch, **metrics)
+        return
+    print_probes(metrics)
+    say(f"wrote {out}. Next: confit-edge export {quote(str(out))} -o MODEL.onnx")
+
+
 def print_probes(metrics: dict[str, Any]) -> None:
     """The table of probes, for a person, on stdout."""
     from confit_edge.pairtune.validation import standard_error
+    from confit_edge.probes.metrics import named_probes
 
-    probes = (("linear", "linear"), ("kNN", "knn"))
-    rows = [(f"frozen encoder, {name} probe", metrics.get("frozen", {}).get(key)) for name, key in probes]
-    rows += [(f"teacher, {name} probe", metrics.get("teacher", {}).get(key)) for name, key in probes]
-    rows += [("its own head", metrics.get("head"))]
-    rows += [(f"trained, {name} probe", metrics["probes"][key]) for name, key in probes]
-    for name, result in rows:
-        if result is None:
-            continue
+    for whose, probe, result in named_probes(metrics):
+        name = f"{whose}, {probe}" if whose else probe
         shown = result["test"] or result["val"]
         where = "test" if result["test"] else "validation"
         print(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json
 from confit_edge.cli._runs import Background, Others
 from confit_edge.cli._training import (
     Device,
@@ -22,7 +21,7 @@ from confit_edge.cli._training import (
     learning_rates,
     naming_flags,
     option,
-    print_probes,
+    tell_trained,
     told_when_stopped,
 )
 from confit_runtime.errors import UsageError
@@ -103,9 +102,8 @@ def distill(
         "precision": precision,
     }
     flags = {key: value for key, value in given.items() if value is not None}
-    from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.student import distill as run_distillation
-    from confit_edge.recipe import read_yaml
+    from confit_edge.recipe import Recipe, read_yaml
 
     if lr is not None:
         flags["lr"] = learning_rates(lr)
@@ -126,21 +124,4 @@ def distill(
             tensorboard=tensorboard,
             watch=progress,
         )
-    if trained is None:
-        say(f"{out}: this training is finished already")
-        return
-    info = trained.info
-    if not join(info.recipe["device"]).main:
-        return
-    if json_lines:
-        emit(
-            "summary",
-            run=str(out),
-            teacher_run=str(run),
-            classes=info.classes,
-            kept_epoch=info.kept_epoch,
-            **trained.metrics,
-        )
-        return
-    print_probes(trained.metrics)
-    say(f"wrote {out}. Next: confit-edge export {quote(str(out))} -o MODEL.onnx")
+    tell_trained(trained, out, settings.get("device", Recipe.device), json_lines, teacher_run=str(run))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json
 from confit_edge.cli._training import (
     MACHINE,
     METHOD,
@@ -23,7 +22,7 @@ from confit_edge.cli._training import (
     learning_rates,
     naming_flags,
     option,
-    print_probes,
+    tell_trained,
     told_when_stopped,
 )
 
@@ -226,7 +225,6 @@ def train(
         for key, value in locals().items()
         if key not in ("manifest", "out", "recipe", "resume", "tensorboard", "json_lines") and value is not None
     }
-    from confit_edge.pairtune.distributed import join
     from confit_edge.pairtune.session import begun_recipe
     from confit_edge.pairtune.session import train as run_training
     from confit_edge.recipe import Recipe, read_yaml, refuse_idle
@@ -250,15 +248,4 @@ def train(
     refuse_idle(settings, flags)
     with told_when_stopped(out), Progress(json_lines) as progress:
         trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
-    if not join(settings.device).main:
-        return
-    if trained is None:
-        say(f"{out}: this training is finished already")
-        return
-    if json_lines:
-        emit(
-            "summary", run=str(out), classes=trained.info.classes, kept_epoch=trained.info.kept_epoch, **trained.metrics
-        )
-        return
-    print_probes(trained.metrics)
-    say(f"wrote {out}. Next: confit-edge export {quote(str(out))} -o MODEL.onnx")
+    tell_trained(trained, out, settings.device, json_lines)

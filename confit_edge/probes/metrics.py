@@ -158,6 +158,20 @@ def merit_name(*, multi_label: bool) -> str:
     return "mAP" if multi_label else "accuracy"
 
 
+def named_probes(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Of the metrics of a run each probe that was fitted: whose, its name, and what it reached on the splits."""
+    of_each = {
+        "frozen encoder": metrics.get("frozen", {}),
+        "teacher": metrics.get("teacher", {}),
+        "": {"head": metrics.get("head")},
+        "trained": metrics["probes"],
+    }
+    for whose, found in of_each.items():
+        for key, probe in (("linear", "linear probe"), ("knn", "kNN probe"), ("head", "its own head")):
+            if result := found.get(key):
+                yield whose, probe, result
+
+
 def accuracy(right: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Accuracy:
     """The share of clips that are right, with a percentile bootstrap interval that resamples groups.
 
