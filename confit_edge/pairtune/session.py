@@ -75,41 +75,28 @@ def train(
     from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours
 
     ranks = join(recipe.device)
-    device, watch = ranks.device, watch if ranks.main else None
+    device, tell = ranks.device, watch if watch and ranks.main else _untold
     recipe = settled(recipe, device)
     check_out(out, resume)
     if recipe.rooms and recipe.rooms != SYNTHETIC:
         sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
-    lasts_s = encoder.window / encoder.sample_rate
-    if watch and recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
-        text = f"--window {recipe.window:g}: {recipe.encoder} makes an embedding from {lasts_s:.2f} s, the nearest that it can"
-        watch({"stage": "note", "text": text})
+    _tell_of_window(encoder, recipe, tell)
     corpus = read_corpus(
         manifest,
         rate=encoder.sample_rate,
         strict=recipe.strict,
-        progress=(lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None,
+        progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
         **recipe.corpus_options(),
     )
-    if watch:
-        for problem in corpus.problems:
-            watch(left_out(problem))
-        for text in remarks(corpus, describe_data(manifest, corpus, encoder.sample_rate)):
-            watch({"stage": "note", "text": text})
+    _tell_of_clips(corpus, describe_data(manifest, corpus, encoder.sample_rate), tell)
     if teaching:
         teaching.refuse_other(corpus)
-        if watch and (heard := teaching.chosen_by(corpus)):
-            text = (
-                f"beware: --unlabelled: thresholds are set on the end of {some(list(map(str, heard)))}, your background, and a"
-                " student that has learnt it is too good there; give other sound"
-            )
-            watch({"stage": "note", "text": text})
-    if recipe.soup is None and teaching is None:
+        _tell_of_unlabelled(corpus, teaching, tell)
+    elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
-        if watch and recipe.trainings > 1:
-            text = f"of so few clips one training is luck: {recipe.trainings} are averaged (--soup 1: one)"
-            watch({"stage": "note", "text": text})
+        if recipe.trainings > 1:
+            _note(tell, f"of so few clips one training is luck: {recipe.trainings} are averaged (--soup 1: one)")
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,
@@ -121,12 +108,12 @@ def train(
     if resume:
         if before := begun(out):
             refuse_other_training(out, before, started)
-        elif watch:
-            watch({"stage": "note", "text": f"{out}: no training was begun there; this one begins"})
+        else:
+            _note(tell, f"{out}: no training was begun there; this one begins")
     if finished:
         return None
     beginning = out / "started.json"
-    curves = Curves(out / "tensorboard", watch) if tensorboard and ranks.main else None
+    curves = Curves(out / "tensorboard", tell) if tensorboard and ranks.main else None
     ranks.wait()  # each process has looked into `out` before the first writes there
     if ranks.main:
         make_folder(out)
@@ -140,7 +127,7 @@ def train(
             device=device,
             checkpoint=out / runs.CHECKPOINT,
             name=out.name,
-            watch=curves or watch,
+            watch=curves or tell,
             teaching=teaching,
         )
     if ranks.main:
@@ -149,6 +136,39 @@ def train(
         leave_nothing(out)
         beginning.unlink()
     return trained
+
+
+def _untold(event: dict[str, Any]) -> None:
+    """The watcher where nobody watches."""
+
+
+def _note(tell: Watcher, text: str) -> None:
+    tell({"stage": "note", "text": text})
+
+
+def _tell_of_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
+    """Say so where an encoder cannot make an embedding from what --window asks for."""
+    lasts_s = encoder.window / encoder.sample_rate
+    if recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
+        nearest = f"{recipe.encoder} makes an embedding from {lasts_s:.2f} s, the nearest that it can"
+        _note(tell, f"--window {recipe.window:g}: {nearest}")
+
+
+def _tell_of_clips(corpus: Corpus, data: dict[str, Any], tell: Watcher) -> None:
+    for problem in corpus.problems:
+        tell(left_out(problem))
+    for text in remarks(corpus, data):
+        _note(tell, text)
+
+
+def _tell_of_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) -> None:
+    """Say so where a student learns what its thresholds are set on."""
+    if heard := teaching.chosen_by(corpus):
+        _note(
+            tell,
+            f"beware: --unlabelled: thresholds are set on the end of {some(list(map(str, heard)))}, your background, and a"
+            " student that has learnt it is too good there; give other sound",
+        )
 
 
 def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
