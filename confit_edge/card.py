@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from confit_edge.encoders import encoder_label
-from confit_edge.probes.metrics import named_probes
+from confit_edge.probes.metrics import Merit, merit_name, named_probes
 from confit_runtime.cautions import cautions, ungrouped
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "",
         "Classes: " + ", ".join(info.classes),
         "",
-        "| what | split | accuracy | 95 % interval | clips | groups |",
+        f"| what | split | {merit_name(multi_label=info.multi_label)} | 95 % interval | clips | groups |",
         "|---|---|---|---|---|---|",
         *_rows(metrics),
         "",
@@ -65,18 +65,14 @@ def _taught(info: RunInfo) -> str:
     )
 
 
-def _map(found: dict[str, Any]) -> str:
-    """Of clips with several labels, beside how often the best is one of a clip's own."""
-    return f" (mAP {100 * found['map']:.1f} %)" if "map" in found else ""
-
-
 def _rows(metrics: dict[str, Any]) -> list[str]:
     return [
-        f"| {_label(whose, probe)} | {split} | {100 * found['accuracy']:.1f} %{_map(found)}"
-        f" | {100 * found['low']:.1f}..{100 * found['high']:.1f} | {found['n']} | {found['groups']} |"
+        f"| {_label(whose, probe)} | {split} | {100 * merit.value:.1f} % | {100 * merit.low:.1f}..{100 * merit.high:.1f}"
+        f" | {merit.clips} | {merit.groups} |"
         for whose, probe, result in named_probes(metrics)
         for split, found in result.items()
         if found
+        for merit in [Merit.of(found)]
     ]
 
 

@@ -107,18 +107,19 @@ def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bo
 def print_probes(metrics: dict[str, Any]) -> None:
     """The table of probes, for a person, on stdout."""
     from confit_edge.pairtune.validation import standard_error
-    from confit_edge.probes.metrics import named_probes
+    from confit_edge.probes.metrics import Merit, named_probes
 
     for whose, probe, result in named_probes(metrics):
         name = f"{whose}, {probe}" if whose else probe
         shown = result["test"] or result["val"]
-        where = "test" if result["test"] else "validation"
+        where, merit = "test" if result["test"] else "validation", Merit.of(shown)
         print(
-            f"{name:<30} {100 * shown['accuracy']:5.1f} %  {bounds(100 * shown['low'], 100 * shown['high'])}"
-            f"  on {counted(shown['n'], f'{where} clip')} of {counted(shown['groups'], 'group')}"
-            + (f", mAP {100 * shown['map']:.1f} %" if "map" in shown else "")
+            f"{name:<30} {'mAP ' if 'map' in shown else ''}{100 * merit.value:5.1f} %"
+            f"  {bounds(100 * merit.low, 100 * merit.high)}"
+            f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
             + (f", {shown['own']['right']} of the {shown['own']['n']} that are not unknown" if "own" in shown else "")
-            + (f" (validation {100 * result['val']['accuracy']:.1f} %)" if result["test"] and result["val"] else "")
+            + (f", {100 * shown['map_exported']:.1f} % as exported" if "map_exported" in shown else "")
+            + (f" (validation {100 * _reached(result['val']):.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
     if (behind := _reached(knn) - _reached(linear)) >= BEHIND and linear["n"] >= FEW:
@@ -136,6 +137,11 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f" {100 * _reached(after):.1f} %: training has lost more than it taught. Try {cure}, or a smaller --lr; more"
             " clips are better than either"
         )
+
+
+def _of(event: dict[str, Any]) -> str:
+    """What a number of an event is, where it is not the accuracy."""
+    return "" if event["merit"] == "accuracy" else f"{event['merit']} "
 
 
 def _reached(found: dict[str, Any]) -> float:
@@ -175,7 +181,7 @@ class Progress(Bar):
             head = f", own head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
             self.console.print(
                 f"{of}epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
-                f" validation probe {100 * event['val_linear']:.1f} %{head}",
+                f" validation probe {_of(event)}{100 * event['val_linear']:.1f} %{head}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -192,7 +198,7 @@ class Progress(Bar):
             self.console.print(f"{of}{event['text']}", highlight=False, markup=False, soft_wrap=True)
         elif stage == "search":
             self.console.print(
-                f"{of}lr {event['lr']:g}: {100 * event['validation']:.1f} % on validation",
+                f"{of}lr {event['lr']:g}: {_of(event)}{100 * event['validation']:.1f} % on validation",
                 highlight=False,
                 markup=False,
             )

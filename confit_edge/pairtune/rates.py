@@ -15,6 +15,7 @@ from confit_edge.pairtune.distill import Teaching
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.trainer import DivergedError, Watcher, fit
 from confit_edge.pairtune.validation import quality
+from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError
 
@@ -67,7 +68,8 @@ def choose_lr(
             if all(found.get(str(each), 0.0) is None for each in recipe.lr):
                 raise
         if watch and found[str(lr)] is not None:
-            watch({"stage": "search", "lr": lr, "validation": found[str(lr)]})
+            merit = merit_name(multi_label=corpus.multi_label)
+            watch({"stage": "search", "lr": lr, "validation": found[str(lr)], "merit": merit})
         if kept and path and join(recipe.device).main:
             files.write_text(kept, json.dumps(found))
             files.remove(path)

@@ -29,6 +29,7 @@ from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.soup import Soup, averaged
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
+from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_edge.windows import make_augmenter
 from confit_runtime.errors import ConfitError, UsageError
@@ -213,7 +214,9 @@ class Training:
             if checkpoint_path and self.ranks.main:
                 plain = {"history": so_far.history, "kept_epoch": so_far.kept_epoch}
                 checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.kept)
-            self.tell({"stage": "epoch", "epochs": self.epochs * self.recipe.trainings, **so_far.history[-1]})
+            merit = merit_name(multi_label=self.corpus.multi_label)
+            planned = self.epochs * self.recipe.trainings
+            self.tell({"stage": "epoch", "epochs": planned, "merit": merit, **so_far.history[-1]})
         if self.soup:
             self.soup.pour(self.together)
         else:

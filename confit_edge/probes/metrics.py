@@ -158,6 +158,26 @@ def merit_name(*, multi_label: bool) -> str:
     return "mAP" if multi_label else "accuracy"
 
 
+@dataclass(frozen=True)
+class Merit:
+    """What a probe is judged by on a split, for a person: its name, its value 0..1 with the interval, and what it stands on."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    clips: int
+    groups: int
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Merit:
+        """Of what `confit_edge.probes.dual.score` gives: mAP of all clips where they have several labels, else accuracy."""
+        name = merit_name(multi_label="map" in found)
+        keys = ("map", "map_low", "map_high", "clips", "clip_groups")
+        keys = keys if "map" in found else ("accuracy", "low", "high", "n", "groups")
+        return cls(name, *(found[key] for key in keys))
+
+
 def named_probes(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Of the metrics of a run each probe that was fitted: whose, its name, and what it reached on the splits."""
     of_each = {
@@ -254,10 +274,12 @@ def precision_draws(scores: Floats, targets: Targets, groups: list[str], seed: i
 
 
 def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> dict[str, float]:
-    """`map`, the mean average precision, with the 95 % interval that resamples groups, `map_low` and `map_high`."""
+    """`map`, the mean average precision, with the 95 % interval that resamples groups, `map_low` and `map_high`, of so many
+    `clips` and `clip_groups`.
+    """
     value, draws = mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)
     low, high = resampled_share_interval(value, draws, Resamples.of(groups, seed).units)
-    return {"map": value, "map_low": low, "map_high": high}
+    return {"map": value, "map_low": low, "map_high": high, "clips": len(scores), "clip_groups": len(set(groups))}
 
 
 def precision_gains(scores: Floats, targets: Targets) -> Doubles:
