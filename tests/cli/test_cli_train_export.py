@@ -185,7 +185,13 @@ def test_a_training_of_several_labels_that_lost_is_told_of_by_map_with_what_its_
 ) -> None:
     def shown(precision: float) -> dict[str, Any]:
         of_best = {"accuracy": 0.9, "low": 0.85, "high": 0.95, "n": 45, "groups": 5}
-        of_all = {"map": precision, "map_low": precision - 0.1, "map_high": precision + 0.1, "clips": 60, "clip_groups": 6}
+        of_all = {
+            "map": precision,
+            "map_low": precision - 0.1,
+            "map_high": precision + 0.1,
+            "clips": 60,
+            "clip_groups": 6,
+        }
         return {"val": {**of_best, **of_all}, "test": None}
 
     probes = {"linear": shown(0.6), "knn": shown(0.9)}
@@ -194,7 +200,9 @@ def test_a_training_of_several_labels_that_lost_is_told_of_by_map_with_what_its_
     printed, told = capsys.readouterr()
     of_frozen, of_trained, _ = printed.splitlines()
     assert "mAP  80.0 %  [70.0, 90.0]  on 60 validation clips of 6 groups" in of_frozen
-    assert "mAP  60.0 %  [50.0, 70.0]  on 60 test clips of 6 groups, 57.0 % as exported (validation 60.0 %)" in of_trained
+    assert (
+        "mAP  60.0 %  [50.0, 70.0]  on 60 test clips of 6 groups, 57.0 % as exported (validation 60.0 %)" in of_trained
+    )
     assert "is 30 points behind the neighbours" in told
     assert "the frozen encoder has a mAP of 80.0 %, the trained one 60.0 %" in told
     assert ("--freeze all" in told, "--unlabelled" in told) == (not distilled, distilled)
