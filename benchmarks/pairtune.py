@@ -32,6 +32,7 @@ from confit_edge.recipe import Recipe
 from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError, UsageError
 
+TIMED = 32  # windows that an encoder is timed with
 JUDGED = 6  # the frozen encoder and five trained ones
 JUDGED_AGAIN = 3  # of these the frozen encoder and PairTune's
 SHOWN = ("frozen_linear", "finetune_head", "finetune_head_converged", "lpft_head", "pairtune_linear",
@@ -172,18 +173,18 @@ def without(jobs: list[Job], rows: list[dict[str, Any]]) -> list[Job]:
     return [job for job in jobs if job.key not in there]
 
 
-def seconds_per_clip(encoder_name: str, clips: int = 32) -> float:
+def seconds_per_clip(encoder_name: str) -> float:
     """Processor seconds that one thread takes to learn from a window: forward and backward, the faster of two."""
     import torch
 
     torch.set_num_threads(1)
     encoder = pretrained(encoder_name, 1.28)
-    pcm, spent = 0.1 * torch.randn(clips, encoder.window), []
+    pcm, spent = 0.1 * torch.randn(TIMED, encoder.window), []
     for _ in range(2):
         start = time.process_time()
         encoder(pcm).sum().backward()
         spent.append(time.process_time() - start)
-    return min(spent) / clips
+    return min(spent) / TIMED
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -19,6 +20,8 @@ from confit_edge.data.augment import crop, noise_gain
 from confit_runtime.audio import Pcm, load_clip
 
 RATE = 16_000
+WINDOW_S = 1.28
+SNIPPET_S, EVERY_S = 1.3, 2  # of a piece of music
 ASTERISK = {"en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June", "it": "it_IT_m_Carlo",
             "ru": "ru_RU_f_IvrvoiceRU"}  # fmt: skip
 DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data" / "words"
@@ -187,9 +190,9 @@ def noisy_words(cache: Path) -> list[Sound]:
     return sounds
 
 
-def _mixed(clip: Pcm, music: Pcm, rng: np.random.Generator, seconds: float = 1.28) -> Pcm:
-    """The clip in the middle of music of the same loudness, `seconds` long or as long as the clip."""
-    noise = crop(music, max(len(clip), round(seconds * RATE)), rng)
+def _mixed(clip: Pcm, music: Pcm, rng: np.random.Generator) -> Pcm:
+    """The clip in the middle of music of the same loudness, `WINDOW_S` long or as long as the clip."""
+    noise = crop(music, max(len(clip), round(WINDOW_S * RATE)), rng)
     start = (len(noise) - len(clip)) // 2
     mixed = noise * noise_gain(clip, noise, 0.0)
     mixed[start : start + len(clip)] += clip
@@ -211,9 +214,9 @@ def tracks(cache: Path) -> list[Sound]:
     return sounds
 
 
-def _cut(music: Pcm, out: Path, seconds: float = 1.3, every: int = 2) -> None:
-    for second in range(0, len(music) // RATE - every, every):
-        snippet = music[second * RATE : round((second + seconds) * RATE)]
+def _cut(music: Pcm, out: Path) -> None:
+    for second in range(0, len(music) // RATE - EVERY_S, EVERY_S):
+        snippet = music[second * RATE : round((second + SNIPPET_S) * RATE)]
         if float(np.sqrt(np.mean(snippet**2))) > 1e-3:
             _write(out / f"{second:04d}-of-{len(music) // RATE:04d}.flac", snippet)
 
@@ -225,17 +228,16 @@ def _music(cache: Path) -> dict[str, Path]:
     return {re.sub(r"\W+", "_", path.stem.lower()): path for path in sorted([*prompts, *pieces])}
 
 
-def _audio(path: Path, kept: dict[Path, Pcm] = {}) -> Pcm:  # noqa: B006 - decoded once a process
-    if path not in kept:
-        kept[path] = load_clip(path, RATE)
-    return kept[path]
+@functools.cache
+def _audio(path: Path) -> Pcm:
+    return load_clip(path, RATE)
 
 
-def _beginning(path: Path, folder: Path, seconds: float = 1.28) -> Path:
-    """The first `seconds` of a sound as a file in `folder`."""
+def _beginning(path: Path, folder: Path) -> Path:
+    """The first `WINDOW_S` of a sound as a file in `folder`."""
     out = folder / f"{path.stem}.flac"
     if not out.is_file():
-        _write(out, load_clip(path, RATE)[: round(seconds * RATE)])
+        _write(out, load_clip(path, RATE)[: round(WINDOW_S * RATE)])
     return out
 
 

@@ -31,9 +31,10 @@ from confit_edge.recipe import Recipe
 from confit_edge.windows import make_augmenter
 
 CLIPS, SECOND = 1000, 16_000
+TURNS = 7
 
 
-def step_ratio(encoder: Encoder, corpus: Corpus, recipe: Recipe, repeats: int = 7) -> float:
+def step_ratio(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> float:
     """Processor time of a PairTune step over that of a vanilla step with the same batch, medians of steps in turn.
 
     A step is forward, loss, backward and optimiser; the encoder's weights move. Set torch to one thread before.
@@ -49,7 +50,7 @@ def step_ratio(encoder: Encoder, corpus: Corpus, recipe: Recipe, repeats: int = 
         objective = make_objective(one, encoder.dim, len(corpus.classes), corpus.multi_label)
         steps[name] = objective, make_optimiser(encoder, objective, one, 1e-6)
     spent: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
+    for turn in range(TURNS + 1):
         for name in sorted(steps, reverse=bool(turn % 2)):
             objective, optimiser = steps[name]
             start = time.process_time()

@@ -13,6 +13,7 @@ import soxr
 from confit_edge.data.effects import Effects
 from confit_runtime.audio import Pcm
 
+MOST_NOTES = 6  # of a chord
 PLENTY_S = 1800  # of background: from here on it is varied enough as it is
 
 
@@ -116,14 +117,14 @@ def coloured_noise(samples: int, slope: float, rng: np.random.Generator) -> Pcm:
     return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
 
 
-def chords(samples: int, rng: np.random.Generator, notes: int = 6) -> Pcm:
+def chords(samples: int, rng: np.random.Generator) -> Pcm:
     """Something like music, at RMS 1: notes with harmonics that start at random and decay, and clicks between them.
 
     Notes begin at 60 to 960 Hz where the rate is 16 kHz.
     """
     time = np.arange(samples, dtype=np.float32)
     out = 1e-4 * rng.standard_normal(samples, np.float32)
-    for _ in range(int(rng.integers(2, notes + 1))):
+    for _ in range(int(rng.integers(2, MOST_NOTES + 1))):
         pitch = np.float32(2 * np.pi * 60 / 16_000 * 2 ** rng.uniform(0, 4))
         start, decay = int(rng.integers(-samples // 2, samples)), rng.uniform(0.05, 1.0) * samples
         envelope = np.where(time >= start, np.exp(-(time - start) / decay), 0.0)

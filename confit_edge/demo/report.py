@@ -11,6 +11,8 @@ from typing import Any
 from confit_edge.files import write_text
 from confit_runtime.wording import bounds
 
+ROW_S, SECOND_PX = 30.0, 30.0  # of the timeline: seconds of a row, pixels of a second
+
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #26323f; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem } img { max-width: 100% } audio { width: 100% }
@@ -104,17 +106,17 @@ def _image(path: Path, text: str) -> str:
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
 
 
-def _timeline(path: Path, seconds_a_row: float = 30.0, pixels_a_second: float = 30.0) -> str:
+def _timeline(path: Path) -> str:
     with path.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     last = max(float(row["end_s"]) for row in rows)
-    width, height = seconds_a_row * pixels_a_second, 46
+    width, height = ROW_S * SECOND_PX, 46
     lines = []
-    for line in range(int(last // seconds_a_row) + 1):
-        first = line * seconds_a_row
+    for line in range(int(last // ROW_S) + 1):
+        first = line * ROW_S
         marks = [f'<line x1=0 x2={width:.0f} y1=23 y2=23 stroke="#d9dfe5"/><text x=0 y=44>{first:.0f} s</text>']
         for row in rows:
-            x = (float(row["start_s"]) - first) * pixels_a_second
+            x = (float(row["start_s"]) - first) * SECOND_PX
             if not 0 <= x < width:
                 continue
             said = row["kind"] == "said"

@@ -37,6 +37,7 @@ RANGES = {
     "uniformity": (-8.0, 0.0),
     "neighbours": (0.0, 1.0),
 }
+NEAREST = 5  # neighbours of a clip
 SAMPLE = 4096  # clips whose pairs are all looked at, where there is no closed form
 
 
@@ -157,20 +158,20 @@ def top_share(shares: Doubles, top: int) -> float:
     return float(np.sort(shares)[::-1][:top].sum())
 
 
-def rotated_share(embeddings: Embeddings, seed: int = 0, rotations: int = ROTATIONS) -> Doubles:
-    """`top1` after each of `rotations` random rotations, `[rotations]`: the control for every claim about balance.
+def rotated_share(embeddings: Embeddings, seed: int = 0) -> Doubles:
+    """`top1` after each of `ROTATIONS` random rotations, `[rotations]`: the control for every claim about balance.
 
     A rotation leaves all cosines as they are, and so the kNN probe; a share that changes with it is a property of the
     axes and not of the geometry.
     """
     unit = unit_length(embeddings)
     return np.array(
-        [top_share(contribution(unit @ _rotation(unit.shape[1], seed, turn)), 1) for turn in range(rotations)]
+        [top_share(contribution(unit @ _rotation(unit.shape[1], seed, turn)), 1) for turn in range(ROTATIONS)]
     )
 
 
-def uniformity(embeddings: Embeddings, seed: int = 0, temperature: float = 2.0) -> float:
-    """log mean exp(-t |u - v|^2) over pairs, -4 t..0; lower is spread more evenly (Wang and Isola 2020, arXiv 2005.10242).
+def uniformity(embeddings: Embeddings, seed: int = 0) -> float:
+    """log mean exp(-2 |u - v|^2) over pairs, -8..0; lower is spread more evenly (Wang and Isola 2020, arXiv 2005.10242).
 
     Over all pairs of at most 4096 clips, drawn with `seed` where there are more.
     """
@@ -178,7 +179,7 @@ def uniformity(embeddings: Embeddings, seed: int = 0, temperature: float = 2.0) 
     if len(unit) < 2:
         return float("nan")
     some = unit[_some(len(unit), seed)]
-    total = sum(float(np.exp(-2 * temperature * (1 - unit[rows] @ some.T)).sum()) for rows in _blocks(len(unit), seed))
+    total = sum(float(np.exp(-4 * (1 - unit[rows] @ some.T)).sum()) for rows in _blocks(len(unit), seed))
     return float(np.log((total - len(some)) / (len(some) * (len(some) - 1))))
 
 
@@ -238,13 +239,13 @@ def silhouette(embeddings: Embeddings, labels: Labels) -> float:
     return float(width.mean())
 
 
-def neighbours(embeddings: Embeddings, labels: Labels, seed: int = 0, k: int = 5) -> float:
-    """The share of each clip's `k` nearest others (by cosine) that are of its class, 0..1.
+def neighbours(embeddings: Embeddings, labels: Labels, seed: int = 0) -> float:
+    """The share of each clip's `NEAREST` others (by cosine) that are of its class, 0..1.
 
     Of at most 4096 clips, drawn with `seed` where there are more; their neighbours are sought among all.
     """
     unit = unit_length(embeddings)
-    k = min(k, len(unit) - 1)
+    k = min(NEAREST, len(unit) - 1)
     if k < 1:
         return float("nan")
     hits, asked = 0, 0

@@ -23,6 +23,7 @@ from confit_runtime.arrays import Doubles, Floats
 
 SHOWN = 40  # classes that can be read in one plot
 MAPPED = 4000  # clips
+LARGEST = 20  # dimensions, by their shares
 FEW = 10  # clips: UMAP and t-SNE place each by its neighbours
 # of scripts that matplotlib's own font lacks, where a system has them
 FONTS = (
@@ -217,12 +218,12 @@ def spectra(values: dict[str, Doubles], path: Path) -> None:
 
 
 @any_script()
-def contributions(shares: dict[str, Doubles], path: Path, top: int = 20) -> None:
-    """The `top` largest shares of each embedding in the cosines of pairs; a dotted line where all are equal."""
+def contributions(shares: dict[str, Doubles], path: Path) -> None:
+    """The largest shares of each embedding in the cosines of pairs; a dotted line where all are equal."""
     figure = Figure(figsize=(4.2 * len(shares), 3.4))
     row = figure.subplots(1, len(shares), squeeze=False, sharey=True)
     for axes, (name, values) in zip(row[0], shares.items(), strict=True):
-        largest = np.argsort(-values, kind="stable")[:top]
+        largest = np.argsort(-values, kind="stable")[:LARGEST]
         axes.bar(range(len(largest)), 100 * values[largest], color=COLOURS["pairtune"])
         axes.axhline(100 / len(values), color=INK, ls=":", lw=1)
         axes.set_xticks(range(len(largest)), largest, rotation=90, fontsize=6)

@@ -14,6 +14,7 @@ from confit_edge.pairtune.objectives import Objective
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
 
+WARM_UP = 0.1  # of the steps
 AVERAGED_RATE = 0.5  # of the peak learning rate, while weights are averaged
 
 
@@ -73,13 +74,13 @@ def make_optimiser(encoder: Encoder, objective: Objective, recipe: Recipe, lr: f
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
 
 
-def cosine_schedule(step: int, steps: int, averaging: float = 0.0, warmup: float = 0.1) -> float:
+def cosine_schedule(step: int, steps: int, averaging: float = 0.0) -> float:
     """The share of the peak learning rate at `step` of `steps`: a linear warm-up, then half a cosine to 0.
 
     Where the weights of the last `averaging` of the steps are averaged, the cosine ends where that begins, at
     `AVERAGED_RATE`, and the rate stays there: weights that hardly move are no more than one of them.
     """
-    warm, end, least = max(1.0, warmup * steps), (1 - averaging) * steps, AVERAGED_RATE if averaging else 0.0
+    warm, end, least = max(1.0, WARM_UP * steps), (1 - averaging) * steps, AVERAGED_RATE if averaging else 0.0
     if step < warm:
         return (step + 1) / (warm + 1)
     done = min(1.0, (step - warm) / max(1.0, end - warm))

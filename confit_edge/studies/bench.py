@@ -173,7 +173,7 @@ def tally(right: Bools | Doubles, groups: list[str], rows: Bools | None = None) 
     return found
 
 
-def rivals(trial: Trial, *, frozen: bool = True) -> list[Trial]:
+def rivals(trial: Trial) -> list[Trial]:
     """The trial by each of three ways: the encoder as it is, vanilla fine-tuning, and PairTune (column `objective`)."""
 
     def arm(objective: str) -> dict[str, str | int | float]:
@@ -181,7 +181,7 @@ def rivals(trial: Trial, *, frozen: bool = True) -> list[Trial]:
 
     headless = replace(trial.recipe, head_init="random")
     return [
-        *([replace(trial, arm=arm("frozen"), recipe=headless, train=False)] if frozen else []),
+        replace(trial, arm=arm("frozen"), recipe=headless, train=False),
         replace(trial, arm=arm("finetune"), recipe=replace(trial.recipe, objective="finetune")),
         replace(trial, arm=arm("pairtune"), recipe=pairtuned(trial.recipe)),
     ]

@@ -44,7 +44,7 @@ def versus(one: str, other: str, difference: Estimate, where: str = "") -> str:
     return f"{where}: {text}" if where else text[0].upper() + text[1:]
 
 
-def ranking(results: Results, arms: list[Arm], column: str, metric: str = "linear") -> list[str]:
+def ranking(results: Results, arms: list[Arm], column: str) -> list[str]:
     """The arm that is best on validation, and which of the others are worse on test, better, or not to be told from it.
 
     `column` may be several, joined by a space: what an arm is called by.
@@ -57,11 +57,11 @@ def ranking(results: Results, arms: list[Arm], column: str, metric: str = "linea
     others = [arm for arm in measured if arm is not best]
     told: dict[str, list[str]] = {"worse": [], "better": [], "same": []}
     for arm in others:
-        gap = results.difference(Side(metric, best), Side(metric, arm), comparisons=len(others))
+        gap = results.difference(Side("linear", best), Side("linear", arm), comparisons=len(others))
         told["worse" if gap.low > 0 else "better" if gap.high < 0 else "same"].append(names[id(arm)])
     lines = [
         f"Best on validation is {names[id(best)]}{_of_seeds(results, best, measured)}:"
-        f" {percent(results.share(metric, **best))} on test ({metric})."
+        f" {percent(results.share('linear', **best))} on test (linear)."
     ]
     if told["worse"]:
         lines.append(f"Worse than it on test: {'; '.join(told['worse'])}.")

@@ -137,13 +137,13 @@ class Results:
         reach = float(student.ppf(0.5 + LEVEL / 2, len(values) - 1) * spread / np.sqrt(len(values)))
         return Estimate(float(values.mean()), float(values.mean()) - reach, float(values.mean()) + reach)
 
-    def best(self, arms: list[Arm], number: str = "val_linear") -> Arm:
-        """The arm with the highest mean of a number on validation clips (the first of equals); never chosen on test.
+    def best(self, arms: list[Arm]) -> Arm:
+        """The arm whose linear probe is best on validation clips in the mean (the first of equals); never chosen on test.
 
         Of the arms that have most seeds, on the seeds that all of these have: a mean without the seeds that diverged is
         too good.
         """
-        found = [self._by_seed(number, arm) for arm in arms]
+        found = [self._by_seed("val_linear", arm) for arm in arms]
         most = max(map(len, found))
         whole = [index for index, by_seed in enumerate(found) if len(by_seed) == most]
         common = set.intersection(*(set(found[index]) for index in whole))

@@ -44,6 +44,7 @@ from confit_runtime.model import Model
 from confit_runtime.wording import counted
 
 SWEEP_MINUTES = 20.0
+COMPARED_S = 12.0  # of sound, streamed and at once
 NAMED = 5  # of the layers to blame, when an export fails
 Say = Callable[[str], None]
 
@@ -310,10 +311,10 @@ class _Work:
         self.say(f"{self.out}: the gate is not passed, and the file is written all the same: {told}")
 
 
-def stream_difference(model: Model, encoder: Encoder, corpus: Corpus, seconds: float = 12.0) -> float:
+def stream_difference(model: Model, encoder: Encoder, corpus: Corpus) -> float:
     """The largest difference of an embedding between the model file fed in random parts, and torch on the whole."""
     hop, contract, clips = encoder.hop, model.contract, corpus.val.pcm or corpus.train.pcm
-    wanted, joined = int(seconds * encoder.sample_rate), np.zeros(0, np.float32)
+    wanted, joined = int(COMPARED_S * encoder.sample_rate), np.zeros(0, np.float32)
     for clip in clips:  # no more of them than is compared
         if len(joined) < wanted:
             joined = np.concatenate([joined, clip[: wanted - len(joined)]])

@@ -28,6 +28,7 @@ LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SMOOTHING = 3  # rows: a score that lasts less than a quarter of a second is no word
 MIN_HOPS = (2, 3, 4, 5)
 REFRACTORY_S = 0.8
+REPEATS = 2  # of each validation clip, at other places over the background
 ALONE_S = 3600  # of background at most, heard without clips
 MOST_CLIPS = 5000  # of the stream: some hours, which tell as much as more would
 COST_OF_FALSE_ACCEPT = 3.0  # in missed words: people forgive repeating a word sooner than a device acting by itself
@@ -51,7 +52,7 @@ class Setting:
     loosest: Score
 
 
-def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Setting:
+def choose(model: Model, corpus: Corpus, *, seed: int) -> Setting:
     """Thresholds for `model` on a stream of its validation clips.
 
     One threshold for all labels and the least duration are chosen together: the fewest missed words plus
@@ -59,7 +60,7 @@ def choose(model: Model, corpus: Corpus, *, seed: int, repeats: int = 2) -> Sett
     falsely is raised above what fired; new material will hold false accepts that this did not, so what counts lies
     between their number before and after.
     """
-    stream, truth = validation_stream(model, corpus, seed=seed, repeats=repeats)
+    stream, truth = validation_stream(model, corpus, seed=seed, repeats=REPEATS)
     contract = model.contract
     rows, _ = model.rows(stream, contract.sample_rate)
     unknown = [contract.labels.index(contract.unknown_label)] if contract.unknown_label is not None else []

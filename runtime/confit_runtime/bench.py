@@ -75,19 +75,18 @@ def call_latency(model: Model, seconds: float = 2.0) -> Latency:
     )
 
 
-def stream_rtf(model: Model, seconds: float = 2.0, rate: int = MICROPHONE_RATE) -> float:
-    """Processor time per second of audio of a whole `Stream`: resampling from `rate`, the model, detection.
+def stream_rtf(model: Model, seconds: float = 2.0) -> float:
+    """Processor time per second of audio of a whole `Stream`: resampling from a microphone's rate, the model, detection.
 
     It is fed as a microphone feeds it, 80 ms at a time; the median over seconds of audio, for `seconds` of processor
     time (at least 3 of audio).
     """
     stream = model.stream()
-    block = round(rate * MICROPHONE_BLOCK / MICROPHONE_RATE)
     spent: list[float] = []
-    for number, second in enumerate(_noise(1, rate)):
+    for number, second in enumerate(_noise(1, MICROPHONE_RATE)):
         start = time.thread_time()
-        for at in range(0, rate, block):
-            stream.accept(second[0, at : at + block], rate)
+        for at in range(0, MICROPHONE_RATE, MICROPHONE_BLOCK):
+            stream.accept(second[0, at : at + MICROPHONE_BLOCK], MICROPHONE_RATE)
         if number >= math.ceil(model.contract.window / model.contract.sample_rate):
             spent.append(time.thread_time() - start)
             if len(spent) >= 3 and sum(spent) >= seconds:

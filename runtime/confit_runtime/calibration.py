@@ -27,6 +27,7 @@ from confit_runtime.recordings import Recording
 
 Ints = npt.NDArray[np.int64]
 
+MOST_TOLD = 3  # of the false accepts that set the margin
 NEVER = 1.01  # a level that no score reaches
 STEP = 0.05  # of levels, in log odds: scores crowd near 1
 # from 0.05: a score is a probability times how typical the sound is, and a label must lead all others anyway
@@ -194,7 +195,7 @@ class Highest:
     at_s: float
 
 
-def decisive(counts: Counts, contract: Contract, recordings: Sequence[Recording], most: int = 3) -> list[Highest]:
+def decisive(counts: Counts, contract: Contract, recordings: Sequence[Recording]) -> list[Highest]:
     """The false accepts that lie highest above the level of their label that the other recordings give: they set the margin.
 
     At most one of a label and a recording. None where nothing reached its label's level.
@@ -206,7 +207,7 @@ def decisive(counts: Counts, contract: Contract, recordings: Sequence[Recording]
             if len(reached) and reached[-1] >= others[place]:
                 found.append((int(reached[-1] - others[place]), place, recording))
     found.sort(key=lambda one: -one[0])
-    return [_highest(contract, place, recording) for _, place, recording in found[:most]]
+    return [_highest(contract, place, recording) for _, place, recording in found[:MOST_TOLD]]
 
 
 def _highest(contract: Contract, place: int, recording: Recording) -> Highest:

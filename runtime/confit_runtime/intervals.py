@@ -61,22 +61,20 @@ def share_interval(hits: float, trials: float, confidence: float = 0.95) -> tupl
     return low, high
 
 
-def resampled_upper(
-    counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64], confidence: float = 0.95, draws: int = DRAWS
-) -> float:
+def resampled_upper(counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64], confidence: float = 0.95) -> float:
     """The one-sided upper bound of a rate whose events come in clusters: `counts` and `hours` of each recording.
 
     The quantile of the rate over draws of as many recordings, with replacement. It says nothing where there is no event.
     """
-    return float(np.quantile(_resampled(counts, hours, draws), confidence)) if counts.any() else 0.0
+    return float(np.quantile(_resampled(counts, hours), confidence)) if counts.any() else 0.0
 
 
 def resampled_interval(
-    counts: npt.NDArray, amounts: npt.NDArray[np.float64], confidence: float = 0.95, draws: int = DRAWS
+    counts: npt.NDArray, amounts: npt.NDArray[np.float64], confidence: float = 0.95
 ) -> tuple[float, float]:
     """The two-sided percentile interval of sum(counts) / sum(amounts), recordings resampled."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled(counts, amounts, draws), [tail, 1 - tail])
+    low, high = np.quantile(_resampled(counts, amounts), [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -108,8 +106,8 @@ def grouped_share_interval(
     return share_interval(share * effective, effective, confidence)
 
 
-def _resampled(counts: npt.NDArray, amounts: npt.NDArray, draws: int) -> npt.NDArray[np.float64]:
-    each = drawn(len(counts), draws)
+def _resampled(counts: npt.NDArray, amounts: npt.NDArray) -> npt.NDArray[np.float64]:
+    each = drawn(len(counts), DRAWS)
     rates: npt.NDArray[np.float64] = (each @ counts) / np.maximum(each @ amounts, 1e-12)
     return rates
 
