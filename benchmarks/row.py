@@ -25,6 +25,7 @@ from confit_edge.pairtune.validation import head_probe, quality
 from confit_edge.probes.dual import DualProbe, dual_probe
 from confit_edge.probes.metrics import accuracy, correct
 from confit_edge.recipe import Recipe
+from confit_edge.studies.questions.convergence import epochs_to
 from confit_runtime.errors import ConfitError
 
 Bools = npt.NDArray[np.bool_]
@@ -227,11 +228,6 @@ def merged(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 def _reached(fitted: Fitted) -> float:
     return quality(fitted.history[fitted.kept_epoch])
-
-
-def epochs_to(values: list[float], share: float = 0.95) -> int:
-    """The first epoch, counted from 1, whose value is at least `share` of the best."""
-    return next(epoch for epoch, value in enumerate(values, start=1) if value >= share * max(values))
 
 
 def by_group(right: dict[str, Bools], groups: list[str]) -> dict[str, Any]:

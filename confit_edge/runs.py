@@ -118,10 +118,10 @@ def read_info(path: Path) -> RunInfo:
             raise ConfitError(f"{reading}: schema {raw.get('schema')} is not known to this version (it reads {SCHEMA})")
         return RunInfo(**raw)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfitError(_damaged(reading, error)) from error
+        raise ConfitError(damaged(reading, error)) from error
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> str:
     return f"{path}: damaged or from another version ({str(error).splitlines()[0]})"
 
 
@@ -155,7 +155,7 @@ def read_run(path: Path) -> Run:
         metrics = json.loads(reading.read_text(encoding="utf-8"))
         knn = KnnProbe(arrays["knn.prints"], arrays["knn.targets"], metrics["probes"]["k"], metrics["probes"]["metric"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ConfitError(_damaged(reading, error)) from error
+        raise ConfitError(damaged(reading, error)) from error
     return Run(path, info, recipe, encoder.eval(), linear, knn, typicality, metrics)
 
 

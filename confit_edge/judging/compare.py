@@ -21,7 +21,7 @@ from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.verification import Trials, verify
 from confit_edge.recipe import Recipe
-from confit_edge.runs import Run, run_corpus
+from confit_edge.runs import Run, damaged, run_corpus
 from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -141,7 +141,7 @@ def own_head(run: Run) -> LinearProbe | None:
     try:
         objective.load_state_dict(load_file(path), strict=True)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ConfitError(f"{path}: damaged or from another version ({str(error).splitlines()[0]})") from error
+        raise ConfitError(damaged(path, error)) from error
     return head_probe(objective)
 
 

@@ -10,14 +10,12 @@ import math
 
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.trial import Arm
-from confit_runtime.wording import bounds
+from confit_runtime import wording
 
 
 def percent(share: Estimate) -> str:
     """`93.1 % [91.0, 95.2]`, of a share 0..1."""
-    if math.isnan(share.value):
-        return "not measured"
-    return f"{100 * share.value:.1f} %{_bounds(share, 100, 1)}"
+    return "not measured" if math.isnan(share.value) else wording.percent(share.value, share.low, share.high)
 
 
 def plain(number: Estimate, digits: int = 3) -> str:
@@ -109,4 +107,4 @@ def _of_seeds(results: Results, best: Arm, arms: list[Arm]) -> str:
 def _bounds(estimate: Estimate, factor: float, digits: int) -> str:
     if math.isnan(estimate.low):
         return ""
-    return f" {bounds(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"
+    return f" {wording.bounds(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"

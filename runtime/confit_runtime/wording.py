@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 MOST = 12  # names in a message
@@ -29,8 +30,8 @@ def some(names: Sequence[str]) -> str:
 
 
 def percent(share: float, low: float, high: float, unit: str = " %") -> str:
-    """A share 0..1 and its interval: `95.9 % [93.1, 97.8]`."""
-    return f"{100 * share:.1f}{unit} {bounds(100 * low, 100 * high)}"
+    """A share 0..1 and its interval, where there is one: `95.9 % [93.1, 97.8]`."""
+    return f"{100 * share:.1f}{unit}" + ("" if math.isnan(low) else f" {bounds(100 * low, 100 * high)}")
 
 
 def bounds(low: float, high: float, form: str = ".1f") -> str:

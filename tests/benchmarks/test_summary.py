@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.pairtune import Job, without, write
-from benchmarks.row import Plan, by_group, epochs_to, merged, refuse_other
+from benchmarks.row import Plan, by_group, merged, refuse_other
 from benchmarks.summary import COLUMNS, RIVALS, differences, group_interval, markdown, summarise, task_interval
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -91,11 +91,6 @@ def test_the_best_rival_is_chosen_over_tasks_on_validation_and_on_test() -> None
     assert found["best_by_test"]["rivals"] == {"one": "lpft_head", "other": "frozen_linear"}
     assert found["best_by_test"]["mean"] == pytest.approx(0.9 - 0.75)
     assert "| one |" in markdown(rows, summarise(rows))
-
-
-def test_epochs_to_95_percent_of_the_best() -> None:
-    assert epochs_to([0.1, 0.5, 0.94, 0.95, 1.0, 0.9]) == 4
-    assert epochs_to([0.0, 0.0]) == 1
 
 
 def test_a_plan_counts_every_epoch_it_may_train() -> None:

@@ -448,8 +448,8 @@ def test_mining_is_tried_with_every_loss_that_can_use_it() -> None:
 
 
 def test_epochs_to_near_the_best() -> None:
-    assert convergence.epochs_to([0.1, 0.5, 0.94, 0.96, 1.0]) == 4
-    assert convergence.epochs_to([0.9, 0.1, 0.2]) == 1
+    assert convergence.epochs_to([0.1, 0.5, 0.94, 0.95, 1.0, 0.9]) == 4
+    assert convergence.epochs_to([0.9, 0.1, 0.2]) == convergence.epochs_to([0.0, 0.0]) == 1
 
 
 def test_dropping_dimensions_is_what_a_loop_says() -> None:

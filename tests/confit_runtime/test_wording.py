@@ -16,4 +16,5 @@ def test_of_many_names_the_first_are_told_and_how_many_more_there_are() -> None:
 def test_a_share_is_told_in_per_cent_with_its_interval() -> None:
     assert percent(0.9591, 0.931, 0.9779) == "95.9 % [93.1, 97.8]"
     assert percent(0.9591, 0.931, 0.9779, unit="") == "95.9 [93.1, 97.8]"
+    assert percent(0.9591, float("nan"), float("nan")) == "95.9 %"
     assert bounds(-0.5, 1.25, "+.2f") == "[-0.50, +1.25]"

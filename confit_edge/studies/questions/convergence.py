@@ -6,8 +6,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from confit_edge.data.corpus import Corpus
 from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, trained
@@ -40,7 +38,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     if fitted is None:
         return [last]
     curves = {name: [row[name] for row in fitted.history if name in row] for name in ("val_linear", "val_head")}
-    reached = {name.replace("val", "epochs"): epochs_to(curve) for name, curve in curves.items() if curve}
+    reached = {name.replace("val", "epochs"): float(epochs_to(curve)) for name, curve in curves.items() if curve}
     epochs = [
         Point(numbers={name: row[name] for name in curves if name in row}, arm={"epoch": int(row["epoch"])})
         for row in fitted.history
@@ -48,9 +46,9 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     return [replace(last, numbers=last.numbers | reached), *epochs]
 
 
-def epochs_to(curve: list[float], near: float = NEAR) -> float:
-    """The first epoch, from 1, that is at least `near` times the best of the curve."""
-    return float(np.argmax(np.array(curve) >= near * max(curve)) + 1)
+def epochs_to(curve: list[float]) -> int:
+    """The first epoch, from 1, that is at least `NEAR` times the best of the curve."""
+    return next(epoch for epoch, value in enumerate(curve, start=1) if value >= NEAR * max(curve))
 
 
 def conclude(results: Results) -> list[str]:
