@@ -21,7 +21,7 @@ from confit_edge.demo.story import STREAM_SECONDS, STREAM_SNR, detect, noisy_str
 from confit_edge.probes.metrics import paired_difference
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
-from confit_export.gate import Heard as Judged
+from confit_export.gate import Answers
 from confit_runtime.audio import Pcm
 from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, score_detections
@@ -52,7 +52,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     heard = {}
     for name, path in (("exact", exact), ("fused", fused)):
         model = load(path)
-        heard[name] = Judged.by(model, corpus.test, corpus)
+        heard[name] = Answers.by(model, corpus.test, corpus)
         row[name] = {
             "test": heard[name].measured(seed),
             "cosine": round(model.contract.parity["cosine"], 4),

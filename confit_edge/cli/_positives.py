@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
 
 from confit_edge.cli._console import Bar, say
-from confit_edge.data.manifest import labels_of, refuse_times
+from confit_edge.data.manifest import Clip, labels_of, refuse_times
 from confit_edge.data.tables import read_table
 from confit_runtime.audio import load_clip, sound_seconds
 from confit_runtime.calibration import Positive, hear_positive, may_fire
@@ -18,15 +17,6 @@ from confit_runtime.errors import UsageError
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
 from confit_runtime.wording import counted
-
-
-class Clip(NamedTuple):
-    """A file, all that is heard in it, and what it belongs to."""
-
-    path: Path
-    labels: tuple[str, ...]
-    group: str
-    split: str  # empty where the manifest does not say
 
 
 def read_positives(source: Path, contract: Contract) -> list[Clip]:
@@ -50,8 +40,8 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
         elif set(labels).isdisjoint(wanted):
             others["|".join(labels) or "no label"] += 1
         else:
-            group, split = str(row.get("group") or row["path"]), str(row.get("split") or "").strip()
-            found.append(Clip(folder / str(row["path"]), labels, group, split))
+            group, split = str(row.get("group") or row["path"]), str(row.get("split") or "").strip() or None
+            found.append(Clip((folder / str(row["path"])).absolute(), labels, group, split))
     if several:
         say(f"{source}: left out {counted(several, 'clip')} of several labels, for {contract.name} tells one of a clip")
     if others:

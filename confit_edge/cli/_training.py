@@ -149,7 +149,7 @@ def _reached(found: dict[str, Any]) -> float:
     return float(found.get("map", found["accuracy"]))
 
 
-class Progress(Bar):
+class TrainingBar(Bar):
     """Shows a training on stderr: a line an epoch and, on a terminal, a bar with the loss; or JSON lines on stdout."""
 
     def __init__(self, json_lines: bool) -> None:

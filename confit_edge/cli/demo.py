@@ -22,13 +22,13 @@ def demo(
     Trains PairTune and vanilla fine-tuning on 29 spoken words, compares them on unseen voices, exports one int8 file,
     listens to five noisy minutes, enrolls a word and two voices. Nothing is precomputed. Needs the export extra.
     """
-    from confit_edge.cli._training import Progress
+    from confit_edge.cli._training import TrainingBar
     from confit_edge.demo.story import run_demo
 
     def tell(text: str) -> None:
         say(text) if json_lines else print(text, flush=True)
 
-    with Progress(json_lines) as progress:
+    with TrainingBar(json_lines) as progress:
         summary = run_demo(out, seed=seed, say=tell, watch=progress)
     if json_lines:
         emit("summary", **summary)

@@ -13,11 +13,11 @@ from confit_edge.cli._training import (
     Device,
     Epochs,
     Precision,
-    Progress,
     Rates,
     RecipeFile,
     Resume,
     TensorBoard,
+    TrainingBar,
     learning_rates,
     naming_flags,
     option,
@@ -112,7 +112,7 @@ def distill(
         raise UsageError("--unlabelled-per-batch does nothing without --unlabelled")
     if similarity_temperature is not None and settings.get("similarity_weight") == 0:
         raise UsageError("--similarity-temperature does nothing with a similarity weight of 0")
-    with told_when_stopped(out), naming_flags(flags), Progress(json_lines) as progress:
+    with told_when_stopped(out), naming_flags(flags), TrainingBar(json_lines) as progress:
         trained = run_distillation(
             run,
             out,

@@ -17,7 +17,7 @@ from confit_runtime.wording import bounds, counted
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
-    from confit_runtime.evaluation import Judged
+    from confit_runtime.evaluation import JudgedRecording
     from confit_runtime.labels import Labelled
     from confit_runtime.scoring import Heard
 
@@ -148,7 +148,7 @@ def _thresholds(contract: Contract) -> dict[str, Any]:
     return {"from": "device file" if "file" in report else "calibrated copy", **known}
 
 
-def summarise(judged: Sequence[Judged], contract: Contract, confidence: float) -> dict[str, Any]:
+def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence: float) -> dict[str, Any]:
     """The report on all recordings together; `never_fire` counts the sounds of labels that are set never to fire."""
     import numpy as np
 
@@ -205,7 +205,7 @@ def summarise(judged: Sequence[Judged], contract: Contract, confidence: float) -
     }
 
 
-def _place(recording: Judged, heard: Heard) -> dict[str, Any]:
+def _place(recording: JudgedRecording, heard: Heard) -> dict[str, Any]:
     return {"file": recording.name, "start_s": heard.start_s, "end_s": heard.end_s, "label": heard.label}
 
 
@@ -230,7 +230,7 @@ def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> d
     return {"sounds": len(rows), "missed": sum(missed), "frr": sum(missed) / len(rows), "frr_interval": [low, high]}
 
 
-def _latencies(judged: Sequence[Judged], window_s: float) -> tuple[list[float], list[float]]:
+def _latencies(judged: Sequence[JudgedRecording], window_s: float) -> tuple[list[float], list[float]]:
     """When found sounds were told: seconds from the end of each, but from the start of those longer than the model's window.
 
     It hears those, such as an engine that runs for minutes, long before they end.

@@ -115,7 +115,7 @@ def study(
             )
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
-    with Progress(json_lines) as progress:
+    with StudyBar(json_lines) as progress:
         planned = prepare(
             question, source, out, seeds=seeds or 3, groups=train_groups, earlier=earlier, places=places, watch=progress
         )
@@ -134,7 +134,7 @@ def study(
     say(f"wrote {out}: table.md, table.csv, plot.png, conclusions.md, results.json")
 
 
-class Progress(Bar):
+class StudyBar(Bar):
     """Shows a study on stderr: its cost, and on a terminal a bar with the time left; or JSON lines on stdout."""
 
     def __init__(self, json_lines: bool) -> None:

@@ -14,11 +14,11 @@ from confit_edge.cli._training import (
     Device,
     Epochs,
     Precision,
-    Progress,
     Rates,
     RecipeFile,
     Resume,
     TensorBoard,
+    TrainingBar,
     learning_rates,
     naming_flags,
     option,
@@ -246,6 +246,6 @@ def train(
         base = begun.to_dict() if begun else {}  # what is not given is as it was begun
         settings = Recipe.from_dict({**base, **given}, str(recipe) if recipe else "the command line")
     refuse_idle(settings, flags)
-    with told_when_stopped(out), Progress(json_lines) as progress:
+    with told_when_stopped(out), TrainingBar(json_lines) as progress:
         trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
     tell_trained(trained, out, settings.device, json_lines)

@@ -16,7 +16,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe
-from confit_edge.probes.judge import Estimate, Judgement, judge
+from confit_edge.probes.judge import Bootstrapped, Judgement, judge
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.verification import Trials, verify
@@ -55,12 +55,12 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedSubject:
     """A probed subject on one split: each probe's judgement by name, and the equal error rate of its pairs."""
 
     probed: Probed
     probes: dict[str, Judgement]  # "head" where the subject has its own, "linear", "knn"
-    verification: Estimate | None
+    verification: Bootstrapped | None
 
 
 def shared_corpora(runs: list[Run], recipe: Recipe, split: Split, manifest: Path | None = None) -> dict[int, Corpus]:
@@ -171,7 +171,7 @@ def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torc
     return Probed(subject, corpus, dual_probe(subject.encoder.to(device), corpus, recipe, device))
 
 
-def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> Judged:
+def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> JudgedSubject:
     """Every metric of each probe of a subject, and its equal error rate in `trials`."""
     corpus, embeddings = probed.corpus, probed.embeddings(split)
     clips, answers = split_of(corpus, split), corpus.answers
@@ -189,10 +189,10 @@ def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> Ju
         )
         for name, probe in probes.items()
     }
-    return Judged(probed, judgements, verify(embeddings, trials, clips.groups, seed))
+    return JudgedSubject(probed, judgements, verify(embeddings, trials, clips.groups, seed))
 
 
-def differences(one: Judged, other: Judged) -> list[dict[str, Any]]:
+def differences(one: JudgedSubject, other: JudgedSubject) -> list[dict[str, Any]]:
     """How far `one` is above `other` on the same clips, a row a metric: probe by probe, and its linear probe over heads."""
     pairs = [("linear", "linear"), ("knn", "knn"), ("linear", "head")]
     if one is other:

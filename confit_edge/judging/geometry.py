@@ -43,7 +43,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Report:
+class GeometryReport:
     """Subjects with their embeddings of one split, measured; those that runs started from come first."""
 
     probed: list[Probed]
@@ -155,7 +155,7 @@ def analyse(
     device: torch.device,
     manifest: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Report:
+) -> GeometryReport:
     """Embed the clips of a split by what the runs started from and by the runs, and measure.
 
     Probes are fitted for the accuracy column, by the recipe of the first run. `manifest` names other clips than the runs'
@@ -178,7 +178,7 @@ def analyse(
         if subject.start is None:
             continue
         changes += _changes(one, measure, measured[subject.start], clips.groups, seed)
-    return Report(probed, split, seed, described, intervals, changes)
+    return GeometryReport(probed, split, seed, described, intervals, changes)
 
 
 def _measure(embeddings: Floats, labels: measures.Labels) -> Measure:

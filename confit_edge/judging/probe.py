@@ -12,7 +12,7 @@ import torch
 
 from confit_edge.files import write_text
 from confit_edge.judging.compare import (
-    Judged,
+    JudgedSubject,
     Split,
     differences,
     judge_subject,
@@ -37,15 +37,15 @@ WEAKEST = 10  # classes shown to a person; a file has them all
 
 
 @dataclass(frozen=True)
-class Report:
+class ProbeReport:
     """Subjects judged on one split; the last is the run that the others are set beside."""
 
-    judged: list[Judged]
+    judged: list[JudgedSubject]
     split: Split
     trials: Trials
 
     @property
-    def run(self) -> Judged:
+    def run(self) -> JudgedSubject:
         return self.judged[-1]
 
     @property
@@ -178,7 +178,7 @@ def side_by_side(
     manifest: Path | None = None,
     trials: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Report:
+) -> ProbeReport:
     """Probe what the runs started from, and the runs, alike: by the recipe of the last, on the same clips.
 
     `manifest` names other clips than the runs' own; `trials` a list of pairs for verification, instead of all pairs.
@@ -193,7 +193,7 @@ def side_by_side(
         say(f"probing {subject.name}")
         probed = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device)
         judged.append(judge_subject(probed, split, pairs, recipe.seed))
-    return Report(judged, split, pairs)
+    return ProbeReport(judged, split, pairs)
 
 
 def _bounds(estimate: Any) -> tuple[float, float, float]:

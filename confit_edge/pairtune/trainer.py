@@ -56,7 +56,7 @@ class Fitted:
 
 
 @dataclass
-class Progress:
+class SoFar:
     """The epochs so far: a row of history for each, and the weights of the one that is kept.
 
     That is the last that validation, of so many `clips`, cannot tell from the best: within one standard error (Breiman et
@@ -241,7 +241,7 @@ class Training:
         beside = {"average": self.average, "soup": self.soup}
         return self.modules | {name: module for name, module in beside.items() if module is not None}
 
-    def _start(self, checkpoint_path: Path | None) -> Progress:
+    def _start(self, checkpoint_path: Path | None) -> SoFar:
         if checkpoint_path and self.ranks.everywhere(checkpoint_path):
             plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser)
             self.ranks.wait()  # all have read it before the first replaces or removes it
@@ -250,7 +250,7 @@ class Training:
             self.tell(
                 {"stage": "note", "text": f"going on after epoch {done} of {self.epochs * self.recipe.trainings}"}
             )
-            return Progress(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
+            return SoFar(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
         if isinstance(self.objective, Distil):
@@ -258,7 +258,7 @@ class Training:
         self.ranks.start_alike(self.modules.values())
         if self.soup:
             self.soup.begin(self.together)
-        return Progress(len(self.corpus.val))
+        return SoFar(len(self.corpus.val))
 
     def _start_map(self, objective: Distil) -> None:
         """From the windows of the first epochs, as many as a regression needs."""

@@ -27,7 +27,7 @@ from confit_runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Bootstrapped:
     """A value 0..1 with its 95 % interval, and its values in the draws of the bootstrap."""
 
     value: float
@@ -37,10 +37,10 @@ class Estimate:
     units: int = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, value: float, samples: Doubles, units: int) -> Estimate:
+    def of(cls, value: float, samples: Doubles, units: int) -> Bootstrapped:
         return cls(value, *resampled_share_interval(value, samples, units), samples, units)
 
-    def minus(self, other: Estimate) -> Difference:
+    def minus(self, other: Bootstrapped) -> Difference:
         """The paired difference to the same metric of another probe on the same clips, groups and seed."""
         return Difference.of(self.value - other.value, self.samples - other.samples, self.units)
 
@@ -52,7 +52,7 @@ class Estimate:
 class Judgement:
     """The metrics of a probe by name, and for each class that has clips what became of them."""
 
-    metrics: dict[str, Estimate]
+    metrics: dict[str, Bootstrapped]
     per_class: list[dict[str, Any]]
     resampled: str  # "groups", or "clips" where there is one group only
 
@@ -72,8 +72,8 @@ def judge(
     whole = {name: part.sum(axis=0) for name, part in parts.items()}
     drawn = dict(zip(parts, np.split(resamples.totals(np.hstack(list(parts.values()))), 3, axis=1), strict=True))
 
-    def estimate(value: float | Doubles, samples: Doubles, units: int = resamples.units) -> Estimate:
-        return Estimate.of(float(value), samples, units)
+    def estimate(value: float | Doubles, samples: Doubles, units: int = resamples.units) -> Bootstrapped:
+        return Bootstrapped.of(float(value), samples, units)
 
     labelled = targets.any(axis=1)
     if not labelled.any():

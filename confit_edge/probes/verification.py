@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from confit_edge.data.corpus import Clips
-from confit_edge.probes.judge import Estimate
+from confit_edge.probes.judge import Bootstrapped
 from confit_edge.probes.metrics import RANK_DRAWS, Resamples, equal_error_rate, equal_error_rates
 from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Places
 from confit_runtime.errors import UsageError
@@ -65,7 +65,7 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
     return Trials(ones, others, same)
 
 
-def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0) -> Estimate | None:
+def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0) -> Bootstrapped | None:
     """The equal error rate of `trials` among `embeddings [clips, dim]`, with an interval; None without both kinds.
 
     Groups are resampled: a trial of two groups counts as often as both are drawn (the product), one within a group as
@@ -86,4 +86,4 @@ def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0)
         for counts in resamples.counts()
         for part in np.array_split(counts, -(-len(counts) // most))
     ]
-    return Estimate.of(equal_error_rate(scores, trials.same), np.concatenate(spread), resamples.units)
+    return Bootstrapped.of(equal_error_rate(scores, trials.same), np.concatenate(spread), resamples.units)

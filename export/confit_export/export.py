@@ -22,7 +22,7 @@ from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
 from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
 from confit_export.fuse import can_fuse, fuse_activations
-from confit_export.gate import Heard, Verdict
+from confit_export.gate import Answers, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.measure import accuracies, alone, compare_on_test, share_that_fires, softer
 from confit_export.model_file import draft, provisional, replace_cohort, sealed
@@ -132,7 +132,7 @@ def export_run(
     named = {"name": out.stem, "license": license}
     contract = fp32.contract(run, fp32.graph, {}, precision="fp32", **named)
     fp32_model = provisional(out, fp32.graph, contract)
-    reference = Heard.by(fp32_model, corpus.val, corpus)
+    reference = Answers.by(fp32_model, corpus.val, corpus)
     work = _Work(run, corpus, out, named, cohort, force, say, reference, fp32, fp32.graph, contract)
     work.difference = stream_difference(fp32_model, encoder, corpus)
     if fuse:
@@ -144,7 +144,7 @@ def export_run(
     shipped = provisional(out, work.graph, finished)
     measured = {
         "fp32": accuracies(fp32_model, reference, corpus, seed),
-        "shipped": accuracies(shipped, Heard.by(shipped, corpus.val, corpus), corpus, seed),
+        "shipped": accuracies(shipped, Answers.by(shipped, corpus.val, corpus), corpus, seed),
     }
     for split, found in measured["shipped"].items():
         if "map" in found:
@@ -204,7 +204,7 @@ class _Work:
     cohort: np.ndarray
     force: bool
     say: Say
-    reference: Heard  # what the run's own fp32 model makes of validation
+    reference: Answers  # what the run's own fp32 model makes of validation
     made: Assembled
     graph: onnx.ModelProto
     contract: Contract
@@ -298,7 +298,7 @@ class _Work:
     def _judge(self, graph: onnx.ModelProto, *, precision: str) -> Verdict:
         """`graph` against the run's own fp32 model, on validation."""
         model = provisional(self.out, graph, replace(self.contract, precision=precision))
-        return Verdict.of(self.reference, Heard.by(model, self.corpus.val, self.corpus), self.run.recipe.seed)
+        return Verdict.of(self.reference, Answers.by(model, self.corpus.val, self.corpus), self.run.recipe.seed)
 
     def _fail(self, failures: Sequence[str], *advice: str) -> None:
         """Where there are any: raise ConfitError, so that no file is written, or with `force` say so and keep them."""

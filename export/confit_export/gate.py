@@ -21,7 +21,7 @@ STREAM = 1e-4  # the largest difference of an embedding between a stream in part
 
 
 @dataclass(frozen=True)
-class Heard:
+class Answers:
     """What a model makes of each clip: its embedding `[clips, dim]`, and whether its best label is right.
 
     `right [labelled]` and their `groups` are of clips with a label: where clips may have several, one without any has no
@@ -35,7 +35,7 @@ class Heard:
     ranked: dict[str, float] | None = None
 
     @classmethod
-    def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Heard:
+    def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Answers:
         """Through the runtime, as a device hears them: the mean over a clip's hops."""
         places = [model.labels.index(corpus.classes[at]) for at in corpus.answers]
         heard = ([rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate)] for pcm in clips.pcm)
@@ -69,7 +69,7 @@ class Verdict:
     map_lost: float | None = None
 
     @classmethod
-    def of(cls, fp32: Heard, other: Heard, seed: int) -> Verdict:
+    def of(cls, fp32: Answers, other: Answers, seed: int) -> Verdict:
         lost = paired_difference(fp32.right, other.right, fp32.groups, seed)
         net = int(fp32.right.sum()) - int(other.right.sum())
         cosine = float((fp32.embeddings * other.embeddings).sum(axis=1).mean())

@@ -12,7 +12,7 @@ from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import Run
 from confit_edge.windows import gain_db
 from confit_export import gate
-from confit_export.gate import Heard
+from confit_export.gate import Answers
 from confit_runtime.arrays import Bools
 from confit_runtime.calibration import Positive, hear_positive
 from confit_runtime.describe import share
@@ -64,11 +64,11 @@ def _fired(model: Model, heard: list[Positive]) -> Bools:
     return np.array([one.level >= model.contract.thresholds[one.label]["on"] for one in heard], bool)
 
 
-def accuracies(model: Model, val: Heard, corpus: Corpus, seed: int) -> dict[str, Any]:
+def accuracies(model: Model, val: Answers, corpus: Corpus, seed: int) -> dict[str, Any]:
     """How good it is on validation, as heard already, and on test where a label is: the only time test is looked at."""
     found = {"val": val.measured(seed)}
     if corpus.test.targets[:, corpus.answers].any():
-        found["test"] = Heard.by(model, corpus.test, corpus).measured(seed)
+        found["test"] = Answers.by(model, corpus.test, corpus).measured(seed)
     return found
 
 

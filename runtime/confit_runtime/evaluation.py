@@ -24,7 +24,7 @@ SNR_STEPS = (0.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRecording:
     """One recording: its sounds that the model should find, whether it did, and what it heard falsely.
 
     `snr_db` is estimated for each sound; `latency_s` is the time from a found sound's end to the moment at which what found
@@ -41,7 +41,7 @@ class Judged:
     latency_s: list[float | None]
 
 
-def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lambda seconds: None) -> Judged:
+def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lambda seconds: None) -> JudgedRecording:
     """Stream a labelled recording through the model, hop by hop. Raises UsageError, AudioError."""
     named = model.contract.can_fire
     sounds = [heard for heard in recording.sounds if heard.label in named]
@@ -64,7 +64,7 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
     detections = [Heard(one.label, one.start_s, one.end_s, one.score) for one, _ in found]
     score = score_detections(sounds, detections)
     snr = power.snr_db()
-    return Judged(
+    return JudgedRecording(
         str(recording.path),
         taken / rate,
         sounds,
@@ -148,7 +148,7 @@ def snr_band(snr_db: float) -> str:
     )
 
 
-def what_was_there(accept: Heard, judged: Judged) -> str:
+def what_was_there(accept: Heard, judged: JudgedRecording) -> str:
     """The label of the sound in which a false accept was heard, or `nothing`."""
     near = [heard for heard in [*judged.sounds, *judged.others] if reach(heard)[0] <= accept.end_s <= reach(heard)[1]]
     return min(near, key=lambda heard: abs(heard.end_s - accept.end_s)).label if near else "nothing"

@@ -24,7 +24,7 @@ from confit_edge.pairtune.objectives import FineTune, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.soup import averaged
-from confit_edge.pairtune.trainer import Fitted, Progress, fit
+from confit_edge.pairtune.trainer import Fitted, SoFar, fit
 from confit_edge.pairtune.validation import head_probe, quick_sample, standard_error
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
@@ -179,7 +179,7 @@ def test_of_epochs_that_validation_cannot_tell_apart_the_last_is_kept(
     shares: list[float], clips: int, since: int
 ) -> None:
     since = min(since, len(shares) - 1)
-    progress, module = Progress(clips), torch.nn.Linear(1, 1, bias=False)
+    progress, module = SoFar(clips), torch.nn.Linear(1, 1, bias=False)
     for epoch, share in enumerate(shares):
         if epoch == since:  # a soup's next training
             progress.since = since

@@ -13,16 +13,16 @@ import pytest
 from confit_edge.data.corpus import Corpus
 from confit_edge.probes.metrics import Difference
 from confit_export.export import Exported
-from confit_export.gate import Heard, Verdict
+from confit_export.gate import Answers, Verdict
 from confit_runtime import load
 
 Floats = npt.NDArray[np.float32]
 
 
-def heard(right: list[int], turned: float = 0.0) -> Heard:
+def heard(right: list[int], turned: float = 0.0) -> Answers:
     """Clips of two groups in turn, with embeddings turned by an angle."""
     embeddings = np.tile(np.array([[np.cos(turned), np.sin(turned)]], np.float32), (len(right), 1))
-    return Heard(np.array(right, bool), embeddings, ["ab"[index % 2] for index in range(len(right))])
+    return Answers(np.array(right, bool), embeddings, ["ab"[index % 2] for index in range(len(right))])
 
 
 def test_the_loss_is_in_points_and_clips_and_paired() -> None:
@@ -75,17 +75,17 @@ def test_embeddings_may_turn_by_a_cosine_of_099(angle: float, passes: bool) -> N
 
 
 def test_embeddings_that_are_not_numbers_fail() -> None:
-    broken = Heard(np.ones(2, bool), np.full((2, 2), np.nan, np.float32), ["a", "b"])
+    broken = Answers(np.ones(2, bool), np.full((2, 2), np.nan, np.float32), ["a", "b"])
     assert Verdict.of(heard([1, 1]), broken, seed=0).failures
 
 
 def test_a_clip_without_a_label_is_neither_right_nor_wrong(exports: dict[str, Exported], run_corpus: Corpus) -> None:
     """Where clips may have several labels, some have none: they would dilute what is lost of the others."""
     model, val = load(exports["int8"].path), run_corpus.val
-    whole = Heard.by(model, val, run_corpus)
+    whole = Answers.by(model, val, run_corpus)
     targets = val.targets.copy()
     targets[::3] = 0
-    heard = Heard.by(model, replace(val, targets=targets), run_corpus)
+    heard = Answers.by(model, replace(val, targets=targets), run_corpus)
     kept = np.flatnonzero(targets.any(axis=1))
     assert heard.right.tolist() == whole.right[kept].tolist()
     assert heard.groups == [val.groups[at] for at in kept]
@@ -98,10 +98,10 @@ def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
     model, val = load(exports["fp32"].path), run_corpus.val
     twice = replace(val, pcm=[np.concatenate([pcm, val.pcm[0]]) for pcm in val.pcm])  # of several rows, which differ
     assert np.linalg.norm(model.rows(twice.pcm[1], 16_000)[1].mean(axis=0)) < 0.99
-    heard = Heard.by(model, twice, run_corpus)
+    heard = Answers.by(model, twice, run_corpus)
     np.testing.assert_allclose(np.linalg.norm(heard.embeddings, axis=1), 1, atol=1e-5)
     backwards = replace(run_corpus, classes=run_corpus.classes[::-1])
-    again = Heard.by(model, replace(twice, targets=val.targets[:, ::-1]), backwards)
+    again = Answers.by(model, replace(twice, targets=val.targets[:, ::-1]), backwards)
     assert heard.right.any()
     assert again.right.tolist() == heard.right.tolist()
 
@@ -130,5 +130,5 @@ def test_the_unknown_class_is_no_answer_where_clips_have_several_labels(run_corp
         return scores[None], np.ones((1, 2), np.float32)
 
     sound.rows = rows
-    assert Heard.by(sound, several.val, several).right.all()
-    assert not Heard.by(sound, several.val, run_corpus).right.any()
+    assert Answers.by(sound, several.val, several).right.all()
+    assert not Answers.by(sound, several.val, run_corpus).right.any()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from confit_runtime import AudioError, ConfitError, Model, load
 from confit_runtime.audio import Pcm
-from confit_runtime.evaluation import NEARBY_S, Judged, LocalPower, judge, snr_band, what_was_there
+from confit_runtime.evaluation import NEARBY_S, JudgedRecording, LocalPower, judge, snr_band, what_was_there
 from confit_runtime.labels import Labelled, read_labelled
 from confit_runtime.scoring import Heard, Score
 from tests import tiny_model
@@ -153,7 +153,7 @@ def test_what_is_found_when_the_recording_is_over_is_told_at_its_end(model: Mode
 
 def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
     sounds, others = [Heard("low", 0.0, 2.1)], [Heard("parrot", 1.9, 2.6)]
-    judged = Judged("x", 9.0, sounds, others, Score([None], []), [0.0], [None])
+    judged = JudgedRecording("x", 9.0, sounds, others, Score([None], []), [0.0], [None])
     assert what_was_there(Heard("high", 2.0, 2.2), judged) == "low"
     assert what_was_there(Heard("high", 2.3, 2.5), judged) == "parrot"
 
