@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,14 @@ import numpy.typing as npt
 from confit_edge.data.clips import (
     ClipProblem,
     ClipStore,
+    Progress,
     hardly_heard,
     is_silent,
     load_clips,
     load_recordings,
     sound_digest,
 )
-from confit_edge.data.manifest import UNKNOWN, Manifest, read_manifest, sound_files
+from confit_edge.data.manifest import UNKNOWN, Clip, Manifest, read_manifest, sound_files
 from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
 from confit_runtime.audio import Pcm
@@ -139,7 +140,7 @@ def read_corpus(
     others: str | None = None,
     longest_s: float | None = None,
     strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Corpus:
     """Read, decode (mono float32 at `rate` Hz) and split a manifest.
 
@@ -158,28 +159,18 @@ def read_corpus(
         notes.append(f"beware: {soft}")
     manifest = with_splits(manifest, seed=seed)
     if others is not None:
-        none_of_them = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in among))
-        usable, pcm, unusable = load_clips(none_of_them, store, strict=strict, progress=progress)
-        apart = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
-        _check_apart("--others", apart, manifest, decoded)
-        _refuse_long(others, apart, rate)
+        apart, unusable = _read_others(others, among, manifest, decoded, store, strict, progress)
         decoded |= apart
         problems += unusable
         manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
-    recordings, unusable = load_recordings(paths, store, f"--background {background}", strict=strict, progress=progress)
-    problems += unusable
-    _check_apart("--background", recordings, manifest, decoded)
-    train_part, val_part = _split_background(list(recordings.values()))
-    if recordings:
-        _refuse_silent(f"--background {background}", train_part, val_part)
-    if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, rate) <= SILENCE_DB]:
-        notes.append(
-            f"beware: --background {background}: hardly anything, never above {SILENCE_DB:g} dBFS, in {listed(soft_ones, 3)}: was"
-            " the microphone muted?"
+    classes, train_part, val_part = manifest.classes, list[Pcm](), list[Pcm]()
+    if background:
+        (train_part, val_part), unusable, soft_ones = _read_background(
+            background, paths, manifest, decoded, store, strict, progress
         )
-    classes = manifest.classes
-    if recordings and UNKNOWN not in classes:
-        classes = [*classes, UNKNOWN]
+        problems += unusable
+        notes += soft_ones
+        classes = classes if UNKNOWN in classes else [*classes, UNKNOWN]
     unknown = UNKNOWN if UNKNOWN in classes else None
 
     def sound(pcm: Pcm) -> Pcm:
@@ -207,6 +198,48 @@ def read_corpus(
         problems,
         notes,
     )
+
+
+def _read_others(
+    place: str,
+    among: list[Clip],
+    manifest: Manifest,
+    decoded: dict[Path, Pcm],
+    store: ClipStore,
+    strict: bool,
+    progress: Progress | None,
+) -> tuple[dict[Path, Pcm], list[ClipProblem]]:
+    """Decode the clips of others: each that can be used, by its path, and what is wrong with the rest. Raises UsageError."""
+    none_of_them = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in among))
+    usable, pcm, problems = load_clips(none_of_them, store, strict=strict, progress=progress)
+    apart = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
+    _check_apart("--others", apart, manifest, decoded)
+    _refuse_long(place, apart, store.rate)
+    return apart, problems
+
+
+def _read_background(
+    place: Path,
+    paths: list[Path],
+    manifest: Manifest,
+    decoded: dict[Path, Pcm],
+    store: ClipStore,
+    strict: bool,
+    progress: Progress | None,
+) -> tuple[tuple[list[Pcm], list[Pcm]], list[ClipProblem], list[str]]:
+    """The background to learn and that for thresholds, what is wrong with recordings, and notes. Raises UsageError."""
+    option = f"--background {place}"
+    recordings, problems = load_recordings(paths, store, option, strict=strict, progress=progress)
+    _check_apart("--background", recordings, manifest, decoded)
+    train_part, val_part = _split_background(list(recordings.values()))
+    _refuse_silent(option, train_part, val_part)
+    notes = []
+    if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
+        notes.append(
+            f"beware: {option}: hardly anything, never above {SILENCE_DB:g} dBFS, in {listed(soft_ones, 3)}: was"
+            " the microphone muted?"
+        )
+    return (train_part, val_part), problems, notes
 
 
 def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:

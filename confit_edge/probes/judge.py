@@ -94,31 +94,35 @@ def judge(
 
     rows = []
     for column in np.flatnonzero(targets.any(axis=0)):
-        hits, false, missed = (int(whole[name][column]) for name in ("hits", "false", "missed"))
-        support = drawn["hits"][:, column] + drawn["missed"][:, column]
-        with np.errstate(invalid="ignore"):  # a draw without clips of the class has no recall
-            recalls = drawn["hits"][:, column] / support
-        # it stands on the groups that hold the class, and with one group on nothing but its clips
+        # its recall stands on the groups that hold the class
         with_it = len(np.unique(resamples.unit[targets[:, column] > 0]))
-        recall = estimate(hits / (hits + missed), recalls, with_it)
-        if with_it == 1:
-            low, high = intervals.share_interval(hits, hits + missed)
-            recall = replace(recall, low=low, high=high)
-        row: dict[str, Any] = {
-            "class": classes[column],
-            "clips": hits + missed,
-            "recall": recall.value,
-            "recall_low": recall.low,
-            "recall_high": recall.high,
-            "precision": hits / (hits + false) if hits + false else 0.0,
-            "f1": 2 * hits / (2 * hits + false + missed),
-        }
+        counts, draws = ({name: part[..., column] for name, part in some.items()} for some in (whole, drawn))
+        row = {"class": classes[column], **_class_row(counts, draws, with_it)}
         if multi_label:
             row["average_precision"] = float(precisions[column])
         else:
             row["taken_for"] = _taken_for(decided[targets[:, column] > 0], int(column), classes)
         rows.append(row)
     return Judgement(metrics, rows, resamples.by)
+
+
+def _class_row(whole: dict[str, Any], drawn: dict[str, Doubles], groups: int) -> dict[str, Any]:
+    """What became of the clips of a class, from its tallies and those in each draw; `groups` hold it."""
+    hits, false, missed = (int(whole[name]) for name in ("hits", "false", "missed"))
+    with np.errstate(invalid="ignore"):  # a draw without clips of the class has no recall
+        recalls = drawn["hits"] / (drawn["hits"] + drawn["missed"])
+    recall = Bootstrapped.of(hits / (hits + missed), recalls, groups)
+    if groups == 1:  # it stands on nothing but its clips
+        low, high = intervals.share_interval(hits, hits + missed)
+        recall = replace(recall, low=low, high=high)
+    return {
+        "clips": hits + missed,
+        "recall": recall.value,
+        "recall_low": recall.low,
+        "recall_high": recall.high,
+        "precision": hits / (hits + false) if hits + false else 0.0,
+        "f1": 2 * hits / (2 * hits + false + missed),
+    }
 
 
 def _taken_for(decided: npt.NDArray[np.bool_], column: int, classes: list[str]) -> str:

@@ -36,37 +36,8 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if fused := parity.get("fused_activations"):
         rows.append(("activations", f"exchanged for fused ones; cosine {fused['cosine']:.4f} to those of the run"))
     if "scheme" in parity:
-        calibration = f", ranges by {parity['calibration']}" if "calibration" in parity else ""
-        epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
-        rows.append(("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"))
-        rows.append(
-            (
-                "layers kept in fp32",
-                listed(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise",
-            )
-        )
-        if sweep := parity.get("sweep"):
-            hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
-            worst = ", ".join(f"{layer} {error:.2g}" for layer, error in hurt)
-            late = f"; {sweep['unmeasured']} layers not measured in time" if sweep["unmeasured"] else ""
-            rows.append(("layers that hurt most", f"{worst} (1 - cosine, quantised alone){late}"))
-    before = parity.get("fp32", {})
-    for split, name in (("val", "validation"), ("test", "test")):
-        if split in metrics:
-            fp32 = f"; fp32 {share(before[split])}" if split in before and "scheme" in parity else ""
-            rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
-        if "map" in metrics.get(split, {}):
-            fp32 = f"; fp32 {ranked(before[split])}" if split in before and "scheme" in parity else ""
-            rows.append((f"mAP, {name}", ranked(metrics[split]) + fp32))
-    if fired := metrics.get("fired"):
-        told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each alone between silences"
-        rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
-    if softer := metrics.get("softer"):
-        told = f"{softer['fired']} of {softer['n']} {heard_alone(contract)}; as recorded {softer['as_recorded']}"
-        rows.append((f"fires {softer['db']:g} dB softer, validation", told))
-    if "frr" in (device := contract.calibration.get("device", {})):
-        missed = percent(device["frr"], *device["frr_interval"])
-        rows.append(("missed at the calibrated thresholds", f"{missed} of {device['clips']} {heard_alone(contract)}"))
+        rows += _quantised(parity)
+    rows += _measured(contract)
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
@@ -84,6 +55,47 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     rows += [("beware", caution) for caution in cautions(contract.data)]
     rows.append(("licence", contract.license))
     rows.append(("embedding id", contract.embedding_id))
+    return rows
+
+
+def _quantised(parity: dict[str, Any]) -> list[tuple[str, str]]:
+    """How a model was quantised, and what that spared or would have hurt most."""
+    calibration = f", ranges by {parity['calibration']}" if "calibration" in parity else ""
+    epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
+    kept = listed(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise"
+    rows = [
+        ("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"),
+        ("layers kept in fp32", kept),
+    ]
+    if sweep := parity.get("sweep"):
+        hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
+        worst = ", ".join(f"{layer} {error:.2g}" for layer, error in hurt)
+        late = f"; {sweep['unmeasured']} layers not measured in time" if sweep["unmeasured"] else ""
+        rows.append(("layers that hurt most", f"{worst} (1 - cosine, quantised alone){late}"))
+    return rows
+
+
+def _measured(contract: Contract) -> list[tuple[str, str]]:
+    """How a model measured: on clips by split, as clips are heard alone, and at its calibrated thresholds."""
+    parity, metrics = contract.parity, contract.metrics
+    rows = []
+    before = parity.get("fp32", {})
+    for split, name in (("val", "validation"), ("test", "test")):
+        if split in metrics:
+            fp32 = f"; fp32 {share(before[split])}" if split in before and "scheme" in parity else ""
+            rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
+        if "map" in metrics.get(split, {}):
+            fp32 = f"; fp32 {ranked(before[split])}" if split in before and "scheme" in parity else ""
+            rows.append((f"mAP, {name}", ranked(metrics[split]) + fp32))
+    if fired := metrics.get("fired"):
+        told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each alone between silences"
+        rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
+    if softer := metrics.get("softer"):
+        told = f"{softer['fired']} of {softer['n']} {heard_alone(contract)}; as recorded {softer['as_recorded']}"
+        rows.append((f"fires {softer['db']:g} dB softer, validation", told))
+    if "frr" in (device := contract.calibration.get("device", {})):
+        missed = percent(device["frr"], *device["frr_interval"])
+        rows.append(("missed at the calibrated thresholds", f"{missed} of {device['clips']} {heard_alone(contract)}"))
     return rows
 
 
