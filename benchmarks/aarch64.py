@@ -36,7 +36,7 @@ from confit_edge.demo import DATA
 from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
-from confit_export.export import export_run
+from confit_export.export import Quantisation, export_run
 from confit_runtime.audio import load_clip, resample
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.shipped import MODELS
@@ -61,7 +61,7 @@ VOICE = "bm_george"  # of the split test
 RECIPES: dict[str, dict[str, Any]] = {
     "fp32": {"quantize": False},
     "static, portable": {},
-    "static, arm64": {"target": "arm64"},
+    "static, arm64": {"how": Quantisation(target="arm64")},
 }
 RATE, SOURCE_RATE, GAP_S, MUSIC = 16_000, 48_000, 0.6, 0.2
 ROWS = """

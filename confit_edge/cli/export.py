@@ -86,7 +86,7 @@ def export(
     """
     from confit_edge.runs import moved, read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import export_run
+    from confit_export.export import Quantisation, export_run
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
@@ -101,13 +101,15 @@ def export(
         corpus,
         out,
         quantize=quantize,
-        scheme=_one_of("--scheme", scheme, SCHEMES),
-        target=_one_of("--target", target, TARGETS),
-        calibration=_one_of("--calibration", calibration, CALIBRATIONS),
-        keep_fp32=tuple(keep_fp32 or ()),
+        how=Quantisation(
+            scheme=_one_of("--scheme", scheme, SCHEMES),
+            target=_one_of("--target", target, TARGETS),
+            calibration=_one_of("--calibration", calibration, CALIBRATIONS),
+            keep_fp32=tuple(keep_fp32 or ()),
+            qat_epochs=qat_epochs,
+            sweep_minutes=sweep_minutes,
+        ),
         fuse=fuse_activations,
-        qat_epochs=qat_epochs,
-        sweep_minutes=sweep_minutes,
         force=force,
         kind=kind,
         license=license,

@@ -86,19 +86,26 @@ class Exported:
     fp32_model: Model
 
 
+@dataclass(frozen=True)
+class Quantisation:
+    """How a model is quantised: each as the option of `confit-edge export` that is called so."""
+
+    scheme: Scheme = "static"
+    target: Target = "portable"
+    calibration: Calibration = "minmax"
+    keep_fp32: tuple[str, ...] = ()
+    qat_epochs: int = 0
+    sweep_minutes: float = SWEEP_MINUTES
+
+
 def export_run(
     run: Run,
     corpus: Corpus,
     out: Path,
     *,
     quantize: bool = True,
-    scheme: Scheme = "static",
-    target: Target = "portable",
-    calibration: Calibration = "minmax",
-    keep_fp32: tuple[str, ...] = (),
+    how: Quantisation = Quantisation(),
     fuse: bool = False,
-    qat_epochs: int = 0,
-    sweep_minutes: float = SWEEP_MINUTES,
     force: bool = False,
     kind: Kind | None = None,
     license: str = "unspecified",
@@ -106,19 +113,20 @@ def export_run(
 ) -> Exported:
     """Write `out`, one ONNX file with its contract.
 
-    `kind` is what the model tells apart, for who enrolls names with it; unsaid, it is that of the run (`kind_of_run`).
+    With `quantize` it is quantised, as `how` says. `kind` is what the model tells apart, for who enrolls names with it; unsaid,
+    it is that of the run (`kind_of_run`).
     `fuse` exchanges activations for ones that runtimes fuse (`confit_export.fuse`), and the gate holds for it alone too.
     Raises UsageError for what cannot be asked for, and ConfitError, leaving no file, when streaming differs from
     offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
     all the same, and its contract's metrics say what failed.
     """
-    ranges = {"--target": target != "portable", "--calibration": calibration != "minmax"}
+    ranges = {"--target": how.target != "portable", "--calibration": how.calibration != "minmax"}
     if not quantize:
-        others = {"--keep-fp32": keep_fp32, "--qat-epochs": qat_epochs}
-        _refuse_idle("--no-quantize", {"--scheme": scheme != "static", **ranges, **others})
-    elif scheme in ("weight-only", "fp16"):
-        _refuse_idle(f"--scheme {scheme}: computes in fp32, so", {**ranges, "--qat-epochs": qat_epochs})
-    _check_request(out, run.encoder, scheme if quantize else None, fuse)
+        others = {"--keep-fp32": how.keep_fp32, "--qat-epochs": how.qat_epochs}
+        _refuse_idle("--no-quantize", {"--scheme": how.scheme != "static", **ranges, **others})
+    elif how.scheme in ("weight-only", "fp16"):
+        _refuse_idle(f"--scheme {how.scheme}: computes in fp32, so", {**ranges, "--qat-epochs": how.qat_epochs})
+    _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
     make_folder(out.parent)
     seed, encoder = run.recipe.seed, run.encoder.eval()
     rows = cohort_rows(corpus, seed)
@@ -139,7 +147,7 @@ def export_run(
         work.fuse()
     work.check_streaming()
     if quantize:
-        work.quantize(scheme, target, calibration, keep_fp32, qat_epochs, sweep_minutes)
+        work.quantize(how)
     finished = _finish(run, corpus, out, work.graph, work.contract, windows, rows, kind or kind_of_run(run), say)
     shipped = provisional(out, work.graph, finished)
     measured = {
@@ -235,54 +243,46 @@ class _Work:
         else:
             self.say(f"streaming equals offline: largest difference {self.difference:.1e}")
 
-    def quantize(
-        self,
-        scheme: Scheme,
-        target: Target,
-        calibration: Calibration,
-        keep_fp32: tuple[str, ...],
-        qat_epochs: int,
-        sweep_minutes: float,
-    ) -> None:
+    def quantize(self, how: Quantisation) -> None:
         """Quantise what passes the gate, layers that hurt left out."""
-        if scheme in ("static", "dynamic") and preset(target).weight_bits == 8 and saturates():
+        if how.scheme in ("static", "dynamic") and preset(how.target).weight_bits == 8 and saturates():
             self.say(
-                f"--target {target}: this processor gets products of 8-bit weights wrong (x86 without VNNI), so the gate sees"
+                f"--target {how.target}: this processor gets products of 8-bit weights wrong (x86 without VNNI), so the gate sees"
                 " worse than the target will; export there, or take --target portable"
             )
-        quantizer = self._quantizer(self.made, scheme, target, calibration)
-        if qat_epochs:
-            quantizer = self._fine_tuned(quantizer, qat_epochs, keep_fp32)
+        quantizer = self._quantizer(self.made, how)
+        if how.qat_epochs:
+            quantizer = self._fine_tuned(quantizer, how)
         found = search(
             quantizer,
             partial(self._judge, precision="int8"),
             validation_windows(self.made.encoder, self.corpus, self.run.recipe.seed),
-            keep_fp32,
+            how.keep_fp32,
             cache=default_cache(),
-            minutes=sweep_minutes,
+            minutes=how.sweep_minutes,
             say=self.say,
         )
-        verdict, written = found.verdict, PRECISION[scheme]
-        self.say(f"{scheme} {written} against fp32: {verdict.told}")
-        self._fail(verdict.failures, *_blame(found, qat_epochs))
+        verdict, written = found.verdict, PRECISION[how.scheme]
+        self.say(f"{how.scheme} {written} against fp32: {verdict.told}")
+        self._fail(verdict.failures, *_blame(found, how.qat_epochs))
         self.graph = found.graph
         int8_states(self.graph)
         precision = written if found.layers else "fp32"
         by_layer = dict.fromkeys(found.layers, written)
         self.contract = self.made.contract(self.run, self.graph, by_layer, precision=precision, **self.named)
-        self.parity |= _parity(found, scheme, target, calibration)
+        self.parity |= _parity(found, how)
 
-    def _quantizer(self, made: Assembled, scheme: Scheme, target: Target, calibration: Calibration) -> Quantizer:
+    def _quantizer(self, made: Assembled, how: Quantisation) -> Quantizer:
         feeds = calibration_feeds(made.graph, made.encoder, self.corpus, self.run)
-        return Quantizer.of(made.graph, scheme, target, made.model.fp32_scopes, feeds, calibration)
+        return Quantizer.of(made.graph, how.scheme, how.target, made.model.fp32_scopes, feeds, how.calibration)
 
-    def _fine_tuned(self, before: Quantizer, epochs: int, keep_fp32: tuple[str, ...]) -> Quantizer:
+    def _fine_tuned(self, before: Quantizer, how: Quantisation) -> Quantizer:
         """The graph fine-tuned for being rounded, if rounded it is nearer to the run's own model than it was `before`."""
-        tuned = fine_tune(self.made.encoder, self.corpus, self.run, preset(before.target), epochs, self.say)
+        tuned = fine_tune(self.made.encoder, self.corpus, self.run, preset(how.target), how.qat_epochs, self.say)
         made = Assembled.of(tuned, self.run, self.cohort)
-        after = self._quantizer(made, before.scheme, before.target, before.calibration)
+        after = self._quantizer(made, how)
         was, is_ = (
-            self._judge(quantizer(all_but(quantizer.layers, keep_fp32)), precision="int8").cosine
+            self._judge(quantizer(all_but(quantizer.layers, how.keep_fp32)), precision="int8").cosine
             for quantizer in (before, after)
         )
         if is_ <= was:
@@ -292,7 +292,7 @@ class _Work:
             self.parity["qat_epochs"] = 0
             return before
         self.say(f"fine-tuned it is nearer to fp32 (mean cosine {is_:.4f}, {was:.4f} without)")
-        self.made, self.parity["qat_epochs"] = made, epochs
+        self.made, self.parity["qat_epochs"] = made, how.qat_epochs
         return after
 
     def _judge(self, graph: onnx.ModelProto, *, precision: str) -> Verdict:
@@ -341,11 +341,16 @@ def _blame(found: Found, qat_epochs: int) -> list[str]:
     return [*blamed, f"try --calibration percentile, {tuning}another --scheme, or export with --no-quantize"]
 
 
-def _parity(found: Found, scheme: Scheme, target: Target, calibration: Calibration) -> dict[str, Any]:
+def _parity(found: Found, how: Quantisation) -> dict[str, Any]:
     """How the quantised graph was made, and how it stands against fp32."""
-    made: dict[str, Any] = {"scheme": scheme, "target": target, "kept_fp32": found.kept, **found.verdict.to_dict()}
-    if scheme in ("static", "dynamic") and found.layers:
-        made |= {"calibration": calibration, "weight_bits": preset(target).weight_bits}
+    made: dict[str, Any] = {
+        "scheme": how.scheme,
+        "target": how.target,
+        "kept_fp32": found.kept,
+        **found.verdict.to_dict(),
+    }
+    if how.scheme in ("static", "dynamic") and found.layers:
+        made |= {"calibration": how.calibration, "weight_bits": preset(how.target).weight_bits}
     if found.sweep:
         made["sweep"] = {"errors": found.sweep.errors, "unmeasured": found.sweep.unmeasured}
     return made

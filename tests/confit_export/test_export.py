@@ -27,7 +27,7 @@ from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
 from confit_edge.runs import Run, moved, run_corpus, weights_sha256
 from confit_export import export, measure
-from confit_export.export import Exported, export_run
+from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
 from confit_export.measure import compare_on_test, share_that_fires, softer
 from confit_runtime import Model, load
@@ -269,12 +269,12 @@ def test_recurrent_layers_are_counted(kind: str, gates: int) -> None:
 @pytest.mark.parametrize(
     ("options", "idle"),
     [
-        ({"quantize": False, "scheme": "fp16", "qat_epochs": 3}, "--scheme, --qat-epochs would do nothing"),
-        ({"quantize": False, "keep_fp32": ("x",)}, "--keep-fp32 would do nothing"),
-        ({"scheme": "weight-only", "target": "avx512-vnni"}, "--target would do nothing"),
-        ({"scheme": "fp16", "calibration": "entropy"}, "--calibration would do nothing"),
-        ({"scheme": "weight-only", "qat_epochs": 1}, "--qat-epochs would do nothing"),
-        ({"keep_fp32": ("/stack",)}, "--keep-fp32 /stack: leaves no layer to quantise"),
+        ({"quantize": False, "how": Quantisation("fp16", qat_epochs=3)}, "--scheme, --qat-epochs would do nothing"),
+        ({"quantize": False, "how": Quantisation(keep_fp32=("x",))}, "--keep-fp32 would do nothing"),
+        ({"how": Quantisation("weight-only", target="avx512-vnni")}, "--target would do nothing"),
+        ({"how": Quantisation("fp16", calibration="entropy")}, "--calibration would do nothing"),
+        ({"how": Quantisation("weight-only", qat_epochs=1)}, "--qat-epochs would do nothing"),
+        ({"how": Quantisation(keep_fp32=("/stack",))}, "--keep-fp32 /stack: leaves no layer to quantise"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(

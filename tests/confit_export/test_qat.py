@@ -13,7 +13,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.runs import Run
 from confit_export import qat
-from confit_export.export import Exported, export_run
+from confit_export.export import Exported, Quantisation, export_run
 from confit_export.qat import RoundedInput, RoundedWeight, fine_tune
 from confit_export.targets import preset
 
@@ -85,7 +85,7 @@ def test_what_fine_tuning_makes_worse_is_not_taken(
     if spoilt:
         monkeypatch.setattr(qat, "LR", 1e-2)
     said: list[str] = []
-    made = export_run(run, run_corpus, tmp_path / "m.onnx", qat_epochs=1, say=said.append)
+    made = export_run(run, run_corpus, tmp_path / "m.onnx", how=Quantisation(qat_epochs=1), say=said.append)
     plain = exports["int8"]
     taken = made.contract.parity["qat_epochs"] == 1
     assert any("fine-tuned it is nearer" in line for line in said) == taken

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_export.calibration import Feed, calibration_feeds, tensor_ranges
-from confit_export.export import Exported, export_run
+from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.quantize import PRECISION, SCHEMES, Quantizer, carriers, quantisable
 from confit_export.search import kept_by_name
@@ -190,7 +190,7 @@ def test_each_scheme_is_smaller_and_embeds_nearly_as_fp32(
 
 def test_dynamic_is_refused_for_a_stream_with_the_reason(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="depend on how the stream is chopped"):
-        export_run(run, run_corpus, tmp_path / "words.onnx", scheme="dynamic", say=lambda line: None)
+        export_run(run, run_corpus, tmp_path / "words.onnx", how=Quantisation("dynamic"), say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,7 +202,7 @@ def test_dynamic_is_refused_where_nothing_would_be(
 
 
 def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
-    made = export_run(run, run_corpus, tmp_path / "words.onnx", scheme="weight-only", say=lambda line: None)
+    made = export_run(run, run_corpus, tmp_path / "words.onnx", how=Quantisation("weight-only"), say=lambda line: None)
     contract = load(made.path).contract
     assert contract.precision == PRECISION["weight-only"]
     assert contract.cost["nodes"]["Conv"] == {"fp32": 1, "int8 weights": 20}

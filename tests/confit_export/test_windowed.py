@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
-from confit_export.export import export_run
+from confit_export.export import Quantisation, export_run
 from confit_runtime import load
 
 RATE = 16_000
@@ -59,8 +59,8 @@ def test_an_attention_encoder_is_exported_as_a_windowed_model(
     accuracy = {}
     for precision in ("fp32", "int8", "dynamic"):
         out = tmp_path / f"{precision}.onnx"
-        scheme = "dynamic" if precision == "dynamic" else "static"
-        made = export_run(run, corpus, out, quantize=precision != "fp32", scheme=scheme, say=lambda line: None)
+        how = Quantisation("dynamic" if precision == "dynamic" else "static")
+        made = export_run(run, corpus, out, quantize=precision != "fp32", how=how, say=lambda line: None)
         accuracy[precision] = made.shipped["val"]["accuracy"]
         model = load(out)
         contract = model.contract
