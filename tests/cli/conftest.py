@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from confit_edge.cli import main
+from tests.cli.command import Confit
 
 
 @pytest.fixture
-def confit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def confit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Confit:
     """The command in this process, which saves importing torch again: its exit code, stdout and stderr."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:

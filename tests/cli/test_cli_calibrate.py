@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +20,8 @@ from confit_runtime import load
 from confit_runtime.calibration import LEVELS, Counts, choose
 from confit_runtime.recordings import Recording
 from tests import tiny_model
+from tests.cli.command import Confit
 from tests.tiny_model import RATE, Floats, silence, tone
-
-Confit = Callable[..., tuple[int, str, str]]
 
 
 def hiss(seconds: float, seed: int) -> Floats:

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,13 +14,12 @@ import pytest
 import soundfile
 
 from confit_edge.data.manifest import SPLITS, read_manifest
-
-COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()", "data"]
+from tests.cli.command import COMMAND
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CONFIT_EDGE_CACHE": str(cache)}
-    command = [*COMMAND, *map(str, arguments)]
+    command = [*COMMAND, "data", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
 
@@ -105,7 +103,7 @@ def shown_at_a_terminal(*arguments: str | Path, cache: Path) -> str:
     """What a terminal on stderr is sent."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "CONFIT_EDGE_CACHE": str(cache), "TERM": "xterm", "COLUMNS": "80"}
-    command, shown = [*COMMAND, *map(str, arguments)], b""
+    command, shown = [*COMMAND, "data", *map(str, arguments)], b""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
         with suppress(OSError):  # once nobody can write any more

@@ -26,9 +26,9 @@ from confit_edge.data.manifest import read_manifest
 from confit_runtime.recording import Take
 from confit_runtime.soundcheck import soundcheck
 from tests import tiny_model
+from tests.cli.command import COMMAND
 from tests.tiny_model import Floats, chord, silence, tone
 
-COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 BELL, BUZZ = (300.0, 2600.0), (800.0, 5000.0)
 RATE = 44_100

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +18,9 @@ import soundfile
 from confit_edge.runs import read_run, weights_sha256
 from confit_runtime import load
 from confit_runtime.audio import load_clip
+from tests.cli.command import COMMAND, ENVIRONMENT, Confit
 
-COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 QUICK = ["--clips-per-class", "2", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline"]
-Here = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +48,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_student_is_a_run_like_any_other(
-    teacher: Path, recipe: Path, small: Path, background: Path, tmp_path: Path, confit: Here
+    teacher: Path, recipe: Path, small: Path, background: Path, tmp_path: Path, confit: Confit
 ) -> None:
     student, model, muted = tmp_path / "student", tmp_path / "student.onnx", tmp_path / "muted.wav"
     soundfile.write(muted, np.zeros(16_000), 16_000)
@@ -92,7 +89,7 @@ def test_a_student_is_a_run_like_any_other(
 
 
 def test_without_unlabelled_sound_it_says_so_and_speaks_json(
-    teacher: Path, recipe: Path, tmp_path: Path, confit: Here
+    teacher: Path, recipe: Path, tmp_path: Path, confit: Confit
 ) -> None:
     code, out, err = confit(
         "distill", teacher, "-o", tmp_path / "student", "--epochs", "1", "--recipe", recipe, "--json", "--tensorboard"
@@ -138,7 +135,7 @@ def test_killed_and_resumed_the_student_is_the_undisturbed_one(
 
 
 def test_bad_input_is_refused_on_one_line(
-    teacher: Path, small: Path, cut: Callable[..., Path], checkpoints: dict[str, Path], tmp_path: Path, confit: Here
+    teacher: Path, small: Path, cut: Callable[..., Path], checkpoints: dict[str, Path], tmp_path: Path, confit: Confit
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "keys.yaml").write_text("similarity: 1\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from confit_edge.demo import DATA
 from confit_runtime import Match
 from confit_runtime.audio import load_clip
 from tests import tiny_model
+from tests.cli.command import Confit
 from tests.cli.test_cli_device import run
 from tests.tiny_model import tone
 
@@ -172,9 +172,6 @@ def test_galleries_travel_and_are_made_anew_for_another_model(clips: Path, tmp_p
     answer = run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db", "--json")
     match = lines(answer)[0]
     assert match["score"] > 0.8
-
-
-Confit = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

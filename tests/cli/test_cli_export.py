@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from confit_runtime import load
 from confit_runtime.bench import call_latency
 from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import saturates
-
-Confit = Callable[..., tuple[int, str, str]]
+from tests.cli.command import Confit
 
 
 def test_export_with_options_writes_a_card_and_inspect_tells_the_same(

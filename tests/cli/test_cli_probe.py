@@ -17,8 +17,7 @@ from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.geometry.measures import RANGES
 from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
-
-Confit = Callable[..., tuple[int, str, str]]
+from tests.cli.command import Confit
 
 
 @pytest.fixture(scope="module")

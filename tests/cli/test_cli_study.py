@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,7 @@ from pathlib import Path
 import pytest
 
 from confit_edge.studies import names
-
-COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
-
-Here = Callable[..., tuple[int, str, str]]
+from tests.cli.command import COMMAND, Confit
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def test_killed_and_gone_on_with_it_is_the_study_that_was_not_disturbed(
-    tones: Path, recipe: Path, tmp_path: Path, confit: Here
+    tones: Path, recipe: Path, tmp_path: Path, confit: Confit
 ) -> None:
     arguments = ["study", "classes", "--data", tones, "--recipe", recipe, "--seeds", "1", "--json"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
@@ -92,7 +88,7 @@ def test_killed_and_gone_on_with_it_is_the_study_that_was_not_disturbed(
 
 
 def test_it_says_what_it_costs_and_a_dry_run_does_no_more(
-    tones: Path, recipe: Path, tmp_path: Path, confit: Here
+    tones: Path, recipe: Path, tmp_path: Path, confit: Confit
 ) -> None:
     arguments = ["study", "unseen", "--data", tones, "--recipe", recipe, "-o", tmp_path / "out", "--seeds", "2"]
     code, out, err = confit(*arguments, "--dry-run")
@@ -106,7 +102,7 @@ def test_it_says_what_it_costs_and_a_dry_run_does_no_more(
     assert 0 < cost["wall_seconds"] < cost["cpu_seconds"]
 
 
-def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_path: Path, confit: Here) -> None:
+def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_path: Path, confit: Confit) -> None:
     code, out, err = confit(
         "study", "unseen", "--data", tones, "--recipe", recipe, "-o", tmp_path, "--seeds", "1", "--train-groups", "2"
     )
@@ -136,7 +132,7 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
     ],
 )
 def test_wrong_usage_is_named_in_one_line(
-    arguments: list[str], message: str, tones: Path, recipe: Path, tmp_path: Path, confit: Here
+    arguments: list[str], message: str, tones: Path, recipe: Path, tmp_path: Path, confit: Confit
 ) -> None:
     out = [] if "-o" in arguments else ["-o", tmp_path / "out"]
     code, _, err = confit("study", *arguments, "--data", tones, "--recipe", recipe, *out)
@@ -145,7 +141,7 @@ def test_wrong_usage_is_named_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_manifest_without_test_clips_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Here) -> None:
+def test_a_manifest_without_test_clips_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Confit) -> None:
     with tones.open(newline="") as file, (tmp_path / "m.csv").open("w", newline="") as target:
         rows = [row for row in csv.reader(file) if row[3] != "test"]
         csv.writer(target).writerows([rows[0], *([str(tones.parent / path), *rest] for path, *rest in rows[1:])])
@@ -154,7 +150,7 @@ def test_a_manifest_without_test_clips_is_refused(tones: Path, recipe: Path, tmp
     assert "m.csv: no clip is in test, which is what a study reports on" in err
 
 
-def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Here) -> None:
+def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Confit) -> None:
     with tones.open(newline="") as file, (tmp_path / "m.csv").open("w", newline="") as target:
         rows = list(csv.reader(file))[1:]
         bare = [
@@ -166,7 +162,7 @@ def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_
     assert "m.csv: no clip in test has a label, so a study could report nothing" in err
 
 
-def test_the_help_tells_of_every_study(confit: Here) -> None:
+def test_the_help_tells_of_every_study(confit: Confit) -> None:
     code, out, _ = confit("study", "--help")
     assert code == 0
     assert all(re.search(rf"\b{name}\b", out) for name in names())

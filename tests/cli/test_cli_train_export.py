@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,10 +21,9 @@ import soundfile
 from confit_edge.cli._training import print_probes
 from confit_edge.data.corpus import Corpus
 from confit_runtime import load
+from tests.cli.command import COMMAND, ENVIRONMENT, Confit
 
-COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
 # one thread, since two trainings run at once; no network, since an unknown --encoder is looked up on the hub
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 WEIGHTS = ("encoder.safetensors", "probe.safetensors", "projection.safetensors")
 
 
@@ -39,9 +37,6 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     process = start(*arguments)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-Here = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +117,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) 
 # from clips to a model, with the flags of a user
 
 
-def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Path, confit: Here) -> None:
+def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Path, confit: Confit) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 9\nclips_per_class: 2\nprobe_views: 1\nsoup: 1\nlr: 5e-4\n")
     begin = ("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1")
@@ -209,7 +204,7 @@ def test_a_training_of_several_labels_that_lost_is_told_of_by_map_with_what_its_
 
 
 def test_a_run_exports_from_another_folder_than_it_was_trained_in(
-    small: Path, background: Path, tmp_path: Path, confit: Here, monkeypatch: pytest.MonkeyPatch
+    small: Path, background: Path, tmp_path: Path, confit: Confit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--epochs", "1", "--clips-per-class", "2", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline"]
     monkeypatch.chdir(background.parent)
@@ -225,7 +220,7 @@ def test_a_run_exports_from_another_folder_than_it_was_trained_in(
 
 
 def test_a_corrupt_clip_among_good_ones_is_named_and_training_goes_on(
-    cut: Callable[..., Path], tmp_path: Path, confit: Here
+    cut: Callable[..., Path], tmp_path: Path, confit: Confit
 ) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 3, "val": 1})
     truncated, text = sorted(manifest.parent.glob("yes-*.ogg"))[0], manifest.parent / "text.wav"
@@ -248,7 +243,7 @@ def test_a_corrupt_clip_among_good_ones_is_named_and_training_goes_on(
     assert [problem["kind"] for problem in problems] == ["unreadable"] * 2
 
 
-def test_a_statistic_that_has_no_value_is_null(corpus: Corpus, tmp_path: Path, confit: Here) -> None:
+def test_a_statistic_that_has_no_value_is_null(corpus: Corpus, tmp_path: Path, confit: Confit) -> None:
     """Where every clip shares a label with every other there are no negatives, and so no hardest one."""
     rows = ["path,labels,group,split"]
     for split, clips in (("train", corpus.train), ("val", corpus.val)):
@@ -342,7 +337,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda part: " ".join(part) if isinstance(part, list) else str(part),
 )
 def test_train_refuses_bad_input_on_one_line(
-    arguments: list[str], code: int, named: list[str], bad: Path, confit: Here, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], code: int, named: list[str], bad: Path, confit: Confit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bad)
     out = [] if "-o" in arguments else ["-o", "out"]
@@ -358,7 +353,7 @@ def test_train_refuses_bad_input_on_one_line(
 
 
 def test_export_refuses_bad_input_on_one_line(
-    bad: Path, run_path: Path, manifest: Path, tmp_path: Path, confit: Here
+    bad: Path, run_path: Path, manifest: Path, tmp_path: Path, confit: Confit
 ) -> None:
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ import typer
 
 import confit_runtime
 from confit_edge.cli import _BROUGHT_BY, _refused, command_line
-
-Confit = Callable[..., tuple[int, str, str]]
+from tests.cli.command import Confit
 
 # of what only the extras bring: everything that a verb might import
 EXTRAS = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from confit_edge.demo import DATA
 from confit_runtime import load
 from confit_runtime.audio import read_audio, resample
 from tests.cli import pulse
+from tests.cli.command import COMMAND
 
 pytestmark = pytest.mark.skipif(pulse.missing() is not None, reason=f"no PulseAudio to hear: {pulse.missing()}")
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "from confit_edge.cli import main; main()"]
 WORDS = ("seven", "two", "nine")
 
 

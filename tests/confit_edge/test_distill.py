@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from confit_edge.data.augment import Augmenter
 from confit_edge.data.clips import ClipStore
-from confit_edge.data.corpus import Clips, Corpus, read_corpus
+from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import Encoder, pretrained
 from confit_edge.encoders.base import centred
 from confit_edge.encoders.embedding import embed_clips
@@ -59,18 +59,6 @@ class Bands(Encoder):
 
     def spec(self) -> dict[str, Any]:
         return {"family": self.family}
-
-
-@pytest.fixture(scope="module")
-def few(corpus: Corpus) -> Corpus:
-    """Four clips of each class to train on, two for validation."""
-
-    def head(clips: Clips, count: int) -> Clips:
-        rows = sorted(int(row) for column in clips.targets.T for row in np.flatnonzero(column)[:count])
-        pcm, groups, paths = ([part[row] for row in rows] for part in (clips.pcm, clips.groups, clips.paths))
-        return Clips(pcm, clips.targets[rows], groups, paths)
-
-    return replace(corpus, train=head(corpus.train, 4), val=head(corpus.val, 2))
 
 
 @pytest.fixture(scope="module")

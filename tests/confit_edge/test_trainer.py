@@ -43,18 +43,6 @@ def speech_embedding() -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def few(corpus: Corpus) -> Corpus:
-    """Four clips of each class to train on, two for validation: real words, quick to train on."""
-
-    def head(clips: Clips, count: int) -> Clips:
-        rows = sorted(int(row) for column in clips.targets.T for row in np.flatnonzero(column)[:count])
-        pcm, groups, paths = ([part[row] for row in rows] for part in (clips.pcm, clips.groups, clips.paths))
-        return Clips(pcm, clips.targets[rows], groups, paths)
-
-    return replace(corpus, train=head(corpus.train, 4), val=head(corpus.val, 2))
-
-
-@pytest.fixture(scope="module")
 def attention() -> Encoder:
     """A tiny random wav2vec2 with dropout."""
     from transformers import Wav2Vec2Config
