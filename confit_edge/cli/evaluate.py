@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +16,7 @@ from confit_runtime.wording import bounds, counted
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
-    from confit_runtime.evaluation import JudgedRecording
     from confit_runtime.labels import Labelled
-    from confit_runtime.scoring import Heard
 
 SHOWN = 5  # places of what was heard falsely, and of what was not heard; --json has them all
 
@@ -62,6 +59,7 @@ def evaluate(
     """
     from confit_runtime import load
     from confit_runtime.evaluation import judge
+    from confit_runtime.evaluation_report import summarise
     from confit_runtime.labels import read_labelled
     from confit_runtime.recordings import refuse_twins
 
@@ -146,111 +144,6 @@ def _thresholds(contract: Contract) -> dict[str, Any]:
     report = contract.calibration["device"]
     known = {key: report[key] for key in ("file", "made", "target_fa_per_hour", "fa_per_hour_bound") if key in report}
     return {"from": "device file" if "file" in report else "calibrated copy", **known}
-
-
-def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence: float) -> dict[str, Any]:
-    """The report on all recordings together; `never_fire` counts the sounds of labels that are set never to fire."""
-    import numpy as np
-
-    from confit_runtime.evaluation import snr_band, what_was_there
-    from confit_runtime.intervals import poisson_interval, resampled_interval
-
-    hours = np.array([one.seconds / 3600 for one in judged])
-    accepts = np.array([len(one.score.false_accepts) for one in judged])
-    total, whole = int(accepts.sum()), float(hours.sum())
-    low, high = poisson_interval(total, whole, confidence)
-    if total and len(judged) > 1:  # the wider of the two: false accepts come in clusters
-        again = resampled_interval(accepts, hours, confidence)
-        low, high = min(low, again[0]), max(high, again[1])
-    heard = [
-        (sound.label, found, one.name, snr_band(snr))
-        for one in judged
-        for sound, found, snr in zip(one.sounds, one.score.found, one.snr_db, strict=True)
-    ]
-    from_end, from_start = _latencies(judged, contract.window / contract.sample_rate)
-    fired = Counter((accept.label, what_was_there(accept, one)) for one in judged for accept in one.score.false_accepts)
-    never = contract.silenced
-    silenced = Counter(sound.label for one in judged for sound in one.others if sound.label in never)
-    bands: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
-    labels: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
-    for row in heard:
-        labels[row[0]].append(row)
-        bands[row[3]].append(row)
-    return {
-        "recordings": len(judged),
-        "hours": whole,
-        "false_accepts": total,
-        "fa_per_hour": total / whole,
-        "fa_per_hour_interval": [low, high],
-        "false_rejects": _rejects(heard, confidence),
-        "labels": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
-        "never_fire": dict(sorted(silenced.items())),
-        "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items(), key=_by_ratio)},
-        "latency_s": _quantiles(from_end),
-        "latency_from_start_s": _quantiles(from_start),
-        "fired_for": [
-            {"heard": label, "was": was, "times": times} for (label, was), times in sorted(fired.items(), key=_by_times)
-        ],
-        "heard_falsely": [
-            {**_place(one, accept), "score": accept.score, "was": what_was_there(accept, one)}
-            for one in judged
-            for accept in one.score.false_accepts
-        ],
-        "not_heard": [
-            _place(one, sound)
-            for one in judged
-            for sound, found in zip(one.sounds, one.score.found, strict=True)
-            if not found
-        ],
-    }
-
-
-def _place(recording: JudgedRecording, heard: Heard) -> dict[str, Any]:
-    return {"file": recording.name, "start_s": heard.start_s, "end_s": heard.end_s, "label": heard.label}
-
-
-def _by_ratio(item: tuple[str, Any]) -> int:
-    """Bands from the noisiest to the quietest, then what has no ratio."""
-    from confit_runtime.evaluation import SNR_STEPS, snr_band
-
-    return [snr_band(ratio) for ratio in (float("-inf"), *SNR_STEPS, float("nan"))].index(item[0])
-
-
-def _by_times(item: tuple[tuple[str, str], int]) -> tuple[int, str, str]:
-    return -item[1], *item[0]
-
-
-def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> dict[str, Any]:
-    from confit_runtime.intervals import grouped_share_interval
-
-    if not rows:
-        return {"sounds": 0}
-    missed = [not found for _, found, _, _ in rows]
-    low, high = grouped_share_interval(missed, [name for _, _, name, _ in rows], confidence)
-    return {"sounds": len(rows), "missed": sum(missed), "frr": sum(missed) / len(rows), "frr_interval": [low, high]}
-
-
-def _latencies(judged: Sequence[JudgedRecording], window_s: float) -> tuple[list[float], list[float]]:
-    """When found sounds were told: seconds from the end of each, but from the start of those longer than the model's window.
-
-    It hears those, such as an engine that runs for minutes, long before they end.
-    """
-    from_end, from_start = list[float](), list[float]()
-    for one in judged:
-        for sound, latency in zip(one.sounds, one.latency_s, strict=True):
-            if latency is not None and sound.end_s - sound.start_s > window_s:
-                from_start.append(latency + sound.end_s - sound.start_s)
-            elif latency is not None:
-                from_end.append(latency)
-    return from_end, from_start
-
-
-def _quantiles(latencies: Sequence[float]) -> dict[str, float]:
-    import numpy as np
-
-    if not latencies:
-        return {}
-    return {name: float(np.quantile(latencies, at)) for name, at in (("median", 0.5), ("p90", 0.9), ("most", 1.0))}
 
 
 def _print(report: dict[str, Any]) -> None:

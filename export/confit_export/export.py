@@ -154,8 +154,8 @@ def export_run(
         "fp32": accuracies(fp32_model, reference, corpus, seed),
         "shipped": accuracies(shipped, Answers.by(shipped, corpus.val, corpus), corpus, seed),
     }
-    for split, found in measured["shipped"].items():
-        if "map" in found:
+    if corpus.multi_label:
+        for split, found in measured["shipped"].items():
             say(f"mAP on {'test' if split == 'test' else 'validation'}: {ranked(found)}")
     if quantize and "test" in measured["shipped"]:
         compare_on_test(measured["fp32"]["test"], measured["shipped"]["test"], finished.precision, say)

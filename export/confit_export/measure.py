@@ -15,7 +15,7 @@ from confit_export import gate
 from confit_export.gate import Answers
 from confit_runtime.arrays import Bools
 from confit_runtime.calibration import Positive, hear_positive
-from confit_runtime.describe import share
+from confit_runtime.describe import ranked, share
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
 
@@ -73,9 +73,12 @@ def accuracies(model: Model, val: Answers, corpus: Corpus, seed: int) -> dict[st
 
 
 def compare_on_test(fp32: dict[str, Any], shipped: dict[str, Any], precision: str, say: Callable[[str], None]) -> None:
-    """Tell the accuracy on test beside that of fp32, and to beware where more is lost there than the gate allows."""
+    """Tell the merit on test beside that of fp32, and to beware where more is lost there than the gate allows."""
     clips, lost = shipped["n"], fp32["accuracy"] - shipped["accuracy"]
-    say(f"accuracy on test: {precision} {share(shipped)} of {clips} clips, fp32 {share(fp32)}")
+    if "map" in shipped:
+        say(f"mAP on test: {precision} {ranked(shipped)}, fp32 {ranked(fp32)}")
+    else:
+        say(f"accuracy on test: {precision} {share(shipped)} of {clips} clips, fp32 {share(fp32)}")
     losses = []
     if lost > gate.ACCURACY + 1e-9 and round(lost * clips) > 1:  # one clip tells nothing
         losses.append(f"{100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips")

@@ -81,12 +81,15 @@ def _measured(contract: Contract) -> list[tuple[str, str]]:
     rows = []
     before = parity.get("fp32", {})
     for split, name in (("val", "validation"), ("test", "test")):
-        if split in metrics:
-            fp32 = f"; fp32 {share(before[split])}" if split in before and "scheme" in parity else ""
-            rows.append((f"accuracy, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
-        if "map" in metrics.get(split, {}):
-            fp32 = f"; fp32 {ranked(before[split])}" if split in before and "scheme" in parity else ""
+        if split not in metrics:
+            continue
+        beside = split in before and "scheme" in parity
+        if contract.multi_label:
+            fp32 = f"; fp32 {ranked(before[split])}" if beside else ""
             rows.append((f"mAP, {name}", ranked(metrics[split]) + fp32))
+        what = "best label is right" if contract.multi_label else "accuracy"
+        fp32 = f"; fp32 {share(before[split])}" if beside else ""
+        rows.append((f"{what}, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
     if fired := metrics.get("fired"):
         told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each alone between silences"
         rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
@@ -120,8 +123,8 @@ def share(measured: dict[str, Any]) -> str:
 
 
 def ranked(measured: dict[str, Any]) -> str:
-    """The mean average precision of a model of several labels, in per cent."""
-    return f"{100 * measured['map']:.1f} %"
+    """The mean average precision of a model of several labels with its interval, in per cent."""
+    return percent(measured["map"], measured["map_low"], measured["map_high"])
 
 
 def heard_alone(contract: Contract) -> str:

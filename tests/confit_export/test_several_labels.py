@@ -26,6 +26,7 @@ from confit_export.model_card import front_matter
 from confit_runtime import load
 from confit_runtime.cautions import cautions
 from confit_runtime.describe import facts
+from confit_runtime.wording import percent
 
 Floats = npt.NDArray[np.float32]
 
@@ -101,13 +102,16 @@ def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Export
 
 def test_map_is_told_and_published(several: Exported, said: list[str]) -> None:
     for split, name in (("val", "validation"), ("test", "test")):
-        told = f"{100 * several.contract.metrics[split]['map']:.1f} %"
+        found = several.contract.metrics[split]
+        told = percent(found["map"], found["map_low"], found["map_high"])
         assert f"mAP on {name}: {told}" in said
         assert dict(facts(several.contract, 1))[f"mAP, {name}"] == told
     parity = {"scheme": "static", "target": "portable", "kept_fp32": [], "fp32": several.contract.metrics}
     lost = {"lost": {"difference": 0.0, "low": 0.0, "high": 0.0}, "clips_lost": 0, "clips": 9, "map_lost": 0.004}
     rows = dict(facts(replace(several.contract, parity={**parity, **lost, "cosine": 1.0}), 1))
     assert "; fp32 " in rows["mAP, test"]
+    assert "best label is right, test" in rows
+    assert not any(name.startswith("accuracy") for name in rows)
     assert rows["lost on validation"].endswith("; mAP +0.40 points")
     many = {split: {"clips": 60, "groups": 9} for split in ("train", "val", "test")}
     head = front_matter(replace(several.contract, data={**several.contract.data, "own": many}))
