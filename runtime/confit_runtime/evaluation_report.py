@@ -1,4 +1,4 @@
-"""What recordings that were judged come to together: rates with their intervals, by label and by noise, and where it went wrong."""
+"""What judged recordings come to together: rates with intervals, by label and by noise, and where it went wrong."""
 
 from __future__ import annotations
 
