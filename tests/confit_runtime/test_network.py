@@ -36,7 +36,7 @@ class Radio(http.server.ThreadingHTTPServer):
     """`/file.flac` is a second of a tone; of the six of `/torn.wav` only half are sent.
 
     `/radio` sends a WAV without an end: two seconds of it at once, as radio does to who comes new, then as time passes; it
-    hangs up after two more.
+    hangs up after two more. `/stalling` sends eight, and then nothing for ten.
     """
 
     daemon_threads = True
@@ -59,8 +59,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.visits.append(self.path)
-        if self.path == "/radio":
-            self.send_radio()
+        if self.path in ("/radio", "/stalling"):
+            self.send_radio(stalls=self.path == "/stalling")
             return
         body = self.server.bodies.get(self.path)
         if body is None:
@@ -71,13 +71,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if self.path == "/torn.wav" else body)
 
-    def send_radio(self) -> None:
+    def send_radio(self, *, stalls: bool) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "audio/wav")
         self.end_headers()
         endless = struct.pack("<I", 2**32 - 1)
         form = struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16)
         self.wfile.write(b"RIFF" + endless + b"WAVEfmt " + form + b"data" + endless)
+        if stalls:
+            self.wfile.write(bytes(8 * 2 * RATE))
+            time.sleep(10.0)
+            return
         self.wfile.write(bytes(2 * 2 * RATE))
         began = time.monotonic()
         for tenth in range(20):
@@ -181,6 +185,15 @@ def test_a_stream_that_breaks_off_is_opened_again_and_its_clock_runs_on(radio: R
     assert states == ["away", "back"] * 3
     assert max(zeros[:-1]) - min(zeros[:-1]) < 0.3, zeros
     assert away < 3 * 2.0  # 1 s of waiting each time, less what was kept
+
+
+@needs_ffmpeg
+def test_a_stream_that_stalls_is_said_to(radio: Radio) -> None:
+    """Not what ffmpeg, which runs on, told of the stream as it began."""
+    with NetworkSource(f"{radio.url}/stalling", rate=RATE, stall_s=1.5) as source:
+        away = next(item for item in source if isinstance(item, Notice))
+    told = "broke off (it delivered nothing for 1.5 s); waiting for it to come back"
+    assert (away.state, away.text) == ("away", f"{source.name} {told}")
 
 
 @needs_ffmpeg

@@ -31,7 +31,9 @@ _SINCE_LAST = "if(between(PTS-PREV_INPTS,0,15/TB),PTS-PREV_INPTS,NB_SAMPLES/SR/T
 FILTER = f"asetpts='if(isnan(PREV_OUTPTS),PTS,PREV_OUTPTS+{_SINCE_LAST})',aresample=async=1"
 
 # what ffmpeg tells of a stream, and of how much it wrote: no reason why it ended
-_NO_REASON = re.compile(r"\s|(?:In|Out)put #|Stream mapping:|Press \[q\]|size=|.*muxing overhead")
+_NO_REASON = re.compile(
+    r"\s|(?:In|Out)put #|Stream mapping:|Press \[q\]|size=|.*(?:muxing overhead|Guessed Channel Layout|Estimating duration)"
+)
 
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
@@ -190,10 +192,10 @@ class NetworkSource:
 
     def _why(self) -> str:
         assert self._ffmpeg is not None
+        if not self._ffmpeg.ended:
+            return f"it delivered nothing for {self._stall_s:g} s"
         said = self._ffmpeg.last_words.replace(self._url, self.name)
-        if said:
-            return f"ffmpeg: {said}"
-        return "it ended" if self._ffmpeg.ended else "it delivers nothing"
+        return f"ffmpeg: {said}" if said else "it ended"
 
     def _close(self) -> None:
         if self._ffmpeg is not None:
