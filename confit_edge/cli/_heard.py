@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -87,14 +88,16 @@ class Heard:
                 self._narrow = True
             say(item.text)
             if self._json:
-                at = _time_of_day(listener, listener.samples)
+                known = listener.time_of(listener.samples) is not None
+                at = _time_of_day(time.time() if known else None)
                 emit("notice", source=self._name, state=item.state, text=item.text, **at)
         elif isinstance(item, Gap):
             seconds = item.samples / source.rate
             say(f"{seconds:.2f} s of sound were lost: {item.reason}")
             if self._json:
                 lost = {"samples": item.samples, "seconds": round(seconds, 3), "reason": item.reason}
-                emit("gap", source=self._name, **lost, **_time_of_day(listener, listener.samples - item.samples))
+                at = _time_of_day(listener.time_of(listener.samples - item.samples))
+                emit("gap", source=self._name, **lost, **at)
         elif isinstance(item, Ended):
             self._ended(item, listener, source)
         else:
@@ -103,11 +106,11 @@ class Heard:
     def _detected(self, detection: Detection, listener: Listener, source: Source) -> None:
         self._counts[detection.model, detection.label] += 1
         speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
-        at = _time_of_day(listener, detection.start_sample)
+        at = _time_of_day(listener.time_of(detection.start_sample))
         self._line("detection", detection, f"{detection.score:.2f}{speaker}", source, at)
 
     def _ended(self, ended: Ended, listener: Listener, source: Source) -> None:
-        at = _time_of_day(listener, ended.end_sample)
+        at = _time_of_day(listener.time_of(ended.end_sample))
         self._line("ended", ended, f"ended at {ended.end_s:.2f} s", source, at)
 
     def _line(self, kind: str, item: Detection | Ended, what: str, source: Source, at: dict[str, str]) -> None:
@@ -158,9 +161,8 @@ class Heard:
             )
 
 
-def _time_of_day(listener: Listener, sample: int) -> dict[str, str]:
-    """The key `at` of a line, where the sound is live: when that sample was recorded."""
-    at = listener.time_of(sample) if listener.live else None
+def _time_of_day(at: float | None) -> dict[str, str]:
+    """The key `at` of a line, where the time is known."""
     return {} if at is None else {"at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")}
 
 

@@ -31,6 +31,7 @@ AHEAD_S, DRIFT = (
     10.0,
     0.001,
 )  # of sound, which a network stream gives at once as it begins; how fast a sound card may run
+SETTLED_S, SLACK_S = 30.0, 0.5  # sound comes as it happens where in so long it got no further ahead than so much
 MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
 PACE_S = 10.0  # of sound, over which is judged whether it takes longer to hear than it lasts
 _OF_A_SOURCE = ("name", "rate", "live", "__enter__", "__exit__", "__iter__")
@@ -87,8 +88,8 @@ class Listener:
             raise UsageError(f"one listens for 0 seconds or more, not for {seconds}")
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
-        self._came, self._clock = time.time(), boottime()  # when the last of them came
-        self._since: float | None = None  # by the clock, when the first was heard
+        self._came, self._came_at = time.time(), 0  # when the last chunk came, and at which sample it ended
+        self._lead = _Lead()
         self.withheld: Counter[tuple[str, str]] = Counter()
         self._sounding: Counter[tuple[str, str, int]] = (
             Counter()
@@ -108,16 +109,17 @@ class Listener:
         return self._end is not None and self.samples >= self._end
 
     def time_of(self, sample: int) -> float | None:
-        """The time of day of a sample of live sound, in seconds since 1970: by how much of it has come since, just now.
+        """The time of day of a sample of live sound, in seconds since 1970: by when the last chunk came, and where in it or
+        how far from it the sample is.
 
-        So it is too late by as long as sound had to wait: for its block, and for a machine that is behind. None where more
-        sound has come than time has passed, as of a recording through a pipe: nobody knows when that was.
+        So it is too late by as long as sound had to wait: for its block, and for a machine that is behind. None of sound
+        that is not live, and where more has come than time has passed, as of a recording through a pipe: nobody knows when
+        that was. Of a stream that begins with more than `AHEAD_S` at once it is known when it has come as it happens for a
+        while.
         """
-        if self._since is not None:
-            passed = self._clock - self._since
-            if self.samples / self.rate > (1 + DRIFT) * passed + AHEAD_S:
-                return None
-        return self._came - (self.samples - sample) / self.rate
+        if not self.live or self._lead.grows:
+            return None
+        return self._came - (self._came_at - sample) / self.rate
 
     def follow(self, source: Source) -> Iterator[Detection | Ended | Gap | Notice]:
         """All that is heard of a source, inside its `with` block."""
@@ -158,6 +160,7 @@ class Listener:
         if self._end is not None:
             pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have led beyond
         self._advance(len(pcm))
+        self._came, self._came_at = time.time(), self.samples
         most = max(1, round(MOST_S * rate))
         for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
             began = time.perf_counter()
@@ -178,9 +181,7 @@ class Listener:
 
     def _advance(self, samples: int) -> None:
         self.samples += samples
-        self._came, self._clock = time.time(), boottime()
-        if self._since is None:
-            self._since = self._clock - samples / self.rate
+        self._lead.advance(self.samples / self.rate, boottime())
 
     def _narrow(self) -> Iterator[Notice]:
         models: dict[float, list[str]] = defaultdict(list)  # by how high they hear
@@ -234,6 +235,31 @@ class Listener:
                 if stream.ends:
                     self._sounding[which] += 1
                 yield told
+
+
+class _Lead:
+    """How far sound is ahead of the clock: what happens as it comes gets no further ahead, whatever it began with.
+
+    `grows` where it is more than `AHEAD_S` ahead of what it began with, until that has not grown for `SETTLED_S`.
+    """
+
+    def __init__(self) -> None:
+        self.grows = False
+        self._began: float | None = None  # by the clock, for sound that comes as it happens
+        self._least = self._before = math.inf  # the earliest of those, lately and before that
+        self._until = math.inf  # by the clock, where lately ends
+
+    def advance(self, seconds: float, clock: float) -> None:
+        """So much sound, in all, had come by then."""
+        began = clock - seconds / (1 + DRIFT)
+        if self._began is None:
+            self._began, self._until = began, clock + SETTLED_S
+        if clock >= self._until:
+            if self._least >= self._before - SLACK_S:
+                self._began = self._least
+            self._before, self._least, self._until = self._least, math.inf, clock + SETTLED_S
+        self._least = min(self._least, began)
+        self.grows = self._least < self._began - AHEAD_S
 
 
 class _Pace:
