@@ -174,6 +174,21 @@ def test_a_pipe_nobody_writes_to_is_stopped_from_another_thread() -> None:
         assert [len(pcm) for pcm, _ in source] == [10]
 
 
+def test_a_pipe_that_delivers_nothing_for_long_says_so_once_and_when_it_goes_on() -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
+        items = iter(PcmSource(reader, 16_000, stall_s=0.3))
+        for at_once in (b"", bytes(20), bytes(20)):  # also before anything came
+            writer.write(at_once)
+            assert not at_once or isinstance(next(items), tuple)
+            later = threading.Timer(1.0, writer.write, [bytes(60)])
+            later.start()
+            assert [getattr(next(items), "state", "sound") for _ in range(3)] == ["away", "back", "sound"]
+            later.join()
+        threading.Timer(0.6, writer.close).start()
+        assert [getattr(item, "state", "sound") for item in items] == ["away"]  # it ended
+
+
 def test_a_file_is_stopped_on_the_way(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", np.zeros(160_000), 16_000)
     with FileSource(tmp_path / "long.wav") as source:

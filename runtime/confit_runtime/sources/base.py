@@ -29,7 +29,8 @@ class Gap:
 class Notice:
     """What happened to the source, besides its sound.
 
-    It went "away" and is waited for, or is "back": meanwhile its clock runs on, and gaps say how far. Or it is too "narrow"
+    It went "away" and is waited for, or is "back": meanwhile its clock runs on, and gaps say how far; but that of a pipe
+    stands still, for whoever writes may have nothing to write. Or it is too "narrow"
     for what listens to it, or that falls "behind" (`confit_runtime.listener`). Or it is "silent" or "clipped" for long, or
     "fine" again (`confit_runtime.loudness`).
     """

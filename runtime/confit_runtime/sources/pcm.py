@@ -14,7 +14,8 @@ import numpy as np
 
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import UsageError
-from confit_runtime.sources.base import Chunk, Gap, sound_or_gap
+from confit_runtime.sources.base import Chunk, Gap, Notice, sound_or_gap
+from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
@@ -28,7 +29,9 @@ log = logging.getLogger(__name__)
 class PcmSource:
     """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped, and logged.
 
-    The stream may have been read before, as for a header line, and may be unbuffered.
+    The stream may have been read before, as for a header line, and may be unbuffered. Where nothing comes for `stall_s` a
+    notice says so, and another when it goes on, but there is no gap: whoever writes may have nothing to write, as between
+    two calls, and have lost nothing. (On Windows, where a pipe cannot be waited for, neither is told.)
 
     Raises UsageError on a rate, channel count or format that cannot be, and where the bytes begin as a sound file does.
     """
@@ -42,6 +45,8 @@ class PcmSource:
         channels: int = 1,
         format: str = "s16le",
         name: str = "-",
+        *,
+        stall_s: float = 10.0,
     ) -> None:
         if format not in PCM_FORMATS:
             raise UsageError(f"PCM format {format!r} is not known (known: {', '.join(PCM_FORMATS)})")
@@ -49,6 +54,7 @@ class PcmSource:
             raise UsageError(f"{channels} channels: expected 1 to {MAX_CHANNELS}")
         self.name, self.rate = name, check_rate(rate)
         self._stream, self._channels, self._dtype = stream, channels, PCM_FORMATS[format]
+        self._stall_s = stall_s
         self._stopped = threading.Event()
 
     def __enter__(self) -> PcmSource:
@@ -59,10 +65,13 @@ class PcmSource:
     ) -> None:
         """The stream belongs to the caller and stays open."""
 
-    def __iter__(self) -> Iterator[Chunk | Gap]:
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
         frame = self._dtype.itemsize * self._channels
         held = start = b""
         for data in self._pieces():
+            if isinstance(data, Notice):
+                yield data
+                continue
             held += data
             start = (start + data[:4])[:4]
             if start in _FILES:
@@ -85,20 +94,27 @@ class PcmSource:
     def stop(self) -> None:
         self._stopped.set()
 
-    def _pieces(self) -> Iterator[bytes]:
-        """The bytes as they arrive, to the end or until it is stopped."""
+    def _pieces(self) -> Iterator[bytes | Notice]:
+        """The bytes as they arrive, to the end or until it is stopped, and notices where they do not."""
         read = self._stream.read if isinstance(self._stream, io.RawIOBase) else self._stream.read1
         try:
             descriptor = self._stream.fileno()
         except io.UnsupportedOperation:
             descriptor = None
         ahead = descriptor is not None and self._was_read_ahead(descriptor)
+        came, away = boottime(), False
         while not self._stopped.is_set():
             if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):
                 ahead = False
                 if not (data := read(65_536)):
                     return
+                if away:
+                    yield Notice("back", f"{self.name}: sound comes through the pipe again")
                 yield data
+                came, away = boottime(), False
+            elif not away and boottime() - came > self._stall_s:
+                away = True
+                yield Notice("away", f"{self.name}: nothing came through the pipe for {self._stall_s:g} s; waiting")
 
     def _was_read_ahead(self, descriptor: int) -> bool:
         """Whether the stream's buffer holds something already, as after a header line: waiting would not tell."""
