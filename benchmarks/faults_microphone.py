@@ -7,7 +7,8 @@ and `Listener`, to ten digits by a person (and counts those that it hears withou
 that the tests use, at 48 kHz. A fault strikes in a pause drawn by the seed, so that every word must still be heard,
 once, where it was: the clock error is the distance, in samples of 48 kHz, between where a word was heard and where it
 is heard without a fault, moved by the gaps that were told. (The grid of 80 ms hops begins anew after a gap: up to one
-hop, 3,840 samples, is no error of the clock.)
+hop, 3,840 samples, is no error of the clock.) The gap error is how far the gaps are, in milliseconds, from the time in
+which the stand-in delivered nothing: when it is back, its first block comes up to two seconds late.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 
 RATE, BLOCK = 48_000, 3_840
 TRIALS, SEED = 25, 0
+LATE_S = 2.0  # at most, from the opening of a microphone that is back to its first block
 PAUSE_S = 3.0  # a window and two hops on either side of the gap, so that each word is heard as it is without one
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FAULTS = ("overflows", "NaN", "vanishes", "stalls", "changes rate")
@@ -52,12 +54,13 @@ def machine_that_fails(fault: str, pcm: Pcm, block: int, rng: np.random.Generato
     rate = 44_100 if fault == "changes rate" else RATE
     then = "stalls" if fault == "stalls" else "unplugged"
     name = f"USB Mic: Audio (hw:{rng.integers(1, 5)},0)"
-    return FakePortAudio(before, RATE, then=then, back=Back(resample(after, RATE, rate), rate, name))
+    back = Back(resample(after, RATE, rate), rate, name, late_s=float(rng.uniform(0.0, LATE_S)))
+    return FakePortAudio(before, RATE, then=then, back=back)
 
 
 def listen(model: Model, portaudio: FakePortAudio, samples: int) -> tuple[list[Detection], list[tuple[int, int]]]:
     """What is heard of the microphone's first `samples` beside its gaps; and the gaps, (samples heard before, length)."""
-    microphone = Microphone(portaudio=portaudio, queue_s=120.0, stall_s=0.25)
+    microphone = Microphone(portaudio=portaudio, queue_s=120.0, stall_s=LATE_S + 0.5)
     listener = Listener([model.stream(lead_in=True)], microphone.name, RATE)
     found, gaps = [], []
     with microphone:
@@ -76,11 +79,13 @@ def row(model: Model, fault: str) -> dict[str, Any]:
     pcm, middles = scene()
     clean, _ = listen(model, FakePortAudio(pcm, RATE), len(pcm) - BLOCK)
     heard = missed = extra = 0
-    errors = []
+    errors, gap_errors = [], []
     for _ in range(TRIALS):
         portaudio = machine_that_fails(fault, pcm, int(rng.choice(middles)), rng)
         found, gaps = listen(model, portaudio, len(pcm) - 8 * BLOCK)  # gaps of NaN and the resampler hold some back
         struck, length = gaps[0][0], sum(samples for _, samples in gaps)
+        if away := portaudio.away_s:
+            gap_errors.append(1000 * abs(length / RATE - away))
         left = list(found)
         for event in clean:
             # a block of NaN is lost in its place, all other gaps come on top of the sound
@@ -102,6 +107,7 @@ def row(model: Model, fault: str) -> dict[str, Any]:
         "heard_that_were_not_said": extra,
         "clock_error_samples_median": float(np.median(errors)),
         "clock_error_samples_largest": int(np.max(errors)),
+        **({"gap_error_ms_largest": round(max(gap_errors), 1)} if gap_errors else {}),
     }
 
 

@@ -24,12 +24,16 @@ class PortAudioError(Exception):
 
 @dataclass
 class Back:
-    """How the microphone comes back, when PortAudio has looked for it `after` times: it says `sound` at `rate`."""
+    """How the microphone comes back, when PortAudio has looked for it `after` times: it says `sound` at `rate`.
+
+    Its first block comes `late_s` after it was opened, as through PulseAudio.
+    """
 
     sound: Floats
     rate: int = 48_000
     name: str = "USB Mic: Audio (hw:1,0)"
     after: int = 1
+    late_s: float = 0.0
 
 
 class FakePortAudio:
@@ -63,6 +67,9 @@ class FakePortAudio:
         self.closed, self.gone = False, False
         self.open_streams = self.looks = 0
         self.opened: list[int] = []  # devices
+        self.late_s = 0.0
+        self.away_s = 0.0  # from its last block to where the first begins when it is back
+        self._delivered: float | None = None  # when the last block was
         self.dead_looks = 0  # how often PortAudio cannot be started
         self._devices = [
             {"name": "Loudspeaker", "max_input_channels": 0, "default_samplerate": 48_000.0},
@@ -121,7 +128,7 @@ class FakePortAudio:
         if self.back is not None and self.looks >= self.back.after:
             back, self.back = self.back, None
             self.sound, self.rate = back.sound.reshape(len(back.sound), -1), back.rate
-            self.overflows, self.faulty, self.gone = {}, (), False
+            self.overflows, self.faulty, self.gone, self.late_s = {}, (), False, back.late_s
             self._devices[1].update(
                 name=back.name, max_input_channels=self.sound.shape[1], default_samplerate=float(back.rate)
             )
@@ -146,7 +153,7 @@ class FakeInputStream:
             raise PortAudioError("Error opening InputStream: Device unavailable [PaErrorCode -9985]")
         portaudio.check_input_settings(device, channels, dtype, samplerate)
         self._portaudio, self._channels, self._blocksize, self._callback = portaudio, channels, blocksize, callback
-        self._device = device
+        self._device, self._late_s = device, portaudio.late_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.active = False
@@ -167,6 +174,7 @@ class FakeInputStream:
     def _run(self) -> None:
         machine, at, block = self._portaudio, 0, 0
         buffer = np.zeros((self._blocksize, self._channels), np.float32)
+        self._stop.wait(self._late_s)
         began = time.monotonic()
         while at + self._blocksize <= len(machine.sound) and not self._stop.is_set():
             lost = machine.overflows.get(block, 0)
@@ -176,12 +184,15 @@ class FakeInputStream:
             if block in machine.faulty:
                 buffer[7] = np.nan
             times = SimpleNamespace(inputBufferAdcTime=100.0 + at / machine.rate if machine.keeps_time else 0.0)
+            if block == 0 and machine._delivered is not None:
+                machine.away_s = time.monotonic() - self._blocksize / machine.rate - machine._delivered
+            machine._delivered = time.monotonic()
             self._callback(buffer, self._blocksize, times, SimpleNamespace(input_overflow=lost > 0))
             buffer[:] = np.nan  # the buffer is PortAudio's again
             at += self._blocksize
             block += 1
             if machine.real_time:
                 self._stop.wait(max(0.0, began + at / machine.rate - time.monotonic()))
-        if machine.then == "unplugged":
+        if machine.then == "unplugged" and not self._stop.is_set():
             self.active = False
             machine.gone = True

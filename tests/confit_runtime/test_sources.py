@@ -354,6 +354,25 @@ def test_a_microphone_that_comes_back(then: str, rate: int, name: str) -> None:
     assert 0 < away <= took * 48_000
 
 
+@pytest.mark.parametrize("rate", [48_000, 44_100])
+def test_the_time_until_a_microphone_that_came_back_delivers_is_away_too(rate: int) -> None:
+    """Through PulseAudio it is a second or two, each time; one that never does is opened once more."""
+    portaudio = FakePortAudio(SOUND, then="unplugged", back=Back(tone(500, 1.0, rate), rate, late_s=1.5))
+    items = []
+    with Microphone(portaudio=portaudio, stall_s=1.0) as microphone:
+        for item in microphone:
+            items.append(item)
+            if len(portaudio.opened) == 2:
+                portaudio.late_s = 0.5  # when it is opened the third time
+            if "back" in [getattr(one, "state", "") for one in items] and isinstance(item, tuple):
+                break
+    assert [item.state for item in items if isinstance(item, Notice)] == ["away", "back"]
+    assert len(portaudio.opened) == 3
+    gaps_s = sum(item.samples for item in items if isinstance(item, Gap)) / 48_000
+    assert gaps_s == pytest.approx(portaudio.away_s, abs=0.02)
+    assert gaps_s > 1.4
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no clock tells")
 @pytest.mark.parametrize("stays", [True, False])
 def test_a_suspended_machine_loses_as_much_as_it_slept(stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ class Microphone:
         self.rate = int(self._settings["samplerate"])
         self._stopped = threading.Event()
         self._capture: _Capture | None = None
-        self._lost: float | None = None  # when it was last heard, while it is away
+        self._lost: float | None = None  # when it was last heard, until it is heard again
         self._told = 0  # samples of the gaps since then
 
     @classmethod
@@ -107,20 +107,28 @@ class Microphone:
         self._lost = None
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+        said = False  # that it went away
         while not self._stopped.is_set():
-            if self._lost is None:  # else it was away already when it was iterated over the last time
+            if self._lost is None or self._capture is not None:  # else it was away when it was iterated over before
                 heard = yield from self._hear()
                 if self._stopped.is_set():
                     return
                 self._close()
-                self._lost, self._told = heard, 0
+                if self._lost is None:
+                    self._lost, self._told, said = heard, 0, False
+            if not said:
+                yield self._away()
+                said = True
             yield from self._wait(self._lost)
 
     def stop(self) -> None:
         self._stopped.set()
 
-    def _hear(self) -> Generator[Chunk | Gap, None, float]:
-        """What the open device delivers until it goes away; returns when it was last heard."""
+    def _hear(self) -> Generator[Chunk | Gap | Notice, None, float]:
+        """What the open device delivers until it goes away; returns when it was last heard.
+
+        Where it was away it is back with the first block, for what was opened may take seconds to deliver it.
+        """
         capture = self._capture
         if capture is None:
             raise UsageError(f"{self.name}: is not open: iterate over a microphone inside its `with` block")
@@ -136,6 +144,10 @@ class Microphone:
             if came - heard - lost / capture.rate > self._stall_s:
                 break  # this machine was suspended, or the device stood still, and nobody looked
             heard, taken = came, boottime()
+            if self._lost is not None:
+                yield from self._gap(came - (lost + len(block)) / capture.rate - self._lost)
+                self._lost = None
+                yield Notice("back", f"{self.device_name} is back")
             if lost:
                 yield Gap(convert.skip(lost), OVERRUN)
             sound = to_mono(block) if self._channel is None else np.ascontiguousarray(block[:, self._channel - 1])
@@ -146,23 +158,30 @@ class Microphone:
                 yield convert.push(item[0]), self.rate
         return heard
 
-    def _wait(self, heard: float) -> Iterator[Gap | Notice]:
-        """Gaps that keep the clock running, until the device was found and opened again."""
+    def _away(self) -> Notice:
+        """That it went away. Raises DeviceError where it is not waited for."""
         if self._wait_s == 0.0:
             raise DeviceError(f"{self.name}: the microphone went away (unplugged?)")
-        yield Notice("away", f"{self.device_name} went away (unplugged?); waiting for it to come back")
+        return Notice("away", f"{self.device_name} went away (unplugged?); waiting for it to come back")
+
+    def _wait(self, heard: float) -> Iterator[Gap]:
+        """Gaps that keep the clock running, until the device was found and opened again."""
         while not self._stopped.is_set():
+            away_s = boottime() - heard
             back = self._reopen()
-            due = int((boottime() - heard) * self.rate) - self._told
-            if due > 0:
-                self._told += due
-                yield Gap(due, MICROPHONE_AWAY)
+            yield from self._gap(away_s)
             if back:
-                yield Notice("back", f"{self.device_name} is back")
                 return
             if self._wait_s is not None and boottime() - heard > self._wait_s:
                 raise DeviceError(f"{self.name}: the microphone went away and did not come back in {self._wait_s:g} s")
             self._stopped.wait(_RETRY_S if self._wait_s is None else min(_RETRY_S, self._wait_s / 4))
+
+    def _gap(self, away_s: float) -> Iterator[Gap]:
+        """What was not told yet of the seconds away."""
+        due = int(away_s * self.rate) - self._told
+        if due > 0:
+            self._told += due
+            yield Gap(due, MICROPHONE_AWAY)
 
     def _reopen(self) -> bool:
         """Whether the device is there again, and open."""
@@ -174,7 +193,7 @@ class Microphone:
             self._capture = _Capture(self._portaudio, self._how(found), self._queue_s)
         except (UsageError, ValueError, self._portaudio.PortAudioError):
             return False  # half there: udev and the sound server take a while to settle
-        self._info, self._lost = found, None
+        self._info = found
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
