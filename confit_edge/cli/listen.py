@@ -194,9 +194,12 @@ def _streams(
 
 @contextmanager
 def _until_stopped() -> Iterator[None]:
-    """End in good order on Ctrl-C, and on SIGTERM, by which a service is stopped."""
+    """End in good order on Ctrl-C, on SIGTERM, by which a service is stopped, and where the terminal goes away."""
     # a job in a script's background is started with SIGINT ignored
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, signal.default_int_handler)
+    # Windows has no SIGHUP, and who ignores it, as `nohup` does, goes on
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -10,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,13 +236,14 @@ def test_listen_with_thresholds_and_for_a_while(home: Path, options: list[str], 
         assert lines(done)[-1]["seconds"] == float(options[1])
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_listen_stops_with_a_summary(home: Path, signal_: signal.Signals) -> None:
     arguments = ["listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"]
     with subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=home,
         env=environment(),
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -255,6 +259,55 @@ def test_listen_stops_with_a_summary(home: Path, signal_: signal.Signals) -> Non
         summary = json.loads(child.stdout.read())
         assert (summary["type"], summary["detections"]) == ("summary", {"low": 1})
         assert child.stderr.read() == b""
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_listen_on_a_terminal_that_goes_away_tells_what_it_heard(home: Path, ignored: bool) -> None:
+    """As an ssh session that is lost; who ignores that goes on, though its level can be drawn no more."""
+    ours, theirs = pty.openpty()
+
+    def at_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    pcm = (scene(16_000) * 32767).astype("<i2").tobytes()
+    with subprocess.Popen(
+        [*COMMAND, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"], cwd=home, env=environment(),
+        preexec_fn=at_the_terminal, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs,
+    ) as child:  # fmt: skip
+        os.close(theirs)
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(pcm[:48_000])
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline())["label"] == "low"
+        os.close(ours)
+        if ignored:
+            time.sleep(0.3)
+            child.stdin.write(pcm[48_000:])
+            child.stdin.close()
+        assert [json.loads(line)["type"] for line in child.stdout] == ["detection"] * ignored + ["summary"]
+        assert child.wait(timeout=30) == 0
+
+
+def test_listen_goes_on_under_nohup_when_its_terminal_goes_away(home: Path) -> None:
+    with subprocess.Popen(
+        ["nohup", *COMMAND, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"],
+        cwd=home, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        pcm = (scene(16_000) * 32767).astype("<i2").tobytes()
+        child.stdin.write(pcm[:48_000])
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline())["label"] == "low"
+        child.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        child.stdin.write(pcm[48_000:])
+        child.stdin.close()
+        assert [json.loads(line)["type"] for line in child.stdout] == ["detection", "summary"]
+        assert child.wait(timeout=30) == 0
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
