@@ -310,6 +310,21 @@ def test_listen_goes_on_under_nohup_when_its_terminal_goes_away(home: Path) -> N
         assert child.wait(timeout=30) == 0
 
 
+def test_a_command_that_is_stopped_while_it_loads_says_so(tmp_path: Path) -> None:
+    """Typer takes most of a tenth of a second."""
+    (tmp_path / "typer.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(30)\n")
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a script's background ignores it
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "confit_edge", "listen"], env=environment(tmp_path), preexec_fn=heeding,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "loading\n"
+        child.send_signal(signal.SIGINT)
+        assert (child.wait(timeout=30), child.stderr.read()) == (130, "confit-edge: stopped\n")
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_listen_ends_quietly_when_nobody_reads(home: Path, form: list[str]) -> None:
     with subprocess.Popen(
