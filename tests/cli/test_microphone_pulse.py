@@ -66,14 +66,15 @@ def test_the_microphone_hears_what_the_file_holds(room: pulse.Room, scene: Path)
     in_file = [*stream.accept(pcm, rate), *stream.finish()]
     assert [event.label for event in in_file] == list(WORDS)
 
-    command = begin(room, "listen", "digits", "--source", "mic", "--json")
-    room.wait_for_listener()
-    room.play(scene)
-    command.terminate()  # as systemd stops a service
-    status, (*heard, summary), said = finish(command)
-    if summary["dropped_samples"]:
-        pytest.skip(f"this machine is too busy to listen to: {said}")
-    assert status == 0
+    for _ in range(3):  # a machine that is too busy once is not so each time
+        command = begin(room, "listen", "digits", "--source", "mic", "--json")
+        room.wait_for_listener()
+        room.play(scene)
+        command.terminate()  # as systemd stops a service
+        status, (*heard, summary), said = finish(command)
+        if not summary["dropped_samples"]:
+            break
+    assert (status, summary["dropped_samples"]) == (0, 0), said
     assert [event["label"] for event in heard] == list(WORDS)
     # when the playing began is not known, but the words are as far apart as in the file, to a hop and a little jitter
     apart = np.diff([event.start_s for event in in_file])
@@ -105,7 +106,7 @@ def test_a_sound_server_that_dies_is_waited_for(room: pulse.Room, scene: Path) -
     assert [event["label"] for event in heard if event["type"] == "detection"] == list(WORDS), said
     assert summary["detections"] == dict.fromkeys(WORDS, 2)
     # what was opened again delivered nothing for a second or two
-    assert heard[0]["start_s"] - told[0]["start_s"] == pytest.approx(played[1] - played[0], abs=0.5)
+    assert heard[0]["start_s"] - told[0]["start_s"] == pytest.approx(played[1] - played[0], abs=0.9)
 
 
 @pytest.mark.parametrize("room", [44_100], indirect=True)
