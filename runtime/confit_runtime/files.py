@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import tempfile
@@ -24,6 +25,27 @@ def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
+    """Write a file whole or not at all where there is none, nor another thread or process that is writing one.
+
+    Only who made the hidden file beside it may give that its name, so nothing is replaced, and no links are needed, which some
+    file systems lack. Raises FileExistsError where the name is taken, and OSError.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.touch(mode, exist_ok=False)
+    try:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def partial_path(path: Path) -> Path:

@@ -19,7 +19,7 @@ from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import embed_sound, to_flac
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection
-from confit_runtime.files import OURS, write_whole
+from confit_runtime.files import OURS, write_new
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.matcher import Match, Matcher
@@ -192,26 +192,21 @@ class SaveTap(RecentAudio):
         data = to_flac(trigger(self, detection, self._models[detection.model]), self.rate)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._claim(detection.label)
-            try:
-                write_whole(path, data, OURS)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
+            kept = self._write(detection.label, data)
         except OSError as error:
             if not self._failing:
                 log.warning("%s: triggers cannot be kept (%s); listening goes on", self._folder, error.strerror)
             self._failing = True
         else:
             self._failing = False
-            self._kept.append(path.name)
+            self._kept.append(kept.name)
             while len(self._kept) > self._most:
                 with suppress(OSError):  # it may have been moved away
                     (self._folder / self._kept.popleft()).unlink()
         return detection
 
-    def _claim(self, label: str) -> Path:
-        """A new file: what fired, when the program began, the source, and a number. Empty, so that no other program takes it."""
+    def _write(self, label: str, data: bytes) -> Path:
+        """Into a new file: what fired, when the program began, the source, and the next number that no other program took."""
         label, source = (
             re.sub(r"[^\w.-]+", "_", text)[:longest] for text, longest in ((label, 30), (self._source, 20))
         )
@@ -219,7 +214,7 @@ class SaveTap(RecentAudio):
             self._count += 1
             path = self._folder / f"{label}-{self._began}-{source}-{self._count:04}.flac"
             with suppress(FileExistsError):
-                path.touch(exist_ok=False)
+                write_new(path, data, OURS)
                 return path
 
 

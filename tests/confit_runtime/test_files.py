@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from confit_runtime.files import default_cache, write_whole
+from confit_runtime.files import default_cache, write_new, write_whole
 
 
 def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
@@ -25,6 +25,36 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
         write_whole(path, b"new")
     assert path.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ends_with", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_new_file_is_not_seen_before_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_with: BaseException
+) -> None:
+    path, seen = tmp_path / "low.flac", []
+
+    def stop(handle: int) -> None:
+        seen.append(path.exists())
+        raise ends_with
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(os, "fsync", stop)
+        with pytest.raises(type(ends_with)):
+            write_new(path, b"new")
+    assert (seen, list(tmp_path.iterdir())) == ([False], [])
+    write_new(path, b"new", 0o600)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+
+
+def test_a_new_file_replaces_none_and_takes_no_name_that_another_is_being_written_to(tmp_path: Path) -> None:
+    path, writing = tmp_path / "low.flac", tmp_path / ".mid.flac.partial"
+    path.write_bytes(b"former")
+    writing.touch()
+    for taken in (path, tmp_path / "mid.flac"):
+        with pytest.raises(FileExistsError):
+            write_new(taken, b"new")
+    assert path.read_bytes() == b"former"
+    assert sorted(tmp_path.iterdir()) == [writing, path]
 
 
 def test_the_cache_is_where_it_is_said_to_be_or_in_the_home_or_of_no_home_in_what_is_temporary(
