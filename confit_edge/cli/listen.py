@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +10,7 @@ import typer
 
 from confit_edge.cli._console import Json, say
 from confit_edge.cli._sources import Channels, Format, Rate
+from confit_edge.cli._stopped import UntilStopped
 from confit_edge.cli._thresholds import FIRE_AT, check_fire, held, levels, with_thresholds
 from confit_edge.cli._unread import quiet_when_unread, while_read
 from confit_runtime.errors import ConfitError, UsageError
@@ -145,7 +143,7 @@ def listen(
             json=json,
             clips=several,
         ) as heard,
-        _until_stopped(),
+        UntilStopped() as stopped,
     ):
         check_fire(own, tuned, placed.names)
         check_fire(pauses.own_s, tuned, placed.names, "--hold")
@@ -154,7 +152,7 @@ def listen(
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened, while_read(opened):
                     with_view = [*placed.taps, *heard.taps(opened)]
                     listener = Listener(streams, opened.name, opened.rate, taps=with_view, seconds=seconds)
-                    heard.tell_all(listener, opened)
+                    heard.tell_all(listener, stopped.between_pieces(opened))
             except ConfitError as error:
                 if clips is None:
                     raise
@@ -190,16 +188,3 @@ def _streams(
         )
         for at, model in enumerate(models)
     ]
-
-
-@contextmanager
-def _until_stopped() -> Iterator[None]:
-    """End in good order on Ctrl-C, on SIGTERM, by which a service is stopped, and where the terminal goes away."""
-    # a job in a script's background is started with SIGINT ignored
-    for wanted in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(wanted, signal.default_int_handler)
-    # Windows has no SIGHUP, and who ignores it, as `nohup` does, goes on
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        yield

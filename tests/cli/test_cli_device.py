@@ -325,6 +325,31 @@ def test_a_command_that_is_stopped_while_it_loads_says_so(tmp_path: Path) -> Non
         assert (child.wait(timeout=30), child.stderr.read()) == (130, "confit-edge: stopped\n")
 
 
+def test_what_is_kept_as_listening_is_stopped_is_whole_and_told(home: Path, tmp_path: Path) -> None:
+    """The signal comes as soon as there is anything in the folder, while the sound is written."""
+    options = ["--source", "-", "--rate", "16000", "--json", "--save-triggers", str(tmp_path / "kept")]
+    with subprocess.Popen(
+        [*COMMAND, "listen", "tiny.onnx", *options],
+        cwd=home,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write((scene(16_000)[:24_000] * 32767).astype("<i2").tobytes())
+        child.stdin.flush()
+        until = time.monotonic() + 30
+        while not ((tmp_path / "kept").is_dir() and any(os.scandir(tmp_path / "kept"))):
+            assert time.monotonic() < until
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=30) == 0
+        told, summary = map(json.loads, child.stdout.read().splitlines())
+    assert (told["label"], summary["detections"]) == ("low", {"low": 1})
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert soundfile.info(kept).frames > 0
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_listen_ends_quietly_when_nobody_reads(home: Path, form: list[str]) -> None:
     with subprocess.Popen(
