@@ -164,8 +164,9 @@ class VetoTap(RecentAudio):
 class SaveTap(RecentAudio):
     """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative.
 
-    Of more than `most` the oldest go, of those that a `SaveTap` named: other files are nobody's but their owner's. Where one
-    cannot be written the log says so once, and listening goes on. Raises UsageError on a detection of none of `models`.
+    Of more than `most` in the folder the oldest go, of those that a `SaveTap` of whatever program named: other files are
+    nobody's but their owner's. Where one cannot be written the log says so once, and listening goes on. Raises UsageError on a
+    detection of none of `models`.
     """
 
     def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
@@ -200,10 +201,16 @@ class SaveTap(RecentAudio):
         else:
             self._failing = False
             self._kept.append(kept.name)
-            while len(self._kept) > self._most:
-                with suppress(OSError):  # it may have been moved away
-                    (self._folder / self._kept.popleft()).unlink()
+            with suppress(OSError):  # the next one tries again
+                self._drop_oldest()
         return detection
+
+    def _drop_oldest(self) -> None:
+        """Of all that lies there: other programs may keep theirs in the same folder, and some may have been moved away."""
+        if set(self._kept) != set(filter(_TRIGGER.fullmatch, os.listdir(self._folder))):
+            self._kept = deque(_triggers(self._folder))
+        while len(self._kept) > self._most:
+            (self._folder / self._kept.popleft()).unlink(missing_ok=True)
 
     def _write(self, label: str, data: bytes) -> Path:
         """Into a new file: what fired, when the program began, the source, and the next number that no other program took."""
@@ -221,10 +228,11 @@ class SaveTap(RecentAudio):
 def _triggers(folder: Path) -> list[str]:
     """The names of what `SaveTap` kept in a folder before, oldest first."""
     found: list[tuple[int, str]] = []
-    for path in folder.iterdir():
-        if _TRIGGER.fullmatch(path.name):
-            with suppress(FileNotFoundError):
-                found.append((path.lstat().st_mtime_ns, path.name))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _TRIGGER.fullmatch(entry.name):
+                with suppress(FileNotFoundError):
+                    found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
     return [name for _, name in sorted(found)]
 
 

@@ -329,6 +329,20 @@ def test_of_a_folder_of_triggers_the_newest_are_kept(tmp_path: Path, model: Mode
     assert len(list(tmp_path.iterdir())) == len(others) + 2
 
 
+def test_of_what_several_programs_keep_in_one_folder_the_newest_are_kept(tmp_path: Path, model: Model) -> None:
+    taps = [SaveTap(tmp_path, [model], most=3) for _ in range(2)]
+    for source, tap in zip(("kitchen", "hall"), taps, strict=True):
+        tap.begin(source, RATE)
+        tap.hear(scene()[: 2 * RATE], RATE)
+    made: list[Path] = []
+    for at in (0, 0, 1, 1, 0, 1, 1, 1, 0):
+        before = set(tmp_path.iterdir())
+        taps[at].judge(detection(1.2, 1.3))
+        made += set(tmp_path.iterdir()) - before
+        os.utime(made[-1], (len(made), len(made)))  # written within one tick of the clock they would be equally old
+        assert set(tmp_path.iterdir()) == set(made[-3:])
+
+
 # enrolling
 
 
