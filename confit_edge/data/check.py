@@ -261,7 +261,7 @@ def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
 def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
     """What stands in the way of splits, or of trusting them; `made` is what `train` would make of the usable clips."""
     warnings = []
-    if len({clip.group for clip in manifest.clips}) == len(manifest):
+    if not manifest.grouped:
         warnings.append(f"every clip is a group of its own: {_without_groups(manifest)}")
     if groups_across_splits(usable):
         return warnings  # told already, and the first thing with_splits would say

@@ -75,9 +75,9 @@ def fetch_hub(
         if not clips:
             raise ConfitError(f"hf:{source}: no clip has a label in the column {columns[1]!r}")
         multi_label = _inner(next(iter(kept.values())).features[columns[1]]) is not None
-    if len({clip.group for clip in clips}) == len(clips):
-        notes.append("every clip is a group of its own: name the column of speakers or recordings with --group-column")
     manifest = Manifest(tuple(clips), out, multi_label)
+    if not manifest.grouped:
+        notes.append("every clip is a group of its own: name the column of speakers or recordings with --group-column")
     if any(clip.split for clip in clips):
         manifest, changed = keep_apart(manifest)
         notes += changed
@@ -166,10 +166,11 @@ def _clips(
     for number, row in enumerate(part.select_columns(needed).cast_column(audio, Audio(decode=False))):
         if (names := _label_names(row[label], part.features[label])) is not None:
             grouped = group is not None and row[group] not in (None, "")
+            path = _sound(row[audio], folder / f"{number:06d}", source)
             yield Clip(
-                _sound(row[audio], folder / f"{number:06d}", source),
+                path,
                 names,
-                str(row[group]) if grouped else f"{folder.name}/{number}",
+                str(row[group]) if grouped else relative(path, folder.parent),
                 _SPLIT_OF[split] if split else None,
             )
 

@@ -67,6 +67,11 @@ class Clip:
         """The first label; empty for the clip of a multi-label manifest in which nothing of interest is heard."""
         return self.labels[0] if self.labels else ""
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody said what it belongs to: its group is its own path then, from a manifest that may lie elsewhere."""
+        return f"/{plain(self.path.as_posix())}".endswith(f"/{self.group.rpartition('../')[2]}")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -83,6 +88,11 @@ class Manifest:
     def classes(self) -> list[str]:
         """All labels, sorted: index `i` of a score vector is `classes[i]`."""
         return sorted({label for clip in self.clips for label in clip.labels})
+
+    @property
+    def grouped(self) -> bool:
+        """Whether of anything that fires somebody said what it belongs to: a speaker, a recording, if of one clip each."""
+        return any(not clip.alone for clip in self.clips if clip.labels not in ((), (UNKNOWN,)))
 
     @property
     def folder(self) -> Path:

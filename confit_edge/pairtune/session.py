@@ -314,6 +314,7 @@ def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:
         "fingerprint": corpus.fingerprint,
         **runs.sizes(corpus, rate),
         "own": {name: _own(clips, corpus) for name, clips in splits.items()},
+        "grouped": corpus.manifest.grouped,
         "problems": dict(Counter(problem.kind for problem in corpus.problems)),
         "repeated": corpus.repeated(),
         "multi_label": corpus.multi_label,

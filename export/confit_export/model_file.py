@@ -20,7 +20,8 @@ from confit_runtime.contract import SCHEMA, Contract, seal
 from confit_runtime.files import partial_path
 from confit_runtime.model import Model, load
 
-DATA_KEYS = ("fingerprint", "clips", "groups", "own", "repeated", "multi_label")  # of a run's data, in the contract
+# of a run's data, in the contract
+DATA_KEYS = ("fingerprint", "clips", "groups", "own", "grouped", "repeated", "multi_label")
 
 
 def draft(

@@ -53,7 +53,9 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
 
 
 def ungrouped(data: Mapping[str, Any]) -> bool:
-    """Whether no two clips share a group, as where nobody said what belongs together."""
+    """Whether nobody said which clips belong together; in files of older versions, whether no two share a group."""
+    if "grouped" in data:
+        return not data["grouped"]
     if own := data.get("own"):
         return all(row["clips"] == row["groups"] for row in own.values())
     return bool(data["clips"] == data["groups"])

@@ -11,8 +11,9 @@ import soundfile
 
 from confit_edge.data.check import Report, check
 from confit_edge.data.clips import ClipStore
-from confit_edge.data.manifest import read_manifest
+from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.data.names import misspelt
+from confit_edge.data.splits import with_splits
 
 RATE = 16_000
 
@@ -243,6 +244,21 @@ def test_advice_on_splits_and_groups(folder: Path) -> None:
     assert says(no_test, "classes 'x', 'y' have no clip in test")
     half = report_of(folder, CLEAN.replace("train", ""))
     assert says(half, "cannot be trained on: 4 of 10 clips have a split")
+
+
+def test_groups_of_one_clip_each_are_groups_where_somebody_named_them(tmp_path: Path) -> None:
+    """Twelve voices say a word once each, in CLASS/GROUP/ as the README has it."""
+    for number in range(24):
+        sound(tmp_path / "mine" / "xy"[number % 2] / f"voice {number}" / "1.wav", number)
+        sound(tmp_path / "nobody's" / "xy"[number % 2] / f"{number}.wav", number)
+    (tmp_path / "written").mkdir()
+    for folder, lacking in (("mine", False), ("nobody's", True)):
+        manifest = read_manifest(tmp_path / folder)
+        write_manifest(with_splits(manifest, seed=0), tmp_path / "written" / "m.csv")  # as `data split` does
+        for read in (manifest, read_manifest(tmp_path / "written" / "m.csv")):
+            report = check(read, ClipStore(RATE, tmp_path / ".cache"))
+            assert report.groups == 24
+            assert says(report, "every clip is a group of its own") == lacking
 
 
 def test_a_folder_with_a_manifest_in_it_is_pointed_out(tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ def test_a_word_alone_is_a_corpus_with_others(tmp_path: Path, cut: Callable[...,
         read_corpus(tmp_path / "own", **options)
     corpus = read_corpus(tmp_path / "own", others=str(tmp_path / "others"), **options)
     assert (corpus.classes, corpus.unknown) == (["marvin", "unknown"], "unknown")
+    assert not corpus.manifest.grouped
+    assert not read_corpus(tmp_path / "own", others="words", **options).manifest.grouped  # whose voices are told
     assert sum(len(part) for part in (corpus.train, corpus.val, corpus.test)) == 12
     for part in (corpus.train, corpus.val):
         assert (part.targets.sum(axis=0) > 0).all()

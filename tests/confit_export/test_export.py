@@ -435,6 +435,7 @@ def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) ->
         assert contract.data["fingerprint"] == run.info.data["fingerprint"]
         assert cautions(contract.data) == cautions(run.info.data)
         assert contract.data["repeated"] == run.info.data["repeated"]
+        assert contract.data["grouped"] is run.info.data["grouped"] is True
         assert (contract.window, contract.hop, contract.embedding_dim) == (20_480, 1_280, 96)
         assert contract.window == (contract.warmup_hops + 1) * contract.hop
         assert contract.latency_samples == contract.window // 2

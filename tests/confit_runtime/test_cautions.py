@@ -51,6 +51,9 @@ def test_only_clips_of_what_fires_count() -> None:
 def test_clips_without_groups_are_told_of() -> None:
     (caution,) = cautions(data(80, 80))
     assert "every clip is a group of its own" in caution
+    said = {**data(80, 80), "grouped": False}
+    assert cautions(said) == [caution]
+    assert cautions({**said, "grouped": True}) == []  # a speaker for each clip
     rows = facts(tiny_model.contract(data=data(3, 3)), 1000)
     assert len([text for name, text in rows if name == "beware"]) == 2
 
