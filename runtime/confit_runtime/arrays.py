@@ -1,6 +1,9 @@
-"""The arrays that all parts pass to each other, by what they hold; and arrays of what a program gives in their place."""
+"""The arrays that all parts pass to each other, by what they hold; and what a program gives, as arrays and as counts."""
 
 from __future__ import annotations
+
+import math
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -22,3 +25,10 @@ def floats(values: npt.ArrayLike, what: str) -> Floats:
         return np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{what}: numbers are expected ({error})") from error
+
+
+def whole(count: float, what: str, least: int) -> int:
+    """`count` as an int. Raises UsageError, saying `what` takes one, where it is no whole number of `least` or more."""
+    if not isinstance(count, Real) or not least <= count < math.inf or int(count) != count:
+        raise UsageError(f"{what}: a whole number is expected, {least} or more, got {count!r}")
+    return int(count)

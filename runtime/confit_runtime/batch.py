@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, floats
+from confit_runtime.arrays import Floats, floats, whole
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ class Batch:
     """Several streams of one model in step. Each hears what it would hear alone."""
 
     def __init__(self, model: Model, streams: int) -> None:
-        if streams < 1:
-            raise UsageError(f"a batch needs at least one stream, got {streams}")
+        streams = whole(streams, "the streams of a batch", 1)
         self.model, self.streams = model, streams
         contract = model.contract
         self._pcm = np.zeros((streams, contract.hop if contract.streaming else contract.window), np.float32)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats
+from confit_runtime.arrays import Floats, whole
 from confit_runtime.audio import Pcm, check_rate, check_samples, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
@@ -57,11 +57,10 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
 
     Where `confit-edge calibrate` left `MODEL.device.json` beside the file, detection is set as that says, unless
     `calibrated` is False. `threads` is onnxruntime's, 1 or more; one is fastest for models this small. Raises UsageError when
-    there is no such model or less than a thread, and ModelError when a file may not be read, is damaged, is not ours, or is the
+    there is no such model or no number of threads, and ModelError when a file may not be read, is damaged, is not ours, or is the
     calibration of another model.
     """
-    if threads < 1:
-        raise UsageError(f"a model runs on 1 thread or more, not on {threads}")
+    threads = whole(threads, "the threads that a model runs on", 1)
     path = Path(model)
     try:
         path = _found(model, path)
@@ -241,7 +240,7 @@ class Model:
         return Stream(self, gallery, lead_in=lead_in, gate=gate, ends=ends, hold=hold)
 
     def batch(self, streams: int) -> Batch:
-        """`streams` streams in step with one another, run in one call. Raises UsageError on less than one."""
+        """`streams` streams in step with one another, run in one call. Raises UsageError on what is no number of them."""
         return Batch(self, streams)
 
     def rows(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> tuple[Floats, Floats]:

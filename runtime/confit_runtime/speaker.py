@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from confit_runtime.arrays import whole
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import embed_sound, to_flac
 from confit_runtime.errors import UsageError
@@ -170,7 +171,9 @@ class SaveTap(RecentAudio):
     """
 
     def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
-        """Makes the folder where it is not there. Raises OSError when it cannot be made or written."""
+        """Makes the folder where it is not there. Raises OSError when it cannot be made or written, UsageError on a `most` that
+        is no number of files.
+        """
         super().__init__(reach_s(models))
         self._folder, self._models = folder, {model.name: model for model in models}
         self._source, self._began, self._count = "", time.strftime("%Y%m%d-%H%M%S"), 0
@@ -178,7 +181,7 @@ class SaveTap(RecentAudio):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        self._most, self._kept = most, deque(_triggers(folder))
+        self._most, self._kept = whole(most, "the triggers that are kept", 1), deque(_triggers(folder))
 
     def begin(self, name: str, rate: int) -> None:
         super().begin(name, rate)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats
+from confit_runtime.arrays import Floats, whole
 from confit_runtime.audio import Pcm, StreamResampler, check_rate, check_samples, to_mono
 from confit_runtime.detect import NO_HOLD, Detector, Hit, Hold, NameDetector
 from confit_runtime.errors import UsageError
@@ -92,10 +92,10 @@ class Stream:
         """Tell that the source dropped `samples` of its own samples: forget what was heard, and move the clock on.
 
         Without it, what was said before and after the gap would be heard as one, and times would be early from here on.
-        A class that fired stays silent for its refractory time, the gap included. Raises UsageError on less than no samples.
+        A class that fired stays silent for its refractory time, the gap included. Raises UsageError on what is no number of
+        samples.
         """
-        if samples < 0:
-            raise UsageError(f"cannot skip {samples} samples")
+        samples = whole(samples, "the samples that a stream skips", 0)
         if self._rate is not None:
             self._unheard_s -= samples / self._rate
         self._move_on(samples)
