@@ -1,0 +1,282 @@
+"""What docs/enrollment.md tells of names: how loud, how long, and of what they are enrolled, and what listening for them costs.
+
+    python -m benchmarks.enrollment [--cache DIR] [--sections levels words]
+
+needs `python -m benchmarks.fetch`, and writes benchmarks/results/enrollment.json; a section that is not measured stays as it
+is there.
+
+cost    processor time for each second of sound of the models that ship
+levels  real voices (`benchmarks.voices`, split test), enrolled at full scale or softer, asked about at other levels
+words   the demo's test voices, four enrolled from four sentences each: who is named by `listen --speaker-model` when a digit
+        is said alone, and what it brings to enroll other digits beside the sentences, or to set the names' level to 0.5
+alike   prints of music, of drums and of voices that `enroll` says are more like a hum or a knock than like a voice
+sounds  samples of instruments, each enrolled with `digits` from one clip: how many of the others are answered as it, and of
+        how many `enroll` says that the model can hardly tell them from any beep, as beside words
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import handover, negatives
+from benchmarks.fetch import CACHE
+from benchmarks.report import RESULTS, machine, write_json
+from benchmarks.sources import RATE, drums, instruments
+from benchmarks.voices import draw, voices
+from confit_runtime import Detection, Gallery, Listener, load
+from confit_runtime.arrays import Floats
+from confit_runtime.audio import load_clip
+from confit_runtime.bench import call_latency, stream_rtf
+from confit_runtime.enrollment import embed_query, take
+from confit_runtime.errors import AudioError
+from confit_runtime.intervals import grouped_share_interval
+from confit_runtime.matcher import Levels
+from confit_runtime.model import Model
+from confit_runtime.speaker import SpeakerTap
+from confit_runtime.voiced import cut_to_voice
+
+OUT = RESULTS / "enrollment.json"
+ENROLLED_DB, ASKED_DB = (0.0, -25.0), (0.0, -5.0, -10.0, -15.0, -20.0, -25.0)  # of the loudest sample, of full scale
+DRAWS, ENROLLED = 5, 4
+BY_HAND = 0.5  # the level of a name that is set with --threshold
+PIECE_S, PIECES = 10.0, 20
+VOICES = {"prompts, four languages": ("prompts",), "actors": ("actors",), "volunteers": ("klettres", "ktuberling")}
+MUSIC = ("moh-", "wesnoth-", "singularity-")  # recordings of `benchmarks.negatives`
+
+
+def cost(cache: Path) -> dict[str, Any]:
+    made = {name: load(name) for name in ("digits", "speakers")}
+    return {
+        name: {"graph": round(call_latency(model).cpu_rtf, 4), "stream": round(stream_rtf(model), 4)}
+        for name, model in made.items()
+    }
+
+
+def levels(cache: Path) -> list[dict[str, Any]]:
+    model = load("speakers")
+    drawn = {voice.name: draw(voice, 0) for voice in voices(cache) if voice.split == "test"}
+    rows = []
+    for enrolled_db in ENROLLED_DB:
+        with gallery_of(model) as gallery:
+            for name, one in drawn.items():
+                taken = [take(model, at_level(clip, enrolled_db), "speaker", name) for clip in one.enroll]
+                enroll(gallery, name, [row for each in taken for row in each.embeddings], sum(t.seconds for t in taken))
+            for asked_db in ASKED_DB:
+                answers = [
+                    (answer(gallery, model, at_level(clip, asked_db)), name)
+                    for name, one in drawn.items()
+                    for clip in one.ask
+                ]
+                rows.append(
+                    {
+                        "enrolled_db": enrolled_db,
+                        "asked_db": asked_db,
+                        **share([(found == name, name) for found, name in answers]),
+                        "as_another": sum(found not in (None, name) for found, name in answers),
+                    }
+                )
+                print(rows[-1], flush=True)
+    return rows
+
+
+def at_level(pcm: Floats, db: float) -> Floats:
+    return pcm * np.float32(10 ** (db / 20) / np.abs(pcm).max())
+
+
+def answer(gallery: Gallery, model: Model, pcm: Floats) -> str | None:
+    try:
+        return gallery.match(embed_query(model, pcm, "speaker", "an utterance")).name
+    except AudioError:  # too little voice: nobody is named
+        return None
+
+
+def words(cache: Path) -> list[dict[str, Any]]:
+    """With half of the digits asked about, and the other half enrolled where words are."""
+    spoken, model, digits = handover.Voices(), load("speakers"), load("digits")
+    told: dict[str, list[tuple[str, str | None, bool]]] = defaultdict(
+        list
+    )  # who said a word, who was named, is enrolled
+    nearest: dict[str, list[bool]] = defaultdict(list)  # whether an own word is nearest to its name
+    for number in range(DRAWS):
+        rng = np.random.default_rng(number)
+        names = [str(name) for name in rng.permutation(spoken.names)[:ENROLLED]]
+        order = [str(word) for word in rng.permutation(spoken.digits)]
+        beside, asked = order[: len(order) // 2], order[len(order) // 2 :]
+        for way in ("sentences", "sentences and words", "sentences, level 0.5"):
+            own = dict.fromkeys(names, BY_HAND) if way.endswith("0.5") else {}
+            with gallery_of(model, own) as gallery:
+                handover.enroll(gallery, model, spoken, names)
+                if way == "sentences and words":
+                    enroll_words(gallery, model, spoken, names, beside)
+                tap = SpeakerTap(model, gallery)
+                for voice in spoken.names:
+                    for word in asked:
+                        clip = spoken.clips[voice][word]
+                        told[way] += [(voice, name, voice in names) for name in named(digits, tap, clip)]
+                        if voice in names:
+                            match = gallery.match(model.embed(cut_to_voice(clip, RATE), RATE))
+                            nearest[way].append(match.nearest == voice)
+        print(f"draw {number + 1} of {DRAWS}", flush=True)
+    rows = []
+    for way, answers in told.items():
+        rows.append(
+            {
+                "enrolled": way,
+                "own_words": share([(name == voice, voice) for voice, name, known in answers if known]),
+                "own_words_as_another": sum(name not in (None, voice) for voice, name, known in answers if known),
+                "strangers_words_named": share(
+                    [(name is not None, voice) for voice, name, known in answers if not known]
+                ),
+                "own_words_nearest_to_their_name": round(sum(nearest[way]) / len(nearest[way]), 4),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def enroll_words(gallery: Gallery, model: Model, spoken: handover.Voices, names: list[str], beside: list[str]) -> None:
+    """Each word by itself, as it will be said, where it is long enough for a print."""
+    for name in names:
+        for word in beside:
+            with suppress(AudioError):
+                taken = take(model, spoken.clips[name][word], "speaker", word)
+                enroll(gallery, name, list(taken.embeddings), taken.seconds)
+
+
+def named(digits: Model, tap: SpeakerTap, clip: Floats) -> list[str | None]:
+    """Who said the digit that is heard, if one is, in a quiet room."""
+    quiet = 1e-3 * np.random.default_rng(0).standard_normal(len(clip) + 3 * RATE)
+    quiet[3 * RATE // 2 :][: len(clip)] += clip
+    listener = Listener([digits.stream()], "clip", RATE, taps=[tap])
+    events = [*listener.take((quiet.astype(np.float32), RATE)), *listener.finish()]
+    return [event.speaker for event in events if isinstance(event, Detection)]
+
+
+def alike(cache: Path) -> list[dict[str, Any]]:
+    model = load("speakers")
+    beeps, people = model.plain, model.cohort
+    rows = []
+    kinds = [("music", music(cache)), ("drums", drumming(cache))]
+    kinds += [(f"voices: {origin}", speech(cache, origins)) for origin, origins in VOICES.items()]
+    for kind, pieces in kinds:
+        found = []
+        for source, pcm in pieces:
+            with suppress(AudioError):  # silent, or nothing that passes for a voice: `enroll` refuses it
+                for row in take(model, pcm, "speaker", source).embeddings:
+                    found.append((bool((beeps @ row).max() > (people @ row).max()), source))
+        rows.append({"of": kind, **share(found), "sources": len({source for _, source in found})})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def music(cache: Path) -> Iterator[tuple[str, Floats]]:
+    """The middle of each piece."""
+    for path in negatives.join(cache):
+        if path.name.startswith(MUSIC):
+            pcm = load_clip(path, RATE)
+            first = max(0, len(pcm) // 2 - round(PIECE_S * RATE) // 2)
+            yield path.stem, pcm[first : first + round(PIECE_S * RATE)]
+
+
+def drumming(cache: Path) -> Iterator[tuple[str, Floats]]:
+    """Of each kit its samples, one after another."""
+    kits: dict[str, list[Path]] = defaultdict(list)
+    for sound in drums(cache):
+        kits[sound.group].append(sound.path)
+    for kit, paths in sorted(kits.items()):
+        order = np.random.default_rng(0).permutation(len(paths))
+        joined = np.concatenate([load_clip(sorted(paths)[at], RATE)[:RATE] for at in order[:PIECES]])
+        yield kit, joined[: round(PIECE_S * RATE)]
+
+
+def speech(cache: Path, origins: tuple[str, ...]) -> Iterator[tuple[str, Floats]]:
+    """What the test voices of some origins are enrolled and asked with, each utterance of 3 s."""
+    for voice in voices(cache):
+        if voice.split == "test" and voice.origin in origins:
+            one = draw(voice, 0)
+            yield from ((voice.name, clip) for clip in [*one.enroll, *one.ask])
+
+
+def sounds(cache: Path) -> dict[str, Any]:
+    model = load("digits")
+    firsts: dict[str, Path] = {}
+    for sound in instruments(cache):
+        firsts.setdefault(sound.group, sound.path)  # one of each instrument
+    prints = {name: list(take(model, load_clip(path, RATE), "sound", name).embeddings) for name, path in firsts.items()}
+    asked = {name: embed_query(model, load_clip(path, RATE), "sound", name) for name, path in firsts.items()}
+    told = []
+    for name, rows in prints.items():
+        with gallery_of(model) as gallery:
+            enroll(gallery, name, rows, 1.0)
+            told += [(gallery.match(query).name == name, other) for other, query in asked.items() if other != name]
+    said = handover.Voices()
+    of_words = [model.embed(clip, RATE) for clips in said.clips.values() for clip in clips.values()]
+    warned = (1 + Levels.of(model.contract, None, None).threshold) / 2
+    return {
+        "instruments": len(prints),
+        "others_told_as_it": share(told),
+        "warned_of_instruments": like_a_beep([row for rows in prints.values() for row in rows], model, warned),
+        "warned_of_words": like_a_beep(of_words, model, warned),
+    }
+
+
+def like_a_beep(rows: list[Floats], model: Model, level: float) -> dict[str, Any]:
+    near = (np.stack(rows) @ model.plain.T).max(axis=1) >= level
+    return {"share": round(float(near.mean()), 4), "n": len(rows)}
+
+
+def share(hits: list[tuple[bool, str]]) -> dict[str, Any]:
+    """The share of hits, with an interval that knows how unlike their groups are."""
+    right, groups = zip(*hits, strict=True)
+    low, high = grouped_share_interval(right, groups)
+    return {
+        "share": round(sum(right) / len(right), 4),
+        "hits": sum(right),
+        "n": len(right),
+        "interval": [round(low, 4), round(high, 4)],
+    }
+
+
+@contextmanager
+def gallery_of(model: Model, thresholds: dict[str, float] | None = None) -> Iterator[Gallery]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Gallery.open(Path(folder) / "names.db", model, create=True, thresholds=thresholds) as gallery,
+    ):
+        yield gallery
+
+
+def enroll(gallery: Gallery, name: str, rows: list[Floats], seconds: float) -> None:
+    """Though a voice has less than 4 s: some volunteers speak little."""
+    gallery.enroll(name, np.stack(rows), sources=[name] * len(rows), voiced_s=seconds, carried=True)
+
+
+SECTIONS: dict[str, Callable[[Path], Any]] = {
+    section.__name__: section for section in (cost, levels, words, alike, sounds)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    given = parser.parse_args()
+    result = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    for section in given.sections:
+        result[section] = SECTIONS[section](given.cache)
+        sections = {name: result[name] for name in SECTIONS if name in result}
+        write_json(OUT, {"command": "python -m benchmarks.enrollment", **sections, **machine()})
+        print(section, json.dumps(result[section]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
