@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,12 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "confit_edge" / "demo" / "data"
 
 
-def programs(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def programs(of: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page(of), re.DOTALL | re.MULTILINE)
 
 
 def run(program: str) -> None:
@@ -32,12 +38,34 @@ def test_enrolling_in_a_program(
     for name, voice in said.items():
         word = load_clip(DATA / "words" / "marvin" / f"{voice}.ogg", RATE)
         soundfile.write(f"{name}.wav", word, RATE)
-    (program,) = programs("enrollment.md")
-    run(program)
+    run(programs("enrollment.md")[1])
     names, answer, *heard = capsys.readouterr().out.splitlines()
     assert names == "{'marvin': 2}"
     assert answer.startswith("marvin marvin ")
     assert [line.split()[0] for line in heard] == ["marvin"]
+
+
+def test_who_speaks_is_told_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(programs("enrollment.md")[0])
+    printed = re.search(
+        r"^\$ confit-edge enroll speakers santa.*?^```$", page("enrollment.md"), re.DOTALL | re.MULTILINE
+    )
+    assert printed is not None
+    shown: list[str] = []
+    for line in printed[0].splitlines()[:-1]:
+        if line.startswith("$ confit-edge "):
+            command = f"'{sys.executable}' -P -m confit_edge{line.removeprefix('$ confit-edge')}"
+            done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+        else:
+            shown.append(line)
+    *lines, summary = shown
+    assert done.stderr.strip() == summary
+    for told, line in zip(done.stdout.splitlines(), lines, strict=True):
+        (at, _, name, score), (shown_at, _, shown_name, shown_score) = told.split(), line.split()
+        assert name == shown_name
+        assert float(at) == pytest.approx(float(shown_at), abs=0.1)  # on another processor
+        assert float(score) == pytest.approx(float(shown_score), abs=0.02)
 
 
 @pytest.mark.parametrize("at", range(3))
