@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
+from confit_runtime.arrays import whole
 from confit_runtime.audio import check_rate, narrow, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
@@ -203,13 +204,14 @@ class Listener:
     def _skip(self, gap: Gap) -> Iterator[Detection | Ended | Gap]:
         if self._gap is not None and self._gap.reason != gap.reason:
             yield from self._told()
-        self._gap = Gap(gap.samples + (self._gap.samples if self._gap else 0), gap.reason)
-        self._advance(gap.samples)
-        self.dropped_samples += gap.samples
+        samples = whole(gap.samples, "the samples of a gap", 0)
+        self._gap = Gap(samples + (self._gap.samples if self._gap else 0), gap.reason)
+        self._advance(samples)
+        self.dropped_samples += samples
         for tap in self.taps:
-            tap.skip(gap.samples)
+            tap.skip(samples)
         for stream in self.streams:
-            stream.skip(gap.samples)
+            stream.skip(samples)
             yield from self._judge(stream, [])
 
     def _told(self) -> Iterator[Gap]:

@@ -103,6 +103,12 @@ def test_a_gap_at_the_end_is_told_too(model: Model) -> None:
     assert [event for event in events if isinstance(event, Gap)] == [Gap(50, "late")]
 
 
+def test_half_a_sample_is_no_gap(model: Model) -> None:
+    listener = Listener([model.stream()], "", RATE)
+    with pytest.raises(UsageError, match=r"the samples of a gap: a whole number is expected, 0 or more, got 1\.5"):
+        list(listener.take(Gap(1.5, "late")))  # type: ignore[arg-type]
+
+
 def test_a_listener_that_a_gap_has_filled_hears_no_more(model: Model) -> None:
     listener = Listener([model.stream()], "", RATE, seconds=1.0)
     for item in ((silence(0.5), RATE), Gap(RATE, "late"), (scene(), RATE)):

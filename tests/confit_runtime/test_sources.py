@@ -199,7 +199,12 @@ def test_a_file_is_stopped_on_the_way(tmp_path: Path) -> None:
 
 
 def test_pcm_that_cannot_be() -> None:
-    for settings_ in ({"rate": 0}, {"rate": 16_000, "channels": 0}, {"rate": 16_000, "format": "u8"}):
+    for settings_ in (
+        {"rate": 0},
+        {"rate": 16_000, "channels": 0},
+        {"rate": 16_000, "channels": 1.5},
+        {"rate": 16_000, "format": "u8"},
+    ):
         with pytest.raises(UsageError):
             PcmSource(io.BytesIO(), **settings_)  # type: ignore[arg-type]
 

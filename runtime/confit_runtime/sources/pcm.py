@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from confit_runtime.arrays import whole
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, sound_or_gap
@@ -50,7 +51,8 @@ class PcmSource:
     ) -> None:
         if format not in PCM_FORMATS:
             raise UsageError(f"PCM format {format!r} is not known (known: {', '.join(PCM_FORMATS)})")
-        if not 1 <= channels <= MAX_CHANNELS:
+        channels = whole(channels, "the channels of PCM", 1)
+        if channels > MAX_CHANNELS:
             raise UsageError(f"{channels} channels: expected 1 to {MAX_CHANNELS}")
         self.name, self.rate = name, check_rate(rate)
         self._stream, self._channels, self._dtype = stream, channels, PCM_FORMATS[format]
