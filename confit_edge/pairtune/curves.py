@@ -36,7 +36,7 @@ class Curves:
             self._writer.add_scalar("batch/loss", event["loss"], seen)
         elif event["stage"] == "epoch":
             for key, value in event.items():
-                if key not in ("stage", "epoch", "epochs"):
+                if key not in ("stage", "epoch", "epochs", "merit"):
                     self._writer.add_scalar(f"epoch/{key}", value, event["epoch"] * self._steps)
             self._writer.flush()
         if self._watch:
