@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ SAMPLE_RATE = 16_000
 GRID = 8 * 320  # a window is whole hops, eight of them, and whole Whisper frames
 # may be absent from a checkpoint: SpecAugment's mask, which is not used here
 _MAY_MISS = ("masked_spec_embed",)
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # either tells how input is normalised
+# what transformers and torch raise on values that they do not expect, unchecked
+_UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class TransformersEncoder(Encoder):
@@ -119,34 +124,26 @@ class TransformersEncoder(Encoder):
     ) -> TransformersEncoder:
         """From a hub name or a local directory in the Hugging Face format; `random`: the architecture alone.
 
-        Raises UsageError when there is no such checkpoint, its architecture is not supported or it is smaller than
-        asked, and ConfitError when it lacks encoder weights (transformers would leave them random).
+        Raises UsageError when there is no such checkpoint, its architecture is not supported, it is smaller than asked or
+        its files tell of no model, and ConfitError when it lacks encoder weights (transformers would leave them random).
         """
         settings = read_settings(name)
         kind = settings.model_type
         architecture = ARCHITECTURES[kind]
-        count = getattr(settings, architecture.layers_key)
-        if layers and layers > count:
-            raise UsageError(f"--layers {layers}: {name} has {count}")
-        samples = round(window_s * SAMPLE_RATE)
-        samples -= samples % GRID
-        least = -(-architecture.shortest(settings) // GRID) * GRID
-        if samples < least:
-            raise UsageError(f"--window {window_s}: at least {least / SAMPLE_RATE} s is needed")
-        longest = architecture.longest(settings)
-        if longest and samples > longest:
-            raise UsageError(f"--window {window_s}: this checkpoint takes at most {longest / SAMPLE_RATE:g} s")
-        config = copy.deepcopy(settings.to_diff_dict())
-        config["model_type"] = kind
-        encoder = cls(
-            config,
-            samples,
-            hop=samples // 8,
-            preprocessor=read_preprocessor(name, architecture.preprocessor, settings),
-            layers=layers,
-            pooling=pooling,
-            layer_weights=layer_weights,
-        )
+        preprocessor = read_preprocessor(name, architecture.preprocessor, settings)
+        with refusing_what_is_no_model(name):
+            samples = window_samples(name, settings, window_s, layers)
+            config = copy.deepcopy(settings.to_diff_dict())
+            config["model_type"] = kind
+            encoder = cls(
+                config,
+                samples,
+                hop=samples // 8,
+                preprocessor=preprocessor,
+                layers=layers,
+                pooling=pooling,
+                layer_weights=layer_weights,
+            )
         if not random:
             weights = architecture.encoder_of(load(name)).state_dict()
             architecture.cut(weights, settings, encoder.settings)
@@ -164,7 +161,7 @@ def read_settings(name: str) -> Any:
         raise UsageError(f"--encoder {name}: holds no config.json, so it is no checkpoint of transformers")
     try:
         settings = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, *_UNEXPECTED) as error:
         raise UsageError(
             f"--encoder {name}: neither an encoder's name, nor a checkpoint directory, nor a model on the hub"
             f" ({str(error).splitlines()[0]})"
@@ -175,27 +172,83 @@ def read_settings(name: str) -> Any:
     return settings
 
 
-def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """What matters of a checkpoint's feature extractor; where a directory holds none, what its `settings` tell, and `defaults`.
+@contextmanager
+def refusing_what_is_no_model(name: str) -> Iterator[None]:
+    """Raise UsageError where no model can be built of what a checkpoint's files tell, as sizes that do not go together."""
+    try:
+        yield
+    except _UNEXPECTED as error:
+        raise UsageError(
+            f"--encoder {name}: its config.json is of no model that can be built ({_first(error)})"
+        ) from error
 
-    Raises UsageError where it was trained on sound of another rate.
+
+def window_samples(name: str, settings: Any, window_s: float, layers: int | None) -> int:
+    """The samples of a window. Raises UsageError where the checkpoint takes none of that length, or has fewer layers."""
+    architecture = ARCHITECTURES[settings.model_type]
+    count = getattr(settings, architecture.layers_key)
+    if layers and layers > count:
+        raise UsageError(f"--layers {layers}: {name} has {count}")
+    samples = round(window_s * SAMPLE_RATE)
+    samples -= samples % GRID
+    least = -(-architecture.shortest(settings) // GRID) * GRID
+    if samples < least:
+        raise UsageError(f"--window {window_s}: at least {least / SAMPLE_RATE} s is needed")
+    longest = architecture.longest(settings)
+    if longest and samples > longest:
+        raise UsageError(f"--window {window_s}: this checkpoint takes at most {longest / SAMPLE_RATE:g} s")
+    return samples
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of what a library complains of: some go on with all that they know."""
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+
+
+def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """What matters of a checkpoint's feature extractor; where it holds none, what its `settings` tell, and `defaults`.
+
+    Raises UsageError where it cannot be read, or was trained on sound of another rate.
     """
     from transformers import AutoFeatureExtractor
 
     if not defaults:
         return defaults
-    folder = Path(name)
-    if folder.is_dir() and not any(
-        (folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")
-    ):
+    told_by = preprocessor_file(name)
+    if told_by is None:
         # the waveform models that normalise frames over time in every layer were trained on sound of variance 1
         whole = {"do_normalize": True} if getattr(settings, "feat_extract_norm", "") == "layer" else {}
-        log.warning("%s: has no preprocessor_config.json; taken for %s", name, {**defaults, **whole})
+        log.warning("%s: has no %s; taken for %s", name, _PREPROCESSORS[0], {**defaults, **whole})
         return {**defaults, **whole}
-    extractor = AutoFeatureExtractor.from_pretrained(name)
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+    except (OSError, *_UNEXPECTED) as error:
+        raise UsageError(f"--encoder {name}: its {told_by} cannot be read ({_first(error)})") from error
     if (rate := getattr(extractor, "sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise UsageError(f"--encoder {name}: hears sound at {rate} Hz; an encoder here hears {SAMPLE_RATE} Hz")
     return {key: getattr(extractor, key, default) for key, default in defaults.items()}
+
+
+def preprocessor_file(name: str) -> str | None:
+    """The file of a checkpoint that tells of its feature extractor; None where it has none. Raises UsageError."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+    from transformers.utils import cached_file
+
+    for file in _PREPROCESSORS:
+        try:
+            if cached_file(name, file, _raise_exceptions_for_missing_entries=False):
+                return file
+        except OSError as error:
+            raise UsageError(f"--encoder {name}: its {file} cannot be had ({_first(error)})") from error
+    # the hub's answer that there is no such file is kept; without a connection there may be none
+    if not Path(name).is_dir() and any(
+        try_to_load_from_cache(name, file) is not _CACHED_NO_EXIST for file in _PREPROCESSORS
+    ):
+        raise UsageError(
+            f"--encoder {name}: whether it has a {_PREPROCESSORS[0]}, which tells how sound is normalised for it, cannot be"
+            " told without a connection to the hub: connect once, or give a folder that holds the checkpoint"
+        )
+    return None
 
 
 def load(name: str) -> nn.Module:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +139,29 @@ def test_how_input_is_normalised_is_read_wherever_it_is_told_and_else_taken_from
         told = {"do_normalize": not normalised, "feature_extractor_type": "Wav2Vec2FeatureExtractor"}
         (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": told}))
         assert pretrained(str(folder), 1.0).preprocessor == {"do_normalize": not normalised}  # type: ignore[attr-defined]
+
+
+def test_of_a_hub_name_too_the_architecture_tells_where_there_is_no_extractor(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without a connection: as the hub's answer that there is none is kept, and where nothing was ever asked."""
+    kept = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(checkpoints["wav2vec2"], kept / "snapshots" / "abc")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    program = "from confit_edge.encoders import pretrained; print(pretrained('owner/tiny', 0.5).preprocessor)"
+
+    def read() -> subprocess.CompletedProcess[str]:
+        offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, timeout=120)
+
+    assert "UsageError: --encoder owner/tiny: whether it has a preprocessor_config.json" in read().stderr
+    (kept / ".no_exist" / "abc").mkdir(parents=True)
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        (kept / ".no_exist" / "abc" / file).touch()
+    found = read()
+    assert found.stdout == "{'do_normalize': False}\n", found.stderr
+    assert "owner/tiny: has no preprocessor_config.json" in found.stderr
 
 
 def test_a_checkpoint_that_hears_another_rate_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -504,6 +530,29 @@ def test_a_folder_without_a_checkpoint_and_damaged_weights_are_refused(
     with pytest.raises(ConfitError, match="--encoder") as caught:
         pretrained(str(tmp_path), WINDOW_S)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "damaged", "told"),
+    [
+        ("preprocessor_config.json", {"feature_extractor_type": "Nope"}, "Unrecognized feature extractor"),
+        ("preprocessor_config.json", [], "cannot be read"),
+        ("config.json", {"hidden_size": 33}, "is of no model that can be built"),
+        ("config.json", {"num_attention_heads": 0}, "is of no model that can be built"),
+        ("config.json", [], "neither an encoder's name"),
+    ],
+)
+def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, file: str, damaged: dict[str, object] | list[object], told: str
+) -> None:
+    folder = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "damaged")
+    if file == "config.json" and isinstance(damaged, dict):
+        damaged = {**json.loads((folder / file).read_text()), **damaged}
+    (folder / file).write_text(json.dumps(damaged))
+    with pytest.raises(UsageError, match=f"--encoder .*{told}") as caught:
+        pretrained(str(folder), WINDOW_S)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 100 + 3 * len(str(folder))
 
 
 @pytest.mark.parametrize("name", MODELS)
