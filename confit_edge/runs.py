@@ -49,6 +49,7 @@ class RunInfo:
     kept_epoch: int
     data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, seconds of background by use, problems
     distilled: dict[str, Any] | None = None  # of a student: its teacher, the lesson, the sound without labels
+    encoder_sha256: str | None = None  # of the weights that training began with; earlier versions did not tell
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -159,8 +160,13 @@ def read_run(path: Path) -> Run:
     return Run(path, info, recipe, encoder.eval(), linear, knn, typicality, metrics)
 
 
-def moved(runs: list[Run], *, background: Path | None = None, others: Path | None = None) -> list[Run]:
-    """The runs, with the places where their background and others are now. Raises UsageError where none had any."""
+def moved(
+    runs: list[Run], *, background: Path | None = None, others: Path | None = None, encoder: Path | None = None
+) -> list[Run]:
+    """The runs, with the places where their background, others and the encoder they began with are now.
+
+    Raises UsageError where none had any.
+    """
     for key, place in (("background", background), ("others", others)):
         if place is None:
             continue
@@ -170,7 +176,22 @@ def moved(runs: list[Run], *, background: Path | None = None, others: Path | Non
             )
         now: dict[str, Any] = {key: str(place.resolve())}
         runs = [replace(run, recipe=replace(run.recipe, **now)) if getattr(run.recipe, key) else run for run in runs]
-    return runs
+    return _begun_with(runs, encoder) if encoder else runs
+
+
+def _begun_with(runs: list[Run], encoder: Path) -> list[Run]:
+    """The runs, those that began with a folder with this one: all of them, or where some have lost theirs, those."""
+    if not encoder.is_dir():
+        raise UsageError(f"--encoder {encoder}: no such folder")
+    folders = {run.recipe.encoder for run in runs if Path(run.recipe.encoder).is_absolute()}
+    if not folders:
+        began = ", ".join(f"{run.path} with {run.recipe.encoder}" for run in runs)
+        raise UsageError(f"--encoder {encoder}: is for runs that began with a folder ({began}): leave it out")
+    lost = {folder for folder in folders if not Path(folder).is_dir()} or folders
+    now = str(encoder.resolve())
+    return [
+        replace(run, recipe=replace(run.recipe, encoder=now)) if run.recipe.encoder in lost else run for run in runs
+    ]
 
 
 def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:

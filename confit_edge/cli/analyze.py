@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._runs import Background, Others
+from confit_edge.cli._runs import Background, Beginning, Others
 
 
 def analyze(
@@ -19,6 +19,7 @@ def analyze(
     ] = None,
     background: Background = None,
     others: Others = None,
+    encoder: Beginning = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A folder for tables, JSON, maps, spectra and contributions.")
     ] = None,
@@ -42,7 +43,7 @@ def analyze(
 
     if out:
         make_folder(out)  # what is wrong with it is said before anything is measured
-    read = moved([read_run(path) for path in runs], background=background, others=others)
+    read = moved([read_run(path) for path in runs], background=background, others=others, encoder=encoder)
     report = analyse(read, split=split, manifest=manifest, device=pick_device(device), say=say)
     if out:
         method = report.write(out)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._runs import Background, Others
+from confit_edge.cli._runs import Background, Beginning, Others
 
 
 def probe(
@@ -25,6 +25,7 @@ def probe(
     ] = None,
     background: Background = None,
     others: Others = None,
+    encoder: Beginning = None,
     trials: Annotated[
         Path | None,
         typer.Option(help="Pairs for the equal error rate, lines `1 CLIP CLIP` or `0 CLIP CLIP` [all pairs]."),
@@ -50,7 +51,9 @@ def probe(
 
     if out:
         make_folder(out)  # what is wrong with it is said before anything is measured
-    runs = moved([read_run(path) for path in [*(baseline or []), run]], background=background, others=others)
+    runs = moved(
+        [read_run(path) for path in [*(baseline or []), run]], background=background, others=others, encoder=encoder
+    )
     report = side_by_side(runs, split=split, manifest=manifest, trials=trials, device=pick_device(device), say=say)
     if out:
         report.write(out)

@@ -47,6 +47,10 @@ def pretrained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if family not in BUILT_IN:
+            if Path(name).is_absolute() and not Path(name).is_dir():
+                raise UsageError(
+                    f"--encoder {name}: no such folder; where it has moved, say where it is now (--encoder)"
+                )
             if "/" not in name and not Path(name).is_dir():  # asking the hub would take half a minute to fail
                 raise UsageError(
                     f"--encoder {name}: is none of {', '.join(BUILT_IN)}, no folder here, and no hub name (OWNER/NAME)"

@@ -21,7 +21,7 @@ from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.verification import Trials, verify
 from confit_edge.recipe import Recipe
-from confit_edge.runs import Run, damaged, run_corpus
+from confit_edge.runs import Run, damaged, run_corpus, weights_sha256
 from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -116,17 +116,31 @@ def split_of(corpus: Corpus, split: Split) -> Clips:
 
 
 def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
-    """What is judged: each different encoder that the runs started from, as it was, and then the runs."""
+    """What is judged: each different encoder that the runs started from, as it was, and then the runs.
+
+    An encoder that is not to be had any more is left out, which is told.
+    """
     starts: dict[str, Subject] = {}
     trained = []
     for run, name, start in zip(runs, _names([run.path for run in runs]), _starts(runs), strict=True):
-        if start not in starts:
-            encoder = pretrained(run.recipe.encoder, run.recipe.window, **run.recipe.encoder_options())
-            starts[start] = Subject(start, "frozen", encoder.eval())
+        try:
+            starts[start] = starts.get(start) or Subject(start, "frozen", beginning(run))
+        except ConfitError as error:
+            log.warning("%s: what it was trained from is not set beside it: %s", run.path, error)
         own = corpora[run.encoder.sample_rate].classes == run.info.classes
         objective = "distill" if run.info.distilled else run.recipe.objective
-        trained.append(Subject(name, objective, run.encoder, start, own_head(run) if own else None))
+        before = start if start in starts else None
+        trained.append(Subject(name, objective, run.encoder, before, own_head(run) if own else None))
     return [*starts.values(), *trained]
+
+
+def beginning(run: Run) -> Encoder:
+    """The encoder that a run was trained from, as it was. Raises UsageError where it is not there, or is another by now."""
+    name = run.recipe.encoder
+    encoder = pretrained(name, run.recipe.window, **run.recipe.encoder_options())
+    if run.info.encoder_sha256 not in (None, weights_sha256(encoder)):
+        raise UsageError(f"--encoder {name}: holds other weights than those that it was trained from")
+    return encoder.eval()
 
 
 def own_head(run: Run) -> LinearProbe | None:

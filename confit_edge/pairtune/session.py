@@ -103,6 +103,7 @@ def train(
         "distilled": teaching.about if teaching else None,
         "chosen_by": merit_name(multi_label=corpus.multi_label),
         "processes": ranks.count,
+        "encoder_sha256": runs.weights_sha256(encoder),
     }
     finished = ranks.everywhere(out / "run.json")
     if resume:
@@ -232,6 +233,7 @@ def train_corpus(
 ) -> Trained:
     """The same on a corpus in memory, writing nothing but the checkpoint."""
     keep_freed_memory()  # before the frozen encoder is probed, which gains by it too
+    began = runs.weights_sha256(encoder)
     encoder.to(device)
     if watch and recipe.frozen_baseline:
         watch({"stage": "probe", "of": "frozen encoder"})
@@ -277,6 +279,7 @@ def train_corpus(
         kept_epoch=fitted.kept_epoch + 1,
         data=describe_data(manifest, corpus, encoder.sample_rate),
         distilled=teaching.about if teaching else None,
+        encoder_sha256=began,
         versions=runs.versions(),
     )
     return Trained(info, encoder, fitted, probes, baseline, metrics)
@@ -369,6 +372,7 @@ def begun(out: Path) -> dict[str, Any] | None:
             "distilled": info.distilled,
             "chosen_by": merit_name(multi_label=info.multi_label),
             "processes": None,  # what is finished is not gone on with, by however many
+            "encoder_sha256": info.encoder_sha256,
         }
     beginning = out / "started.json"
     if not beginning.is_file():
@@ -392,6 +396,8 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
     """Raise UsageError naming what differs where `before`, in `out`, is another recipe, data or teacher than `started`."""
     recipe, same_data = before["recipe"], before["fingerprint"] == started["fingerprint"]
     moved = {"background", "others"} if same_data else set()
+    if before.get("encoder_sha256") == started["encoder_sha256"]:
+        moved.add("encoder")
     changed = [
         f"{key} ({_shown(recipe.get(key))}, now {_shown(value)})"
         for key, value in started["recipe"].items()

@@ -26,6 +26,7 @@ from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct, mean_average_precision, merit, precision_gains
 from confit_edge.recipe import Recipe
+from confit_edge.runs import read_run
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Point, Tally, Trial
 from confit_runtime.arrays import Bools, Doubles, Floats, Targets
@@ -84,6 +85,11 @@ class Bench:
         if key not in self._encoders:
             self._encoders[key] = pretrained(recipe.encoder, recipe.window, **options)
         return copy.deepcopy(self._encoders[key])
+
+    def begins_with(self, trial: Trial) -> Encoder:
+        """What a trial trains or judges: the encoder of a run, which is in its folder, or the pre-trained one."""
+        run = trial.options.get("run")
+        return read_run(Path(str(run))).encoder if run else self.encoder(trial.recipe)
 
     def data(self, trial: Trial) -> Corpus:
         """What the trial trains, validates and tests on."""

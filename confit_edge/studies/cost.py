@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 from confit_edge.data.corpus import Corpus
+from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.hard import background_heard
@@ -30,14 +31,14 @@ class Pace:
     background: float
 
 
-def measure_pace(bench: Bench, recipe: Recipe) -> Pace:
-    """Time one epoch and one dual probe on about `TIMED_CLIPS` clips, the second time they are done.
+def measure_pace(bench: Bench, recipe: Recipe, encoder: Encoder) -> Pace:
+    """Time one epoch and one dual probe of `encoder` on about `TIMED_CLIPS` clips, the second time they are done.
 
     At rates too small for it to diverge, which take as long as others.
     """
     recipe, corpus = replace(recipe, head_lr=1e-9), bench.corpus()
     corpus = cut(corpus, Subset(shots=max(2, TIMED_CLIPS // len(corpus.classes))), recipe.seed)
-    encoder = bench.encoder(recipe).to(bench.device)
+    encoder.to(bench.device)
     for _ in range(2):  # the first one imports, allocates and compiles
         start = time.process_time()
         fit(encoder, corpus, replace(recipe, soup=1), lr=1e-9, epochs=1)

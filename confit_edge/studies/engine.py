@@ -113,7 +113,8 @@ def prepare(
                 cost[key] = 0.0
                 continue
             if key not in done and kind not in paces:
-                paces[kind] = measure_pace(bench, replace(pairtuned(trial.recipe), seed=source.recipe.seed))
+                timed = replace(pairtuned(trial.recipe), seed=source.recipe.seed)
+                paces[kind] = measure_pace(bench, timed, bench.begins_with(trial))
             cost[key] = done[key].cpu_seconds if key in done else expected(study, trial, bench, paces[kind])
     return Planned(study, source, journal, figure, trials, cost, done)
 

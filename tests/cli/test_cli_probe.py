@@ -65,6 +65,39 @@ def test_the_sound_of_a_run_may_have_moved(run_path: Path, background: Path, con
         assert "trained without" in err
 
 
+def test_the_encoder_that_a_run_began_with_may_have_moved(
+    manifest: Path,
+    vanilla: Path,
+    checkpoints: dict[str, Path],
+    confit: Confit,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is left out, which is told, or found again; another in its place is not taken for it."""
+    began, now, path = tmp_path / "began", tmp_path / "now", tmp_path / "run"
+    shutil.copytree(checkpoints["hubert"], began)
+    recipe = {"window": 0.5, "freeze": "all", "epochs": 1, "soup": 1, "probe_views": 1, "frozen_baseline": False}
+    train(manifest, path, Recipe.from_dict({"encoder": str(began), **recipe}))
+    began.rename(now)
+    for verb, kind in (("probe", "probe"), ("analyze", "paper")):
+        for place, told in ((None, "began: no such folder"), (checkpoints["wavlm"], "holds other weights")):
+            code, out, err = confit(verb, path, "--json", *(["--encoder", place] if place else []))
+            assert code == 0, err
+            assert {row["encoder"] for row in of_type(out, kind)} == {"run"}
+            assert f"{path}: what it was trained from is not set beside it: --encoder" in caplog.messages[-1]
+            assert told in caplog.messages[-1]
+        caplog.clear()
+        code, out, err = confit(verb, path, "--json", "--encoder", now)
+        assert code == 0, err
+        assert {row["encoder"] for row in of_type(out, kind)} == {"frozen now", "run"}
+        assert "not set beside" not in caplog.text
+        code, _, err = confit(verb, vanilla, "--encoder", now)
+        assert code == 2
+        assert "vanilla with speech-embedding): leave it out" in err
+    code, _, err = confit("probe", path, "--encoder", tmp_path / "nowhere")
+    assert (code, "nowhere: no such folder" in err) == (2, True)
+
+
 def of_type(out: str, kind: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, out.splitlines()) if row["type"] == kind]
 

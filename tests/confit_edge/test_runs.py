@@ -375,6 +375,10 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     begun, places = json.loads(by_one), {"background": "there", "others": "there"}
     elsewhere = {**begun, "recipe": {**begun["recipe"], **places}}
     refuse_other_training(tmp_path, elsewhere, begun)  # the same sound, which has moved
+    other_folder = {**begun, "recipe": {**begun["recipe"], "encoder": "/there"}}
+    refuse_other_training(tmp_path, other_folder, begun)  # the same weights
+    with pytest.raises(UsageError, match=r"differ: encoder \(/there, now speech-embedding\)$"):
+        refuse_other_training(tmp_path, {**other_folder, "encoder_sha256": "another"}, begun)
     with pytest.raises(UsageError, match=r"differ: others \(there, now none\), background \(there, now none\)$"):
         refuse_other_training(tmp_path, {**elsewhere, "fingerprint": "another"}, begun)
     clip = sorted(manifest.parent.glob("yes-*.ogg"))[0]

@@ -177,6 +177,18 @@ def test_isotropy_refuses_a_study_that_it_can_use_nothing_of(
             prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "out", seeds=1, earlier=[earlier])
 
 
+def test_isotropy_judges_a_run_whose_pre_trained_encoder_is_gone(
+    tones: Path, recipe: Recipe, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    began = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "checkpoint")
+    train(tones, tmp_path / "run", replace(recipe, encoder=str(began), window=0.5, freeze="all", soup=1))
+    shutil.rmtree(began)
+    planned = prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "out", seeds=1, earlier=[tmp_path / "run"])
+    (outcome,) = run(planned, 1).outcomes
+    (point,) = outcome.points
+    assert point.numbers["isoscore"] >= 0
+
+
 def test_isotropy_judges_a_run_that_learnt_background_too(
     manifest: Path, recipe: Recipe, run_path: Path, tmp_path: Path
 ) -> None:
@@ -352,7 +364,7 @@ def test_the_cost_of_a_trial_counts_every_clip_that_is_embedded(
     study = find("unseen")
     planned = plan("unseen", tones, recipe, tmp_path / "out")
     bench, frozen = Bench(planned.source), next(trial for trial in planned.trials.values() if not trial.train)
-    pace = cost.measure_pace(bench, recipe)
+    pace = cost.measure_pace(bench, recipe, bench.encoder(recipe))
     assert (pace.train, pace.probe, pace.background) == (0, 1, 0)
     seconds = 0
     study.measure(bench, frozen)
