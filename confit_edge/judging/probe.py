@@ -24,7 +24,7 @@ from confit_edge.judging.compare import (
 from confit_edge.probes.tables import known, markdown, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
 from confit_edge.runs import Run
-from confit_runtime.wording import percent
+from confit_runtime.wording import counted, percent
 
 TITLES = {
     "accuracy": "accuracy",
@@ -60,6 +60,7 @@ class ProbeReport:
             "resampled": self.run.probes["linear"].resampled,
             "trials": len(self.trials),
             "trials_same": int(self.trials.same.sum()),
+            "trials_left_out": self.trials.left_out,
         }
 
     def probe_rows(self) -> list[dict[str, Any]]:
@@ -115,14 +116,17 @@ class ProbeReport:
         ]
         about = self.summary
         parts = [
-            f"{about['clips']} {self.split} clips of {about['groups']} groups and {about['classes']} classes;"
-            f" per cent, with 95 % intervals that resample {about['resampled']}.",
+            f"{counted(about['clips'], f'{self.split} clip')} of {counted(about['groups'], 'group')} and"
+            f" {counted(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that resample"
+            f" {about['resampled']}.",
             markdown(["encoder", "probe", *(TITLES[name] for name in names)], probes),
         ]
         if pairs := self.verification_rows():
             rows = [[row["encoder"], percent(row["eer"], row["eer_low"], row["eer_high"], unit="")] for row in pairs]
+            left_out = f" ({counted(about['trials_left_out'], 'pair')} of two clips without a label left out)"
             parts += [
-                f"Verification: {about['trials']} pairs of clips, {about['trials_same']} of one class, by cosine alone.",
+                f"Verification: {counted(about['trials'], 'pair')} of clips, {about['trials_same']} of one class, by cosine alone"
+                f"{left_out if about['trials_left_out'] else ''}.",
                 markdown(["encoder", "equal error rate"], rows),
             ]
         gains = [

@@ -18,24 +18,31 @@ CLIPS = 1000  # of a split, whose pairs are all trials where no list is given
 
 @dataclass(frozen=True)
 class Trials:
-    """Pairs of clips of a split, as rows `[trials]`, and whether each pair is of one class."""
+    """Pairs of clips of a split, as rows `[trials]`, and whether each pair is of one class; how many pairs are neither."""
 
     one: Places
     other: Places
     same: Bools
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.same)
 
 
 def all_pairs(clips: Clips, seed: int = 0) -> Trials:
-    """Every pair of different clips (of 1000 drawn with `seed`, where there are more); of one class: a label in common."""
+    """Every pair of different clips (of 1000 drawn with `seed`, where there are more); of one class: a label in common.
+
+    Two clips without a label are left out: they are alike in that, and yet of no class that both are of.
+    """
     rows = np.arange(len(clips))
     if len(clips) > CLIPS:
         rows = np.sort(np.random.default_rng([seed, 14]).choice(rows, CLIPS, replace=False))
     first, second = np.triu_indices(len(rows), 1)
     common = clips.targets[rows].astype(np.int64) @ clips.targets[rows].T.astype(np.int64)
-    return Trials(rows[first], rows[second], common[first, second] > 0)
+    labelled = np.asarray(clips.targets[rows].any(axis=1))
+    told = labelled[first] | labelled[second]
+    same = common[first, second] > 0
+    return Trials(rows[first][told], rows[second][told], same[told], left_out=int(np.sum(~told)))
 
 
 def read_trials(path: Path, clips: Clips, root: Path) -> Trials:

@@ -142,6 +142,7 @@ def test_a_run_a_baseline_and_the_frozen_encoder_stand_side_by_side(
         "split": "test", "clips": 15, "groups": 3, "classes": 5, "resampled": "groups", "trials": 105,
     }  # fmt: skip
     assert summary["trials_same"] == 5 * 3
+    assert summary["trials_left_out"] == 0
     assert len([row for row in of_type(out, "class") if row["probe"] == "linear"]) == 3 * 5
 
     written = json.loads((tmp_path / "out" / "probe.json").read_text())
@@ -161,6 +162,22 @@ def test_a_person_gets_tables_and_validation_may_be_looked_at(run_path: Path, co
     for line in ("| frozen speech-embedding |", "| words "):
         assert line in out
     assert "probing words" in err
+
+
+def test_two_clips_without_a_label_are_no_trial(manifest: Path, confit: Confit, tmp_path: Path) -> None:
+    lines = ["path,labels,group,split"]
+    with manifest.open(newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            labels = "stop" if row["label"] == "stop" else ""
+            lines.append(f"{manifest.parent / row['path']},{labels},{row['group']},{row['split']}")
+    (tmp_path / "one.csv").write_text("\n".join(lines), encoding="utf-8")
+    recipe = Recipe(label_column="labels", epochs=1, soup=1, probe_views=1, frozen_baseline=False)
+    train(tmp_path / "one.csv", tmp_path / "run", recipe)
+    code, out, err = confit("probe", tmp_path / "run")
+    assert code == 0, err
+    assert "15 test clips of 3 groups and 1 class;" in out
+    # 3 that stop and 12 without a label
+    assert "39 pairs of clips, 3 of one class, by cosine alone (66 pairs of two clips without a label left out)." in out
 
 
 def test_several_labels_are_judged_by_average_precision(several: Path, confit: Confit) -> None:

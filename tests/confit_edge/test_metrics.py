@@ -253,6 +253,12 @@ def test_all_pairs_are_of_one_class_or_of_two() -> None:
     trials = all_pairs(clips_of([0, 1, 0, 2]))
     pairs = {(int(a), int(b)): bool(same) for a, b, same in zip(trials.one, trials.other, trials.same, strict=True)}
     assert pairs == {(0, 1): False, (0, 2): True, (0, 3): False, (1, 2): False, (1, 3): False, (2, 3): False}
+    clips = clips_of([0, 1, 0, 2])
+    clips.targets[1:3] = 0  # of two clips in which nothing is heard nobody says that they are different
+    trials = all_pairs(clips)
+    assert set(zip(trials.one.tolist(), trials.other.tolist(), strict=True)) == {(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)}
+    assert not trials.same.any()
+    assert trials.left_out == 1
     many = all_pairs(clips_of([row % 3 for row in range(CLIPS + 50)]), seed=1)
     assert len(many) == CLIPS * (CLIPS - 1) // 2
     assert len(np.unique(np.concatenate([many.one, many.other]))) == CLIPS
