@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from confit_edge.encoders import encoder_label
 from confit_edge.probes.metrics import Merit, merit_name, named_probes
 from confit_runtime.cautions import cautions, ungrouped
+from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_edge.runs import RunInfo
@@ -23,7 +24,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         f"# {info.name}",
         "",
         f"`{encoder_label(recipe['encoder'])}` {_taught(info)} on {data['clips']['train']} clips"
-        f" of {len(info.classes)} classes"
+        f" of {counted(len(info.classes), 'class', 'classes')}"
         f" ({data['groups']['train']} groups), {_kept(info)}, seed {recipe['seed']}.",
         "",
         "Classes: " + ", ".join(info.classes),

@@ -21,6 +21,7 @@ from confit_edge.probes.metrics import merit_name
 from confit_edge.probes.tables import known, markdown, write_csv
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats
+from confit_runtime.wording import counted
 
 Measure = Callable[[npt.NDArray[np.int64]], dict[str, float]]  # of the given rows
 
@@ -110,7 +111,8 @@ class GeometryReport:
             for key, title in TITLES.items()
         ]
         parts = [
-            f"{about['clips']} {self.split} clips of {about['groups']} groups and {about['classes']} classes,"
+            f"{counted(about['clips'], f'{self.split} clip')} of {counted(about['groups'], 'group')} and"
+            f" {counted(about['classes'], 'class', 'classes')},"
             f" {about['dim']} dimensions.",
             markdown(["encoder", f"{merit} %", "top-1 %", "top-3 %", "top-5 %", "IsoScore"], paper),
             markdown(["measure", *names], every),

@@ -263,7 +263,8 @@ class _Work:
             say=self.say,
         )
         verdict, written = found.verdict, PRECISION[how.scheme]
-        self.say(f"{how.scheme} {written} against fp32: {verdict.told}")
+        quantised = written if written.endswith("weights") else f"{how.scheme} {written}"
+        self.say(f"{quantised} against fp32: {verdict.told}")
         self._fail(verdict.failures, *_blame(found, how.qat_epochs))
         self.graph = found.graph
         int8_states(self.graph)

@@ -202,7 +202,9 @@ def test_dynamic_is_refused_where_nothing_would_be(
 
 
 def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
-    made = export_run(run, run_corpus, tmp_path / "words.onnx", how=Quantisation("weight-only"), say=lambda line: None)
+    said: list[str] = []
+    made = export_run(run, run_corpus, tmp_path / "words.onnx", how=Quantisation("weight-only"), say=said.append)
+    assert any(line.startswith("int8 weights against fp32: ") for line in said)
     contract = load(made.path).contract
     assert contract.precision == PRECISION["weight-only"]
     assert contract.cost["nodes"]["Conv"] == {"fp32": 1, "int8 weights": 20}
