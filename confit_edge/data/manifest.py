@@ -171,6 +171,8 @@ def read_manifest(
         clips.append(clip)
 
     manifest = Manifest(tuple(clips), source, multi_label=label_column == "labels")
+    if manifest.multi_label:
+        _refuse_joined_otherwise(source, seen.values())
     if not clips:
         raise ManifestError(f"{source}: lists no clips")
     if source.is_dir() and set(manifest.classes) <= set(SPLITS):
@@ -308,6 +310,24 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
             " take one of them out"
         )
     return () if several == (UNKNOWN,) else several
+
+
+def _refuse_joined_otherwise(source: Path, rows: Collection[tuple[str, Clip]]) -> None:
+    """Raise ManifestError where labels that stand alone elsewhere are joined by commas or semicolons, none by a bar.
+
+    Each set of them would be a class. A comma in a name (`Speech, male`) does not join labels.
+    """
+    if any(len(clip.labels) > 1 for _, clip in rows):
+        return
+    alone = {clip.label for _, clip in rows}
+    for place, clip in rows:
+        for mark in ",;":
+            parts = [part.strip() for part in clip.label.split(mark) if part.strip()]
+            if len(parts) > 1 and alone.issuperset(parts):
+                raise ManifestError(
+                    f"{source}, {place}: labels {clip.label!r} is one class, though its parts are labels elsewhere: join"
+                    f" labels by a vertical bar ({'|'.join(parts)}), or name the class otherwise"
+                )
 
 
 def _reserved(label: str) -> str:

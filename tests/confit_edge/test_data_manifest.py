@@ -262,6 +262,8 @@ def test_a_table_of_times_is_no_manifest(tmp_path: Path, name: str) -> None:
         ("m.csv", "path,label\na,x\nb,y\x07\n", "line 3: label 'y.x07' holds a control character"),
         ("m.csv", "path,label\na,x\nb,x|y\n", "line 3: label 'x.y' holds a vertical bar, .*call the column `labels`"),
         ("m.csv", "path,labels\na,x\nb,y|Unknown\n", "line 3: labels 'y.unknown' holds unknown beside another label"),
+        ("m.csv", 'path,labels\na,x\nb,y\nc,"x, y"\n', r"line 4: labels 'x, y' is one class, .* bar \(x.y\)"),
+        ("m.csv", "path,labels\na,y;x;z\nb,y\nc,x\nd,z\n", r"line 2: labels 'y;x;z' is one class, .* bar \(y.x.z\)"),
         ("m.jsonl", '{"path": "a", "label": "x"}\n{"path": "b"}\n', "line 2: label is empty"),
         ("m.jsonl", '{"path": "a", "label": "x"}\n{"label": "y"}\n', "line 2: path is empty"),
         ("m.jsonl", '{"path": "a", "label": 0.5}\n', "line 1: label must be text, got 0.5"),
@@ -281,6 +283,18 @@ def test_a_faulty_table_names_its_row(tmp_path: Path, name: str, text: str, says
         read_manifest(path)
     assert str(path) in str(raised.value)
     assert raised.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        'a,Speech\nb,"Speech, male"\nc,"Speech, female"\n',  # a part is no label of its own
+        'a,x\nb,y\nc,"x,y"\nd,x|y\n',  # how labels are joined is known here
+        'a,x\nb,"x,"\n',
+    ],
+)
+def test_a_comma_may_stand_in_a_label(tmp_path: Path, rows: str) -> None:
+    assert any("," in label for label in read_manifest(write(tmp_path / "m.csv", f"path,labels\n{rows}")).classes)
 
 
 def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
