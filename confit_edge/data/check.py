@@ -14,7 +14,14 @@ import numpy as np
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, hardly_heard, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, advice_on_background
 from confit_edge.data.names import misspelt
-from confit_edge.data.splits import groups_across_splits, having, missing_classes, untested, with_splits
+from confit_edge.data.splits import (
+    groups_across_splits,
+    having,
+    missing_classes,
+    told_from_nothing,
+    untested,
+    with_splits,
+)
 from confit_edge.data.tables import ManifestError, relative
 from confit_runtime.frames import loudest_db
 from confit_runtime.wording import counted, some
@@ -267,8 +274,7 @@ def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | Manif
         return warnings  # told already, and the first thing with_splits would say
     if isinstance(made, ManifestError):
         return [*warnings, f"cannot be trained on: {str(made).removeprefix(f'{manifest.source}: ')}"]
-    if without_test := untested(made):
-        warnings.append(without_test)
+    warnings += filter(None, [untested(made), told_from_nothing(made)])
     for split, use in (("train", "learned from"), ("val", "that epochs and thresholds are chosen by")):
         clips = Counter(label for clip in made.select(split).clips for label in clip.labels)
         if few := [label for label in made.classes if clips[label] < FEW_CLIPS]:

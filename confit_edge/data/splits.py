@@ -132,6 +132,19 @@ def untested(manifest: Manifest) -> str | None:
     return f"{having(without)} no clip in test, so nothing is reported of {of}: that takes 3 groups{each}"
 
 
+def told_from_nothing(manifest: Manifest) -> str | None:
+    """What to say of a manifest that has its splits where every training clip has a label beside others; None else."""
+    clips = manifest.select("train").clips
+    common = set(manifest.classes).intersection(*(clip.labels for clip in clips))
+    if not clips or not common or len(manifest.classes) == 1:
+        return None
+    it, fires = ("it is", "fires") if len(common) == 1 else ("they are", "fire")
+    return (
+        f"every training clip is {some(sorted(common))}: {it} told from nothing, and {fires} on whatever is like these clips."
+        " Add clips without, of whatever else is heard, or train with --background"
+    )
+
+
 def having(classes: Sequence[str]) -> str:
     """How a sentence begins of what classes have."""
     return f"class {some(classes)} has" if len(classes) == 1 else f"classes {some(classes)} have"

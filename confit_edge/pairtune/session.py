@@ -20,7 +20,7 @@ from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background, sound_files
 from confit_edge.data.names import misspelt
 from confit_edge.data.others import WORDS
-from confit_edge.data.splits import untested
+from confit_edge.data.splits import told_from_nothing, untested
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
@@ -181,7 +181,8 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
         learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
         yield f"background: {learnt} to learn from, {kept} for thresholds"
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
-    for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest)])]:
+    everywhere = None if corpus.background_train else told_from_nothing(corpus.manifest)
+    for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest), everywhere])]:
         yield f"beware: {suspect}"
     yield from corpus.notes
     for caution in [*cautions(data), *filter(None, [advice_on_background(corpus.classes)])]:

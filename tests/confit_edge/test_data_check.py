@@ -68,6 +68,15 @@ def test_of_several_labels_clips_without_one_are_counted(folder: Path) -> None:
     assert "no label" not in report_of(folder, ENOUGH).text()
 
 
+def test_a_label_that_all_training_clips_have_is_told_of(folder: Path) -> None:
+    table = ENOUGH.replace("label", "labels").replace(",y,", ",x|y,")
+    report = report_of(folder, table)
+    assert len(report.warnings) == 1
+    assert says(report, "every training clip is 'x': it is told from nothing", "--background")
+    assert report_of(folder, table.replace(",x,g1,", ",,g1,")).warnings == []  # but for one, in which nothing is heard
+    assert report_of(folder, table.replace(",x,g1,", ",y,g1,")).warnings == []
+
+
 def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
     assert report_of(folder, ENOUGH).warnings == []
     assert report_of(folder, ENOUGH).text().splitlines()[-1] == "no warnings"

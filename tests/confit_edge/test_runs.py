@@ -22,7 +22,9 @@ from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.session import (
     FEW,
     SOUP_OF_FEW,
+    describe_data,
     refuse_other_training,
+    remarks,
     settled,
     train,
     train_corpus,
@@ -333,6 +335,19 @@ def test_a_training_suspects_a_class_that_is_another_misspelt(cut: Callable[...,
     with pytest.raises(StoppedError):
         train(manifest, tmp_path / "run", Recipe(epochs=1, frozen_baseline=False, clips_per_class=2), watch=stop)
     assert "beware: 'Stop' (3 clips): is it 'stop' (3)? If so, rename it" in told
+
+
+def test_a_training_tells_of_a_label_that_all_its_clips_have(
+    cut: Callable[..., Path], background: Path, tmp_path: Path
+) -> None:
+    """Without background, which has it not."""
+    manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
+    table = manifest.read_text().replace("path,label", "path,labels")
+    manifest.write_text(table.replace(",yes,", ",word|yes,").replace(",stop,", ",word,"))
+    for sound, warned in ((None, True), (background, False)):
+        corpus = read_corpus(manifest, rate=16_000, seed=0, background=sound)
+        told = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
+        assert any("every training clip is 'word': it is told from nothing" in line for line in told) == warned
 
 
 def test_a_recipe_means_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
