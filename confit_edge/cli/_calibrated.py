@@ -71,12 +71,12 @@ def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> 
 
 
 def below(contract: Contract, chosen: Chosen) -> str:
-    """The labels whose thresholds would fall below those that `contract` came with, and to what."""
+    """The labels whose thresholds would fall below those that `contract` came with, by a hundredth or more, and to what."""
     fallen = []
     for label in contract.can_fire:
         came_with, level = contract.thresholds[label]["on"], chosen.thresholds[contract.labels.index(label)]
-        if level < came_with:
-            fallen.append((round(1e6 * (came_with - level)), f"{label} ({came_with:.2f}, not {level:.2f})"))
+        if (fall := came_with - level) >= 0.01:
+            fallen.append((round(1e6 * fall), f"{label} ({came_with:.2f}, not {level:.2f})"))
     return _greatest(fallen)
 
 

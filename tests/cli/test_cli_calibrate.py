@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.cli._calibrated import cautions
+from confit_edge.cli._calibrated import below, cautions
 from confit_runtime import load
 from confit_runtime.calibration import LEVELS, Counts, choose
 from confit_runtime.recordings import Recording
@@ -159,6 +160,17 @@ def test_a_label_that_others_raised_is_told_of(model: Path) -> None:
     assert "low (to 0.990, fired at 0.3" in caution
     assert "high (to 0.990, never fired)" in caution
     assert "mid (" not in caution
+
+
+def test_a_threshold_that_falls_by_nothing_is_not_told_of() -> None:
+    """The level next to 0.5 may lie below it by the rounding of floats."""
+    contract = tiny_model.contract(thresholds={label: {"on": 0.5, "off": 0.3} for label in tiny_model.LABELS})
+    events = np.zeros((len(contract.labels), 4, len(LEVELS)), np.int64)
+    chosen = choose(Counts(events, np.full(4, 2.0)), 0.5)
+    level = int(np.argmin(np.abs(LEVELS - 0.5)))
+    kept = replace(chosen, own=np.full(len(contract.labels), level), margin=0)
+    assert below(contract, kept) == ""
+    assert below(contract, replace(kept, margin=-1)).startswith("low (0.50, not 0.49)")
 
 
 def test_hours_in_which_little_sounds_allow_nothing(confit: Confit, model: Path, tmp_path: Path) -> None:
