@@ -183,7 +183,9 @@ def test_clips_with_several_labels_train_and_get_probes(
         [[name in labels[corpus.classes[one]].split("|") for name in found.info.classes] for one in corpus.val.labels]
     )
     assert probed["map"] == pytest.approx(mean_average_precision(scores, truth.astype(np.int8)))
-    assert f"(mAP {100 * probed['map']:.1f} %)" in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| what | split | mAP |" in card
+    assert f"| linear probe | val | {100 * probed['map']:.1f} % |" in card
     assert ("head" in found.metrics) == (objective == "finetune")
     scores = found.linear.scores(embed_clips(found.encoder, corpus.train.pcm, CPU))
     words = np.array([corpus.classes[label] for label in corpus.train.labels])
