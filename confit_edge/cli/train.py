@@ -225,7 +225,7 @@ def train(
         for key, value in locals().items()
         if key not in ("manifest", "out", "recipe", "resume", "tensorboard", "json_lines") and value is not None
     }
-    from confit_edge.pairtune.session import begun_recipe
+    from confit_edge.pairtune.resuming import begun_recipe
     from confit_edge.pairtune.session import train as run_training
     from confit_edge.recipe import Recipe, read_yaml, refuse_idle
     from confit_runtime.errors import UsageError

@@ -30,13 +30,13 @@ from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.machine import enough_memory, keep_freed_memory, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
+from confit_edge.pairtune.resuming import begun, check_out, refuse_other_training
 from confit_edge.pairtune.trainer import Fitted, Watcher, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_runtime.cautions import cautions
-from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import make_folder
 from confit_runtime.wording import counted, lasting, some
 
@@ -337,80 +337,3 @@ def _own(clips: Clips, corpus: Corpus) -> dict[str, int]:
     fires = clips.targets if unknown is None else np.delete(clips.targets, unknown, axis=1)
     rows = np.flatnonzero(fires.any(axis=1))
     return {"clips": len(rows), "groups": len({clips.groups[row] for row in rows})}
-
-
-def check_out(out: Path, resume: bool) -> None:
-    """Raise UsageError where writing a run to `out` would lose something."""
-    files.check_folder(out, "run")
-    begun = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
-    if (out / "run.json").is_file() and not resume:
-        raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")
-    if begun and not resume:
-        raise UsageError(f"{out}: holds a training that has not finished; add --resume to go on with it, or remove it")
-    if (
-        not begun
-        and not (out / "run.json").is_file()
-        and out.is_dir()
-        and not all(map(files.is_partial, out.iterdir()))
-    ):
-        raise UsageError(f"{out}: is not empty and holds no run; choose another -o")
-
-
-def _shown(value: Any) -> str:
-    """A value of a recipe, for a person; no learning rate is the encoder's own."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "its own"
-    return "none" if value is None else str(value)
-
-
-def begun(out: Path) -> dict[str, Any] | None:
-    """The training that was begun, or finished, in `out`, as `started.json` tells it; None where none was. Raises ConfitError."""
-    if (out / "run.json").is_file():
-        info = runs.read_info(out)
-        return {
-            "recipe": info.recipe,
-            "fingerprint": info.data["fingerprint"],
-            "distilled": info.distilled,
-            "chosen_by": merit_name(multi_label=info.multi_label),
-            "processes": None,  # what is finished is not gone on with, by however many
-            "encoder_sha256": info.encoder_sha256,
-        }
-    beginning = out / "started.json"
-    if not beginning.is_file():
-        return None
-    try:
-        told: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train anew") from error
-    if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes"} - set(told):
-        raise ConfitError(f"{beginning}: lacks {', '.join(sorted(missing))}; remove {out} and train anew")
-    return told
-
-
-def begun_recipe(out: Path) -> Recipe | None:
-    """The recipe of the training that was begun, or finished, in `out`; None where none was. Raises ConfitError."""
-    before = begun(out)
-    return Recipe.from_dict(before["recipe"], str(out)) if before else None
-
-
-def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
-    """Raise UsageError naming what differs where `before`, in `out`, is another recipe, data or teacher than `started`."""
-    recipe, same_data = before["recipe"], before["fingerprint"] == started["fingerprint"]
-    moved = {"background", "others"} if same_data else set()
-    if before.get("encoder_sha256") == started["encoder_sha256"]:
-        moved.add("encoder")
-    changed = [
-        f"{key} ({_shown(recipe.get(key))}, now {_shown(value)})"
-        for key, value in started["recipe"].items()
-        if recipe.get(key) != value and key not in moved
-    ]
-    if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
-        changed.append("the data")
-    if before["chosen_by"] != started["chosen_by"]:
-        changed.append("what epochs are chosen by")
-    if before["processes"] not in (None, started["processes"]):  # each draws its own dropout
-        changed.append(f"the number of processes ({before['processes']}, now {started['processes']})")
-    if before["distilled"] != started["distilled"]:
-        changed.append("the teacher or what it teaches from")
-    if changed:
-        raise UsageError(f"{out}: --resume needs the same training, but these differ: {', '.join(changed)}")

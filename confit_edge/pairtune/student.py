@@ -13,7 +13,8 @@ from confit_edge.data.clips import ClipStore, load_recordings
 from confit_edge.data.manifest import sound_files
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
-from confit_edge.pairtune.session import Trained, check_out, left_out, train
+from confit_edge.pairtune.resuming import check_out
+from confit_edge.pairtune.session import Trained, left_out, train
 from confit_edge.pairtune.trainer import Watcher
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError

@@ -19,11 +19,11 @@ from confit_edge import runs
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.embedding import embed_clips
+from confit_edge.pairtune.resuming import refuse_other_training
 from confit_edge.pairtune.session import (
     FEW,
     SOUP_OF_FEW,
     describe_data,
-    refuse_other_training,
     remarks,
     settled,
     train,
