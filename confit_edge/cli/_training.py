@@ -118,7 +118,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"  {bounds(100 * merit.low, 100 * merit.high)}"
             f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
             + (f", {shown['own']['right']} of the {shown['own']['n']} that are not unknown" if "own" in shown else "")
-            + (f", {100 * shown['map_exported']:.1f} % as exported" if "map_exported" in shown else "")
+            + (f", {100 * shown['map_weighed']:.1f} % weighed by typicality" if "map_weighed" in shown else "")
             + (f" (validation {100 * _reached(result['val']):.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))

@@ -106,9 +106,14 @@ class ProbeReport:
             for row in judgement.per_class
         ]
 
+    def _title(self, metric: str) -> str:
+        """What a metric is called; where clips have several labels accuracy is of the best one alone."""
+        of_best = metric == "accuracy" and "map" in self.run.probes["linear"].metrics
+        return "best label right" if of_best else TITLES[metric]
+
     def text(self) -> str:
         """The tables, for a person."""
-        names = list(self.run.probes["linear"].metrics)
+        names = sorted(self.run.probes["linear"].metrics, key=lambda name: name != "map")  # which leads where it is
         probes = [
             [row["encoder"], _probe_title(row)]
             + [percent(row[name], row[f"{name}_low"], row[f"{name}_high"], unit="") for name in names]
@@ -119,7 +124,7 @@ class ProbeReport:
             f"{counted(about['clips'], f'{self.split} clip')} of {counted(about['groups'], 'group')} and"
             f" {counted(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that resample"
             f" {about['resampled']}.",
-            markdown(["encoder", "probe", *(TITLES[name] for name in names)], probes),
+            markdown(["encoder", "probe", *map(self._title, names)], probes),
         ]
         if pairs := self.verification_rows():
             rows = [[row["encoder"], percent(row["eer"], row["eer_low"], row["eer_high"], unit="")] for row in pairs]
@@ -133,7 +138,7 @@ class ProbeReport:
             [
                 f"{row['encoder']}, {row['probe']}",
                 f"{row['over']}, {row['over_probe']}",
-                TITLES[row["metric"]],
+                self._title(row["metric"]),
                 percent(row["difference"], row["low"], row["high"], unit=""),
             ]
             for row in self.difference_rows()

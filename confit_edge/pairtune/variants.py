@@ -1,6 +1,6 @@
 """Other contrasts between the pairs of a batch, to compare with ours: the losses of pytorch-metric-learning.
 
-They take one class a clip, and pairs that are in or out: which of them takes which mining is in `pairtune.config`.
+They take one class a clip, and pairs that are in or out: which of them takes which mining is in `confit_edge.recipe`.
 """
 
 from __future__ import annotations

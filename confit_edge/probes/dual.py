@@ -27,8 +27,8 @@ from confit_runtime.arrays import Floats, Targets
 class DualProbe:
     """Both probes of one frozen encoder, and the embeddings they were judged on.
 
-    `typicality` is what a device weighs the linear probe's probabilities by: `map_exported` is with it, and lower than `map`
-    by what it costs to tell sound that is like no label from all labels.
+    `typicality` is what a device weighs the linear probe's probabilities by: `map_weighed` is with it. It may be lower than
+    `map`, for what tells sound that is like no label from all labels ranks sound of the labels no better.
     """
 
     linear: LinearProbe
@@ -72,7 +72,7 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
         }
     for split, (embeddings, clips) in judged.items():
         if corpus.multi_label and metrics["linear"][split]:
-            metrics["linear"][split]["map_exported"] = mean_average_precision(
+            metrics["linear"][split]["map_weighed"] = mean_average_precision(
                 (linear.scores(embeddings) * typicality.factors(embeddings))[:, corpus.answers],
                 clips.targets[:, corpus.answers],
             )

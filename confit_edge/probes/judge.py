@@ -15,6 +15,7 @@ from confit_edge.probes.metrics import (
     balanced_accuracy,
     correct,
     macro_f1,
+    mean_average_precision,
     micro_f1,
     precision_draws,
     resampled_share_interval,
@@ -83,7 +84,9 @@ def judge(
     metrics = {"accuracy": estimate(right.mean(), shares(right, of_labelled), of_labelled.units)}
     if multi_label:
         precisions = average_precisions(scores, targets)[0]
-        metrics["map"] = estimate(np.nanmean(precisions), precision_draws(scores, targets, groups, seed))
+        metrics["map"] = estimate(
+            mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)
+        )
     else:
         metrics["balanced_accuracy"] = estimate(
             balanced_accuracy(whole["hits"], whole["missed"]), balanced_accuracy(drawn["hits"], drawn["missed"])

@@ -172,10 +172,13 @@ class Merit:
     @classmethod
     def of(cls, found: dict[str, Any]) -> Merit:
         """Of what `confit_edge.probes.dual.score` gives: mAP of all clips where they have several labels, else accuracy."""
-        name = merit_name(multi_label="map" in found)
-        keys = ("map", "map_low", "map_high", "clips", "clip_groups")
-        keys = keys if "map" in found else ("accuracy", "low", "high", "n", "groups")
-        return cls(name, *(found[key] for key in keys))
+        several = "map_low" in found  # a teacher's may be of before mAP had an interval
+        keys = (
+            ("map", "map_low", "map_high", "clips", "clip_groups")
+            if several
+            else ("accuracy", "low", "high", "n", "groups")
+        )
+        return cls(merit_name(multi_label=several), *(found[key] for key in keys))
 
 
 def named_probes(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -245,13 +248,14 @@ def micro_f1(hits: npt.NDArray, false: npt.NDArray, missed: npt.NDArray) -> Doub
 
 
 def average_precisions(scores: Floats, targets: Targets, weights: Doubles | None = None) -> Doubles:
-    """The average precision of each class, `[draws, classes]`: the mean precision at its clips; NaN for one without.
+    """The average precision of each class, `[draws, classes]`: the mean precision at its clips.
 
-    Clips of equal score are one step, as in scikit-learn's `average_precision_score`.
+    NaN for a class without clips, and for one that all clips are of: there is nothing to rank. Clips of
+    equal score are one step, as in scikit-learn's `average_precision_score`.
     """
     weights = np.ones((1, len(scores))) if weights is None else weights
     found = np.full((len(weights), targets.shape[1]), np.nan)
-    for column in np.flatnonzero(targets.any(axis=0)):
+    for column in _ranked_columns(targets):
         order, last = _ranking(scores[:, column])
         drawn = weights[:, order]
         relevant = drawn * targets[order, column]
@@ -262,15 +266,28 @@ def average_precisions(scores: Floats, targets: Targets, weights: Doubles | None
 
 
 def mean_average_precision(scores: Floats, targets: Targets) -> float:
-    """mAP: the mean over classes of `average_precisions`; classes without clips are left out."""
-    return float(np.nanmean(average_precisions(scores, targets)))
+    """mAP: the mean over classes of `average_precisions`; those in which there is nothing to rank are left out.
+
+    Where that is each class that has a clip it is 1, for nothing is ranked wrongly; NaN where no class has one.
+    """
+    if len(_ranked_columns(targets)):
+        return float(np.nanmean(average_precisions(scores, targets)))
+    return 1.0 if targets.any() else float("nan")
 
 
 def precision_draws(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> Doubles:
-    """`mean_average_precision` in each draw of a bootstrap that resamples groups, `[draws]`; NaN where no class has a clip."""
+    """`mean_average_precision` in each draw of a bootstrap that resamples groups, reversed about its value, `[draws]`.
+
+    A clip that is drawn twice lifts its own precision, so the draws lie too high, and as they are their interval would hold
+    the truth hardly ever: reversed, value - (draw - value), it is that of the basic bootstrap (Davison and Hinkley 1997,
+    section 5.2). NaN for a draw without a class to rank.
+    """
+    value = mean_average_precision(scores, targets)
+    if not len(_ranked_columns(targets)):
+        return np.full(RANK_DRAWS, value)
     resamples = Resamples.of(groups, seed, RANK_DRAWS)
     drawn = (average_precisions(scores, targets, weights) for weights in resamples.weights())
-    return np.concatenate([_mean_where(np.nan_to_num(found), ~np.isnan(found)) for found in drawn])
+    return np.concatenate([2 * value - _mean_where(np.nan_to_num(found), ~np.isnan(found)) for found in drawn])
 
 
 def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> dict[str, float]:
@@ -285,10 +302,12 @@ def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -
 def precision_gains(scores: Floats, targets: Targets) -> Doubles:
     """By how much the average precision of each class rises for each unit of weight that a clip gains, `[clips, classes]`.
 
-    NaN for a class without clips. The gains of a class sum to zero, since clips of twice the weight all rank as before.
+    NaN for a class in which there is nothing to rank, but no gain where that is all. The gains of a class sum to
+    zero, since clips of twice the weight all rank as before.
     """
-    found = np.full(targets.shape, np.nan)
-    for column in np.flatnonzero(targets.any(axis=0)):
+    columns = _ranked_columns(targets)
+    found = np.full(targets.shape, np.nan if len(columns) else 0.0)
+    for column in columns:
         order, last = _ranking(scores[:, column])
         first, ranked = np.searchsorted(last, last), last + 1.0
         relevant = targets[order, column].astype(np.float64)
@@ -326,6 +345,11 @@ def equal_error_rates(scores: Floats | Doubles, same: Bools, weights: Doubles | 
 def equal_error_rate(scores: Floats | Doubles, same: Bools) -> float:
     """The equal error rate 0..1 of trials with `scores [n]`, of which `same [n]` should be accepted."""
     return float(equal_error_rates(scores, same)[0])
+
+
+def _ranked_columns(targets: Targets) -> npt.NDArray[np.int64]:
+    """The classes that some clips are of, and some are not."""
+    return np.flatnonzero(targets.any(axis=0) & ~targets.all(axis=0))
 
 
 def _ranking(scores: npt.NDArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -21,6 +21,7 @@ from sklearn.metrics import (
 from confit_edge.data.corpus import Clips
 from confit_edge.probes.judge import judge
 from confit_edge.probes.metrics import (
+    Merit,
     Resamples,
     accuracy,
     average_precisions,
@@ -31,6 +32,7 @@ from confit_edge.probes.metrics import (
     mean_average_precision,
     paired_difference,
     precision_gains,
+    ranked,
 )
 from confit_edge.probes.verification import CLIPS, Trials, all_pairs, read_trials, verify
 from confit_runtime import intervals
@@ -98,6 +100,43 @@ def test_a_precision_gains_what_a_little_more_weight_of_a_clip_brings() -> None:
         gains, (average_precisions(scores, targets, more) - average_precisions(scores, targets)) / 1e-6, atol=1e-6
     )
     np.testing.assert_allclose(gains[:, targets.any(axis=0)].sum(axis=0), 0, atol=1e-9)
+
+
+def test_the_interval_of_map_holds_what_many_clips_have() -> None:
+    """A clip that is drawn twice lifts its own precision: the draws as they are hold it in one case of five."""
+    rng, held = np.random.default_rng(0), 0
+
+    def drawn(clips: int) -> tuple[Scores, Targets]:
+        targets = (rng.random((clips, 10)) < 0.1).astype(np.int8)
+        return (rng.normal(size=(clips, 10)) + 0.5 * targets).astype(np.float32), targets
+
+    truth = mean_average_precision(*drawn(40_000))
+    for trial in range(60):
+        found = ranked(*drawn(100), [f"group {clip // 5}" for clip in range(100)], trial)
+        assert (found["clips"], found["clip_groups"]) == (100, 20)
+        assert found["map_low"] < found["map"] < found["map_high"]
+        held += found["map_low"] <= truth <= found["map_high"]
+    assert held >= 48
+
+
+def test_a_class_that_every_clip_is_of_has_no_precision() -> None:
+    scores, targets = some_scores(30, 0, several=True)
+    every = np.concatenate([targets[:, :3], np.ones((30, 1), np.int8)], axis=1)
+    assert np.isnan(average_precisions(scores[:, :4], every)[0, 3])
+    assert mean_average_precision(scores[:, :4], every) == mean_average_precision(scores[:, :3], every[:, :3])
+    assert np.isnan(precision_gains(scores[:, :4], every)[:, 3]).all()
+    alone = ranked(scores[:, :1], np.ones((30, 1), np.int8), ["a", "b", "c"] * 10)
+    assert (alone["map"], alone["map_high"]) == (1.0, 1.0)
+    assert alone["map_low"] < 0.4
+    assert (precision_gains(scores[:, :1], np.ones((30, 1), np.int8)) == 0).all()
+
+
+def test_what_was_measured_before_map_had_an_interval_is_told_by_accuracy() -> None:
+    """Such as what a teacher of several labels brings along: distill ended at it when all was trained."""
+    before = {"accuracy": 0.9, "low": 0.8, "high": 1.0, "n": 20, "groups": 4, "map": 0.5}
+    assert Merit.of(before) == Merit("accuracy", 0.9, 0.8, 1.0, 20, 4)
+    now = {**before, "map_low": 0.4, "map_high": 0.6, "clips": 30, "clip_groups": 5}
+    assert Merit.of(now) == Merit("mAP", 0.5, 0.4, 0.6, 30, 5)
 
 
 def test_the_weights_of_a_draw_are_clips_repeated() -> None:

@@ -131,8 +131,8 @@ def test_map_has_an_interval_and_is_told_as_the_export_has_it(several_run: Run, 
         precisions = [
             average_precision_score(clips.targets[:, label], scores[:, label]) for label in several_corpus.answers
         ]
-        assert found["map_exported"] == pytest.approx(np.mean(precisions), abs=1e-4)
-        assert "map_exported" not in probes["knn"][split]
+        assert found["map_weighed"] == pytest.approx(np.mean(precisions), abs=1e-4)
+        assert "map_weighed" not in probes["knn"][split]
 
 
 def test_clips_without_a_label_stand_in_the_cohort(several_corpus: Corpus) -> None:
