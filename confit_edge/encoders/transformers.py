@@ -125,7 +125,8 @@ class TransformersEncoder(Encoder):
         """From a hub name or a local directory in the Hugging Face format; `random`: the architecture alone.
 
         Raises UsageError when there is no such checkpoint, its architecture is not supported, it is smaller than asked or
-        its files tell of no model, and ConfitError when it lacks encoder weights (transformers would leave them random).
+        its files tell of no model that runs, and ConfitError when it lacks encoder weights (transformers would leave them
+        random) or they are not finite.
         """
         settings = read_settings(name)
         kind = settings.model_type
@@ -149,6 +150,8 @@ class TransformersEncoder(Encoder):
             architecture.cut(weights, settings, encoder.settings)
             wanted = encoder.model.state_dict().keys()  # the dropped layers' are not among them
             encoder.model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=True)
+        with refusing_what_is_no_model(name):
+            refuse_not_finite(name, encoder)
         return encoder
 
 
@@ -174,7 +177,8 @@ def read_settings(name: str) -> Any:
 
 @contextmanager
 def refusing_what_is_no_model(name: str) -> Iterator[None]:
-    """Raise UsageError where no model can be built of what a checkpoint's files tell, as sizes that do not go together."""
+    """Raise UsageError where of what a checkpoint's files tell no model can be built, or none that runs: as of sizes that
+    do not go together."""
     try:
         yield
     except _UNEXPECTED as error:
@@ -279,3 +283,19 @@ def refuse_missing(name: str, loading: dict[str, Any]) -> None:
             f"--encoder {name}: the checkpoint lacks {len(absent) + len(wrong)} encoder weights ({listed}, ...),"
             " which would stay random: is it a checkpoint of this architecture?"
         )
+
+
+@torch.no_grad()
+def refuse_not_finite(name: str, encoder: TransformersEncoder) -> None:
+    """Raise an error where the embedding of a window of quiet noise is not finite: ConfitError where weights are not."""
+    noise = 0.01 * torch.randn(1, encoder.window, generator=torch.Generator().manual_seed(0))
+    embedding = encoder.eval().pooled(noise)
+    encoder.train()
+    if embedding.isfinite().all():
+        return
+    for key, weight in encoder.model.state_dict().items():
+        if not weight.isfinite().all():
+            raise ConfitError(f"--encoder {name}: its weights are damaged ({key} holds numbers that are not finite)")
+    raise UsageError(
+        f"--encoder {name}: with what its config.json and {_PREPROCESSORS[0]} tell, embeddings are not finite numbers"
+    )

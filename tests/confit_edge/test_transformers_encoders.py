@@ -539,6 +539,8 @@ def test_a_folder_without_a_checkpoint_and_damaged_weights_are_refused(
         ("preprocessor_config.json", [], "cannot be read"),
         ("config.json", {"hidden_size": 33}, "is of no model that can be built"),
         ("config.json", {"num_attention_heads": 0}, "is of no model that can be built"),
+        ("config.json", {"conv_stride": [0] * 7}, "is of no model that can be built"),
+        ("config.json", {"layer_norm_eps": float("nan")}, "embeddings are not finite"),
         ("config.json", [], "neither an encoder's name"),
     ],
 )
@@ -553,6 +555,17 @@ def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
         pretrained(str(folder), WINDOW_S)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 100 + 3 * len(str(folder))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_are_not_finite_are_refused(checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(checkpoints[name], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    key = next(key for key in weights if key.endswith("weight") and "norm" in key and "decoder" not in key)
+    weights[key][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfitError, match=r"its weights are damaged \(\S*norm\S* holds numbers that are not finite"):
+        pretrained(str(folder), WINDOW_S)
 
 
 @pytest.mark.parametrize("name", MODELS)
