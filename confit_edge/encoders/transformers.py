@@ -33,6 +33,7 @@ _MAY_MISS = ("masked_spec_embed",)
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # either tells how input is normalised
 # what transformers and torch raise on values that they do not expect, unchecked
 _UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class TransformersEncoder(Encoder):
@@ -212,7 +213,7 @@ def _first(error: Exception) -> str:
 def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dict[str, Any]:
     """What matters of a checkpoint's feature extractor; where it holds none, what its `settings` tell, and `defaults`.
 
-    Raises UsageError where it cannot be read, or was trained on sound of another rate.
+    Raises UsageError where it cannot be read, a value is of the wrong kind, or it was trained on sound of another rate.
     """
     from transformers import AutoFeatureExtractor
 
@@ -228,9 +229,28 @@ def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dic
         extractor = AutoFeatureExtractor.from_pretrained(name)
     except (OSError, *_UNEXPECTED) as error:
         raise UsageError(f"--encoder {name}: its {told_by} cannot be read ({_first(error)})") from error
-    if (rate := getattr(extractor, "sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+    values = {
+        key: told(f"--encoder {name}: its {told_by}", extractor, key, default)
+        for key, default in {"sampling_rate": SAMPLE_RATE, **defaults}.items()
+    }
+    if (rate := values.pop("sampling_rate")) != SAMPLE_RATE:
         raise UsageError(f"--encoder {name}: hears sound at {rate} Hz; an encoder here hears {SAMPLE_RATE} Hz")
-    return {key: getattr(extractor, key, default) for key, default in defaults.items()}
+    return values
+
+
+def told(where: str, extractor: Any, key: str, default: bool | float) -> Any:
+    """A feature extractor's value of `key`. Raises UsageError where it is not of the kind that the default is."""
+    value = getattr(extractor, key, default)
+    if isinstance(default, bool):
+        good, kind = isinstance(value, bool), "true or false"
+    else:
+        good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        kind = "a finite number"
+        if key == "std":  # what is divided by
+            good, kind = good and value > 0, "a number above 0"
+    if not good:
+        raise UsageError(f"{where} has the {key} {value!r:.40}, which must be {kind}")
+    return value
 
 
 def preprocessor_file(name: str) -> str | None:

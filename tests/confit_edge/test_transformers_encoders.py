@@ -557,6 +557,34 @@ def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
     assert len(str(caught.value)) < 100 + 3 * len(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("std", None, "has the std None, which must be a number above 0"),
+        ("std", [1, 2] * 50, r"has the std \[1, 2, .*, which must be a number above 0"),
+        ("std", 0, "has the std 0, which must be a number above 0"),
+        ("std", 1e-45, "tell, embeddings are not finite numbers"),
+        ("std", True, "has the std True, which must be a number above 0"),
+        ("mean", "a", "has the mean 'a', which must be a finite number"),
+        ("mean", float("nan"), "has the mean nan, which must be a finite number"),
+        ("mean", 10**400, "has the mean 10+, which must be a finite number"),
+        ("do_normalize", "no", "has the do_normalize 'no', which must be true or false"),
+        ("do_normalize", None, "has the do_normalize None, which must be true or false"),
+        ("sampling_rate", "16000", "has the sampling_rate '16000', which must be a finite number"),
+    ],
+)
+def test_a_feature_extractor_with_a_value_of_the_wrong_kind_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, key: str, value: object, told: str
+) -> None:
+    folder = shutil.copytree(checkpoints["ast"], tmp_path / "damaged")
+    ASTFeatureExtractor().save_pretrained(folder)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(UsageError, match=f"--encoder .*preprocessor_config.json {told}$") as caught:
+        pretrained(str(folder), WINDOW_S)
+    assert len(str(caught.value)) < 200 + len(str(folder))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_that_are_not_finite_are_refused(checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(checkpoints[name], tmp_path / "damaged")
