@@ -84,7 +84,7 @@ def told_when_stopped(out: Path) -> Iterator[None]:
             say(f"{out}: stopped; the same command with --resume goes on after the last epoch that ended")
         else:
             say(f"{out}: stopped before the first epoch began; nothing is written")
-        raise
+        raise typer.Exit(130) from None
 
 
 def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bool, **of_verb: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from confit_runtime.cautions import cautions
@@ -123,8 +124,8 @@ def share(measured: dict[str, Any]) -> str:
 
 
 def ranked(measured: dict[str, Any]) -> str:
-    """The mean average precision of a model of several labels with its interval, in per cent."""
-    return percent(measured["map"], measured["map_low"], measured["map_high"])
+    """The mean average precision of a model of several labels, in per cent; older exports have no interval of it."""
+    return percent(measured["map"], measured.get("map_low", math.nan), measured.get("map_high", math.nan))
 
 
 def heard_alone(contract: Contract) -> str:

@@ -111,6 +111,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"{tmp_path / 'run'}: stopped; the same command with --resume goes on" in errors
+    assert "confit-edge: stopped" not in errors  # it is said already
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
 

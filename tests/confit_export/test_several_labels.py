@@ -111,6 +111,9 @@ def test_map_is_told_and_published(several: Exported, said: list[str]) -> None:
     rows = dict(facts(replace(several.contract, parity={**parity, **lost, "cosine": 1.0}), 1))
     assert "; fp32 " in rows["mAP, test"]
     assert "best label is right, test" in rows
+    older = {split: {**found, "map": 0.5} for split, found in several.contract.metrics.items() if split == "test"}
+    del older["test"]["map_low"], older["test"]["map_high"]
+    assert dict(facts(replace(several.contract, metrics=older), 1))["mAP, test"] == "50.0 %"
     assert not any(name.startswith("accuracy") for name in rows)
     assert rows["lost on validation"].endswith("; mAP +0.40 points")
     many = {split: {"clips": 60, "groups": 9} for split in ("train", "val", "test")}
