@@ -24,6 +24,7 @@ from confit_edge.data.clips import (
 from confit_edge.data.manifest import UNKNOWN, Clip, Manifest, read_manifest, sound_files
 from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
+from confit_edge.data.tables import ManifestError
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.frames import loudest_db
@@ -171,6 +172,7 @@ def read_corpus(
         problems += unusable
         notes += soft_ones
         classes = classes if UNKNOWN in classes else [*classes, UNKNOWN]
+    _refuse_one_class(manifest, classes)
     unknown = UNKNOWN if UNKNOWN in classes else None
 
     def sound(pcm: Pcm) -> Pcm:
@@ -198,6 +200,15 @@ def read_corpus(
         problems,
         notes,
     )
+
+
+def _refuse_one_class(manifest: Manifest, classes: list[str]) -> None:
+    """Raise ManifestError where all that would be learnt from is of the only one of the `classes`."""
+    if len(classes) == 1 and all(clip.labels for clip in manifest.select("train").clips):
+        raise ManifestError(
+            f"{manifest.source}: every training clip is {classes[0]!r}, the only label: put clips without it in train, too, or"
+            " train with --background"
+        )
 
 
 def _read_others(

@@ -133,10 +133,13 @@ def untested(manifest: Manifest) -> str | None:
 
 
 def told_from_nothing(manifest: Manifest) -> str | None:
-    """What to say of a manifest that has its splits where every training clip has a label beside others; None else."""
+    """What to say of a manifest that has its splits where all training clips share a label; None else.
+
+    Of a single label only where there are clips without it, which stand elsewhere then.
+    """
     clips = manifest.select("train").clips
     common = set(manifest.classes).intersection(*(clip.labels for clip in clips))
-    if not clips or not common or len(manifest.classes) == 1:
+    if not clips or not common or all(len(clip.labels) == len(manifest.classes) == 1 for clip in manifest.clips):
         return None
     it, fires = ("it is", "fires") if len(common) == 1 else ("they are", "fire")
     return (

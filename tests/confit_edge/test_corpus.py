@@ -33,6 +33,22 @@ def noise(path: Path, seed: int, seconds: float = 0.3, rate: int = RATE) -> Path
 # reading
 
 
+def test_a_single_label_that_all_training_clips_have_is_refused(tmp_path: Path) -> None:
+    """Clips without it in val alone teach nothing; background does."""
+    rows = [("x", "train"), ("x", "train"), ("x", "val"), ("", "val")]
+    for number in range(len(rows)):
+        noise(tmp_path / f"{number}.wav", seed=number)
+    lines = "".join(f"{number}.wav,{labels},{split}\n" for number, (labels, split) in enumerate(rows))
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(f"path,labels,split\n{lines}")
+    with pytest.raises(ConfitError, match=r"m\.csv: every training clip is 'x', the only label: .*--background"):
+        read_corpus(manifest, rate=RATE, seed=0)
+    background = noise(tmp_path / "hum.flac", seed=9, seconds=3.0)
+    assert read_corpus(manifest, rate=RATE, seed=0, background=background).classes == ["x", UNKNOWN]
+    manifest.write_text(f"path,labels,split\n{lines.replace('1.wav,x', '1.wav,')}")
+    assert read_corpus(manifest, rate=RATE, seed=0).classes == ["x"]
+
+
 def test_splits_targets_and_groups_are_the_manifests(corpus: Corpus) -> None:
     assert corpus.classes == sorted(corpus.classes)
     assert corpus.unknown is None

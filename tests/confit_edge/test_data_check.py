@@ -77,6 +77,13 @@ def test_a_label_that_all_training_clips_have_is_told_of(folder: Path) -> None:
     assert report_of(folder, table.replace(",x,g1,", ",y,g1,")).warnings == []
 
 
+def test_so_is_a_single_label_where_all_clips_without_it_are_elsewhere(folder: Path) -> None:
+    rows = [line.replace(",y,", ",," if ",train" not in line else ",x,") for line in ENOUGH.splitlines(keepends=True)]
+    report = report_of(folder, "".join(rows).replace("label", "labels"))
+    assert len(report.warnings) == 1
+    assert says(report, "every training clip is 'x': it is told from nothing", "--background")
+
+
 def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
     assert report_of(folder, ENOUGH).warnings == []
     assert report_of(folder, ENOUGH).text().splitlines()[-1] == "no warnings"
