@@ -13,6 +13,7 @@ from confit_edge.data.clips import ClipStore, load_recordings
 from confit_edge.data.manifest import sound_files
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
+from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.resuming import check_out
 from confit_edge.pairtune.session import Trained, left_out, train
 from confit_edge.pairtune.trainer import Watcher
@@ -50,6 +51,7 @@ def distill(
     check_out(out, resume)
     teacher = runs.read_run(run)
     recipe, lesson = student_recipe(teacher.recipe, settings, source)
+    watch = watch if join(recipe.device).main else None
     data = manifest or Path(teacher.info.data["manifest"])
     if not data.exists():
         raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
