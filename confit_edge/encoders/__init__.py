@@ -49,11 +49,12 @@ def pretrained(
         if family not in BUILT_IN:
             if Path(name).is_absolute() and not Path(name).is_dir():
                 raise UsageError(
-                    f"--encoder {name}: no such folder; where it has moved, say where it is now (--encoder)"
+                    f"encoder {name}: no such folder; where it has moved, say where it is now (--encoder; distill --student;"
+                    " study: key 'encoder' of --recipe)"
                 )
             if "/" not in name and not Path(name).is_dir():  # asking the hub would take half a minute to fail
                 raise UsageError(
-                    f"--encoder {name}: is none of {', '.join(BUILT_IN)}, no folder here, and no hub name (OWNER/NAME)"
+                    f"encoder {name}: is none of {', '.join(BUILT_IN)}, no folder here, and no hub name (OWNER/NAME)"
                 )
             from confit_edge.encoders.transformers import TransformersEncoder
 

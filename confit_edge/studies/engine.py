@@ -101,8 +101,9 @@ def prepare(
         if figure != "accuracy":
             header["figure"] = figure
         journal = Journal(out, header)
-        trials = {trial.key(study.name): trial for trial in planned}
-        done = {key: outcome for key, outcome in journal.open().items() if key in trials}
+        outcomes = journal.open()
+        trials = {_as_begun(trial, source, journal).key(study.name): trial for trial in planned}
+        done = {key: outcome for key, outcome in outcomes.items() if key in trials}
         if watch:
             watch({"stage": "timing"})
         paces: dict[tuple[str, float], Pace] = {}
@@ -117,6 +118,13 @@ def prepare(
                 paces[kind] = measure_pace(bench, timed, bench.begins_with(trial))
             cost[key] = done[key].cpu_seconds if key in done else expected(study, trial, bench, paces[kind])
     return Planned(study, source, journal, figure, trials, cost, done)
+
+
+def _as_begun(trial: Trial, source: Source, journal: Journal) -> Trial:
+    """The trial as it was when the study began, though its encoder's folder has moved since."""
+    if trial.recipe.encoder != source.recipe.encoder:
+        return trial
+    return replace(trial, recipe=replace(trial.recipe, encoder=journal.encoder))
 
 
 def _refuse_namesakes(earlier: list[Path]) -> None:

@@ -25,7 +25,10 @@ class Journal:
         self.path, self.header = path, header
 
     def open(self) -> dict[str, Outcome]:
-        """What is done already, by key; nothing is written. Raises UsageError where the folder holds something else."""
+        """What is done already, by key; nothing is written. Raises UsageError where the folder holds something else.
+
+        An encoder whose folder has moved is the same where its weights are.
+        """
         if not (self.path / HEADER).is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise UsageError(f"{self.path}: is not empty and holds no study; choose another -o")
@@ -33,12 +36,23 @@ class Journal:
         before = read_header(self.path / HEADER)
         changed = [key for key in self.header if key != "recipe" and before.get(key) != self.header[key]]
         recipe, other = before.get("recipe", {}), self.header["recipe"]
-        changed += [f"recipe key '{key}'" for key in {**recipe, **other} if recipe.get(key) != other.get(key)]
+        moved = {"encoder"} if before.get("encoder_sha256") == self.header["encoder_sha256"] else set()
+        changed += [
+            f"recipe key '{key}'"
+            for key in {**recipe, **other}
+            if recipe.get(key) != other.get(key) and key not in moved
+        ]
         if changed:
             raise UsageError(
                 f"{self.path}: holds a study that differs in {', '.join(changed)}; choose another -o, or remove it"
             )
         return {outcome.key: outcome for outcome in read_outcomes(self.path)}
+
+    @property
+    def encoder(self) -> str:
+        """The encoder by the name that the study began with, by which its trials are known."""
+        begun = self.path / HEADER
+        return str((read_header(begun) if begun.is_file() else self.header)["recipe"]["encoder"])
 
     def begin(self) -> None:
         """Write the header, and drop a line that was cut short."""

@@ -173,7 +173,7 @@ def test_an_outcome_comes_back_from_its_line(numbers: dict[str, float], tally: d
 
 
 def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
-    header = {"study": "shots", "recipe": Recipe().to_dict(), "fingerprint": "f"}
+    header = {"study": "shots", "recipe": Recipe().to_dict(), "fingerprint": "f", "encoder_sha256": "e"}
     journal = Journal(tmp_path / "out", header)
     assert journal.open() == {}
     assert not (tmp_path / "out").exists()
@@ -195,10 +195,11 @@ def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> No
 
 
 def test_a_journal_refuses_what_is_not_its_own(tmp_path: Path) -> None:
-    header = {"study": "shots", "recipe": Recipe().to_dict(), "fingerprint": "f"}
+    header = {"study": "shots", "recipe": Recipe().to_dict(), "fingerprint": "f", "encoder_sha256": "e"}
     Journal(tmp_path / "out", header).begin()
+    other = {**header, "study": "batch", "recipe": Recipe(epochs=1).to_dict(), "fingerprint": "g"}
     with pytest.raises(UsageError, match="differs in study, fingerprint, recipe key 'epochs'"):
-        Journal(tmp_path / "out", {"study": "batch", "recipe": Recipe(epochs=1).to_dict(), "fingerprint": "g"}).open()
+        Journal(tmp_path / "out", other).open()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and holds no study"):

@@ -430,6 +430,13 @@ def test_a_study_is_of_the_weights_it_began_with(tones: Path, recipe: Recipe, tm
     planned = plan("classes", tones, replace(recipe, encoder=str(checkpoint)), tmp_path / "out")
     planned.journal.begin()
     plan("classes", tones, replace(recipe, encoder=str(checkpoint)), tmp_path / "out")
+    checkpoint = checkpoint.rename(tmp_path / "moved")  # with its weights, it is the same wherever it lies
+    moved = plan("classes", tones, replace(recipe, encoder=str(checkpoint)), tmp_path / "out")
+    assert list(moved.trials) == list(planned.trials)
+    assert {trial.recipe.encoder for trial in moved.trials.values()} == {str(checkpoint)}
+    gone = rf"encoder {planned.source.recipe.encoder}: no such folder; .*study: key 'encoder' of --recipe"
+    with pytest.raises(UsageError, match=gone):
+        plan("classes", tones, planned.source.recipe, tmp_path / "out")
     weights = load_file(checkpoint / "model.safetensors")
     first = sorted(weights)[0]
     save_file({**weights, first: weights[first] + 1e-3}, checkpoint / "model.safetensors", {"format": "pt"})
