@@ -46,7 +46,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
 
 
 def _apart(data: dict[str, Any]) -> str:
-    return "here each clip counts as one" if ungrouped(data) else "no group stands in two splits"
+    return "here each clip without one counts as one" if ungrouped(data) else "no group stands in two splits"
 
 
 def _kept(info: RunInfo) -> str:

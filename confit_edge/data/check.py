@@ -19,6 +19,7 @@ from confit_edge.data.splits import (
     having,
     missing_classes,
     told_from_nothing,
+    ungrouped,
     untested,
     with_splits,
 )
@@ -268,8 +269,8 @@ def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
 def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
     """What stands in the way of splits, or of trusting them; `made` is what `train` would make of the usable clips."""
     warnings = []
-    if not manifest.grouped:
-        warnings.append(f"every clip is a group of its own: {_without_groups(manifest)}")
+    if alone := ungrouped(manifest):
+        warnings.append(f"{alone}: {_without_groups(manifest)}")
     if groups_across_splits(usable):
         return warnings  # told already, and the first thing with_splits would say
     if isinstance(made, ManifestError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from confit_edge.data.corpora.base import Fetched
 from confit_edge.data.manifest import Clip, Manifest, labels_of, sound_files
-from confit_edge.data.splits import keep_apart
+from confit_edge.data.splits import keep_apart, ungrouped
 from confit_edge.data.tables import read_table, relative
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.sources.files import SOUND_SUFFIXES
@@ -76,8 +76,8 @@ def fetch_hub(
             raise ConfitError(f"hf:{source}: no clip has a label in the column {columns[1]!r}")
         multi_label = _inner(next(iter(kept.values())).features[columns[1]]) is not None
     manifest = Manifest(tuple(clips), out, multi_label)
-    if not manifest.grouped:
-        notes.append("every clip is a group of its own: name the column of speakers or recordings with --group-column")
+    if alone := ungrouped(manifest):
+        notes.append(f"{alone}: name the column of speakers or recordings with --group-column")
     if any(clip.split for clip in clips):
         manifest, changed = keep_apart(manifest)
         notes += changed

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,12 @@ class Clip:
         """Whether nobody said what it belongs to: its group is its own path then, from a manifest that may lie elsewhere."""
         return f"/{plain(self.path.as_posix())}".endswith(f"/{self.group.rpartition('../')[2]}")
 
+    @property
+    def called_by_group(self) -> bool:
+        """Whether its group is its own name, without the ending, and not that of the folder it lies in."""
+        name = plain(self.path.with_suffix("").as_posix())
+        return f"/{name}".endswith(f"/{self.group}") and plain(self.path.parent.name) != self.group
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -90,9 +97,20 @@ class Manifest:
         return sorted({label for clip in self.clips for label in clip.labels})
 
     @property
+    def ungrouped(self) -> list[str]:
+        """The classes that fire of most of whose clips nobody said what they belong to: a speaker, a recording.
+
+        A group of one clip is one, too, but not where it is the clip's own name: a voice gives its name to a clip of each word.
+        """
+        shared = Counter(clip.group for clip in self.clips)
+        alone = [clip for clip in self.clips if clip.alone or (shared[clip.group] == 1 and clip.called_by_group)]
+        all_of, alone_of = (Counter(label for clip in some for label in clip.labels) for some in (self.clips, alone))
+        return [label for label in self.classes if label != UNKNOWN and 2 * alone_of[label] > all_of[label]]
+
+    @property
     def grouped(self) -> bool:
-        """Whether of anything that fires somebody said what it belongs to: a speaker, a recording, if of one clip each."""
-        return any(not clip.alone for clip in self.clips if clip.labels not in ((), (UNKNOWN,)))
+        """Whether of all that fires somebody said what it belongs to, if not of each clip."""
+        return not self.ungrouped
 
     @property
     def folder(self) -> Path:

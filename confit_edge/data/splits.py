@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.manifest import SPLITS, Clip, Manifest
+from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip, Manifest
 from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import UsageError
 from confit_runtime.wording import counted, some
@@ -146,6 +146,18 @@ def told_from_nothing(manifest: Manifest) -> str | None:
         f"every training clip is {some(sorted(common))}: {it} told from nothing, and {fires} on whatever is like these clips."
         " Add clips without, of whatever else is heard, or train with --background"
     )
+
+
+def ungrouped(manifest: Manifest) -> str | None:
+    """What to say of a manifest that does not tell which clips belong together; None where it does."""
+    without = manifest.ungrouped
+    if not without:
+        return None
+    fire = [clip for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))]
+    if len({clip.group for clip in fire}) == len(fire) and {*without, UNKNOWN} >= set(manifest.classes):
+        return "every clip is a group of its own"
+    of = f"class {some(without)}" if len(without) == 1 else f"classes {some(without)}"
+    return f"most clips of {of} are each a group of their own"
 
 
 def having(classes: Sequence[str]) -> str:

@@ -31,9 +31,11 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
             )
             break
     if ungrouped(data):
+        every = "every clip is a group of its own"
+        alone = every if clips == groups else "most clips, of a class at least, are each a group of their own"
         found.append(
-            "every clip is a group of its own: where one speaker or one recording gave several clips, they stand in train,"
-            " validation and test alike, and accuracy is too good; give a `group` column, or folders CLASS/GROUP/"
+            f"{alone}: where one speaker or one recording gave several clips, they stand in train, validation and test alike,"
+            " and accuracy is too good; give a `group` column, or folders CLASS/GROUP/"
         )
     for split, name in (("val", "validation"), ("test", "test")):
         if many := data.get("repeated", {}).get(split, 0):
@@ -53,7 +55,10 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
 
 
 def ungrouped(data: Mapping[str, Any]) -> bool:
-    """Whether nobody said which clips belong together; in files of older versions, whether no two share a group."""
+    """Whether nobody said which clips belong together, of a class at least.
+
+    In files of older versions, whether no two share a group.
+    """
     if "grouped" in data:
         return not data["grouped"]
     if own := data.get("own"):

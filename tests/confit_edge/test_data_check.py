@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,28 @@ def test_groups_of_one_clip_each_are_groups_where_somebody_named_them(tmp_path: 
             report = check(read, ClipStore(RATE, tmp_path / ".cache"))
             assert report.groups == 24
             assert says(report, "every clip is a group of its own") == lacking
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        (lambda n: f"{n}" if n < 20 else "", "every clip is"),  # the names of the files, without their endings
+        (lambda n: "one" if n == 0 else "", "every clip is"),
+        (lambda n: f"g{n // 4}" if n % 2 else "", "most clips of class 'x' are each"),
+        (lambda n: f"g{n // 4}" if n % 3 else "", None),
+        (lambda n: f"voice {n}", None),
+        (lambda n: f"{n // 2 * 2}", None),  # a voice that gives its name to a clip of one word says another, too
+    ],
+)
+def test_groups_are_those_of_most_clips_of_each_class(
+    folder: Path, groups: Callable[[int], str], told: str | None
+) -> None:
+    rows = "".join(f"{n}.wav,{'xy'[n % 2]},{groups(n)}\n" for n in range(22))
+    manifest = "path,label,group\n" + rows
+    assert says(report_of(folder, manifest), f"{told} a group of") == (told is not None)
+    assert says(report_of(folder, manifest), "a group of") == (told is not None)
+    (folder / "m.csv").write_text(manifest)
+    assert read_manifest(folder / "m.csv").grouped == (told is None)
 
 
 def test_a_folder_with_a_manifest_in_it_is_pointed_out(tmp_path: Path) -> None:

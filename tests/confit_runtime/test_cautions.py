@@ -53,6 +53,8 @@ def test_clips_without_groups_are_told_of() -> None:
     assert "every clip is a group of its own" in caution
     said = {**data(80, 80), "grouped": False}
     assert cautions(said) == [caution]
+    (caution,) = cautions({**data(80, 60), "grouped": False})
+    assert "most clips, of a class at least, are each a group of their own" in caution
     assert cautions({**said, "grouped": True}) == []  # a speaker for each clip
     rows = facts(tiny_model.contract(data=data(3, 3)), 1000)
     assert len([text for name, text in rows if name == "beware"]) == 2
