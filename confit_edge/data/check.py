@@ -13,7 +13,7 @@ import numpy as np
 
 from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, hardly_heard, sound_digest
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, advice_on_background
-from confit_edge.data.names import misspelt
+from confit_edge.data.names import joined, misspelt
 from confit_edge.data.splits import (
     groups_across_splits,
     having,
@@ -254,9 +254,7 @@ def _warn(report: Report) -> list[str]:
             " own, or the model learns the recorder in place of the sound"
         )
     warnings += misspelt({label: stats.clips for label, stats in report.classes.items()})
-    if background := advice_on_background(report.classes):
-        warnings.append(background)
-    return warnings
+    return [*warnings, *filter(None, [joined(report.classes), advice_on_background(report.classes)])]
 
 
 def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:

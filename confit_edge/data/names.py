@@ -1,13 +1,14 @@
-"""Names of classes that may be one name, written in two ways: each would be learnt apart."""
+"""Names of classes that may be one name, written in two ways, or several, joined in one: each would be learnt apart."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from difflib import SequenceMatcher
 from itertools import combinations
 
-from confit_runtime.wording import counted
+from confit_runtime.wording import counted, some
 
 LONG = 5  # letters of a name that a slip of the keyboard may have come from: `tree` is no slip for `three`
 ALIKE = 0.8  # of a name's letters that another has in the same order: hapy and happy, not seven and eleven
@@ -30,6 +31,25 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
                 f"{rare!r} ({counted(clips[rare], 'clip')}): is it {common!r} ({clips[common]})? If so, rename it"
             )
     return found
+
+
+def joined(labels: Collection[str]) -> str | None:
+    """What to say of classes whose names may be several joined by commas or semicolons; None where there are none.
+
+    Of such a name two parts at least are names of their own, or parts of another. `Speech, male` beside `Speech, female` is none.
+    """
+    parts = {label: {plain for part in re.split("[,;]", label) if (plain := _plain(part))} for label in labels}
+    found_in = Counter(part for of in parts.values() for part in of)
+    found = [
+        label for label in sorted(parts) if len(parts[label]) > 1 and sum(found_in[p] > 1 for p in parts[label]) > 1
+    ]
+    if not found:
+        return None
+    is_one = f"class {some(found)} is" if len(found) == 1 else f"classes {some(found)} are"
+    return (
+        f"{is_one} learnt apart, though parts of the name are found in other labels: are several labels joined? If so, call the"
+        " column `labels`, and join them by a vertical bar"
+    )
 
 
 def alike(label: str, name: str) -> bool:

@@ -18,7 +18,7 @@ from confit_edge.data.clips import ClipProblem
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background, sound_files
-from confit_edge.data.names import misspelt
+from confit_edge.data.names import joined, misspelt
 from confit_edge.data.others import WORDS
 from confit_edge.data.splits import told_from_nothing, untested
 from confit_edge.encoders import is_folder, pretrained
@@ -182,7 +182,7 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
         yield f"background: {learnt} to learn from, {kept} for thresholds"
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
     everywhere = None if corpus.background_train else told_from_nothing(corpus.manifest)
-    for suspect in [*misspelt(labels), *filter(None, [untested(corpus.manifest), everywhere])]:
+    for suspect in [*misspelt(labels), *filter(None, [joined(labels), untested(corpus.manifest), everywhere])]:
         yield f"beware: {suspect}"
     yield from corpus.notes
     for caution in [*cautions(data), *filter(None, [advice_on_background(corpus.classes)])]:

@@ -13,7 +13,7 @@ import soundfile
 from confit_edge.data.check import Report, check
 from confit_edge.data.clips import ClipStore
 from confit_edge.data.manifest import read_manifest, write_manifest
-from confit_edge.data.names import misspelt
+from confit_edge.data.names import joined, misspelt
 from confit_edge.data.splits import with_splits
 
 RATE = 16_000
@@ -134,6 +134,30 @@ def test_a_class_that_may_be_another_misspelt_is_suspected(clips: dict[str, int]
     told = misspelt(clips)
     assert len(told) == len(suspected)
     assert all(one.startswith(beginning) for one, beginning in zip(told, suspected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("labels", "suspected"),
+    [
+        (["dog,cat", "cat,bird", "dog,bird"], ["dog,cat", "cat,bird", "dog,bird"]),
+        (["dog", "cat", "dog, cat, bird"], ["dog, cat, bird"]),
+        (["Dog", "CAT", "dog;cat"], ["dog;cat"]),
+        (["Speech", "Speech, male", "Speech, female"], []),
+        (["x,x", "x,", "y"], []),
+    ],
+)
+def test_classes_that_may_be_several_joined_are_suspected(labels: list[str], suspected: list[str]) -> None:
+    told = joined(labels)
+    assert (told is not None) == bool(suspected)
+    assert [label for label in labels if repr(label) in (told or "")] == suspected
+
+
+def test_joined_labels_are_warned_of_in_either_column(folder: Path) -> None:
+    """Under `labels` where a bar says how labels are joined, too."""
+    joined_rows = ENOUGH.replace("2.wav,x,", '2.wav,"x,y",')
+    for table in (joined_rows, joined_rows.replace("label", "labels").replace("4.wav,x", "4.wav,x|y")):
+        assert says(report_of(folder, table), "class 'x,y' is learnt apart", "vertical bar")
+    assert not says(report_of(folder, ENOUGH), "vertical bar")
 
 
 def test_a_misspelt_class_is_warned_of(folder: Path) -> None:

@@ -339,6 +339,15 @@ def test_a_training_suspects_a_class_that_is_another_misspelt(cut: Callable[...,
     assert "beware: 'Stop' (3 clips): is it 'stop' (3)? If so, rename it" in told
 
 
+def test_a_training_suspects_labels_that_are_joined(cut: Callable[..., Path]) -> None:
+    manifest = cut(words=("yes", "stop", "seven"), voices={"train": 2, "val": 1})
+    table = manifest.read_text().replace(",seven,", ',"yes,stop",')
+    manifest.write_text(table)
+    corpus = read_corpus(manifest, rate=16_000, seed=0)
+    told = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
+    assert any("beware: class 'yes,stop' is learnt apart" in line for line in told)
+
+
 def test_a_training_tells_of_a_label_that_all_its_clips_have(
     cut: Callable[..., Path], background: Path, tmp_path: Path
 ) -> None:
