@@ -166,8 +166,9 @@ class SaveTap(RecentAudio):
     """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative.
 
     Of more than `most` in the folder the oldest go, of those that a `SaveTap` of whatever program named: other files are
-    nobody's but their owner's. Where one cannot be written the log says so once, and listening goes on. Raises UsageError on a
-    detection of none of `models`.
+    nobody's but their owner's. One that cannot be removed (another user's, where a folder is shared) stays beside them. Where
+    one cannot be removed or written the log says so once, and listening goes on. Raises UsageError on a detection of none of
+    `models`.
     """
 
     def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
@@ -182,6 +183,7 @@ class SaveTap(RecentAudio):
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         self._most, self._kept = whole(most, "the triggers that are kept", 1), deque(_triggers(folder))
+        self._staying: set[str] = set()  # what could not be removed; not in `_kept`
 
     def begin(self, name: str, rate: int) -> None:
         super().begin(name, rate)
@@ -210,10 +212,21 @@ class SaveTap(RecentAudio):
 
     def _drop_oldest(self) -> None:
         """Of all that lies there: other programs may keep theirs in the same folder, and some may have been moved away."""
-        if set(self._kept) != set(filter(_TRIGGER.fullmatch, os.listdir(self._folder))):
-            self._kept = deque(_triggers(self._folder))
+        there = set(filter(_TRIGGER.fullmatch, os.listdir(self._folder)))
+        self._staying &= there
+        if set(self._kept) != there - self._staying:
+            self._kept = deque(name for name in _triggers(self._folder) if name not in self._staying)
         while len(self._kept) > self._most:
-            (self._folder / self._kept.popleft()).unlink(missing_ok=True)
+            self._remove(self._kept.popleft())
+
+    def _remove(self, name: str) -> None:
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            if not self._staying:
+                most = f"so that more than {self._most} triggers lie there"
+                log.warning("%s: cannot be removed (%s), %s", self._folder / name, error.strerror, most)
+            self._staying.add(name)
 
     def _write(self, label: str, data: bytes) -> Path:
         """Into a new file: what fired, when the program began, the source, and the next number that no other program took."""

@@ -343,6 +343,30 @@ def test_of_what_several_programs_keep_in_one_folder_the_newest_are_kept(tmp_pat
         assert set(tmp_path.iterdir()) == set(made[-3:])
 
 
+def test_a_trigger_that_cannot_be_removed_does_not_end_the_limit(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As another user's in a shared folder; here they are folders, which nobody removes as files. The log says so once."""
+    staying = [tmp_path / f"low-20260101-000000-mic-000{at}.flac" for at in (1, 2)]
+    for path in staying:
+        path.mkdir()
+        os.utime(path, (0, 0))
+    tap = SaveTap(tmp_path, [model], most=3)
+    tap.begin("mic", RATE)
+    tap.hear(scene()[: 2 * RATE], RATE)
+    made: list[Path] = []
+    for _ in range(6):
+        before = set(tmp_path.iterdir())
+        tap.judge(detection(1.2, 1.3))
+        made += set(tmp_path.iterdir()) - before
+    assert set(tmp_path.iterdir()) == {*staying, *made[-3:]}
+    assert caplog.text.count("cannot be removed") == 1
+    for path in staying:  # what could be removed meanwhile counts no more, and the limit stands
+        path.rmdir()
+    tap.judge(detection(1.2, 1.3))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 # enrolling
 
 
