@@ -362,7 +362,7 @@ def test_a_microphone_that_comes_back(then: str, rate: int, name: str) -> None:
 @pytest.mark.parametrize("rate", [48_000, 44_100])
 def test_the_time_until_a_microphone_that_came_back_delivers_is_away_too(rate: int) -> None:
     """Through PulseAudio it is a second or two, each time; one that never does is opened once more."""
-    portaudio = FakePortAudio(SOUND, then="unplugged", back=Back(tone(500, 1.0, rate), rate, late_s=1.5))
+    portaudio = FakePortAudio(SOUND, then="unplugged", back=Back(tone(500, 1.0, rate), rate, late_s=2.5))
     items = []
     with Microphone(portaudio=portaudio, stall_s=1.0) as microphone:
         for item in microphone:
@@ -371,11 +371,47 @@ def test_the_time_until_a_microphone_that_came_back_delivers_is_away_too(rate: i
                 portaudio.late_s = 0.5  # when it is opened the third time
             if "back" in [getattr(one, "state", "") for one in items] and isinstance(item, tuple):
                 break
-    assert [item.state for item in items if isinstance(item, Notice)] == ["away", "back"]
+    assert [item.state for item in items if isinstance(item, Notice)] == ["away", "away", "back"]
     assert len(portaudio.opened) == 3
     gaps_s = sum(item.samples for item in items if isinstance(item, Gap)) / 48_000
     assert gaps_s == pytest.approx(portaudio.away_s, abs=0.02)
     assert gaps_s > 1.4
+
+
+def test_a_microphone_whose_first_block_comes_late_is_not_closed_before() -> None:
+    """Its time doubles at each opening; and the gaps go on meanwhile, and are as long as nothing came."""
+    back = Back(SOUND, after=1, late_s=1.5)
+    portaudio = FakePortAudio(SOUND, real_time=True, then="unplugged", back=back)
+    events: list[str] = []
+    away = 0
+    with Microphone(portaudio=portaudio, stall_s=0.5) as microphone:
+        for item in microphone:
+            assert len(portaudio.opened) <= 3
+            if isinstance(item, Gap):
+                away += item.samples
+                assert item.samples < 1.5 * 48_000
+            elif isinstance(item, Notice):
+                events.append(item.text)
+            elif len(events) == 3:
+                break
+    assert len(portaudio.opened) == 3
+    assert "delivers nothing" in events[1]
+    assert events[2].endswith("is back")
+    assert away / 48_000 == pytest.approx(portaudio.away_s, abs=0.05)
+
+
+def test_a_microphone_that_is_there_but_delivers_nothing_is_waited_for_so_long_and_no_longer() -> None:
+    portaudio = FakePortAudio(SOUND, real_time=True, then="stalls", back=Back(SOUND, late_s=60.0))
+    microphone, items = Microphone(portaudio=portaudio, stall_s=0.2, wait_s=1.5), []
+    timer = threading.Timer(20.0, microphone.stop)
+    timer.start()
+    with pytest.raises(DeviceError, match=r"did not come back in 1\.5 s"), microphone:
+        items.extend(microphone)
+    timer.cancel()
+    notices = [item.text for item in items if isinstance(item, Notice)]
+    assert ["delivers nothing" in text for text in notices] == [False, True]
+    assert sum(item.samples for item in items if isinstance(item, Gap)) / 48_000 == pytest.approx(1.6, abs=0.4)
+    assert portaudio.open_streams == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no clock tells")

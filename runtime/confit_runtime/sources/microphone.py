@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import re
 import threading
@@ -21,6 +22,7 @@ from confit_runtime.sources.portaudio import import_portaudio, working_settings
 BLOCK_S = 0.08  # what PortAudio is asked to deliver at a time: a model's hop, and waking up more often costs a Pi more
 _POLL_S = 0.2  # how often a silent microphone is asked whether it is still there
 _RETRY_S = 1.0  # how often a lost one is looked for
+_PATIENCE_S = 30.0  # for how long at the most one that was opened again may deliver nothing
 
 
 class Microphone:
@@ -29,8 +31,9 @@ class Microphone:
     `device` is an index, a part of a name, or None for the default; `channel` the one channel to hear, from 1. A bounded
     queue of `queue_s` stands between PortAudio's thread and the reader: what does not fit, what PortAudio itself lost, and
     blocks that hold NaN come back as a `Gap`. One that is unplugged, or delivers nothing for `stall_s`, is waited for and
-    opened again by its name, for `wait_s` at most (None: as long as it takes); should it come back with another rate, its
-    sound is resampled to `rate`.
+    opened again by its name, for `wait_s` at most (None: as long as it takes; each opening has `stall_s`). Should it then
+    deliver nothing, it is given twice as long at each opening, up to half a minute. Should it come back with another rate,
+    its sound is resampled to `rate`.
 
     `portaudio` is the sounddevice module, imported here when not given. Raises DeviceError when there is no PortAudio,
     no such device, or none that can be opened, and, on the way, when it has been away for more than `wait_s`.
@@ -76,6 +79,8 @@ class Microphone:
         self._capture: _Capture | None = None
         self._lost: float | None = None  # when it was last heard, until it is heard again
         self._told = 0  # samples of the gaps since then
+        self._patience_s = stall_s  # how long it may deliver nothing since it was opened again
+        self._mute = False  # whether it was told that it delivers nothing though it is open
 
     @classmethod
     def named(cls, name: str) -> Microphone:
@@ -116,6 +121,10 @@ class Microphone:
                 self._close()
                 if self._lost is None:
                     self._lost, self._told, said = heard, 0, False
+                    self._patience_s, self._mute = self._stall_s, False
+                else:  # it was opened in vain
+                    yield from self._gap(boottime() - self._lost)
+                    self._check_wait(self._lost)
             if not said:
                 yield self._away()
                 said = True
@@ -138,10 +147,15 @@ class Microphone:
             try:
                 lost, block, came = capture.blocks.get(timeout=min(_POLL_S, self._stall_s))
             except queue.Empty:
-                if not capture.active or boottime() - max(heard, taken) > self._stall_s:
+                if not capture.active:
                     break
+                if boottime() - max(heard, taken) > self._patience(heard):
+                    yield from self._delivers_nothing()
+                    break
+                if self._lost is not None:  # the first block began before it came
+                    yield from self._gap(boottime() - _RETRY_S - self._lost)
                 continue
-            if came - heard - lost / capture.rate > self._stall_s:
+            if self._lost is None and came - heard - lost / capture.rate > self._stall_s:
                 break  # this machine was suspended, or the device stood still, and nobody looked
             heard, taken = came, boottime()
             if self._lost is not None:
@@ -158,6 +172,20 @@ class Microphone:
                 yield convert.push(item[0]), self.rate
         return heard
 
+    def _patience(self, opened: float) -> float:
+        """For how long nothing may come: while it is lost as long as it is waited for, if that leaves it `stall_s`."""
+        if self._lost is None:
+            return self._stall_s
+        left_s = math.inf if self._wait_s is None else self._lost + self._wait_s - opened
+        return max(self._stall_s, min(self._patience_s, left_s))
+
+    def _delivers_nothing(self) -> Iterator[Notice]:
+        """Of one that was opened again, once until it is back."""
+        if self._lost is not None and not self._mute:
+            self._mute = True
+            text = f"{self.device_name} is there and can be opened, but delivers nothing; waiting for its sound"
+            yield Notice("away", text)
+
     def _away(self) -> Notice:
         """That it went away. Raises DeviceError where it is not waited for."""
         if self._wait_s == 0.0:
@@ -172,9 +200,13 @@ class Microphone:
             yield from self._gap(away_s)
             if back:
                 return
-            if self._wait_s is not None and boottime() - heard > self._wait_s:
-                raise DeviceError(f"{self.name}: the microphone went away and did not come back in {self._wait_s:g} s")
+            self._check_wait(heard)
             self._stopped.wait(_RETRY_S if self._wait_s is None else min(_RETRY_S, self._wait_s / 4))
+
+    def _check_wait(self, heard: float) -> None:
+        """Raises DeviceError where it has been waited for long enough."""
+        if self._wait_s is not None and boottime() - heard > self._wait_s:
+            raise DeviceError(f"{self.name}: the microphone went away and did not come back in {self._wait_s:g} s")
 
     def _gap(self, away_s: float) -> Iterator[Gap]:
         """What was not told yet of the seconds away."""
@@ -194,6 +226,7 @@ class Microphone:
         except (UsageError, ValueError, self._portaudio.PortAudioError):
             return False  # half there: udev and the sound server take a while to settle
         self._info = found
+        self._patience_s = min(2 * self._patience_s, _PATIENCE_S)
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
