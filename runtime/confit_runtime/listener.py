@@ -113,10 +113,10 @@ class Listener:
         """The time of day of a sample of live sound, in seconds since 1970: by when the last chunk came, and where in it or
         how far from it the sample is.
 
-        So it is too late by as long as sound had to wait: for its block, and for a machine that is behind. None of sound
-        that is not live, and where more has come than time has passed, as of a recording through a pipe: nobody knows when
-        that was. Of a stream that begins with more than `AHEAD_S` at once it is known when it has come as it happens for a
-        while.
+        So it is too late by as long as sound had to wait: for its block, on its way here, and for a machine that is behind.
+        None of sound that is not live, and where more has come than time has passed, as of a recording through a pipe:
+        nobody knows when that was. Of a stream that begins with more than `AHEAD_S` at once it is known when it has come as
+        it happens for a while.
         """
         if not self.live or self._lead.grows:
             return None
