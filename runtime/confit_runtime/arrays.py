@@ -1,4 +1,4 @@
-"""The arrays that all parts pass to each other, by what they hold; and what a program gives, as arrays and as counts."""
+"""The arrays that all parts pass to each other, by what they hold; and what a program gives, as arrays, counts and seconds."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def whole(count: float, what: str, least: int) -> int:
     if not isinstance(count, Real) or not least <= count < math.inf or int(count) != count:
         raise UsageError(f"{what}: a whole number is expected, {least} or more, got {count!r}")
     return int(count)
+
+
+def duration(seconds: float, what: str, least_s: float = 0.0) -> float:
+    """`seconds` as a float. Raises UsageError, saying `what` takes them, where they are no number of `least_s` or more."""
+    if not isinstance(seconds, Real) or not least_s <= seconds < math.inf:
+        raise UsageError(f"{what}: a number of seconds is expected, {least_s:g} or more, got {seconds!r}")
+    return float(seconds)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
 from types import TracebackType
 
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats
+from confit_runtime.arrays import Floats, duration
 from confit_runtime.current import CurrentMatcher
 from confit_runtime.enrollment import OF_KIND, Already, Kind, admitted, kind_of
 from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
@@ -199,8 +197,7 @@ class Gallery:
         the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
         """
         name = new_name(name)
-        if not (isinstance(voiced_s, Real) and 0.0 <= voiced_s < math.inf):
-            raise UsageError(f"{name!r} is enrolled from seconds of sound, voiced_s of 0 or more, not {voiced_s!r}")
+        voiced_s = duration(voiced_s, f"voiced_s, the sound that {name!r} is enrolled from")
         with self.change() as db:
             blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
             if carried:

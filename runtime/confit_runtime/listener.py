@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
-from confit_runtime.arrays import whole
+from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import check_rate, narrow, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
@@ -85,8 +85,6 @@ class Listener:
         """
         if len(set(map(id, streams))) < len(streams):
             raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
-        if seconds is not None and not 0 <= seconds < math.inf:
-            raise UsageError(f"one listens for 0 seconds or more, not for {seconds}")
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
         self._came, self._came_at = time.time(), 0  # when the last chunk came, and at which sample it ended
@@ -95,7 +93,7 @@ class Listener:
         self._sounding: Counter[tuple[str, str, int]] = (
             Counter()
         )  # of streams with `ends`, what was told and is not over
-        self._end = None if seconds is None else round(seconds * self.rate)
+        self._end = None if seconds is None else round(duration(seconds, "how long one listens") * self.rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
         self._pace, self._loudness = _Pace(), Loudness(name)
         self._begun = False

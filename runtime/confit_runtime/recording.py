@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from confit_runtime.arrays import duration
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.frames import FRAME_S
@@ -43,10 +44,11 @@ def record_clip(
     What was waiting in the source's queue is not kept either: the clip begins when the countdown ends. A source that
     goes away is waited for, and then the countdown begins anew. `show` is called with each chunk, and `tell` with the words
     of each notice. A clip that is softer than speech is a fault, unless a `quiet` one is meant. Raises UsageError on a
-    source that is not live, DeviceError when it ends before the clip does.
+    source that is not live and on what is no number of seconds, DeviceError when it ends before the clip does.
     """
     check_live(source)
-    countdown_s = max(countdown_s, 2 * FRAME_S)
+    seconds = duration(seconds, "the length of a clip", FRAME_S)
+    countdown_s = max(duration(countdown_s, "the countdown of a clip"), 2 * FRAME_S)
     begin = time.monotonic() + countdown_s
     wanted, parts, taken, lost = round(seconds * source.rate), [np.zeros(0, np.float32)], 0, 0
     for item in source:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -173,6 +175,19 @@ def test_a_clip_begins_anew_when_the_microphone_was_away_and_is_back() -> None:
 def test_recordings_are_not_recorded_again() -> None:
     with FileSource(DATA / "digits-real" / "seven.ogg") as source, pytest.raises(UsageError, match="recording already"):
         record_clip(source, 1.0)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "2", None])
+def test_what_is_no_length_of_a_clip_is_a_usage_error(seconds: Any) -> None:
+    with Microphone(portaudio=FakePortAudio(tone(440, 1.0, 24_000), 24_000)) as microphone:
+        for attempt in (
+            lambda: record_clip(microphone, seconds),
+            lambda: record_clip(microphone, 0.5, countdown_s=seconds),
+        ):
+            with pytest.raises(UsageError, match=f"of a clip: a number of seconds is expected, .*got {seconds!r}"):
+                attempt()
+        with pytest.raises(UsageError, match="the length of a clip"):
+            record_clip(microphone, 0.0)
 
 
 def test_a_source_that_ends_before_the_clip_does() -> None:

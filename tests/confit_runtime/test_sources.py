@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -511,6 +512,18 @@ def test_a_microphone_whose_name_ends_like_a_channel(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("confit_runtime.sources.microphone.import_portaudio", lambda: portaudio)
     heard = taken(open_source("mic:USB Audio #2"), samples=20_000)
     np.testing.assert_allclose(heard, SOUND[: len(heard)].mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("channel", [0, -1, 1.5, float("nan"), "1"])
+def test_what_is_no_channel_is_a_usage_error(channel: Any) -> None:
+    with pytest.raises(UsageError, match="channel of a microphone: a whole number is expected, 1 or more"):
+        Microphone(channel=channel, portaudio=FakePortAudio(SOUND))
+
+
+def test_a_channel_may_be_a_whole_number_of_any_type() -> None:
+    microphone = Microphone(channel=np.float32(2.0), portaudio=FakePortAudio(SOUND))
+    assert microphone.name == "mic#2"
+    np.testing.assert_array_equal(taken(microphone, samples=2000)[:2000], SOUND[:2000, 1])
 
 
 def test_a_channel_that_a_microphone_does_not_have() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from confit_runtime.arrays import whole
 from confit_runtime.audio import Pcm, StreamResampler, to_mono
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, sound_or_gap
@@ -36,7 +37,8 @@ class Microphone:
     its sound is resampled to `rate`.
 
     `portaudio` is the sounddevice module, imported here when not given. Raises DeviceError when there is no PortAudio,
-    no such device, or none that can be opened, and, on the way, when it has been away for more than `wait_s`.
+    no such device, or none that can be opened, and, on the way, when it has been away for more than `wait_s`; UsageError on
+    a `channel` that is no whole number from 1.
     """
 
     live = True
@@ -55,7 +57,7 @@ class Microphone:
 
         self._portaudio = portaudio or import_portaudio()
         self._queue_s, self._stall_s, self._wait_s = queue_s, stall_s, wait_s
-        self._channel = channel
+        self._channel = channel = None if channel is None else whole(channel, "the channel of a microphone", 1)
         self.name = ("mic" if device is None else f"mic:{device}") + ("" if channel is None else f"#{channel}")
         try:
             info = self._portaudio.query_devices(device, "input")
