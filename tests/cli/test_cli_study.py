@@ -75,12 +75,12 @@ def test_killed_and_gone_on_with_it_is_the_study_that_was_not_disturbed(
     with trials.open("ab") as file:
         file.write(b'{"key": "half a li')
 
-    code, out, err = confit(*arguments, "-o", killed)
+    code, out, err = confit(*arguments, "-o", killed, "--jobs", "1")
     assert code == 0, err
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["type"] for line in lines] == ["cost", *["trial"] * (6 - kept), "summary"]
     assert (lines[0]["trials"], lines[0]["done"]) == (6, kept)
-    code, _, err = confit(*arguments, "-o", undisturbed)
+    code, _, err = confit(*arguments, "-o", undisturbed, "--jobs", "1")
     assert code == 0, err
     for name in ("table.csv", "table.md", "conclusions.md"):
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes(), name

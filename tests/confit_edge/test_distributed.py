@@ -8,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -85,7 +83,7 @@ def test_processes_leave_each_other_before_they_end(trained: Path) -> None:
 
 
 def test_train_and_distill_work_under_a_launcher_and_speak_with_one_voice(
-    manifest: Path, checkpoints: dict[str, Path], background: Path, tmp_path: Path
+    manifest: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     settings = [
         "--epochs",
@@ -106,17 +104,13 @@ def test_train_and_distill_work_under_a_launcher_and_speak_with_one_voice(
     run = read_run(tmp_path / "run")
     assert run.metrics["probes"] == lines[-1]["probes"]
     assert not list((tmp_path / "run").glob("*.partial"))
-    muted = tmp_path / "muted.wav"
-    soundfile.write(muted, np.zeros(16_000), 16_000)
-    for sounds, told in (([background, muted], "problem"), ([], "note")):
-        unlabelled = [part for sound in sounds for part in ("--unlabelled", str(sound))]
-        student = [str(tmp_path / "run"), "-o", str(tmp_path / told), "--student", str(checkpoints["whisper"])]
-        quick = ["--epochs", "1", "--lr", "5e-4", "--device", "cpu"]
-        done = launch("-m", "confit_edge", "distill", *student, *unlabelled, *quick, "--json")
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
-        assert [line["type"] for line in lines].count("problem") == len(sounds) // 2
-        assert sum("no --unlabelled sound" in line.get("text", "") for line in lines) == (not sounds)
-        assert [line["type"] for line in lines][-1] == "summary"
+    student = [str(tmp_path / "run"), "-o", str(tmp_path / "student"), "--student", str(checkpoints["whisper"])]
+    done = launch(
+        "-m", "confit_edge", "distill", *student, "--epochs", "1", "--lr", "5e-4", "--device", "cpu", "--json"
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum("no --unlabelled sound" in line.get("text", "") for line in lines) == 1
+    assert [line["type"] for line in lines][-1] == "summary"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 15])

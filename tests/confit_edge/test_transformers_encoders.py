@@ -149,19 +149,26 @@ def test_of_a_hub_name_too_the_architecture_tells_where_there_is_no_extractor(
     shutil.copytree(checkpoints["wav2vec2"], kept / "snapshots" / "abc")
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("abc")
-    program = "from confit_edge.encoders import pretrained; print(pretrained('owner/tiny', 0.5).preprocessor)"
-
-    def read() -> subprocess.CompletedProcess[str]:
-        offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, timeout=120)
-
-    assert "UsageError: --encoder owner/tiny: whether it has a preprocessor_config.json" in read().stderr
-    (kept / ".no_exist" / "abc").mkdir(parents=True)
-    for file in ("preprocessor_config.json", "processor_config.json"):
-        (kept / ".no_exist" / "abc" / file).touch()
-    found = read()
-    assert found.stdout == "{'do_normalize': False}\n", found.stderr
-    assert "owner/tiny: has no preprocessor_config.json" in found.stderr
+    program = f"""
+from pathlib import Path
+from confit_edge.encoders import pretrained
+from confit_runtime.errors import UsageError
+try:
+    pretrained('owner/tiny', 0.5)
+except UsageError as error:
+    print(error)
+folder = Path({str(kept / ".no_exist" / "abc")!r})
+folder.mkdir(parents=True)
+for file in ("preprocessor_config.json", "processor_config.json"):
+    (folder / file).touch()
+print(pretrained('owner/tiny', 0.5).preprocessor)
+"""
+    offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, timeout=120)
+    refused, found = done.stdout.splitlines()
+    assert refused.startswith("--encoder owner/tiny: whether it has a preprocessor_config.json")
+    assert found == "{'do_normalize': False}", done.stderr
+    assert "owner/tiny: has no preprocessor_config.json" in done.stderr
 
 
 def test_a_checkpoint_that_hears_another_rate_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
