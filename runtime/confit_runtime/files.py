@@ -18,10 +18,7 @@ def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     """Write a file whole or not at all, though another process writes it, too: the last one's stays. Raises OSError."""
     temporary = partial_path(path)
     try:
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, data, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,14 +35,19 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     try:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, data, mode)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # not once it has its name: the next one may be writing where it was
         raise
+
+
+def _write_through(path: Path, data: bytes, mode: int) -> None:
+    """Write a file, of `mode` where there was none, through to the disk."""
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def partial_path(path: Path) -> Path:

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AHEAD_S, DRIFT = (
-    10.0,
-    0.001,
-)  # of sound, which a network stream gives at once as it begins; how fast a sound card may run
+AHEAD_S = 10.0  # of sound, which a network stream gives at once as it begins
+DRIFT = 0.001  # how much too fast a sound card may run
 SETTLED_S, SLACK_S = 30.0, 0.5  # sound comes as it happens where in so long it got no further ahead than so much
 MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
 PACE_S = 10.0  # of sound, over which is judged whether it takes longer to hear than it lasts
