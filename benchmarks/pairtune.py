@@ -33,7 +33,7 @@ from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError, UsageError
 
 TIMED = 32  # windows that an encoder is timed with
-JUDGED = 6  # the frozen encoder and five trained ones
+JUDGED = 9  # the frozen encoder, five trained ones, and three at the encoder's own rate
 JUDGED_AGAIN = 3  # of these the frozen encoder and PairTune's
 SHOWN = ("frozen_linear", "finetune_head", "finetune_head_converged", "lpft_head", "pairtune_linear",
          "pairtune_linear_converged")  # fmt: skip

@@ -59,8 +59,8 @@ class Plan:
         return [(lr, self.head_lrs[0]) for lr in self.lrs] + [(middle, rate) for rate in self.head_lrs[1:]]
 
     def epochs_in_all(self) -> int:
-        """Over all trainings of a row."""
-        return (1 + len(self.rates()) + len(self.lrs)) * self.epochs + 3 * self.longest
+        """Over all trainings of a row. Of its rivals' two long ones about one is done again, at the encoder's own rate."""
+        return (1 + len(self.rates()) + len(self.lrs)) * self.epochs + 4 * self.longest
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,15 @@ class Best:
 
 @dataclass
 class Bench:
-    """The corpus and the encoder of a row, and what was found so far: whether each clip is right, by method."""
+    """The corpus and the encoder of a row, and what was found so far: whether each clip is right, by method.
+
+    `done` are the trainings, by name and rates: one that is asked for again is not done again.
+    """
 
     corpus: Corpus
     encoder: Encoder
     recipe: Recipe
+    done: dict[tuple[str, float, float], Best | None] = field(default_factory=dict)
     right: dict[str, Bools] = field(default_factory=dict)
     val: dict[str, float] = field(default_factory=dict)
     geometry: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -89,22 +93,28 @@ class Bench:
     def train(self, name: str, recipe: Recipe, rates: list[tuple[float, float]]) -> Best:
         """Train a copy of the encoder at each pair of rates; the one best on validation is kept, the first of equals."""
         start = time.perf_counter()
-        best: Best | None = None
-        for lr, head_lr in rates:
-            encoder = copy.deepcopy(self.encoder)
-            with contextlib.suppress(DivergedError):
-                fitted = fit(encoder, self.corpus, replace(recipe, head_lr=head_lr), lr=lr, epochs=recipe.epochs)
-                if best is None or _reached(fitted) > _reached(best.fitted):
-                    best = Best(lr, head_lr, encoder, fitted)
+        trained = [one for rate in rates if (one := self.train_at(name, recipe, *rate)) is not None]
         self.seconds[name] = round(time.perf_counter() - start, 1)
-        if best is None:
+        if not trained:
             raise ConfitError(f"{name}: every training diverged")
+        best = max(trained, key=lambda one: _reached(one.fitted))
         self.history[name] = {
             key: [round(row[key], 4) for row in best.fitted.history]
             for key in ("val_linear", "val_head")
             if key in best.fitted.history[0]
         }
         return best
+
+    def train_at(self, name: str, recipe: Recipe, lr: float, head_lr: float) -> Best | None:
+        """A copy of the encoder trained at these rates; None where it diverged."""
+        key = (name, lr, head_lr)
+        if key not in self.done:
+            encoder = copy.deepcopy(self.encoder)
+            self.done[key] = None
+            with contextlib.suppress(DivergedError):
+                fitted = fit(encoder, self.corpus, replace(recipe, head_lr=head_lr), lr=lr, epochs=recipe.epochs)
+                self.done[key] = Best(lr, head_lr, encoder, fitted)
+        return self.done[key]
 
     def judge(self, name: str, best: Best | None, suffix: str = "") -> None:
         """`NAME_linear`, `NAME_knn`, and `NAME_head` where it has one; of None the encoder as it came."""
@@ -172,16 +182,29 @@ def _pairtune(bench: Bench, plan: Plan) -> float:
 
 
 def _rivals(bench: Bench, plan: Plan) -> dict[str, float]:
-    """Vanilla fine-tuning at both lengths, and linear probing before it; the rates that were best on validation."""
+    """Vanilla fine-tuning at both lengths, and linear probing before it; the rates that were best on validation.
+
+    Each is judged at the encoder's own rate too (`_own`), at which PairTune learns: to choose by few clips is luck.
+    """
+    own = (bench.encoder.learning_rate, plan.head_lrs[0])
     finetune = replace(bench.recipe, objective="finetune")
     vanilla = bench.train("finetune", finetune, plan.rates())
     bench.judge("finetune", vanilla)
+    _judge_own(bench, "finetune", finetune, own)
     lpft = replace(finetune, head_init="probe")
     probed = bench.train("lpft_short", lpft, [(lr, vanilla.head_lr) for lr in plan.lrs])
     for name, one, best, suffix in (("finetune", finetune, vanilla, "_converged"), ("lpft", lpft, probed, "")):
         long = bench.train(name + suffix, replace(one, epochs=plan.longest), [(best.lr, best.head_lr)])
         bench.judge(name, long, suffix)
+        _judge_own(bench, name, replace(one, epochs=plan.longest), own, suffix)
     return {"finetune": vanilla.lr, "head": vanilla.head_lr, "lpft": probed.lr}
+
+
+def _judge_own(bench: Bench, name: str, recipe: Recipe, own: tuple[float, float], suffix: str = "") -> None:
+    best = bench.train_at(name + suffix, recipe, *own)
+    if best is None:
+        raise ConfitError(f"{name}{suffix}: the training at the encoder's own rate diverged")
+    bench.judge(name, best, f"_own{suffix}")
 
 
 def _columns(bench: Bench, seed: int) -> dict[str, Any]:

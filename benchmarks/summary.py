@@ -14,6 +14,9 @@ Row = dict[str, Any]
 DRAWS = 10_000
 OURS, OURS_CONVERGED, HEAD = "pairtune_linear", "pairtune_linear_converged", "finetune_head"
 RIVALS = ("frozen_linear", "finetune_head_converged", "finetune_linear", "finetune_linear_converged", "lpft_head")
+# the same at the encoder's own rate, which PairTune has: none of them chose
+OWN_RATE = ("finetune_head_own", "finetune_linear_own")
+OWN_RATE_CONVERGED = ("finetune_head_own_converged", "finetune_linear_own_converged", "lpft_head_own")
 
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
@@ -56,6 +59,10 @@ def of_one_encoder(rows: list[Row]) -> dict[str, Any]:
             "best_over_tasks": {"rival": best, **against(dict.fromkeys(tasks, best), OURS_CONVERGED)},
             "best_by_validation": {"rivals": by_val, **against(by_val, OURS_CONVERGED)},
             "best_by_test": {"rivals": by_test, **against(by_test, OURS_CONVERGED)},
+        },
+        "own_rate": {
+            "same_epochs": {rival: against(dict.fromkeys(tasks, rival), OURS) for rival in OWN_RATE},
+            "converged": {rival: against(dict.fromkeys(tasks, rival), OURS_CONVERGED) for rival in OWN_RATE_CONVERGED},
         },
         "before_converged_best": {"rival": best, **against(dict.fromkeys(tasks, best), OURS)},
         "epochs_to_95": {
@@ -149,6 +156,8 @@ def markdown(rows: list[Row], summary: dict[str, Any]) -> str:
             f"{HEAD}, same epochs": found["same_epochs_against_head"],
             "best_over_tasks, PairTune after its short training": found["before_converged_best"],
             **found["converged"],
+            **{f"{rival}, same epochs": claim for rival, claim in found["own_rate"]["same_epochs"].items()},
+            **found["own_rate"]["converged"],
         }
         for name, claim in claims.items():
             better, worse = (", ".join(claim[f"significantly_{word}_on"]) or "-" for word in ("better", "worse"))

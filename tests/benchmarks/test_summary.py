@@ -13,14 +13,24 @@ import pytest
 
 from benchmarks.pairtune import Job, without, write
 from benchmarks.row import Plan, by_group, merged, refuse_other
-from benchmarks.summary import COLUMNS, RIVALS, differences, group_interval, markdown, summarise, task_interval
+from benchmarks.summary import (
+    COLUMNS,
+    OWN_RATE,
+    OWN_RATE_CONVERGED,
+    RIVALS,
+    differences,
+    group_interval,
+    markdown,
+    summarise,
+    task_interval,
+)
 from confit_runtime.errors import ConfitError, UsageError
 
 
 def row(task: str, seed: int, ours: float, rival: float, clips: int = 40) -> dict[str, Any]:
     """A row in which PairTune is right on a share `ours` of the clips and every other method on `rival`."""
     groups = [f"voice {number % 8}" for number in range(clips)]
-    keys = {*COLUMNS, *RIVALS}
+    keys = {*COLUMNS, *RIVALS, *OWN_RATE, *OWN_RATE_CONVERGED}
     rng = np.random.default_rng([seed, len(task)])
     right = {
         key: rng.permutation(clips) < clips * (ours if key.startswith("pairtune") else rival) for key in sorted(keys)
@@ -96,7 +106,7 @@ def test_the_best_rival_is_chosen_over_tasks_on_validation_and_on_test() -> None
 def test_a_plan_counts_every_epoch_it_may_train() -> None:
     plan = Plan(epochs=10, longest=30, lrs=(1e-4, 2e-4, 4e-4), head_lrs=(1e-2, 2e-3))
     assert plan.rates() == [(1e-4, 1e-2), (2e-4, 1e-2), (4e-4, 1e-2), (2e-4, 2e-3)]
-    assert plan.epochs_in_all() == (1 + 4 + 3) * 10 + 3 * 30
+    assert plan.epochs_in_all() == (1 + 4 + 3) * 10 + 4 * 30
 
 
 def test_rows_are_written_in_one_order(tmp_path: Path) -> None:
@@ -134,8 +144,8 @@ def test_a_row_is_not_merged_with_one_of_other_data_or_arithmetic(key: str) -> N
 
 def test_a_row_of_other_epochs_is_not_taken_for_the_one_asked_for() -> None:
     job = Job("words", "some-encoder", 0, Path("words-0.csv"), Counter(train=12, val=9, test=54), Plan(4, 12, (1e-4,)))
-    epochs = 4 + 2 * 4 + 1 * 4 + 3 * 12  # PairTune, vanilla at two pairs of rates, LP-FT at one, and all three for long
-    assert job.passes(again=False) == epochs * (7 + 12) + 6 * (9 * 12 + 9 + 54) / 3
+    epochs = 4 + 2 * 4 + 1 * 4 + 4 * 12  # PairTune, vanilla at two pairs of rates, LP-FT at one; three long, one again
+    assert job.passes(again=False) == epochs * (7 + 12) + 9 * (9 * 12 + 9 + 54) / 3
     assert job.passes(again=True) == (4 + 12) * (7 + 12) + 3 * (9 * 12 + 9 + 54) / 3
     assert without([job], [row("words", 0, 0.9, 0.5)]) == []
     assert without([job], [row("words", 1, 0.9, 0.5)]) == [job]
