@@ -105,6 +105,16 @@ def command_line(verb: str = "") -> typer.Typer:
 
 def main() -> None:
     """The `confit-edge` command."""
+    try:
+        _run()
+    except BaseException as error:
+        if not _interrupted(error):
+            raise
+        say("confit-edge: stopped")
+        sys.exit(130)
+
+
+def _run() -> None:
     _speak_utf8()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -119,9 +129,13 @@ def main() -> None:
         _fail(UsageError(f"this verb needs {missing}: pip install 'confit-edge[{extra}]'"), UsageError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_refused(error)), ConfitError.exit_code)
-    except KeyboardInterrupt:
-        say("confit-edge: stopped")
-        sys.exit(130)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: typer makes a wordless exit of that, and a module that is loading an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__ if isinstance(error, SystemExit) else error.__cause__
+    return error is not None
 
 
 def _speak_utf8() -> None:

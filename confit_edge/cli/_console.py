@@ -35,13 +35,6 @@ class Verb(TyperCommand):
                 raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a number that can be meant")
         return rest
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:  # which typer would end without a word
-            say("confit-edge: stopped")
-            raise typer.Exit(130) from None
-
 
 def emit(kind: str, /, **fields: Any) -> None:
     """One JSON line on stdout, `{"type": kind, ...}`, flushed at once for whoever reads the pipe."""

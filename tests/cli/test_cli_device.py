@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -310,13 +311,29 @@ def test_listen_goes_on_under_nohup_when_its_terminal_goes_away(home: Path) -> N
         assert child.wait(timeout=30) == 0
 
 
-@pytest.mark.parametrize("module", ["typer", "onnxruntime"])
-def test_a_command_that_is_stopped_while_it_loads_says_so(tmp_path: Path, module: str) -> None:
-    """Each takes most of a tenth of a second, one before there is a verb and one within it."""
-    (tmp_path / f"{module}.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(30)\n")
+LISTEN = ["listen", "digits", "--source", "-", "--rate", "16000"]
+IN_C = "\nexcept KeyboardInterrupt as error:\n    raise ImportError('initialization failed') from error\n"  # as pybind11 does
+
+
+@pytest.mark.parametrize(
+    ("module", "end", "arguments"),
+    [
+        ("typer", "", LISTEN),  # before there is a verb
+        ("onnxruntime", "", LISTEN),
+        ("onnxruntime", IN_C, LISTEN),
+        ("onnxruntime", "", ["--version"]),
+        ("onnxruntime", IN_C, ["--version"]),
+    ],
+)
+def test_a_command_that_is_stopped_while_it_loads_says_so(
+    tmp_path: Path, module: str, end: str, arguments: list[str]
+) -> None:
+    """Each module takes most of a tenth of a second, one before there is a verb and one within it."""
+    waiting = "print('loading', flush=True)\n__import__('time').sleep(30)"
+    (tmp_path / f"{module}.py").write_text(f"try:\n{indent(waiting, '    ')}{end}" if end else waiting)
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a script's background ignores it
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "confit_edge", "listen", "digits", "--source", "-", "--rate", "16000"],
+        [sys.executable, "-P", "-m", "confit_edge", *arguments],
         env=environment(tmp_path), preexec_fn=heeding, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as child:  # fmt: skip
