@@ -1,4 +1,4 @@
-"""How `listen` ends in good order: on Ctrl-C, on SIGTERM, by which a service is stopped, and where the terminal goes away."""
+"""How `listen` and `record` end in good order: on Ctrl-C, on SIGTERM, which stops a service, and where the terminal goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class UntilStopped:
     """A block that such a signal ends: at once where sound is waited for, else when the piece that came last has been heard.
 
-    So what is detected in that is told, and kept where it is to be kept. A second signal ends it at once.
+    So what is detected in that is told, and kept where it is to be kept, as is a clip that it completes. A second signal
+    ends it at once.
     """
 
     def __init__(self) -> None:

@@ -63,6 +63,7 @@ def record(
 
         confit-edge train clips -o run
     """
+    from confit_edge.cli._stopped import UntilStopped
     from confit_runtime.files import make_folder
     from confit_runtime.recording import check_live
     from confit_runtime.sources import open_source
@@ -80,24 +81,26 @@ def record(
         say(f"{label}: {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
         kept = refused = in_succession = 0
         try:
-            while kept < count:
-                take = _take(opened, seconds, countdown, not trim, f"{kept + 1} of {count}")
-                if take.fault is None:
-                    path = keep(take, out, label, group, form, trim)
-                    kept, in_succession = kept + 1, 0
-                    _tell_kept(json, path, label, group, take)
-                    continue
-                refused, in_succession = refused + 1, in_succession + 1
-                say(f"  not kept: {take.fault}")
-                if json:
-                    emit("refused", label=label, reason=take.fault, peak_db=round(take.check.peak_db, 1))
-                if in_succession == MOST_REFUSED:
-                    raise ConfitError(
-                        f"{MOST_REFUSED} clips in succession could not be used ({take.fault}); see `confit-edge doctor"
-                        f" --source {source}`"
-                    )
-        except KeyboardInterrupt:
-            say()
+            with UntilStopped() as stopped:
+                live = stopped.between_pieces(opened)
+                while kept < count:
+                    take = _take(live, seconds, countdown, not trim, f"{kept + 1} of {count}")
+                    if take.fault is None:
+                        path = keep(take, out, label, group, form, trim)
+                        kept, in_succession = kept + 1, 0
+                        _tell_kept(json, path, label, group, take)
+                        continue
+                    refused, in_succession = refused + 1, in_succession + 1
+                    say(f"  not kept: {take.fault}")
+                    if json:
+                        emit("refused", label=label, reason=take.fault, peak_db=round(take.check.peak_db, 1))
+                    if in_succession == MOST_REFUSED:
+                        raise ConfitError(
+                            f"{MOST_REFUSED} clips in succession could not be used ({take.fault}); see `confit-edge doctor"
+                            f" --source {source}`"
+                        )
+            if kept < count:
+                say()  # below the level, as it was drawn last
         finally:
             say(f"{label}: {counted(kept, 'clip')} kept, {refused} refused, in {folder}")
             if json:

@@ -710,20 +710,22 @@ def test_record_without_a_microphone_leaves_nothing(
     assert not (tmp_path / "clips").exists()
 
 
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_record_stopped_before_the_first_clip_says_so(
-    tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+    tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]], signal_: signal.Signals
 ) -> None:
     """At once: nothing is loaded any more that Ctrl-C could interrupt halfway."""
     arguments = ["record", "low", "-o", str(tmp_path / "clips"), "--group", "ada", "--countdown", "60", "--json"]
     with subprocess.Popen(
         [*COMMAND, *arguments],
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
         env=fake_portaudio("stalls"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as child:  # fmt: skip
         assert child.stdout is not None
         assert child.stderr is not None
         while "get ready" not in child.stderr.readline():
             assert child.poll() is None
-        child.send_signal(signal.SIGINT)
+        child.send_signal(signal_)
         assert child.wait(timeout=30) == 0
         folder = str(tmp_path / "clips" / "low" / "ada")
         assert json.loads(child.stdout.read()) == {
