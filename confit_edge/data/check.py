@@ -289,6 +289,8 @@ def _without_groups(manifest: Manifest) -> str:
         )
     tables = sorted(manifest.folder.glob("manifest.*")) if manifest.source.is_dir() else []
     cure = f"read {tables[0].name} in that folder" if tables else "add a `group` column or CLASS/GROUP/ folders"
+    if any(clip.called_by_group for clip in manifest.clips):
+        cure = "unless each gave one, name it as their `group`: one that is the name of its only file says nothing"
     return (
         "where one speaker or one recording gave several clips they end up in train and test both, and results are too"
         f" good; {cure}"

@@ -272,6 +272,9 @@ def test_advice_on_splits_and_groups(folder: Path) -> None:
     own = report_of(folder, "path,label\n" + "".join(f"{n}.wav,{'xy'[n % 2]}\n" for n in range(10)))
     assert says(own, "every clip is a group of its own", "`group` column")
     assert says(own, "they end up in train and test both, and results are too good")
+    stems = report_of(folder, "path,label,group\n" + "".join(f"{n}.wav,{'xy'[n % 2]},{n}\n" for n in range(10)))
+    assert not says(stems, "add a `group` column")  # there is one
+    assert says(stems, "every clip is a group of its own", "one that is the name of its only file says nothing")
     published = report_of(folder, "\n".join(",".join(row.split(",")[i] for i in (0, 1, 3)) for row in ENOUGH.split()))
     assert says(published, "every clip is a group of its own", "A published split may keep them apart")
     assert not says(published, "end up in train and test both")
