@@ -36,18 +36,26 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
 def joined(labels: Collection[str]) -> str | None:
     """What to say of classes whose names may be several joined by commas or semicolons; None where there are none.
 
-    Of such a name two parts at least are names of their own, or parts of another. `Speech, male` beside `Speech, female` is none.
+    Of such a name two parts at least are names of their own, or parts of another; or one is a name of its own, and they are
+    joined as a table is, not a sentence: `dog,cat` beside `dog`, not `Speech, male` beside `Speech` and `Speech, female`.
     """
     parts = {label: {plain for part in re.split("[,;]", label) if (plain := _plain(part))} for label in labels}
     found_in = Counter(part for of in parts.values() for part in of)
+    alone = {part for of in parts.values() if len(of) == 1 for part in of}
     found = [
-        label for label in sorted(parts) if len(parts[label]) > 1 and sum(found_in[p] > 1 for p in parts[label]) > 1
+        label
+        for label in sorted(parts)
+        if len(parts[label]) > 1
+        and (
+            sum(found_in[p] > 1 for p in parts[label]) > 1
+            or (_as_a_table(label) and not alone.isdisjoint(parts[label]))
+        )
     ]
     if not found:
         return None
     is_one = f"class {some(found)} is" if len(found) == 1 else f"classes {some(found)} are"
     return (
-        f"{is_one} learnt apart, though parts of the name are found in other labels: are several labels joined? If so, call the"
+        f"{is_one} learnt apart, though part of the name is found in other labels: are several labels joined? If so, call the"
         " column `labels`, and join them by a vertical bar"
     )
 
@@ -57,6 +65,11 @@ def alike(label: str, name: str) -> bool:
     label, name = label.casefold(), name.casefold()
     words = re.split(r"[\W\d_]+", name)
     return label in words or (len(label) > 3 and SequenceMatcher(None, label, name).ratio() > ALIKE)
+
+
+def _as_a_table(label: str) -> bool:
+    """Whether a name holds semicolons, or commas without a space: in words there is one."""
+    return re.search(r";|,(?=\S)", label) is not None
 
 
 def _plain(label: str) -> str:
