@@ -242,6 +242,7 @@ def told(where: str, extractor: Any, key: str, default: bool | float) -> Any:
     """A feature extractor's value of `key`. Raises UsageError where it is not of the kind that the default is."""
     value = getattr(extractor, key, default)
     if isinstance(default, bool):
+        value = False if value is None else value  # as transformers takes null
         good, kind = isinstance(value, bool), "true or false"
     else:
         good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

@@ -141,6 +141,18 @@ def test_how_input_is_normalised_is_read_wherever_it_is_told_and_else_taken_from
         assert pretrained(str(folder), 1.0).preprocessor == {"do_normalize": not normalised}  # type: ignore[attr-defined]
 
 
+def test_a_do_normalize_of_null_is_false_as_transformers_takes_it(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["ast"], tmp_path / "null")
+    extractor = ASTFeatureExtractor(max_length=126, do_normalize=None)
+    extractor.save_pretrained(folder)
+    assert json.loads((folder / "preprocessor_config.json").read_text())["do_normalize"] is None
+    encoder = pretrained(str(folder), WINDOW_S).eval()
+    pcm = noise(20_480)
+    reference = extractor(pcm, sampling_rate=16_000, return_tensors="np").input_values
+    np.testing.assert_allclose(encoder.front_end(torch.from_numpy(pcm)[None]), reference, atol=1e-3)
+    assert encoder.preprocessor["do_normalize"] is False  # type: ignore[attr-defined]
+
+
 def test_of_a_hub_name_too_the_architecture_tells_where_there_is_no_extractor(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -576,7 +588,6 @@ def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
         ("mean", float("nan"), "has the mean nan, which must be a finite number"),
         ("mean", 10**400, "has the mean 10+, which must be a finite number"),
         ("do_normalize", "no", "has the do_normalize 'no', which must be true or false"),
-        ("do_normalize", None, "has the do_normalize None, which must be true or false"),
         ("sampling_rate", "16000", "has the sampling_rate '16000', which must be a finite number"),
     ],
 )
