@@ -125,6 +125,12 @@ def second(tmp_path: Path) -> str:
     return str(program)
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_stream_is_given_a_number_of_seconds(second: str, seconds: float) -> None:
+    with pytest.raises(UsageError, match=r"stall_s of a network stream: a number of seconds is expected, 0\.2 or more"):
+        NetworkSource("http://localhost/radio", stall_s=seconds, ffmpeg=second)
+
+
 def test_a_stream_that_is_not_open_says_so(second: str) -> None:
     source = NetworkSource("http://ada:secret@localhost/radio", rate=RATE, ffmpeg=second)
     with pytest.raises(UsageError, match=r"is not open: iterate .* inside its `with` block") as caught:

@@ -520,6 +520,21 @@ def test_what_is_no_channel_is_a_usage_error(channel: Any) -> None:
         Microphone(channel=channel, portaudio=FakePortAudio(SOUND))
 
 
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "1"])
+def test_what_is_no_number_of_seconds_is_a_usage_error(seconds: Any) -> None:
+    for name in ("queue_s", "stall_s", "wait_s"):
+        with pytest.raises(UsageError, match=f"{name} of a microphone: a number of seconds is expected, 0"):
+            Microphone(portaudio=FakePortAudio(SOUND), **{name: seconds})
+    with pytest.raises(UsageError, match="stall_s of a pipe: a number of seconds is expected"):
+        PcmSource(io.BytesIO(), 16_000, stall_s=seconds)
+
+
+def test_a_microphone_is_given_the_time_of_a_block_at_least() -> None:
+    for name in ("queue_s", "stall_s"):
+        with pytest.raises(UsageError, match=f"{name} of a microphone: .* 0.08 or more, got 0"):
+            Microphone(portaudio=FakePortAudio(SOUND), **{name: 0.0})
+
+
 def test_a_channel_may_be_a_whole_number_of_any_type() -> None:
     microphone = Microphone(channel=np.float32(2.0), portaudio=FakePortAudio(SOUND))
     assert microphone.name == "mic#2"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from confit_runtime.arrays import whole
+from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import Pcm, StreamResampler, to_mono
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, sound_or_gap
@@ -38,7 +38,7 @@ class Microphone:
 
     `portaudio` is the sounddevice module, imported here when not given. Raises DeviceError when there is no PortAudio,
     no such device, or none that can be opened, and, on the way, when it has been away for more than `wait_s`; UsageError on
-    a `channel` that is no whole number from 1.
+    a `channel` that is no whole number from 1, and on what is no number of seconds: `queue_s` and `stall_s` hold a block.
     """
 
     live = True
@@ -56,7 +56,9 @@ class Microphone:
         import soxr  # noqa: F401 - Ctrl-C while its library loads ends the process by a signal: not while someone speaks
 
         self._portaudio = portaudio or import_portaudio()
-        self._queue_s, self._stall_s, self._wait_s = queue_s, stall_s, wait_s
+        self._queue_s = duration(queue_s, "the queue_s of a microphone", BLOCK_S)
+        self._stall_s = duration(stall_s, "the stall_s of a microphone", BLOCK_S)
+        self._wait_s = None if wait_s is None else duration(wait_s, "the wait_s of a microphone")
         self._channel = channel = None if channel is None else whole(channel, "the channel of a microphone", 1)
         self.name = ("mic" if device is None else f"mic:{device}") + ("" if channel is None else f"#{channel}")
         try:

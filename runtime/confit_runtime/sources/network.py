@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from confit_runtime.arrays import duration
 from confit_runtime.audio import check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice
@@ -64,8 +65,8 @@ class NetworkSource:
     was heard before is left out. What says how long it is, as a file on a web server does, ends with its end, and is an
     error when it breaks off before. `name` is the URL without user and password.
 
-    Raises UsageError on a scheme that is none of `PROTOCOLS`, DeviceError without ffmpeg, and, on the way, when the
-    stream cannot be opened the first time, with what ffmpeg says.
+    Raises UsageError on a scheme that is none of `PROTOCOLS` and a `stall_s` that is no number of seconds, DeviceError
+    without ffmpeg, and, on the way, when the stream cannot be opened the first time, with what ffmpeg says.
     """
 
     live = True
@@ -81,7 +82,7 @@ class NetworkSource:
         if program is None:
             raise DeviceError("listening to a URL needs the program ffmpeg: apt-get install ffmpeg")
         self.rate = check_rate(rate)
-        self._url, self._stall_s = url, stall_s
+        self._url, self._stall_s = url, duration(stall_s, "the stall_s of a network stream", _POLL_S)
         self._command = [
             *(program, "-nostdin", "-hide_banner", "-loglevel", "info", "-nostats"),
             *("-protocol_whitelist", PROTOCOLS[scheme]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from confit_runtime.arrays import whole
+from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, sound_or_gap
@@ -34,7 +34,8 @@ class PcmSource:
     notice says so, and another when it goes on, but there is no gap: whoever writes may have nothing to write, as between
     two calls, and have lost nothing. (On Windows, where a pipe cannot be waited for, neither is told.)
 
-    Raises UsageError on a rate, channel count or format that cannot be, and where the bytes begin as a sound file does.
+    Raises UsageError on a rate, channel count, format or `stall_s` that cannot be, and where the bytes begin as a sound file
+    does.
     """
 
     live = True
@@ -56,7 +57,7 @@ class PcmSource:
             raise UsageError(f"{channels} channels: expected 1 to {MAX_CHANNELS}")
         self.name, self.rate = name, check_rate(rate)
         self._stream, self._channels, self._dtype = stream, channels, PCM_FORMATS[format]
-        self._stall_s = stall_s
+        self._stall_s = duration(stall_s, "the stall_s of a pipe")
         self._stopped = threading.Event()
 
     def __enter__(self) -> PcmSource:
