@@ -38,7 +38,7 @@ from confit_runtime.describe import heard_alone, ranked, share
 from confit_runtime.device_file import refuse_calibrated
 from confit_runtime.enrollment import Kind
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import check_suffix, default_cache, make_folder, write_whole
+from confit_runtime.files import check_suffix, default_cache, make_folder, remove_left, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
 from confit_runtime.wording import counted
@@ -128,6 +128,7 @@ def export_run(
         _refuse_idle(f"--scheme {how.scheme}: computes in fp32, so", {**ranges, "--qat-epochs": how.qat_epochs})
     _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
     make_folder(out.parent)
+    remove_left(out)
     seed, encoder = run.recipe.seed, run.encoder.eval()
     rows = cohort_rows(corpus, seed)
     clips = corpus.training_clips()

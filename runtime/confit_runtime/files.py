@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -58,6 +59,29 @@ def partial_path(path: Path) -> Path:
 def partial_paths(path: Path) -> list[Path]:
     """What any process is writing, or was as it was killed, that is to be the file at `path`."""
     return list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
+
+
+def remove_left(path: Path) -> None:
+    """Remove what processes left that were killed as they wrote what was to be the file at `path`, a database's journal too.
+
+    Not on Windows, where a number does not tell whether its process is gone. Raises OSError.
+    """
+    if os.name == "nt":
+        return
+    for name in os.listdir(path.parent):
+        partial = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.partial(-\w+)?", name)
+        if partial and not _runs(int(partial[1])):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # of somebody else
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def make_folder(path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from confit_runtime.arrays import Floats, Places
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import OURS, partial_path, partial_paths
+from confit_runtime.files import OURS, partial_path, partial_paths, remove_left
 
 CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
@@ -123,6 +123,7 @@ def build_index(
     temporary = partial_path(path)
     try:
         try:
+            remove_left(path)
             temporary.touch(OURS)
             index.save(str(temporary))
             temporary.chmod(mode)

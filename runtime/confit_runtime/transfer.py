@@ -13,7 +13,7 @@ from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import partial_path
+from confit_runtime.files import partial_path, remove_left
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import is_there
 from confit_runtime.model import Model
@@ -34,6 +34,7 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
         found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
     partial = partial_path(out)
     try:
+        remove_left(out)
         partial.unlink(missing_ok=True)  # of a killed process that had our number
         try:
             with source.copy_layout(partial) as target:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from confit_runtime.files import default_cache, write_new, write_whole
+from confit_runtime.files import default_cache, remove_left, write_new, write_whole
 
 
 def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
@@ -55,6 +57,18 @@ def test_a_new_file_replaces_none_and_takes_no_name_that_another_is_being_writte
             write_new(taken, b"new")
     assert path.read_bytes() == b"former"
     assert sorted(tmp_path.iterdir()) == [writing, path]
+
+
+def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [tmp_path / f".a+.db.{gone.pid}.partial{end}" for end in ("", "-journal")]
+    staying = [tmp_path / name for name in ("a+.db", f".a+.db.{os.getpid()}.partial", f".aa.db.{gone.pid}.partial")]
+    staying.append(tmp_path / f".a+.db.7.{gone.pid}.partial")  # of a file called a+.db.7
+    for file in (*left, *staying):
+        file.touch()
+    remove_left(tmp_path / "a+.db")
+    assert set(tmp_path.iterdir()) == set(staying)
 
 
 def test_the_cache_is_where_it_is_said_to_be_or_in_the_home_or_of_no_home_in_what_is_temporary(

@@ -235,6 +235,28 @@ def export():
     assert [path.name for path in out.iterdir()] == ["all.db"]
 
 
+def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    killed = f"""
+import os, signal, sys
+from pathlib import Path
+from confit_runtime.gallery import Gallery
+from confit_runtime.transfer import export_names
+def kill(event, arguments):
+    if event == "os.rename":  # all is written, and the file has not its name
+        os.kill(os.getpid(), signal.SIGKILL)
+with Gallery.open(Path({str(shutil.copy(OLD, tmp_path / "old.db"))!r})) as source:
+    sys.addaudithook(kill)
+    export_names(source, [], Path({str(out / "all.db")!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
+    (left,) = out.iterdir()
+    assert left.name.startswith(".all.db.")
+    with Gallery.open(tmp_path / "old.db") as source:
+        export_names(source, [], out / "all.db")
+    assert [path.name for path in out.iterdir()] == ["all.db"]
+
+
 def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path, model: Model) -> None:
     sound = chord((300.0, 2600.0), 0.4)
     with Gallery.open(tmp_path / "one.db", model, create=True) as one:
