@@ -22,21 +22,23 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="The model file to write (.onnx).")],
     quantize: Annotated[bool, typer.Option("--quantize/--no-quantize", help="By a scheme, or fp32.")] = True,
     scheme: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="static: int8 with fixed scales; dynamic: scales from each window (windowed models only); weight-only:"
+            help="static (default): int8 with fixed scales; dynamic: scales from each window (windowed models only); weight-only:"
             " int8 weights, computed in fp32; fp16: weights of half the size, computed in fp32."
         ),
-    ] = "static",
+    ] = None,
     target: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="portable: right on every processor; avx2; avx512-vnni: 8-bit weights, wrong on x86 without VNNI; arm64."
+            help="portable (default): right on every processor; avx2; avx512-vnni: 8-bit weights, wrong on x86 without VNNI;"
+            " arm64."
         ),
-    ] = "portable",
+    ] = None,
     calibration: Annotated[
-        str, typer.Option(help="How ranges are drawn from training clips: minmax, entropy or percentile.")
-    ] = "minmax",
+        str | None,
+        typer.Option(help="How ranges are drawn from training clips: minmax (default), entropy or percentile."),
+    ] = None,
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(help="Leave layers whose name begins so in fp32; give it again for more.", metavar="NAME"),
@@ -86,13 +88,15 @@ def export(
     """
     from confit_edge.runs import moved, read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import Quantisation, export_run
+    from confit_export.export import Quantisation, export_run, refuse_unquantised
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
     from confit_runtime.cautions import cautions
     from confit_runtime.enrollment import kind_of
 
+    if not quantize:
+        refuse_unquantised({"--scheme": scheme, "--target": target, "--calibration": calibration})
     refuse_other_card(out)
     (loaded,) = moved([read_run(run)], background=background, others=others)
     corpus = run_corpus(loaded, data)
@@ -167,10 +171,11 @@ def _next_step(contract: Contract, out: Path) -> str:
     return f"train with more clips of more voices, and --background; or let it fire sooner, and falsely: {listen} --threshold 0.3"
 
 
-def _one_of(option: str, given: str, choices: tuple[Choice, ...]) -> Choice:
+def _one_of(option: str, given: str | None, choices: tuple[Choice, ...]) -> Choice:
+    """The choice that was given, or else the first."""
     from confit_runtime.errors import UsageError
 
     for choice in choices:
-        if choice == given:
+        if given is None or choice == given:
             return choice
     raise UsageError(f"{option} {given}: choose one of {', '.join(choices)}")

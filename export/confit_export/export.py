@@ -123,9 +123,9 @@ def export_run(
     ranges = {"--target": how.target != "portable", "--calibration": how.calibration != "minmax"}
     if not quantize:
         others = {"--keep-fp32": how.keep_fp32, "--qat-epochs": how.qat_epochs}
-        _refuse_idle("--no-quantize", {"--scheme": how.scheme != "static", **ranges, **others})
+        refuse_unquantised({"--scheme": how.scheme != "static", **ranges, **others})
     elif how.scheme in ("weight-only", "fp16"):
-        _refuse_idle(f"--scheme {how.scheme}: computes in fp32, so", {**ranges, "--qat-epochs": how.qat_epochs})
+        _refuse_idle(f"--scheme {how.scheme}", "computes in fp32", {**ranges, "--qat-epochs": how.qat_epochs})
     _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
     make_folder(out.parent)
     remove_left(out)
@@ -184,10 +184,16 @@ def export_run(
     )
 
 
-def _refuse_idle(why: str, options: Mapping[str, object]) -> None:
-    """Raise UsageError on an option that would do nothing."""
+def refuse_unquantised(options: Mapping[str, object]) -> None:
+    """Raise UsageError on an option of quantisation where there is none."""
+    _refuse_idle("--no-quantize", "nothing is quantised", options)
+
+
+def _refuse_idle(option: str, why: str, options: Mapping[str, object]) -> None:
+    """Raise UsageError on options that would do nothing beside another one."""
     if given := [name for name, asked in options.items() if asked]:
-        raise UsageError(f"{why} {', '.join(given)} would do nothing: leave it out")
+        them = "it" if len(given) == 1 else "them"
+        raise UsageError(f"{option}: {why}, so {', '.join(given)} would do nothing: leave {them} out, or {option}")
 
 
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
