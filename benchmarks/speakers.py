@@ -24,6 +24,7 @@ import numpy.typing as npt
 from benchmarks.fetch import CACHE
 from benchmarks.report import machine, write_json
 from benchmarks.voices import Draw, draw, voices
+from confit_edge.probes.metrics import equal_error_rate
 from confit_runtime import load
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import AudioError
@@ -129,17 +130,12 @@ def measures(asked: list[Asked]) -> dict[str, float]:
         "open_error": float(np.mean(missed) + np.mean(taken)) / 2,
         "open_missed": float(np.mean(missed)),
         "open_taken": float(np.mean(taken)),
-        "eer": equal_error_rate(genuine, others),
+        "eer": _eer(genuine, others),
     }
 
 
-def equal_error_rate(genuine: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
-    """Where as many genuine scores fall below a level as others reach it."""
-    levels = np.sort(np.concatenate([genuine, others]))
-    missed = np.searchsorted(np.sort(genuine), levels, side="left") / len(genuine)
-    taken = 1 - np.searchsorted(np.sort(others), levels, side="left") / len(others)
-    at = int(np.argmin(np.abs(missed - taken)))
-    return float(missed[at] + taken[at]) / 2
+def _eer(genuine: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
+    return equal_error_rate(np.concatenate([genuine, others]), np.repeat([True, False], [len(genuine), len(others)]))
 
 
 def with_intervals(asked: list[Asked]) -> dict[str, Any]:
@@ -163,7 +159,9 @@ def with_intervals(asked: list[Asked]) -> dict[str, Any]:
 def within(asked: list[Asked], names: set[str]) -> dict[str, float]:
     """Closed accuracy and EER among some voices only: of one language and studio, or of one kind of recording."""
     kept = [
-        Asked(one.seed, one.voice, {name: one.scores[name] for name in names}, None, None, False)
+        Asked(
+            one.seed, one.voice, {name: score for name, score in one.scores.items() if name in names}, None, None, False
+        )
         for one in asked
         if one.voice in names
     ]
@@ -174,7 +172,7 @@ def within(asked: list[Asked], names: set[str]) -> dict[str, float]:
         "voices": len(names),
         "utterances": len(kept),
         "closed_accuracy": round(float(np.mean(right)), 4),
-        "eer": round(equal_error_rate(genuine, others), 4),
+        "eer": round(_eer(genuine, others), 4),
     }
 
 
