@@ -21,7 +21,7 @@ Pcm = npt.NDArray[np.float32]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
-LOUDEST = 1e6  # where 1 is full scale: of far larger samples the power is infinite
+LOUDEST = 100.0  # where 1 is full scale: files of a workstation peak below 10, and floats made of integers far above
 NOT_READ = (
     ".m4a",
     ".aac",
@@ -224,8 +224,8 @@ def check_samples(pcm: Pcm, source: str | Path) -> None:
     if not np.isfinite(pcm).all():
         raise AudioError(f"{source}: holds NaN or infinite samples")
     raise AudioError(
-        f"{source}: holds samples up to {np.abs(pcm).max():.1g}, and sound lies in -1..1: is it damaged, or are floats of another"
-        " scale to be divided by it?"
+        f"{source}: holds samples up to {np.abs(pcm).max():.5g}, and sound lies in -1..1: floats that were made of integers are"
+        " to be divided by their full scale (of int16: 32768), or the integers given; if they were not, is it damaged?"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from confit_runtime.arrays import Floats
-from confit_runtime.audio import Pcm, flac_rate, resample
+from confit_runtime.audio import Pcm, check_samples, flac_rate, resample
 from confit_runtime.contract import Contract
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.matcher import unit
@@ -62,7 +62,10 @@ def kind_of(contract: Contract) -> Kind:
 
 
 def take(model: Model, pcm: Pcm, kind: Kind, source: str) -> Taken:
-    """The prints of a clip `[samples]` at the model's rate. Raises AudioError naming `source` on one with too little."""
+    """The prints of a clip `[samples]` at the model's rate. Raises AudioError naming `source` on one with too little, and
+    on what is no sound.
+    """
+    check_samples(pcm, source)
     sounds = sound_parts(model, pcm) if kind == "sound" else voice_parts(pcm, model.contract.sample_rate)
     seconds = _seconds(model, pcm, kind, source)
     rate = model.contract.sample_rate
@@ -71,6 +74,7 @@ def take(model: Model, pcm: Pcm, kind: Kind, source: str) -> Taken:
 
 def embed_query(model: Model, pcm: Pcm, kind: Kind, source: str) -> Floats:
     """The embedding `[dim]` of a clip `[samples]` somebody asks about: of a voice, where it speaks. Raises AudioError."""
+    check_samples(pcm, source)
     _seconds(model, pcm, kind, source)
     rate = model.contract.sample_rate
     return embed_sound(model, pcm) if kind == "sound" else model.embed(cut_to_voice(pcm, rate), rate)

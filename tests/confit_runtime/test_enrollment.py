@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from confit_runtime import Model, load
-from confit_runtime.enrollment import embed_query, sound_parts, take
+from confit_runtime.enrollment import Kind, embed_query, sound_parts, take
+from confit_runtime.errors import AudioError
 from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.voiced import sounding_segments
@@ -89,6 +90,14 @@ def test_a_short_clip_is_taken_as_it_is(model: Model) -> None:
     (part,) = sound_parts(model, long)
     assert len(part) == pytest.approx(0.35 * RATE, abs=0.03 * RATE)  # a little before and after it
     assert np.abs(part).argmax() == pytest.approx(len(part) / 2, abs=0.03 * RATE)
+
+
+@pytest.mark.parametrize("kind", ["sound", "speaker"])
+def test_floats_that_were_not_divided_by_their_scale_are_nobodys_prints(model: Model, kind: Kind) -> None:
+    clip = np.round(32_767 * among(tone(500, 1.0), 0.5, 0.5)).astype(np.int16).astype(np.float32)
+    for ask in (take, embed_query):
+        with pytest.raises(AudioError, match=r"loud: holds samples up to .*of int16: 32768"):
+            ask(model, clip, kind, "loud")
 
 
 def test_segments_are_what_a_loop_over_frames_finds() -> None:

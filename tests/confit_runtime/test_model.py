@@ -545,7 +545,13 @@ def test_the_rate_may_not_change_without_reset(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (3e38, "samples up to 3e")]
+    ("bad", "said"),
+    [
+        (np.nan, "NaN or infinite"),
+        (np.inf, "NaN or infinite"),
+        (3e38, "samples up to 3e"),
+        (-12_345, "samples up to 12345, .* divided by their full scale"),  # int16.astype(float32)
+    ],
 )
 def test_samples_that_are_no_sound_are_refused_and_leave_no_trace(model: Model, bad: float, said: str) -> None:
     stream = model.stream()

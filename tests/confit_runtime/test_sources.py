@@ -157,7 +157,7 @@ def test_a_file_that_holds_nan_is_named(tmp_path: Path) -> None:
         list(source)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -3e38])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -3e38, 12_345])
 def test_pcm_that_is_no_sound_comes_as_a_gap(bad: float) -> None:
     sound = RNG.uniform(-1, 1, 90).astype("<f4")
     sound[40] = bad

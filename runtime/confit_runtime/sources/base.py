@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
+import numpy as np
+
 from confit_runtime.audio import Pcm, is_sound
 
 # what gaps are for, where something can be done about it
@@ -65,4 +67,8 @@ def sound_or_gap(pcm: Pcm, rate: int, what: str) -> Chunk | Gap:
     """A chunk; where it holds what is no sound, a gap of its length, for a live source goes on after a faulty block."""
     if is_sound(pcm):
         return pcm, rate
+    if np.isfinite(pcm).all():
+        return Gap(
+            len(pcm), f"{what} delivered samples far outside -1..1, as of floats that were not divided by their scale"
+        )
     return Gap(len(pcm), f"{what} delivered values that are no sound")
