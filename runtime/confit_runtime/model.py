@@ -133,6 +133,7 @@ class Model:
 
     def __init__(self, path: Path, contract: Contract, session: Any, digest: str) -> None:
         self.path, self.contract, self._session, self.digest = path, contract, session, digest
+        self._loaded = contract.thresholds  # what `off` is lowered from, whatever `on` levels are tried in turn
 
     @property
     def labels(self) -> list[str]:
@@ -206,9 +207,10 @@ class Model:
         return bind(self._session, inputs, outputs)
 
     def with_thresholds(self, on: Mapping[str, float]) -> Model:
-        """This model, sharing its engine, with other `on` levels for some labels (`off` is lowered where it must be).
+        """This model, sharing its engine, with other `on` levels for some labels.
 
-        Raises UsageError on a label the model does not have or a level that is not above 0 and at most 1.
+        Their `off` is as it was loaded, lowered where it must be: whatever was set before, as by a slider, leaves no
+        trace. Raises UsageError on a label the model does not have or a level that is not above 0 and at most 1.
         """
         levels = dict(self.contract.thresholds)
         for label, level in on.items():
@@ -216,8 +218,10 @@ class Model:
                 raise UsageError(f"{self.name} has no label {label!r} (it has {', '.join(self.labels)})")
             if not 0.0 < level <= 1.0:  # at 0 a label fires once, for no score falls below
                 raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1, is {level}")
-            levels[label] = {**levels[label], "on": level, "off": min(level, levels[label]["off"])}
-        return Model(self.path, dataclasses.replace(self.contract, thresholds=levels), self._session, self.digest)
+            levels[label] = {**levels[label], "on": level, "off": min(level, self._loaded[label]["off"])}
+        other = Model(self.path, dataclasses.replace(self.contract, thresholds=levels), self._session, self.digest)
+        other._loaded = self._loaded
+        return other
 
     def stream(
         self,

@@ -649,6 +649,14 @@ def test_thresholds_can_be_set(model: Model) -> None:
             model.with_thresholds({"low": level})
 
 
+def test_thresholds_do_not_depend_on_those_that_were_set_before(model: Model) -> None:
+    lowered = model.with_thresholds({"low": 0.05, "mid": 0.1}).with_thresholds({"mid": 0.2})
+    again = lowered.with_thresholds({"low": 0.9, "mid": 0.7})
+    assert again.contract.thresholds == model.with_thresholds({"low": 0.9, "mid": 0.7}).contract.thresholds
+    assert again.contract.thresholds["low"]["off"] == model.contract.thresholds["low"]["off"]
+    assert lowered.contract.thresholds["low"] == {"on": 0.05, "off": 0.05}  # which was not named again
+
+
 def test_a_stream_refuses_another_models_gallery(gallery: Gallery, tmp_path: Path) -> None:
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
     with pytest.raises(GalleryError, match="another model"):
