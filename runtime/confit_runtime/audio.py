@@ -181,17 +181,10 @@ def _convert(path: str | Path) -> str:
 def to_mono(pcm: npt.ArrayLike) -> Pcm:
     """Mono float32 in -1..1 from `[samples]` or `[samples, channels]` (channels are averaged).
 
-    Floats are in -1..1; int8, int16 and int32 have the full scale of their type, and uint8 has its silence at 128. Raises
-    AudioError on integers of any other type, such as a list of them, whose scale nobody knows, on bytes, on another shape, on
-    more than 64 channels, and on what is no PCM.
+    Samples are what `in_full_scale` takes. Raises AudioError on what that refuses, on another shape, and on more than 64
+    channels or none.
     """
-    try:
-        array = np.asarray(pcm)
-    except ValueError as error:
-        raise AudioError(f"audio must be [samples] or [samples, channels] ({error})") from error
-    if array.dtype.kind == "S" or (array.dtype == np.uint8 and not hasattr(pcm, "__array__")):
-        # a bytearray and a memoryview would be heard as 8-bit sound, which of 16-bit PCM is noise
-        raise AudioError("bytes do not tell what samples they hold: give numpy.frombuffer(pcm, '<i2') of 16-bit PCM")
+    array = as_array(pcm, "[samples] or [samples, channels]")
     if array.ndim not in (1, 2):
         raise AudioError(f"audio must be [samples] or [samples, channels], got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] > MAX_CHANNELS:
@@ -199,6 +192,33 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
             f"audio of shape {array.shape} has {array.shape[1]} channels, {MAX_CHANNELS} at the most can be:"
             " samples come first, [samples, channels]"
         )
+    if array.ndim == 2 and array.shape[1] == 0:
+        raise AudioError(f"audio of shape {array.shape} has no channels: one or more are needed, [samples, channels]")
+    array = in_full_scale(array)
+    if array.ndim == 1:
+        return array
+    with np.errstate(invalid="ignore"):  # infinite samples are for `check_samples` to tell of
+        return array.mean(axis=1, dtype=np.float32)
+
+
+def as_array(pcm: npt.ArrayLike, shape: str) -> npt.NDArray[Any]:
+    """Samples as an array of whatever type they have. Raises AudioError on bytes, and where they have no one shape."""
+    try:
+        array = np.asarray(pcm)
+    except ValueError as error:
+        raise AudioError(f"audio must be {shape} ({error})") from error
+    if array.dtype.kind == "S" or (array.dtype == np.uint8 and not hasattr(pcm, "__array__")):
+        # a bytearray and a memoryview would be heard as 8-bit sound, which of 16-bit PCM is noise
+        raise AudioError("bytes do not tell what samples they hold: give numpy.frombuffer(pcm, '<i2') of 16-bit PCM")
+    return array
+
+
+def in_full_scale(array: npt.NDArray[Any]) -> Pcm:
+    """Samples of any shape as float32 in -1..1.
+
+    Floats are in -1..1; int8, int16 and int32 have the full scale of their type, and uint8 has its silence at 128. Raises
+    AudioError on integers of any other type, such as a list of them, whose scale nobody knows, and on what is no PCM.
+    """
     if array.dtype == np.uint8:
         array = (array.astype(np.float32) - 128.0) / 128.0
     elif np.issubdtype(array.dtype, np.signedinteger) and array.dtype.itemsize <= 4:
@@ -208,8 +228,8 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
             f"audio must be float32 in -1..1, or integers of full scale, such as int16; got {array.dtype}: convert it, as with"
             " numpy.asarray(pcm, numpy.int16)"
         )
-    array = array.astype(np.float32, copy=False)
-    return array if array.ndim == 1 else array.mean(axis=1, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite
+        return array.astype(np.float32, copy=False)
 
 
 def is_sound(pcm: Pcm) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, floats, whole
+from confit_runtime.arrays import Floats, whole
+from confit_runtime.audio import as_array, check_samples, in_full_scale, is_sound
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,18 +42,26 @@ class Batch:
     def push(self, pcm: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Take one hop `[streams, hop]`; give scores `[streams, rows, classes]` and embeddings `[streams, rows, dim]`.
 
-        The hop is at the model's rate, in -1..1. `rows` is 1, or 0 until real audio fills the receptive field. Raises
-        UsageError on another shape.
+        The hop is at the model's rate: floats in -1..1, or int16 (int8, int32, uint8) of full scale. `rows` is 1, or 0 until
+        real audio fills the receptive field. Raises UsageError on another shape; AudioError on integers of another type, and on
+        NaN, infinite or absurdly large samples, naming the stream.
         """
+        shape = (self.streams, self.model.contract.hop)
+        array = as_array(pcm, f"[{shape[0]}, {shape[1]}]")
+        if array.shape != shape:
+            raise UsageError(f"a batch of {self.streams} takes {list(shape)} samples, got {list(array.shape)}")
+        hop = in_full_scale(array)
+        if not is_sound(hop):  # of all streams at once
+            for at, samples in enumerate(hop):
+                check_samples(samples, f"stream {at} of the batch")
+        return self.step(hop)
+
+    def step(self, hop: Floats) -> tuple[Floats, Floats]:
+        """The same of a hop of float32 that was checked already."""
         contract = self.model.contract
-        pcm = floats(pcm, f"a hop [{self.streams}, {contract.hop}]")
-        if pcm.shape != (self.streams, contract.hop):
-            raise UsageError(
-                f"a batch of {self.streams} takes [{self.streams}, {contract.hop}] samples, got {list(pcm.shape)}"
-            )
         self._hops += 1
         self._pcm[:, : -contract.hop] = self._pcm[:, contract.hop :]
-        self._pcm[:, -contract.hop :] = pcm
+        self._pcm[:, -contract.hop :] = hop
         ready = int(self._hops * contract.hop >= contract.window)
         if ready or contract.streaming:
             next(self._calls)()

@@ -260,7 +260,7 @@ class Stream:
 
     def _score(self, chunk: Pcm) -> list[Detection]:
         """The detections that the next hop completes."""
-        scores, embedding = self._batch.push(chunk[None])
+        scores, embedding = self._batch.step(chunk[None])
         self._hops += 1
         self._unseen += 1
         self.scores = scores[0, -1] if scores.shape[1] else None

@@ -15,6 +15,7 @@ from confit_runtime import AudioError, UsageError
 from confit_runtime.audio import (
     StreamResampler,
     check_rate,
+    check_samples,
     decode,
     load_clip,
     open_sound,
@@ -263,11 +264,20 @@ def test_to_mono_takes_any_pcm(pcm: Any, value: list[float]) -> None:
         np.zeros(3, np.int64),
         [0, 12_000, -12_000],  # int16 in a list: divided by the range of int64 they would be silence
         [[0.0], [0.0, 0.0]],
+        np.zeros((320, 0), np.float32),  # no channels, of which the mean would be NaN
     ],
 )
 def test_to_mono_refuses_what_is_not_pcm(pcm: Any) -> None:
     with pytest.raises(AudioError):
         to_mono(pcm)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("pcm", [np.float32([[np.inf, -np.inf]]), np.float64([1e300])])
+def test_infinite_samples_are_told_of_by_an_error_alone(pcm: Any) -> None:
+    """numpy's own warnings would stand among what a program prints."""
+    with pytest.raises(AudioError, match="holds NaN or infinite samples"):
+        check_samples(to_mono(pcm), "the pipe")
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from confit_runtime import Model, load
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import AudioError, UsageError
 
 STREAMS, HOPS = 24, 22
 
@@ -67,7 +67,27 @@ def test_a_wrong_shape_is_refused_and_leaves_no_trace(digits: Model) -> None:
     pcm, batch, other = noise(digits), digits.batch(STREAMS), digits.batch(STREAMS)
     with pytest.raises(UsageError, match=f"batch of {STREAMS}"):
         batch.push(pcm[0, :, 1:])
-    with pytest.raises(UsageError, match=f"a hop .{STREAMS}, .*numbers are expected"):
+    with pytest.raises(UsageError, match=f"batch of {STREAMS}"):
         batch.push("sound")
+    for bad, said in (
+        (np.nan, "stream 3 of the batch: holds NaN"),
+        (3e38, "stream 3 of the batch: holds samples up to 3e"),
+    ):
+        faulty = pcm[0].copy()
+        faulty[3, 5] = bad
+        with pytest.raises(AudioError, match=said):
+            batch.push(faulty)
+    with pytest.raises(AudioError, match="got int64"):
+        batch.push(np.zeros(pcm[0].shape, np.int64).tolist())
     for chunk in pcm:
         np.testing.assert_array_equal(batch.push(chunk.tolist())[1], other.push(chunk)[1])
+
+
+@pytest.mark.parametrize(("kind", "scale"), [(np.int16, 2**15), (np.int32, 2**31)])
+def test_integers_have_the_full_scale_of_their_type(digits: Model, kind: type, scale: int) -> None:
+    whole, divided = digits.batch(STREAMS), digits.batch(STREAMS)
+    for chunk in noise(digits):
+        integers = np.clip(np.round(chunk.astype(np.float64) * scale), -scale, scale - 1).astype(kind)
+        _, embedding = whole.push(integers)
+        np.testing.assert_array_equal(embedding, divided.push(integers / scale)[1])
+    assert embedding.any()

@@ -76,14 +76,14 @@ def test_a_gate_changes_no_event(
 def hops_scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many hops each call gave a model, and how many rows came back."""
     calls: list[int] = []
-    push = Batch.push
+    step = Batch.step
 
-    def counted(self: Batch, pcm: Floats) -> tuple[Floats, Floats]:
-        scores, embedding = push(self, pcm)
+    def counted(self: Batch, hop: Floats) -> tuple[Floats, Floats]:
+        scores, embedding = step(self, hop)
         calls.append(scores.shape[1])
         return scores, embedding
 
-    monkeypatch.setattr(Batch, "push", counted)
+    monkeypatch.setattr(Batch, "step", counted)
     return calls
 
 
