@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy.typing as npt
 
 from confit_runtime.arrays import duration, whole
-from confit_runtime.audio import check_rate, narrow, to_mono
+from confit_runtime.audio import check_rate, check_samples, narrow, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
+from confit_runtime.sources.base import sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.wording import listed
 
@@ -132,19 +133,21 @@ class Listener:
     def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Ended | Gap | Notice]:
         """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.
 
-        Nothing happens until it is iterated over. Raises AudioError, UsageError.
+        Of live sound a chunk that holds what is no sound, such as NaN, is a gap. Nothing happens until it is iterated over.
+        Raises AudioError, before anything has moved on, and UsageError.
         """
         if not self._begun:
             self._begun = True
             yield from self._narrow()
+        if not isinstance(item, Gap | Notice):
+            item = self._sound(*chunk_of(item))
         if isinstance(item, Notice):
             yield item
         elif isinstance(item, Gap):
             yield from self._skip(item)
         else:
-            pcm, rate = chunk_of(item)
             yield from self._told()
-            yield from self._hear(pcm, rate)
+            yield from self._hear(*item)
 
     def finish(self) -> Iterator[Detection | Ended | Gap]:
         """What was still on its way when the source ended."""
@@ -152,8 +155,14 @@ class Listener:
         for stream in self.streams:
             yield from self._judge(stream, stream.finish())
 
-    def _hear(self, pcm: npt.ArrayLike, rate: int) -> Iterator[Detection | Ended | Notice]:
-        pcm = to_mono(pcm)  # for taps, too
+    def _sound(self, pcm: npt.ArrayLike, rate: int) -> Chunk | Gap:
+        """What a source gave, mono for taps, too; a recording does not mend by waiting, and is refused where it is no sound."""
+        mono = to_mono(pcm)
+        if not self.live:
+            check_samples(mono, self.name)
+        return sound_or_gap(mono, rate, self.name)
+
+    def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection | Ended | Notice]:
         if self._end is not None:
             pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have led beyond
         self._advance(len(pcm))

@@ -103,6 +103,39 @@ def test_a_gap_at_the_end_is_told_too(model: Model) -> None:
     assert [event for event in events if isinstance(event, Gap)] == [Gap(50, "late")]
 
 
+@pytest.mark.parametrize("bad", [np.nan, 12_345.0])
+def test_a_faulty_block_of_live_sound_is_a_gap(model: Model, bad: float) -> None:
+    given = chunks(scene())
+    faulty = np.where(np.arange(700) == 9, bad, given[12][0]).astype(np.float32)
+    heard = []
+    for block in ((faulty, RATE), Gap(700, "lost")):
+        tap = Recorder()
+        listener = Listener([model.stream()], "the client", RATE, taps=[tap])
+        events = list(listener.follow(Scripted([*given[:12], block, *given[13:]])))
+        gaps = [event for event in events if isinstance(event, Gap)]
+        heard.append((places([event for event in events if isinstance(event, Detection)]), np.concatenate(tap.heard)))
+        assert [gap.samples for gap in gaps] == [700]
+        assert (listener.samples, listener.dropped_samples) == (len(scene()), 700)
+    assert heard[0][0] == heard[1][0] != []
+    np.testing.assert_array_equal(heard[0][1], heard[1][1])
+
+
+def test_a_faulty_block_of_a_recording_is_refused_before_anything_moves_on(model: Model) -> None:
+    tap = Recorder()
+    listener = Listener([model.stream()], "a file", RATE, taps=[tap])
+    listener.live = False
+    events = []
+    for at, item in enumerate(chunks(scene())):
+        if at == 12:
+            with pytest.raises(AudioError, match="a file: holds NaN"):
+                list(listener.take((np.full(700, np.nan, np.float32), RATE)))
+        events += [event for event in listener.take(item) if isinstance(event, Detection)]
+    events += [event for event in listener.finish() if isinstance(event, Detection)]
+    assert places(events) == direct(model)[:1]  # the tap drops the other
+    assert listener.samples == len(scene())
+    np.testing.assert_array_equal(np.concatenate(tap.heard), scene())
+
+
 def test_half_a_sample_is_no_gap(model: Model) -> None:
     listener = Listener([model.stream()], "", RATE)
     with pytest.raises(UsageError, match=r"the samples of a gap: a whole number is expected, 0 or more, got 1\.5"):
@@ -339,6 +372,7 @@ def test_a_stream_that_heard_a_file_is_live_again(model: Model) -> None:
 def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) -> None:
     stream = model.stream()
     torn = Scripted([*chunks(scene(8000), 8000)[:9], (np.full(9, np.nan, np.float32), 8000)])
+    torn.live = False
     with pytest.raises(AudioError):
         list(listen(stream, torn))
     assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
@@ -582,6 +616,45 @@ def test_asyncio_hears_what_a_client_sends(model: Model) -> None:
     assert places(asyncio.run(hear())) == direct(model)
 
 
+def test_a_client_that_sends_nan_is_heard_on(model: Model) -> None:
+    async def client() -> AsyncIterator[Chunk]:
+        yield np.full(700, np.nan, np.float32), RATE
+        for chunk in chunks(scene()):
+            yield chunk
+
+    async def hear() -> list[Detection]:
+        return [event async for event in listen_async(model, client())]
+
+    assert [(label, start - 700) for label, start, _ in places(asyncio.run(hear()))] == [
+        (label, start) for label, start, _ in direct(model)
+    ]
+
+
+def test_an_event_may_be_waited_for_for_a_while_only(model: Model) -> None:
+    """As docs/microphone.md says."""
+
+    async def client() -> AsyncIterator[Chunk]:
+        for chunk in chunks(scene()):
+            await asyncio.sleep(0.005)
+            yield chunk
+
+    async def hear() -> tuple[list[Detection], int]:
+        found, timeouts = [], 0
+        async with aclosing(listen_async(model, client())) as events:
+            while True:
+                task = asyncio.ensure_future(anext(events))
+                while not (await asyncio.wait({task}, timeout=0.01))[0]:
+                    timeouts += 1
+                try:
+                    found.append(task.result())
+                except StopAsyncIteration:
+                    return found, timeouts
+
+    found, timeouts = asyncio.run(hear())
+    assert places(found) == direct(model)
+    assert timeouts
+
+
 def test_a_client_that_is_heard_no_longer_is_closed(model: Model) -> None:
     closed: list[str] = []
 
@@ -705,6 +778,7 @@ def test_a_loop_that_ends_ends_those_that_still_listen(model: Model) -> None:
 def test_asyncio_raises_what_the_source_raises(model: Model) -> None:
     async def hear() -> list[Detection]:
         torn = Scripted([*chunks(scene()), (np.full(9, np.nan, np.float32), RATE)])
+        torn.live = False
         return [event async for event in listen_async(model, torn)]
 
     with pytest.raises(AudioError, match="NaN"):
