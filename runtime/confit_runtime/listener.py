@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import check_rate, check_samples, narrow, to_mono
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
@@ -120,15 +120,24 @@ class Listener:
         return self._came - (self._came_at - sample) / self.rate
 
     def follow(self, source: Source) -> Iterator[Detection | Ended | Gap | Notice]:
-        """All that is heard of a source, inside its `with` block."""
+        """All that is heard of a source, inside its `with` block. What it raises is raised after what was still on its way."""
         self.live = source.live
         for stream in self.streams:
             stream.live = source.live
-        for item in source:
-            yield from self.take(item)
-            if self.full:
+        failed: ConfitError | None = None
+        items = iter(source)
+        while not (failed or self.full):
+            try:
+                item = next(items)
+            except StopIteration:
                 break
+            except ConfitError as error:
+                failed = error
+            else:
+                yield from self.take(item)
         yield from self.finish()
+        if failed is not None:
+            raise failed
 
     def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Ended | Gap | Notice]:
         """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,8 +21,9 @@ import soundfile
 
 import confit_runtime.listener as listener_module
 from confit_runtime import AudioError, Detection, Ended, Listener, Model, Tap, UsageError, listen, listen_async, load
+from confit_runtime.errors import DeviceError
 from confit_runtime.gallery import Gallery
-from confit_runtime.sources import Chunk, Gap, Microphone, Notice
+from confit_runtime.sources import Chunk, Gap, Microphone, Notice, PcmSource
 from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
 from tests import tiny_model
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
@@ -376,6 +379,32 @@ def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) ->
     with pytest.raises(AudioError):
         list(listen(stream, torn))
     assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
+
+
+def test_what_was_on_its_way_is_told_before_a_connection_that_was_reset(model: Model) -> None:
+    pcm = np.round(scene()[: round(0.44 * RATE)] * 32_767).astype("<i2")  # low has just begun
+    stream = model.stream()
+    assert not stream.accept(pcm, RATE)
+    wanted = places(stream.finish())
+
+    class Resets(Tap):
+        """Resets the connection when all has come."""
+
+        left = len(pcm)
+
+        def hear(self, pcm: Floats, rate: int) -> None:
+            self.left -= len(pcm)
+            if not self.left:
+                theirs.close()
+
+    found: list[Detection] = []
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        theirs, _ = server.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.sendall(pcm.tobytes())
+        with ours.makefile("rb") as pipe, pytest.raises(DeviceError, match=r"phone: broke off .*reset"):
+            found.extend(listen(stream, PcmSource(pipe, RATE, name="phone"), taps=[Resets()]))
+    assert places(found) == wanted != []
 
 
 def test_a_sample_of_live_sound_has_a_time_of_day(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
@@ -35,7 +35,7 @@ class PcmSource:
     two calls, and have lost nothing. (On Windows, where a pipe cannot be waited for, neither is told.)
 
     Raises UsageError on a rate, channel count, format or `stall_s` that cannot be, and where the bytes begin as a sound file
-    does.
+    does; DeviceError where the stream breaks off, as a socket does.
     """
 
     live = True
@@ -69,6 +69,12 @@ class PcmSource:
         """The stream belongs to the caller and stays open."""
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+        try:
+            yield from self._items()
+        except OSError as error:  # such as of a socket whose other end is gone
+            raise DeviceError(f"{self.name}: broke off ({error.strerror or error})") from error
+
+    def _items(self) -> Iterator[Chunk | Gap | Notice]:
         frame = self._dtype.itemsize * self._channels
         held = start = b""
         for data in self._pieces():
