@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from confit_runtime.errors import UsageError
-from confit_runtime.names import plain
+from confit_runtime.names import nearest, plain
 
 if TYPE_CHECKING:
     from confit_runtime.detect import Hold
     from confit_runtime.model import Model
 
-LIKE = 0.75  # of two names: so alike one may be the other misspelt
 FIRE_AT = "Fire at this score, for all labels or for one, in whatever order they are given"
 
 
@@ -76,12 +75,3 @@ def check_fire(
             unknown = "is no label, and no name that is enrolled" if names else "is no label"
             what = "never fires" if label in silent else unknown
             raise UsageError(f"{option} {label}={level:g}: {label!r} {what} {fires}{hint}")
-
-
-def nearest(label: str, known: Sequence[str]) -> str | None:
-    """The name of those known that `label` may be misspelt for."""
-    from difflib import get_close_matches
-
-    lower = {name.lower(): name for name in known}
-    near = get_close_matches(label.lower(), lower, 1, LIKE)
-    return lower[near[0]] if near else None

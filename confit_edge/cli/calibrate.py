@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
-from confit_edge.cli._thresholds import check_confidence, nearest
+from confit_edge.cli._thresholds import check_confidence
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix
-from confit_runtime.names import plain
+from confit_runtime.names import nearest, plain
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract

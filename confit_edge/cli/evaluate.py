@@ -10,8 +10,9 @@ import typer
 
 from confit_edge.cli._console import Bar, Json, emit, say
 from confit_edge.cli._sources import tell_narrow
-from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, nearest, with_thresholds
+from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
 from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.names import nearest
 from confit_runtime.wording import bounds, counted
 
 if TYPE_CHECKING:

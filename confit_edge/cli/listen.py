@@ -184,7 +184,7 @@ def _streams(
             lead_in=lead_in,
             gate=None if gate is None else make_gate(gate, model.contract.sample_rate),
             ends=ends,
-            hold=hold,
+            hold=hold if at in galleries else hold.among(model.labels),  # a label of another model is none of this
         )
         for at, model in enumerate(models)
     ]

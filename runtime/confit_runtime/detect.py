@@ -13,7 +13,7 @@ import numpy.typing as npt
 from confit_runtime.arrays import Bools, Floats, Places
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError
-from confit_runtime.names import plain
+from confit_runtime.names import nearest, plain
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Matcher
@@ -39,6 +39,23 @@ class Hold:
             if not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_HOLD_S:
                 raise UsageError(
                     f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and go on, not {seconds!r} ({label})"
+                )
+
+    def among(self, labels: Sequence[str]) -> Hold:
+        """The same of those labels alone."""
+        known = set(map(plain, labels))
+        return Hold(self.general_s, {label: own_s for label, own_s in self.own_s.items() if plain(label) in known})
+
+    def check(self, contract: Contract) -> None:
+        """Raise UsageError on a name that is no label of a model, for who hears nothing else."""
+        known = set(map(plain, contract.labels))
+        for label in self.own_s:
+            if plain(label) not in known:
+                near = nearest(label, contract.labels)
+                hint = f"; did you mean {near!r}?" if near else ""
+                raise UsageError(
+                    f"a Hold of {label!r}: {contract.name} has no such label (it has {', '.join(contract.labels)}), and the"
+                    f" stream no gallery{hint}"
                 )
 
     def hops(self, contract: Contract, labels: Sequence[str]) -> list[int]:

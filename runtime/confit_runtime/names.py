@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 from confit_runtime.errors import UsageError
 
 LONGEST = 100
+LIKE = 0.75  # of two names: so alike one may be the other misspelt
 NOBODY = "unknown"  # how an answer that is nobody is told
 _REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows in a line, too
 
@@ -19,6 +21,15 @@ def fits_a_file_name(character: str) -> bool:
 def plain(text: str) -> str:
     """A label or a name, however its accents are spelt: NFC-normalised and stripped."""
     return unicodedata.normalize("NFC", text).strip()
+
+
+def nearest(label: str, known: Sequence[str]) -> str | None:
+    """The name of those known that `label` may be misspelt for."""
+    from difflib import get_close_matches
+
+    lower = {name.lower(): name for name in known}
+    near = get_close_matches(label.lower(), lower, 1, LIKE)
+    return lower[near[0]] if near else None
 
 
 def clean_name(name: str) -> str:

@@ -55,6 +55,8 @@ class Stream:
     ) -> None:
         if not isinstance(hold, Hold):
             raise UsageError(f"how long a sound may pause is given as a Hold(seconds), not as {hold!r}")
+        if gallery is None:  # of which names may come later
+            hold.check(model.contract)
         self.model, self.lead_in, self.ends = model, lead_in, ends
         self._events = Events()  # with `ends`
         self._batch = model.batch(1)

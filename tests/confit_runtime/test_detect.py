@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from confit_runtime.arrays import Floats
 from confit_runtime.detect import Detector, Hit, Hold, NameDetector
 from confit_runtime.errors import UsageError
+from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.model import load
 from tests import tiny_model
@@ -166,6 +168,15 @@ def test_a_hold_of_each_label_is_its_own() -> None:
         Hold(1.0, None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"Hold\(seconds\)"):
         load("digits").stream(hold=5)  # type: ignore[arg-type]
+
+
+def test_a_hold_of_what_is_no_label_is_refused_but_where_names_may_come(tmp_path: Path) -> None:
+    digits = load("digits")
+    with pytest.raises(UsageError, match=r"'sevn': digits has no such label .*; did you mean 'seven'\?"):
+        digits.stream(hold=Hold(0, {"one": 1, "sevn": 5}))
+    with Gallery.open(tmp_path / "gallery.db", digits, create=True) as gallery:
+        digits.stream(gallery, hold=Hold(0, {"doorbell": 5}))
+    assert Hold(2.0, {"seven": 5, "alarm": 1}).among(digits.labels) == Hold(2.0, {"seven": 5})
 
 
 def test_one_long_sound_fires_once() -> None:
