@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,11 @@ def floats(values: npt.ArrayLike, what: str) -> Floats:
         return np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{what}: numbers are expected ({error})") from error
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a program gave a number: Python's or numpy's, and not True or False."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def whole(count: float, what: str, least: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Bools, Floats, Places
+from confit_runtime.arrays import Bools, Floats, Places, is_number
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError
 from confit_runtime.names import nearest, plain
@@ -36,7 +36,7 @@ class Hold:
         if not isinstance(self.own_s, Mapping):
             raise UsageError(f"own_s maps labels to seconds, and is {self.own_s!r}")
         for label, seconds in [("all", self.general_s), *self.own_s.items()]:
-            if not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_HOLD_S:
+            if not is_number(seconds) or not 0 <= seconds <= LONGEST_HOLD_S:
                 raise UsageError(
                     f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and go on, not {seconds!r} ({label})"
                 )

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from confit_runtime.audio import Pcm
+from confit_runtime.arrays import is_number
+from confit_runtime.audio import Pcm, check_rate
 from confit_runtime.errors import UsageError
 
 SILENT_DBFS = -90.0  # what is softer than this is as soft as this
@@ -16,7 +17,10 @@ _CHUNK = 512  # samples that silero-vad takes at a time, at 16 kHz
 
 
 class Gate(Protocol):
-    """Hears every hop of one stream in order, and tells of each whether there is something in it."""
+    """Hears every hop of one stream in order, and tells of each whether there is something in it.
+
+    One that has a `sample_rate` is for models of that rate alone.
+    """
 
     def hears(self, hop: Pcm) -> bool:
         """Whether `hop [samples]`, at the model's rate, holds something that should be scored."""
@@ -30,18 +34,19 @@ class EnergyGate:
 
     The level of a hop is the RMS of its loudest 20 ms. The noise floor is the least level of late: it falls at once, and
     rises by `rise` dB a second, so that a fan that was switched on closes the gate again after some time. Raises
-    UsageError on a level that is not below 0 dBFS.
+    UsageError on a level that is not below 0 dBFS, and on what is no rate.
     """
 
     def __init__(
         self, sample_rate: int, level: float = -55.0, *, above_floor: float | None = None, rise: float = 1.0
     ) -> None:
-        if not SILENT_DBFS <= level < 0:
-            raise UsageError(f"a gate's level must be between {SILENT_DBFS:g} and 0 dBFS, is {level:g}")
-        if above_floor is not None and not above_floor > 0:
-            raise UsageError(f"a gate must open above the noise floor, not {above_floor:g} dB above it")
+        if not is_number(level) or not SILENT_DBFS <= level < 0:
+            raise UsageError(f"a gate's level must be between {SILENT_DBFS:g} and 0 dBFS, is {level!r}")
+        if above_floor is not None and not (is_number(above_floor) and above_floor > 0):
+            raise UsageError(f"a gate must open above the noise floor, not {above_floor!r} dB above it")
         self.level, self.above_floor, self.rise = level, above_floor, rise
-        self._rate, self._block = sample_rate, max(1, round(_BLOCK_S * sample_rate))
+        self.sample_rate = check_rate(sample_rate)
+        self._block = max(1, round(_BLOCK_S * sample_rate))
         self.reset()
 
     def reset(self) -> None:
@@ -51,7 +56,7 @@ class EnergyGate:
         loudness = loudest_dbfs(hop, self._block)
         if self.above_floor is None:
             return loudness >= self.level
-        rising = math.inf if self._floor is None else self._floor + self.rise * len(hop) / self._rate
+        rising = math.inf if self._floor is None else self._floor + self.rise * len(hop) / self.sample_rate
         self._floor = min(loudness, rising)
         return loudness >= max(self.level, self._floor + self.above_floor)
 
@@ -67,9 +72,9 @@ class SpeechGate:
     def __init__(self, sample_rate: int, threshold: float = 0.5) -> None:
         if sample_rate != 16_000:
             raise UsageError(f"the speech gate hears 16000 Hz only, this model {sample_rate} Hz")
-        if not 0 < threshold < 1:
-            raise UsageError(f"the speech gate's threshold must be between 0 and 1, is {threshold:g}")
-        self.threshold = threshold
+        if not is_number(threshold) or not 0 < threshold < 1:
+            raise UsageError(f"the speech gate's threshold must be between 0 and 1, is {threshold!r}")
+        self.sample_rate, self.threshold = sample_rate, threshold
         self._vad = _silero()
         self.reset()
 
@@ -83,6 +88,19 @@ class SpeechGate:
         chunks, self._held = self._held[:whole].reshape(-1, _CHUNK), self._held[whole:]
         # every chunk is scored, whatever the first says: the detector carries state
         return max((self._vad.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= self.threshold
+
+
+def check_gate(gate: Gate, sample_rate: int) -> None:
+    """Raise UsageError on what is no gate, and on one for sound of another rate than the model's."""
+    if not (hasattr(gate, "hears") and hasattr(gate, "reset")):
+        raise UsageError(
+            f"a gate is what hears hops, as an EnergyGate, not {gate!r}: confit_runtime.gates.make_gate('auto', {sample_rate})"
+            " gives one by how a user names it"
+        )
+    if (rate := getattr(gate, "sample_rate", sample_rate)) != sample_rate:
+        raise UsageError(
+            f"the gate is for sound at {rate} Hz, and hears hops at the model's rate: make it for {sample_rate} Hz"
+        )
 
 
 def loudest_dbfs(pcm: Pcm, block: int) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, whole
+from confit_runtime.arrays import Floats, is_number, whole
 from confit_runtime.audio import Pcm, check_rate, check_samples, read_audio, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
@@ -60,6 +60,8 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     there is no such model or no number of threads, and ModelError when a file may not be read, is damaged, is not ours, or is the
     calibration of another model.
     """
+    if not isinstance(model, str | Path):
+        raise UsageError(f"a model is loaded from a file, or by the name of a shipped model, not from {model!r}")
     threads = whole(threads, "the threads that a model runs on", 1)
     path = Path(model)
     try:
@@ -209,16 +211,19 @@ class Model:
     def with_thresholds(self, on: Mapping[str, float]) -> Model:
         """This model, sharing its engine, with other `on` levels for some labels.
 
-        Their `off` is as it was loaded, lowered where it must be: whatever was set before, as by a slider, leaves no
-        trace. Raises UsageError on a label the model does not have or a level that is not above 0 and at most 1.
+        `on` maps labels to levels. Their `off` is as it was loaded, lowered where it must be: whatever was set before, as
+        by a slider, leaves no trace. Raises UsageError on a label the model does not have or a level that is not above 0 and at
+        most 1.
         """
+        if not isinstance(on, Mapping):
+            raise UsageError(f"thresholds are given as a mapping of labels to levels, not as {on!r}")
         levels = dict(self.contract.thresholds)
         for label, level in on.items():
             if label not in self.labels:
                 raise UsageError(f"{self.name} has no label {label!r} (it has {', '.join(self.labels)})")
-            if not 0.0 < level <= 1.0:  # at 0 a label fires once, for no score falls below
-                raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1, is {level}")
-            levels[label] = {**levels[label], "on": level, "off": min(level, self._loaded[label]["off"])}
+            if not is_number(level) or not 0.0 < level <= 1.0:  # at 0 a label fires once, for no score falls below
+                raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1, is {level!r}")
+            levels[label] = {**levels[label], "on": float(level), "off": min(float(level), self._loaded[label]["off"])}
         other = Model(self.path, dataclasses.replace(self.contract, thresholds=levels), self._session, self.digest)
         other._loaded = self._loaded
         return other

@@ -17,6 +17,7 @@ from confit_runtime.audio import Pcm, StreamResampler, check_rate, check_samples
 from confit_runtime.detect import NO_HOLD, Detector, Hit, Hold, NameDetector
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended, Events
+from confit_runtime.gates import check_gate
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -55,6 +56,8 @@ class Stream:
     ) -> None:
         if not isinstance(hold, Hold):
             raise UsageError(f"how long a sound may pause is given as a Hold(seconds), not as {hold!r}")
+        if gate is not None:
+            check_gate(gate, model.contract.sample_rate)
         if gallery is None:  # of which names may come later
             hold.check(model.contract)
         self.model, self.lead_in, self.ends = model, lead_in, ends
@@ -64,6 +67,7 @@ class Stream:
         self._gallery = gallery
         self._names: NameDetector | None = None
         if gallery is not None:
+            _check_gallery(gallery)
             gallery.check(model)
             self._names = NameDetector(model.contract, gallery.matcher, hold)
         self._look = max(1, round(LOOK_S * model.contract.sample_rate / model.contract.hop))  # into it, in hops
@@ -341,3 +345,12 @@ class Stream:
     def _centre(self, hops: int) -> int:
         """The sample at the middle of the sound that the row after `hops` hops speaks of."""
         return hops * self.model.contract.hop - self.model.contract.latency_samples
+
+
+def _check_gallery(gallery: object) -> None:
+    from confit_runtime.gallery import Gallery  # a device that only listens starts without it
+
+    if not isinstance(gallery, Gallery):
+        raise UsageError(
+            f"a stream takes a gallery that was opened, as Gallery.open(path, model) does, not {gallery!r}"
+        )

@@ -161,7 +161,8 @@ def test_a_hold_of_each_label_is_its_own() -> None:
     contract = tiny_model.contract(refractory_s=0.0)
     second = contract.sample_rate / contract.hop
     assert Hold(1.0, {"mid": 2.0}).hops(contract, ["low", "mid"]) == [second, 2 * second]
-    for wrong in (float("nan"), -1, "5", None):
+    assert Hold(np.float32(1.0), {"mid": np.int64(2)}).hops(contract, ["low", "mid"]) == [second, 2 * second]
+    for wrong in (float("nan"), -1, "5", None, True):
         with pytest.raises(UsageError, match="mid"):
             Hold(1.0, {"mid": wrong})  # type: ignore[dict-item]
     with pytest.raises(UsageError, match="own_s"):

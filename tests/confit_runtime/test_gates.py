@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,22 @@ def test_gates_that_cannot_be(spec: str) -> None:
         make_gate(spec, RATE)
     with pytest.raises(UsageError, match="16000 Hz only"):
         SpeechGate(8_000)
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("auto", r"not 'auto': .*make_gate\('auto', 16000\)"),
+        (-50, "a gate is what hears hops, as an EnergyGate, not -50"),
+        (EnergyGate(48_000), r"at 48000 Hz, .*: make it for 16000 Hz"),
+    ],
+)
+def test_what_is_no_gate_for_a_model_is_refused_by_its_stream(model: Model, gate: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        model.stream(gate=gate)
+    for wrong in ("-50", True, None):
+        with pytest.raises(UsageError, match="a gate's level must be between"):
+            EnergyGate(RATE, wrong)  # type: ignore[arg-type]
 
 
 def test_gates_by_name() -> None:

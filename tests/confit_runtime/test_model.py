@@ -484,13 +484,13 @@ def test_a_name_is_not_pieced_together_across_a_gap(model: Model, gallery: Galle
 def test_the_end_of_a_recording_is_followed_by_as_much_silence_as_an_event_may_need(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, push = [], Batch.push
+    calls, step = [], Batch.step
 
-    def counted(self: Batch, pcm: Floats) -> tuple[Floats, Floats]:
-        calls.append(pcm)
-        return push(self, pcm)
+    def counted(self: Batch, hop: Floats) -> tuple[Floats, Floats]:
+        calls.append(hop)
+        return step(self, hop)
 
-    monkeypatch.setattr(Batch, "push", counted)
+    monkeypatch.setattr(Batch, "step", counted)
     stream = model.stream()
     stream.accept(silence(1)[: 10 * HOP + 100], RATE)
     calls.clear()
@@ -644,9 +644,24 @@ def test_thresholds_can_be_set(model: Model) -> None:
     assert model.contract.thresholds["low"]["on"] == 0.6
     with pytest.raises(UsageError, match="low, mid, high, other"):
         model.with_thresholds({"yes": 0.5})
-    for level in (-0.1, 0.0, 1.1, float("nan")):
+    for level in (-0.1, 0.0, 1.1, float("nan"), "0.5", True):
         with pytest.raises(UsageError, match="above 0 and at most 1"):
-            model.with_thresholds({"low": level})
+            model.with_thresholds({"low": level})  # type: ignore[dict-item]
+    assert model.with_thresholds({"low": np.float64(0.1)}).contract.thresholds["low"] == {"on": 0.1, "off": 0.1}
+    for wrong in (None, [("low", 0.5)], 0.5):
+        with pytest.raises(UsageError, match="a mapping of labels to levels"):
+            model.with_thresholds(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"digits"])
+def test_what_names_no_model_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="a model is loaded from a file, or by the name of a shipped model, not from"):
+        load(wrong)
+
+
+def test_a_path_is_no_gallery(model: Model) -> None:
+    with pytest.raises(UsageError, match=r"as Gallery\.open\(path, model\) does, not 'gallery\.db'"):
+        model.stream("gallery.db")  # type: ignore[arg-type]
 
 
 def test_thresholds_do_not_depend_on_those_that_were_set_before(model: Model) -> None:
