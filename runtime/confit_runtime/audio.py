@@ -309,7 +309,7 @@ class StreamResampler:
             return pcm
         self._held = np.concatenate([self._held, pcm])
         whole = len(self._held) // self._block * self._block
-        blocks, self._held = self._held[:whole], self._held[whole:]
+        blocks, self._held = self._held[:whole], self._held[whole:].copy()  # a view would keep all that came
         return self._join(self._soxr.resample_chunk(block) for block in blocks.reshape(-1, self._block))
 
     def finish(self) -> Pcm:

@@ -223,6 +223,7 @@ class Stream:
         while len(self._held) >= hop:
             chunk, self._held = self._held[:hop], self._held[hop:]
             found += self._score(chunk) if self._gate is None else self._gated(chunk, self._gate)
+        self._held = self._held.copy()  # a view would keep all that came
         return found
 
     def _gated(self, chunk: Pcm, gate: Gate) -> list[Detection]:
@@ -234,7 +235,7 @@ class Stream:
         if self._awake > 0:
             self._awake -= 1
             return self._score(chunk)
-        self._asleep.append(chunk)
+        self._asleep.append(chunk.copy())
         self._slept += 1
         if self._slept > self._reach:  # from here on it wakes as one that heard nothing
             self._let_pass()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -542,6 +543,23 @@ def test_the_rate_may_not_change_without_reset(model: Model) -> None:
         stream.accept(silence(0.1), 8_000)
     stream.reset()
     stream.accept(silence(0.1), 8_000)
+
+
+@pytest.mark.parametrize("gate", [None, EnergyGate(RATE, -50)])
+@pytest.mark.parametrize("rate", [RATE, 48_000])
+def test_a_stream_keeps_no_more_than_it_will_need_of_what_came_at_once(
+    model: Model, rate: int, gate: EnergyGate | None
+) -> None:
+    stream = model.stream(gate=gate)
+    tracemalloc.start()
+    try:
+        stream.accept(silence(0.1, rate), rate)
+        before = tracemalloc.get_traced_memory()[0]
+        stream.accept(silence(60.01, rate), rate)
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert kept < 200_000  # bytes, of 3.8 million or more
 
 
 @pytest.mark.parametrize(
