@@ -640,7 +640,7 @@ def test_sources_by_name(tmp_path: Path) -> None:
     source = open_source(str(path))
     assert isinstance(source, FileSource)
     source.__exit__(None, None, None)
-    with pytest.raises(UsageError, match="--rate"):
+    with pytest.raises(UsageError, match=r"--rate HZ, in a program open_source\('-', rate=HZ\)"):
         open_source("-")
     with pytest.raises(UsageError, match="--rate"):
         open_source(str(path), rate=16_000)

@@ -64,7 +64,9 @@ def open_source(spec: str | Path, *, rate: int | None = None, channels: int = 1,
         raise UsageError("--source is empty: give mic, a sound file, a folder, a URL or -")
     if spec == "-":
         if rate is None:
-            raise UsageError("raw PCM on stdin does not say its rate: give --rate HZ")
+            raise UsageError(
+                "raw PCM on stdin does not say its rate: give --rate HZ, in a program open_source('-', rate=HZ)"
+            )
         if sys.stdin is None:
             raise UsageError("source '-' reads raw PCM from a pipe, but stdin is closed")
         if sys.stdin.isatty():
