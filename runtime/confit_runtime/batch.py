@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Several streams of one model in step. Each hears what it would hear alone."""
+    """Several streams of one model in step. Each hears what it would hear alone.
+
+    It gives rows of scores and embeddings. For events, of microphones that each have their own rate and time, there is
+    `Model.stream`: one for each.
+    """
 
     def __init__(self, model: Model, streams: int) -> None:
         streams = whole(streams, "the streams of a batch", 1)
         self.model, self.streams = model, streams
         contract = model.contract
+        self._hops = np.zeros(streams, np.int64)  # since each began
         self._pcm = np.zeros((streams, contract.hop if contract.streaming else contract.window), np.float32)
         self._scores = np.zeros((streams, 1, len(contract.labels)), np.float32)
         self._embedding = np.zeros((streams, 1, contract.embedding_dim), np.float32)
@@ -33,17 +38,25 @@ class Batch:
         self._calls = cycle([self._bind(*self._states), self._bind(*reversed(self._states))])
         self.reset()
 
-    def reset(self) -> None:
-        """Begin anew, as if nothing had been heard."""
-        self._hops = 0
-        for array in (self._pcm, *self._states[0].values(), *self._states[1].values()):
-            array[:] = 0
+    def reset(self, stream: int | None = None) -> None:
+        """Begin anew, as if nothing had been heard: all streams, or one, for who else is to be heard in its place.
+
+        Raises UsageError where there is no such stream.
+        """
+        if stream is not None and whole(stream, "the stream to reset", 0) >= self.streams:
+            raise UsageError(
+                f"there is no stream {stream} in a batch of {self.streams}: the last is {self.streams - 1}"
+            )
+        of = slice(None) if stream is None else stream
+        for array in (self._hops, self._pcm, *self._states[0].values(), *self._states[1].values()):
+            array[of] = 0
 
     def push(self, pcm: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Take one hop `[streams, hop]`; give scores `[streams, rows, classes]` and embeddings `[streams, rows, dim]`.
 
         The hop is at the model's rate: floats in -1..1, or int16 (int8, int32, uint8) of full scale. `rows` is 1, or 0 until
-        real audio fills the receptive field. Raises UsageError on another shape; AudioError on integers of another type, and on
+        real audio fills the receptive field of any stream; in those that began anew later it is NaN until then. Raises UsageError
+        on another shape; AudioError on integers of another type, and on
         NaN, infinite or absurdly large samples, naming the stream.
         """
         shape = (self.streams, self.model.contract.hop)
@@ -62,10 +75,14 @@ class Batch:
         self._hops += 1
         self._pcm[:, : -contract.hop] = self._pcm[:, contract.hop :]
         self._pcm[:, -contract.hop :] = hop
-        ready = int(self._hops * contract.hop >= contract.window)
+        full = self._hops * contract.hop >= contract.window
+        ready = int(full.any())
         if ready or contract.streaming:
             next(self._calls)()
-        return self._scores[:, :ready].copy(), self._embedding[:, :ready].copy()
+        scores, embedding = self._scores[:, :ready].copy(), self._embedding[:, :ready].copy()
+        if ready and not full.all():
+            scores[~full] = embedding[~full] = np.nan
+        return scores, embedding
 
     def _bind(self, before: State, after: State) -> Callable[[], None]:
         inputs = {"pcm": self._pcm, **before}

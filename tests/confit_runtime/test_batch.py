@@ -56,6 +56,31 @@ def test_what_was_given_stays_and_a_reset_forgets(kind: str, request: pytest.Fix
         np.testing.assert_array_equal(embedding, embedding_again)
 
 
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_one_stream_begins_anew_and_the_others_go_on(kind: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(kind)
+    pcm, batch, undisturbed, anew = noise(model), model.batch(STREAMS), model.batch(STREAMS), model.batch(STREAMS)
+    at, before = 5, 19
+    others = np.arange(STREAMS) != at
+    for chunk in pcm[:before]:
+        batch.push(chunk), undisturbed.push(chunk)
+    batch.reset(at)
+    scored = 0
+    for chunk in np.concatenate([pcm, pcm[:1]]):
+        (scores, embedding), lone = batch.push(chunk), anew.push(chunk)
+        for found, there, alone in zip((scores, embedding), undisturbed.push(chunk), lone, strict=True):
+            np.testing.assert_array_equal(found[others], there[others])
+            if alone.shape[1]:
+                np.testing.assert_array_equal(found[at], alone[at])
+            else:
+                assert np.isnan(found[at]).all()
+        scored += lone[0].shape[1]
+    assert scored > 1
+    for wrong in (STREAMS, -1):
+        with pytest.raises(UsageError, match="stream"):
+            batch.reset(wrong)
+
+
 def test_nothing_is_scored_before_the_window_is_full(digits: Model) -> None:
     batch, contract = digits.batch(2), digits.contract
     shapes = [batch.push(np.zeros((2, contract.hop), np.float32))[0].shape[1] for _ in range(18)]
