@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from confit_runtime.sources import Chunk, Gap, Notice, Source
+    from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source
 
 
 class UntilStopped:
@@ -45,7 +45,7 @@ class UntilStopped:
         """The source, which is left between two of its pieces."""
         return _BetweenPieces(source, self)
 
-    def pieces(self, source: Source) -> Iterator[Chunk | Gap | Notice]:
+    def pieces(self, source: Source) -> Iterator[Chunk | Gap | Notice | Pause]:
         """What the source gives; raises KeyboardInterrupt in place of the next piece when a signal came meanwhile."""
         pieces = iter(source)
         while True:
@@ -74,7 +74,7 @@ class _BetweenPieces:
     ) -> None:
         """Whoever opened the source closes it."""
 
-    def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
         return self._until.pieces(self._source)
 
     def stop(self) -> None:

@@ -81,7 +81,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple
     import numpy as np
 
     from confit_edge.cli._live import level_line, say_alone
-    from confit_runtime.sources import Gap, Notice
+    from confit_runtime.sources import Gap, Notice, Pause
 
     show = level_line() if source.live and on_a_terminal() else None
     parts, arrivals, heard, wanted = [], [], 0, round(seconds * source.rate)
@@ -89,6 +89,8 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple
     for item in source:
         if isinstance(item, Notice):
             say_alone(item.text)
+            continue
+        if isinstance(item, Pause):
             continue
         if isinstance(item, Gap):
             lost[item.reason] += item.samples

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from confit_runtime.listener import Listener, Tap, chunk_of, logged, source_of, streams_of
-from confit_runtime.sources import Chunk, Gap, Notice, Source
+from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source
 
 if TYPE_CHECKING:
     from confit_runtime.events import Detection
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 async def listen_async(
     models: Model | Stream | Iterable[Model | Stream],
-    source: str | Path | Source | AsyncIterable[Chunk | Gap | Notice] = "mic",
+    source: str | Path | Source | AsyncIterable[Chunk | Gap | Notice | Pause] = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -36,7 +36,8 @@ async def listen_async(
     """Detections as they complete, without holding up the event loop: the models run in a worker thread.
 
     `source` is a source, or its name, as for `listen`; or an asynchronous iterable of `(pcm, rate)` chunks, such as what
-    a network client sends: all of one rate, and PCM as `Stream.accept` takes it; a generator is closed at the end, as a source
+    a network client sends: all of one rate, and PCM as `Stream.accept` takes it, with a `Pause` where the client
+    stops for a while; a generator is closed at the end, as a source
     is. It ends when the source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also
     because the task is cancelled, stops the source and closes it before anything else happens (a second cancellation does not
     wait for that); one that is left without `aclosing` is stopped when Python collects it. Who waits for an event for so long
@@ -55,14 +56,17 @@ async def listen_async(
 
 
 async def _from_chunks(
-    streams: list[Stream], source: AsyncIterable[Chunk | Gap | Notice], taps: Sequence[Tap], seconds: float | None
+    streams: list[Stream],
+    source: AsyncIterable[Chunk | Gap | Notice | Pause],
+    taps: Sequence[Tap],
+    seconds: float | None,
 ) -> AsyncGenerator[Detection, None]:
     listener: Listener | None = None
     chunks = aiter(source)
     try:
         async for item in chunks:
             if listener is None:
-                if isinstance(item, Gap | Notice):
+                if isinstance(item, Gap | Notice | Pause):
                     continue  # nothing was heard yet, so nothing was lost
                 listener = Listener(streams, "the client", chunk_of(item)[1], taps=taps, seconds=seconds)
             for event in await _whole(listener.take(item)):

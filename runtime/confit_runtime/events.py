@@ -33,7 +33,7 @@ class Ended:
     """A detection's sound is over: its score fell below the label's low threshold, or no more of it could be heard.
 
     `start_s` and `start_sample` are the detection's; `end_s` is where the sound was that the last row at or above the
-    threshold speaks of, or where it broke off: at a gap, a mute, the end, or where the gate had closed. What pauses
+    threshold speaks of, or where it broke off: at a gap, a mute, a pause, the end, or where the gate had closed. What pauses
     then within its hold ended as its pause began.
     """
 

@@ -17,7 +17,7 @@ from confit_runtime.audio import check_rate, check_samples, narrow, to_mono
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
-from confit_runtime.sources import Chunk, Gap, Notice, Source, open_source
+from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source, open_source
 from confit_runtime.sources.base import sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.wording import listed
@@ -63,7 +63,8 @@ class Listener:
 
     `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
     in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
-    another as one, when sound is back). A notice says at the beginning where a model hears more than the source holds, and of
+    another as one, when sound is back). At a pause they give what was on its way.
+    A notice says at the beginning where a model hears more than the source holds, and of
     `live` sound once a minute at most where hearing takes longer than it lasts, and where it is silent or clipped. After
     `seconds` of the source's own time it is `full`, and hears no more.
     `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
@@ -139,7 +140,7 @@ class Listener:
         if failed is not None:
             raise failed
 
-    def take(self, item: Chunk | Gap | Notice) -> Iterator[Detection | Ended | Gap | Notice]:
+    def take(self, item: Chunk | Gap | Notice | Pause) -> Iterator[Detection | Ended | Gap | Notice]:
         """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.
 
         Of live sound a chunk that holds what is no sound, such as NaN, is a gap. Nothing happens until it is iterated over.
@@ -154,6 +155,9 @@ class Listener:
             yield item
         elif isinstance(item, Gap):
             yield from self._skip(item)
+        elif isinstance(item, Pause):
+            for stream in self.streams:
+                yield from self._judge(stream, stream.pause())
         else:
             yield from self._told()
             yield from self._hear(*item)
@@ -359,7 +363,7 @@ def chunk_of(item: object) -> Chunk:
     """The chunk that a source gave. Raises UsageError on what is no `(pcm, rate)`, and on a rate that is none."""
     if not isinstance(item, tuple) or len(item) != 2:
         what = f"{len(item)} things" if isinstance(item, tuple) else type(item).__name__
-        raise UsageError(f"a source gives (pcm, rate) tuples, Gap and Notice, and this one gave {what}")
+        raise UsageError(f"a source gives (pcm, rate) tuples, Gap, Notice and Pause, and this one gave {what}")
     pcm, rate = item
     return pcm, check_rate(rate)
 

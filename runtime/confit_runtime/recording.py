@@ -14,7 +14,7 @@ from confit_runtime.audio import Pcm
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.frames import FRAME_S
 from confit_runtime.soundcheck import Soundcheck, fault_of, soundcheck
-from confit_runtime.sources import Gap, Notice, Source
+from confit_runtime.sources import Gap, Notice, Pause, Source
 
 Show = Callable[[float, Pcm], None]  # seconds to go (below 0: of the countdown), and the newest sound
 Tell = Callable[[str], None]  # what happened to the source
@@ -57,6 +57,8 @@ def record_clip(
                 tell(item.text)
             begin = math.inf if item.state == "away" else time.monotonic() + countdown_s
             parts, taken, lost = [np.zeros(0, np.float32)], 0, 0
+            continue
+        if isinstance(item, Pause):
             continue
         pcm = np.zeros(item.samples, np.float32) if isinstance(item, Gap) else item[0]
         left = begin - time.monotonic()

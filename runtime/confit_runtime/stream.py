@@ -41,7 +41,8 @@ class Stream:
     clipped. Where a row would have looked at gated hops only there is none: a pause of what has fired.
 
     What pauses for as long as `hold` says and goes on is one sound: an alarm that beeps. With `ends` it also tells when what
-    it detected is over: `take_events` is to be called after `accept`, `skip` and `finish`, and gives that and the detections.
+    it detected is over: `take_events` is to be called after `accept`, `skip`, `pause` and `finish`, and gives that and the
+    detections.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Stream:
         self._unheard_s = 0.0  # of the sound of mutes, what is still to come
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
+        self._leads = self.lead_in  # silence is to stand before the next sound
         self._events.forget()
         self._detector.reset()
         if self._names is not None:
@@ -111,7 +113,7 @@ class Stream:
         contract = self.model.contract
         self._break_off(self._origin + self._taken)
         if self._rate is not None:
-            hops = (self._taken + samples) * contract.sample_rate / (self._rate * contract.hop)
+            hops = (self._lead + self._taken + samples) * contract.sample_rate / (self._rate * contract.hop)
             self._detector.begin_after(hops)
             if self._names is not None:
                 self._names.begin_after(hops)
@@ -153,6 +155,7 @@ class Stream:
 
     def _forget(self) -> None:
         self._batch.reset()
+        self._lead = 0  # source samples of silence that stand before the audio
         self._resampler: StreamResampler | None = None
         self._held = np.zeros(0, np.float32)
         self._hops = 0  # hops consumed since the start or the last gap
@@ -176,10 +179,6 @@ class Stream:
             raise UsageError(
                 f"the stream began at {self._rate} Hz and now delivers {sample_rate} Hz: call reset() first"
             )
-        if self.lead_in and self._rate is None:
-            silence = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
-            chunk = np.concatenate([np.zeros(silence, np.float32), chunk])
-            self._origin -= silence
         if (unheard := self._unheard(len(chunk), sample_rate)) > 0:
             self._rate = sample_rate
             self._move_on(unheard)
@@ -190,6 +189,10 @@ class Stream:
             self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
             self._rate = self._resampler.rate
         self._taken += len(chunk)
+        if self._leads:
+            self._leads = False
+            self._lead = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
+            chunk = np.concatenate([np.zeros(self._lead, np.float32), chunk])
         return self._advance(self._resampler.push(chunk))
 
     def _unheard(self, samples: int, rate: int) -> int:
@@ -203,17 +206,25 @@ class Stream:
 
     def finish(self) -> list[Detection]:
         """Give the detections still on their way by following the audio with silence, then reset."""
+        found = self.pause()
+        self.reset()
+        return found
+
+    def pause(self) -> list[Detection]:
+        """Give the detections still on their way by following the audio with silence: no more of it comes for now.
+
+        What is pushed next is on the same clock and begins anew, after silence. A class that fired stays silent for its
+        refractory time, of which that silence is a part.
+        """
         if self._resampler is None:
-            self.reset()
             return []
         contract = self.model.contract
-        end = self._origin + self._taken
         tail = self._resampler.finish()
         silence = contract.latency_samples + contract.smoothing_hops * contract.hop
         silence += -(len(self._held) + len(tail) + silence) % contract.hop
         found = self._advance(np.concatenate([tail, np.zeros(silence, np.float32)]))
-        self._break_off(end)
-        self.reset()
+        self._move_on(0)
+        self._leads = True
         return found
 
     def _advance(self, pcm: Pcm) -> list[Detection]:
@@ -326,7 +337,7 @@ class Stream:
         """The source's sample that a sample of the model's, since the last gap, was made of."""
         assert self._rate is not None
         since = round(at * self._rate / self.model.contract.sample_rate)
-        return max(0, self._origin + min(max(0, since), self._taken))
+        return self._origin + min(max(0, since - self._lead), self._taken)
 
     def _of_row(self, row: int) -> int:
         """The source's sample at which the sound of a row of scores begins."""

@@ -20,10 +20,11 @@ import pytest
 import soundfile
 
 import confit_runtime.listener as listener_module
+from confit_edge.demo import DATA
 from confit_runtime import AudioError, Detection, Ended, Listener, Model, Tap, UsageError, listen, listen_async, load
 from confit_runtime.errors import DeviceError
 from confit_runtime.gallery import Gallery
-from confit_runtime.sources import Chunk, Gap, Microphone, Notice, PcmSource
+from confit_runtime.sources import Chunk, Gap, Microphone, Notice, Pause, PcmSource
 from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
 from tests import tiny_model
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
@@ -217,6 +218,52 @@ def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model:
         )  # the gap is told after what it ended
     # whoever wants detections only has them
     assert [event.label for event in listen(stream, Scripted(chunks(sound)))] == ["low", "mid", "low"]
+
+
+def test_when_nothing_comes_for_a_while_what_is_on_its_way_is_told(model: Model) -> None:
+    """As by a pipe whose writer sends only while somebody speaks."""
+    pcm, cut = scene(), round(0.44 * RATE)  # the low tone has just begun
+    listener = Listener([model.stream(ends=True)], "", RATE)
+    assert list(listener.take((pcm[:cut], RATE))) == []
+    low, low_ended = listener.take(Pause())
+    assert isinstance(low, Detection)
+    assert isinstance(low_ended, Ended)
+    assert (low.label, low_ended.start_sample, low_ended.end_sample) == ("low", low.start_sample, cut)
+    assert low.end_sample <= cut
+    assert list(listener.take(Pause())) == []
+    later = [*listener.take((pcm[round(0.74 * RATE) :], RATE)), *listener.finish()]
+    mid, mid_ended = later
+    assert isinstance(mid, Detection)
+    assert isinstance(mid_ended, Ended)
+    assert mid.start_sample == pytest.approx(direct(model)[1][1] - round(0.3 * RATE), abs=HOP)
+    assert (listener.samples, listener.dropped_samples) == (len(pcm) - round(0.3 * RATE), 0)
+
+
+def test_after_a_pause_the_first_word_is_heard_at_the_time_it_has() -> None:
+    digits = load("digits")
+    seven, rate = soundfile.read(DATA / "digits-real" / "seven.ogg", dtype="float32")
+    quiet = silence(1.0, rate)
+    listener = Listener([digits.stream()], "", rate)
+    found = [
+        event
+        for item in [(quiet, rate), (seven, rate), Pause(), (seven, rate), Pause(), (seven, rate), Pause()]
+        for event in listener.take(item)
+        if isinstance(event, Detection)
+    ]
+    assert [event.label for event in found] == ["seven"] * 3
+    starts = [event.start_sample - len(quiet) - at * len(seven) for at, event in enumerate(found)]
+    assert starts == pytest.approx([starts[0]] * 3, abs=2 * digits.contract.hop * rate / digits.contract.sample_rate)
+
+
+def test_what_fired_before_a_pause_stays_silent_for_its_refractory_time(tmp_path: Path) -> None:
+    patient = load(tiny_model.build(tmp_path / "patient.onnx", refractory_s=1.5))
+    listener = Listener([patient.stream()], "", RATE)
+    events = []
+    for item in [(silence(0.4), RATE), (tone(500, 0.3), RATE), Pause(), (tone(500, 0.3), RATE), (silence(1.2), RATE)]:
+        events += [*listener.take(item)]
+    assert len(events) == 1
+    events += [*listener.take((tone(500, 0.3), RATE)), *listener.take(Pause())]
+    assert [event.label for event in events if isinstance(event, Detection)] == ["low", "low"]
 
 
 def test_a_label_and_a_name_called_alike_have_an_end_each(model: Model, tmp_path: Path) -> None:
@@ -682,6 +729,23 @@ def test_an_event_may_be_waited_for_for_a_while_only(model: Model) -> None:
     found, timeouts = asyncio.run(hear())
     assert places(found) == direct(model)
     assert timeouts
+
+
+def test_a_client_that_pauses_is_told_what_was_on_its_way(model: Model) -> None:
+    heard: list[str] = []
+
+    async def client() -> AsyncIterator[Chunk | Pause]:
+        yield scene()[: round(0.44 * RATE)], RATE
+        assert heard == []
+        yield Pause()
+        assert heard == ["low"]
+
+    async def main() -> None:
+        async for event in listen_async(model, client()):
+            heard.append(event.label)
+
+    asyncio.run(main())
+    assert heard == ["low"]
 
 
 def test_a_client_that_is_heard_no_longer_is_closed(model: Model) -> None:

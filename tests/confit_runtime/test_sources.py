@@ -26,6 +26,7 @@ from confit_runtime.sources import (
     Gap,
     Microphone,
     Notice,
+    Pause,
     PcmSource,
     Source,
     find_clips,
@@ -188,6 +189,21 @@ def test_a_pipe_that_delivers_nothing_for_long_says_so_once_and_when_it_goes_on(
             later.join()
         threading.Timer(0.6, writer.close).start()
         assert [getattr(item, "state", "sound") for item in items] == ["away"]  # it ended
+
+
+def test_a_pipe_pauses_when_nothing_more_came_for_a_while_and_not_when_it_stutters() -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
+        items = iter(PcmSource(reader, 16_000, pause_s=1.0))
+        threading.Timer(1.5, writer.write, [bytes(20)]).start()  # nothing had begun
+        assert isinstance(next(items), tuple)
+        threading.Timer(0.3, writer.write, [bytes(20)]).start()
+        assert isinstance(next(items), tuple)
+        assert next(items) == Pause()
+        threading.Timer(1.5, writer.write, [bytes(20)]).start()  # and does not pause again
+        assert isinstance(next(items), tuple)
+        writer.close()
+        assert list(items) == []
 
 
 def test_a_file_is_stopped_on_the_way(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from confit_runtime.errors import UsageError
-from confit_runtime.sources.base import Chunk, Gap, Notice, Source
+from confit_runtime.sources.base import Chunk, Gap, Notice, Pause, Source
 from confit_runtime.sources.files import FileSource, find_clips, is_pattern
 from confit_runtime.sources.microphone import Microphone
 from confit_runtime.sources.network import NetworkSource, is_url
@@ -25,6 +25,7 @@ __all__ = [
     "Microphone",
     "NetworkSource",
     "Notice",
+    "Pause",
     "PcmSource",
     "Source",
     "find_clips",

@@ -41,6 +41,14 @@ class Notice:
     text: str
 
 
+@dataclass(frozen=True)
+class Pause:
+    """Nothing has come for a while, and nothing was lost: who sends may do so only while somebody speaks.
+
+    So what was heard before is over, and what comes next is a beginning. The source's clock stands still.
+    """
+
+
 class Source(Protocol):
     """A context manager to iterate over once. Its chunks all have the rate `rate`, whatever the device does.
 
@@ -57,7 +65,7 @@ class Source(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def __iter__(self) -> Iterator[Chunk | Gap | Notice]: ...
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]: ...
 
     def stop(self) -> None:
         """End the iteration, within a second at most. May be called from any thread."""

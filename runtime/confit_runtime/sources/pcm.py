@@ -15,13 +15,14 @@ import numpy as np
 from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import Chunk, Gap, Notice, sound_or_gap
+from confit_runtime.sources.base import Chunk, Gap, Notice, Pause, sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 
 _FILES = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}  # by how the file begins
+PAUSE_S = 2.0  # longer than a network keeps sound waiting that it loses nothing of, as a rule
 _POLL_S = 0.2  # how often a silent pipe looks whether it was stopped
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,10 @@ log = logging.getLogger(__name__)
 class PcmSource:
     """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped, and logged.
 
-    The stream may have been read before, as for a header line, and may be unbuffered. Where nothing comes for `stall_s` a
-    notice says so, and another when it goes on, but there is no gap: whoever writes may have nothing to write, as between
-    two calls, and have lost nothing. (On Windows, where a pipe cannot be waited for, neither is told.)
+    The stream may have been read before, as for a header line, and may be unbuffered. Where nothing more comes for
+    `pause_s` there is a `Pause`, and for `stall_s` a notice says so, and another when it goes on, but there is no gap:
+    whoever writes may have nothing to write, as between two calls, and have lost nothing. (On Windows, where a pipe cannot be
+    waited for, there is none of these.)
 
     Raises UsageError on a rate, channel count, format or `stall_s` that cannot be, and where the bytes begin as a sound file
     does; DeviceError where the stream breaks off, as a socket does.
@@ -48,6 +50,7 @@ class PcmSource:
         format: str = "s16le",
         name: str = "-",
         *,
+        pause_s: float = PAUSE_S,
         stall_s: float = 10.0,
     ) -> None:
         if format not in PCM_FORMATS:
@@ -57,6 +60,7 @@ class PcmSource:
             raise UsageError(f"{channels} channels: expected 1 to {MAX_CHANNELS}")
         self.name, self.rate = name, check_rate(rate)
         self._stream, self._channels, self._dtype = stream, channels, PCM_FORMATS[format]
+        self._pause_s = duration(pause_s, "the pause_s of a pipe")
         self._stall_s = duration(stall_s, "the stall_s of a pipe")
         self._stopped = threading.Event()
 
@@ -68,17 +72,17 @@ class PcmSource:
     ) -> None:
         """The stream belongs to the caller and stays open."""
 
-    def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
         try:
             yield from self._items()
         except OSError as error:  # such as of a socket whose other end is gone
             raise DeviceError(f"{self.name}: broke off ({error.strerror or error})") from error
 
-    def _items(self) -> Iterator[Chunk | Gap | Notice]:
+    def _items(self) -> Iterator[Chunk | Gap | Notice | Pause]:
         frame = self._dtype.itemsize * self._channels
         held = start = b""
         for data in self._pieces():
-            if isinstance(data, Notice):
+            if isinstance(data, Notice | Pause):
                 yield data
                 continue
             held += data
@@ -103,15 +107,15 @@ class PcmSource:
     def stop(self) -> None:
         self._stopped.set()
 
-    def _pieces(self) -> Iterator[bytes | Notice]:
-        """The bytes as they arrive, to the end or until it is stopped, and notices where they do not."""
+    def _pieces(self) -> Iterator[bytes | Notice | Pause]:
+        """The bytes as they arrive, to the end or until it is stopped, and what is to be told where they do not."""
         read = self._stream.read if isinstance(self._stream, io.RawIOBase) else self._stream.read1
         try:
             descriptor = self._stream.fileno()
         except io.UnsupportedOperation:
             descriptor = None
         ahead = descriptor is not None and self._was_read_ahead(descriptor)
-        came, away = boottime(), False
+        came, away, paused = boottime(), False, True  # before it begins nothing pauses
         while not self._stopped.is_set():
             if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):
                 ahead = False
@@ -120,7 +124,10 @@ class PcmSource:
                 if away:
                     yield Notice("back", f"{self.name}: sound comes through the pipe again")
                 yield data
-                came, away = boottime(), False
+                came, away, paused = boottime(), False, False
+            elif not paused and boottime() - came > self._pause_s:
+                paused = True
+                yield Pause()
             elif not away and boottime() - came > self._stall_s:
                 away = True
                 yield Notice("away", f"{self.name}: nothing came through the pipe for {self._stall_s:g} s; waiting")
