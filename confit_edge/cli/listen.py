@@ -120,7 +120,7 @@ def listen(
     from confit_edge.cli._heard import Heard
     from confit_runtime import load
     from confit_runtime.listener import Listener
-    from confit_runtime.sources import find_clips, names_clips, names_recording, open_source
+    from confit_runtime.sources import find_clips, names_clips, open_source
 
     (general, own), pauses = levels(threshold or []), held(hold or [])
     loaded = [load(model) for model in models]
@@ -137,9 +137,7 @@ def listen(
         quiet_when_unread(),
         Heard(
             source,
-            streams := _streams(
-                tuned, placed.of_model, lead_in=names_recording(source), gate=gate, ends=ends, hold=pauses
-            ),
+            streams := _streams(tuned, placed.of_model, gate=gate, ends=ends, hold=pauses),
             json=json,
             clips=several,
         ) as heard,
@@ -170,7 +168,7 @@ def _check_names(models: list[Model]) -> None:
 
 
 def _streams(
-    models: list[Model], galleries: dict[int, Gallery], *, lead_in: bool, gate: str | None, ends: bool, hold: Hold
+    models: list[Model], galleries: dict[int, Gallery], *, gate: str | None, ends: bool, hold: Hold
 ) -> list[Stream]:
     """A stream for each model, with its gallery where it has one. Raises UsageError on a model that would hear nothing."""
     from confit_runtime.gates import make_gate
@@ -181,7 +179,7 @@ def _streams(
     return [
         model.stream(
             galleries.get(at),
-            lead_in=lead_in,
+            lead_in=None,
             gate=None if gate is None else make_gate(gate, model.contract.sample_rate),
             ends=ends,
             hold=hold if at in galleries else hold.among(model.labels),  # a label of another model is none of this

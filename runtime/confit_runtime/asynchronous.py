@@ -35,15 +35,14 @@ async def listen_async(
 ) -> AsyncGenerator[Detection, None]:
     """Detections as they complete, without holding up the event loop: the models run in a worker thread.
 
-    `source` is a source, or its name, as for `listen`; or an asynchronous iterable of `(pcm, rate)` chunks, such as what
-    a network client sends: all of one rate, and PCM as `Stream.accept` takes it, with a `Pause` where the client
-    stops for a while; a generator is closed at the end, as a source
-    is. It ends when the source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also
-    because the task is cancelled, stops the source and closes it before anything else happens (a second cancellation does not
-    wait for that); one that is left without `aclosing` is stopped when Python collects it. Who waits for an event for so long
-    only keeps `task = asyncio.ensure_future(anext(events))` and asks `asyncio.wait({task}, timeout=...)` until it is done:
-    `asyncio.wait_for(anext(events), ...)` cancels it when time is up, which in Python ends a generator. Raises what `listen`
-    does; what the source raises when it is left already is logged.
+    `models` and `source` are what they are for `listen`; or the source is an asynchronous iterable of `(pcm, rate)` chunks,
+    such as what a network client sends: all of one rate, and PCM as `Stream.accept` takes it, with a `Pause` where the client
+    stops for a while; a generator is closed at the end, as a source is. It ends when the source ends or after `seconds`.
+    Leaving `async with aclosing(listen_async(...)) as events`, also because the task is cancelled, stops the source and closes
+    it before anything else happens (a second cancellation does not wait for that); one that is left without `aclosing` is
+    stopped when Python collects it. Who waits for an event for so long only keeps `task = asyncio.ensure_future(anext(events))`
+    and asks `asyncio.wait({task}, timeout=...)` until it is done: `asyncio.wait_for(anext(events), ...)` cancels it when time is
+    up, which in Python ends a generator. Raises what `listen` does; what the source raises when it is left already is logged.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):

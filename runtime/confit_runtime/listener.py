@@ -321,7 +321,8 @@ def listen(
 ) -> Iterator[Detection]:
     """Detections as they complete, of one or more models (or streams made with a gallery) on one source.
 
-    `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Gaps and notices are
+    `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Of a recording a model hears
+    the very beginning, too (`lead_in`); a stream is taken as it was made. Gaps and notices are
     logged as warnings. Nothing happens until it is iterated over. Raises UsageError on what is no model, no source and no
     number of seconds, and on a stream given twice, what the source raises, and what `Stream.accept` does.
     """
@@ -334,7 +335,10 @@ def listen(
 
 
 def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream]:
-    """A stream for each model; streams are taken as they are. Raises UsageError on what is neither, and where there is none."""
+    """A stream for each model, which hears a recording from its very beginning; streams are taken as they are.
+
+    Raises UsageError on what is neither, and where there is none.
+    """
     from confit_runtime.model import Model
     from confit_runtime.stream import Stream
 
@@ -344,7 +348,7 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
             raise UsageError(f"a loaded model or a stream listens, not {one!r}: load(...) gives a model")
     if not several:
         raise UsageError("there is no model to listen with: give one, as load(...) does, or more")
-    return [one if isinstance(one, Stream) else one.stream() for one in several]
+    return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in several]
 
 
 def source_of(source: str | Path | Source, *, stopped: bool = False) -> Source:

@@ -232,7 +232,7 @@ class Model:
         self,
         gallery: Gallery | None = None,
         *,
-        lead_in: bool = False,
+        lead_in: bool | None = False,
         gate: Gate | None = None,
         ends: bool = False,
         hold: Hold = NO_HOLD,
@@ -240,9 +240,10 @@ class Model:
         """A new stream that has heard nothing; with a gallery, it also tells when an enrolled name is heard.
 
         A microphone is scored once it has filled the model's window. `lead_in` is for recordings: silence stands before
-        them, so that a sound at the very beginning is heard too. With a `gate` of its own the stream sleeps while that
-        hears nothing worth scoring. With `ends`, `take_events` also tells when what was detected is over. What
-        fired may pause for as long as `hold` says, and is the same sound.
+        them, so that a sound at the very beginning is heard too (None: where the stream is not `live`, as a `Listener` sets it
+        that follows a recording). With a `gate` of its own the stream sleeps while that hears nothing worth scoring. With
+        `ends`, `take_events` also tells when what was detected is over. What fired may pause for as long as `hold`
+        says, and is the same sound.
         """
         from confit_runtime.stream import Stream
 

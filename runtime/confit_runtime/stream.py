@@ -50,7 +50,7 @@ class Stream:
         model: Model,
         gallery: Gallery | None = None,
         *,
-        lead_in: bool = False,
+        lead_in: bool | None = False,
         gate: Gate | None = None,
         ends: bool = False,
         hold: Hold = NO_HOLD,
@@ -89,7 +89,7 @@ class Stream:
         self._unheard_s = 0.0  # of the sound of mutes, what is still to come
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
-        self._leads = self.lead_in  # silence is to stand before the next sound
+        self._leads = self.lead_in  # silence is to stand before the next sound (None: unless it is live)
         self._events.forget()
         self._detector.reset()
         if self._names is not None:
@@ -189,10 +189,10 @@ class Stream:
             self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
             self._rate = self._resampler.rate
         self._taken += len(chunk)
-        if self._leads:
-            self._leads = False
+        if self._leads or (self._leads is None and not self.live):
             self._lead = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
             chunk = np.concatenate([np.zeros(self._lead, np.float32), chunk])
+        self._leads = False
         return self._advance(self._resampler.push(chunk))
 
     def _unheard(self, samples: int, rate: int) -> int:

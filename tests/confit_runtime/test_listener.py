@@ -399,6 +399,20 @@ def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
     assert source.left.is_set()
 
 
+def test_a_model_hears_a_recording_from_its_very_beginning() -> None:
+    digits, clip = load("digits"), DATA / "digits-real" / "seven.ogg"
+
+    async def hear() -> list[str]:
+        return [event.label async for event in listen_async(digits, clip)]
+
+    assert [event.label for event in listen(digits, clip)] == ["seven"] == asyncio.run(hear())
+    assert list(listen(digits.stream(), clip)) == []  # as it was made
+    pcm, rate = soundfile.read(clip, dtype="float32")
+    live = Scripted([(pcm, rate)])
+    live.rate = rate
+    assert list(listen(digits, live)) == []
+
+
 def test_a_stream_that_heard_a_file_is_live_again(model: Model) -> None:
     stream, source = model.stream(), Scripted(chunks(scene()))
     source.live = False

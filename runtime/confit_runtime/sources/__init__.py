@@ -32,7 +32,6 @@ __all__ = [
     "import_portaudio",
     "input_devices",
     "names_clips",
-    "names_recording",
     "open_source",
 ]
 
@@ -41,16 +40,9 @@ _MICROPHONE = re.compile(r"mic(?::?(?P<name>(?<=:).*|#\d{1,3}))?", re.DOTALL)
 
 def names_clips(spec: str) -> bool:
     """Whether a user names by it what `find_clips` finds, a folder or a glob pattern, and not one source to open."""
-    return not _is_no_path(spec) and (Path(spec).is_dir() or is_pattern(spec))
-
-
-def names_recording(spec: str) -> bool:
-    """Whether a user names by it clips or one sound file, which is heard from its beginning to its end."""
-    return not _is_no_path(spec)
-
-
-def _is_no_path(spec: str) -> bool:
-    return spec == "-" or _MICROPHONE.fullmatch(spec) is not None or is_url(spec)
+    if spec == "-" or _MICROPHONE.fullmatch(spec) is not None or is_url(spec):
+        return False
+    return Path(spec).is_dir() or is_pattern(spec)
 
 
 def open_source(spec: str | Path, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
