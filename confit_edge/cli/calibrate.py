@@ -53,7 +53,10 @@ def calibrate(
     confidence: Annotated[float, typer.Option(metavar="SHARE", help="How sure the bound is.")] = 0.95,
     bake: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.onnx", help="Write the thresholds into a copy of the model, not into a device file."),
+        typer.Option(
+            metavar="OUT.onnx",
+            help="Write the thresholds into a copy of the model, called OUT, not into a device file.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -224,7 +227,8 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
     from confit_runtime.files import write_whole
 
     if bake is not None:
-        baked = dataclasses.replace(contract, calibration={**contract.calibration, "device": report})
+        calibration = {**contract.calibration, "device": report}
+        baked = dataclasses.replace(contract, name=bake.stem, calibration=calibration)
         model = loaded.path.read_bytes()
         write_whole(bake, seal(model[: read_sealed(model).graph_size], baked))
         return bake

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,7 +118,7 @@ def listen(
     from confit_edge.cli._galleries import opened as galleries_opened
     from confit_edge.cli._heard import Heard
     from confit_runtime import load
-    from confit_runtime.listener import Listener
+    from confit_runtime.listener import Listener, check_names
     from confit_runtime.sources import find_clips, names_clips, open_source
 
     (general, own), pauses = levels(threshold or []), held(hold or [])
@@ -129,7 +128,7 @@ def listen(
     clips = [str(path) for path in find_clips([source])] if several else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
-    _check_names(tuned)
+    check_names(tuned)
     with (
         galleries_opened(
             gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers, thresholds=own
@@ -158,13 +157,6 @@ def listen(
                 failed = True
     if failed:
         raise typer.Exit(1)
-
-
-def _check_names(models: list[Model]) -> None:
-    """Raises UsageError where two models have one name, by which detections and summaries tell them apart."""
-    name, times = Counter(model.name for model in models).most_common(1)[0]
-    if times > 1:
-        raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
 
 
 def _streams(

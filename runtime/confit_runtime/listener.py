@@ -80,11 +80,12 @@ class Listener:
         taps: Sequence[Tap] = (),
         seconds: float | None = None,
     ) -> None:
-        """Raises UsageError where a stream is given twice, for it would hear each sample twice, and on what is no rate and no
-        number of seconds.
+        """Raises UsageError where a stream is given twice, for it would hear each sample twice, where two models have one name,
+        and on what is no rate and no number of seconds.
         """
         if len(set(map(id, streams))) < len(streams):
             raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
+        check_names(stream.model for stream in streams)
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
         self._came, self._came_at = time.time(), 0  # when the last chunk came, and at which sample it ended
@@ -322,9 +323,9 @@ def listen(
     """Detections as they complete, of one or more models (or streams made with a gallery) on one source.
 
     `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Of a recording a model hears
-    the very beginning, too (`lead_in`); a stream is taken as it was made. Gaps and notices are
-    logged as warnings. Nothing happens until it is iterated over. Raises UsageError on what is no model, no source and no
-    number of seconds, and on a stream given twice, what the source raises, and what `Stream.accept` does.
+    the very beginning, too (`lead_in`); a stream is taken as it was made. Gaps and notices are logged as
+    warnings. Nothing happens until it is iterated over. Raises UsageError on what is no model, no source and no number of
+    seconds, on a stream given twice and on two models of one name, what the source raises, and what `Stream.accept` does.
     """
     streams = streams_of(models)
     with (opened := source_of(source)):
@@ -349,6 +350,13 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
     if not several:
         raise UsageError("there is no model to listen with: give one, as load(...) does, or more")
     return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in several]
+
+
+def check_names(models: Iterable[Model]) -> None:
+    """Raise UsageError where two models have one name, by which detections and summaries tell them apart."""
+    for name, times in Counter(model.name for model in models).most_common(1):
+        if times > 1:
+            raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
 
 
 def source_of(source: str | Path | Source, *, stopped: bool = False) -> Source:

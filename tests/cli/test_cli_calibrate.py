@@ -194,12 +194,26 @@ def test_hours_in_which_little_sounds_allow_nothing(confit: Confit, model: Path,
     assert "muted.flac: is digital silence" in err
 
 
+def test_labels_calibrated_apart_listen_together(confit: Confit, sounds: Path, model: Path) -> None:
+    target, apart = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20), []
+    for name, label in (("alarm", "low"), ("words", "mid")):
+        apart.append(model.parent / f"{name}.onnx")
+        assert confit("calibrate", model, *target, "--only", label, "--bake", apart[-1])[0] == 0
+    code, out, err = confit("listen", *apart, "--source", sounds / "labelled" / "kitchen.wav", "--json")
+    assert code == 0, err
+    heard = [json.loads(line) for line in out.splitlines()]
+    assert [(one["model"], one["label"]) for one in heard if one["type"] == "detection"] == [
+        ("alarm", "low"),
+        ("words", "mid"),
+    ]
+
+
 def test_a_label_that_was_set_never_to_fire_is_not_calibrated(confit: Confit, sounds: Path, model: Path) -> None:
     target, baked = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20), model.parent / "low.onnx"
     assert confit("calibrate", model, *target, "--only", "low", "--bake", baked)[0] == 0
     code, _, err = confit("calibrate", baked, *target, "--only", "mid")
     assert code == 2
-    assert "--only mid: tiny was made with it set never to fire (what does: low); calibrate the model" in err
+    assert "--only mid: low was made with it set never to fire (what does: low); calibrate the model" in err
 
 
 def test_a_curve_replaces_no_table_of_something_else(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:

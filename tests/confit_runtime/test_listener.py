@@ -317,6 +317,7 @@ def test_what_listens_and_what_is_heard_may_come_in_several_forms(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    other = load(tiny_model.build(tmp_path / "other.onnx", name="other"))
     soundfile.write("mic", scene(), RATE, format="FLAC", subtype="PCM_24")
 
     async def hear() -> list[Detection]:
@@ -324,7 +325,7 @@ def test_what_listens_and_what_is_heard_may_come_in_several_forms(
 
     assert places(list(listen((one for one in [model]), Path("mic")))) == direct(model)  # not the microphone
     assert places(asyncio.run(hear())) == direct(model)
-    assert len(list(listen([model, model], Path("mic")))) == 4
+    assert len(list(listen([model, other], Path("mic")))) == 4
 
 
 @pytest.mark.parametrize("models", ["digits", Path("digits"), ["digits"], None, []])
@@ -411,6 +412,13 @@ def test_a_model_hears_a_recording_from_its_very_beginning() -> None:
     live = Scripted([(pcm, rate)])
     live.rate = rate
     assert list(listen(digits, live)) == []
+
+
+def test_two_models_of_one_name_could_not_be_told_apart(model: Model, windowed: Model) -> None:
+    with pytest.raises(UsageError, match="2 of the models are named tiny: what each hears could not be told apart"):
+        list(listen([model, windowed], Scripted(chunks(scene()))))
+    with pytest.raises(UsageError, match="2 of the models are named tiny"):
+        Listener([model.stream(), model.stream()], "", RATE)
 
 
 def test_a_stream_that_heard_a_file_is_live_again(model: Model) -> None:
@@ -599,15 +607,16 @@ def test_a_microphone_that_fails_in_every_way_still_hears(model: Model) -> None:
 
 
 @pytest.mark.parametrize(("rate", "told"), [(8_000, 1), (RATE, 0), (44_100, 0)])
-def test_a_source_below_the_models_rate_is_told_of_once(model: Model, rate: int, told: int) -> None:
-    listener = Listener([model.stream(), model.stream()], "phone", rate)
+def test_a_source_below_the_models_rate_is_told_of_once(model: Model, tmp_path: Path, rate: int, told: int) -> None:
+    other = load(tiny_model.build(tmp_path / "other.onnx", name="other"))
+    listener = Listener([model.stream(), other.stream()], "phone", rate)
     events = list(listener.follow(Scripted(chunks(scene(rate), rate))))
     assert [event.state for event in events if isinstance(event, Notice)] == ["narrow"] * told
     assert isinstance(events[0], Notice) == bool(told)
     for event in events[:told]:
         assert isinstance(event, Notice)
         assert event.text.startswith(
-            "phone: comes at 8000 Hz and holds nothing above 4 kHz, and tiny, tiny hears up to 8 kHz"
+            "phone: comes at 8000 Hz and holds nothing above 4 kHz, and tiny, other hears up to 8 kHz"
         )
 
 
