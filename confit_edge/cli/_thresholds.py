@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from confit_runtime.detect import Hold
     from confit_runtime.model import Model
 
-FIRE_AT = "Fire at this score, for all labels or for one, in whatever order they are given"
+FIRE_AT = (
+    "Fire at this score: VALUE for all labels but those that are set never to fire, LABEL=VALUE for one, in whatever order they"
+    " are given"
+)
 
 
 def check_confidence(confidence: float) -> None:
@@ -22,7 +25,7 @@ def check_confidence(confidence: float) -> None:
 
 
 def levels(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:
-    """`--threshold` as it was given: what a bare VALUE says for all labels, and what `LABEL=VALUE` says for one."""
+    """`--threshold` as it was given: what a bare VALUE says for all labels that can fire, and what `LABEL=VALUE` says for one."""
     return _numbers("--threshold", options, "VALUE, a number (of a label from 0 to 1, of a name from -1 to 1)")
 
 
@@ -54,8 +57,8 @@ def _numbers(name: str, options: Sequence[str], expected: str) -> tuple[float | 
 
 
 def with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
-    """The model, firing at what was given."""
-    found = {} if general is None else dict.fromkeys(model.labels, general)
+    """The model, firing at what was given; what was set never to fire, only where it is named."""
+    found = {} if general is None else dict.fromkeys(model.contract.can_fire, general)
     named = {label: own[plain(label)] for label in model.contract.target_labels if plain(label) in own}
     return model.with_thresholds(found | named)
 

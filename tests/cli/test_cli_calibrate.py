@@ -483,6 +483,20 @@ def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path
     assert (code, "'lo' is no label (what fires: low, mid, high); did you mean 'low'?" in err) == (2, True)
 
 
+def test_a_bare_threshold_does_not_bring_back_what_was_set_never_to_fire(
+    confit: Confit, sounds: Path, model: Path
+) -> None:
+    target = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
+    assert confit("calibrate", model, *target, "--only", "low")[0] == 0
+    for more, labels in ((), ["low"]), (("--threshold", "mid=0.5"), ["low", "mid"]):
+        options = ("--threshold", "0.5", *more, "--json")
+        out = confit("listen", model, "--source", sounds / "labelled" / "kitchen.wav", *options)[1]
+        heard = [json.loads(line) for line in out.splitlines()]
+        assert [one["label"] for one in heard if one["type"] == "detection"] == labels
+        report = json.loads(confit("evaluate", model, sounds / "labelled", *options)[1])
+        assert report["never_fire"] == ({} if more else {"mid": 1})
+
+
 def test_a_sound_without_length_is_refused_where_it_should_be_found(
     confit: Confit, sounds: Path, model: Path, tmp_path: Path
 ) -> None:
