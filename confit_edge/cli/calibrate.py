@@ -76,7 +76,8 @@ def calibrate(
     Recordings, not minutes, are what the bound counts with: many short ones of many kinds say more than one long
     one. Stopped, it goes on at the file that it was in.
 
-    It writes MODEL.device.json beside the model, which every program that loads the model then reads.
+    It writes MODEL.device.json beside the model, which every program that loads the model then reads. (Of a link: over that
+    of the file it leads to, if only that has one.)
 
     Examples:
 

@@ -23,7 +23,7 @@ def inspect(
     Works where only the device install is: everything comes from the contract inside the file. Latency, processor time
     per second of audio and peak memory are measured here and now, on one thread; where that fails, the rest is told all the
     same, and the exit status is 1. The thresholds are those that `listen` uses: of MODEL.device.json, where `calibrate` left
-    one beside the model.
+    one beside the model (or beside the file it is a link to).
 
     Examples:
 

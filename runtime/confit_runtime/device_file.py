@@ -65,13 +65,24 @@ class DeviceFile:
 
 
 def device_path(model: Path) -> Path:
-    """Where the device file of a model file lies: `words.device.json` beside `words.onnx`."""
+    """Where the device file of a model file lies, or is to be written: `words.device.json` beside `words.onnx`.
+
+    Of a link that has none beside it, it is that of the file it leads to, where there is one.
+    """
+    beside, of_target = _beside(model), _beside(model.resolve())
+    return of_target if of_target.exists() and not beside.exists() else beside
+
+
+def _beside(model: Path) -> Path:
     return model.with_suffix(".device.json")
 
 
 def refuse_calibrated(model: Path) -> None:
-    """Raise UsageError where a device file lies beside what is to be written: it would be taken for that of the new model."""
-    if (path := device_path(model)).exists():
+    """Raise UsageError where a device file lies beside what is to be written: it would be taken for that of the new model.
+
+    What a link leads to does not matter: the new model takes the place of the link.
+    """
+    if (path := _beside(model)).exists():
         raise UsageError(
             f"{path}: is the calibration of the {model.name} that is there, or was, and not of a new one: remove it (and"
             " calibrate the new model), or write to another name"

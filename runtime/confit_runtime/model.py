@@ -55,10 +55,10 @@ class Classification:
 def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Model:
     """Load a model file, or a shipped model by its name (`load("digits")`).
 
-    Where `confit-edge calibrate` left `MODEL.device.json` beside the file, detection is set as that says, unless
-    `calibrated` is False. `threads` is onnxruntime's, 1 or more; one is fastest for models this small. Raises UsageError when
-    there is no such model or no number of threads, and ModelError when a file may not be read, is damaged, is not ours, or is the
-    calibration of another model.
+    Where `confit-edge calibrate` left `MODEL.device.json` beside the file (or that which it is a link to), detection is set
+    as that says, unless `calibrated` is False. `threads` is onnxruntime's, 1 or more; one is fastest for models this small.
+    Raises UsageError when there is no such model or no number of threads, and ModelError when a file may not be read, is
+    damaged, is not ours, or is the calibration of another model.
     """
     if not isinstance(model, str | Path):
         raise UsageError(f"a model is loaded from a file, or by the name of a shipped model, not from {model!r}")

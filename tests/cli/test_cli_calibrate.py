@@ -671,6 +671,17 @@ def test_recordings_without_labels_are_counted(
     assert "1 of 2 recordings have no labels (hall.txt first): taken to hold none of the sounds" in caplog.text
 
 
+def test_a_link_is_calibrated_where_its_calibration_lies(confit: Confit, sounds: Path, model: Path) -> None:
+    target = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
+    link, device = model.parent / "current.onnx", model.parent / "tiny.device.json"
+    link.symlink_to("tiny.onnx")
+    assert confit("calibrate", model, *target, "--only", "low")[0] == 0
+    assert json.loads(confit("inspect", link, "--json")[1])["device_file"] == str(device)
+    code, _, err = confit("calibrate", link, *target, "--only", "mid")
+    assert (code, f"wrote {device}" in err) == (0, True)
+    assert load(link).contract.can_fire == load(model).contract.can_fire == ["mid"]
+
+
 def test_inspect_tells_the_thresholds_that_are_used(confit: Confit, sounds: Path, model: Path) -> None:
     assert "thresholds       0.6 for all labels\nthresholds from  export, not calibrated since\n" in confit(
         *("inspect", model, "--no-measure")

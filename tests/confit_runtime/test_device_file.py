@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import ModelError, load
+from confit_runtime import ModelError, UsageError, load
 from confit_runtime.contract import read_sealed, seal
-from confit_runtime.device_file import SCHEMA, DeviceFile, device_path, read_device_file
+from confit_runtime.device_file import SCHEMA, DeviceFile, device_path, read_device_file, refuse_calibrated
 from tests import tiny_model
 
 
@@ -52,6 +52,25 @@ def test_detection_is_set_as_it_says(path: Path) -> None:
     assert (contract.smoothing_hops, contract.min_hops, contract.refractory_s) == (3, 4, 2.0)
     assert contract.calibration["device"] == {"hours": 6.0, "file": str(device_path(path)), "made": "2026-11-24"}
     assert load(path, calibrated=False).contract.min_hops == 2
+
+
+def test_a_link_has_a_device_file_of_its_own_or_that_of_the_file_it_leads_to(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    link = tmp_path / "etc" / "current.onnx"
+    link.symlink_to("../tiny.onnx")
+    own = tmp_path / "etc" / "current.device.json"
+    assert device_path(link) == own  # where neither is there
+    assert load(link).contract.min_hops == 2
+    device_path(path).write_text(device_file(path).to_json())
+    assert device_path(link) == device_path(path)
+    contract = load(link).contract
+    assert (contract.min_hops, contract.calibration["device"]["file"]) == (4, str(device_path(path)))
+    refuse_calibrated(link)  # a new model would take the place of the link
+    own.write_text(device_file(path, min_hops=3).to_json())
+    assert load(link).contract.min_hops == 3
+    assert load(path).contract.min_hops == 4
+    with pytest.raises(UsageError, match=r"current\.device\.json: is the calibration"):
+        refuse_calibrated(link)
 
 
 def test_a_label_may_have_a_refractory_time_of_its_own(path: Path) -> None:
