@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from confit_runtime.listener import Listener, Tap, chunk_of, logged, source_of, streams_of
 from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source
+from confit_runtime.sources.base import PAUSE_S
 
 if TYPE_CHECKING:
     from confit_runtime.events import Detection
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from confit_runtime.stream import Stream
 
 Event = TypeVar("Event")
+Item = Chunk | Gap | Notice | Pause
 
 _AHEAD = 64  # detections that may wait for a slow reader; then the source waits too, and says what that made it lose
 _POLL_S = 0.1  # how often a source that waits asks whether anybody still listens
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 async def listen_async(
     models: Model | Stream | Iterable[Model | Stream],
-    source: str | Path | Source | AsyncIterable[Chunk | Gap | Notice | Pause] = "mic",
+    source: str | Path | Source | AsyncIterable[Item] = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -37,7 +39,8 @@ async def listen_async(
 
     `models` and `source` are what they are for `listen`; or the source is an asynchronous iterable of `(pcm, rate)` chunks,
     such as what a network client sends: all of one rate, and PCM as `Stream.accept` takes it, with a `Pause` where the client
-    stops for a while; a generator is closed at the end, as a source is. It ends when the source ends or after `seconds`.
+    stops for a while (where it sends nothing for 2 s there is one, anyway); a generator is closed at the end, as
+    a source is. It ends when the source ends or after `seconds`.
     Leaving `async with aclosing(listen_async(...)) as events`, also because the task is cancelled, stops the source and closes
     it before anything else happens (a second cancellation does not wait for that); one that is left without `aclosing` is
     stopped when Python collects it. Who waits for an event for so long only keeps `task = asyncio.ensure_future(anext(events))`
@@ -56,14 +59,13 @@ async def listen_async(
 
 async def _from_chunks(
     streams: list[Stream],
-    source: AsyncIterable[Chunk | Gap | Notice | Pause],
+    source: AsyncIterable[Item],
     taps: Sequence[Tap],
     seconds: float | None,
 ) -> AsyncGenerator[Detection, None]:
     listener: Listener | None = None
-    chunks = aiter(source)
-    try:
-        async for item in chunks:
+    async with aclosing(_with_pauses(source)) as items:
+        async for item in items:
             if listener is None:
                 if isinstance(item, Gap | Notice | Pause):
                     continue  # nothing was heard yet, so nothing was lost
@@ -77,9 +79,43 @@ async def _from_chunks(
             for event in await _whole(listener.finish()):
                 if (detection := logged(event, listener)) is not None:
                     yield detection
+
+
+async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None]:
+    """What a client sends, each item when it is asked for, and a `Pause` where nothing more comes for `PAUSE_S`."""
+    asked, sent = asyncio.Semaphore(0), asyncio.Queue[tuple[Item, ...]]()  # of one each; of none: the end
+
+    async def read() -> None:
+        chunks = aiter(source)
+        try:
+            await asked.acquire()
+            async for item in chunks:
+                sent.put_nowait((item,))
+                await asked.acquire()
+        finally:
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()
+
+    # a task of its own for all that the client does: what it does within a time limit must not move to another
+    reader, begun = asyncio.create_task(read()), False
+    reader.add_done_callback(lambda _: sent.put_nowait(()))
+    try:
+        while True:
+            asked.release()
+            try:
+                item = await asyncio.wait_for(sent.get(), PAUSE_S if begun else None)
+            except TimeoutError:
+                yield Pause()
+                item = await sent.get()
+            if not item:
+                break
+            begun = True
+            yield item[0]
     finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
+        reader.cancel()
+        await asyncio.wait([reader])
+        if not reader.cancelled():
+            reader.result()  # raises what the client did
 
 
 async def _whole(events: Iterator[Event]) -> list[Event]:

@@ -21,7 +21,19 @@ import soundfile
 
 import confit_runtime.listener as listener_module
 from confit_edge.demo import DATA
-from confit_runtime import AudioError, Detection, Ended, Listener, Model, Tap, UsageError, listen, listen_async, load
+from confit_runtime import (
+    AudioError,
+    Detection,
+    Ended,
+    Listener,
+    Model,
+    Tap,
+    UsageError,
+    asynchronous,
+    listen,
+    listen_async,
+    load,
+)
 from confit_runtime.errors import DeviceError
 from confit_runtime.gallery import Gallery
 from confit_runtime.sources import Chunk, Gap, Microphone, Notice, Pause, PcmSource
@@ -754,21 +766,63 @@ def test_an_event_may_be_waited_for_for_a_while_only(model: Model) -> None:
     assert timeouts
 
 
-def test_a_client_that_pauses_is_told_what_was_on_its_way(model: Model) -> None:
+def test_a_client_that_pauses_is_told_what_was_on_its_way(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
 
-    async def client() -> AsyncIterator[Chunk | Pause]:
-        yield scene()[: round(0.44 * RATE)], RATE
-        assert heard == []
-        yield Pause()
+    async def client(*, tells: bool) -> AsyncIterator[Chunk | Pause]:
+        await asyncio.sleep(0.5)  # nothing had begun
+        for part in (scene()[: round(0.2 * RATE)], scene()[round(0.2 * RATE) : round(0.44 * RATE)]):
+            assert heard == []
+            yield part, RATE
+            await asyncio.sleep(0.1)
+        if tells:
+            yield Pause()
+        else:
+            await asyncio.sleep(0.5)
         assert heard == ["low"]
 
-    async def main() -> None:
-        async for event in listen_async(model, client()):
+    async def main(*, tells: bool) -> None:
+        heard.clear()
+        async for event in listen_async(model, client(tells=tells)):
             heard.append(event.label)
+        assert heard == ["low"]
 
-    asyncio.run(main())
-    assert heard == ["low"]
+    asyncio.run(main(tells=True))
+    monkeypatch.setattr(asynchronous, "PAUSE_S", 0.3)
+    asyncio.run(main(tells=False))
+
+
+def test_what_a_client_raises_is_raised_and_one_that_is_waited_for_is_closed(model: Model) -> None:
+    closed: list[str] = []
+
+    async def client(*, fails: bool) -> AsyncIterator[Chunk]:
+        try:
+            async with asyncio.timeout(30):
+                yield silence(0.1), RATE
+                if fails:
+                    raise OSError("the line is dead")
+                begun.set()
+                await asyncio.sleep(30)
+        finally:
+            closed.append("client")
+
+    async def hear(*, fails: bool) -> None:
+        async for _ in listen_async(model, client(fails=fails)):
+            raise AssertionError("nothing was to be heard")
+
+    async def leave() -> None:
+        task = asyncio.create_task(hear(fails=False))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with pytest.raises(OSError, match="the line is dead"):
+        asyncio.run(hear(fails=True))
+    assert closed == ["client"]
+    begun = asyncio.Event()
+    asyncio.run(leave())
+    assert closed == ["client"] * 2
 
 
 def test_a_client_that_is_heard_no_longer_is_closed(model: Model) -> None:

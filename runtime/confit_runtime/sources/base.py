@@ -16,6 +16,8 @@ OVERRUN = "this machine could not keep up"
 MICROPHONE_AWAY = "the microphone was away"
 STREAM_AWAY = "the stream was away"
 
+PAUSE_S = 2.0  # without sound: longer than networks keep it waiting, as a rule
+
 Chunk = tuple[Pcm, int]  # mono [samples] in -1..1, and its rate in Hz
 
 

@@ -15,14 +15,13 @@ import numpy as np
 from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import Chunk, Gap, Notice, Pause, sound_or_gap
+from confit_runtime.sources.base import PAUSE_S, Chunk, Gap, Notice, Pause, sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 
 _FILES = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}  # by how the file begins
-PAUSE_S = 2.0  # longer than a network keeps sound waiting that it loses nothing of, as a rule
 _POLL_S = 0.2  # how often a silent pipe looks whether it was stopped
 
 log = logging.getLogger(__name__)
