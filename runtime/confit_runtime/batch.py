@@ -48,7 +48,8 @@ class Batch:
                 f"there is no stream {stream} in a batch of {self.streams}: the last is {self.streams - 1}"
             )
         of = slice(None) if stream is None else stream
-        for array in (self._hops, self._pcm, *self._states[0].values(), *self._states[1].values()):
+        self._hops[of] = 0
+        for array in (self._pcm, *self._states[0].values(), *self._states[1].values()):
             array[of] = 0
 
     def push(self, pcm: npt.ArrayLike) -> tuple[Floats, Floats]:

@@ -150,7 +150,7 @@ class Listener:
         if not self._begun:
             self._begun = True
             yield from self._narrow()
-        if not isinstance(item, Gap | Notice):
+        if not isinstance(item, Gap | Notice | Pause):
             item = self._sound(*chunk_of(item))
         if isinstance(item, Notice):
             yield item
