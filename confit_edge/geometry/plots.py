@@ -84,14 +84,14 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
 def confusion_matrix(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: list[str], path: Path
 ) -> None:
-    """Rows are what was said, columns what was heard, in per cent of each row.
+    """Rows are what the clips are labelled, columns what they are heard as, in per cent of each row.
 
     Of more than `SHOWN` classes those that were most often taken for others, or others for them.
     """
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (truth, predicted), 1)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    title = "Confusion on test clips\n(% of what was said)"
+    title = "Confusion on test clips\n(% of each label)"
     if len(classes) > SHOWN:
         wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
         shown = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
@@ -106,7 +106,7 @@ def confusion_matrix(
         axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set(xlabel="heard", ylabel="said", title=title)
+    axes.set(xlabel="heard as", ylabel="label", title=title)
     _save(figure, path)
 
 
