@@ -30,10 +30,9 @@ def cut(corpus: Corpus, subset: Subset, seed: int) -> Corpus:
     if subset.shots is None:
         return corpus
     even = dict.fromkeys(clips_per_class(corpus), subset.shots)
-    sizes = even if subset.tail is None else tail_sizes(corpus, subset.shots, subset.tail, seed)
     return replace(
         corpus,
-        train=_first_of_each(corpus.train, corpus.classes, sizes, seed),
+        train=_first_of_each(corpus.train, corpus.classes, _sizes(corpus, subset.shots, subset.tail, seed), seed),
         val=_first_of_each(corpus.val, corpus.classes, even, seed),
     )
 
@@ -66,6 +65,14 @@ def with_classes(corpus: Corpus, classes: list[str]) -> Corpus:
     return replace(corpus, classes=kept, train=train, val=val, test=test)
 
 
+def reached(corpus: Corpus, subset: Subset, seed: int) -> bool:
+    """Whether the clips have labels so that as many of each class can be drawn as `subset` says, and none is lost in val."""
+    assert subset.shots is not None
+    some = cut(corpus, subset, seed)
+    there, left = (clips.targets.any(axis=0) for clips in (corpus.val, some.val))
+    return clips_per_class(some) == _sizes(corpus, subset.shots, subset.tail, seed) and bool((there == left).all())
+
+
 def clips_per_class(corpus: Corpus) -> dict[str, int]:
     """The training clips of each class, without the unknown one."""
     counts = corpus.train.targets.sum(axis=0)
@@ -80,6 +87,10 @@ def refuse_untested(corpus: Corpus) -> None:
             f"class {', '.join(map(repr, without))} has no test clip, and this study draws classes to report on: give"
             " each of them test clips, or leave it out of the manifest"
         )
+
+
+def _sizes(corpus: Corpus, shots: int, tail: float | None, seed: int) -> dict[str, int]:
+    return dict.fromkeys(clips_per_class(corpus), shots) if tail is None else tail_sizes(corpus, shots, tail, seed)
 
 
 def _known(corpus: Corpus) -> list[int]:
@@ -111,13 +122,22 @@ def _of_groups(clips: Clips, count: int, seed: int, corpus: Corpus) -> Clips:
 
 
 def _first_of_each(clips: Clips, classes: list[str], sizes: dict[str, int], seed: int) -> Clips:
-    """So many clips of each class, in an order drawn once: few clips are the beginning of many. And all that are of none."""
-    kept = {int(row) for row in np.flatnonzero(~clips.targets.any(axis=1))}
-    for column, name in enumerate(classes):
+    """So many clips of each class, in an order drawn once, and all that are of none.
+
+    Of one label a clip, few clips are the beginning of many. A clip of several counts for each, so the rarest class is drawn
+    first, what it brings of others is theirs, and a clip that would give another too many is left out: there may be too few.
+    """
+    counts = clips.targets.sum(axis=0)
+    most = np.array([sizes.get(name, counts[column]) for column, name in enumerate(classes)])
+    kept: npt.NDArray[np.bool_] = ~np.asarray(clips.targets.any(axis=1))
+    so_far = np.zeros_like(counts)
+    for column in np.argsort(counts, kind="stable"):
         members = np.flatnonzero(clips.targets[:, column])
-        drawn = np.random.default_rng([seed, 23, column]).permutation(members)
-        kept.update(int(row) for row in drawn[: sizes.get(name)])
-    return _rows(clips, np.array(sorted(kept), np.int64))
+        for row in np.random.default_rng([seed, 23, int(column)]).permutation(members):
+            with_it = so_far + clips.targets[row]
+            if not kept[row] and (with_it <= most).all():
+                kept[row], so_far = True, with_it
+    return _rows(clips, np.flatnonzero(kept))
 
 
 def noisy(clip: Pcm, rate: int, rng: np.random.Generator) -> Pcm:

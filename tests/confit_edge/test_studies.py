@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.geometry.measures import contribution
 from confit_edge.probes.judge import judge
 from confit_edge.recipe import Recipe
@@ -117,6 +117,40 @@ def test_clips_of_no_class_stay_whatever_is_cut(corpus: Corpus) -> None:
     few = cut(with_classes(several, several.classes[:2]), Subset(shots=2), 0)
     assert int((~few.train.targets.any(axis=1)).sum()) == none
     assert few.train.targets.sum(axis=0).tolist() == [2, 2]
+
+
+def with_several_labels(corpus: Corpus, beside: int) -> Corpus:
+    """Of every second clip of each class the class `beside` it is heard, too."""
+
+    def doubled(clips: Clips) -> Clips:
+        targets = clips.targets.copy()
+        targets[::2] |= np.roll(targets[::2], beside, axis=1)
+        return replace(clips, targets=targets)
+
+    return replace(corpus, train=doubled(corpus.train), val=doubled(corpus.val), multi_label=True)
+
+
+def test_a_clip_of_several_labels_counts_for_each(corpus: Corpus) -> None:
+    several = with_several_labels(corpus, 1)
+    for seed in range(4):
+        trials = find("shots").plan(several, replace(Recipe(), seed=seed))
+        for trial in trials:
+            there = clips_per_class(cut(several, trial.subset, seed))
+            if trial.subset.tail is None:
+                assert set(there.values()) == {trial.arm["shots"]}
+            else:
+                mean = sum(there.values()) / len(there)
+                assert trial.options["rare"] == json.dumps([name for name in sorted(there) if there[name] < mean])
+        assert {trial.arm["shots"] for trial in trials} > {1, 2}
+
+
+def test_labels_that_no_draw_makes_even_are_refused(corpus: Corpus) -> None:
+    """The first label is on every clip: one clip of each other label brings more than one of it."""
+    targets = corpus.train.targets.copy()
+    targets[:, 0] = 1
+    several = replace(corpus, train=replace(corpus.train, targets=targets), multi_label=True)
+    with pytest.raises(UsageError, match="as many clips of each label"):
+        find("shots").plan(several, Recipe())
 
 
 def test_a_tail_of_one_and_two_clips_has_rarer_classes(corpus: Corpus) -> None:

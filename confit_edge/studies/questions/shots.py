@@ -12,8 +12,9 @@ from confit_edge.studies.bench import Bench, probed, rivals, trained
 from confit_edge.studies.phrases import against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
-from confit_edge.studies.subset import clips_per_class, tail_sizes
+from confit_edge.studies.subset import clips_per_class, reached, tail_sizes
 from confit_edge.studies.trial import Arm, Point, Subset, Trial
+from confit_runtime.errors import UsageError
 
 SHOTS = (1, 2, 5, 10, 20)
 TAIL = 10.0  # the class with most clips has so many times those of the class with fewest
@@ -25,10 +26,16 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     """Each number of clips that every class has; and a long tail, beside about as many clips in all spread evenly.
 
     The epochs grow as the clips become fewer, so that a trial is not simply a shorter training; by the same for every
-    seed, though one may draw groups with fewer clips than another.
+    seed, though one may draw groups with fewer clips than another. Where clips have several labels, what cannot be drawn
+    so is left out. Raises UsageError where that is all.
     """
     there = min(clips_per_class(corpus).values())
-    shots = [count for count in SHOTS if count <= there]
+    shots = [count for count in SHOTS if count <= there and reached(corpus, Subset(shots=count), recipe.seed)]
+    if not shots:
+        raise UsageError(
+            f"{corpus.manifest.source}: study shots needs as many clips of each label, and too few hold one alone: add such"
+            " clips, or take out a label that stands on most"
+        )
     trials = []
     for count in shots:
         longer = replace(recipe, epochs=math.ceil(recipe.epochs * min(LONGEST, SHOTS[-1] / count)))
@@ -36,12 +43,12 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     most, tail = shots[-1], min(TAIL, float(shots[-1]))
     sizes = tail_sizes(corpus, most, tail, recipe.seed)
     mean = sum(sizes.values()) / len(sizes)
-    if (spread := round(mean)) < most:  # of one clip a class there is no tail
+    spread = round(mean)
+    uneven, even = Subset(shots=most, tail=tail), Subset(shots=spread)
+    # of one clip a class there is no tail
+    if spread < most and all(reached(corpus, subset, recipe.seed) for subset in (uneven, even)):
         rare = json.dumps(sorted(name for name, size in sizes.items() if size < mean))
-        for clips, count, subset in (
-            (UNEVEN, most, Subset(shots=most, tail=tail)),
-            (SPREAD, spread, Subset(shots=spread)),
-        ):
+        for clips, count, subset in ((UNEVEN, most, uneven), (SPREAD, spread, even)):
             trials += rivals(Trial({"clips": clips, "shots": count}, recipe, subset, options={"rare": rare}))
     return trials
 
