@@ -68,6 +68,11 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
         yield batch + [int(row) for row in beside]
 
 
+def batch_size(clips: Clips, corpus: Corpus, recipe: Recipe) -> int:
+    """How many clips are in each of `epoch_batches`."""
+    return len(next(epoch_batches(clips, corpus, recipe, 0)))
+
+
 def filling(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
     """Clips of each class that make a batch of about 64: at least 4, and no more than half of the classes have.
 

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
-from confit_edge.data.manifest import read_manifest, write_manifest
+from confit_edge.data.manifest import UNKNOWN, read_manifest, write_manifest
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
+from confit_edge.pairtune.items import epoch_batches
 from confit_edge.pairtune.session import train
 from confit_edge.probes import dual, views
 from confit_edge.probes.dual import dual_probe
@@ -32,7 +33,7 @@ from confit_edge.studies.engine import Planned, prepare, run
 from confit_edge.studies.questions import dimensions, unseen
 from confit_edge.studies.report import write_report
 from confit_edge.studies.results import Results
-from confit_edge.studies.subset import cut
+from confit_edge.studies.subset import cut, with_classes
 from confit_edge.studies.trial import Subset
 from confit_runtime.errors import UsageError
 
@@ -416,6 +417,29 @@ def test_batch_varies_only_windows_that_the_encoder_has(tones: Path) -> None:
     for encoder, windows in (("ge2e", {1.6}), ("speech-embedding", {1.2, 1.6})):
         trials = find("batch").plan(corpus, Recipe(encoder=encoder, window=1.6))
         assert {trial.arm["window"] for trial in trials} == windows
+
+
+def test_batch_counts_the_clips_of_the_unknown_class(tones: Path) -> None:
+    """Of four words and the unknown, four or five classes a batch are the same; and of one word and the unknown."""
+    corpus = read_corpus(tones, rate=16_000, seed=0)
+    background = [np.zeros(16_000, np.float32)]
+
+    def named(known: Corpus) -> set[object]:
+        columns = ((0, 0), (0, 1))
+        train, val = (replace(clips, targets=np.pad(clips.targets, columns)) for clips in (known.train, known.val))
+        heard = replace(
+            known, train=train, val=val, classes=[*known.classes, UNKNOWN], unknown=UNKNOWN, background_train=background
+        )
+        trials = find("batch").plan(heard, Recipe())
+        assert len({json.dumps(dict(trial.arm)) for trial in trials}) == len(trials)
+        for trial in trials:
+            batches = epoch_batches(heard.training_clips(), heard, trial.recipe, 0)
+            assert {len(batch) for batch in batches} == {trial.arm["batch"]}
+        return {trial.arm["batch"] for trial in trials}
+
+    assert named(corpus) == {4 * 4 + 8}
+    assert named(with_classes(corpus, corpus.classes[:1])) == {8}
+    assert {trial.arm["batch"] for trial in find("batch").plan(corpus, Recipe())} == {16}
 
 
 def test_a_recipe_for_vanilla_alone_does_not_stop_a_study(tones: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -9,13 +9,18 @@ import numpy as np
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import BUILT_IN, pretrained
+from confit_edge.pairtune.items import batch_size
 from confit_edge.recipe import Recipe
 from confit_edge.studies.phrases import ranking, versus, widened
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Arm, Scalar, Trial
 
-BATCHES = ((4, 4), (16, 4), (32, 4))  # classes x clips of each
+BATCHES = (
+    (4, 4),
+    (16, 4),
+    (32, 4),
+)  # classes x clips of each; of the unknown class twice as many clips are beside them
 WINDOWS = (0.75, 1.0)  # of the recipe's
 HARDNESS = (0.0, 1.0, 4.0)
 FACTORS = ("batch", "window", "hardness")
@@ -23,23 +28,27 @@ FACTORS = ("batch", "window", "hardness")
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     """PairTune at every combination. A batch holds no more classes than there are; two that come to the same are one."""
-    classes = len(corpus.classes)
-    windows = _windows(recipe)
-    batches = dict.fromkeys((min(wide, classes), clips) for wide, clips in BATCHES)
     trials = []
-    for (wide, clips), window, hardness in product(batches, windows, HARDNESS):
-        changed = replace(
+    for (size, batch), window, hardness in product(_batches(corpus, recipe).items(), _windows(recipe), HARDNESS):
+        changed = replace(batch, window=window, hardness=hardness)
+        arm: Arm = {"batch": size, "window": changed.window, "hardness": hardness}
+        trials.append(Trial({"objective": "pairtune", **arm}, changed))
+    return trials
+
+
+def _batches(corpus: Corpus, recipe: Recipe) -> dict[int, Recipe]:
+    """The recipe of each batch to try, by how many clips that holds: those of the unknown class are among them."""
+    clips, found = corpus.training_clips(), dict[int, Recipe]()
+    for wide, each in BATCHES:
+        tried = replace(
             recipe,
             objective="pairtune",
             mining="hardness",
-            classes_per_batch=wide,
-            clips_per_class=clips,
-            window=window,
-            hardness=hardness,
+            classes_per_batch=min(wide, len(corpus.classes)),
+            clips_per_class=each,
         )
-        arm: Arm = {"batch": wide * clips, "window": changed.window, "hardness": hardness}
-        trials.append(Trial({"objective": "pairtune", **arm}, changed))
-    return trials
+        found.setdefault(batch_size(clips, corpus, tried), tried)
+    return found
 
 
 def _windows(recipe: Recipe) -> list[float]:
