@@ -18,7 +18,7 @@ from confit_runtime.intervals import DRAWS, FEWEST_GROUPS, share_interval
 from confit_runtime.wording import percent
 
 RANK_DRAWS = 200  # of metrics that sort all clips again in each draw
-ALIKE = 1e-12  # what differs by rounding only: the variance of draws, and a difference
+ALIKE = 1e-12  # a variance of draws that differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     """The 95 % interval of a value by the draws of `units` groups or clips in which it is defined; NaN where it is in none.
 
     The percentile interval, widened for few units: those draws spread by (units - 1) / units too little, and as if the
-    spread were known (Hesterberg 2014, arXiv 1411.5279, section 5.3). With one unit there is none. Where units all agree on
-    anything but 0, it goes as far as `agreed`.
+    spread were known (Hesterberg 2014, arXiv 1411.5279, section 5.3). With one unit there is none. Where units all agree, if
+    only on no difference, it goes as far as `agreed`.
     """
     from scipy.stats import norm
     from scipy.stats import t as student
@@ -111,8 +111,7 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     if not len(defined) or units < 2:
         return float("nan"), float("nan")
     if defined.var() < ALIKE:
-        reach = agreed(units) if abs(value) > ALIKE else 0.0
-        return value - reach, value + reach
+        return value - agreed(units), value + agreed(units)
     stretch = student.ppf(0.975, units - 1) / norm.ppf(0.975) * np.sqrt(units / (units - 1))
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(value - stretch * (value - low)), float(value + stretch * (high - value))

@@ -193,7 +193,7 @@ def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) 
     of_groups = np.einsum("dg,xsgc->dxsc", by_group, counts, optimize=True)
     both = _ratio(np.einsum("ds,dxsc->dxc", by_seed, of_groups)) @ weights
     if np.nanvar(both) < ALIKE:
-        reach = agreed(groups, outside) if abs(value) > ALIKE or len(weights) == 1 else 0.0  # no difference has none
+        reach = agreed(groups, outside)
         return Estimate(value, value - reach, value + reach)
     variance, freedom = _variance(counts, weights)
     stretch = np.sqrt(variance / np.nanvar(both)) * student.ppf(outside, freedom) / norm.ppf(outside)

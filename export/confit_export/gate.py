@@ -97,7 +97,7 @@ class Verdict:
         verb = "loses"
         if points < 0:
             verb, points, low, high = "gains", -points, -high, -low
-        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""  # one of no width would claim to be sure
+        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""  # of a single clip there is none
         return (
             f"it {verb} {points:.2f} points of validation accuracy{interval},"
             f" {abs(self.clips_lost)} of {self.clips} clips"

@@ -245,8 +245,9 @@ def test_groups_that_all_agree_leave_a_share_and_a_difference_uncertain(units: i
     assert (found.accuracy, found.low, found.high) == pytest.approx((0.6, max(0, 0.6 - reach), min(1, 0.6 + reach)))
     gap = paired_difference(three, two, groups)
     assert (gap.difference, gap.low, gap.high) == pytest.approx((0.2, 0.2 - reach, 0.2 + reach))
-    assert paired_difference(three, three, groups).to_dict() == {"difference": 0.0, "low": 0.0, "high": 0.0}
-    assert interval(1e-17, np.full(9, 1e-17), units) == (1e-17, 1e-17)
+    gap = paired_difference(three, three, groups)
+    assert (gap.difference, gap.low, gap.high) == pytest.approx((0.0, -reach, reach))
+    assert interval(1e-17, np.full(9, 1e-17), units) == pytest.approx((-reach, reach))
     none = accuracy(np.zeros(5 * units, bool), groups)
     assert (none.low, none.high) == pytest.approx((0.0, reach))
 

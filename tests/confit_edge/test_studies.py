@@ -334,6 +334,13 @@ def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is
     assert ten.low < one.low < one.value < one.high < ten.high
 
 
+def test_settings_that_no_group_tells_apart_are_not_certainly_alike() -> None:
+    results = Results(outcome({"o": arm}, 0, {"linear": [0.5] * 6}) for arm in ("a", "b"))
+    gap = results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}))
+    assert not gap.told
+    assert (gap.value, gap.low, gap.high) == pytest.approx((0.0, 0.025 ** (1 / 6) - 1, 1 - 0.025 ** (1 / 6)))
+
+
 def test_no_interval_goes_beyond_what_a_difference_of_shares_can_be() -> None:
     results = Results(
         outcome({"o": arm}, seed, {"linear": [share + seed * move, share]})
