@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,4 +217,6 @@ def _probe_title(row: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{100 * value:.1f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"  # of a label on every clip nothing is ranked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,6 +179,21 @@ def test_two_clips_without_a_label_are_no_trial(manifest: Path, confit: Confit, 
     assert "15 test clips of 3 groups and 1 class;" in out
     # 3 that stop and 12 without a label
     assert "39 pairs of clips, 3 of one class, by cosine alone (66 pairs of two clips without a label left out)." in out
+
+
+def test_a_label_on_every_clip_has_nothing_to_rank(manifest: Path, confit: Confit, tmp_path: Path) -> None:
+    lines = ["path,labels,group,split"]
+    with manifest.open(newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            labels = "said|stop" if row["label"] == "stop" else "said"
+            lines.append(f"{manifest.parent / row['path']},{labels},{row['group']},{row['split']}")
+    (tmp_path / "one.csv").write_text("\n".join(lines), encoding="utf-8")
+    recipe = Recipe(label_column="labels", epochs=1, soup=1, probe_views=1, frozen_baseline=False)
+    train(tmp_path / "one.csv", tmp_path / "run", recipe)
+    code, out, err = confit("probe", tmp_path / "run")
+    assert code == 0, err
+    assert re.search(r"\| said .* - \|", out)
+    assert "nan" not in out
 
 
 def test_several_labels_are_judged_by_average_precision(several: Path, confit: Confit) -> None:
