@@ -28,7 +28,10 @@ def probe(
     encoder: Beginning = None,
     trials: Annotated[
         Path | None,
-        typer.Option(help="Pairs for the equal error rate, lines `1 CLIP CLIP` or `0 CLIP CLIP` [all pairs]."),
+        typer.Option(
+            help="Pairs for the equal error rate, lines `1 CLIP CLIP` or `0 CLIP CLIP` (a name that holds a space in double"
+            " quotes, or the line parted by tabs) [all pairs]."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A folder for tables, plots and JSON.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import shlex
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def all_pairs(clips: Clips, seed: int = 0) -> Trials:
 def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
     """A list of trials, a line each: `1 CLIP CLIP` for one class, `0 CLIP CLIP` for two (the format of VoxCeleb).
 
-    Clips are named relative to `root`. Raises UsageError naming the line that is none, or whose clip is not in the split.
+    Clips are named relative to `root`; a name that holds a space in double quotes, or the line parted by tabs. Raises
+    UsageError naming the line that is none, or whose clip is not in the split.
     """
     row_of = {clip.resolve(): row for row, clip in enumerate(clips.paths)}
     try:
@@ -57,11 +59,14 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
         raise UsageError(f"{path}: cannot be read as a list of trials ({error})") from error
     found: list[tuple[int, int, bool]] = []
     for number, line in enumerate(lines, 1):
-        kind, *names = line.split() or [""]
+        kind, *names = _parts(line) or [""]
         if not kind:
             continue
         if kind not in ("0", "1") or len(names) != 2:
-            raise UsageError(f"{path}, line {number}: a trial is `1 CLIP CLIP` or `0 CLIP CLIP`, this is {line!r}")
+            raise UsageError(
+                f"{path}, line {number}: a trial is `1 CLIP CLIP` or `0 CLIP CLIP`, with a name that holds a space in double"
+                f" quotes; this is {line!r}"
+            )
         if strange := [name for name in names if (root / name).resolve() not in row_of]:
             raise UsageError(f"{path}, line {number}: {strange[0]} is no clip of the split that is judged")
         one, other = (row_of[(root / name).resolve()] for name in names)
@@ -70,6 +75,18 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
         raise UsageError(f"{path}: needs trials of both kinds, 1 (one class) and 0 (two)")
     ones, others, same = (np.array(column) for column in zip(*found, strict=True))
     return Trials(ones, others, same)
+
+
+def _parts(line: str) -> list[str]:
+    """What stands between the tabs of a line, or else between its spaces that are not in double quotes."""
+    if "\t" in line.strip():
+        return [part.strip() for part in line.strip().split("\t")]
+    parts = shlex(line, posix=True)
+    parts.whitespace_split, parts.commenters, parts.quotes, parts.escape = True, "", '"', ""
+    try:
+        return list(parts)
+    except ValueError:  # a quote that stays open
+        return [line]
 
 
 def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0) -> Bootstrapped | None:

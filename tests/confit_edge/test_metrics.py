@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -316,9 +317,20 @@ def test_a_list_of_trials_is_read_by_path(tmp_path: Path) -> None:
     assert estimate.value == 0
 
 
+@pytest.mark.parametrize("line", ['{} "a b\'s.wav" c.wav', "{}\ta b's.wav\tc.wav"])
+def test_a_clip_of_a_trial_may_have_a_space_in_its_name(line: str, tmp_path: Path) -> None:
+    clips = replace(clips_of([0, 1, 0]), paths=[tmp_path / name for name in ("a b's.wav", "d.wav", "c.wav")])
+    path = tmp_path / "trials.txt"
+    path.write_text(line.format(1) + "\n0 c.wav d.wav\n")
+    trials = read_trials(path, clips, tmp_path)
+    assert (trials.one.tolist(), trials.other.tolist(), trials.same.tolist()) == ([0, 2], [2, 1], [True, False])
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
+        ("1 a b.wav 2.wav", "double quotes"),
+        ('1 "0.wav 2.wav', "line 1"),
         ("1 0.wav 2.wav\n2 0.wav 1.wav", "line 2"),
         ("1 0.wav", "line 1"),
         ("1 0.wav 9.wav\n", r"line 1.*9\.wav"),
