@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from confit_edge.cli._console import Bar, say
-from confit_edge.data.manifest import Clip, labels_of, refuse_times
+from confit_edge.data.manifest import Clip, check_columns, labels_of, refuse_times
 from confit_edge.data.tables import read_table
 from confit_runtime.audio import load_clip, sound_seconds
 from confit_runtime.calibration import Positive, hear_positive, may_fire
@@ -19,18 +19,22 @@ from confit_runtime.recordings import clip_rows
 from confit_runtime.wording import counted
 
 
-def read_positives(source: Path, contract: Contract) -> list[Clip]:
+def read_positives(
+    source: Path, contract: Contract, label_column: str | None = None, group_column: str | None = None
+) -> list[Clip]:
     """The clips that hold a label that can fire; of several labels where the model tells several; only those of test
     where it has such.
 
-    Raises UsageError, and AudioError on a clip that cannot be opened as sound: before anything takes hours.
+    The columns are those of `read_manifest`. Raises UsageError, and AudioError on a clip that cannot be opened as sound:
+    before anything takes hours.
     """
     wanted = [contract.labels[place] for place in may_fire(contract)]
-    columns, rows = read_table(source, {"path", "label", "labels", "group", "split"})
+    column, group_by = label_column or "label", group_column or "group"
+    columns, rows = read_table(source, {"path", column, "labels", group_by, "split"})
     refuse_times(source, columns)
-    column = "label" if "label" in columns else "labels"
-    if "path" not in columns or column not in columns:
-        raise UsageError(f"{source}: needs the columns path and label (columns: {', '.join(columns)})")
+    if column == "label" and "label" not in columns and "labels" in columns:
+        column = "labels"
+    check_columns(source, columns, column, group_by)
     folder, found = source if source.is_dir() else source.parent, list[Clip]()
     several, others = 0, Counter[str]()
     for where, row in rows:
@@ -40,7 +44,7 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
         elif set(labels).isdisjoint(wanted):
             others["|".join(labels) or "no label"] += 1
         else:
-            group, split = str(row.get("group") or row["path"]), str(row.get("split") or "").strip() or None
+            group, split = str(row.get(group_by) or row["path"]), str(row.get("split") or "").strip() or None
             found.append(Clip((folder / str(row["path"])).absolute(), labels, group, split))
     if several:
         say(f"{source}: left out {counted(several, 'clip')} of several labels, for {contract.name} tells one of a clip")
@@ -49,14 +53,28 @@ def read_positives(source: Path, contract: Contract) -> list[Clip]:
         say(f"{source}: left out, being none of the labels that can fire: {named}")
     if not found:
         raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
-    found = _of_test(source, found, wanted)
+    asked = "".join(
+        f" --{option} {quote(name)}"
+        for option, name in (("label-column", label_column), ("group-column", group_column))
+        if name
+    )
+    found = _of_test(source, found, wanted, asked)
     for clip in found:
         sound_seconds(clip.path)
+    if len(found) > 1 and all(clip.alone for clip in found):
+        say(
+            f"beware: {source}: does not tell which clips are of one speaker or one recording, so the interval of what is"
+            " missed takes each as independent and is too narrow where one gave several: a column `group` tells, or name it"
+            " with --group-column"
+        )
     return found
 
 
-def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str]) -> list[Clip]:
-    """The clips of test, or all where none is known to be, which is told: what a model was learnt from it misses less of."""
+def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str], asked: str) -> list[Clip]:
+    """The clips of test, or all where none is known to be, which is told: what a model was learnt from it misses less of.
+
+    `asked` are the options that say how `source` is read, for a command on it.
+    """
     test = [clip for clip in clips if clip.split == "test"]
     if test and len(test) < len(clips):
         say(
@@ -74,8 +92,9 @@ def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str]) -> list[Cli
         say(
             f"beware: {source}: does not tell which clips are of test, so all of it counts ({counted(len(clips), 'clip')}): if"
             " the model was learnt from some, it misses more of others. `confit-edge data split"
-            f" {quote(str(source))} -o OUT.csv` tells them apart, as `train` did of the same clips (if by another --seed, give"
-            " it)"
+            f" {quote(str(source))} -o OUT.csv{asked}` tells them apart, as `train` did of the same clips: give it the --seed,"
+            " --label-column, --group-column and --split-by that the training was given, or clips it learnt from are among"
+            " those of test"
         )
     return test or clips
 

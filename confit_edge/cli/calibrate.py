@@ -35,6 +35,14 @@ def calibrate(
             " folder a label.",
         ),
     ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="Column of --positives that says what is heard [label, or labels, which holds several]."),
+    ] = None,
+    group_column: Annotated[
+        str | None,
+        typer.Option(help="Column of --positives with the speaker or recording, whose clips are alike [group]."),
+    ] = None,
     target_fa_per_hour: Annotated[
         float, typer.Option(metavar="RATE", help="False accepts an hour that the whole model may make at the most.")
     ] = 0.5,
@@ -100,6 +108,8 @@ def calibrate(
     from confit_runtime.sources import find_clips
 
     _check(target_fa_per_hour, confidence, bake, plot)
+    if positives is None and (label_column or group_column):
+        raise UsageError("--label-column and --group-column are of --positives: give those, or leave them out")
     loaded = load(model, calibrated=False)
     if not loaded.contract.can_fire:
         raise UsageError(f"{model}: has no label that fires, so no thresholds to set: it is for `enroll`, `identify`")
@@ -115,7 +125,7 @@ def calibrate(
         refuse_calibrated(bake)
     paths = find_clips(negatives)
     contract = _only(loaded.contract, only) if only else loaded.contract
-    clips = read_positives(positives, contract) if positives else []
+    clips = read_positives(positives, contract, label_column, group_column) if positives else []
     with Bar(json, before="hours") as bar:
         recordings = score_recordings(
             loaded,

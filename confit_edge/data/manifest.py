@@ -163,7 +163,7 @@ def read_manifest(
     if label_column == "label" and "label" not in columns and "labels" in columns:
         label_column = "labels"
     refuse_times(source, columns)
-    _check_columns(source, columns, label_column, group_column, split_by)
+    check_columns(source, columns, label_column, group_column, split_by)
     keep_together = split_by or (group_column if group_column in columns else None)
     folder = source if source.is_dir() else source.parent
 
@@ -270,9 +270,10 @@ def refuse_times(source: Path, columns: Collection[str]) -> None:
         )
 
 
-def _check_columns(
-    source: Path, columns: list[str], label_column: str, group_column: str, split_by: str | None
+def check_columns(
+    source: Path, columns: list[str], label_column: str, group_column: str, split_by: str | None = None
 ) -> None:
+    """Raise UsageError where a column that is named is not there, or is named for two things."""
     present = f"columns: {', '.join(columns)}"
     if label_column == split_by:
         raise UsageError(f"{source}: column {split_by!r} is the label, splits cannot be kept apart by it ({present})")

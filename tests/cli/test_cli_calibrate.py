@@ -457,6 +457,30 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
     assert f"`confit-edge data split {sounds / 'clips'} -o OUT.csv` tells them apart" in err
 
 
+def test_positives_have_the_columns_of_the_training(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    """Four clips of one voice say less than four of four."""
+    manifest = tmp_path / "m.csv"
+    rows = [f"{sounds / 'clips' / 'low' / f'{at}.wav'},x,low,ann\n" for at in range(4)]
+    manifest.write_text(f"path,label,word,voice\n{''.join(rows)}", encoding="utf-8")
+    options = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--json", "--positives", manifest)
+    upper = []
+    for more in ((), ("--group-column", "voice")):
+        code, out, err = confit("calibrate", model, *options, "--label-column", "word", *more)
+        assert code == 0, err
+        upper.append(json.loads(out)["frr_interval"][1])
+        asked = " ".join(["--label-column", "word", *more])
+        assert f"`confit-edge data split {manifest} -o OUT.csv {asked}` tells them apart" in err
+        assert ("takes each as independent" in err) == (not more)
+    assert upper[0] < upper[1]
+    for wrong, named in (("--label-column", "'words'"), ("--group-column", "'words'")):
+        code, _, err = confit("calibrate", model, *options, wrong, "words")
+        assert code == 2
+        assert f"{manifest}: there is no column {named}" in err
+    code, _, err = confit("calibrate", model, *options[:5], "--group-column", "voice")
+    assert code == 2
+    assert "are of --positives" in err
+
+
 def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(
         f"path,start_s,end_s,label\n{sounds / 'labelled' / 'kitchen.wav'},2.0,2.3,low\n"
