@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from confit_edge.pairtune.machine import enough_memory, keep_freed_memory, pick_
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.resuming import begun, check_out, refuse_other_training
-from confit_edge.pairtune.trainer import Fitted, Watcher, fit
+from confit_edge.pairtune.trainer import Fitted, Watcher, fit, prepared
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
@@ -113,6 +114,7 @@ def train(
             _note(tell, f"{out}: no training was begun there; this one begins")
     if finished:
         return None
+    _refuse_what_cannot_begin(encoder, corpus, recipe, teaching)
     beginning = out / "started.json"
     curves = Curves(out / "tensorboard", tell) if tensorboard and ranks.main else None
     ranks.wait()  # each process has looked into `out` before the first writes there
@@ -137,6 +139,13 @@ def train(
         leave_nothing(out)
         beginning.unlink()
     return trained
+
+
+def _refuse_what_cannot_begin(encoder: Encoder, corpus: Corpus, recipe: Recipe, teaching: TeachingRun | None) -> None:
+    """Raise UsageError where encoder or batches cannot do what the recipe says: before anything is written or probed."""
+    lr, epochs = encoder.learning_rate, recipe.epochs
+    with enough_memory(), prepared(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=epochs, teaching=teaching):
+        pass  # made, and not run
 
 
 def _untold(event: dict[str, Any]) -> None:

@@ -124,8 +124,24 @@ def fit(
     Raises DivergedError where a loss or an embedding is no longer finite, UsageError where the encoder or the batches cannot
     do what the recipe says, and ConfitError on a checkpoint that is damaged or of another training.
     """
-    ranks = join(recipe.device)
     keep_freed_memory()
+    with prepared(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching) as training:
+        return training.run(checkpoint_path)
+
+
+@contextlib.contextmanager
+def prepared(
+    encoder: Encoder,
+    corpus: Corpus,
+    recipe: Recipe,
+    *,
+    lr: float,
+    epochs: int,
+    watch: Watcher | None = None,
+    teaching: Teaching | None = None,
+) -> Iterator[Training]:
+    """The training that `fit` does, ready to run. Raises UsageError where encoder or batches cannot do what the recipe says."""
+    ranks = join(recipe.device)
     torch.manual_seed(recipe.seed)
     make = teaching.objective if teaching else make_objective
     objective = make(recipe, encoder.dim, len(corpus.classes), corpus.multi_label)
@@ -137,8 +153,7 @@ def fit(
         encoder.mask = SpecAugment(floor=SILENCE)
     with adapted(encoder, recipe.lora_rank), frozen(encoder, recipe.freeze) as still:
         tell = watch if ranks.main else None
-        training = Training(encoder, objective, corpus, recipe, lr, epochs, ranks, still, tell, teaching)
-        return training.run(checkpoint_path)
+        yield Training(encoder, objective, corpus, recipe, lr, epochs, ranks, still, tell, teaching)
 
 
 class Training:

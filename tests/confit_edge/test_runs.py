@@ -324,6 +324,32 @@ def test_killed_while_the_run_is_being_written_it_is_written_again(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"lora_rank": 4, "soup": None}, "'lora_rank'"),
+        ({"freeze": "40"}, "'freeze' is 40"),
+        ({"encoder": "ge2e", "window": 1.6, "spec_augment": True}, "'spec_augment'"),
+        ({"label_column": "labels", "loss": "triplet", "mining": "semi-hard"}, "'loss': triplet"),
+    ],
+)
+def test_a_recipe_that_cannot_be_done_leaves_nothing(
+    cut: Callable[..., Path], tmp_path: Path, wrong: dict[str, Any], named: str
+) -> None:
+    """And is refused before the frozen encoder is probed, so that the right one may begin in its place."""
+    manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
+    if "label_column" in wrong:
+        manifest.write_text(manifest.read_text().replace("path,label,", "path,labels,"))
+    stages = []
+    with pytest.raises(UsageError, match=named):
+        train(
+            manifest, tmp_path / "run", replace(Recipe(epochs=1, soup=1), **wrong),
+            watch=lambda event: stages.append(event["stage"]),
+        )  # fmt: skip
+    assert "probe" not in stages
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_training_suspects_a_class_that_is_another_misspelt(cut: Callable[..., Path], tmp_path: Path) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
     manifest.write_text(manifest.read_text().replace(",yes,", ",Stop,"))
