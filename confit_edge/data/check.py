@@ -48,7 +48,7 @@ class Duplicate:
     """Files (relative to the manifest) that decode to the very same samples."""
 
     paths: list[str]
-    across_splits: bool
+    across_splits: bool  # of the manifest's own, or of those that `train` makes
     across_labels: bool
 
 
@@ -158,6 +158,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         made: Manifest | ManifestError = with_splits(rest, seed=0)
     except ManifestError as error:
         made = error
+    split_of = {clip.path: clip.split for clip in (made if isinstance(made, Manifest) else rest).clips}
     report = Report(
         source=manifest.source,
         clips=len(manifest),
@@ -172,7 +173,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         channels=_tally((channels, n) for (_, channels), n in formats.items()),
         imbalance=max(sizes) / min(sizes) if sizes else 1.0,
         problems=problems,
-        duplicates=[_duplicate(clips, manifest.folder) for clips in copies.values() if len(clips) > 1],
+        duplicates=[_duplicate(clips, split_of, manifest.folder) for clips in copies.values() if len(clips) > 1],
         torn_groups=groups_across_splits(manifest),
         missing=missing_classes(rest) if has_splits else {},
         warnings=[],
@@ -180,7 +181,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
     )
     of_splits = _warn_of_splits(manifest, rest, made)
     soft = filter(None, [hardly_heard(levels_db, manifest.folder)])
-    return replace(report, warnings=[*_warn(report), *of_splits, *soft, *_warn_of_levels(loud)])
+    return replace(report, warnings=[*_warn(report, dealt=not has_splits), *of_splits, *soft, *_warn_of_levels(loud)])
 
 
 def _class_stats(label: str, manifest: Manifest, seconds: dict[Path, float]) -> ClassStats:
@@ -207,15 +208,16 @@ def _tally(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
     return dict(sorted(total.items()))
 
 
-def _duplicate(clips: list[Clip], folder: Path) -> Duplicate:
+def _duplicate(clips: list[Clip], split_of: dict[Path, str | None], folder: Path) -> Duplicate:
     return Duplicate(
         paths=[relative(clip.path, folder) for clip in clips],
-        across_splits=len({clip.split for clip in clips}) > 1,
+        across_splits=len({split_of[clip.path] for clip in clips}) > 1,
         across_labels=len({frozenset(clip.labels) for clip in clips}) > 1,
     )
 
 
-def _warn(report: Report) -> list[str]:
+def _warn(report: Report, *, dealt: bool) -> list[str]:
+    """What is wrong with the clips; `dealt`: the manifest has no splits of its own, and `train` makes them."""
     warnings = []
     if report.problems:
         kinds = ", ".join(f"{n} {kind}" for kind, n in count_kinds(report.problems).items())
@@ -231,7 +233,11 @@ def _warn(report: Report) -> list[str]:
     mislabelled = [copy for copy in report.duplicates if copy.across_labels]
     leaking = [copy for copy in report.duplicates if copy.across_splits and not copy.across_labels]
     warnings += _each(mislabelled, "leak: the same sound has different labels", "remove the wrong ones")
-    warnings += _each(leaking, "leak: the same sound is in several splits", "keep one of them")
+    if dealt:
+        cure = "keep one of them, or give them one `group`, which stays in one split"
+        warnings += _each(leaking, "leak: the same sound comes to stand in several splits", cure)
+    else:
+        warnings += _each(leaking, "leak: the same sound is in several splits", "keep one of them")
     harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
     if harmless:
         warnings.append(

@@ -201,6 +201,22 @@ def test_one_sound_in_two_places(folder: Path) -> None:
     assert "  1.wav = 9.wav" in report.text().splitlines()
 
 
+def test_one_sound_in_two_of_the_splits_that_train_makes(folder: Path) -> None:
+    """Groups are dealt out, and two that hold the same sound may part."""
+    rows = [f"{number}.wav,{'xy'[number % 2]},g{number // 2}\n" for number in range(22)]
+    (folder / "0-copy.wav").write_bytes((folder / "0.wav").read_bytes())
+    leaks = set()
+    for group in range(11):
+        text = f"path,label,group\n{''.join(rows)}0-copy.wav,x,g{group}\n"
+        report = report_of(folder, text)
+        made = with_splits(read_manifest(folder / "m.csv"), seed=0)
+        splits = {clip.split for clip in made.clips if clip.path.name.startswith("0")}
+        assert report.leaks == (len(splits) > 1)
+        assert report.leaks == says(report, "leak: the same sound comes to stand in several splits", "`group`")
+        leaks.add(report.leaks)
+    assert leaks == {True, False}
+
+
 def test_of_many_leaks_the_first_are_told_and_all_are_listed(folder: Path) -> None:
     rows = []
     for number in range(20, 34):
