@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from confit_runtime.audio import to_mono
 from confit_runtime.listener import Listener, Tap, chunk_of, logged, source_of, streams_of
 from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source
-from confit_runtime.sources.base import PAUSE_S
+from confit_runtime.sources.base import PAUSE_S, Lasting
 
 if TYPE_CHECKING:
     from confit_runtime.events import Detection
@@ -82,7 +84,7 @@ async def _from_chunks(
 
 
 async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None]:
-    """What a client sends, each item when it is asked for, and a `Pause` where nothing more comes for `PAUSE_S`."""
+    """What a client sends, each item when asked for; where it has sounded and nothing more comes for `PAUSE_S`, a `Pause`."""
     asked, sent = asyncio.Semaphore(0), asyncio.Queue[tuple[Item, ...]]()  # of one each; of none: the end
 
     async def read() -> None:
@@ -97,19 +99,22 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
                 await chunks.aclose()
 
     # a task of its own for all that the client does: what it does within a time limit must not move to another
-    reader, begun = asyncio.create_task(read()), False
+    reader, lasting, clock = asyncio.create_task(read()), Lasting(), asyncio.get_running_loop().time
     reader.add_done_callback(lambda _: sent.put_nowait(()))
     try:
         while True:
             asked.release()
+            late = max(PAUSE_S, lasting.paused(PAUSE_S) - clock())  # who was not asked is not late
             try:
-                item = await asyncio.wait_for(sent.get(), PAUSE_S if begun else None)
+                item = await asyncio.wait_for(sent.get(), late if late < math.inf else None)
             except TimeoutError:
                 yield Pause()
                 item = await sent.get()
             if not item:
                 break
-            begun = True
+            if not isinstance(item[0], Gap | Notice | Pause):
+                pcm, rate = chunk_of(item[0])
+                lasting.came(len(to_mono(pcm)) / rate, clock())
             yield item[0]
     finally:
         reader.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import sys
@@ -204,6 +205,23 @@ def test_a_pipe_pauses_when_nothing_more_came_for_a_while_and_not_when_it_stutte
         assert isinstance(next(items), tuple)
         writer.close()
         assert list(items) == []
+
+
+def test_a_pipe_that_sends_much_at_once_pauses_when_that_has_sounded() -> None:
+    second, bursts = bytes(32_000), 3
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
+
+        def send() -> None:
+            for _ in range(bursts):
+                writer.write(second)
+                time.sleep(1.0)
+
+        items, sender = iter(PcmSource(reader, 16_000, pause_s=0.5)), threading.Thread(target=send)
+        sender.start()
+        heard = list(itertools.takewhile(lambda item: item != Pause(), items))
+        sender.join()
+    assert sum(len(pcm) for pcm, _ in heard) == bursts * 16_000
 
 
 def test_a_file_is_stopped_on_the_way(tmp_path: Path) -> None:

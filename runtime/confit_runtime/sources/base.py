@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,7 +17,7 @@ OVERRUN = "this machine could not keep up"
 MICROPHONE_AWAY = "the microphone was away"
 STREAM_AWAY = "the stream was away"
 
-PAUSE_S = 2.0  # without sound: longer than networks keep it waiting, as a rule
+PAUSE_S = 2.0  # without sound, after what came has sounded: longer than networks keep it waiting, as a rule
 
 Chunk = tuple[Pcm, int]  # mono [samples] in -1..1, and its rate in Hz
 
@@ -49,6 +50,24 @@ class Pause:
 
     So what was heard before is over, and what comes next is a beginning. The source's clock stands still.
     """
+
+
+class Lasting:
+    """Until when the sound that came lasts, by a clock in seconds that its user names at each call.
+
+    Sound that comes as it happens is late from then on only: who sends five seconds at once sends nothing for five seconds.
+    """
+
+    def __init__(self) -> None:
+        self._until: float | None = None  # nothing has come
+
+    def came(self, seconds: float, now: float) -> None:
+        """So much sound came."""
+        self._until = (now if self._until is None else max(self._until, now)) + seconds
+
+    def paused(self, pause_s: float) -> float:
+        """From when on nothing has come for `pause_s` that might have; infinity before anything came."""
+        return math.inf if self._until is None else self._until + pause_s
 
 
 class Source(Protocol):

@@ -15,7 +15,7 @@ import numpy as np
 from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import PAUSE_S, Chunk, Gap, Notice, Pause, sound_or_gap
+from confit_runtime.sources.base import PAUSE_S, Chunk, Gap, Lasting, Notice, Pause, sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 class PcmSource:
     """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped, and logged.
 
-    The stream may have been read before, as for a header line, and may be unbuffered. Where nothing more comes for
-    `pause_s` there is a `Pause`, and for `stall_s` a notice says so, and another when it goes on, but there is no gap:
-    whoever writes may have nothing to write, as between two calls, and have lost nothing. (On Windows, where a pipe cannot be
-    waited for, there is none of these.)
+    The stream may have been read before, as for a header line, and may be unbuffered. Where what came has sounded and nothing
+    more comes for `pause_s` there is a `Pause`, and where nothing comes for `stall_s` a notice says so, and another when it
+    goes on, but there is no gap: whoever writes may have nothing to write, as between two calls, and have lost nothing. (On
+    Windows, where a pipe cannot be waited for, there is none of these.)
 
     Raises UsageError on a rate, channel count, format or `stall_s` that cannot be, and where the bytes begin as a sound file
     does; DeviceError where the stream breaks off, as a socket does.
@@ -114,7 +114,8 @@ class PcmSource:
         except io.UnsupportedOperation:
             descriptor = None
         ahead = descriptor is not None and self._was_read_ahead(descriptor)
-        came, away, paused = boottime(), False, True  # before it begins nothing pauses
+        second = self._dtype.itemsize * self._channels * self.rate
+        lasting, came, away, paused = Lasting(), boottime(), False, False
         while not self._stopped.is_set():
             if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):
                 ahead = False
@@ -124,7 +125,8 @@ class PcmSource:
                     yield Notice("back", f"{self.name}: sound comes through the pipe again")
                 yield data
                 came, away, paused = boottime(), False, False
-            elif not paused and boottime() - came > self._pause_s:
+                lasting.came(len(data) / second, came)
+            elif not paused and boottime() > lasting.paused(self._pause_s):
                 paused = True
                 yield Pause()
             elif not away and boottime() - came > self._stall_s:
