@@ -78,9 +78,10 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
 
 
 def _parts(line: str) -> list[str]:
-    """What stands between the tabs of a line, or else between its spaces that are not in double quotes."""
-    if "\t" in line.strip():
-        return [part.strip() for part in line.strip().split("\t")]
+    """What stands between two tabs of a line, or else between its spaces that are not in double quotes."""
+    tabbed = [part.strip() for part in line.strip().split("\t")]
+    if len(tabbed) == 3 and all(tabbed):
+        return tabbed
     parts = shlex(line, posix=True)
     parts.whitespace_split, parts.commenters, parts.quotes, parts.escape = True, "", '"', ""
     try:

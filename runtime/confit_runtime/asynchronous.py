@@ -66,21 +66,32 @@ async def _from_chunks(
     seconds: float | None,
 ) -> AsyncGenerator[Detection, None]:
     listener: Listener | None = None
+    failed: Exception | None = None
     async with aclosing(_with_pauses(source)) as items:
-        async for item in items:
+        while not (listener and listener.full):
+            try:
+                item = await anext(items)
+            except StopAsyncIteration:
+                break
+            except Exception as error:  # noqa: BLE001 - of the client, and raised when what was on its way is told
+                failed = error
+                break
+            heard = [item]
             if listener is None:
                 if isinstance(item, Gap | Notice | Pause):
                     continue  # nothing was heard yet, so nothing was lost
                 listener = Listener(streams, "the client", chunk_of(item)[1], taps=taps, seconds=seconds)
-            for event in await _whole(listener.take(item)):
-                if (detection := logged(event, listener)) is not None:
-                    yield detection
-            if listener.full:
-                break
+                heard = [Pause(), item]  # who sends only while somebody speaks begins with a word
+            for one in heard:
+                for event in await _whole(listener.take(one)):
+                    if (detection := logged(event, listener)) is not None:
+                        yield detection
         if listener is not None:
             for event in await _whole(listener.finish()):
                 if (detection := logged(event, listener)) is not None:
                     yield detection
+    if failed is not None:
+        raise failed
 
 
 async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None]:
@@ -117,9 +128,10 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
                 lasting.came(len(to_mono(pcm)) / rate, clock())
             yield item[0]
     finally:
+        ended = reader.done()
         reader.cancel()
         await asyncio.wait([reader])
-        if not reader.cancelled():
+        if ended or not reader.cancelled():
             reader.result()  # raises what the client did
 
 

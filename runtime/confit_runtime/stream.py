@@ -156,6 +156,7 @@ class Stream:
     def _forget(self) -> None:
         self._batch.reset()
         self._lead = 0  # source samples of silence that stand before the audio
+        self._led = 0  # hops of it that are still to come: no gate is to take them for the noise of the room
         self._resampler: StreamResampler | None = None
         self._held = np.zeros(0, np.float32)
         self._hops = 0  # hops consumed since the start or the last gap
@@ -191,6 +192,7 @@ class Stream:
         self._taken += len(chunk)
         if self._leads or (self._leads is None and not self.live):
             self._lead = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
+            self._led = self.model.contract.window // self.model.contract.hop
             chunk = np.concatenate([np.zeros(self._lead, np.float32), chunk])
         self._leads = False
         return self._advance(self._resampler.push(chunk))
@@ -213,10 +215,11 @@ class Stream:
     def pause(self) -> list[Detection]:
         """Give the detections still on their way by following the audio with silence: no more of it comes for now.
 
-        What is pushed next is on the same clock and begins anew, after silence. A class that fired stays silent for its
-        refractory time, of which that silence is a part.
+        What is pushed next is on the same clock and begins anew, after silence, also where nothing came yet, or passed unheard.
+        A class that fired stays silent for its refractory time, of which that silence is a part.
         """
         if self._resampler is None:
+            self._leads = True
             return []
         contract = self.model.contract
         tail = self._resampler.finish()
@@ -239,7 +242,9 @@ class Stream:
 
     def _gated(self, chunk: Pcm, gate: Gate) -> list[Detection]:
         """Score a hop, or let it pass while the gate has heard nothing for as long as an event may reach."""
-        if gate.hears(chunk):
+        if self._led > 0:
+            self._led -= 1
+        elif gate.hears(chunk):
             found = self._wake()
             self._awake = self._reach
             return found + self._score(chunk)

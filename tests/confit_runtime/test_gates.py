@@ -168,6 +168,16 @@ def test_an_adaptive_gate_follows_the_noise_floor() -> None:
     assert not gate.hears(fan[0])  # whatever comes first is the floor
 
 
+def test_silence_that_stands_before_a_sound_is_no_noise_floor(model: Model, hops_scored: list[int]) -> None:
+    """Else a gate that follows the floor were open for as long as that takes to rise to the noise of the room."""
+    noise = np.random.default_rng(0).normal(0, 10 ** (-45 / 20), 20 * RATE).astype(np.float32)
+    stream = model.stream(lead_in=True, gate=make_gate("auto", RATE))
+    for second in noise.reshape(-1, 4 * RATE):
+        stream.accept(second, RATE)
+        stream.pause()
+    assert hops_scored == []
+
+
 def test_an_onset_at_the_end_of_a_hop_opens() -> None:
     hop = np.zeros(1280, np.float32)
     hop[-320:] = tone(500, 0.02, level=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import logging
 import socket
 import struct
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,39 @@ def test_after_a_pause_the_first_word_is_heard_at_the_time_it_has() -> None:
     assert [event.label for event in found] == ["seven"] * 3
     starts = [event.start_sample - len(quiet) - at * len(seven) for at, event in enumerate(found)]
     assert starts == pytest.approx([starts[0]] * 3, abs=2 * digits.contract.hop * rate / digits.contract.sample_rate)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [(), (Gap(900, ""),), (Pause(), Gap(900, "")), (Gap(900, ""), Gap(900, ""))],
+    ids=["nothing", "gap", "pause, gap", "two gaps"],
+)
+@pytest.mark.parametrize("muted", [False, True])
+def test_a_pause_is_one_whatever_came_before_it(before: tuple[Gap | Pause, ...], muted: bool) -> None:
+    digits = load("digits")
+    seven, rate = soundfile.read(DATA / "digits-real" / "seven.ogg", dtype="float32")
+    stream = digits.stream()
+    listener = Listener([stream], "", rate)
+    with stream.muted() if muted else nullcontext():
+        for item in ((silence(2.0, rate), rate), *before, *([(seven, rate)] if muted else []), Pause()):
+            assert not any(isinstance(event, Detection) for event in listener.take(item))
+    heard = [*listener.take((seven, rate)), *listener.finish()]
+    assert [event.label for event in heard if isinstance(event, Detection)] == ["seven"]
+
+
+def test_who_sends_only_words_is_heard_from_the_first_on() -> None:
+    digits = load("digits")
+    seven, rate = soundfile.read(DATA / "digits-real" / "seven.ogg", dtype="float32")
+    pcm = (seven * 32767).astype("<i2").tobytes()
+    assert [event.label for event in listen(digits, PcmSource(io.BytesIO(pcm), rate))] == ["seven"]
+
+    async def client() -> AsyncIterator[Chunk]:
+        yield seven, rate
+
+    async def main() -> list[str]:
+        return [event.label async for event in listen_async(digits, client())]
+
+    assert asyncio.run(main()) == ["seven"]
 
 
 def test_what_fired_before_a_pause_stays_silent_for_its_refractory_time(tmp_path: Path) -> None:
@@ -792,6 +826,37 @@ def test_a_client_that_pauses_is_told_what_was_on_its_way(model: Model, monkeypa
     asyncio.run(main(tells=True))
     monkeypatch.setattr(asynchronous, "PAUSE_S", 0.3)
     asyncio.run(main(tells=False))
+
+
+def test_a_client_that_breaks_off_is_heard_to_its_end(model: Model) -> None:
+    async def client() -> AsyncIterator[Chunk]:
+        yield scene()[: round(0.44 * RATE)], RATE
+        raise ConnectionResetError("gone")
+
+    heard: list[str] = []
+
+    async def main() -> None:
+        async for event in listen_async(model, client()):
+            heard.append(event.label)
+
+    with pytest.raises(ConnectionResetError, match="gone"):
+        asyncio.run(main())
+    assert heard == ["low"]
+
+
+def test_a_client_whose_own_task_was_cancelled_has_not_ended(model: Model) -> None:
+    async def client() -> AsyncIterator[Chunk]:
+        yield silence(0.1), RATE
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            async for _ in listen_async(model, client()):
+                pass
+
+    asyncio.run(main())
 
 
 def test_what_a_client_raises_is_raised_and_one_that_is_waited_for_is_closed(model: Model) -> None:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_a_stream_is_heard_by_a_program_of_many_open_files(second: str) -> None:
         read, write = os.pipe()
         with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
             writer.write(bytes(20))
-            assert len(next(iter(PcmSource(reader, RATE)))[0]) == 10
+            assert [len(item[0]) for item in islice(PcmSource(reader, RATE), 2) if isinstance(item, tuple)] == [10]
 
 
 @needs_ffmpeg

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import itertools
+import math
 import os
 import shutil
 import sys
@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from confit_runtime import AudioError, DeviceError, Model, ModelError, UsageError, load
 from confit_runtime.sources import (
+    Chunk,
     FileSource,
     Gap,
     Microphone,
@@ -35,12 +36,20 @@ from confit_runtime.sources import (
     input_devices,
     open_source,
 )
+from confit_runtime.sources.base import Lasting
 from confit_runtime.sources.microphone import _Converter
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, tone
 
 RNG = np.random.default_rng(2)
 BLOCK = 3_840  # samples that a microphone at 48 kHz delivers at a time
+
+
+def begun(source: PcmSource) -> Iterator[Chunk | Gap | Notice | Pause]:
+    """What a pipe gives after the pause that it begins with."""
+    items = iter(source)
+    assert next(items) == Pause()
+    return items
 
 
 def taken(source: Source, samples: int | None = None) -> Floats:
@@ -50,7 +59,7 @@ def taken(source: Source, samples: int | None = None) -> Floats:
         for item in source:
             if isinstance(item, Gap):
                 parts.append(np.full(item.samples, np.nan, np.float32))
-            elif not isinstance(item, Notice):
+            elif not isinstance(item, Notice | Pause):
                 pcm, rate = item
                 assert (pcm.dtype, pcm.ndim, rate) == (np.float32, 1, source.rate)
                 parts.append(pcm)
@@ -125,7 +134,7 @@ def test_pcm_in_any_pieces(channels: int, form: str, cuts: list[int], odd: int) 
 def test_pcm_is_passed_on_as_it_arrives() -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
-        chunks = iter(PcmSource(reader, 16_000))
+        chunks = begun(PcmSource(reader, 16_000))
         for value in (100, 200):
             writer.write(np.full(30, value, "<i2").tobytes())
             pcm, rate = next(chunks)
@@ -143,7 +152,7 @@ def test_pcm_behind_a_header_line_does_not_wait_for_more(buffering: int) -> None
         source = PcmSource(reader, 16_000)
         late = threading.Timer(5.0, source.stop)
         late.start()
-        chunks = iter(source)
+        chunks = begun(source)
         assert len(next(chunks)[0]) == 30
         writer.write(bytes(20))
         assert len(next(chunks)[0]) == 10
@@ -174,13 +183,13 @@ def test_a_pipe_nobody_writes_to_is_stopped_from_another_thread() -> None:
         source = PcmSource(reader, 16_000)
         threading.Timer(0.2, source.stop).start()
         writer.write(bytes(20))
-        assert [len(pcm) for pcm, _ in source] == [10]
+        assert [len(pcm) for pcm, _ in begun(source)] == [10]
 
 
 def test_a_pipe_that_delivers_nothing_for_long_says_so_once_and_when_it_goes_on() -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
-        items = iter(PcmSource(reader, 16_000, stall_s=0.3))
+        items = begun(PcmSource(reader, 16_000, stall_s=0.3))
         for at_once in (b"", bytes(20), bytes(20)):  # also before anything came
             writer.write(at_once)
             assert not at_once or isinstance(next(items), tuple)
@@ -195,7 +204,7 @@ def test_a_pipe_that_delivers_nothing_for_long_says_so_once_and_when_it_goes_on(
 def test_a_pipe_pauses_when_nothing_more_came_for_a_while_and_not_when_it_stutters() -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
-        items = iter(PcmSource(reader, 16_000, pause_s=1.0))
+        items = begun(PcmSource(reader, 16_000, pause_s=1.0))
         threading.Timer(1.5, writer.write, [bytes(20)]).start()  # nothing had begun
         assert isinstance(next(items), tuple)
         threading.Timer(0.3, writer.write, [bytes(20)]).start()
@@ -217,11 +226,31 @@ def test_a_pipe_that_sends_much_at_once_pauses_when_that_has_sounded() -> None:
                 writer.write(second)
                 time.sleep(1.0)
 
-        items, sender = iter(PcmSource(reader, 16_000, pause_s=0.5)), threading.Thread(target=send)
+        items, sender = begun(PcmSource(reader, 16_000, pause_s=0.5)), threading.Thread(target=send)
         sender.start()
-        heard = list(itertools.takewhile(lambda item: item != Pause(), items))
+        heard = list(takewhile(lambda item: item != Pause(), items))
         sender.join()
     assert sum(len(pcm) for pcm, _ in heard) == bursts * 16_000
+
+
+@pytest.mark.parametrize(("backlog", "late"), [(0.0, 0.2), (6.0, 0.2), (6.0, 0.0)])
+def test_sound_that_began_late_pauses_as_soon_as_other_sound(backlog: float, late: float) -> None:
+    """Each 20 ms comes when it has sounded, or a little after, behind a backlog that came at once."""
+    lasting = Lasting()
+    assert lasting.paused(2.0) == math.inf
+    lasting.came(backlog, 100.0)
+    assert lasting.paused(2.0) == 102.0 + backlog
+    for at in range(1, 1501):
+        lasting.came(0.02, 100 + 0.02 * at + late * (at % 7 == 0))
+    assert lasting.paused(2.0) == pytest.approx(132.0, abs=0.3)
+
+
+def test_blocks_last_until_the_next_one_however_long_they_are() -> None:
+    lasting = Lasting()
+    for block in range(20):
+        for piece in range(15):  # as they are read
+            lasting.came(2.0, 30.0 * block + 0.01 * piece)
+        assert lasting.paused(2.0) == pytest.approx(30.0 * block + 32, abs=0.2)
 
 
 def test_a_file_is_stopped_on_the_way(tmp_path: Path) -> None:

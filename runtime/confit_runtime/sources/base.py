@@ -17,6 +17,7 @@ OVERRUN = "this machine could not keep up"
 MICROPHONE_AWAY = "the microphone was away"
 STREAM_AWAY = "the stream was away"
 
+SETTLED_S = 10.0  # sound that is ahead of the clock for as long is not about to sound: it came late at first
 PAUSE_S = 2.0  # without sound, after what came has sounded: longer than networks keep it waiting, as a rule
 
 Chunk = tuple[Pcm, int]  # mono [samples] in -1..1, and its rate in Hz
@@ -46,7 +47,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Pause:
-    """Nothing has come for a while, and nothing was lost: who sends may do so only while somebody speaks.
+    """Nothing has come for a while, or yet, and nothing was lost: who sends may do so only while somebody speaks.
 
     So what was heard before is over, and what comes next is a beginning. The source's clock stands still.
     """
@@ -56,18 +57,26 @@ class Lasting:
     """Until when the sound that came lasts, by a clock in seconds that its user names at each call.
 
     Sound that comes as it happens is late from then on only: who sends five seconds at once sends nothing for five seconds.
+    How far all that came lately was ahead is what a stream began with, or a sound card that runs fast, and is left out.
     """
 
     def __init__(self) -> None:
-        self._until: float | None = None  # nothing has come
+        self._until = -math.inf
+        self._ahead = self._settled = math.inf  # the least it was ahead by lately, and the time where lately ends
 
     def came(self, seconds: float, now: float) -> None:
         """So much sound came."""
-        self._until = (now if self._until is None else max(self._until, now)) + seconds
+        self._until = max(self._until, now)
+        self._ahead = min(self._ahead, self._until - now)
+        if now >= self._settled:
+            self._until -= self._ahead
+        if now >= self._settled or self._settled == math.inf:
+            self._ahead, self._settled = math.inf, now + SETTLED_S
+        self._until += seconds
 
     def paused(self, pause_s: float) -> float:
         """From when on nothing has come for `pause_s` that might have; infinity before anything came."""
-        return math.inf if self._until is None else self._until + pause_s
+        return self._until + pause_s if self._until > -math.inf else math.inf
 
 
 class Source(Protocol):

@@ -115,7 +115,8 @@ class PcmSource:
             descriptor = None
         ahead = descriptor is not None and self._was_read_ahead(descriptor)
         second = self._dtype.itemsize * self._channels * self.rate
-        lasting, came, away, paused = Lasting(), boottime(), False, False
+        lasting, came, away, paused = Lasting(), boottime(), False, True
+        yield Pause()  # who writes only while somebody speaks begins with a word
         while not self._stopped.is_set():
             if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):
                 ahead = False
