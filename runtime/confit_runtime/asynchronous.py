@@ -117,7 +117,9 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
             asked.release()
             late = max(PAUSE_S, lasting.paused(PAUSE_S) - clock())  # who was not asked is not late
             try:
-                item = await asyncio.wait_for(sent.get(), late if late < math.inf else None)
+                # not by `wait_for`, which of Python 3.11 goes on when it is cancelled as an item comes
+                async with asyncio.timeout(late if late < math.inf else None):
+                    item = await sent.get()
             except TimeoutError:
                 yield Pause()
                 item = await sent.get()

@@ -87,6 +87,7 @@ class Stream:
         self._rate: int | None = None
         self._muted_at = time.monotonic()  # if it is muted, since when
         self._unheard_s = 0.0  # of the sound of mutes, what is still to come
+        self._idle = False  # nothing came since a pause
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
         self._leads = self.lead_in  # silence is to stand before the next sound (None: unless it is live)
@@ -137,10 +138,11 @@ class Stream:
         """Hear again, as a stream that begins now, at the time it is.
 
         Sound that was recorded meanwhile and is pushed only now, because who pushes it was the one that spoke, passes
-        unheard too: as much as was muted, by the clock on the wall, less what was pushed meanwhile. (Not where the stream is
-        not `live`: of a file nothing was recorded meanwhile. Set `live = False` after `reset` to push one.)
+        unheard too: as much as was muted, by the clock on the wall, less what was pushed meanwhile. (Not after a `pause`: of who
+        sends nothing, nothing is on its way. And not where the stream is not `live`: of a file nothing was recorded
+        meanwhile. Set `live = False` after `reset` to push one.)
         """
-        if self._muted and self.live:
+        if self._muted and self.live and not self._idle:
             self._unheard_s += time.monotonic() - self._muted_at
         self._muted = False
 
@@ -180,6 +182,7 @@ class Stream:
             raise UsageError(
                 f"the stream began at {self._rate} Hz and now delivers {sample_rate} Hz: call reset() first"
             )
+        self._idle = self._idle and not len(chunk)
         if (unheard := self._unheard(len(chunk), sample_rate)) > 0:
             self._rate = sample_rate
             self._move_on(unheard)
@@ -218,6 +221,7 @@ class Stream:
         What is pushed next is on the same clock and begins anew, after silence, also where nothing came yet, or passed unheard.
         A class that fired stays silent for its refractory time, of which that silence is a part.
         """
+        self._idle, self._unheard_s = True, 0.0  # nothing is on its way
         if self._resampler is None:
             self._leads = True
             return []
@@ -242,8 +246,9 @@ class Stream:
 
     def _gated(self, chunk: Pcm, gate: Gate) -> list[Detection]:
         """Score a hop, or let it pass while the gate has heard nothing for as long as an event may reach."""
-        if self._led > 0:
+        if self._led > 0:  # what begins is scored, for with nothing before it a gate takes it for the room
             self._led -= 1
+            self._awake = self._reach + 1
         elif gate.hears(chunk):
             found = self._wake()
             self._awake = self._reach

@@ -16,7 +16,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import Detection, EnergyGate, Model, SpeechGate, Stream, UsageError, listen
+from confit_edge.demo import DATA
+from confit_runtime import Detection, EnergyGate, Model, SpeechGate, Stream, UsageError, listen, load
 from confit_runtime.batch import Batch
 from confit_runtime.gallery import Gallery
 from confit_runtime.gates import loudest_dbfs, make_gate
@@ -175,7 +176,18 @@ def test_silence_that_stands_before_a_sound_is_no_noise_floor(model: Model, hops
     for second in noise.reshape(-1, 4 * RATE):
         stream.accept(second, RATE)
         stream.pause()
-    assert hops_scored == []
+    reach = WINDOW // HOP - 1 + model.contract.smoothing_hops + model.contract.min_hops - 2
+    assert len(hops_scored) == 5 * (WINDOW // HOP + reach)  # what begins is scored
+
+
+def test_a_word_that_is_cut_close_is_heard_through_an_adaptive_gate() -> None:
+    digits = load("digits")
+    nine, rate = soundfile.read(DATA / "digits-real" / "nine.ogg", dtype="float32")
+    loud = np.flatnonzero(np.abs(nine) > 10 ** (-20 / 20) * np.abs(nine).max())
+    stream = digits.stream(gate=make_gate("auto", digits.contract.sample_rate))
+    stream.pause()
+    found = [*stream.accept(nine[loud[0] : loud[-1]], rate), *stream.finish()]
+    assert [event.label for event in found] == ["nine"]
 
 
 def test_an_onset_at_the_end_of_a_hop_opens() -> None:
@@ -293,6 +305,19 @@ def test_a_class_that_fired_stays_silent_across_an_interruption(model: Model, in
     found = [starts(one, interrupted=True) for one in seconds]
     assert found == [starts(one, interrupted=False) for one in seconds]
     assert len(set(map(tuple, found))) > 2  # they do differ by the refractory time
+
+
+def test_of_who_sent_nothing_while_muted_nothing_is_on_its_way(model: Model) -> None:
+    """A device that speaks while nobody else does, and then hears the answer."""
+    stream = model.stream()
+    stream.accept(silence(0.2), RATE)
+    for _ in range(2):  # also where it paused before
+        with stream.muted():
+            time.sleep(0.4)
+            stream.pause()
+            time.sleep(0.4)
+        found = [*stream.accept(np.concatenate([tone(500, 0.3), silence(0.4)]), RATE), *stream.pause()]
+        assert [event.label for event in found] == ["low"]
 
 
 def test_a_mute_after_a_mute_forgets_neither(model: Model) -> None:

@@ -844,6 +844,31 @@ def test_a_client_that_breaks_off_is_heard_to_its_end(model: Model) -> None:
     assert heard == ["low"]
 
 
+def test_a_listener_that_is_cancelled_as_a_chunk_comes_ends(model: Model) -> None:
+    async def main(turns: int) -> None:
+        sent: asyncio.Queue[Chunk] = asyncio.Queue()
+
+        async def client() -> AsyncIterator[Chunk]:
+            while True:
+                yield await sent.get()
+
+        async def hear() -> None:
+            async for _ in listen_async(model, client()):
+                pass
+
+        task = asyncio.create_task(hear())
+        sent.put_nowait((silence(0.1), RATE))
+        await asyncio.sleep(0.1)
+        sent.put_nowait((silence(0.1), RATE))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        assert await asyncio.wait([task], timeout=20) == ({task}, set())
+
+    for turns in range(8):
+        asyncio.run(main(turns))
+
+
 def test_a_client_whose_own_task_was_cancelled_has_not_ended(model: Model) -> None:
     async def client() -> AsyncIterator[Chunk]:
         yield silence(0.1), RATE
