@@ -66,7 +66,7 @@ def remove_left(path: Path) -> None:
 
     Not on Windows, where a number does not tell whether its process is gone. Raises OSError.
     """
-    if os.name == "nt":
+    if os.name == "nt" or not path.parent.is_dir():
         return
     for name in os.listdir(path.parent):
         partial = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.partial(-\w+)?", name)
