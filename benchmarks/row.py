@@ -77,13 +77,15 @@ class Best:
 class Bench:
     """The corpus and the encoder of a row, and what was found so far: whether each clip is right, by method.
 
-    `done` are the trainings, by name and rates: one that is asked for again is not done again.
+    `done` are the trainings, by name and rates, and `probed` what the probes found, by the training's id: what is asked for
+    again is not done again.
     """
 
     corpus: Corpus
     encoder: Encoder
     recipe: Recipe
     done: dict[tuple[str, float, float], Best | None] = field(default_factory=dict)
+    probed: dict[int, DualProbe] = field(default_factory=dict)
     right: dict[str, Bools] = field(default_factory=dict)
     val: dict[str, float] = field(default_factory=dict)
     geometry: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -118,7 +120,9 @@ class Bench:
 
     def judge(self, name: str, best: Best | None, suffix: str = "") -> None:
         """`NAME_linear`, `NAME_knn`, and `NAME_head` where it has one; of None the encoder as it came."""
-        found = dual_probe(best.encoder if best else self.encoder, self.corpus, self.recipe, CPU)
+        if id(best) not in self.probed:
+            self.probed[id(best)] = dual_probe(best.encoder if best else self.encoder, self.corpus, self.recipe, CPU)
+        found = self.probed[id(best)]
         scores: dict[str, Any] = {"linear": found.linear, "knn": found.knn}
         if best and isinstance(best.fitted.objective, FineTune):
             scores["head"] = head_probe(best.fitted.objective)

@@ -233,11 +233,10 @@ def _warn(report: Report, *, dealt: bool) -> list[str]:
     mislabelled = [copy for copy in report.duplicates if copy.across_labels]
     leaking = [copy for copy in report.duplicates if copy.across_splits and not copy.across_labels]
     warnings += _each(mislabelled, "leak: the same sound has different labels", "remove the wrong ones")
-    if dealt:
-        cure = "keep one of them, or give them one `group`, which stays in one split"
-        warnings += _each(leaking, "leak: the same sound comes to stand in several splits", cure)
-    else:
-        warnings += _each(leaking, "leak: the same sound is in several splits", "keep one of them")
+    stands, or_else = (
+        ("comes to stand", ", or give them one `group`, which stays in one split") if dealt else ("is", "")
+    )
+    warnings += _each(leaking, f"leak: the same sound {stands} in several splits", f"keep one of them{or_else}")
     harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
     if harmless:
         warnings.append(

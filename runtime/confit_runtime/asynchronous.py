@@ -41,13 +41,15 @@ async def listen_async(
 
     `models` and `source` are what they are for `listen`; or the source is an asynchronous iterable of `(pcm, rate)` chunks,
     such as what a network client sends: all of one rate, and PCM as `Stream.accept` takes it, with a `Pause` where the client
-    stops for a while (where it sends nothing for 2 s there is one, anyway); a generator is closed at the end, as
-    a source is. It ends when the source ends or after `seconds`.
-    Leaving `async with aclosing(listen_async(...)) as events`, also because the task is cancelled, stops the source and closes
-    it before anything else happens (a second cancellation does not wait for that); one that is left without `aclosing` is
-    stopped when Python collects it. Who waits for an event for so long only keeps `task = asyncio.ensure_future(anext(events))`
-    and asks `asyncio.wait({task}, timeout=...)` until it is done: `asyncio.wait_for(anext(events), ...)` cancels it when time is
-    up, which in Python ends a generator. Raises what `listen` does; what the source raises when it is left already is logged.
+    stops for a while (where it sends nothing for 2 s there is one, anyway); a generator is closed at the end, as a source is.
+
+    It ends when the source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also because
+    the task is cancelled, stops the source and closes it before anything else happens (a second cancellation does not wait for
+    that); one that is left without `aclosing` is stopped when Python collects it. Who waits for an event for so long only
+    keeps `task = asyncio.ensure_future(anext(events))` and asks `asyncio.wait({task}, timeout=...)` until it is done:
+    `asyncio.wait_for(anext(events), ...)` cancels it when time is up, which in Python ends a generator.
+
+    Raises what `listen` does; what the source raises when it is left already is logged.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):
@@ -60,10 +62,7 @@ async def listen_async(
 
 
 async def _from_chunks(
-    streams: list[Stream],
-    source: AsyncIterable[Item],
-    taps: Sequence[Tap],
-    seconds: float | None,
+    streams: list[Stream], source: AsyncIterable[Item], taps: Sequence[Tap], seconds: float | None
 ) -> AsyncGenerator[Detection, None]:
     listener: Listener | None = None
     failed: Exception | None = None
@@ -125,10 +124,12 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
                 item = await sent.get()
             if not item:
                 break
-            if not isinstance(item[0], Gap | Notice | Pause):
-                pcm, rate = chunk_of(item[0])
-                lasting.came(len(to_mono(pcm)) / rate, clock())
-            yield item[0]
+            (piece,) = item
+            if not isinstance(piece, Gap | Notice | Pause):
+                pcm, rate = chunk_of(piece)
+                piece = to_mono(pcm), rate
+                lasting.came(len(piece[0]) / rate, clock())
+            yield piece
     finally:
         ended = reader.done()
         reader.cancel()

@@ -56,9 +56,9 @@ class Batch:
         """Take one hop `[streams, hop]`; give scores `[streams, rows, classes]` and embeddings `[streams, rows, dim]`.
 
         The hop is at the model's rate: floats in -1..1, or int16 (int8, int32, uint8) of full scale. `rows` is 1, or 0 until
-        real audio fills the receptive field of any stream; in those that began anew later it is NaN until then. Raises UsageError
-        on another shape; AudioError on integers of another type, and on
-        NaN, infinite or absurdly large samples, naming the stream.
+        real audio fills the receptive field of any stream; in those that began anew later it is NaN until then. Raises
+        UsageError on another shape; AudioError on integers of another type, and on NaN, infinite or absurdly large samples,
+        naming the stream.
         """
         shape = (self.streams, self.model.contract.hop)
         array = as_array(pcm, f"[{shape[0]}, {shape[1]}]")

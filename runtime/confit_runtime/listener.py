@@ -63,10 +63,9 @@ class Listener:
 
     `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
     in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
-    another as one, when sound is back). At a pause they give what was on its way.
-    A notice says at the beginning where a model hears more than the source holds, and of
-    `live` sound once a minute at most where hearing takes longer than it lasts, and where it is silent or clipped. After
-    `seconds` of the source's own time it is `full`, and hears no more.
+    another as one, when sound is back). At a pause they give what was on its way. A notice says at the beginning where a
+    model hears more than the source holds, and of `live` sound once a minute at most where hearing takes longer than it
+    lasts, and where it is silent or clipped. After `seconds` of the source's own time it is `full`, and hears no more.
     `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
     of model and label. Of streams with `ends` it also gives when what was told is over.
     """
@@ -172,9 +171,10 @@ class Listener:
     def _sound(self, pcm: npt.ArrayLike, rate: int) -> Chunk | Gap:
         """What a source gave, mono for taps, too; a recording does not mend by waiting, and is refused where it is no sound."""
         mono = to_mono(pcm)
-        if not self.live:
-            check_samples(mono, self.name)
-        return sound_or_gap(mono, rate, self.name)
+        if self.live:
+            return sound_or_gap(mono, rate, self.name)
+        check_samples(mono, self.name)
+        return mono, rate
 
     def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection | Ended | Notice]:
         if self._end is not None:

@@ -165,15 +165,20 @@ def test_a_person_gets_tables_and_validation_may_be_looked_at(run_path: Path, co
     assert "probing words" in err
 
 
-def test_two_clips_without_a_label_are_no_trial(manifest: Path, confit: Confit, tmp_path: Path) -> None:
+def labelled(manifest: Path, folder: Path, stop: str, others: str) -> None:
+    """Train `folder`/run on the words by several labels: what each `stop` has, and what all other clips have."""
     lines = ["path,labels,group,split"]
     with manifest.open(newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
-            labels = "stop" if row["label"] == "stop" else ""
+            labels = stop if row["label"] == "stop" else others
             lines.append(f"{manifest.parent / row['path']},{labels},{row['group']},{row['split']}")
-    (tmp_path / "one.csv").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "one.csv").write_text("\n".join(lines), encoding="utf-8")
     recipe = Recipe(label_column="labels", epochs=1, soup=1, probe_views=1, frozen_baseline=False)
-    train(tmp_path / "one.csv", tmp_path / "run", recipe)
+    train(folder / "one.csv", folder / "run", recipe)
+
+
+def test_two_clips_without_a_label_are_no_trial(manifest: Path, confit: Confit, tmp_path: Path) -> None:
+    labelled(manifest, tmp_path, "stop", "")
     code, out, err = confit("probe", tmp_path / "run")
     assert code == 0, err
     assert "15 test clips of 3 groups and 1 class;" in out
@@ -182,14 +187,7 @@ def test_two_clips_without_a_label_are_no_trial(manifest: Path, confit: Confit, 
 
 
 def test_a_label_on_every_clip_has_nothing_to_rank(manifest: Path, confit: Confit, tmp_path: Path) -> None:
-    lines = ["path,labels,group,split"]
-    with manifest.open(newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            labels = "said|stop" if row["label"] == "stop" else "said"
-            lines.append(f"{manifest.parent / row['path']},{labels},{row['group']},{row['split']}")
-    (tmp_path / "one.csv").write_text("\n".join(lines), encoding="utf-8")
-    recipe = Recipe(label_column="labels", epochs=1, soup=1, probe_views=1, frozen_baseline=False)
-    train(tmp_path / "one.csv", tmp_path / "run", recipe)
+    labelled(manifest, tmp_path, "said|stop", "said")
     code, out, err = confit("probe", tmp_path / "run")
     assert code == 0, err
     assert re.search(r"\| said .* - \|", out)

@@ -16,11 +16,8 @@ from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Arm, Scalar, Trial
 
-BATCHES = (
-    (4, 4),
-    (16, 4),
-    (32, 4),
-)  # classes x clips of each; of the unknown class twice as many clips are beside them
+# classes x clips of each; of the unknown class twice as many clips are beside them
+BATCHES = ((4, 4), (16, 4), (32, 4))
 WINDOWS = (0.75, 1.0)  # of the recipe's
 HARDNESS = (0.0, 1.0, 4.0)
 FACTORS = ("batch", "window", "hardness")
