@@ -87,7 +87,7 @@ def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
         "epochs": recipe.epochs,
         "kept_epoch": fitted.kept_epoch + 1,
         **{f"val_{probe}": share for probe, share in val.items()},
-        **{probe: round(accuracy(each, corpus.test.groups, seed).accuracy, 4) for probe, each in right.items()},
+        **{probe: round(accuracy(each, corpus.test.groups).accuracy, 4) for probe, each in right.items()},
         "cpu_s": round(time.process_time() - start, 1),
         "test_groups": by_group(right, corpus.test.groups),
     }

@@ -81,7 +81,7 @@ class Row:
             unlabelled = self.unlabelled if name == "distilled" else []
             teaching = None if name == "direct" else Teaching(teacher, unlabelled, RATE, LESSON)
             self.train(name, copy.deepcopy(self.student), self.recipe, DISTILLED_LR if teaching else lr, teaching)
-        shares = {key: accuracy(right, self.corpus.test.groups, self.seed) for key, right in self.right.items()}
+        shares = {key: accuracy(right, self.corpus.test.groups) for key, right in self.right.items()}
         return {
             "task": self.task.name,
             "seed": self.seed,

@@ -54,7 +54,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
         model = load(path)
         heard[name] = Answers.by(model, corpus.test, corpus)
         row[name] = {
-            "test": heard[name].measured(seed),
+            "test": heard[name].measured(),
             "cosine": round(model.contract.parity["cosine"], 4),
             "streams": listen(model, streams),
         }

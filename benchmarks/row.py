@@ -214,7 +214,7 @@ def _judge_own(bench: Bench, name: str, recipe: Recipe, own: tuple[float, float]
 def _columns(bench: Bench, seed: int) -> dict[str, Any]:
     """Everything that `bench` found, by the names it has in a row."""
     groups = bench.corpus.test.groups
-    shares = {key: accuracy(right, groups, seed) for key, right in bench.right.items()}
+    shares = {key: accuracy(right, groups) for key, right in bench.right.items()}
     columns: dict[str, Any] = {key: round(share.accuracy, 4) for key, share in shares.items()}
     for method, probes in {"finetune": ("linear", "head"), "pairtune": ("linear",)}.items():
         history = bench.history.get(f"{method}_converged", {})

@@ -79,7 +79,7 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     mistaken = sum(matches[clip].name not in (None, clip.group) for clip in own)
     refused = sum(matches[clip].name is None for clip in strangers)
     nearer = np.array([matches[clip].nearest == clip.group for clip in own])
-    forced = accuracy(nearer, [clip.label for clip in own], demo.seed)
+    forced = accuracy(nearer, [clip.label for clip in own])
     accepted, let_in = named / len(own), 1 - refused / len(strangers)
     verdict = "better than chance" if forced.low > 0.5 else "no better than chance"
     informed = "carries information" if accepted > let_in + 0.1 else "is no better than chance"

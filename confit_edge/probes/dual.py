@@ -96,7 +96,7 @@ def score(scores: Floats, clips: Clips, corpus: Corpus, seed: int) -> dict[str, 
         return None
     targets = every[labelled]
     right = correct(scores[labelled], targets)
-    found = accuracy(right, [clips.groups[row] for row in labelled], seed).to_dict()
+    found = accuracy(right, [clips.groups[row] for row in labelled]).to_dict()
     if corpus.multi_label:
         found |= ranked(scores, every, clips.groups, seed)
     elif corpus.unknown_column is not None and 0 < len(own := right[targets[:, corpus.unknown_column] == 0]) < len(

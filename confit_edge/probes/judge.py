@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from confit_edge.probes.metrics import (
     Difference,
     Resamples,
+    accuracy,
     average_precisions,
     balanced_accuracy,
     correct,
@@ -21,10 +22,11 @@ from confit_edge.probes.metrics import (
     resampled_share_interval,
     shares,
     tallies,
+    units_of,
 )
-from confit_runtime import intervals
-from confit_runtime.arrays import Doubles, Floats, Targets
+from confit_runtime.arrays import Bools, Doubles, Floats, Targets
 from confit_runtime.errors import UsageError
+from confit_runtime.intervals import grouped_share_interval
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Bootstrapped:
     units: int = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, value: float, samples: Doubles, units: int) -> Bootstrapped:
-        return cls(value, *resampled_share_interval(value, samples, units), samples, units)
+    def of(cls, value: float, samples: Doubles, sizes: npt.NDArray[np.int64]) -> Bootstrapped:
+        """Of its values in the draws of groups of so many clips each."""
+        return cls(value, *resampled_share_interval(value, samples, sizes), samples, len(sizes))
 
     def minus(self, other: Bootstrapped) -> Difference:
         """The paired difference to the same metric of another probe on the same clips, groups and seed."""
@@ -73,15 +76,15 @@ def judge(
     whole = {name: part.sum(axis=0) for name, part in parts.items()}
     drawn = dict(zip(parts, np.split(resamples.totals(np.hstack(list(parts.values()))), 3, axis=1), strict=True))
 
-    def estimate(value: float | Doubles, samples: Doubles, units: int = resamples.units) -> Bootstrapped:
-        return Bootstrapped.of(float(value), samples, units)
+    def estimate(value: float | Doubles, samples: Doubles) -> Bootstrapped:
+        return Bootstrapped.of(float(value), samples, resamples.sizes)
 
     labelled = targets.any(axis=1)
     if not labelled.any():
         raise UsageError("none of the clips to judge on has a label")
-    of_labelled = resamples if labelled.all() else Resamples.of([groups[at] for at in np.flatnonzero(labelled)], seed)
+    of_labelled = [groups[at] for at in np.flatnonzero(labelled)]
     right = correct(scores[labelled], targets[labelled])
-    metrics = {"accuracy": estimate(right.mean(), shares(right, of_labelled), of_labelled.units)}
+    metrics = {"accuracy": _accuracy(right, of_labelled, seed)}
     if multi_label:
         precisions = average_precisions(scores, targets)[0]
         metrics["map"] = estimate(
@@ -97,32 +100,32 @@ def judge(
 
     rows = []
     for column in np.flatnonzero(targets.any(axis=0)):
+        of_class = targets[:, column] > 0
         # its recall stands on the groups that hold the class
-        with_it = len(np.unique(resamples.unit[targets[:, column] > 0]))
-        counts, draws = ({name: part[..., column] for name, part in some.items()} for some in (whole, drawn))
-        row = {"class": classes[column], **_class_row(counts, draws, with_it)}
+        bounds = grouped_share_interval(decided[of_class, column], units_of(list(np.array(groups)[of_class]))[1])
+        counts = {name: int(part[column]) for name, part in whole.items()}
+        row = {"class": classes[column], **_class_row(**counts, bounds=bounds)}
         if multi_label:
             row["average_precision"] = float(precisions[column])
         else:
-            row["taken_for"] = _taken_for(decided[targets[:, column] > 0], int(column), classes)
+            row["taken_for"] = _taken_for(decided[of_class], int(column), classes)
         rows.append(row)
     return Judgement(metrics, rows, resamples.by)
 
 
-def _class_row(whole: dict[str, Any], drawn: dict[str, Doubles], groups: int) -> dict[str, Any]:
-    """What became of the clips of a class, from its tallies and those in each draw; `groups` hold it."""
-    hits, false, missed = (int(whole[name]) for name in ("hits", "false", "missed"))
-    with np.errstate(invalid="ignore"):  # a draw without clips of the class has no recall
-        recalls = drawn["hits"] / (drawn["hits"] + drawn["missed"])
-    recall = Bootstrapped.of(hits / (hits + missed), recalls, groups)
-    if groups == 1:  # it stands on nothing but its clips
-        low, high = intervals.share_interval(hits, hits + missed)
-        recall = replace(recall, low=low, high=high)
+def _accuracy(right: Bools, groups: list[str], seed: int) -> Bootstrapped:
+    """The same accuracy and interval as everywhere, and the draws that a difference is found by."""
+    found, resamples = accuracy(right, groups), Resamples.of(groups, seed)
+    return Bootstrapped(found.accuracy, found.low, found.high, shares(right, resamples), resamples.units)
+
+
+def _class_row(hits: int, false: int, missed: int, bounds: tuple[float, float]) -> dict[str, Any]:
+    """What became of the clips of a class, from its tallies and the interval of its recall."""
     return {
         "clips": hits + missed,
-        "recall": recall.value,
-        "recall_low": recall.low,
-        "recall_high": recall.high,
+        "recall": hits / (hits + missed),
+        "recall_low": bounds[0],
+        "recall_high": bounds[1],
         "precision": hits / (hits + false) if hits + false else 0.0,
         "f1": 2 * hits / (2 * hits + false + missed),
     }

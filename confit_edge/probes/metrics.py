@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Targets
-from confit_runtime.intervals import DRAWS, FEWEST_GROUPS, share_interval
+from confit_runtime.intervals import DRAWS, clustered_share_interval, grouped_share_interval
 from confit_runtime.wording import percent
 
 RANK_DRAWS = 200  # of metrics that sort all clips again in each draw
@@ -57,6 +57,12 @@ class Difference:
         return asdict(self)
 
 
+def units_of(groups: list[str]) -> tuple[str, npt.NDArray[np.int64]]:
+    """What is taken for independent, "groups", or "clips" where there is one group only, and of which each clip is, `[clips]`."""
+    names, unit = np.unique(groups, return_inverse=True)
+    return ("groups", unit) if len(names) > 1 else ("clips", np.arange(len(groups)))
+
+
 @dataclass(frozen=True)
 class Resamples:
     """A bootstrap of clips by their groups: `draws` times as many groups as there are, drawn with replacement.
@@ -72,10 +78,13 @@ class Resamples:
 
     @classmethod
     def of(cls, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Resamples:
-        names, unit = np.unique(groups, return_inverse=True)
-        if len(names) > 1:
-            return cls(unit, len(names), "groups", seed, draws)
-        return cls(np.arange(len(groups)), len(groups), "clips", seed, draws)
+        by, unit = units_of(groups)
+        return cls(unit, int(unit.max()) + 1, by, seed, draws)
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """How many clips each group has, `[units]`."""
+        return np.bincount(self.unit)
 
     def counts(self) -> Iterator[Doubles]:
         """How often each group is drawn, `[draws, units]`, in parts of some draws each; the same at every call."""
@@ -117,16 +126,16 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     return float(value - stretch * (value - low)), float(value + stretch * (high - value))
 
 
-def resampled_share_interval(share: float, samples: Doubles, units: int) -> tuple[float, float]:
-    """The same for a share 0..1 of `units` groups or clips.
+def resampled_share_interval(value: float, samples: Doubles, sizes: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The 95 % interval of a metric 0..1 by its values in the draws of groups of `sizes [units]` clips; NaN where it is in none.
 
-    Fewer than five cannot be resampled: then it is the exact one of so many. Where all are wrong, its upper end is that of
-    `agreed`, as its lower end is where all are right.
+    That of a share with the variance of the draws, widened for few units as in `interval`, and never narrower than of so
+    many clips that are a little alike within a group (`clustered_share_interval`). With one unit there is none.
     """
-    if units < FEWEST_GROUPS:
-        return share_interval(round(share * units), units)
-    low, high = np.clip(interval(share, samples, units), 0.0, 1.0).tolist()
-    return low, (agreed(units) if share == 0 else high)
+    defined, units = samples[~np.isnan(samples)], len(sizes)
+    if not len(defined) or units < 2:
+        return float("nan"), float("nan")
+    return clustered_share_interval(value, float(defined.var()) * units / (units - 1), sizes)
 
 
 def agreed(units: int, outside: float = 0.025) -> float:
@@ -194,15 +203,15 @@ def named_probes(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
                 yield whose, probe, result
 
 
-def accuracy(right: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Accuracy:
-    """The share of clips that are right, with a percentile bootstrap interval that resamples groups.
+def accuracy(right: Bools, groups: list[str]) -> Accuracy:
+    """The share of clips that are right, with the interval of a share of clips that come in groups.
 
-    Where there is one group only its clips are resampled, and `resampled` says so: the interval is then too narrow.
+    Where there is one group only its clips are taken for independent, and `resampled` says so: the interval is then too
+    narrow.
     """
-    resamples = Resamples.of(groups, seed, draws)
-    share = float(right.mean())
-    low, high = resampled_share_interval(share, shares(right, resamples), resamples.units)
-    return Accuracy(share, low, high, len(right), len(set(groups)), resamples.by)
+    by, unit = units_of(groups)
+    low, high = grouped_share_interval(right, unit)
+    return Accuracy(float(right.mean()), low, high, len(right), len(set(groups)), by)
 
 
 def paired_difference(right: Bools, other: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Difference:
@@ -294,7 +303,7 @@ def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -
     `clips` and `clip_groups`.
     """
     value, draws = mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)
-    low, high = resampled_share_interval(value, draws, Resamples.of(groups, seed).units)
+    low, high = resampled_share_interval(value, draws, Resamples.of(groups, seed).sizes)
     return {"map": value, "map_low": low, "map_high": high, "clips": len(scores), "clip_groups": len(set(groups))}
 
 

@@ -111,4 +111,4 @@ def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0)
         for counts in resamples.counts()
         for part in np.array_split(counts, -(-len(counts) // most))
     ]
-    return Bootstrapped.of(equal_error_rate(scores, trials.same), np.concatenate(spread), resamples.units)
+    return Bootstrapped.of(equal_error_rate(scores, trials.same), np.concatenate(spread), resamples.sizes)

@@ -152,8 +152,8 @@ def export_run(
     finished = _finish(run, corpus, out, work.graph, work.contract, windows, rows, kind or kind_of_run(run), say)
     shipped = provisional(out, work.graph, finished)
     measured = {
-        "fp32": accuracies(fp32_model, reference, corpus, seed),
-        "shipped": accuracies(shipped, Answers.by(shipped, corpus.val, corpus), corpus, seed),
+        "fp32": accuracies(fp32_model, reference, corpus),
+        "shipped": accuracies(shipped, Answers.by(shipped, corpus.val, corpus), corpus),
     }
     if corpus.multi_label:
         say(f"mAP on validation: {ranked(measured['shipped']['val'])}")
@@ -161,7 +161,7 @@ def export_run(
             say(f"mAP on test: {ranked(measured['shipped']['test'])}")
     if quantize and "test" in measured["shipped"]:
         compare_on_test(measured["fp32"]["test"], measured["shipped"]["test"], finished.precision, say)
-    fired = share_that_fires(shipped, corpus, seed)
+    fired = share_that_fires(shipped, corpus)
     if fired:
         what = f"{'test' if len(corpus.test) else 'validation'} {heard_alone(finished)}"
         say(f"at these thresholds {share(fired)} of {fired['n']} {what} fire, each heard alone between silences")

@@ -48,9 +48,9 @@ class Answers:
         right = correct(scores[labelled], targets[labelled])
         return cls(right, embeddings, [clips.groups[row] for row in labelled], of_all)
 
-    def measured(self, seed: int) -> dict[str, Any]:
+    def measured(self) -> dict[str, Any]:
         """Accuracy with its interval; where clips have several labels also `map`, `map_low` and `map_high`."""
-        return accuracy(self.right, self.groups, seed).to_dict() | (self.ranked or {})
+        return accuracy(self.right, self.groups).to_dict() | (self.ranked or {})
 
 
 @dataclass(frozen=True)

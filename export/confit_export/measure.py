@@ -22,10 +22,10 @@ from confit_runtime.recordings import clip_rows
 SOFTER_DB, FEWER = 20.0, 0.1  # as from afar; the share of sounds lost there that is told
 
 
-def share_that_fires(model: Model, corpus: Corpus, seed: int) -> dict[str, Any] | None:
+def share_that_fires(model: Model, corpus: Corpus) -> dict[str, Any] | None:
     """The share of sounds that fire with their own label at the contract's thresholds; of test clips, where there are some."""
     heard = alone(model, corpus.test if len(corpus.test) else corpus.val, corpus)
-    return accuracy(_fired(model, heard), [one.group for one in heard], seed).to_dict() if heard else None
+    return accuracy(_fired(model, heard), [one.group for one in heard]).to_dict() if heard else None
 
 
 def softer(model: Model, corpus: Corpus, run: Run, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -64,11 +64,11 @@ def _fired(model: Model, heard: list[Positive]) -> Bools:
     return np.array([one.level >= model.contract.thresholds[one.label]["on"] for one in heard], bool)
 
 
-def accuracies(model: Model, val: Answers, corpus: Corpus, seed: int) -> dict[str, Any]:
+def accuracies(model: Model, val: Answers, corpus: Corpus) -> dict[str, Any]:
     """How good it is on validation, as heard already, and on test where a label is: the only time test is looked at."""
-    found = {"val": val.measured(seed)}
+    found = {"val": val.measured()}
     if corpus.test.targets[:, corpus.answers].any():
-        found["test"] = Answers.by(model, corpus.test, corpus).measured(seed)
+        found["test"] = Answers.by(model, corpus.test, corpus).measured()
     return found
 
 

@@ -1,10 +1,9 @@
 """Bounds on rates and shares: exact ones for independent events, and ones for events that come in groups.
 
-There are two methods for groups. What a probe or a study is judged by, accuracy first (`confit_edge.probes.metrics`,
-`confit_edge.studies.results`), and rates over recordings are resampled by whole groups: a bootstrap serves any metric, and the
-paired difference of two. But it tells little where groups are few and nearly all clips are right. False rejects are that, few
-misses of few speakers, and one share each: they take the exact interval of an effective number of clips (Korn and Graubard
-1998, `grouped_share_interval`).
+There are two methods for groups. Differences of two on the same clips and rates over recordings are resampled by whole
+groups. But percentiles tell little where groups are few and nearly all clips are right: the voice that is not understood is
+then in none of them. Shares, which are accuracy and the other metrics of probes (`confit_edge.probes.metrics`) and false
+rejects, take the exact interval of an effective number of clips (Korn and Graubard 1998, `clustered_share_interval`).
 """
 
 from __future__ import annotations
@@ -79,29 +78,42 @@ def resampled_interval(
 
 
 def grouped_share_interval(
-    hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95
+    hits: Sequence[bool] | npt.NDArray[np.bool_],
+    groups: Sequence[str] | npt.NDArray[np.int64],
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """The two-sided interval of the share of `hits` among clips that come in groups (speakers, recordings).
 
-    The exact one of an effective number of clips (Korn and Graubard 1998): their number over the design effect, which is how
-    much more the share varies than of independent clips, and over the widening that Student's t has for so few groups. Few
-    misses tell little of how unlike groups are, so that their clips count as correlated by `LEAST_ALIKE` at the least.
-    Of one group nothing is known but itself: it counts as one clip.
+    Of groups of one clip each it is `share_interval`. Of one group nothing is known but itself: it counts as one clip.
     """
     right = np.asarray(hits, np.float64)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
-    each, clips = np.bincount(member).astype(np.float64), len(right)
-    share, count = float(right.mean()), len(each)
+    sizes, clips = np.bincount(member), len(right)
+    share, count = float(right.mean()), len(sizes)
     if count == clips:
         return share_interval(right.sum(), clips, confidence)
     if count == 1:
         return share_interval(round(share), 1, confidence)
-    effect = 1 + LEAST_ALIKE * (float((each**2).sum()) / clips - 1)
+    apart = np.bincount(member, weights=right) - share * sizes
+    variance = count / (count - 1) * float((apart**2).sum()) / clips**2
+    return clustered_share_interval(share, variance, sizes, confidence)
+
+
+def clustered_share_interval(
+    share: float, variance: float, sizes: npt.NDArray, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The two-sided interval of a share 0..1, or of a metric like one, with its `variance` over groups of `sizes [groups]` clips.
+
+    The exact one of an effective number of clips (Korn and Graubard 1998): their number over the design effect, which is how
+    much more the share varies than of independent clips, and over the widening that Student's t has for so few groups. Few
+    misses tell little of how unlike groups are, so that their clips count as correlated by `LEAST_ALIKE` at the least.
+    """
+    clips, count = float(sizes.sum()), len(sizes)
+    effect = 1 + LEAST_ALIKE * (float(np.square(sizes, dtype=np.float64).sum()) / clips - 1)
     if 0 < share < 1:
-        apart = np.bincount(member, weights=right) - share * each
-        effect = max(effect, count / (count - 1) * float((apart**2).sum()) / (clips * share * (1 - share)))
+        effect = max(effect, clips * variance / (share * (1 - share)))
     quantile = (1 + confidence) / 2
-    widening = _student_quantile(quantile, count - 1) / _student_quantile(quantile, clips - 1)
+    widening = _student_quantile(quantile, count - 1) / _student_quantile(quantile, max(clips, count + 1) - 1)
     effective = clips / effect / widening**2
     return share_interval(share * effective, effective, confidence)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
@@ -254,13 +255,13 @@ def test_all_right_or_all_wrong_still_has_an_interval(groups: int) -> None:
     perfect = accuracy(np.ones(len(names), bool), names)
     hopeless = accuracy(np.zeros(len(names), bool), names)
     assert (perfect.accuracy, perfect.high) == (1.0, 1.0)
-    assert perfect.low**groups == pytest.approx(
-        0.025
-    )  # so rarely would all groups be right were it no better than that
+    few = student.ppf(0.975, groups - 1) / student.ppf(0.975, len(names) - 1)
+    effective = len(names) / (1 + 0.05 * 4) / few**2  # of five clips a group, alike by 0.05
+    assert perfect.low**effective == pytest.approx(0.025)  # so rarely would all be right were it no better than that
     assert (hopeless.low, hopeless.high) == (0.0, pytest.approx(1 - perfect.low))
 
 
-def test_with_one_group_clips_are_resampled_and_the_result_says_so() -> None:
+def test_with_one_group_clips_count_as_independent_and_the_result_says_so() -> None:
     right = np.random.default_rng(0).random(400) < 0.7
     one, each = accuracy(right, ["a"] * 400), accuracy(right, [str(clip) for clip in range(400)])
     assert (one.groups, one.resampled, each.resampled) == (1, "clips", "groups")

@@ -181,8 +181,8 @@ def test_the_share_that_fires_is_what_a_listener_hears(models: dict[str, Model],
     cut = replace(
         clips, pcm=[pcm[: len(pcm) // 8] for pcm in clips.pcm]
     )  # a device does not hear what was cut for training
-    assert share_that_fires(model, replace(run_corpus, test=cut), 0) == fired
-    assert share_that_fires(model, replace(run_corpus, test=replace(cut, uncut=None)), 0) != fired
+    assert share_that_fires(model, replace(run_corpus, test=cut)) == fired
+    assert share_that_fires(model, replace(run_corpus, test=replace(cut, uncut=None))) != fired
 
 
 def test_what_softer_sound_costs_is_what_a_listener_misses(
