@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from confit_edge.data.background import Background, split_background
 from confit_edge.data.clips import (
     ClipProblem,
     ClipStore,
     Progress,
     hardly_heard,
-    is_silent,
     load_clips,
     load_recordings,
     sound_digest,
@@ -31,8 +31,6 @@ from confit_runtime.frames import loudest_db
 from confit_runtime.voiced import SILENCE_DB, trimmed
 from confit_runtime.wording import listed
 
-VAL_SHARE = 0.3  # of the background: kept from training, for thresholds
-NEAR = (0.15, 0.5)  # what whole recordings may come to in place of it; else each is cut
 LONGEST_OTHER_S = 60  # of a clip of others
 
 
@@ -79,6 +77,7 @@ class Corpus:
     background_val: list[Pcm]
     problems: list[ClipProblem]
     notes: list[str] = field(default_factory=list)  # for whoever trains on it
+    background_kept: tuple[Path, ...] = ()  # the recordings of `background_val`, where whole ones are kept
 
     @property
     def unknown_column(self) -> int | None:
@@ -164,9 +163,9 @@ def read_corpus(
         decoded |= apart
         problems += unusable
         manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
-    classes, train_part, val_part = manifest.classes, list[Pcm](), list[Pcm]()
+    classes, apart_from = manifest.classes, Background([], [])
     if background:
-        (train_part, val_part), unusable, soft_ones = _read_background(
+        apart_from, unusable, soft_ones = _read_background(
             background, paths, manifest, decoded, store, strict, progress
         )
         problems += unusable
@@ -195,10 +194,11 @@ def read_corpus(
         split("train"),
         split("val"),
         split("test"),
-        train_part,
-        val_part,
+        apart_from.train,
+        apart_from.val,
         problems,
         notes,
+        apart_from.kept,
     )
 
 
@@ -237,20 +237,19 @@ def _read_background(
     store: ClipStore,
     strict: bool,
     progress: Progress | None,
-) -> tuple[tuple[list[Pcm], list[Pcm]], list[ClipProblem], list[str]]:
+) -> tuple[Background, list[ClipProblem], list[str]]:
     """The background to learn and that for thresholds, what is wrong with recordings, and notes. Raises UsageError."""
     option = f"--background {place}"
     recordings, problems = load_recordings(paths, store, option, strict=strict, progress=progress)
     _check_apart("--background", recordings, manifest, decoded)
-    train_part, val_part = _split_background(list(recordings.values()))
-    _refuse_silent(option, train_part, val_part)
+    parts = split_background(place, recordings)
     notes = []
     if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
         notes.append(
             f"beware: {option}: hardly anything, never above {SILENCE_DB:g} dBFS, in {listed(soft_ones, 3)}: was"
             " the microphone muted?"
         )
-    return (train_part, val_part), problems, notes
+    return parts, problems, notes
 
 
 def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
@@ -273,33 +272,6 @@ def _refuse_long(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
             raise UsageError(
                 f"--others {place}: {path} lasts {len(pcm) / rate / 60:.1f} min, and here each file is one clip, a word or a"
                 " sound: give long recordings as --background"
-            )
-
-
-def _split_background(recordings: list[Pcm]) -> tuple[list[Pcm], list[Pcm]]:
-    """By recording where there are enough, else each in time: the beginning to train, the end for thresholds.
-
-    So is each of many whose lengths differ so much that those kept for thresholds would be a small share of the sound, or
-    most of it. Of a recording whose end is silent, or its beginning, that part is left out.
-    """
-    if len(recordings) >= 5:
-        count = max(1, round(VAL_SHARE * len(recordings)))
-        train, val = recordings[:-count], recordings[-count:]
-        if NEAR[0] <= sum(map(len, val)) / sum(map(len, recordings)) <= NEAR[1]:
-            return train, val
-    cuts = [int(len(recording) * (1 - VAL_SHARE)) for recording in recordings]
-    pairs = list(zip(recordings, cuts, strict=True))
-    parts = [recording[:cut] for recording, cut in pairs], [recording[cut:] for recording, cut in pairs]
-    train, val = ([part for part in some if not is_silent(part)] for some in parts)
-    return train, val
-
-
-def _refuse_silent(place: str, train: list[Pcm], val: list[Pcm]) -> None:
-    """Raise UsageError where nothing is heard in the background that is learnt, or in that which thresholds are set on."""
-    for part, which, use in ((train, "first seven", "learnt"), (val, "last three", "kept for thresholds")):
-        if not part:
-            raise UsageError(
-                f"{place}: its {which} tenths, which are {use}, are silent: was the microphone muted? Cut the silence off"
             )
 
 

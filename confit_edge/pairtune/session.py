@@ -39,7 +39,7 @@ from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_runtime.cautions import cautions
 from confit_runtime.files import make_folder
-from confit_runtime.wording import counted, lasting, some
+from confit_runtime.wording import counted, lasting, listed, some
 
 FEW, SOUP_OF_FEW = 100, 4  # training clips of what fires; trainings that are averaged where there are fewer
 
@@ -188,7 +188,8 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
     yield "{}: {} to train, {} to choose by, {} to test".format(named, *parts)
     if corpus.background_train:
         learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
-        yield f"background: {learnt} to learn from, {kept} for thresholds"
+        files = [path.name for path in corpus.background_kept]
+        yield f"background: {learnt} to learn from, {kept} for thresholds ({listed(files, 4) or 'the end of each recording'})"
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
     everywhere = None if corpus.background_train else told_from_nothing(corpus.manifest)
     for suspect in [*misspelt(labels), *filter(None, [joined(labels), untested(corpus.manifest), everywhere])]:

@@ -214,7 +214,7 @@ def test_a_run_exports_from_another_folder_than_it_was_trained_in(
         "train", os.path.relpath(small), "-o", tmp_path / "run", "--background", background.name, *options
     )
     assert code == 0, err
-    assert "\nbackground: 19.6 s to learn from, 8.4 s for thresholds\n" in err
+    assert "\nbackground: 19.6 s to learn from, 8.4 s for thresholds (the end of each recording)\n" in err
     monkeypatch.chdir(tmp_path)
     code, _, err = confit("export", "run", "-o", "model.onnx", "--no-quantize", "--json")
     assert code == 0, err

@@ -169,6 +169,32 @@ def test_recordings_of_unlike_lengths_are_each_cut(
         assert 0.29 < sum(kept) / sum(lengths) < 0.31
 
 
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        ((("music-{}", 8), ("talk-{}", 4)), "music-6 music-7 talk-3"),
+        ((("music/{}", 8), ("Speech/anna/{}", 4), ("Speech/ben/{}", 2)), "Speech/ben/0 Speech/ben/1 music/6 music/7"),
+        ((("anna{}", 3), ("ben{}", 3), ("carl{}", 3), ("dora{}", 3), ("eve{}", 3)), "dora2 eve0 eve1 eve2"),  # voices
+        ((("2024-{}", 7),), "2024-5 2024-6"),
+        ((("music-{}", 5), ("talk-{}", 4), ("dog{}", 1), ("rain{}", 1), ("tram{}", 1)), "music-3 music-4 talk-3 tram0"),
+    ],
+)
+def test_each_kind_of_background_is_learnt_and_kept(
+    manifest: Path, tmp_path: Path, names: tuple[tuple[str, int], ...], kept: str
+) -> None:
+    """Were all speech kept for thresholds it would be learnt as nothing, and words be held to be speech."""
+    for at, name in enumerate(form.format(number) for form, count in names for number in range(count)):
+        (tmp_path / "bg" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(tmp_path / "bg" / f"{name}.wav", at, seconds=1 + at / 100)
+    corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path / "bg")
+    found = [str(path.relative_to(tmp_path / "bg").with_suffix("")) for path in corpus.background_kept]
+    assert sorted(found) == kept.split()
+    ends = {round((len(pcm) / RATE - 1) * 100) for pcm in corpus.background_val}
+    every = [form.format(number) for form, count in names for number in range(count)]
+    assert ends == {every.index(name) for name in found}
+    assert len(corpus.background_train) + len(corpus.background_val) == len(every)
+
+
 def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
     rows = ["path,label,group"]
     for number, label in enumerate("xyxyxyx"):
