@@ -54,10 +54,8 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
     styles = {"val_linear": ("linear probe", "-", "o"), "val_head": ("own head", "--", "s")}
     restarts: set[float] = set()
     for name, history in histories.items():
-        trainings: dict[float, list[dict[str, float]]] = {}
-        for row in history:
-            trainings.setdefault(row.get("training", 1), []).append(row)
-        for number, rows in trainings.items():
+        trainings = by_training(history)
+        for number, rows in enumerate(trainings):
             for key, (probe, line, marker) in styles.items():
                 if key in rows[0]:
                     axes.plot(
@@ -67,9 +65,9 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
                         ls=line,
                         marker=marker,
                         ms=4,
-                        label=f"{name}, {probe}" if number == 1 else None,
+                        label=None if number else f"{name}, {probe}",
                     )
-        restarts |= {rows[0]["epoch"] - 0.5 for number, rows in trainings.items() if number > 1}
+        restarts |= {rows[0]["epoch"] - 0.5 for rows in trainings[1:]}
     for at in restarts:
         axes.axvline(at, color=INK, lw=0.8, ls=":")
         axes.annotate("again from the start", (at, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7)
@@ -78,6 +76,14 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def by_training(history: list[dict[str, float]]) -> list[list[dict[str, float]]]:
+    """The epochs of each training of a soup apart; of one training all of them."""
+    trainings: dict[float, list[dict[str, float]]] = {}
+    for row in history:
+        trainings.setdefault(row.get("training", 1), []).append(row)
+    return list(trainings.values())
 
 
 @any_script()

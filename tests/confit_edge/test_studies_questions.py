@@ -28,9 +28,9 @@ from confit_edge.probes.hard import background_heard
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run
 from confit_edge.studies import cost, find, names
-from confit_edge.studies.bench import Bench, judged, probed, source_of
+from confit_edge.studies.bench import Bench, judged, probed, source_of, trained
 from confit_edge.studies.engine import Planned, prepare, run
-from confit_edge.studies.questions import dimensions, unseen
+from confit_edge.studies.questions import convergence, dimensions, unseen
 from confit_edge.studies.report import write_report
 from confit_edge.studies.results import Results
 from confit_edge.studies.subset import cut, with_classes
@@ -98,6 +98,21 @@ def test_a_study_from_its_plan_to_its_conclusions(name: str, tones: Path, recipe
     assert "One seed: the intervals speak of test groups only." in conclusions[0]
     assert len(conclusions) > 1
     assert not re.search(r"\bnan\b", " ".join(conclusions))
+
+
+def test_convergence_takes_each_training_of_a_soup_for_a_curve(tones: Path, recipe: Recipe) -> None:
+    bench = Bench(source_of(tones, recipe))
+    _, trial, *_ = convergence.plan(bench.corpus(), replace(recipe, epochs=3, soup=2, lr=(3e-3,)))
+    last, *epochs = convergence.measure(bench, trial)
+    _, fitted = trained(bench, trial, bench.data(trial))  # the same again
+    assert fitted is not None
+    assert [row["training"] for row in fitted.history] == [1, 1, 1, 2, 2, 2]
+    assert [point.arm for point in epochs] == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]
+    for name in ("val_linear", "val_head"):
+        curves = np.array([row[name] for row in fitted.history]).reshape(2, 3)
+        assert [point.numbers[name] for point in epochs] == pytest.approx(curves.mean(axis=0))
+        reached = 1 + (curves >= 0.95 * curves.max(axis=1, keepdims=True)).argmax(axis=1)
+        assert last.numbers[name.replace("val", "epochs")] == pytest.approx(reached.mean())
 
 
 def test_no_plan_has_a_trial_twice_and_all_are_of_their_seed(tones: Path, recipe: Recipe) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from confit_edge.data.corpus import Corpus
+from confit_edge.geometry.plots import by_training
 from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, trained
 from confit_edge.studies.chart import draw as draw_chart
@@ -31,17 +33,24 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
-    """The usual at the end, with the epochs until each probe was near its best; and a point an epoch, on validation."""
+    """The usual at the end, with the epochs until each probe was near its best; and a point an epoch, on validation.
+
+    The trainings of a soup run side by side: an epoch is the same of each, and what is told is their mean.
+    """
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
     last = probed(encoder, fitted, corpus, trial.recipe, bench.device)
     if fitted is None:
         return [last]
-    curves = {name: [row[name] for row in fitted.history if name in row] for name in ("val_linear", "val_head")}
-    reached = {name.replace("val", "epochs"): float(epochs_to(curve)) for name, curve in curves.items() if curve}
+    trainings = by_training(fitted.history)
+    names = [name for name in CHART.metrics if name in fitted.history[0]]
+    reached = {
+        name.replace("val", "epochs"): fmean(epochs_to([row[name] for row in rows]) for rows in trainings)
+        for name in names
+    }
     epochs = [
-        Point(numbers={name: row[name] for name in curves if name in row}, arm={"epoch": int(row["epoch"])})
-        for row in fitted.history
+        Point(numbers={name: fmean(row[name] for row in rows) for name in names}, arm={"epoch": epoch})
+        for epoch, rows in enumerate(zip(*trainings, strict=True), start=1)
     ]
     return [replace(last, numbers=last.numbers | reached), *epochs]
 
