@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,10 @@ class FineTune(Objective):
         if self.multi_label:
             return functional.binary_cross_entropy_with_logits(outputs, targets.float()), {}
         return functional.cross_entropy(outputs, targets.argmax(dim=1)), {}
+
+
+# an objective by the recipe, the size of the embeddings, the number of classes, and whether clips carry several labels
+MakeObjective = Callable[[Recipe, int, int, bool], Objective]
 
 
 def make_objective(recipe: Recipe, dim: int, classes: int, multi_label: bool) -> Objective:

@@ -25,7 +25,7 @@ from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
 from confit_edge.pairtune.items import ahead, epoch_batches, training_items
 from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
-from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
+from confit_edge.pairtune.objectives import FineTune, MakeObjective, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.soup import Soup, averaged
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
@@ -106,6 +106,7 @@ def fit(
     checkpoint_path: Path | None = None,
     watch: Watcher | None = None,
     teaching: Teaching | None = None,
+    make: MakeObjective = make_objective,
 ) -> Fitted:
     """Train `encoder` in place; it ends with the weights of an epoch chosen on validation, or with their average.
 
@@ -118,14 +119,14 @@ def fit(
     fine-tuning, the miner's statistics for PairTune, and of a soup the number of the `training`. After `patience` epochs
     without a gain on validation the training ends early. With `checkpoint_path`, each epoch is saved there and a training
     found there goes on. `watch` is told of every batch. With `teaching` the encoder is a student, and the loss is the
-    teaching's. Under a launcher of several processes every one of them calls this, with the same arguments; all end with
-    the same weights.
+    teaching's; else it is that of the objective that `make` gives, by default the recipe's. Under a launcher of several
+    processes every one of them calls this, with the same arguments; all end with the same weights.
 
     Raises DivergedError where a loss or an embedding is no longer finite, UsageError where the encoder or the batches cannot
     do what the recipe says, and ConfitError on a checkpoint that is damaged or of another training.
     """
     keep_freed_memory()
-    with prepared(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching) as training:
+    with prepared(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching, make=make) as training:
         return training.run(checkpoint_path)
 
 
@@ -139,11 +140,12 @@ def prepared(
     epochs: int,
     watch: Watcher | None = None,
     teaching: Teaching | None = None,
+    make: MakeObjective = make_objective,
 ) -> Iterator[Training]:
     """The training that `fit` does, ready to run. Raises UsageError where encoder or batches cannot do what the recipe says."""
     ranks = join(recipe.device)
     torch.manual_seed(recipe.seed)
-    make = teaching.objective if teaching else make_objective
+    make = teaching.objective if teaching else make
     objective = make(recipe, encoder.dim, len(corpus.classes), corpus.multi_label)
     encoder.to(ranks.device)
     objective.to(ranks.device)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
+from confit_edge.encoders import pretrained
 from confit_edge.geometry.measures import contribution
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.trainer import prepared
 from confit_edge.probes.judge import judge
 from confit_edge.recipe import Recipe
 from confit_edge.studies import find, names
@@ -523,21 +527,24 @@ def test_imbalance_is_of_the_shares_of_all_pairs() -> None:
     assert float(dimensions.imbalance(torch.eye(8)[:1].repeat(5, 1))) == pytest.approx(7, rel=1e-5)
 
 
-def test_the_penalty_adds_its_own_gradient_and_goes_away() -> None:
-    torch.manual_seed(0)
-    encoder, rows = torch.nn.Linear(5, 4), torch.randn(6, 5)
-
-    def gradient(loss: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(loss, encoder.weight)[0]
-
-    plain = gradient(encoder(rows).square().sum())
-    wanted = plain + 0.7 * gradient(dimensions.imbalance(encoder(rows)))
-    with dimensions.balanced(encoder, 0.7):
-        assert torch.allclose(gradient(encoder(rows).square().sum()), wanted, atol=1e-6)
-        encoder.eval()
-        assert torch.equal(gradient(encoder(rows).square().sum()), plain)
-        encoder.train()
-    assert torch.equal(gradient(encoder(rows).square().sum()), plain)
+@pytest.mark.parametrize("changes", [{}, {"chunk_size": 3}, {"chunk_size": 4, "accumulate": 3}])
+def test_the_penalty_is_of_the_whole_batch(corpus: Corpus, changes: dict[str, Any]) -> None:
+    """Also where a batch is embedded in chunks, or several batches make a step: as the loss that it is added to."""
+    encoder = pretrained("speech-embedding", 0.8)
+    recipe = Recipe(objective="finetune", clips_per_class=2, **changes)
+    options: dict[str, Any] = {"lr": 1e-3, "epochs": 1}
+    with prepared(encoder, corpus, recipe, **options, make=dimensions.balanced(0.7)) as training:
+        pcm, targets = next(training._windows(0))
+        assert len(pcm) == 8
+        assert isinstance(training.objective, FineTune)
+        loss, _ = FineTune.forward(training.objective, embeddings := encoder(pcm), targets)
+        loss = loss + 0.7 * dimensions.imbalance(embeddings)
+        wanted = torch.autograd.grad(loss / recipe.accumulate, training.parameters)
+        told = training._backward(pcm, targets, recipe.accumulate)
+        assert told["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        found = [parameter.grad for parameter in training.parameters if parameter.grad is not None]
+        one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (found, wanted))
+        assert float((one - other).norm() / other.norm()) < 1e-5
 
 
 def test_episodes_are_decided_by_prototypes_of_their_own_classes(corpus: Corpus) -> None:

@@ -7,20 +7,17 @@ balanced as PairTune by a penalty: were balance the cause, it would then be as a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.embedding import embed_clips
 from confit_edge.geometry.measures import contribution, describe, label_sets, top_share
+from confit_edge.pairtune.objectives import FineTune, MakeObjective, make_objective
 from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.knn import NEIGHBOURS, KnnProbe
@@ -63,9 +60,8 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     encoder = bench.encoder(trial.recipe).to(device)
     if trial.train:
         lr = choose_lr(encoder, corpus, trial.recipe)
-        weight = float(trial.options.get("penalty", 0.0)) / trial.recipe.accumulate  # the loss is divided likewise
-        with balanced(encoder, weight):
-            fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs)
+        make = balanced(float(trial.options["penalty"])) if "penalty" in trial.options else make_objective
+        fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs, make=make)
     splits = (corpus.train, corpus.val, corpus.test)
     embedded = [embed_clips(encoder, clips.pcm, device) for clips in splits]
     turn = random_rotation(encoder.dim, seed)
@@ -121,40 +117,21 @@ def random_rotation(dim: int, seed: int) -> Floats:
     return ortho_group.rvs(dim, random_state=np.random.default_rng([seed, 30])).astype(np.float32)
 
 
-class _Penalty(torch.autograd.Function):
-    """The embeddings as they are; on the way back, the gradient of `weight` times the imbalance is added."""
+class Balanced(FineTune):
+    """Vanilla fine-tuning that also minimises `weight` times the imbalance of a batch's embeddings."""
 
-    @staticmethod
-    def forward(context: Any, embeddings: Tensor, weight: float) -> Tensor:
-        context.save_for_backward(embeddings)
-        context.weight = weight
-        return embeddings.clone()
+    def __init__(self, weight: float, dim: int, classes: int, multi_label: bool) -> None:
+        super().__init__(dim, classes, multi_label)
+        self.weight = weight
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (embeddings,) = context.saved_tensors
-        with torch.enable_grad():
-            inside = embeddings.detach().float().requires_grad_()
-            (own,) = torch.autograd.grad(imbalance(inside), inside)
-        return gradient + context.weight * own.to(gradient.dtype), None
+    def forward(self, embeddings: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+        loss, statistics = super().forward(embeddings, targets)
+        return loss + self.weight * imbalance(embeddings.float()), statistics
 
 
-@contextlib.contextmanager
-def balanced(encoder: nn.Module, weight: float) -> Iterator[None]:
-    """While it lasts, whatever trains `encoder` also minimises `weight` times the imbalance of its embeddings.
-
-    The penalty comes in by the gradient of the encoder's output, so that any objective can be given it.
-    """
-
-    def penalise(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        return _Penalty.apply(output, weight) if module.training and output.requires_grad else output
-
-    handle = encoder.register_forward_hook(penalise) if weight else None
-    try:
-        yield
-    finally:
-        if handle:
-            handle.remove()
+def balanced(weight: float) -> MakeObjective:
+    """What makes vanilla fine-tuning under the penalty of this `weight`."""
+    return lambda recipe, dim, classes, multi_label: Balanced(weight, dim, classes, multi_label)
 
 
 def imbalance(embeddings: Tensor) -> Tensor:
