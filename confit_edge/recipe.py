@@ -149,9 +149,10 @@ class Recipe:
     def _check_together(self) -> None:
         if self.objective == "pairtune" and self.clips_per_class == 1:
             raise UsageError("recipe key 'clips_per_class' must be at least 2 for pairtune: an anchor needs a positive")
-        if self.trainings > 1 and self.lora_rank:
+        if self.lora_rank and (self.trainings > 1 or self.averaging):
+            mean = "soup" if self.trainings > 1 else "averaging"
             raise UsageError(
-                "recipe keys 'soup' and 'lora_rank': the mean of adapters' two factors is not that of the weights they make"
+                f"recipe keys '{mean}' and 'lora_rank': the mean of adapters' two factors is not that of the weights they make"
             )
         if self.trainings > 1 and self.patience:
             raise UsageError(

@@ -65,7 +65,11 @@ def train(
         option("Learn a weighted sum of all layers [no].", METHOD, "--layer-weights/--no-layer-weights"),
     ] = None,
     lora_rank: Annotated[
-        int | None, option("Train LoRA adapters of this rank in a checkpoint, not its weights; 0: none [0].", METHOD)
+        int | None,
+        option(
+            "Train LoRA adapters of this rank in a checkpoint, not its weights; not with --averaging or --soup; 0: none [0].",
+            METHOD,
+        ),
     ] = None,
     objective: Annotated[str | None, option("pairtune (default) or finetune, the vanilla baseline.", METHOD)] = None,
     epochs: Epochs = None,

@@ -212,8 +212,9 @@ def test_a_learning_rate_that_is_no_number_is_refused(text: str) -> None:
         learning_rates(text)
 
 
-def test_a_soup_of_adapters_is_refused() -> None:
+@pytest.mark.parametrize("mean", [{"soup": 2}, {"averaging": 0.5}])
+def test_a_mean_of_adapters_is_refused(mean: dict[str, Any]) -> None:
     """The mean of their factors is not the mean of the weights that these make."""
-    with pytest.raises(UsageError, match="'soup' and 'lora_rank'"):
-        Recipe(soup=2, lora_rank=4)
-    assert Recipe(soup=2).soup == Recipe(lora_rank=4).lora_rank / 2
+    with pytest.raises(UsageError, match=f"'{next(iter(mean))}' and 'lora_rank'"):
+        Recipe(**mean, lora_rank=4)
+    assert dataclasses.replace(Recipe(**mean), soup=1, averaging=0.0, lora_rank=4).lora_rank == 4

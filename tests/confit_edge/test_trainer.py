@@ -92,8 +92,8 @@ def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(speech_embe
     [
         ("speech_embedding", {"objective": "pairtune", "spec_augment": True, "speed": 0.1}),
         ("speech_embedding", {"objective": "finetune", "averaging": 0.5}),
-        ("attention", {"objective": "pairtune", "averaging": 0.4, "lora_rank": 2, "chunk_size": 3, "accumulate": 2}),
-        ("attention", {"objective": "finetune", "precision": "bf16"}),
+        ("attention", {"objective": "pairtune", "lora_rank": 2, "chunk_size": 3, "accumulate": 2}),
+        ("attention", {"objective": "finetune", "averaging": 0.4, "precision": "bf16", "accumulate": 2}),
         ("speech_embedding", {"objective": "pairtune", "epochs": 2, "soup": 2, "averaging": 0.5}),
     ],
 )
