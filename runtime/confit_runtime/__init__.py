@@ -1,5 +1,6 @@
 """confit-edge on the device: load a model, stream audio through it, enroll new names. numpy and onnxruntime only."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,9 @@ __all__ = [
 
 # written here, where the build reads it: asking the installed package for it costs each start 5 MB and 30 ms
 __version__ = "0.1.0"
+
+# onnxruntime from 1.29 on would tell Microsoft of each session; it looks as it is imported, and who wants that sets 0
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # imported when asked for: who only listens pays neither time nor memory for galleries, and an error message for nothing
 _HOME = {

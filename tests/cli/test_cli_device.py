@@ -1061,3 +1061,13 @@ def test_listening_loads_no_openssl(home: Path) -> None:
     )
     assert '"type": "detection"' in done.stdout
     assert not {"_hashlib", "_ssl"} & set(done.stdout.split())
+
+
+def test_listening_leaves_nothing_in_the_home_of_who_listens(home: Path, tmp_path: Path) -> None:
+    """onnxruntime keeps the number of a device there, and what it is about to tell Microsoft."""
+    bare = {"PATH": os.environ["PATH"], "PYTHONPATH": environment()["PYTHONPATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*COMMAND, "listen", "tiny.onnx", "--source", "scene.flac"], cwd=home, env=bare, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "tiny: low 1, mid 1 in 2.5 s\n")
+    assert not list(tmp_path.iterdir())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 HEAVY = {"torch", "sklearn", "transformers", "onnxruntime", "sounddevice", "soundfile", "soxr", "onnx", "scipy"}
 
@@ -28,3 +31,11 @@ def test_measuring_sound_opens_no_microphone() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "confit_runtime.voiced" in done.stdout.split()
     assert not [name for name in done.stdout.split() if name.startswith("confit_runtime.sources")]
+
+
+@pytest.mark.parametrize(("chosen", "then"), [({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")])
+def test_onnxruntime_tells_nobody_unless_it_was_asked_to(chosen: dict[str, str], then: str) -> None:
+    script = "import os, confit_runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    env = {**{name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}, **chosen}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout == f"{then}\n"
