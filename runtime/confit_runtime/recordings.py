@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +17,17 @@ import numpy as np
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, StreamResampler, check_samples, decode, open_sound, sound_seconds
 from confit_runtime.digest import sha256
-from confit_runtime.errors import AudioError, ConfitError, UsageError
+from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.files import default_cache, write_whole
 from confit_runtime.model import Model
 from confit_runtime.rows import RowMaker
 
+log = logging.getLogger(__name__)
+
 LONG_S = 1800.0  # a recording that is longer counts as several of this length
 SHORT_S = 60.0  # files of a folder that are shorter count as one recording, made in one go
 _READ_BYTES = 1 << 20
+_NOTHING: Floats = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,12 @@ class Recording:
     places: list[tuple[str, float]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowCache:
     """Score rows by model and content of the sound file: `heard/MODEL/FILE.npy` under a folder."""
 
     folder: Path
+    _told: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def default(cls) -> RowCache:
@@ -52,37 +58,40 @@ class RowCache:
     def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Floats, float]:
         """`stream_rows` of a file and its seconds, from the cache where it is there. Raises as `stream_rows` does."""
         kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
-        if kept.is_file():
+        rows = _NOTHING
+        with self._going_on():
             rows = _rows_in(kept)
-            if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
-                seconds = sound_seconds(path)
-                tell(seconds)
-                return rows, seconds
-        self._check(kept.parent)
+        if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
+            seconds = sound_seconds(path)
+            tell(seconds)
+            return rows, seconds
+        with self._going_on():  # what cannot be kept is said before an hour is scored
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=kept.parent).close()
         rows, seconds = stream_rows(model, path, tell)
         data = io.BytesIO()
         np.save(data, rows, allow_pickle=False)
-        write_whole(kept, data.getvalue())
+        with self._going_on():
+            write_whole(kept, data.getvalue())
         return rows, seconds
 
-    def _check(self, folder: Path) -> None:
-        """Make `folder`, where it is not there. Raises ConfitError where nothing can be kept: before an hour is scored."""
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Go on where the cache cannot be used, as on a full disk, and say so once: its rows can be made again."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            yield
         except OSError as error:
-            raise ConfitError(
-                f"{self.folder}: cannot be written ({error.strerror}); name another folder for the cache with"
-                " CONFIT_EDGE_CACHE=FOLDER"
-            ) from error
+            if not self._told:
+                log.warning("%s: scored rows cannot be kept (%s); set CONFIT_EDGE_CACHE", self.folder, error.strerror)
+            self._told = True
 
 
 def _rows_in(kept: Path) -> Floats:
-    """What a file of the cache holds: nothing where it is damaged, so that it is made anew."""
+    """What a file of the cache holds: nothing where there is none, or it is damaged, so that it is made anew."""
     try:
         rows: Floats = np.load(kept, allow_pickle=False)
-    except (ValueError, EOFError):
-        return np.zeros(0, np.float32)
+    except (FileNotFoundError, ValueError, EOFError):
+        return _NOTHING
     return rows
 
 

@@ -342,10 +342,6 @@ def test_what_cannot_be_written_is_said_before_hours_pass(
         assert (code, out, len(err.splitlines())) == (2, "", 1)
         assert fault in err
     assert model.read_bytes() == before
-    monkeypatch.setenv("CONFIT_EDGE_CACHE", str(taken))
-    code, _, err = confit("calibrate", model, "--negatives", sounds / "negatives")
-    assert (code, len(err.splitlines())) == (1, 1)
-    assert "CONFIT_EDGE_CACHE" in err
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "evaluate"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 from confit_edge.files import remove, write_tensors, write_text
 from confit_edge.probes.tables import write_csv
 from confit_runtime.errors import ConfitError
+from tests.full_disk import files_of_at_most
 
 WRITER = """
 import sys
@@ -107,14 +106,11 @@ def test_a_file_is_removed_with_what_a_killed_writer_left(tmp_path: Path) -> Non
 def test_where_a_disk_is_full_the_file_is_named_and_the_former_one_stays(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"x": torch.ones(3)})
-    before, unlimited = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
-    try:
-        with pytest.raises(ConfitError, match=r"x\.safetensors: cannot be written"):
-            write_tensors(path, {"x": torch.ones(1_000_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        signal.signal(signal.SIGXFSZ, before)
+    with (
+        files_of_at_most(100_000),
+        pytest.raises(ConfitError, match=r"x\.safetensors: cannot be written"),
+    ):
+        write_tensors(path, {"x": torch.ones(1_000_000)})
     assert load_file(path)["x"].tolist() == [1, 1, 1]
     assert list(tmp_path.iterdir()) == [path]
 

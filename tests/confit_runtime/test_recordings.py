@@ -15,6 +15,7 @@ from confit_runtime.calibration import count_false_accepts
 from confit_runtime.detect import Detector
 from confit_runtime.recordings import RowCache, clip_rows, score_recordings, stream_rows
 from tests import tiny_model
+from tests.full_disk import files_of_at_most
 from tests.tiny_model import HOP, RATE, WINDOW, Floats, silence, tone
 
 RNG = np.random.default_rng(3)
@@ -109,6 +110,41 @@ def test_a_damaged_file_of_the_cache_is_made_anew(model: Model, tmp_path: Path, 
     kept.write_bytes(whole[:left])
     np.testing.assert_array_equal(cache.rows(model, path, lambda at: None)[0], rows)
     assert kept.read_bytes() == whole
+
+
+def test_where_rows_cannot_be_kept_it_is_said_once_before_any_is_scored(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "taken").touch()
+    paths = [tmp_path / "one.flac", tmp_path / "two.flac"]
+    lengths = [len(write(path, 2.0)) / RATE for path in paths]
+    said_before: list[int] = []
+    cache = RowCache(tmp_path / "taken")
+    found = score_recordings(model, paths, cache, lambda *told: said_before.append(len(caplog.records)))
+    assert sum(one.seconds for one in found) == sum(lengths)
+    assert set(said_before) == {1}
+    assert caplog.messages == [
+        f"{tmp_path / 'taken'}: scored rows cannot be kept (Not a directory); set CONFIT_EDGE_CACHE"
+    ]
+
+
+def test_on_a_full_disk_rows_are_scored_and_what_was_kept_is_read(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other, cache = tmp_path / "one.flac", tmp_path / "two.flac", RowCache(tmp_path / "rows")
+    write(path, 2.0)
+    write(other, 40.0)
+    rows, _ = cache.rows(model, path, lambda at: None)
+    with files_of_at_most(4_000):
+        scored = [cache.rows(model, other, lambda at: None)[0] for _ in range(2)]
+        monkeypatch.delattr(recordings, "stream_rows")
+        np.testing.assert_array_equal(cache.rows(model, path, lambda at: None)[0], rows)
+    assert scored[0].nbytes > 4_000
+    np.testing.assert_array_equal(*scored)
+    assert caplog.messages == [
+        f"{tmp_path / 'rows'}: scored rows cannot be kept (File too large); set CONFIT_EDGE_CACHE"
+    ]
+    assert len(list((tmp_path / "rows").glob("*/*"))) == 1
 
 
 def test_what_counts_as_one_recording(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
