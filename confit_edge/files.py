@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import naming
 
 
 def check_folder(out: Path, what: str) -> None:
@@ -27,7 +28,7 @@ def check_folder(out: Path, what: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`."""
     temporary = _partial(path)
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with naming(path), temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -185,13 +185,15 @@ def _listed(manifest: Path) -> list[list[str]]:
 
 def _list(manifest: Path, path: Path, label: str, group: str) -> None:
     """Add a clip to the manifest. Raises UsageError where that cannot be read, or has other columns."""
+    from confit_runtime.files import naming
+
     rows = [] if _listed(manifest) else [list(COLUMNS)]
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(
         [*rows, [path.relative_to(manifest.parent).as_posix(), label, group]]
     )
     ended = manifest.read_bytes()[-1:] in (b"", b"\n")
-    with manifest.open("ab") as file:
+    with naming(manifest), manifest.open("ab") as file:
         file.write(("" if ended else "\n").encode() + table.getvalue().encode())
         file.flush()
         os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from confit_edge.data.manifest import Clip, Manifest, labels_of, sound_files
 from confit_edge.data.splits import keep_apart, ungrouped
 from confit_edge.data.tables import read_table, relative
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import naming
 from confit_runtime.sources.files import SOUND_SUFFIXES
 
 _SPLIT_OF = {
@@ -225,5 +226,6 @@ def _sound(cell: dict[str, Any], stem: Path, source: str) -> Path:
             raise ConfitError(f"hf:{source}: a clip ({name}) is no sound that can be read ({error})") from error
     path = stem.with_suffix(suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    with naming(path):
+        path.write_bytes(data)
     return path

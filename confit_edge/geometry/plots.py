@@ -20,6 +20,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from confit_runtime.arrays import Doubles, Floats
+from confit_runtime.files import naming
 
 SHOWN = 40  # classes that can be read in one plot
 MAPPED = 4000  # clips
@@ -244,7 +245,7 @@ def _wrapped(title: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), naming(path):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a label may be of any script, a font is not
         figure.tight_layout()
         figure.savefig(path, dpi=130)

@@ -13,6 +13,7 @@ from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.study import Chart
 from confit_edge.studies.trial import Arm, Scalar
+from confit_runtime.files import naming
 
 Colour = str | tuple[float, ...]
 
@@ -66,7 +67,8 @@ def draw(results: Results, chart: Chart, title: str, path: Path, split: str = "t
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure."""
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    with naming(path):
+        figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def colour_of(objective: Scalar, number: int = 0) -> Colour:

@@ -14,6 +14,7 @@ from typing import Any
 from confit_edge.files import write_text
 from confit_edge.studies.trial import Outcome
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import naming
 
 HEADER, TRIALS = "study.json", "trials.jsonl"
 
@@ -66,7 +67,8 @@ class Journal:
 
     def append(self, outcome: Outcome) -> None:
         """Add a line, and wait until it is on the disk."""
-        with (self.path / TRIALS).open("ab") as file:
+        trials = self.path / TRIALS
+        with naming(trials), trials.open("ab") as file:
             file.write(outcome.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

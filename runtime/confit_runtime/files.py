@@ -7,6 +7,8 @@ import glob
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from confit_runtime.errors import UsageError
@@ -19,7 +21,8 @@ def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     """Write a file whole or not at all, though another process writes it, too: the last one's stays. Raises OSError."""
     temporary = partial_path(path)
     try:
-        _write_through(temporary, data, mode)
+        with naming(path):
+            _write_through(temporary, data, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,10 +39,22 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     try:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        _write_through(temporary, data, mode)
+        with naming(path):
+            _write_through(temporary, data, mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # not once it has its name: the next one may be writing where it was
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of writing, as on a full disk, names no file: let it name the one that was asked for."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 

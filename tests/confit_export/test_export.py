@@ -30,12 +30,14 @@ from confit_export import export, measure
 from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
 from confit_export.measure import compare_on_test, share_that_fires, softer
+from confit_export.model_file import provisional
 from confit_runtime import Model, load
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import read_sealed
 from confit_runtime.errors import ConfitError, UsageError
 from tests import tiny_model
 from tests.at_once import at_once
+from tests.full_disk import files_of_at_most
 
 Floats = npt.NDArray[np.float32]
 Rows = tuple[Floats, Floats]
@@ -117,6 +119,15 @@ graph, contract = onnx.load({str(tmp_path / "tiny.onnx")!r}), tiny_model.contrac
 del graph.metadata_props[:]
 """
     at_once(begin, "provisional(path, graph, contract)", tmp_path / "out.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
+def test_where_the_disk_is_full_the_model_that_was_to_be_is_named(tmp_path: Path) -> None:
+    graph = onnx.load(tiny_model.build(tmp_path / "tiny.onnx"))
+    del graph.metadata_props[:]
+    with files_of_at_most(1_000), pytest.raises(OSError, match="File too large") as refused:
+        provisional(tmp_path / "out.onnx", graph, tiny_model.contract())
+    assert refused.value.filename == str(tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 

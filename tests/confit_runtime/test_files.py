@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from confit_runtime.files import default_cache, remove_left, write_new, write_whole
+from tests.full_disk import files_of_at_most
 
 
 def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
@@ -27,6 +29,16 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
         write_whole(path, b"new")
     assert path.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [write_whole, write_new])
+def test_where_a_disk_is_full_the_file_that_was_asked_for_is_named(
+    tmp_path: Path, write: Callable[[Path, bytes], None]
+) -> None:
+    with files_of_at_most(1_000), pytest.raises(OSError, match="File too large") as refused:
+        write(tmp_path / "x.onnx", bytes(2_000))
+    assert refused.value.filename == str(tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("ends_with", [OSError(28, "No space left on device"), KeyboardInterrupt()])
