@@ -165,6 +165,15 @@ def test_a_path_that_is_empty_is_not_the_folder_one_is_in(confit: Confit) -> Non
         assert "empty" in err or "without a name" in err
 
 
+@pytest.mark.parametrize("arguments", ["train /clips -o /run", "enroll speakers ada ada.wav", "listen digits"])
+def test_in_a_folder_that_was_removed_it_says_so(tmp_path: Path, arguments: str) -> None:
+    (tmp_path / "gone").mkdir()
+    line = f'rmdir ../gone; {sys.executable} -c "from confit_edge.cli import main; main()" {arguments}'
+    done = subprocess.run(line, shell=True, cwd=tmp_path / "gone", capture_output=True, text=True)
+    said = "confit-edge: the folder that you are in was removed: cd into another one\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
