@@ -13,11 +13,11 @@ from typing import Any
 
 from confit_edge.cli._console import Bar, say
 from confit_edge.data.clips import MIN_S
-from confit_edge.data.cut import MANIFEST, Names, Part, extract, made_whole, safe, write_table
+from confit_edge.data.cut import MANIFEST, Names, Part, UnwrittenError, extract, made_whole, safe, write_table
 from confit_edge.data.manifest import UNKNOWN, Clip
 from confit_edge.data.pieces import Piece, Pieces, pieces_of, rest_of
 from confit_edge.data.tables import relative
-from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.labels import Labelled
 from confit_runtime.wording import counted, lasting, listed
 
@@ -56,7 +56,11 @@ def cut_out(
     with ExitStack() as made, Bar(json_lines, before="hours") as bar:
         folder = made.enter_context(made_whole(out, "-o"))
         beside = made.enter_context(made_whole(rest, "--rest")) if rest else None
-        written = _cut_each(recordings, groups, pieces, folder, beside, margin_s, bar)
+        try:
+            written = _cut_each(recordings, groups, pieces, folder, beside, margin_s, bar)
+        except UnwrittenError as error:  # its file is hidden, and gone by now
+            where = rest if beside in error.file.parents else out
+            raise ConfitError(f"{where}: cannot be written ({error.reason}): is the disk full?") from error
         several = write_table(written.clips, folder / MANIFEST)
     labels = Counter(label for clip in written.clips for label in clip.labels or (UNKNOWN,))
     lengths, rest_s = written.lengths_s, written.rest_s

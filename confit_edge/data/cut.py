@@ -40,6 +40,14 @@ _EXACT = (
 _PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
 
+class UnwrittenError(ConfitError):
+    """A file that cannot be written, as on a full disk: `file`, and `reason`."""
+
+    def __init__(self, file: Path, reason: Exception) -> None:
+        super().__init__(f"{file}: cannot be written ({reason}): is the disk full?")
+        self.file, self.reason = file, reason
+
+
 class Part(NamedTuple):
     """A stretch of a recording in seconds, and the file that it is to be, but for the ending."""
 
@@ -102,7 +110,7 @@ def extract(path: Path, parts: Sequence[Part], tell: Callable[[float], None] = l
     """Write parts of a recording, at its own rate and with its channels, and give their files in the same order.
 
     It is read once, from the first part to the last, and where the format allows it not between them: parts may overlap.
-    Raises AudioError where it is damaged, after removing what was written of it, and ConfitError where nothing can be written.
+    Raises AudioError where it is damaged, after removing what was written of it, and UnwrittenError where nothing can be written.
     """
     written: list[Path] = []
     try:
@@ -198,14 +206,14 @@ def _create(file: Path, sound: Any, form: Form) -> Any:
             os.fsencode(file), "w", sound.samplerate, sound.channels, form.subtype, format=form.format
         )
     except RuntimeError as error:
-        raise ConfitError(f"{file.parent}: a clip cannot be written ({error})") from error
+        raise UnwrittenError(file, error) from error
 
 
 def _write(out: Any, frames: Any) -> None:
     try:
         out.write(frames)
     except RuntimeError as error:
-        raise ConfitError(f"{os.fsdecode(out.name)}: cannot be written ({error})") from error
+        raise UnwrittenError(Path(os.fsdecode(out.name)), error) from error
 
 
 def write_table(clips: Sequence[Clip], path: Path) -> bool:

@@ -15,6 +15,7 @@ import soundfile
 
 from confit_edge.data.manifest import SPLITS, read_manifest
 from tests.cli.command import COMMAND
+from tests.full_disk import files_of_at_most
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -316,6 +317,18 @@ def test_cut_makes_clips_of_a_table_of_times(field: Path) -> None:
     assert run("check", out / "manifest.csv", cache=field / "cache").returncode == 1  # of two groups
     again = run("cut", table, "-o", out, cache=field / "cache")
     assert (again.returncode, again.stderr) == (2, f"confit-edge: -o {out}: is not empty; name a new folder\n")
+
+
+@pytest.mark.parametrize("places", ["-o clips", "-o clips --rest rest"])
+def test_where_the_disk_is_full_cut_names_the_folder_that_was_asked_for(
+    field: Path, monkeypatch: pytest.MonkeyPatch, places: str
+) -> None:
+    monkeypatch.chdir(field)
+    with files_of_at_most(100_000):
+        done = run("cut", "field/calls.csv", *places.split(), cache=field / "cache")
+    said = f"confit-edge: {places.split()[-1]}: cannot be written (System error.): is the disk full?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert [path.name for path in field.iterdir()] == ["field"]
 
 
 def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
