@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,6 +148,8 @@ def listen(
         for name in clips or [source]:
             try:
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened, while_read(opened):
+                    if opened.live and sys.stdout is None and save_triggers is None:
+                        raise UsageError("stdout is closed, so nobody would hear of what is detected: give it a reader")
                     with_view = [*placed.taps, *heard.taps(opened)]
                     listener = Listener(streams, opened.name, opened.rate, taps=with_view, seconds=seconds)
                     heard.tell_all(listener, stopped.between_pieces(opened))

@@ -435,6 +435,18 @@ def test_with_a_reader_live_sound_that_ends_or_is_stopped_is_no_error(home: Path
     assert (done.returncode, done.stderr) == (0, "tiny: low 1, mid 1 in 2.5 s\n")
 
 
+@pytest.mark.parametrize(
+    ("options", "status", "said"), [("", 2, "stdout is closed"), ("--save-triggers kept", 0, "low 1")]
+)
+def test_without_a_stdout_live_sound_is_heard_only_where_it_is_kept(
+    home: Path, tmp_path: Path, options: str, status: int, said: str
+) -> None:
+    (tmp_path / "pcm").write_bytes((scene(16_000) * 32767).astype("<i2").tobytes())
+    arguments = f"listen {home / 'tiny.onnx'} --source - --rate 16000 {options} < pcm >&-"
+    done = in_shell(tmp_path, environment(), f'"$@" {arguments}')
+    assert (done.returncode, said in done.stderr, len(done.stderr.splitlines())) == (status, True, 1)
+
+
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 >&3 | true"])
 def test_a_stderr_that_cannot_be_written_ends_nothing(
     home: Path, fake_portaudio: Callable[[str], dict[str, str]], redirection: str
