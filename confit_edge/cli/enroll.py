@@ -112,15 +112,15 @@ def enroll(
         blobs = to_blobs(embeddings)
         # before a gallery is made: who has too little is refused with nothing written
         already = there.already(name, blobs, negative=negative) if there else Already()
-        of_each = [of_print for _, _, of_print in prints]
-        places, seconds = admitted(name, blobs, of_each, already, None if negative else settled, gallery)
+        sources, of_each = [clip for clip, _, _ in prints], [of_print for _, _, of_print in prints]
+        places, seconds = admitted(name, blobs, sources, of_each, already, None if negative else settled, gallery)
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
         if prints:
             opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
             opened.enroll(
                 name,
                 embeddings[places],
-                sources=[clip for clip, _, _ in prints],
+                sources=[sources[at] for at in places],
                 voiced_s=seconds,
                 negative=negative,
                 audio=[to_flac(sound, rate) for _, sound, _ in prints] if keep_audio else None,

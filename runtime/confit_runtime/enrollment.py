@@ -20,6 +20,7 @@ from confit_runtime.matcher import unit
 from confit_runtime.model import Model
 from confit_runtime.prints import new_places
 from confit_runtime.voiced import cut_to_voice, sounding_seconds, sounding_segments, voiced_seconds
+from confit_runtime.wording import listed
 
 Kind = Literal["speaker", "sound"]
 OF_KIND = {"speaker": "voices", "sound": "sounds"}
@@ -44,12 +45,15 @@ class Taken:
 class Already:
     """What a gallery has already, as prints are added to a name: nothing where there is none.
 
-    `prints` are the name's own, of `seconds` of sound or voice; `owners` have one of those that are added.
+    `prints` are the name's own, of `seconds` of sound or voice, or its negative ones where such are added, and `contrary`
+    those of the other sign; `owners` have one of those that are added.
     """
 
     prints: Collection[bytes] = ()
     seconds: float = 0.0
     owners: Set[str] = frozenset()
+    contrary: Collection[bytes] = ()
+    negative: bool = False
 
 
 def kind_of(contract: Contract) -> Kind:
@@ -94,17 +98,21 @@ def still_needed(voiced_s: float, kind: Kind) -> float:
 def admitted(
     name: str,
     blobs: Sequence[bytes],
+    sources: Sequence[str | Path],
     seconds: float | Sequence[float],
     already: Already,
     kind: Kind | None,
     gallery: Path,
 ) -> tuple[list[int], float]:
-    """The places of the prints that a name does not have yet, and their seconds.
+    """The places of the prints, each of a source, that a name does not have yet, and their seconds.
 
     `seconds` are those of each print, or of all, which share them evenly. Of voices all must be enough; `kind` is None where
-    any are. Raises UsageError where another name has one of the prints, AudioError on too little voice.
+    any are. Raises UsageError where another name has one of the prints, or this one with the other sign, AudioError on too
+    little voice.
     """
     check_nobody_else(name, already.owners, gallery)
+    both = [str(source) for blob, source in zip(blobs, sources, strict=True) if blob in already.contrary]
+    check_not_both(name, both, already.negative, gallery)
     places = new_places(blobs, already.prints)
     added_s = _share(seconds, places, len(blobs))
     if kind is not None:
@@ -134,9 +142,24 @@ def check_nobody_else(name: str, owners: Set[str], gallery: Path) -> None:
         other = min(others)
         raise UsageError(
             f"{gallery}: some of the sounds for {name!r} are enrolled as {other!r} already, and a sound under two names is"
-            f" unknown; leave them out, or take {other!r} away first, with `confit-edge gallery remove {shlex.quote(other)}"
-            f" --gallery {shlex.quote(str(gallery))}`"
+            f" unknown; leave them out, or take {other!r} away first, with `{_removal(other, gallery)}`"
         )
+
+
+def check_not_both(name: str, clips: Sequence[str], negative: bool, gallery: Path) -> None:
+    """Raise UsageError where there are `clips` whose prints, or `negative` ones, a gallery has with the other sign."""
+    if clips:
+        there = f"enrolled as {name!r}" if negative else f"a negative print of {name!r}"
+        raise UsageError(
+            f"{gallery}: a sound of {listed(list(dict.fromkeys(clips)))} is {there} already, and what is a print and a"
+            f" negative one is never answered: leave it out; or, if that was the mistake, enroll {name!r} anew (no command"
+            f" takes one print away, `{_removal(name, gallery)}` takes all)"
+        )
+
+
+def _removal(name: str, gallery: Path) -> str:
+    """The command that takes a name away."""
+    return f"confit-edge gallery remove {shlex.quote(name)} --gallery {shlex.quote(str(gallery))}"
 
 
 def tenths(seconds: float) -> float:

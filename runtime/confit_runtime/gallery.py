@@ -192,9 +192,9 @@ class Gallery:
         `audio` is the sound of each as FLAC, if it is to be kept. `negative` ones are of sounds that were taken for the
         name and are not it. Those that the name has already are left out, with their share of the `voiced_s` seconds.
         Of a voice all clips are given at once, and are refused where it has less than `LEAST_VOICE_S` with them; so is a
-        print that another name has. `carried` ones were enrolled before, elsewhere, and are taken as they are. `kind` says
-        what these are, voices or sounds, where the gallery's own kind is not it. Returns how many prints (or negative ones)
-        the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
+        print that another name has, or this one with the other sign. `carried` ones were enrolled before, elsewhere, and
+        are taken as they are. `kind` says what these are, voices or sounds, where the gallery's own kind is not it. Returns
+        how many prints (or negative ones) the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
         """
         name = new_name(name)
         voiced_s = duration(voiced_s, f"voiced_s, the sound that {name!r} is enrolled from")
@@ -205,7 +205,7 @@ class Gallery:
             else:
                 own = self.already(name, blobs, negative=negative)
                 kind = None if negative else kind or self._told_kind()
-            places, heard_s = admitted(name, blobs, voiced_s, own, kind, self.path)
+            places, heard_s = admitted(name, blobs, sources, voiced_s, own, kind, self.path)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id = self._id_of(db, name)
             if not negative:
@@ -221,10 +221,11 @@ class Gallery:
 
     def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> Already:
         """What the gallery has already, as these prints are added to a name; negative ones are nobody else's."""
+        own, contrary = (self.blobs(name, negative=sign) for sign in (negative, not negative))
         if negative:
-            return Already(self.blobs(name, negative=True))
+            return Already(own, contrary=contrary, negative=True)
         seconds = self.voiced_s(name) if name in self.names() else 0.0
-        return Already(self.blobs(name, negative=False), seconds, self.owners(blobs))
+        return Already(own, seconds, self.owners(blobs), contrary)
 
     def _told_kind(self) -> Kind | None:
         """The kind; None where neither a file of an older version nor a model tells."""

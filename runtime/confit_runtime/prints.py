@@ -32,6 +32,11 @@ class Print:
     negative: bool = False
     audio: bytes | None = None
 
+    @property
+    def blob(self) -> bytes:
+        """The embedding as it stands in the file."""
+        return self.embedding.astype("<f4").tobytes()
+
 
 def checked(
     name: str, embeddings: npt.ArrayLike, dim: int, sources: Sequence[str | Path], audio: Sequence[bytes] | None

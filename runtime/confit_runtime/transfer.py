@@ -11,7 +11,7 @@ import numpy as np
 
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, resample
-from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, embed_sound, kind_of
+from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, check_not_both, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import partial_path, remove_left
 from confit_runtime.gallery import Gallery
@@ -53,7 +53,7 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
 
     Raises GalleryError when the two were enrolled with different models, UsageError when one holds voices and the other
     sounds, when one of the names cannot be enrolled, or when prints of it stand here under another name, which would make
-    both unknown; nothing is written then.
+    both unknown, or under its own with the other sign; nothing is written then.
     """
     if not source.binding.compares(target.binding):
         raise GalleryError(
@@ -74,6 +74,7 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
     for name in names:
         for gallery, holders in ((target, here), (source, there)):
             check_nobody_else(name, set().union(*(holders[blob] for blob in blobs[name])), gallery.path)
+            _check_signs(name, found[name][0], gallery)
     before = _counts(target)
     with target.change():
         for name, (prints, voiced_s) in found.items():
@@ -109,6 +110,14 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
         made[name] = np.stack([one.embedding for one in prints]), embeddings
     gallery.replace_prints(model, settled, made)
     return {name: len(embeddings) for name, (_, embeddings) in made.items()}
+
+
+def _check_signs(name: str, prints: Sequence[Print], gallery: Gallery) -> None:
+    """Raise UsageError where a gallery has one of a name's prints with the other sign."""
+    for negative in (False, True):
+        contrary = gallery.blobs(name, negative=not negative)
+        both = [one.source for one in prints if one.negative == negative and one.blob in contrary]
+        check_not_both(name, both, negative, gallery.path)
 
 
 def _counts(gallery: Gallery) -> Counter[str]:

@@ -165,7 +165,31 @@ def test_what_a_name_has_already_is_left_out_with_its_seconds(path: Path, model:
         assert gallery.voiced_s("eve") == 2.0
         assert gallery.enroll("eve", prints, sources=list("efg"), voiced_s=3.0) == 3
         assert (gallery.voiced_s("eve"), [one.source for one in gallery.prints("eve")]) == (3.0, ["a", "b", "g"])
-        assert gallery.enroll("eve", prints[:1], sources=["tv"], voiced_s=1.0, negative=True) == 1  # of another kind
+
+
+def test_a_sound_is_no_print_of_a_name_and_a_negative_one(path: Path, tmp_path: Path, model: Model) -> None:
+    tv, yes = random_prints(2)[:, None]
+    with Gallery.open(path, model) as gallery:
+        gallery.enroll("ada", tv, sources=["tv.wav"], voiced_s=0.0, negative=True)
+        gallery.enroll("ada", yes, sources=["yes.wav"], voiced_s=1.0)
+        with pytest.raises(
+            UsageError,
+            match=r"gallery\.db: a sound of tv2\.wav is a negative print of 'ada' .*gallery remove ada --gallery ",
+        ):
+            gallery.enroll("ada", [*random_prints(1), tv[0]], sources=["new.wav", "tv2.wav"], voiced_s=2.0)
+        with pytest.raises(UsageError, match=r"a sound of yes2\.wav is enrolled as 'ada' already"):
+            gallery.enroll("ada", yes, sources=["yes2.wav"], voiced_s=0.0, negative=True)
+        with Gallery.open(tmp_path / "other.db", model, create=True) as other:
+            other.enroll("ada", tv, sources=["tv3.wav"], voiced_s=1.0)
+            for target, source, told in (
+                (gallery, other, "tv3.wav is a negative print of 'ada'"),
+                (other, gallery, "tv.wav is enrolled as 'ada'"),
+            ):
+                with pytest.raises(UsageError, match=told):
+                    import_names(target, source)
+            assert (other.names(), other.negatives()) == ({"ada": 1}, {})
+        assert (gallery.names(), gallery.negatives()) == ({"ada": 4, "bob": 2}, {"ada": 1})
+        assert gallery.match(yes[0]).name == "ada"
 
 
 def test_a_print_is_enrolled_under_one_name(path: Path, model: Model) -> None:
