@@ -124,10 +124,13 @@ class CurrentMatcher:
         )
 
     def _search(self, ids: Places, prints: Floats) -> IndexSearch | None:
-        """By the index, if there is one. Raises GalleryError on one of other prints, unless somebody listens."""
+        """By the index, if there is one. Raises GalleryError on one of other prints, unless somebody listens.
+
+        One that lies beside a gallery of nobody stays, for who only reads erases nothing: `enroll` does.
+        """
         path = self._file.index_path
         try:
-            return IndexSearch(path, ids, prints) if path.exists() else None
+            return IndexSearch(path, ids, prints) if len(ids) and path.exists() else None
         except GalleryError as error:
             if self._matcher is None:
                 raise

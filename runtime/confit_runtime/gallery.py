@@ -206,6 +206,7 @@ class Gallery:
                 own = self.already(name, blobs, negative=negative)
                 kind = None if negative else kind or self._told_kind()
             places, heard_s = admitted(name, blobs, sources, voiced_s, own, kind, self.path)
+            self._file.erase_index_of_others(db)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id = self._id_of(db, name)
             if not negative:

@@ -13,6 +13,7 @@ from threading import RLock
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import OURS
 from confit_runtime.migrations import Binding, lay_out, prepare, reported
+from confit_runtime.search import erase_index, index_path
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,12 @@ class GalleryFile:
     @property
     def index_path(self) -> Path:
         """Where its index is, if there is one."""
-        return self.path.with_name(self.path.name + ".index")
+        return index_path(self.path)
+
+    def erase_index_of_others(self, db: sqlite3.Connection) -> None:
+        """Erase an index where there are no prints: it is of those of a file that is gone. Raises GalleryError."""
+        if db.execute("SELECT 1 FROM prints WHERE negative = 0 LIMIT 1").fetchone() is None:
+            erase_index(self.index_path)
 
     @property
     def stands(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from confit_runtime.errors import GalleryBusyError, GalleryError
+from confit_runtime.search import erase_index, index_path
 
 SCHEMA = 3
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
@@ -82,11 +83,15 @@ def is_blank(path: Path, db: sqlite3.Connection) -> bool:
 
 
 def lay_out(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
-    """Make a blank file a gallery of a model's prints; one that is not blank stays as it is."""
+    """Make a blank file a gallery of a model's prints; one that is not blank stays as it is.
+
+    An index beside a blank one is of a file that is gone, and is erased. Raises GalleryError.
+    """
     with db:
         db.execute("BEGIN IMMEDIATE")
         if not is_blank(path, db):
             return  # another program was faster
+        erase_index(index_path(path))
         for statement in _TABLES:
             db.execute(statement)
         bind(db, binding)

@@ -92,6 +92,11 @@ def _nearest(prints: Floats, unit: Floats, count: int) -> Places:
     return np.argpartition(prints @ unit, -count)[-count:]
 
 
+def index_path(gallery: Path) -> Path:
+    """Where the index of a gallery is, if there is one."""
+    return gallery.with_name(gallery.name + ".index")
+
+
 def build_index(
     path: Path,
     ids: Places,

@@ -19,6 +19,7 @@ from confit_runtime.gallery_file import is_there
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import Print
+from confit_runtime.search import erase_index, index_path
 
 
 def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, int]:
@@ -40,6 +41,7 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
             with source.copy_layout(partial) as target:
                 for name, (prints, voiced_s) in found.items():
                     _add(target, name, prints, voiced_s)
+            erase_index(index_path(out))  # of a file that is gone
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)

@@ -821,6 +821,34 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         assert other.match(random_prints(1)[0]).nearest == "ada"  # who listens goes on without it
 
 
+@pytest.mark.parametrize("how", ["made", "exported", "empty"])
+def test_an_index_of_a_gallery_that_is_gone_is_erased_by_the_next(tmp_path: Path, model: Model, how: str) -> None:
+    pytest.importorskip("usearch", reason="the index extra is not installed")
+    path, other, prints = tmp_path / "gallery.db", tmp_path / "other.db", random_prints(30)
+    with Gallery.open(path, model, create=True) as gallery, Gallery.open(other, model, create=True) as carried:
+        gallery.enroll("ada", prints, sources=["x"] * 30, voiced_s=1.0)
+        gallery.build_index()
+        carried.enroll("bob", random_prints(3), sources=["x"] * 3, voiced_s=1.0)
+        listening = Gallery.open(path, model)
+        matcher, index = listening.matcher, gallery.index_path.read_bytes()
+        path.unlink()
+        if how == "exported":
+            export_names(carried, [], path)
+        else:
+            made = Gallery.open(path, model, create=True)
+            assert not gallery.index_path.exists()
+            if how == "empty":
+                gallery.index_path.write_bytes(index)
+                with Gallery.open(path, model) as looking:
+                    assert looking.match(prints[0]).reason == "nobody"
+                assert gallery.index_path.read_bytes() == index  # who only looks erases nothing
+            made.enroll("bob", random_prints(3), sources=["x"] * 3, voiced_s=1.0)
+        assert not gallery.index_path.exists()
+        assert all(matcher.match(print_).nearest == "ada" for print_ in prints)  # who listens has its own
+        assert listening.matcher.names == ("bob",)
+        assert Gallery.open(path, model).matcher.names == ("bob",)
+
+
 def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: Path, model: Model) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
