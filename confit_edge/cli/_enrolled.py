@@ -11,6 +11,7 @@ from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Match
+    from confit_runtime.prints import Counts
 
 GALLERY = Path("gallery.db")  # unless --gallery names another
 GalleryFile = Annotated[Path, typer.Option("--gallery", metavar="FILE", help="Where enrolled names are kept.")]
@@ -30,6 +31,12 @@ Threshold = Annotated[
 
 def prints_text(count: int, negative: bool = False) -> str:
     return counted(count, "negative print" if negative else "print")
+
+
+def counts_text(counts: Counts) -> str:
+    """`2 prints and 1 negative print`; what there is none of is left out."""
+    told = [prints_text(number, negative) for number, negative in zip(counts, (False, True), strict=True) if number]
+    return " and ".join(told) or prints_text(0)
 
 
 def why_not(match: Match, name: str) -> str:

@@ -84,7 +84,7 @@ def enroll(
     from confit_runtime.enrollment import Already, admitted, kind_of, to_flac
     from confit_runtime.gallery import Gallery
     from confit_runtime.names import new_name
-    from confit_runtime.prints import to_blobs
+    from confit_runtime.prints import Counts, to_blobs
     from confit_runtime.sources import find_clips
 
     name = new_name(name)
@@ -133,7 +133,7 @@ def enroll(
         emit(
             "enrolled",
             name=name,
-            prints=len(prints),
+            **(Counts(0, len(prints)) if negative else Counts(len(prints)))._asdict(),
             left_out=left_out,
             voiced_s=round(seconds, 3),
             negative=negative,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from confit_edge.cli._console import Bar, Json, Verb, emit, say
-from confit_edge.cli._enrolled import GALLERY, GalleryFile, prints_text
+from confit_edge.cli._enrolled import GALLERY, GalleryFile, counts_text, prints_text
 from confit_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from confit_runtime.prints import Counts
 
 app = typer.Typer(
     help="Look at and change who is enrolled. `confit-edge enroll` adds to it.",
@@ -29,17 +32,17 @@ def list_(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     from confit_runtime.gallery import Gallery
 
     with Gallery.open(gallery) as opened:
-        names, negatives = opened.names(), opened.negatives()
-        for name in sorted({**names, **negatives}):
-            voiced_s, prints, against = opened.voiced_s(name), names.get(name, 0), negatives.get(name, 0)
+        names = opened.counts()
+        for name, counts in names.items():
+            voiced_s, against = opened.voiced_s(name), counts.negative_prints
             if json:
-                emit("name", name=name, prints=prints, negative_prints=against, voiced_s=round(voiced_s, 3))
+                emit("name", name=name, **counts._asdict(), voiced_s=round(voiced_s, 3))
             else:
                 others = f"  {prints_text(against, True)}" if against else ""
-                print(f"{name}  {prints_text(prints)}  {voiced_s:.1f} s{others}")
+                print(f"{name}  {prints_text(counts.prints)}  {voiced_s:.1f} s{others}")
     if json:
-        emit("summary", gallery=str(gallery), names=len(names), prints=sum(names.values()))
-    elif not names and not negatives:
+        _emit_summary(names, str(gallery))
+    elif not names:
         say(f"{gallery}: nobody is enrolled")
 
 
@@ -75,7 +78,8 @@ def show(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None
             notes = f"{'' if alike is None else f'  {alike:.2f}'}{'  negative' if one.negative else ''}"
             print(f"{one.source}{notes}{'  audio kept' if one.audio is not None else ''}")
     if json:
-        emit("summary", gallery=str(gallery), name=name, prints=len(prints))
+        negatives = len(prints) - len(positive)
+        emit("summary", gallery=str(gallery), name=name, prints=len(positive), negative_prints=negatives)
 
 
 @app.command(cls=Verb)
@@ -111,12 +115,12 @@ def remove(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> No
     from confit_runtime.names import clean_name
 
     with Gallery.open(gallery) as opened:
-        prints = opened.remove(name)
+        had = opened.remove(name)
     name = clean_name(name)
     if json:
-        emit("removed", name=name, prints=prints)
+        emit("removed", name=name, **had._asdict())
     else:
-        print(f"{name} is forgotten, with {prints_text(prints)}")
+        print(f"{name} is forgotten, with {counts_text(had)}")
 
 
 @app.command(cls=Verb)
@@ -161,7 +165,10 @@ def import_(
                 added = import_names(opened, given)
         else:
             added = export_names(given, [], gallery)
+        left_out = sum(map(sum, given.counts().values())) - sum(map(sum, added.values()))
     _tell("imported", added, str(gallery), f"added to {gallery}", json)
+    if left_out:
+        say(f"{prints_text(left_out)} left out: {gallery} has the same already")
 
 
 @app.command("re-enroll", cls=Verb)
@@ -211,11 +218,23 @@ def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
         print(f"{path}: an index of {prints_text(prints)}")
 
 
-def _tell(kind: str, names: dict[str, int], path: str, what: str, json: bool) -> None:
-    for name, prints in names.items():
+def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool) -> None:
+    for name, counts in names.items():
         if json:
-            emit(kind, name=name, prints=prints)
+            emit(kind, name=name, **counts._asdict())
         else:
-            print(f"{name}: {prints_text(prints)} {what}")
+            print(f"{name}: {counts_text(counts)} {what}")
     if json:
-        emit("summary", gallery=path, names=len(names), prints=sum(names.values()))
+        _emit_summary(names, path)
+
+
+def _emit_summary(names: dict[str, Counts], path: str) -> None:
+    """How many prints there are, and of how many names: one of which none came is not counted."""
+    counted = names.values()
+    emit(
+        "summary",
+        gallery=path,
+        names=sum(map(any, counted)),
+        prints=sum(one.prints for one in counted),
+        negative_prints=sum(one.negative_prints for one in counted),
+    )

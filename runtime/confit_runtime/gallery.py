@@ -19,11 +19,20 @@ from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Print, checked, checked_rows, from_blobs, holds, read_indexed, to_blobs
+from confit_runtime.prints import (
+    Counts,
+    Print,
+    checked,
+    checked_rows,
+    from_blobs,
+    holds,
+    read_counts,
+    read_holders,
+    read_indexed,
+    to_blobs,
+)
 from confit_runtime.search import build_index, erase_index
 from confit_runtime.shipped import as_asked_for
-
-AT_ONCE = 500  # prints that one statement asks for; SQLite takes 999 values at the least
 
 
 class Gallery:
@@ -234,22 +243,16 @@ class Gallery:
 
     def names(self) -> dict[str, int]:
         """How many prints each name has, in order of name."""
-        return self._counts(negative=False)
+        return {name: counts.prints for name, counts in self.counts().items() if counts.prints}
 
     def negatives(self) -> dict[str, int]:
         """How many negative prints each name (or label of the model) has, in order of name."""
-        return self._counts(negative=True)
+        return {name: counts.negative_prints for name, counts in self.counts().items() if counts.negative_prints}
 
-    def _counts(self, *, negative: bool) -> dict[str, int]:
+    def counts(self) -> dict[str, Counts]:
+        """How many prints, and negative ones, each name (or label of the model) has, in order of name."""
         with self._file.reading() as db:
-            rows = db.execute(
-                "SELECT name, COUNT(*) FROM prints JOIN names ON name_id = names.id WHERE negative = ?"
-                " GROUP BY name ORDER BY name",
-                (int(negative),),
-            ).fetchall()
-        if any(not isinstance(name, str) for name, _ in rows):
-            raise damaged(self.path)
-        return dict(rows)
+            return read_counts(self.path, db)
 
     def blobs(self, name: str, *, negative: bool) -> set[bytes]:
         """A name's prints of a kind, as they stand in the file; none of a name that is not enrolled."""
@@ -266,19 +269,8 @@ class Gallery:
 
     def holders(self, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
         """Of each of these prints the names that have it."""
-        found: dict[bytes, set[str]] = {blob: set() for blob in blobs}
-        asked = list(found)
         with self._file.reading() as db:
-            for start in range(0, len(asked), AT_ONCE):
-                some = asked[start : start + AT_ONCE]
-                rows = db.execute(
-                    "SELECT name, embedding FROM prints JOIN names ON name_id = names.id"
-                    f" WHERE negative = 0 AND embedding IN ({','.join('?' * len(some))})",
-                    some,
-                )
-                for name, blob in rows:
-                    found[blob].add(name)
-        return found
+            return read_holders(db, blobs)
 
     def voiced_s(self, name: str) -> float:
         """How many seconds of sound a name was enrolled from. Raises UsageError on an unknown name."""
@@ -335,27 +327,28 @@ class Gallery:
             self._outdate()
         return len(ids)
 
-    def remove(self, name: str) -> int:
-        """Forget a name; nothing of it stays in the file, nor in an index. Returns how many prints it had.
+    def remove(self, name: str) -> Counts:
+        """Forget a name; nothing of it stays in the file, nor in an index. Returns how many prints of each sign it had.
 
         Raises UsageError on an unknown name, GalleryError where the file or its index cannot be written; then all is as it was.
         """
         name = clean_name(name)
         with self.change() as db:
             name_id = self._id_of(db, name)
+            had = self.counts().get(name, Counts())
             db.execute("DELETE FROM audio WHERE print_id IN (SELECT id FROM prints WHERE name_id = ?)", (name_id,))
-            removed = db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,)).rowcount
+            db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,))
             erase_index(self.index_path)
             db.execute("DELETE FROM names WHERE id = ?", (name_id,))
             self._file.shrinks = True
-        return int(removed)
+        return had
 
     def rename(self, old: str, new: str) -> None:
         """Give a name's prints another name. Raises UsageError when `old` is unknown, or `new` is taken or no name."""
         old, new = clean_name(old), new_name(new)
         with self.change() as db:
             name_id = self._id_of(db, old)
-            if old != new and new in {**self.names(), **self.negatives()}:
+            if old != new and new in self.counts():
                 raise UsageError(f"{self.path}: {new!r} is enrolled already: remove it first, or choose another name")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, name_id))
 
@@ -446,7 +439,7 @@ class Gallery:
     def _id_of(self, db: sqlite3.Connection, name: str) -> int:
         row = db.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
         if row is None:
-            enrolled = ", ".join({**self.names(), **self.negatives()}) or "nobody"
+            enrolled = ", ".join(self.counts()) or "nobody"
             raise UsageError(f"{self.path}: nobody is enrolled as {name!r} (enrolled: {enrolled})")
         if type(row[0]) is not int:
             raise damaged(self.path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from confit_runtime.matcher import unit
 from confit_runtime.migrations import damaged
 
 ROWS_AT_ONCE = 20_000
+ASKED_AT_ONCE = 500  # prints that one statement asks for; SQLite takes 999 values at the least
 LENGTH_WITHIN = 1e-4  # of 1, of a print that is not damaged: float32 keeps it a hundred times nearer
 
 
@@ -36,6 +38,13 @@ class Print:
     def blob(self) -> bytes:
         """The embedding as it stands in the file."""
         return self.embedding.astype("<f4").tobytes()
+
+
+class Counts(NamedTuple):
+    """How many prints a name has, and how many negative ones."""
+
+    prints: int = 0
+    negative_prints: int = 0
 
 
 def checked(
@@ -99,6 +108,33 @@ def read_prints(
     if -1 in owners or any(type(number) is not int for number in ids):
         raise damaged(path)
     return np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts)
+
+
+def read_counts(path: Path, db: sqlite3.Connection) -> dict[str, Counts]:
+    """How many prints each name has, in order of name. Raises GalleryError on contents that make no sense."""
+    rows = db.execute(
+        "SELECT name, SUM(negative = 0), SUM(negative = 1) FROM prints JOIN names ON name_id = names.id"
+        " GROUP BY name ORDER BY name"
+    ).fetchall()
+    if any([type(value) for value in row] != [str, int, int] for row in rows):
+        raise damaged(path)
+    return {name: Counts(prints, negatives) for name, prints, negatives in rows}
+
+
+def read_holders(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
+    """Of each of these prints the names that have it."""
+    found: dict[bytes, set[str]] = {blob: set() for blob in blobs}
+    asked = list(found)
+    for start in range(0, len(asked), ASKED_AT_ONCE):
+        some = asked[start : start + ASKED_AT_ONCE]
+        rows = db.execute(
+            "SELECT name, embedding FROM prints JOIN names ON name_id = names.id"
+            f" WHERE negative = 0 AND embedding IN ({','.join('?' * len(some))})",
+            some,
+        )
+        for name, blob in rows:
+            found[blob].add(name)
+    return found
 
 
 def read_indexed(path: Path, db: sqlite3.Connection, dim: int) -> tuple[Places, Floats]:

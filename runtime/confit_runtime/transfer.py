@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import is_there
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Print
+from confit_runtime.prints import Counts, Print
 from confit_runtime.search import erase_index, index_path
 
 
-def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, int]:
+def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, Counts]:
     """Write a new gallery file with some names' prints (all, when none is named). Returns how many of each.
 
     Raises UsageError when `out` is there already, or on an unknown name; GalleryError where it cannot be written, and what
@@ -31,7 +30,8 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
     if is_there(out):
         raise UsageError(f"{out}: is there already: choose another file, or import into it")
     with source.moment():
-        wanted = [clean_name(name) for name in names] or list({**source.names(), **source.negatives()})
+        counts = source.counts()
+        wanted = [clean_name(name) for name in names] or list(counts)
         found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
     partial = partial_path(out)
     try:
@@ -47,10 +47,10 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise GalleryError(f"{out}: cannot be written ({error.strerror}): choose another file") from error
-    return {name: len(prints) for name, (prints, _) in found.items()}
+    return {name: counts.get(name, Counts()) for name in found}
 
 
-def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
+def import_names(target: Gallery, source: Gallery) -> dict[str, Counts]:
     """Add another gallery's prints to this one; prints it has already are left out. Returns how many came, by name.
 
     Raises GalleryError when the two were enrolled with different models, UsageError when one holds voices and the other
@@ -68,7 +68,7 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
         )
     # read before it is changed: who holds one gallery does not wait for another, whose holder may wait for this one
     with source.moment():
-        names = [new_name(name) for name in {**source.names(), **source.negatives()}]
+        names = [new_name(name) for name in source.counts()]
         found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
         blobs = {name: source.blobs(name, negative=False) for name in names}
         there = source.holders(every := set().union(*blobs.values()))
@@ -77,15 +77,15 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, int]:
         for gallery, holders in ((target, here), (source, there)):
             check_nobody_else(name, set().union(*(holders[blob] for blob in blobs[name])), gallery.path)
             _check_signs(name, found[name][0], gallery)
-    before = _counts(target)
     with target.change():
+        before = target.counts()
         for name, (prints, voiced_s) in found.items():
             _add(target, name, prints, voiced_s)
-    after = _counts(target)
-    return {name: after[name] - before[name] for name in names}
+        after = target.counts()
+    return {name: _more(after[name], before.get(name, Counts())) for name in names}
 
 
-def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> dict[str, int]:
+def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> dict[str, Counts]:
     """Make every print anew with another model, from the audio that was kept. Returns how many of each name.
 
     `kind` says what the names are, where the gallery does not or the model is of the other kind. Raises, changing nothing,
@@ -100,7 +100,8 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
             f" another --gallery (--kind {gallery.kind}, if {model.name} is for {holds} all the same)"
         )
     made, settled = {}, kind or of_model
-    for name in {**gallery.names(), **gallery.negatives()}:
+    counts = gallery.counts()
+    for name in counts:
         prints = gallery.prints(name)
         if absent := sum(one.audio is None for one in prints):
             raise GalleryError(
@@ -111,7 +112,7 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
         embeddings = np.stack([_embedded(model, sound, settled) for sound in sounds])
         made[name] = np.stack([one.embedding for one in prints]), embeddings
     gallery.replace_prints(model, settled, made)
-    return {name: len(embeddings) for name, (_, embeddings) in made.items()}
+    return counts
 
 
 def _check_signs(name: str, prints: Sequence[Print], gallery: Gallery) -> None:
@@ -122,9 +123,8 @@ def _check_signs(name: str, prints: Sequence[Print], gallery: Gallery) -> None:
         check_not_both(name, both, negative, gallery.path)
 
 
-def _counts(gallery: Gallery) -> Counter[str]:
-    """How many prints each name has, negative ones too."""
-    return Counter(gallery.names()) + Counter(gallery.negatives())
+def _more(after: Counts, before: Counts) -> Counts:
+    return Counts(after.prints - before.prints, after.negative_prints - before.negative_prints)
 
 
 def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> None:

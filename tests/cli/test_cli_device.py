@@ -842,16 +842,49 @@ def test_enroll_identify_and_keep_house(home: Path, tmp_path: Path) -> None:
     assert lines(run(tmp_path, "gallery", "list", "--json")) == [
         {"type": "name", "name": "Büzz", "prints": 1, "negative_prints": 0, "voiced_s": 0.5},
         {"type": "name", "name": "bell", "prints": 3, "negative_prints": 0, "voiced_s": 1.5},
-        {"type": "summary", "gallery": "gallery.db", "names": 2, "prints": 4},
+        {"type": "summary", "gallery": "gallery.db", "names": 2, "prints": 4, "negative_prints": 0},
     ]
     shown = lines(run(tmp_path, "gallery", "show", "bell", "--json"))
     assert [Path(one["source"]).name for one in shown[:-1]] == ["bell-0.wav", "bell-1.wav", "bell-2.wav"]
     assert all(one["similarity"] > 0.99 for one in shown[:-1])
     assert run(tmp_path, "gallery", "rename", "bell", "doorbell").stdout == "bell is now doorbell\n"
     assert lines(run(tmp_path, "gallery", "remove", "doorbell", "--json")) == [
-        {"type": "removed", "name": "doorbell", "prints": 3}
+        {"type": "removed", "name": "doorbell", "prints": 3, "negative_prints": 0}
     ]
     assert run(tmp_path, "gallery", "list").stdout == "Büzz  1 print  0.5 s\n"
+
+
+def test_prints_and_negative_ones_are_told_apart(home: Path, tmp_path: Path) -> None:
+    model, negative = str(home / "tiny.onnx"), ("--negative", "--json")
+    assert run(tmp_path, "enroll", model, "bell", str(home / "bells"), "--gallery", "one.db").returncode == 0
+    (enrolled,) = lines(
+        run(tmp_path, "enroll", model, "bell", str(home / "buzz.wav"), "--gallery", "one.db", *negative)
+    )
+    assert (enrolled["prints"], enrolled["negative_prints"]) == (0, 1)
+    run(tmp_path, "enroll", model, "low", str(home / "stranger.wav"), "--gallery", "one.db", "--negative")
+    one, both = ("--gallery", "one.db"), {"prints": 3, "negative_prints": 1}
+    told = {
+        "name": run(tmp_path, "gallery", "list", *one, "--json"),
+        "exported": run(tmp_path, "gallery", "export", "-o", "two.db", *one, "--json"),
+        "imported": run(tmp_path, "gallery", "import", "one.db", "--gallery", "three.db", "--json"),
+    }
+    for kind, done in told.items():
+        bell, low, summary = lines(done)
+        assert bell.items() >= {"type": kind, "name": "bell", **both}.items()
+        assert low.items() >= {"type": kind, "name": "low", "prints": 0, "negative_prints": 1}.items()
+        assert summary.items() >= {"names": 2, "prints": 3, "negative_prints": 2}.items()
+    again = run(tmp_path, "gallery", "import", "one.db", "--gallery", "three.db", "--json")
+    assert lines(again)[-1] == {
+        "type": "summary", "gallery": "three.db", "names": 0, "prints": 0, "negative_prints": 0
+    }  # fmt: skip
+    assert again.stderr == "5 prints left out: three.db has the same already\n"
+    assert lines(run(tmp_path, "gallery", "show", "bell", *one, "--json"))[-1].items() >= both.items()
+    assert run(tmp_path, "gallery", "export", "-o", "four.db", *one).stdout == (
+        "bell: 3 prints and 1 negative print written to four.db\nlow: 1 negative print written to four.db\n"
+    )
+    removed = run(tmp_path, "gallery", "remove", "bell", *one)
+    assert removed.stdout == "bell is forgotten, with 3 prints and 1 negative print\n"
+    assert lines(run(tmp_path, "gallery", "remove", "bell", "--gallery", "two.db", "--json"))[0].items() >= both.items()
 
 
 def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:

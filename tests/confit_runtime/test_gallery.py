@@ -88,7 +88,7 @@ def test_rename_and_remove(path: Path) -> None:
         gallery.rename("bob", "bob")
         with pytest.raises(UsageError, match="enrolled already"):
             gallery.rename("bob", "Ada Lovelace")
-        assert gallery.remove("bob") == 2
+        assert gallery.remove("bob") == (2, 0)
         for act in (gallery.remove, gallery.prints, gallery.voiced_s, lambda name: gallery.rename(name, "x")):
             with pytest.raises(UsageError, match=r"nobody is enrolled as 'bob' .*Ada Lovelace"):
                 act("bob")
@@ -239,7 +239,7 @@ def test_nobody_is_called_unknown(path: Path, tmp_path: Path, model: Model, name
             import_names(new, old)
         assert new.names() == {}
         old.rename(name, "ben")
-        assert import_names(new, old) == {"ada": 3, "ben": 2}
+        assert import_names(new, old) == {"ada": (3, 0), "ben": (2, 0)}
 
 
 def test_file_names_that_are_not_text_are_kept_readably(path: Path, model: Model) -> None:

@@ -70,7 +70,7 @@ def test_a_gallery_of_the_second_schema_keeps_everything_and_learns_its_kind(tmp
         assert gallery.kind == "sound"  # as its model says
         for name in ("Ada Lovelace", "low"):
             gallery.remove(name)
-        assert enroll_again(gallery, model, "speaker") == {"zoë": 2}
+        assert enroll_again(gallery, model, "speaker") == {"zoë": (2, 0)}
     with Gallery.open(path) as gallery:
         assert gallery.kind == "speaker"
 
@@ -226,7 +226,7 @@ source = Gallery.open(Path({str(shutil.copy(OLD, tmp_path / "old.db"))!r}))
 def export():
     path.unlink(missing_ok=True)
     with suppress(UsageError):  # the other one was faster
-        assert export_names(source, [], path) == {{"Ada Lovelace": 3, "zoë": 2}}
+        assert export_names(source, [], path) == {{"Ada Lovelace": (3, 0), "zoë": (2, 0)}}
 """
     (out := tmp_path / "out").mkdir()
     at_once(begin, "export()", out / "all.db")
@@ -263,7 +263,7 @@ def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path
         one.enroll("ada", random_prints(2), sources=["a", "b"], voiced_s=3.0, audio=[to_flac(sound, 16_000)] * 2)
         one.enroll("ada", random_prints(1), sources=["tv"], voiced_s=1.0, negative=True)
         one.enroll("bob", random_prints(1), sources=["c"], voiced_s=1.0)
-        assert export_names(one, ["ada"], tmp_path / "ada.db") == {"ada": 3}
+        assert export_names(one, ["ada"], tmp_path / "ada.db") == {"ada": (2, 1)}
         with pytest.raises(UsageError, match="is there already"):
             export_names(one, [], tmp_path / "ada.db")
         for length in (250, 300):
@@ -271,8 +271,8 @@ def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path
                 export_names(one, [], tmp_path / f"{'y' * length}.db")
         original = one.prints("ada")
     with Gallery.open(tmp_path / "two.db", model, create=True) as two, Gallery.open(tmp_path / "ada.db") as given:
-        assert import_names(two, given) == {"ada": 3}
-        assert import_names(two, given) == {"ada": 0}
+        assert import_names(two, given) == {"ada": (2, 1)}
+        assert import_names(two, given) == {"ada": (0, 0)}
         assert (two.names(), two.negatives(), two.voiced_s("ada")) == ({"ada": 2}, {"ada": 1}, 3.0)
         for was, is_ in zip(original, two.prints("ada"), strict=True):
             np.testing.assert_array_equal(was.embedding, is_.embedding)
@@ -306,7 +306,7 @@ def test_what_was_enrolled_before_is_carried_as_it_is(tmp_path: Path, model: Mod
     with Gallery.open(tmp_path / "old.db", model, create=True, kind="speaker") as old:
         for name, prints in (("ada", shared), ("bob", np.concatenate([shared, own]))):
             old.enroll(name, prints, sources=["x"] * len(prints), voiced_s=1.0, carried=True)
-        assert export_names(old, [], tmp_path / "copy.db") == {"ada": 1, "bob": 2}
+        assert export_names(old, [], tmp_path / "copy.db") == {"ada": (1, 0), "bob": (2, 0)}
         export_names(old, ["ada"], tmp_path / "ada.db")
     with (
         Gallery.open(tmp_path / "copy.db") as copy,
@@ -314,7 +314,7 @@ def test_what_was_enrolled_before_is_carried_as_it_is(tmp_path: Path, model: Mod
         Gallery.open(tmp_path / "ada.db") as ada,
     ):
         assert (copy.names(), copy.voiced_s("bob")) == ({"ada": 1, "bob": 2}, 1.0)
-        assert import_names(new, ada) == {"ada": 1}
+        assert import_names(new, ada) == {"ada": (1, 0)}
 
 
 def test_voices_are_not_imported_among_sounds(tmp_path: Path, model: Model) -> None:
@@ -341,7 +341,7 @@ def test_an_import_that_cannot_be_written_leaves_nothing_of_it(tmp_path: Path, m
         assert house.names() == {"carl": 1}
         with house.change() as db:
             db.execute("PRAGMA max_page_count = 100000")
-        assert import_names(house, given) == {"ada": 200, "bob": 200, "eve": 200}
+        assert import_names(house, given) == dict.fromkeys(("ada", "bob", "eve"), (200, 0))
 
 
 def enroll_bell(gallery: Gallery, model: Model) -> Floats:
@@ -360,7 +360,7 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
     with pytest.raises(GalleryError, match=r"another model .*gallery re-enroll .*other\.onnx"):
         Gallery.open(path, other)
     with Gallery.open(path) as gallery:
-        assert enroll_again(gallery, other) == {"bell": 1}
+        assert enroll_again(gallery, other) == {"bell": (1, 0)}
     with Gallery.open(path, other) as gallery:
         np.testing.assert_allclose(gallery.prints("bell")[0].embedding, print_[0], atol=1e-3)
         gallery.enroll("bell", random_prints(1), sources=["no audio"], voiced_s=0.1)
@@ -424,7 +424,7 @@ def test_voices_do_not_become_sounds_unasked(tmp_path: Path, model: Model) -> No
         with pytest.raises(UsageError, match="holds voices, and tiny is for sounds: use a model for voices"):
             enroll_again(gallery, model)
         assert gallery.embedding_id == "voices"
-        assert enroll_again(gallery, model, "speaker") == {"ada": 1}
+        assert enroll_again(gallery, model, "speaker") == {"ada": (1, 0)}
     with Gallery.open(path, model) as gallery:
         assert gallery.kind == "speaker"
 
@@ -751,7 +751,7 @@ def test_a_name_that_an_older_version_allowed_is_listed_and_can_be_removed(tmp_p
         db.execute("UPDATE names SET name = ?", (name,))
     with Gallery.open(path, model) as gallery:
         assert gallery.names() == {name: 1}
-        assert gallery.remove(name) == 1
+        assert gallery.remove(name) == (1, 0)
 
 
 def test_a_file_that_is_being_written_leaves_the_names_as_they_were(tmp_path: Path, model: Model) -> None:
@@ -860,7 +860,7 @@ def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: P
         gallery.build_index()
         assert gallery.matcher is not before  # it searches with the index now
     with Gallery.open(path) as gallery:
-        assert enroll_again(gallery, other) == {"bell": 1}
+        assert enroll_again(gallery, other) == {"bell": (1, 0)}
         assert not gallery.index_path.exists()
         assert gallery.match(print_[0]).nearest == "bell"
 
