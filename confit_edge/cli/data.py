@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from confit_edge.data.splits import Fractions
 
 RATE = 16_000  # Hz, at which clips are compared
+WHOLES, ROUNDED = (1, 10, 100), 0.015  # what shares may sum to, and so far from it: a half per cent of each of three
 UNEVEN = 0.1  # of all clips: a split that is so far from its share is told
 
 app = typer.Typer(
@@ -88,7 +89,11 @@ def split(
     ],
     seed: Annotated[int, typer.Option(min=0, help="Another seed deals the groups out differently.")] = 0,
     fractions: Annotated[
-        str, typer.Option(metavar="TRAIN/VAL/TEST", help="Shares of train, val and test, such as 70/10/20 or 80/20/0.")
+        str,
+        typer.Option(
+            metavar="TRAIN/VAL/TEST",
+            help="Shares of train, val and test, which sum to 100, 10 or 1: 70/10/20, 8/2/0, 0.7/0.1/0.2.",
+        ),
     ] = "70/15/15",
     label_column: LabelColumn = "label",
     group_column: GroupColumn = "group",
@@ -317,7 +322,7 @@ def _list_corpora(json: bool) -> None:
 
 
 def parse_fractions(text: str) -> Fractions:
-    """`70/10/20` as three fractions that sum to 1. Raises UsageError."""
+    """`70/10/20`, `7/1/2` or `0.7/0.1/0.2` as three fractions that sum to 1. Raises UsageError."""
     try:
         train, val, test = (float(part) for part in text.split("/"))
         total = train + val + test
@@ -327,6 +332,8 @@ def parse_fractions(text: str) -> Fractions:
         raise UsageError(
             f"--fractions {text}: expected TRAIN/VAL/TEST such as 70/10/20, train and val above 0"
         ) from error
+    if not any(abs(total - whole) <= ROUNDED * whole for whole in WHOLES):
+        raise UsageError(f"--fractions {text}: sums to {total:g}; shares of train, val and test sum to 100, 10 or 1")
     return train / total, val / total, test / total
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.cli.data import parse_fractions
 from confit_edge.data.manifest import SPLITS, read_manifest
 from tests.cli.command import COMMAND
 from tests.full_disk import files_of_at_most
@@ -188,12 +189,22 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
             (["split", folder / "set", "-o", out, "--fractions", bad], "70/10/20")
             for bad in ("70/30", "1/0/1", "a/b/c")
         ],
+        (["split", folder / "set", "-o", out, "--fractions", "80/20/10"], "sums to 110; shares"),
     ]:
         done = run(*arguments, cache=folder / "cache")
         assert done.returncode == 2, arguments
         assert says in done.stderr
         assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "train"), [("7/1/2", 0.7), ("0.7/0.1/0.2", 0.7), ("33/33/33", 1 / 3), ("80/20/0", 0.8)]
+)
+def test_shares_are_of_a_whole_and_may_be_rounded(text: str, train: float) -> None:
+    shares = parse_fractions(text)
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] == pytest.approx(train)
 
 
 @pytest.fixture
