@@ -70,7 +70,8 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="DET.png",
-            help="Draw false rejects against false accepts; DET.csv beside it. Needs the train extra.",
+            help="Draw false rejects against false accepts, whether or not the target can be kept; DET.csv beside it. Needs the"
+            " train extra.",
         ),
     ] = None,
     json: Json = False,
@@ -150,6 +151,7 @@ def calibrate(
     curve = det_curve(counts, chosen, contract, heard, confidence)
     if plot is not None:
         calibrated.write_curve(plot, curve, report)
+        say(f"wrote {plot} and {plot.with_suffix('.csv')}")
     if json:
         emit("summary", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
     for caution in beware:

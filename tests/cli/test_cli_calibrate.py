@@ -228,6 +228,18 @@ def test_a_curve_replaces_no_table_of_something_else(confit: Confit, sounds: Pat
         assert confit(*arguments, "--plot", tmp_path / "det.png")[0] == 0
 
 
+def test_a_curve_is_told_of_also_where_the_target_cannot_be_kept(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    for target, ends in ((20, 0), (0.01, 1)):
+        plot = tmp_path / f"{ends}.png"
+        arguments = ("--negatives", sounds / "negatives", "--target-fa-per-hour", target, "--plot", plot)
+        code, _, err = confit("calibrate", model, *arguments)
+        assert code == ends
+        assert f"wrote {plot} and {plot.with_suffix('.csv')}\n" in err
+        assert plot.is_file()
+
+
 def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> None:
     target = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
     code, out, err = confit("calibrate", model, *target, "--positives", sounds / "clips", "--only", "mid", "--json")
