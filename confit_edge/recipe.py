@@ -255,6 +255,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     if not path.is_file() and not path.suffix and len(path.parts) == 1:
         path = shipped_recipe(path.name)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
 
     class Loader(yaml.SafeLoader):
         """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point."""

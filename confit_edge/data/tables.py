@@ -41,7 +41,7 @@ def read_table(source: Path, wanted: Collection[str | None]) -> Table:
         else:
             raise UsageError(f"{source}: expected a .csv, .jsonl or .parquet file, or a folder with one folder a class")
     except OSError as error:
-        raise ManifestError(f"{source}: cannot be read ({error})") from error
+        raise ManifestError(f"{source}: cannot be read ({error.strerror or error})") from error
     twice = sorted({name for name in columns if name in wanted and columns.count(name) > 1})
     if twice:
         raise ManifestError(f"{source}: more than one column is called {twice[0]!r}")

@@ -52,11 +52,14 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
     Clips are named relative to `root`; a name that holds a space in double quotes, or the line parted by tabs. Raises
     UsageError naming the line that is none, or whose clip is not in the split.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
     row_of = {clip.resolve(): row for row, clip in enumerate(clips.paths)}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a list of trials ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read as a list of trials ({why})") from error
     found: list[tuple[int, int, bool]] = []
     for number, line in enumerate(lines, 1):
         kind, *names = _parts(line) or [""]

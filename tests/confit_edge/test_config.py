@@ -183,8 +183,8 @@ def test_a_file_that_is_no_recipe_is_refused_on_one_line(tmp_path: Path, text: s
 
 def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name in ("nowhere.yaml", "binary.yaml", "."):
-        with pytest.raises(UsageError, match=str(tmp_path / name)):
+    for name, what in (("nowhere.yaml", "no such file$"), ("binary.yaml", "not YAML"), (".", "Is a directory$")):
+        with pytest.raises(UsageError, match=f"{tmp_path / name}: {what}"):
             Recipe.from_file(tmp_path / name)
 
 

@@ -370,8 +370,13 @@ def test_a_wrong_list_of_trials_is_named(text: str, named: str, tmp_path: Path) 
     path.write_text(text)
     with pytest.raises(UsageError, match=rf"trials\.txt.*{named}"):
         read_trials(path, clips_of([0, 1, 0], folder=tmp_path), tmp_path)
-    with pytest.raises(UsageError, match=r"none\.txt"):
+
+
+def test_a_list_of_trials_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.txt: no such file$"):
         read_trials(tmp_path / "none.txt", clips_of([0, 1]), tmp_path)
+    with pytest.raises(UsageError, match=r"cannot be read as a list of trials \(Is a directory\)$"):
+        read_trials(tmp_path, clips_of([0, 1]), tmp_path)
 
 
 def test_verification_resamples_groups() -> None:
