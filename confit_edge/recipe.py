@@ -152,28 +152,32 @@ class Recipe:
         if self.lora_rank and (self.trainings > 1 or self.averaging):
             mean = "soup" if self.trainings > 1 else "averaging"
             raise UsageError(
-                f"recipe keys '{mean}' and 'lora_rank': the mean of adapters' two factors is not that of the weights they make"
+                f"recipe key '{mean}' and recipe key 'lora_rank': the mean of adapters' two factors is not that of the"
+                " weights they make"
             )
         if self.trainings > 1 and self.patience:
             raise UsageError(
-                "recipe keys 'soup' and 'patience': the trainings of a soup are of one length, so none ends early"
+                "recipe key 'soup' and recipe key 'patience': the trainings of a soup are of one length, so none ends early"
             )
         if self.lora_rank and self.freeze == "all":
-            raise UsageError("recipe keys 'lora_rank' and 'freeze' all: adapters of a frozen encoder learn nothing")
+            raise UsageError(
+                "recipe key 'lora_rank' and recipe key 'freeze' all: adapters of a frozen encoder learn nothing"
+            )
         if self.averaging and self.patience:
             raise UsageError(
-                "recipe keys 'averaging' and 'patience': of a training that may end early nobody knows when its last part"
-                " begins"
+                "recipe key 'averaging' and recipe key 'patience': of a training that may end early nobody knows when"
+                " its last part begins"
             )
         if self.head_init == "probe" and self.objective != "finetune":
             raise UsageError("recipe key 'head_init' probe is for the objective finetune: pairtune has no head")
         if self.objective == "pairtune" and self.mining not in _MINING[self.loss]:
             raise UsageError(
-                f"recipe key 'loss' {self.loss} cannot use 'mining' {self.mining}; it takes {', '.join(_MINING[self.loss])}"
+                f"recipe key 'loss' {self.loss} cannot use recipe key 'mining' {self.mining}; it takes"
+                f" {', '.join(_MINING[self.loss])}"
             )
         if self.snr_low > self.snr_high:
             raise UsageError(
-                f"recipe keys 'snr_low' ({self.snr_low}) and 'snr_high' ({self.snr_high}) are the wrong way round"
+                f"recipe key 'snr_low' ({self.snr_low}) and recipe key 'snr_high' ({self.snr_high}) are the wrong way round"
             )
 
     def to_dict(self) -> dict[str, Any]:

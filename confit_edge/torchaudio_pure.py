@@ -27,6 +27,6 @@ def skip_native_library() -> None:
 def torchaudio() -> ModuleType:
     """The torchaudio module. Raises UsageError telling how to install it when it is absent."""
     if find_spec("torchaudio") is None:
-        raise UsageError("the recipe key 'spec_augment' needs torchaudio: pip install 'confit-edge[train]'")
+        raise UsageError("recipe key 'spec_augment' needs torchaudio: pip install 'confit-edge[train]'")
     skip_native_library()
     return import_module("torchaudio")

@@ -26,7 +26,9 @@ def check_confidence(confidence: float) -> None:
 
 def levels(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:
     """`--threshold` as it was given: what a bare VALUE says for all labels that can fire, and what `LABEL=VALUE` says for one."""
-    return _numbers("--threshold", options, "VALUE, a number (of a label from 0 to 1, of a name from -1 to 1)")
+    return _numbers(
+        "--threshold", options, "VALUE, a number (of a label above 0 and at most 1, of a name from -1 to 1)"
+    )
 
 
 def held(options: Sequence[str]) -> Hold:

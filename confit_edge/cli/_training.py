@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,18 +61,22 @@ def learning_rates(text: str) -> list[float]:
 
 
 @contextmanager
-def naming_flags(given: Collection[str]) -> Iterator[None]:
-    """Name the flag, where a key of a recipe is refused that was `given` as one. Raises UsageError."""
+def naming_flags(flags: Collection[str], source: str) -> Iterator[None]:
+    """Name the flag, where a key of a recipe is refused that is one of `flags`, and not of `source`. Raises UsageError."""
     from confit_runtime.errors import UsageError
 
     try:
         yield
     except UsageError as error:
-        for key in given:
-            _, named, complaint = str(error).partition(f"recipe key '{key}'")
-            if named:
-                raise UsageError(f"--{key.replace('_', '-')}{complaint}") from error
-        raise
+        head, of_recipe, complaint = str(error).partition("recipe key")
+        if head not in ("", f"{source}: "):
+            raise
+        told = re.sub(
+            r"recipe key '(\w+)'",
+            lambda key: f"--{key[1].replace('_', '-')}" if key[1] in flags else key[0],
+            of_recipe + complaint,
+        )
+        raise UsageError(f"{head if 'recipe key' in told else ''}{told}") from error
 
 
 @contextmanager

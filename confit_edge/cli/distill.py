@@ -112,13 +112,14 @@ def distill(
         raise UsageError("--unlabelled-per-batch does nothing without --unlabelled")
     if similarity_temperature is not None and settings.get("similarity_weight") == 0:
         raise UsageError("--similarity-temperature does nothing with a similarity weight of 0")
-    with told_when_stopped(out), naming_flags(flags), TrainingBar(json_lines) as progress:
+    source = str(recipe) if recipe else "the command line"
+    with told_when_stopped(out), naming_flags(flags, source), TrainingBar(json_lines) as progress:
         trained = run_distillation(
             run,
             out,
             unlabelled=unlabelled or [],
             settings=settings,
-            source=str(recipe) if recipe else "the command line",
+            source=source,
             manifest=manifest,
             resume=resume,
             tensorboard=tensorboard,

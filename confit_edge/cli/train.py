@@ -242,14 +242,16 @@ def train(
         flags["others"] = flags["others"][0]
     if "lr" in flags:
         flags["lr"] = learning_rates(flags["lr"])
-    given = {**read_yaml(recipe), **flags} if recipe else flags
+    of_file = read_yaml(recipe) if recipe else {}
+    given, source = {**of_file, **flags}, str(recipe) if recipe else "the command line"
     begun = begun_recipe(out) if resume else None
     if resume and not begun and not given:  # with its options it is another training that would begin
         raise UsageError(f"{out}: no training was begun there, so none can go on; leave out --resume to begin one")
-    with naming_flags(flags):
+    of_flags = Recipe().to_dict().keys() - (of_file.keys() - flags.keys())
+    with naming_flags(of_flags, source):
         base = begun.to_dict() if begun else {}  # what is not given is as it was begun
-        settings = Recipe.from_dict({**base, **given}, str(recipe) if recipe else "the command line")
-    refuse_idle(settings, flags)
-    with told_when_stopped(out), TrainingBar(json_lines) as progress:
-        trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
+        settings = Recipe.from_dict({**base, **given}, source)
+        refuse_idle(settings, flags)
+        with told_when_stopped(out), TrainingBar(json_lines) as progress:
+            trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
     tell_trained(trained, out, settings.device, json_lines)

@@ -285,10 +285,11 @@ def check_columns(
     needed = ["path", label_column]
     if split_by is not None or group_column != "group":  # with no `group` column every clip is a group of its own
         needed.append(split_by or group_column)
+    option_of = {label_column: "--label-column", group_column: "--group-column", split_by: "--split-by"}
     for name in needed:
         if name not in columns:
             hint = " (or 'labels')" if name == "label" else ""
-            cure = "; name it with --label-column" if name == label_column else ""
+            cure = f"; name it with {option_of[name]}" if name in option_of else ""
             if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
                 cure = "; a CSV is parted by commas"
             elif any(Path(column).suffix.lower() in SOUND_SUFFIXES for column in columns):

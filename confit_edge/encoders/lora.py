@@ -25,7 +25,8 @@ def adapted(encoder: Encoder, rank: int) -> Iterator[None]:
     from confit_edge.encoders.transformers import TransformersEncoder
 
     if not isinstance(encoder, TransformersEncoder):
-        raise UsageError(f"recipe key 'lora_rank' is for attention encoders, not for {encoder.family}")
+        name = encoder.family.replace("_", "-")
+        raise UsageError(f"recipe key 'lora_rank' is for attention encoders, not for --encoder {name}")
     learns = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(encoder.architecture.low_rank))
     adapters = LoraModel(encoder.model, settings, "default")

@@ -59,7 +59,7 @@ class Lesson:
             raise UsageError("recipe key 'unlabelled_per_batch' must be at least 1")
         if self.embedding_weight == self.similarity_weight == 0:
             raise UsageError(
-                "recipe keys 'embedding_weight' and 'similarity_weight' are both 0: the teacher would teach nothing"
+                "recipe key 'embedding_weight' and recipe key 'similarity_weight' are both 0: the teacher would teach nothing"
             )
 
 

@@ -290,6 +290,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, lines in rows.items():
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     (folder / "recipe.yaml").write_text("epoch: 3\n")
+    (folder / "soft.yaml").write_text("snr_high: 10\n")
+    (folder / "layers.yaml").write_text("layers: 4\n")
     (folder / "broken.yaml").write_text("epochs: [3\n")
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("hello")
@@ -306,8 +308,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["one-class.csv", "--others", "words", "--others", "empty"], 2, ["--others is given 2 times"]),
         (["one-class.csv", "--others", "empty"], 2, ["empty: no sound files for --others there"]),
         (["good.csv", "--label-column", "word"], 2, ["'word'", "path, label, group"]),
-        (["good.csv", "--group-column", "speaker"], 2, ["'speaker'"]),
-        (["good.csv", "--split-by", "take"], 2, ["'take'"]),
+        (["good.csv", "--group-column", "speaker"], 2, ["'speaker'", "name it with --group-column"]),
+        (["good.csv", "--split-by", "take"], 2, ["'take'", "name it with --split-by"]),
         (["one-class.csv"], 1, ["one-class.csv", "yes", "two"]),
         (["one-clip.csv"], 1, ["one-clip.csv", "'no'", "1 clip "]),
         (["only-text.csv"], 1, ["'no'", "text.wav"]),
@@ -324,6 +326,28 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--epochs", "0"], 2, ["confit-edge: --epochs must be at least 1, is 0"]),
         (["good.csv", "--seed", "-1"], 2, ["--seed must be"]),
         (["good.csv", "--objective", "guess"], 2, ["--objective must be one of pairtune"]),
+        (
+            ["good.csv", "--snr-low", "20", "--snr-high", "10"],
+            2,
+            ["confit-edge: --snr-low (20.0) and --snr-high (10.0) are"],
+        ),
+        (["good.csv", "--snr-low", "20"], 2, ["confit-edge: --snr-low (20.0) and --snr-high (15.0) are"]),
+        (
+            ["good.csv", "--recipe", "soft.yaml", "--snr-low", "20"],
+            2,
+            ["confit-edge: soft.yaml: --snr-low (20.0) and recipe key 'snr_high' (10) are"],
+        ),
+        (["good.csv", "--recipe", "layers.yaml"], 2, ["confit-edge: recipe key 'layers' is for attention encoders"]),
+        (
+            ["good.csv", "--layers", "4"],
+            2,
+            ["confit-edge: --layers is for attention encoders, not for --encoder speech"],
+        ),
+        (
+            ["good.csv", "--lora-rank", "4"],
+            2,
+            ["confit-edge: --lora-rank is for attention encoders, not for --encoder sp"],
+        ),
         (["good.csv", "--mining", "none", "--hardness", "3"], 2, ["--hardness does nothing with mining none"]),
         (["good.csv", "--loss-margin", "0.2"], 2, ["--loss-margin", "triplet"]),
         (["good.csv", "--objective", "finetune", "--loss", "triplet"], 2, ["--loss is of the objective pairtune"]),

@@ -215,6 +215,6 @@ def test_a_learning_rate_that_is_no_number_is_refused(text: str) -> None:
 @pytest.mark.parametrize("mean", [{"soup": 2}, {"averaging": 0.5}])
 def test_a_mean_of_adapters_is_refused(mean: dict[str, Any]) -> None:
     """The mean of their factors is not the mean of the weights that these make."""
-    with pytest.raises(UsageError, match=f"'{next(iter(mean))}' and 'lora_rank'"):
+    with pytest.raises(UsageError, match=f"'{next(iter(mean))}' and recipe key 'lora_rank'"):
         Recipe(**mean, lora_rank=4)
     assert dataclasses.replace(Recipe(**mean), soup=1, averaging=0.0, lora_rank=4).lora_rank == 4
