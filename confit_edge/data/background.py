@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ FEWEST_OF_KIND, MOST_KINDS = 3, 4  # recordings of one name, to be a kind; more 
 
 @dataclass(frozen=True)
 class Background:
-    """Recordings to learn from and others for thresholds; `kept` are the files of these, none where each was cut in time."""
+    """Recordings to learn from and others for thresholds; `kept` names the files of these, none where each was cut."""
 
     train: list[Pcm]
     val: list[Pcm]
-    kept: tuple[Path, ...] = ()
+    kept: tuple[str, ...] = ()  # as they are called in the folder
 
 
 def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
@@ -35,14 +36,12 @@ def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
     """
     if len(recordings) >= FEWEST_WHOLE:
         kept = {
-            path
-            for some in _by_kind(place, list(recordings))
-            for path in some[len(some) - round(VAL_SHARE * len(some)) :]
+            path for some in _by_kind(list(recordings)) for path in some[len(some) - round(VAL_SHARE * len(some)) :]
         }
         whole = Background(
             [pcm for path, pcm in recordings.items() if path not in kept],
             [pcm for path, pcm in recordings.items() if path in kept],
-            tuple(path for path in recordings if path in kept),
+            tuple(str(path.relative_to(place)) for path in recordings if path in kept),
         )
         if NEAR[0] <= sum(map(len, whole.val)) / sum(map(len, recordings.values())) <= NEAR[1]:
             return whole
@@ -61,19 +60,21 @@ def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
     return Background(train, val)
 
 
-def _by_kind(place: Path, paths: list[Path]) -> list[list[Path]]:
+def _by_kind(paths: list[Path]) -> list[list[Path]]:
     """The recordings of each kind in their order, and those of none: as far as names tell, `music` and `speech`, say.
 
-    A kind is a folder in `place`, or the word that names of loose files begin with, and has three recordings or more. There
-    are two to four: more are not kinds of sound but voices or places, of which whole ones are to be kept.
+    A kind is a folder, or the word that names of loose files begin with, in the folder that holds them all, and has three
+    recordings or more. There are at most four: more are not kinds of sound but voices or places, of which whole ones are to
+    be kept.
     """
+    top = os.path.commonpath([path.parent for path in paths])
     names: dict[str, list[Path]] = {}
     for path in paths:
-        folders = path.relative_to(place).parts[:-1] if path.is_relative_to(place) else ()
+        folders = path.relative_to(top).parts[:-1]
         word = re.match(r"[^\W\d_]*", path.stem)
         names.setdefault(f"{folders[0]}/" if folders else word.group().casefold() if word else "", []).append(path)
     kinds = [some for some in names.values() if len(some) >= FEWEST_OF_KIND]
-    if not 2 <= len(kinds) <= MOST_KINDS:
+    if len(kinds) > MOST_KINDS:
         return [paths]
     of_a_kind = {path for some in kinds for path in some}
     return [*kinds, [path for path in paths if path not in of_a_kind]]

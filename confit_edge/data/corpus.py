@@ -77,7 +77,7 @@ class Corpus:
     background_val: list[Pcm]
     problems: list[ClipProblem]
     notes: list[str] = field(default_factory=list)  # for whoever trains on it
-    background_kept: tuple[Path, ...] = ()  # the recordings of `background_val`, where whole ones are kept
+    background_kept: tuple[str, ...] = ()  # the recordings of `background_val`, where whole ones are kept
 
     @property
     def unknown_column(self) -> int | None:

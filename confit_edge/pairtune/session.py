@@ -176,7 +176,7 @@ def _tell_of_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) ->
     if heard := teaching.chosen_by(corpus):
         _note(
             tell,
-            f"beware: --unlabelled: thresholds are set on the end of {some(list(map(str, heard)))}, your background, and a"
+            f"beware: --unlabelled: background in {some(list(map(str, heard)))} is what thresholds are set on, and a"
             " student that has learnt it is too good there; give other sound",
         )
 
@@ -188,8 +188,8 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
     yield "{}: {} to train, {} to choose by, {} to test".format(named, *parts)
     if corpus.background_train:
         learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
-        files = [path.name for path in corpus.background_kept]
-        yield f"background: {learnt} to learn from, {kept} for thresholds ({listed(files, 4) or 'the end of each recording'})"
+        which = listed(corpus.background_kept, 4) or "the end of each recording"
+        yield f"background: {learnt} to learn from, {kept} for thresholds ({which})"
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
     everywhere = None if corpus.background_train else told_from_nothing(corpus.manifest)
     for suspect in [*misspelt(labels), *filter(None, [joined(labels), untested(corpus.manifest), everywhere])]:

@@ -175,6 +175,8 @@ def test_recordings_of_unlike_lengths_are_each_cut(
         ((("music-{}", 8), ("talk-{}", 4)), "music-6 music-7 talk-3"),
         ((("music/{}", 8), ("Speech/anna/{}", 4), ("Speech/ben/{}", 2)), "Speech/ben/0 Speech/ben/1 music/6 music/7"),
         ((("anna{}", 3), ("ben{}", 3), ("carl{}", 3), ("dora{}", 3), ("eve{}", 3)), "dora2 eve0 eve1 eve2"),  # voices
+        ((("all/music/{}", 4), ("all/talk/{}", 3)), "all/music/3 all/talk/2"),  # a folder in a folder
+        ((("music-{}", 4), ("talk-{}", 2)), "music-3 talk-1"),  # too few to be a kind: not all of them are kept
         ((("2024-{}", 7),), "2024-5 2024-6"),
         ((("music-{}", 5), ("talk-{}", 4), ("dog{}", 1), ("rain{}", 1), ("tram{}", 1)), "music-3 music-4 talk-3 tram0"),
     ],
@@ -187,7 +189,7 @@ def test_each_kind_of_background_is_learnt_and_kept(
         (tmp_path / "bg" / name).parent.mkdir(parents=True, exist_ok=True)
         noise(tmp_path / "bg" / f"{name}.wav", at, seconds=1 + at / 100)
     corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path / "bg")
-    found = [str(path.relative_to(tmp_path / "bg").with_suffix("")) for path in corpus.background_kept]
+    found = [path.removesuffix(".wav") for path in corpus.background_kept]
     assert sorted(found) == kept.split()
     ends = {round((len(pcm) / RATE - 1) * 100) for pcm in corpus.background_val}
     every = [form.format(number) for form, count in names for number in range(count)]
