@@ -65,11 +65,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     folder.rmdir()
 
 
-def is_partial(path: Path) -> bool:
-    """Whether it is what a killed writer left."""
-    return path.name.startswith(".") and path.name.endswith(".partial")
-
-
 def remove(path: Path) -> None:
     """Remove a file of these, if it is there, and what a killed writer left of it."""
     path.unlink(missing_ok=True)

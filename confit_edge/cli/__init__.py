@@ -17,6 +17,7 @@ import typer
 from confit_edge.cli._console import Verb, say
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import is_partial
 
 WIDE = 100  # columns of a terminal in which the tables of --help hold the longest option
 
@@ -167,7 +168,8 @@ def _refused(error: OSError) -> str:
         what = " ".join(str(error.strerror or error).split())
         return f"cannot be written: {what}" if error.errno in _OF_WRITING else what
     path = Path(os.fsdecode(error.filename))
-    return f"{path.parent if path.name.startswith('.') else path}: {error.strerror}"
+    asked = next((above.parent for above in (path, *path.parents) if is_partial(above)), path)
+    return f"{asked}: {error.strerror}"
 
 
 def _fail(error: Exception, status: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ import numpy as np
 
 from confit_edge.data.manifest import UNKNOWN, Clip
 from confit_edge.data.tables import relative
-from confit_edge.files import is_partial
 from confit_runtime.audio import flac_rate, open_sound, unreadable
 from confit_runtime.errors import AudioError, ConfitError, UsageError
-from confit_runtime.files import make_folder, partial_path, write_whole
+from confit_runtime.files import is_partial, make_folder, partial_folder, remove_left, write_whole
 from confit_runtime.names import fits_a_file_name
 
 MANIFEST = "manifest.csv"
@@ -76,17 +74,17 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
     if out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir()))):
         raise UsageError(f"{option} {out}: {'is a file' if out.is_file() else 'is not empty'}; name a new folder")
     target = Path(os.path.abspath(out))
-    made = partial_path(target / target.name if out.is_dir() else target)
-    make_folder(made)
-    try:
+    inside = target / target.name
+    for place in (target, inside):
+        remove_left(place)
+    make_folder(target if out.is_dir() else target.parent)
+    with partial_folder(inside if out.is_dir() else target) as made:
         yield made
         if out.is_dir():
             for child in sorted(made.iterdir(), key=Path.is_file):
                 child.replace(target / child.name)
         else:
             made.replace(target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 class Names:

@@ -10,6 +10,7 @@ from confit_edge import files, runs
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.files import is_partial
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -20,12 +21,7 @@ def check_out(out: Path, resume: bool) -> None:
         raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")
     if begun and not resume:
         raise UsageError(f"{out}: holds a training that has not finished; add --resume to go on with it, or remove it")
-    if (
-        not begun
-        and not (out / "run.json").is_file()
-        and out.is_dir()
-        and not all(map(files.is_partial, out.iterdir()))
-    ):
+    if not begun and not (out / "run.json").is_file() and out.is_dir() and not all(map(is_partial, out.iterdir())):
         raise UsageError(f"{out}: is not empty and holds no run; choose another -o")
 
 

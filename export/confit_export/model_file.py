@@ -17,7 +17,7 @@ from confit_edge.runs import Run, weights_sha256
 from confit_export import thresholds
 from confit_export.graph import StreamingModel, WindowedModel, ancestors, state_shapes
 from confit_runtime.contract import SCHEMA, Contract, seal
-from confit_runtime.files import naming, partial_path
+from confit_runtime.files import naming, partial_folder
 from confit_runtime.model import Model, load
 
 # of a run's data, in the contract
@@ -102,13 +102,10 @@ def sealed(graph: onnx.ModelProto, contract: Contract) -> bytes:
 
 def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
     """The model as the runtime would load it, from a file beside `out` that is gone again before it is used."""
-    temporary = partial_path(out)
-    try:
+    with partial_folder(out) as folder:
         with naming(out):
-            temporary.write_bytes(sealed(graph, contract))
-        return load(temporary)
-    finally:
-        temporary.unlink(missing_ok=True)
+            (folder / out.name).write_bytes(sealed(graph, contract))
+        return load(folder / out.name)
 
 
 def replace_cohort(graph: onnx.ModelProto, cohort: npt.NDArray[np.float32]) -> None:

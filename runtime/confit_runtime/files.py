@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +19,9 @@ PUBLIC = 0o666  # less what the umask forbids
 
 def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     """Write a file whole or not at all, though another process writes it, too: the last one's stays. Raises OSError."""
-    temporary = partial_path(path)
-    try:
-        with naming(path):
-            _write_through(temporary, data, mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path), partial_folder(path) as folder:
+        _write_through(folder / path.name, data, mode)
+        os.replace(folder / path.name, path)
 
 
 def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
@@ -66,37 +62,67 @@ def _write_through(path: Path, data: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def partial_path(path: Path) -> Path:
-    """Where this process writes what is to be the file at `path`: hidden beside it, and no other process's."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, in which to write what is to be there: nobody else's, and gone at the end.
+
+    It is locked meanwhile, by which `remove_left` knows it from what a killed process left: the number of a process tells that
+    in no other container. Raises OSError.
+    """
+    while True:
+        folder = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
+        folder.mkdir()
+        with _locked(folder, wait=True):
+            if not folder.is_dir():  # it was taken for one that is left, in the moment before it was locked
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
 
 
-def partial_paths(path: Path) -> list[Path]:
-    """What any process is writing, or was as it was killed, that is to be the file at `path`."""
-    return list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
+def partial_folders(path: Path) -> list[Path]:
+    """Those in which any process is writing, or was as it was killed, what is to be at `path`."""
+    if not path.parent.is_dir():
+        return []
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
+    return [path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)]
 
 
 def remove_left(path: Path) -> None:
-    """Remove what processes left that were killed as they wrote what was to be the file at `path`, a database's journal too.
+    """Remove what processes left that were killed as they wrote what was to be at `path`, as far as we may.
 
-    Not on Windows, where a number does not tell whether its process is gone. Raises OSError.
+    Not where no lock tells it from what one is writing: on Windows, and on some network disks.
     """
-    if os.name == "nt" or not path.parent.is_dir():
-        return
-    for name in os.listdir(path.parent):
-        partial = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.partial(-\w+)?", name)
-        if partial and not _runs(int(partial[1])):
-            path.with_name(name).unlink(missing_ok=True)
+    for folder in partial_folders(path):
+        with _locked(folder, wait=False) as ours:
+            if ours:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _runs(process: int) -> bool:
+def is_partial(path: Path) -> bool:
+    """Whether it is what a killed writer left."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool) -> Iterator[bool]:
+    """Lock a folder; gives whether it is locked, which it is not where another holds it, or where there are no such locks."""
+    handle = -1
     try:
-        os.kill(process, 0)
-    except PermissionError:  # of somebody else
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except (ModuleNotFoundError, OSError):  # Windows has no such module
+        locked = False
+    try:
+        yield locked
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
 def make_folder(path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from confit_runtime.arrays import Floats, Places
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import OURS, partial_path, partial_paths, remove_left
+from confit_runtime.files import OURS, partial_folder, partial_folders, remove_left
 
 CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
@@ -125,18 +125,16 @@ def build_index(
         index.add(ids[block].astype(np.uint64), prints[block])
         if progress is not None:
             progress(min(start + TOLD_EVERY, len(ids)), len(ids))
-    temporary = partial_path(path)
     try:
-        try:
-            remove_left(path)
+        remove_left(path)
+        with partial_folder(path) as folder:
+            temporary = folder / path.name
             temporary.touch(OURS)
             index.save(str(temporary))
             temporary.chmod(mode)
             if check is not None:
                 check()
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # usearch's own is a RuntimeError
         cause = error.strerror if isinstance(error, OSError) else error
         raise GalleryError(
@@ -149,7 +147,7 @@ def erase_index(path: Path) -> None:
 
     And what processes left of it that were killed as they wrote it. Raises GalleryError.
     """
-    for held in (path, *partial_paths(path)):
+    for held in (path, *(folder / path.name for folder in partial_folders(path))):
         try:
             if held.exists():
                 with held.open("r+b") as file:
@@ -160,6 +158,7 @@ def erase_index(path: Path) -> None:
             raise GalleryError(
                 f"{held}: the index cannot be erased ({error.strerror}), so nothing was changed: remove it by hand"
             ) from error
+    remove_left(path)
 
 
 def _open(path: Path) -> tuple[Any, int]:

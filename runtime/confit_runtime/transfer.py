@@ -12,7 +12,7 @@ from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, check_not_both, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import partial_path, remove_left
+from confit_runtime.files import partial_folder, remove_left
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import is_there
 from confit_runtime.model import Model
@@ -33,18 +33,14 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
         counts = source.counts()
         wanted = [clean_name(name) for name in names] or list(counts)
         found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
-    partial = partial_path(out)
     try:
         remove_left(out)
-        partial.unlink(missing_ok=True)  # of a killed process that had our number
-        try:
-            with source.copy_layout(partial) as target:
+        with partial_folder(out) as folder:
+            with source.copy_layout(folder / out.name) as target:
                 for name, (prints, voiced_s) in found.items():
                     _add(target, name, prints, voiced_s)
             erase_index(index_path(out))  # of a file that is gone
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+            (folder / out.name).replace(out)
     except OSError as error:
         raise GalleryError(f"{out}: cannot be written ({error.strerror}): choose another file") from error
     return {name: counts.get(name, Counts()) for name in found}

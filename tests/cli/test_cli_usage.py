@@ -230,7 +230,7 @@ def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
     command = f"{sys.executable} -m confit_edge inspect digits --json > /dev/full"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, "confit-edge: cannot be written: No space left on device\n")
-    error = PermissionError(13, "Permission denied", "run/.x.onnx.12.partial")
+    error = PermissionError(13, "Permission denied", "run/.x.onnx.0123abcd.partial/x.onnx")
     assert _refused(error) == "run: Permission denied"
 
 

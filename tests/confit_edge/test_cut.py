@@ -175,15 +175,15 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, there: bool) -> None:
         (made / "1.flac").write_text("")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.rglob("*")] == (["new", "clips"] if there else ["new"])
-    if there:
-        (out / ".clips.1.partial").mkdir()  # what kill -9 leaves does not stand in the way
+    left = (out if there else out.parent) / ".clips.0123abcd.partial"  # as kill -9 does
+    (left / "wrong").mkdir(parents=True)
     with made_whole(out, "-o") as made:
         (made / "owl").mkdir()
         (made / "owl" / "1.flac").write_text("")
         (made / "manifest.csv").write_text("")
         assert made.name.startswith(".")
         assert not (out / "manifest.csv").exists()
-    assert sorted(path.name for path in out.rglob("[!.]*")) == ["1.flac", "manifest.csv", "owl"]
+    assert sorted(path.name for path in out.parent.rglob("*")) == ["1.flac", "clips", "manifest.csv", "owl"]
     assert not there or out.stat().st_ino == same
     with pytest.raises(UsageError, match=r"-o .*clips: is not empty"), made_whole(out, "-o"):
         pass

@@ -159,7 +159,7 @@ def test_an_inexact_graph_is_not_written(
         return graph
 
     monkeypatch.setattr(export, "to_onnx", converted)
-    (tmp_path / ".words.onnx.99999999.partial").touch()  # what kill -9 leaves
+    (tmp_path / ".words.onnx.0123abcd.partial").mkdir()  # what kill -9 leaves
     with pytest.raises(ConfitError, match="streaming differs from offline"):
         export_run(run, run_corpus, tmp_path / "words.onnx", quantize=False, say=quiet)
     assert list(tmp_path.iterdir()) == []

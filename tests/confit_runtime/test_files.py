@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from confit_runtime.files import default_cache, remove_left, write_new, write_whole
+from confit_runtime.files import default_cache, partial_folder, remove_left, write_new, write_whole
 from tests.full_disk import files_of_at_most
 
 
@@ -72,15 +72,34 @@ def test_a_new_file_replaces_none_and_takes_no_name_that_another_is_being_writte
 
 
 def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    left = [tmp_path / f".a+.db.{gone.pid}.partial{end}" for end in ("", "-journal")]
-    staying = [tmp_path / name for name in ("a+.db", f".a+.db.{os.getpid()}.partial", f".aa.db.{gone.pid}.partial")]
-    staying.append(tmp_path / f".a+.db.7.{gone.pid}.partial")  # of a file called a+.db.7
-    for file in (*left, *staying):
-        file.touch()
-    remove_left(tmp_path / "a+.db")
-    assert set(tmp_path.iterdir()) == set(staying)
+    path = tmp_path / "a+.db"
+    writing = f"""import time; from pathlib import Path; from confit_runtime.files import partial_folder
+with partial_folder(Path({str(path)!r})) as folder:
+    (folder / "a+.db-journal").touch()
+    print(folder, flush=True)
+    time.sleep(60)"""
+    with subprocess.Popen([sys.executable, "-c", writing], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        others = [tmp_path / f".{name}.0123abcd.partial" for name in ("aa.db", "a+.db.7")]
+        for folder in others:
+            folder.mkdir()
+        with partial_folder(path) as ours:
+            remove_left(path)
+            assert set(tmp_path.iterdir()) == {ours, theirs, *others}
+            other.kill()
+            other.wait()
+            remove_left(path)
+            assert set(tmp_path.iterdir()) == {ours, *others}
+        assert set(tmp_path.iterdir()) == set(others)
+
+
+def test_two_that_write_one_name_are_in_nobody_elses_way(tmp_path: Path) -> None:
+    """As in two containers, where both have one process number."""
+    with partial_folder(tmp_path / "a") as one, partial_folder(tmp_path / "a") as two:
+        (one / "a").write_text("one")
+        (two / "a").write_text("two")
+        assert (one / "a").read_text() == "one"
 
 
 def test_the_cache_is_where_it_is_said_to_be_or_in_the_home_or_of_no_home_in_what_is_temporary(

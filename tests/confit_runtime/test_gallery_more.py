@@ -805,7 +805,8 @@ def test_an_index_finds_what_exact_search_finds_and_is_erased_with_a_name(tmp_pa
         agreed = [gallery.match(query).nearest == exact.match(query).nearest for query in queries]
         assert np.mean(agreed) > 0.9
         assert gallery.match(later[0]).nearest == "late"  # enrolled after the index was made
-        killed = gallery.index_path.with_name(f".{gallery.index_path.name}.99999999.partial")
+        killed = gallery.index_path.with_name(f".{gallery.index_path.name}.0123abcd.partial")
+        killed.mkdir()
         shutil.copy(gallery.index_path, killed)
         gallery.remove("name7")
         assert not gallery.index_path.exists()
