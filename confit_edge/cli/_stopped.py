@@ -1,14 +1,34 @@
-"""How `listen` and `record` end in good order: on Ctrl-C, on SIGTERM, which stops a service, and where the terminal goes."""
+"""How verbs end in good order: on Ctrl-C, on SIGTERM, which stops a service, and where the terminal goes."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 if TYPE_CHECKING:
     from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source
+
+
+def stop_as_ctrl_c_does() -> None:
+    """From here on these signals end the process as Ctrl-C does, so that what it has begun is removed."""
+    _on_others(_interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(
+        number, signal.SIG_IGN
+    )  # a terminal that goes may send it twice: the second would stop what is removed
+    raise KeyboardInterrupt
+
+
+def _on_others(stop: Callable[[int, FrameType | None], None]) -> None:
+    """Call `stop` on those that are not Ctrl-C."""
+    signal.signal(signal.SIGTERM, stop)
+    # Windows has no SIGHUP, and who ignores it, as `nohup` does, goes on
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, stop)
 
 
 class UntilStopped:
@@ -22,12 +42,8 @@ class UntilStopped:
         self._hearing = self._wanted = False
 
     def __enter__(self) -> Self:
-        # a job in a script's background is started with SIGINT ignored
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(wanted, self._stop)
-        # Windows has no SIGHUP, and who ignores it, as `nohup` does, goes on
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._stop)
+        signal.signal(signal.SIGINT, self._stop)  # a job in a script's background is started with it ignored
+        _on_others(self._stop)
         return self
 
     def __exit__(

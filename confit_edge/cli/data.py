@@ -213,11 +213,13 @@ def cut(
         confit-edge train clips/manifest.csv -o runs/birds --encoder yamnet --background background
     """
     from confit_edge.cli._cut import cut_out, tell
+    from confit_edge.cli._stopped import stop_as_ctrl_c_does
     from confit_runtime.labels import read_labelled
     from confit_runtime.recordings import refuse_twins
 
     recordings = read_labelled(table)
     refuse_twins([recording.path for recording in recordings])
+    stop_as_ctrl_c_does()
     report = cut_out(table, recordings, out, margin, alone, rest, json)
     if json:
         emit("cut", **report)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
+import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -420,3 +423,24 @@ def test_cut_shows_a_bar(field: Path) -> None:
     table = field / "field" / "calls.csv"
     assert "night.flac" in shown_at_a_terminal("cut", table, "-o", field / "clips", cache=field / "cache")
     assert shown_at_a_terminal("cut", table, "-o", field / "more", "--json", cache=field / "cache") == ""
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_cut_that_is_stopped_leaves_nothing(tmp_path: Path, signal_: signal.Signals) -> None:
+    soundfile.write(tmp_path / "night.wav", np.zeros(300 * 8000, np.float32), 8000)
+    rows = [f"night.wav,{at / 10},{at / 10 + 0.08},owl\n" for at in range(3000)]  # seconds of work, were it not stopped
+    (tmp_path / "calls.csv").write_text("path,start_s,end_s,label\n" + "".join(rows))
+    before = sorted(tmp_path.iterdir())
+    with subprocess.Popen(
+        [*COMMAND, "data", "cut", "calls.csv", "-o", "clips", "--rest", "rest"], cwd=tmp_path,
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        while not list(tmp_path.glob(".clips.*.partial/owl/*/*")):
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(signal_)
+        assert child.wait(timeout=30) == 130
+        assert child.stderr is not None
+        assert child.stderr.read() == "confit-edge: stopped\n"
+    assert sorted(tmp_path.iterdir()) == before
