@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +15,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, on_a_terminal, say
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.wording import counted
+from confit_runtime.wording import counted, listed
 
 if TYPE_CHECKING:
     from confit_runtime.recording import Take
@@ -73,7 +73,9 @@ def record(
     group = _folder_name("--group", group or time.strftime("%Y%m%d-%H%M%S"))
     label = _folder_name("LABEL", label)
     folder = out / label / group
-    _listed(out / MANIFEST)  # what is wrong with it, or with the folders, is said before anything is recorded
+    if (out / MANIFEST).exists():  # what is wrong with it, or with the folders, is said before anything is recorded
+        with _alone(out / MANIFEST):
+            _without_torn(out / MANIFEST)
     with open_source(source) as opened:
         check_live(opened)
         for place in (out, folder):
@@ -143,7 +145,7 @@ def _folder_name(what: str, text: str) -> str:
 
 
 def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -> Path:
-    """Write a clip under the next free number, and its row of the manifest; others may record into the same folder."""
+    """Write a clip under the next free number, and its row of the manifest, or neither; others may record here, too."""
     import soundfile
 
     from confit_runtime.files import write_whole
@@ -153,11 +155,21 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
     soundfile.write(sound, trimmed(take.pcm, take.rate) if trim else take.pcm, take.rate, format=form, subtype="PCM_16")
     folder, manifest = out / label / group, out / MANIFEST
     with _alone(manifest):
-        taken = [int(file.stem) for file in folder.iterdir() if file.stem.isdecimal()]
+        former, taken = _without_torn(manifest), map(_number, folder.iterdir())
         path = folder / f"{max(taken, default=0) + 1:04}.{form}"
-        write_whole(path, sound.getvalue())
-        _list(manifest, path, label, group)
+        try:
+            write_whole(path, sound.getvalue())
+            _append(manifest, former, [path.relative_to(out).as_posix(), label, group])
+        except BaseException:  # such as a full disk
+            os.truncate(manifest, len(former))
+            path.unlink(missing_ok=True)
+            raise
     return path
+
+
+def _number(file: Path) -> int:
+    """That of a clip, 0 of any other file."""
+    return int(file.stem) if file.stem.isdecimal() else 0
 
 
 @contextmanager
@@ -171,10 +183,10 @@ def _alone(manifest: Path) -> Iterator[None]:
         yield
 
 
-def _listed(manifest: Path) -> list[list[str]]:
-    """The rows of a manifest, its columns among them; none where there is no such file. Raises UsageError."""
+def _rows(manifest: Path, data: bytes) -> list[list[str]]:
+    """The rows of a manifest, its columns among them. Raises UsageError."""
     try:
-        text = manifest.read_text(encoding="utf-8-sig") if manifest.exists() else ""  # Excel writes a mark before it
+        text = data.decode("utf-8-sig")  # Excel writes a mark before it
     except UnicodeDecodeError as error:
         raise UsageError(f"{manifest}: is not UTF-8; save it as UTF-8, or record into another folder") from error
     rows = list(csv.reader(io.StringIO(text)))
@@ -183,17 +195,56 @@ def _listed(manifest: Path) -> list[list[str]]:
     return rows
 
 
-def _list(manifest: Path, path: Path, label: str, group: str) -> None:
-    """Add a clip to the manifest. Raises UsageError where that cannot be read, or has other columns."""
+def _append(manifest: Path, former: bytes, row: Sequence[str]) -> None:
+    """Add a row to a manifest in which `former` is, and what its columns are where that is nothing yet."""
     from confit_runtime.files import naming
 
-    rows = [] if _listed(manifest) else [list(COLUMNS)]
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(
-        [*rows, [path.relative_to(manifest.parent).as_posix(), label, group]]
-    )
-    ended = manifest.read_bytes()[-1:] in (b"", b"\n")
+    rows = [row] if _rows(manifest, former) else [COLUMNS, row]
     with naming(manifest), manifest.open("ab") as file:
-        file.write(("" if ended else "\n").encode() + table.getvalue().encode())
+        file.write((b"" if former[-1:] in (b"", b"\n") else b"\n") + b"".join(map(_line, rows)))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _without_torn(manifest: Path) -> bytes:
+    """What is in a manifest, after its last row was cut off and told of, where that was not written to its end.
+
+    So it is where who recorded was killed, or the power failed. Raises UsageError where it cannot be read, or has other columns.
+    """
+    data = manifest.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    torn = data[len(whole) :]
+    if not _is_torn(torn, first=not whole):
+        _rows(manifest, data)
+        return data
+    names = {row[0] for row in _rows(manifest, whole)[1:] if row}
+    begun = "".join(_cells(torn)[:1]) if whole else ""
+    clips = [file.relative_to(manifest.parent).as_posix() for file in manifest.parent.glob("*/*/*") if _number(file)]
+    without = sorted(clip for clip in clips if clip.startswith(begun) and clip not in names)
+    os.truncate(manifest, len(whole))
+    then = f". Without a row: {listed(without)}; add one, or remove the clip" if without else ""
+    say(
+        f"beware: {manifest}: its last row was not written to its end, and is removed: {torn.decode(errors='replace')!r}{then}"
+    )
+    return whole
+
+
+def _is_torn(last: bytes, first: bool) -> bool:
+    """Whether a row that no line's end follows is the beginning of one of ours: an editor also leaves a whole one so."""
+    if first:
+        ours = _line(COLUMNS)
+    elif len(cells := _cells(last)) < len(COLUMNS):
+        return bool(last)
+    else:
+        ours = _line([cells[0], *cells[0].split("/")[:2]])
+    return bool(last) and ours.startswith(last) and ours != last + b"\n"
+
+
+def _cells(line: bytes) -> list[str]:
+    return next(csv.reader(line.decode(errors="ignore").splitlines()), [])
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()

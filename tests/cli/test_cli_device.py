@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -743,6 +744,60 @@ def test_record_stopped_before_the_first_clip_says_so(
         assert json.loads(child.stdout.read()) == {
             "type": "summary", "label": "low", "group": "ada", "clips": 0, "refused": 0, "folder": folder
         }  # fmt: skip
+
+
+def test_a_clip_whose_row_does_not_fit_on_the_disk_is_not_kept(tmp_path: Path) -> None:
+    """With the largest size that a file may have in place of a full disk: the row is cut short there as here."""
+    sound, folder, manifest = tone(500, 0.2), tmp_path / "low" / "ada", tmp_path / "manifest.csv"
+    folder.mkdir(parents=True)
+    before = b"path,label,group\n" + b"low/bob/0001.wav,low,bob\n" * 1000
+    manifest.write_bytes(before)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 8, former[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            keep(Take(sound, 16_000, soundcheck(sound, 16_000), None), tmp_path, "low", "ada", "wav", False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert manifest.read_bytes() == before
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "torn", "without"),
+    [
+        ("", "path,lab", ["0001", "0002"]),
+        ("path,label,group\nlow/Zoë/0001.wav,low,Zoë\n", "low/Zo\udcc3", ["0002"]),
+        ("path,label,group\r\nlow/Zoë/0001.wav,low,Zoë\r\n", "low/Zoë/0002.wav,low,Z", ["0002"]),
+        ("path,label,group\n", "low/Zoë/0002.wav,low,", ["0002"]),
+        (
+            "path,label,group\nlow/Zoë/0001.wav,low,Zoë\n",
+            "low/Zoë/0002.wav,low,Zoë",
+            [],
+        ),  # whole, as an editor leaves it
+        ("path,label,group\nlow/Zoë/0001.wav,low,Zoë\n", "low/Zoë/0002.wav,mid,ada", []),
+        ("", "path,label,group", []),
+    ],
+)
+def test_a_row_that_was_not_written_to_its_end_goes_and_its_clip_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str, torn: str, without: list[str]
+) -> None:
+    sound, folder, manifest = tone(500, 0.2), tmp_path / "low" / "Zoë", tmp_path / "manifest.csv"
+    folder.mkdir(parents=True)
+    for name in ("0001.wav", "0002.wav"):
+        soundfile.write(folder / name, sound, 16_000)
+    manifest.write_bytes((left + torn).encode(errors="surrogateescape"))
+    kept = keep(Take(sound, 16_000, soundcheck(sound, 16_000), None), tmp_path, "low", "Zoë", "wav", False)
+    former = left if without else left + torn + "\n"
+    assert manifest.read_bytes().decode() == (former or "path,label,group\n") + "low/Zoë/0003.wav,low,Zoë\n"
+    assert kept.is_file()
+    told = capsys.readouterr().err
+    if without:
+        names = ", ".join(f"low/Zoë/{name}.wav" for name in without)
+        assert told.startswith(f"beware: {manifest}: its last row was not written to its end, and is removed: ")
+        assert told.endswith(f". Without a row: {names}; add one, or remove the clip\n")
+    else:
+        assert told == ""
 
 
 def test_recorders_in_one_folder_take_turns(tmp_path: Path) -> None:
