@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from confit_edge.heedless import speak_heedlessly
 from confit_runtime.errors import ConfitError
 
 
@@ -63,6 +64,7 @@ def _begin(threads: int, begin: Callable[..., None] | None, args: tuple[Any, ...
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one, which ends it
     parent = multiprocessing.parent_process()
     assert parent is not None
+    speak_heedlessly()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     threadpool_limits(threads)

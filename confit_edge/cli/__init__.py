@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Verb, say
+from confit_edge.heedless import speak_heedlessly
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
@@ -117,6 +118,7 @@ def main() -> None:
 
 def _run() -> None:
     _speak_utf8()
+    speak_heedlessly()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         _check_folder()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
 from typing import Annotated, Any, Self
 
 import typer
@@ -42,10 +41,9 @@ def emit(kind: str, /, **fields: Any) -> None:
 
 
 def say(text: str = "") -> None:
-    """A line for a person, on stderr; where that cannot be written, its reader gone or its disk full, the work goes on."""
+    """A line for a person, on stderr."""
     if sys.stderr is not None:  # closed: `print` would take stdout
-        with suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def on_a_terminal() -> bool:

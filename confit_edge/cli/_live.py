@@ -38,7 +38,6 @@ class LiveView(Tap):
         self._streams = streams
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
         self._last: deque[str] = deque(maxlen=3)
-        self._gone = False
 
     def begin(self, name: str, rate: int) -> None:
         self._name, self._rate = name, rate
@@ -46,7 +45,7 @@ class LiveView(Tap):
         self._peak = self._held = 0.0
         self._held_at = self._shown = -math.inf
         self._note = ""
-        self._draw(self._live.start)
+        self._live.start()
 
     def hear(self, pcm: Pcm, rate: int) -> None:
         self._samples += len(pcm)
@@ -68,21 +67,13 @@ class LiveView(Tap):
     def paused(self) -> Iterator[None]:
         """Make room for a line on this terminal."""
         began = self._live.is_started
-        self._draw(self._live.stop)
+        self._live.stop()
         yield
         if began:
-            self._draw(self._live.start)
+            self._live.start()
 
     def stop(self) -> None:
-        self._draw(self._live.stop)
-
-    def _draw(self, what: Callable[[], None]) -> None:
-        """As long as there is a terminal: listening goes on without one, and a summary is told."""
-        if not self._gone:
-            try:
-                what()
-            except OSError:
-                self._gone = True
+        self._live.stop()
 
     def _show(self) -> None:
         now = time.monotonic()
@@ -90,7 +81,7 @@ class LiveView(Tap):
             return
         if self._peak >= self._held or now - self._held_at > _HOLD_S:
             self._held, self._held_at = self._peak, now
-        self._draw(lambda: self._live.update(Group(*self._lines()), refresh=True))
+        self._live.update(Group(*self._lines()), refresh=True)
         self._peak, self._shown = 0.0, now
 
     def _lines(self) -> Iterator[Text]:

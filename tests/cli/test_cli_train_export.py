@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -113,6 +114,46 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) 
     assert f"{tmp_path / 'run'}: stopped; the same command with --resume goes on" in errors
     assert "confit-edge: stopped" not in errors  # it is said already
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+
+# where nobody hears what it says
+
+ONE_EPOCH = ("--epochs", "1", "--clips-per-class", "2", "--probe-views", "1", "--soup", "1", "--no-frozen-baseline")
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&1 >&3 | true"])
+def test_a_stderr_that_cannot_be_written_costs_no_training(small: Path, tmp_path: Path, redirection: str) -> None:
+    if "/dev/full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    train = [*COMMAND, "train", small, "-o", tmp_path / "run", *ONE_EPOCH]
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; exec 3>&1; "$@" {redirection}', "bash", *train],
+        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("trained, linear probe")
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_a_training_outlives_its_terminal(small: Path, tmp_path: Path) -> None:
+    """As one that is disowned, or under nohup, when the ssh session is lost."""
+    ours, theirs = pty.openpty()
+    ignoring = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    process = start(
+        "train",
+        small,
+        "-o",
+        tmp_path / "run",
+        *ONE_EPOCH,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        preexec_fn=ignoring,
+    )
+    os.close(theirs)
+    assert os.read(ours, 1)  # its bar is drawn
+    os.close(ours)
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "run.json").is_file()
 
 
 # from clips to a model, with the flags of a user
