@@ -1,20 +1,22 @@
 """The files of a run, written whole or not at all: a killed process leaves the former file or the new one.
 
-A run has one writer at a time, so what a killed one leaves has a name by which the next one clears it away; files that
-several processes may write at once are written by `confit_runtime.files`.
+A run has one writer at a time, see `alone`, so what a killed one leaves has a name by which the next one clears it away;
+files that several processes may write at once are written by `confit_runtime.files`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import naming
+from confit_runtime.files import lock, make_folder, naming
 
 
 def check_folder(out: Path, what: str) -> None:
@@ -23,6 +25,48 @@ def check_folder(out: Path, what: str) -> None:
         raise UsageError(f"{out}: is a file; -o names a folder for the {what}")
     if in_the_way := [parent for parent in out.parents if parent.is_file()]:
         raise UsageError(f"{out}: cannot be made a folder, for {in_the_way[0]} is a file")
+
+
+@contextmanager
+def alone(out: Path, what: str) -> Iterator[None]:
+    """Be the only process that makes the `what` in the folder `out`. Raises UsageError where another does.
+
+    The folder is made where there is none, and goes away again where nothing was written into it. What is locked is the
+    folder itself, so that no file is left, nor a lock by a process that was killed; Windows cannot open a folder.
+    """
+    check_folder(out, what)
+    if os.name == "nt":
+        yield
+        return
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    descriptor = _locked(out)
+    if descriptor is None:
+        raise UsageError(f"{out}: this {what} is being made by another process; wait for it, or choose another -o")
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """The folder, made, opened and locked; None where another process has it."""
+    while True:
+        if not folder.exists():
+            make_folder(folder)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # who had made it took it away meanwhile
+            continue
+        if lock(descriptor, wait=False) is False:
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -175,11 +175,10 @@ def _number(file: Path) -> int:
 @contextmanager
 def _alone(manifest: Path) -> Iterator[None]:
     """Wait until nobody else writes it: no two recorders take one number, and no row is lost."""
-    with manifest.open("ab") as file:
-        with suppress(ModuleNotFoundError):  # Windows
-            import fcntl
+    from confit_runtime.files import lock
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with manifest.open("ab") as file:
+        lock(file.fileno(), wait=True)
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,6 +98,7 @@ def study(
 
     Example: `confit-edge study temperature --data words.csv -o studies/temperature --jobs 2`
     """
+    from confit_edge.files import alone
     from confit_edge.recipe import Recipe
     from confit_edge.studies import find
     from confit_edge.studies.bench import source_of
@@ -115,7 +117,7 @@ def study(
             )
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
-    with StudyBar(json_lines) as progress:
+    with nullcontext() if dry_run else alone(out, "study"), StudyBar(json_lines) as progress:
         planned = prepare(
             question, source, out, seeds=seeds or 3, groups=train_groups, earlier=earlier, places=places, watch=progress
         )
@@ -123,7 +125,7 @@ def study(
         if dry_run:
             return
         results = run(planned, jobs, progress)
-    conclusions = write_report(planned, results, shlex.join(["confit-edge", *sys.argv[1:]]))
+        conclusions = write_report(planned, results, shlex.join(["confit-edge", *sys.argv[1:]]))
     if json_lines:
         cpu = round(sum(outcome.cpu_seconds for outcome in results.outcomes), 1)
         diverged = len(results.diverged)

@@ -26,30 +26,34 @@ def save(
     optimiser: torch.optim.Optimizer,
     plain: dict[str, Any],
     kept: dict[str, Tensor],
+    training: str,
 ) -> None:
-    """Write modules, optimiser, the weights of the epoch kept so far (`kept`, by name) and `plain` data."""
+    """Write modules, optimiser, the weights of the epoch kept so far (`kept`, by name), `plain` data, and of which `training`."""
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     tensors |= {f"kept.{key}": value for key, value in kept.items()}
     for index, slots in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{slot}": value for slot, value in slots.items()}
-    write_tensors(path, tensors, {"plain": json.dumps(plain)})
+    write_tensors(path, tensors, {"plain": json.dumps(plain), "training": training})
 
 
 def restore(
-    path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer
+    path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, training: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a checkpoint into modules and optimiser; give back the plain data and the weights of the epoch kept.
 
-    Raises ConfitError when it is damaged or its modules are others.
+    Raises ConfitError when it is damaged, or of another `training`.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            plain = json.loads(file.metadata()["plain"])
+            plain, of = json.loads(file.metadata()["plain"]), file.metadata()["training"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfitError(f"{path}: the checkpoint is damaged ({error}); train anew without --resume") from error
+
+    if of != training:
+        raise ConfitError(f"{path}: the checkpoint is of another training; train anew without --resume")
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

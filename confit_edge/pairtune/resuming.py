@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from confit_edge import files, runs
+from confit_edge.pairtune.distributed import Ranks
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
+
+
+@contextmanager
+def alone(out: Path, ranks: Ranks) -> Iterator[None]:
+    """Be the only training in `out`, of one process or of several together. Raises UsageError, on each of them."""
+    with ExitStack() as held:
+        refused = ""
+        if ranks.main:
+            try:
+                held.enter_context(files.alone(out, "run"))
+            except UsageError as error:
+                refused = str(error)
+        if refused := ranks.agree(refused):
+            raise UsageError(refused)
+        yield
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -60,6 +79,12 @@ def begun_recipe(out: Path) -> Recipe | None:
     """The recipe of the training that was begun, or finished, in `out`; None where none was. Raises ConfitError."""
     before = begun(out)
     return Recipe.from_dict(before["recipe"], str(out)) if before else None
+
+
+def digest(recipe: Recipe, fingerprint: str, lr: float, epochs: int) -> str:
+    """Of a training, by which its checkpoint is known; what is named in it may have moved, see `refuse_other_training`."""
+    same = {key: value for key, value in recipe.to_dict().items() if key not in ("background", "others", "encoder")}
+    return hashlib.sha256(json.dumps([same, fingerprint, lr, epochs]).encode()).hexdigest()
 
 
 def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:

@@ -27,11 +27,11 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
-from confit_edge.pairtune.distributed import join
+from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.machine import enough_memory, keep_freed_memory, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
-from confit_edge.pairtune.resuming import begun, check_out, refuse_other_training
+from confit_edge.pairtune.resuming import alone, begun, check_out, refuse_other_training
 from confit_edge.pairtune.trainer import Fitted, Watcher, fit, prepared
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
@@ -71,14 +71,32 @@ def train(
     A training that is killed loses at most the epoch it was in: the same call with `resume=True` ends with the same
     weights as an undisturbed one. Where a launcher started several processes, all of them train and probe, and the first
     writes and tells `watch`. `tensorboard` also writes curves into the run. With `teaching` the encoder is its student.
-    Raises UsageError when `out` holds something else.
+    Raises UsageError when `out` holds something else, or another process trains there.
     """
     from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours
 
     ranks = join(recipe.device)
-    device, tell = ranks.device, watch if watch and ranks.main else _untold
-    recipe = settled(recipe, device)
-    check_out(out, resume)
+    tell = watch if watch and ranks.main else _untold
+    recipe = settled(recipe, ranks.device)
+    with alone(out, ranks):
+        check_out(out, resume)
+        return _train(
+            manifest, out, recipe, ranks=ranks, resume=resume, tensorboard=tensorboard, tell=tell, teaching=teaching
+        )
+
+
+def _train(
+    manifest: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    ranks: Ranks,
+    resume: bool,
+    tensorboard: bool,
+    tell: Watcher,
+    teaching: TeachingRun | None,
+) -> Trained | None:
+    """The training in a folder that no other process trains in."""
     if recipe.rooms and recipe.rooms != SYNTHETIC:
         sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
@@ -117,6 +135,7 @@ def train(
     _refuse_what_cannot_begin(encoder, corpus, recipe, teaching)
     beginning = out / "started.json"
     curves = Curves(out / "tensorboard", tell) if tensorboard and ranks.main else None
+    check_out(out, resume)  # where nothing can be locked, another may have begun meanwhile
     ranks.wait()  # each process has looked into `out` before the first writes there
     if ranks.main:
         make_folder(out)
@@ -127,7 +146,7 @@ def train(
             corpus,
             recipe,
             manifest=manifest,
-            device=device,
+            device=ranks.device,
             checkpoint=out / runs.CHECKPOINT,
             name=out.name,
             watch=curves or tell,

@@ -14,7 +14,7 @@ from confit_edge.data.manifest import sound_files
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
 from confit_edge.pairtune.distributed import join
-from confit_edge.pairtune.resuming import check_out
+from confit_edge.pairtune.resuming import alone, check_out
 from confit_edge.pairtune.session import Trained, left_out, train
 from confit_edge.pairtune.trainer import Watcher
 from confit_edge.recipe import Recipe
@@ -48,10 +48,12 @@ def distill(
     of any sound. `manifest` says where the run's own clips are now. Resumed, and with curves, as `train` is; None when `out` is
     finished already.
     """
-    check_out(out, resume)
     teacher = runs.read_run(run)
     recipe, lesson = student_recipe(teacher.recipe, settings, source)
-    watch = watch if join(recipe.device).main else None
+    ranks = join(recipe.device)
+    watch = watch if ranks.main else None
+    with alone(out, ranks):  # as `train` asks again: what cannot begin is told before anything is decoded
+        check_out(out, resume)
     data = manifest or Path(teacher.info.data["manifest"])
     if not data.exists():
         raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")

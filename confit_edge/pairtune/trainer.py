@@ -27,6 +27,7 @@ from confit_edge.pairtune.items import ahead, epoch_batches, training_items
 from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, MakeObjective, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
+from confit_edge.pairtune.resuming import digest
 from confit_edge.pairtune.soup import Soup, averaged
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
 from confit_edge.probes.metrics import merit_name
@@ -230,7 +231,7 @@ class Training:
                 self.soup.add(self.together)
             if checkpoint_path and self.ranks.main:
                 plain = {"history": so_far.history, "kept_epoch": so_far.kept_epoch}
-                checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.kept)
+                checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.kept, self._digest())
             merit = merit_name(multi_label=self.corpus.multi_label)
             planned = self.epochs * self.recipe.trainings
             self.tell({"stage": "epoch", "epochs": planned, "merit": merit, **so_far.history[-1]})
@@ -258,9 +259,12 @@ class Training:
         beside = {"average": self.average, "soup": self.soup}
         return self.modules | {name: module for name, module in beside.items() if module is not None}
 
+    def _digest(self) -> str:
+        return digest(self.recipe, self.corpus.fingerprint, self.lr, self.epochs)
+
     def _start(self, checkpoint_path: Path | None) -> SoFar:
         if checkpoint_path and self.ranks.everywhere(checkpoint_path):
-            plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser)
+            plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser, self._digest())
             self.ranks.wait()  # all have read it before the first replaces or removes it
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch

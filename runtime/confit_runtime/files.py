@@ -109,20 +109,33 @@ def is_partial(path: Path) -> bool:
 @contextmanager
 def _locked(folder: Path, wait: bool) -> Iterator[bool]:
     """Lock a folder; gives whether it is locked, which it is not where another holds it, or where there are no such locks."""
-    handle = -1
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # it is gone; and Windows opens no folder
+        yield False
+        return
+    try:
+        yield bool(lock(handle, wait=wait))
+    finally:
+        os.close(handle)
+
+
+def lock(descriptor: int, *, wait: bool) -> bool | None:
+    """Hold an open file or folder until it is closed, or this process ends, however it does; False where another has it.
+
+    With `wait` that is waited for. None, and nothing is held, where the system has no such locks, as Windows, or the file system.
+    """
     try:
         import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
-    except (ModuleNotFoundError, OSError):  # Windows has no such module
-        locked = False
+    except ModuleNotFoundError:  # Windows
+        return None
     try:
-        yield locked
-    finally:
-        if handle >= 0:
-            os.close(handle)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # some of networks have none
+        return None
+    return True
 
 
 def make_folder(path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.files import alone
 from confit_edge.runs import read_run, weights_sha256
 from confit_runtime import load
 from confit_runtime.audio import load_clip
@@ -132,6 +133,15 @@ def test_killed_and_resumed_the_student_is_the_undisturbed_one(
     for name in ("encoder.safetensors", "projection.safetensors", "probe.safetensors", "history.csv", "metrics.json"):
         one, other = (tmp_path / folder / name for folder in ("undisturbed", "killed"))
         assert one.read_bytes() == other.read_bytes(), (name, last)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks no folder")
+def test_a_student_that_another_process_makes_is_refused(teacher: Path, tmp_path: Path, confit: Confit) -> None:
+    with alone(tmp_path / "student", "run"):
+        code, out, err = confit("distill", teacher, "-o", tmp_path / "student", "--resume")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'student'}: this run is being made by another process; wait for it" in err
+    assert not (tmp_path / "student").exists()
 
 
 def test_bad_input_is_refused_on_one_line(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from confit_edge.files import alone
 from confit_edge.studies import names
 from tests.cli.command import COMMAND, Confit
 
@@ -100,6 +101,18 @@ def test_it_says_what_it_costs_and_a_dry_run_does_no_more(
     cost = json.loads(out)
     assert (cost["type"], cost["trials"], cost["done"]) == ("cost", 6, 0)
     assert 0 < cost["wall_seconds"] < cost["cpu_seconds"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks no folder")
+def test_a_study_is_done_by_one_process(tones: Path, recipe: Path, tmp_path: Path, confit: Confit) -> None:
+    arguments = ["study", "unseen", "--data", tones, "--recipe", recipe, "-o", tmp_path / "out", "--seeds", "1"]
+    with alone(tmp_path / "out", "study"):
+        code, out, err = confit(*arguments)
+        assert (code, out) == (2, "")
+        assert f"{tmp_path / 'out'}: this study is being made by another process; wait for it" in err
+        code, _, err = confit(*arguments, "--dry-run")
+        assert code == 0, err
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_path: Path, confit: Confit) -> None:

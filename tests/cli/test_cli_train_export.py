@@ -21,6 +21,7 @@ import soundfile
 
 from confit_edge.cli._training import print_probes
 from confit_edge.data.corpus import Corpus
+from confit_edge.files import alone
 from confit_runtime import load
 from tests.cli.command import COMMAND, ENVIRONMENT, Confit
 
@@ -99,6 +100,32 @@ def test_killed_three_times_and_resumed_the_run_is_the_undisturbed_one(small: Pa
     lines = [json.loads(line) for line in resumed.stdout.splitlines()]
     assert lines[-1]["type"] == "summary"
     assert lines[-1]["run"] == str(tmp_path / "killed")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks no folder")
+def test_a_run_is_made_by_one_process(small: Path, tmp_path: Path) -> None:
+    """From before it decodes to its end; one that was killed holds nothing, and what is refused leaves nothing."""
+    options = ["--epochs", "50", "--clips-per-class", "2", "--soup", "1", "--no-frozen-baseline", "--json"]
+    out = tmp_path / "runs" / "words"
+    first = start("train", small, "-o", out, *options)
+    while not out.exists():  # long before started.json is there
+        assert first.poll() is None
+        time.sleep(0.001)
+    assert not (out / "started.json").exists()
+    for more in (["--seed", "5"], ["--resume"]):
+        second = run("train", small, "-o", out, *options, *more)
+        told = f"confit-edge: {out}: this run is being made by another process; wait for it, or choose another -o\n"
+        assert (second.returncode, second.stdout, second.stderr) == (2, "", told)
+    assert first.poll() is None, "it was over too soon"
+    first.kill()
+    first.communicate()
+    assert json.loads((out / "started.json").read_text())["recipe"]["seed"] == 0
+    refused = run("train", tmp_path / "none.csv", "-o", tmp_path / "other" / "words", *options)
+    assert refused.returncode == 2
+    assert not (tmp_path / "other").exists()
+    with alone(out, "run"):
+        pass
+    assert (out / "started.json").is_file()
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) -> None:

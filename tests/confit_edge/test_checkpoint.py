@@ -50,9 +50,9 @@ def test_training_goes_on_from_a_checkpoint_exactly(tmp_path: Path) -> None:
     for seed in range(3):
         step(modules, optimiser, seed)
     best = {"encoder.0.bias": torch.arange(8.0)}
-    checkpoint.save(path, modules, optimiser, PLAIN, best)
+    checkpoint.save(path, modules, optimiser, PLAIN, best, "a training")
     fresh, fresh_optimiser = training(1)
-    plain, best_again = checkpoint.restore(path, fresh, fresh_optimiser)
+    plain, best_again = checkpoint.restore(path, fresh, fresh_optimiser, "a training")
     assert repr(plain) == repr(PLAIN)  # NaN included
     assert best_again.keys() == best.keys()
     assert torch.equal(best_again["encoder.0.bias"], best["encoder.0.bias"])
@@ -68,10 +68,10 @@ def test_training_goes_on_from_a_checkpoint_exactly(tmp_path: Path) -> None:
 def test_a_checkpoint_is_replaced_whole_and_holds_no_pickle(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     modules, optimiser = training(0)
-    checkpoint.save(path, modules, optimiser, PLAIN, {})
+    checkpoint.save(path, modules, optimiser, PLAIN, {}, "a training")
     before = path.read_bytes()
     step(modules, optimiser, 0)
-    checkpoint.save(path, modules, optimiser, PLAIN, {})
+    checkpoint.save(path, modules, optimiser, PLAIN, {}, "a training")
     assert path.read_bytes() != before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes()[8:9] == b"{"  # safetensors: a length, then JSON; a pickle or a zip begins otherwise
@@ -81,7 +81,7 @@ def test_a_checkpoint_is_replaced_whole_and_holds_no_pickle(tmp_path: Path) -> N
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "checkpoint.safetensors"
     modules, optimiser = training(0)
-    checkpoint.save(path, modules, optimiser, PLAIN, {})
+    checkpoint.save(path, modules, optimiser, PLAIN, {}, "a training")
     data = path.read_bytes()
     if damage == "no plain data":
         from safetensors.torch import save_file
@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
             {"cut": data[:-7], "text": b"not a checkpoint", "empty": b"", "header": data[:8] + b"[" + data[9:]}[damage]
         )
     with pytest.raises(ConfitError, match=str(path)) as caught:
-        checkpoint.restore(path, *training(1))
+        checkpoint.restore(path, *training(1), "a training")
     assert "without --resume" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -100,8 +100,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     modules, optimiser = training(0)
-    checkpoint.save(path, modules, optimiser, PLAIN, {})
+    checkpoint.save(path, modules, optimiser, PLAIN, {}, "a training")
+    with pytest.raises(ConfitError, match="of another training"):
+        checkpoint.restore(path, *training(1), "another")
     modules["objective"] = nn.Linear(9, 9)
     with pytest.raises(ConfitError, match=str(path)) as caught:
-        checkpoint.restore(path, modules, optimiser)
+        checkpoint.restore(path, modules, optimiser, "a training")
     assert "\n" not in str(caught.value)
