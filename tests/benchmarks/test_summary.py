@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import sem
+from scipy.stats import t as student
 
 from benchmarks.pairtune import Job, without, write
 from benchmarks.row import Plan, by_group, merged, refuse_other
@@ -61,8 +63,10 @@ def test_group_interval_is_a_bootstrap_of_groups_over_all_seeds() -> None:
                 gain += groups["right"]["pairtune_linear"][group] - groups["right"]["finetune_head"][group]
                 clips += groups["n"][group]
         draws.append(gain / clips)
-    assert (low, high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
-    assert low < 0.2 < high
+    ends = np.quantile(draws, [0.025, 0.975])
+    few = student.ppf(0.975, 7) / 1.96 * np.sqrt(8 / 7)  # of eight groups
+    assert (low, high) == pytest.approx(0.2 + few * (ends - 0.2), abs=0.02)
+    assert low < ends[0] < 0.2 < ends[1] < high
 
 
 def test_seeds_with_other_test_groups_are_refused() -> None:
@@ -72,10 +76,12 @@ def test_seeds_with_other_test_groups_are_refused() -> None:
         group_interval(rows, "pairtune_linear", "finetune_head")
 
 
-def test_task_interval_of_equal_gains_has_no_width() -> None:
+def test_task_interval_is_wide_for_few_tasks() -> None:
+    gains = np.array([-0.02, 0.0, 0.02, 0.04, 0.06])
+    assert task_interval(gains) == pytest.approx(student.interval(0.95, 4, gains.mean(), sem(gains)))
     assert task_interval(np.full(5, 0.03)) == pytest.approx((0.03, 0.03))
-    low, high = task_interval(np.array([-0.02, 0.0, 0.02, 0.04, 0.06]))
-    assert low < 0.02 < high
+    assert task_interval(np.array([0.028, 0.034]))[0] < 0  # the two themselves are none
+    assert task_interval(np.array([0.3])) == (-1.0, 1.0)
 
 
 def test_a_task_that_is_worse_is_named() -> None:
