@@ -250,8 +250,8 @@ def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
     if told:
         return "; ".join(told)
     same = "as many clips and groups of the same classes, but other sound, labels, splits or background"
-    if corpus.background_train and "background_train_s" not in was:
-        same += " (or it is of an earlier version, which split background by the number of its files: then train anew)"
+    if corpus.background_train:
+        same += " (or it is of an earlier version, which split background otherwise: then train anew)"
     return same
 
 

@@ -24,6 +24,7 @@ class Background:
     train: list[Pcm]
     val: list[Pcm]
     kept: tuple[str, ...] = ()  # as they are called in the folder
+    unlearnt: tuple[str, ...] = ()  # folders, or words that names begin with, of which every recording is kept
 
 
 def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
@@ -35,13 +36,17 @@ def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
     Raises UsageError where nothing is heard on one side.
     """
     if len(recordings) >= FEWEST_WHOLE:
+        names = _by_name(list(recordings))
         kept = {
-            path for some in _by_kind(list(recordings)) for path in some[len(some) - round(VAL_SHARE * len(some)) :]
+            path
+            for some in _by_kind(names, list(recordings))
+            for path in some[len(some) - round(VAL_SHARE * len(some)) :]
         }
         whole = Background(
             [pcm for path, pcm in recordings.items() if path not in kept],
             [pcm for path, pcm in recordings.items() if path in kept],
             tuple(str(path.relative_to(place)) for path in recordings if path in kept),
+            tuple(name for name, some in names.items() if len(some) >= FEWEST_OF_KIND and kept.issuperset(some)),
         )
         if NEAR[0] <= sum(map(len, whole.val)) / sum(map(len, recordings.values())) <= NEAR[1]:
             return whole
@@ -60,19 +65,23 @@ def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
     return Background(train, val)
 
 
-def _by_kind(paths: list[Path]) -> list[list[Path]]:
-    """The recordings of each kind in their order, and those of none: as far as names tell, `music` and `speech`, say.
-
-    A kind is a folder, or the word that names of loose files begin with, in the folder that holds them all, and has three
-    recordings or more. There are at most four: more are not kinds of sound but voices or places, of which whole ones are to
-    be kept.
-    """
+def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
+    """The recordings of each folder (`music/`), or of each word that names of loose files begin with, in the folder of all."""
     top = os.path.commonpath([path.parent for path in paths])
     names: dict[str, list[Path]] = {}
     for path in paths:
         folders = path.relative_to(top).parts[:-1]
         word = re.match(r"[^\W\d_]*", path.stem)
         names.setdefault(f"{folders[0]}/" if folders else word.group().casefold() if word else "", []).append(path)
+    return names
+
+
+def _by_kind(names: dict[str, list[Path]], paths: list[Path]) -> list[list[Path]]:
+    """The recordings of each kind in their order, and those of none: as far as names tell, `music` and `speech`, say.
+
+    A kind has three recordings or more. There are at most four: more are not kinds of sound but voices or places, of which
+    whole ones are to be kept.
+    """
     kinds = [some for some in names.values() if len(some) >= FEWEST_OF_KIND]
     if len(kinds) > MOST_KINDS:
         return [paths]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from confit_edge.data.background import Background, split_background
+from confit_edge.data.background import MOST_KINDS, Background, split_background
 from confit_edge.data.clips import (
     ClipProblem,
     ClipStore,
@@ -29,7 +29,7 @@ from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.frames import loudest_db
 from confit_runtime.voiced import SILENCE_DB, trimmed
-from confit_runtime.wording import listed
+from confit_runtime.wording import listed, some
 
 LONGEST_OTHER_S = 60  # of a clip of others
 
@@ -244,6 +244,11 @@ def _read_background(
     _check_apart("--background", recordings, manifest, decoded)
     parts = split_background(place, recordings)
     notes = []
+    if parts.unlearnt:
+        notes.append(
+            f"beware: {option}: nothing of {some(parts.unlearnt)} is learnt, for more than {MOST_KINDS} names are taken for"
+            f" voices or places, of which whole ones are kept for thresholds; kinds of sound belong in {MOST_KINDS} folders or fewer"
+        )
     if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
         notes.append(
             f"beware: {option}: hardly anything, never above {SILENCE_DB:g} dBFS, in {listed(soft_ones, 3)}: was"

@@ -99,7 +99,8 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
         if recipe.get(key) != value and key not in moved
     ]
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
-        changed.append("the data")
+        version = " (or it was begun with an earlier version, which split background otherwise)"
+        changed.append("the data" + (version if recipe.get("background") else ""))
     if before["chosen_by"] != started["chosen_by"]:
         changed.append("what epochs are chosen by")
     if before["processes"] not in (None, started["processes"]):  # each draws its own dropout

@@ -23,6 +23,8 @@ from confit_edge.probes.metrics import (
     shares,
     tallies,
     units_of,
+    worth_of_classes,
+    worth_of_ranking,
 )
 from confit_runtime.arrays import Bools, Doubles, Floats, Targets
 from confit_runtime.errors import UsageError
@@ -40,9 +42,9 @@ class Bootstrapped:
     units: int = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, value: float, samples: Doubles, sizes: npt.NDArray[np.int64]) -> Bootstrapped:
-        """Of its values in the draws of groups of so many clips each."""
-        return cls(value, *resampled_share_interval(value, samples, sizes), samples, len(sizes))
+    def of(cls, value: float, samples: Doubles, sizes: npt.NDArray[np.int64], worth: float) -> Bootstrapped:
+        """Of its values in the draws of groups of so many clips each, and how many of these it is worth."""
+        return cls(value, *resampled_share_interval(value, samples, sizes, worth), samples, len(sizes))
 
     def minus(self, other: Bootstrapped) -> Difference:
         """The paired difference to the same metric of another probe on the same clips, groups and seed."""
@@ -76,8 +78,10 @@ def judge(
     whole = {name: part.sum(axis=0) for name, part in parts.items()}
     drawn = dict(zip(parts, np.split(resamples.totals(np.hstack(list(parts.values()))), 3, axis=1), strict=True))
 
-    def estimate(value: float | Doubles, samples: Doubles) -> Bootstrapped:
-        return Bootstrapped.of(float(value), samples, resamples.sizes)
+    of_class = targets.sum(axis=0, dtype=np.int64)
+
+    def estimate(value: float | Doubles, samples: Doubles, worth: float) -> Bootstrapped:
+        return Bootstrapped.of(float(value), samples, resamples.sizes, worth)
 
     labelled = targets.any(axis=1)
     if not labelled.any():
@@ -88,27 +92,33 @@ def judge(
     if multi_label:
         precisions = average_precisions(scores, targets)[0]
         metrics["map"] = estimate(
-            mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)
+            mean_average_precision(scores, targets),
+            precision_draws(scores, targets, groups, seed),
+            worth_of_ranking(targets),
         )
     else:
         metrics["balanced_accuracy"] = estimate(
-            balanced_accuracy(whole["hits"], whole["missed"]), balanced_accuracy(drawn["hits"], drawn["missed"])
+            balanced_accuracy(whole["hits"], whole["missed"]),
+            balanced_accuracy(drawn["hits"], drawn["missed"]),
+            worth_of_classes(of_class),
         )
-    metrics["macro_f1"] = estimate(macro_f1(**whole), macro_f1(**drawn))
+    metrics["macro_f1"] = estimate(macro_f1(**whole), macro_f1(**drawn), worth_of_classes(of_class))
     if multi_label:
-        metrics["micro_f1"] = estimate(micro_f1(**whole), micro_f1(**drawn))
+        labels = float(min(of_class.sum(), len(targets)))
+        metrics["micro_f1"] = estimate(micro_f1(**whole), micro_f1(**drawn), labels)
 
     rows = []
     for column in np.flatnonzero(targets.any(axis=0)):
-        of_class = targets[:, column] > 0
+        own = targets[:, column] > 0
         # its recall stands on the groups that hold the class
-        bounds = grouped_share_interval(decided[of_class, column], units_of(list(np.array(groups)[of_class]))[1])
+        holding = [groups[at] for at in np.flatnonzero(own)]
+        bounds = grouped_share_interval(decided[own, column], units_of(holding)[1])
         counts = {name: int(part[column]) for name, part in whole.items()}
-        row = {"class": classes[column], **_class_row(**counts, bounds=bounds)}
+        row = {"class": classes[column], "groups": len(set(holding)), **_class_row(**counts, bounds=bounds)}
         if multi_label:
             row["average_precision"] = float(precisions[column])
         else:
-            row["taken_for"] = _taken_for(decided[of_class], int(column), classes)
+            row["taken_for"] = _taken_for(decided[own], int(column), classes)
         rows.append(row)
     return Judgement(metrics, rows, resamples.by)
 

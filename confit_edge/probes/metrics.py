@@ -126,16 +126,29 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     return float(value - stretch * (value - low)), float(value + stretch * (high - value))
 
 
-def resampled_share_interval(value: float, samples: Doubles, sizes: npt.NDArray[np.int64]) -> tuple[float, float]:
+def resampled_share_interval(
+    value: float, samples: Doubles, sizes: npt.NDArray[np.int64], worth: float
+) -> tuple[float, float]:
     """The 95 % interval of a metric 0..1 by its values in the draws of groups of `sizes [units]` clips; NaN where it is in none.
 
-    That of a share with the variance of the draws, widened for few units as in `interval`, and never narrower than of so
-    many clips that are a little alike within a group (`clustered_share_interval`). With one unit there is none.
+    That of a share with the variance of the draws, widened for few units as in `interval`, and never narrower than of the
+    number of clips that the metric is `worth`, which are a little alike within a group (`clustered_share_interval`). With one
+    unit there is none.
     """
     defined, units = samples[~np.isnan(samples)], len(sizes)
     if not len(defined) or units < 2:
         return float("nan"), float("nan")
-    return clustered_share_interval(value, float(defined.var()) * units / (units - 1), sizes)
+    return clustered_share_interval(value, float(defined.var()) * units / (units - 1), sizes, worth=worth)
+
+
+def worth_of_classes(clips: npt.NDArray[np.int64]) -> float:
+    """How many clips a mean over classes is worth that have so many `clips [classes]`: K^2 / sum(1 / clips), after Kish 1965.
+
+    All, where classes are alike; of one with few clips hardly more than these for each class. Classes without clips do not
+    count.
+    """
+    counted = clips[clips > 0]
+    return float(len(counted) ** 2 / (1 / counted).sum()) if len(counted) else 0.0
 
 
 def agreed(units: int, outside: float = 0.025) -> float:
@@ -298,12 +311,18 @@ def precision_draws(scores: Floats, targets: Targets, groups: list[str], seed: i
     return np.concatenate([2 * value - _mean_where(np.nan_to_num(found), ~np.isnan(found)) for found in drawn])
 
 
+def worth_of_ranking(targets: Targets) -> float:
+    """How many clips `mean_average_precision` is worth: those that have a label, each class counting alike."""
+    columns = _ranked_columns(targets)
+    return worth_of_classes((targets[:, columns] if len(columns) else targets).sum(axis=0))
+
+
 def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> dict[str, float]:
     """`map`, the mean average precision, with the 95 % interval that resamples groups, `map_low` and `map_high`, of so many
     `clips` and `clip_groups`.
     """
     value, draws = mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)
-    low, high = resampled_share_interval(value, draws, Resamples.of(groups, seed).sizes)
+    low, high = resampled_share_interval(value, draws, Resamples.of(groups, seed).sizes, worth_of_ranking(targets))
     return {"map": value, "map_low": low, "map_high": high, "clips": len(scores), "clip_groups": len(set(groups))}
 
 

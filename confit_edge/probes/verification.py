@@ -97,13 +97,19 @@ def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0)
     """The equal error rate of `trials` among `embeddings [clips, dim]`, with an interval; None without both kinds.
 
     Groups are resampled: a trial of two groups counts as often as both are drawn (the product), one within a group as
-    often as that group is.
+    often as that group is. Clips of no trial do not count, and the rate is worth no more clips than the rarer kind of trial
+    has, nor than there are of these trials.
     """
     if trials.same.all() or not trials.same.any():
         return None
     scores = np.einsum("nd,nd->n", embeddings[trials.one], embeddings[trials.other])
-    resamples = Resamples.of(groups, seed, RANK_DRAWS)
-    one, other = resamples.unit[trials.one], resamples.unit[trials.other]
+    used, place = np.unique(np.concatenate([trials.one, trials.other]), return_inverse=True)
+    resamples = Resamples.of([groups[clip] for clip in used], seed, RANK_DRAWS)
+    one, other = resamples.unit[place].reshape(2, -1)
+    worth = min(
+        min(int(kind.sum()), len(np.unique([trials.one[kind], trials.other[kind]])))
+        for kind in (trials.same, ~trials.same)
+    )
 
     def weights(counts: Doubles) -> Doubles:
         return np.where(one == other, counts[:, one], counts[:, one] * counts[:, other])
@@ -114,4 +120,4 @@ def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0)
         for counts in resamples.counts()
         for part in np.array_split(counts, -(-len(counts) // most))
     ]
-    return Bootstrapped.of(equal_error_rate(scores, trials.same), np.concatenate(spread), resamples.sizes)
+    return Bootstrapped.of(equal_error_rate(scores, trials.same), np.concatenate(spread), resamples.sizes, worth)

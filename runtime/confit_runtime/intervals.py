@@ -100,21 +100,24 @@ def grouped_share_interval(
 
 
 def clustered_share_interval(
-    share: float, variance: float, sizes: npt.NDArray, confidence: float = 0.95
+    share: float, variance: float, sizes: npt.NDArray, confidence: float = 0.95, *, worth: float | None = None
 ) -> tuple[float, float]:
     """The two-sided interval of a share 0..1, or of a metric like one, with its `variance` over groups of `sizes [groups]` clips.
 
     The exact one of an effective number of clips (Korn and Graubard 1998): their number over the design effect, which is how
     much more the share varies than of independent clips, and over the widening that Student's t has for so few groups. Few
     misses tell little of how unlike groups are, so that their clips count as correlated by `LEAST_ALIKE` at the least.
+    A metric to which some clips matter more than others is `worth` fewer clips than there are (`worth_of_classes`).
     """
     clips, count = float(sizes.sum()), len(sizes)
-    effect = 1 + LEAST_ALIKE * (float(np.square(sizes, dtype=np.float64).sum()) / clips - 1)
+    worth = clips if worth is None else worth
+    together = worth / clips * float(np.square(sizes, dtype=np.float64).sum()) / clips  # of them in a clip's group
+    effect = 1 + LEAST_ALIKE * max(0.0, together - 1)
     if 0 < share < 1:
-        effect = max(effect, clips * variance / (share * (1 - share)))
+        effect = max(effect, worth * variance / (share * (1 - share)))
     quantile = (1 + confidence) / 2
     widening = _student_quantile(quantile, count - 1) / _student_quantile(quantile, max(clips, count + 1) - 1)
-    effective = clips / effect / widening**2
+    effective = worth / effect / widening**2
     return share_interval(share * effective, effective, confidence)
 
 

@@ -191,6 +191,7 @@ def test_each_kind_of_background_is_learnt_and_kept(
     corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path / "bg")
     found = [path.removesuffix(".wav") for path in corpus.background_kept]
     assert sorted(found) == kept.split()
+    assert any("nothing of 'eve' is learnt" in note for note in corpus.notes) == ("eve0" in found)
     ends = {round((len(pcm) / RATE - 1) * 100) for pcm in corpus.background_val}
     every = [form.format(number) for form, count in names for number in range(count)]
     assert ends == {every.index(name) for name in found}

@@ -34,6 +34,7 @@ from confit_edge.probes.metrics import (
     paired_difference,
     precision_gains,
     ranked,
+    worth_of_classes,
 )
 from confit_edge.probes.verification import CLIPS, Trials, all_pairs, read_trials, verify
 from confit_runtime.errors import UsageError
@@ -307,6 +308,24 @@ def test_where_nearly_all_is_right_the_interval_holds_the_truth_too(
     assert all(count <= 10 for count in flatters.values()), flatters  # 2.5 in a hundred; percentiles: 8 to 16
 
 
+def test_a_mean_over_classes_is_no_surer_than_its_rare_class() -> None:
+    """A thousand clips of noise say nothing of how well the three cries for help are heard."""
+    labels = np.array([0] * 400 + [1] * 3)
+    targets = np.eye(2, dtype=np.int8)[labels]
+    names = [str(clip // 20) if clip < 400 else f"h{clip}" for clip in range(403)]
+    perfect = judge(targets.astype(np.float32), targets, names, ["noise", "help"], multi_label=False)
+    recall = {row["class"]: row["recall_low"] for row in perfect.per_class}
+    for name in ("balanced_accuracy", "macro_f1"):
+        assert perfect.metrics[name].low < (recall["help"] + recall["noise"]) / 2 + 0.1
+    assert perfect.metrics["accuracy"].low > 0.98
+    assert [row["groups"] for row in perfect.per_class] == [20, 3]
+    several = np.concatenate([targets, targets[:, :1] * 0], axis=1)
+    several[:200, 2] = 1
+    assert ranked(several.astype(np.float32), several, names)["map_low"] < 0.9
+    assert worth_of_classes(np.array([7, 7, 7, 0])) == pytest.approx(21)
+    assert worth_of_classes(np.array([1000, 3])) == pytest.approx(4 / (1 / 1000 + 1 / 3))
+
+
 # verification
 
 
@@ -315,6 +334,24 @@ def clips_of(labels: list[int], groups: list[str] | None = None, folder: Path = 
     return Clips([np.zeros(1, np.float32)] * len(labels), targets, groups or ["g"] * len(labels), [
         folder / f"{row}.wav" for row in range(len(labels))
     ])  # fmt: skip
+
+
+def test_an_equal_error_rate_is_as_sure_as_its_trials_are_many() -> None:
+    """Clips of the split that stand in no trial say nothing of it."""
+    rng = np.random.default_rng(0)
+    same = np.array([True, True, False, False, False, False])
+    one, other = np.arange(6), np.arange(6, 12)
+    embeddings = rng.standard_normal((400, 8)).astype(np.float32)
+    embeddings[other[same]] = embeddings[one[same]]
+    embeddings[other[~same]] = -embeddings[one[~same]]
+    groups = [str(clip // 2) for clip in range(400)]
+    found = verify(embeddings, Trials(one, other, same), groups)
+    alone = verify(embeddings[:12], Trials(one, other, same), groups[:12])
+    assert found is not None
+    assert alone is not None
+    assert (found.value, found.low, found.high) == (alone.value, alone.low, alone.high)
+    assert found.value == 0
+    assert found.high > 0.7  # of two trials of one class
 
 
 def test_all_pairs_are_of_one_class_or_of_two() -> None:
