@@ -115,7 +115,7 @@ def _train(
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if recipe.trainings > 1:
-            _note(tell, f"of so few clips one training is luck: {recipe.trainings} are averaged (--soup 1: one)")
+            _note(tell, f"of so few clips {recipe.trainings} trainings are averaged (--soup 1: one)")
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,
@@ -243,7 +243,8 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
 def trainings(recipe: Recipe, corpus: Corpus) -> int:
     """How many trainings are averaged where the recipe leaves it open: several of few clips, else one.
 
-    Not with `patience` or adapters, which have no mean, and of an encoder that stays as it is.
+    Not with `patience` or adapters, which have no mean, and of an encoder that stays as it is. Of twelve clips four fired
+    falsely less often than one as exported; as strict as it they found fewer at 10 dB (benchmarks/results/fewclips.json).
     """
     able = recipe.freeze != "all" and not recipe.lora_rank and not recipe.patience
     return SOUP_OF_FEW if able and _own(corpus.train, corpus)["clips"] < FEW else 1

@@ -129,7 +129,7 @@ def test_of_few_clips_several_trainings_are_averaged(
     recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
     train(few_words, tmp_path / "run", recipe, watch=told.append)
     (note,) = [event["text"] for event in told if event["stage"] == "note" and "--soup 1" in event["text"]]
-    assert f"{SOUP_OF_FEW} are averaged" in note
+    assert f"{SOUP_OF_FEW} trainings are averaged" in note
     made = read_run(tmp_path / "run")
     assert made.recipe.soup == SOUP_OF_FEW
     assert made.metrics["training"] == {"epochs": SOUP_OF_FEW, "planned": SOUP_OF_FEW, "ended_early": False}
