@@ -32,7 +32,7 @@ from confit_runtime.audio import load_clip
 from confit_runtime.calibration import hear_positive
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, Hit
-from confit_runtime.intervals import grouped_share_interval, poisson_interval
+from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.recordings import clip_rows
 
 WORDS = ("happy", "marvin", "seven", "sheila", "zero")
@@ -108,7 +108,10 @@ def hits(contract: Contract, rows: Floats) -> list[Hit]:
 
 
 def together(judged: list[tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]]) -> dict[str, Any]:
-    """All models as one: shares with intervals that know how unlike voices are, false accepts by the hour of a model."""
+    """All models as one: shares with intervals that know how unlike voices are, false accepts by the hour of a model.
+
+    These have no interval, but stand for each model by itself: all heard the same hours, which are no more for that.
+    """
     rows = [row for row, _ in judged]
     whole: dict[str, Any] = {}
     for condition in ("clean", "10db"):
@@ -117,7 +120,7 @@ def together(judged: list[tuple[dict[str, Any], dict[str, list[tuple[bool, str]]
         low, high = grouped_share_interval(list(found), list(groups), CONFIDENCE)
         whole[f"found_{condition}"] = {"share": sum(found) / len(found), "n": len(found), "interval": [low, high]}
     accepts, hours = sum(row["false_accepts"] for row in rows), sum(row["hours"] for row in rows)
-    whole["fa_per_hour"] = {"rate": accepts / hours, "interval": list(poisson_interval(accepts, hours, CONFIDENCE))}
+    whole["fa_per_hour"] = {"rate": accepts / hours, "by_model": [row["false_accepts"] / row["hours"] for row in rows]}
     for kind in ("other_words_seen", "other_words_unseen"):
         whole[kind] = [sum(row[kind][at] for row in rows) for at in (0, 1)]
     for key in ("frr_clean", "frr_10db", "measured_fa_per_hour", "promised_fa_per_hour"):
