@@ -247,7 +247,7 @@ def _read_background(
     if parts.unlearnt:
         notes.append(
             f"beware: {option}: nothing of {some(parts.unlearnt)} is learnt, for more than {MOST_KINDS} names are taken for"
-            f" voices or places, of which whole ones are kept for thresholds; kinds of sound belong in {MOST_KINDS} folders or fewer"
+            f" voices or places, of which whole ones are kept for thresholds; kinds of sound belong in {MOST_KINDS} folders"
         )
     if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
         notes.append(
