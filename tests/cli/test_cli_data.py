@@ -433,7 +433,7 @@ def test_cut_that_is_stopped_leaves_nothing(tmp_path: Path, signal_: signal.Sign
     before = sorted(tmp_path.iterdir())
     with subprocess.Popen(
         [*COMMAND, "data", "cut", "calls.csv", "-o", "clips", "--rest", "rest"], cwd=tmp_path,
-        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
+        preexec_fn=partial(signal.signal, signal_, signal.SIG_DFL),  # nohup ignores SIGHUP, a script's background SIGINT
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as child:  # fmt: skip
         while not list(tmp_path.glob(".clips.*.partial/owl/*/*")):
