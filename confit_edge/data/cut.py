@@ -69,10 +69,9 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
     """A hidden folder to write into, which becomes `out` at the end, or goes where it was left by an error.
 
     Where `out` is there it lies in it, for that may be a disk of its own, and the files that lie in it come last, as a
-    manifest does. Raises UsageError where `out` holds something already, or cannot be made.
+    manifest does. Raises UsageError where `out` holds something, at the beginning or at the end, or cannot be made.
     """
-    if out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir()))):
-        raise UsageError(f"{option} {out}: {'is a file' if out.is_file() else 'is not empty'}; name a new folder")
+    _refuse_full(out, option, "is not empty")
     target = Path(os.path.abspath(out))
     inside = target / target.name
     for place in (target, inside):
@@ -80,11 +79,18 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
     make_folder(target if out.is_dir() else target.parent)
     with partial_folder(inside if out.is_dir() else target) as made:
         yield made
+        _refuse_full(out, option, "is no longer empty: something else was written there meanwhile")
         if out.is_dir():
             for child in sorted(made.iterdir(), key=Path.is_file):
                 child.replace(target / child.name)
         else:
             made.replace(target)
+
+
+def _refuse_full(out: Path, option: str, full: str) -> None:
+    """Raise UsageError where `out` is a file, or a folder that holds anything but what others are writing, or left."""
+    if out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir()))):
+        raise UsageError(f"{option} {out}: {'is a file' if out.is_file() else full}; name a new folder")
 
 
 class Names:

@@ -187,3 +187,17 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, there: bool) -> None:
     assert not there or out.stat().st_ino == same
     with pytest.raises(UsageError, match=r"-o .*clips: is not empty"), made_whole(out, "-o"):
         pass
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_two_that_make_one_folder_the_second_to_end_is_refused(tmp_path: Path, there: bool) -> None:
+    """So its clips do not come among those of the first, whose manifest knows nothing of them."""
+    out = tmp_path / "clips"
+    if there:
+        out.mkdir()
+    with pytest.raises(UsageError, match=r"-o .*clips: is no longer empty"), made_whole(out, "-o") as second:
+        (second / "crow").mkdir()
+        with made_whole(out, "-o") as first:
+            (first / "owl").mkdir()
+        (second / "manifest.csv").write_text("")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["clips", "clips/owl"]
