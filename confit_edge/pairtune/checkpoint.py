@@ -41,17 +41,21 @@ def restore(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a checkpoint into modules and optimiser; give back the plain data and the weights of the epoch kept.
 
-    Raises ConfitError when it is damaged, or of another `training`.
+    Raises ConfitError when it is damaged, of another `training`, or of a version that did not tell of which it is.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            plain, of = json.loads(file.metadata()["plain"]), file.metadata()["training"]
+            plain, of = json.loads(file.metadata()["plain"]), file.metadata().get("training")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfitError(f"{path}: the checkpoint is damaged ({error}); train anew without --resume") from error
 
+    if of is None:
+        raise ConfitError(
+            f"{path}: the checkpoint is of an earlier version of confit-edge; train anew without --resume"
+        )
     if of != training:
         raise ConfitError(f"{path}: the checkpoint is of another training; train anew without --resume")
 
