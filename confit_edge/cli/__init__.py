@@ -121,7 +121,6 @@ def _run() -> None:
     speak_heedlessly()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        _check_folder()
         command_line(*arguments[:1])(arguments)
     except ConfitError as error:
         _fail(error, error.exit_code)
@@ -133,14 +132,6 @@ def _run() -> None:
         _fail(UsageError(f"this verb needs {missing}: pip install 'confit-edge[{extra}]'"), UsageError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_refused(error)), ConfitError.exit_code)
-
-
-def _check_folder() -> None:
-    """Raise UsageError where the folder one is in was removed: libraries cannot be loaded there, and no error names it."""
-    try:
-        os.getcwd()
-    except FileNotFoundError as error:
-        raise UsageError("the folder that you are in was removed: cd into another one") from error
 
 
 def _interrupted(error: BaseException | None) -> bool:

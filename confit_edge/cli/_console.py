@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated, Any, Self
 
@@ -18,7 +19,10 @@ LARGEST = 1e12  # of anything that an option measures: seconds, shares, decibels
 
 
 class Verb(TyperCommand):
-    """A command whose options can be meant: typer lets `nan`, `inf`, `1e308` and the path without a name through."""
+    """A command whose options can be meant, in a folder that is there.
+
+    typer lets `nan`, `inf`, `1e308` and the path without a name through.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
@@ -33,6 +37,18 @@ class Verb(TyperCommand):
             if isinstance(value, float) and not abs(value) <= LARGEST:
                 raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a number that can be meant")
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        _check_folder()
+        return super().invoke(ctx)
+
+
+def _check_folder() -> None:
+    """Raise UsageError where the folder one is in was removed: libraries cannot be loaded there, and no error names it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the folder that you are in was removed: cd into another one") from error
 
 
 def emit(kind: str, /, **fields: Any) -> None:

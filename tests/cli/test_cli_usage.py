@@ -165,11 +165,24 @@ def test_a_path_that_is_empty_is_not_the_folder_one_is_in(confit: Confit) -> Non
         assert "empty" in err or "without a name" in err
 
 
-@pytest.mark.parametrize("arguments", ["train /clips -o /run", "enroll speakers ada ada.wav", "listen digits"])
-def test_in_a_folder_that_was_removed_it_says_so(tmp_path: Path, arguments: str) -> None:
+def in_a_removed_folder(tmp_path: Path, arguments: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "gone").mkdir()
     line = f'rmdir ../gone; {sys.executable} -c "from confit_edge.cli import main; main()" {arguments}'
-    done = subprocess.run(line, shell=True, cwd=tmp_path / "gone", capture_output=True, text=True)
+    return subprocess.run(line, shell=True, cwd=tmp_path / "gone", capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", ["--version", "--help", "listen --help", "data cut --help"])
+def test_what_needs_no_folder_is_told_in_one_that_was_removed(tmp_path: Path, arguments: str) -> None:
+    done = in_a_removed_folder(tmp_path, arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", ["train /clips -o /run", "enroll speakers ada ada.wav", "listen digits", "data check clips"]
+)
+def test_in_a_folder_that_was_removed_it_says_so(tmp_path: Path, arguments: str) -> None:
+    done = in_a_removed_folder(tmp_path, arguments)
     said = "confit-edge: the folder that you are in was removed: cd into another one\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
