@@ -6,6 +6,7 @@ So it is of a job that outlives the ssh session it was begun in. A stdout that b
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
@@ -23,6 +24,10 @@ class Heedless:
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         with suppress(OSError):
