@@ -177,8 +177,8 @@ def _print(report: dict[str, Any]) -> None:
         print(f"{name:<20}{sounds:>8}{'-':>8}  set never to fire")
     if report["recordings"] < FEWEST_GROUPS and report["false_rejects"]["sounds"]:
         print(
-            f"\nthese intervals are of {recordings}, not of sounds, for sounds of one recording are missed together:"
-            f" {FEWEST_GROUPS} or more narrow them"
+            "\nthese intervals are wide, for sounds of one recording are missed together:"
+            f" {FEWEST_GROUPS} recordings or more narrow them"
         )
     if report["latency_s"] or report["latency_from_start_s"]:
         print()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 DRAWS = 2000
-FEWEST_GROUPS = 5  # that can be resampled: of fewer the draws say next to nothing
+FEWEST_GROUPS = 5  # recordings that tell how unlike recordings are: of fewer, `calibrate` and `evaluate` say so
 # correlation of the clips of a group: with as little, intervals of 5 to 40 groups held 91 % of the time and more, mostly 95 %
 # and more, where the true one was anything from 0.05 to 0.3
 LEAST_ALIKE = 0.05
