@@ -4,6 +4,7 @@ published corpora."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isclose
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -92,7 +93,8 @@ def split(
         str,
         typer.Option(
             metavar="TRAIN/VAL/TEST",
-            help="Shares of train, val and test, which sum to 100, 10 or 1: 70/10/20, 8/2/0, 0.7/0.1/0.2.",
+            help="Shares of train, val and test, which sum to 100, 10 or 1: 70/10/20, 8/2/0, 0.7/0.1/0.2."
+            " Of rounded ones (33/33/33) it is told what they are taken as.",
         ),
     ] = "70/15/15",
     label_column: LabelColumn = "label",
@@ -324,7 +326,10 @@ def _list_corpora(json: bool) -> None:
 
 
 def parse_fractions(text: str) -> Fractions:
-    """`70/10/20`, `7/1/2` or `0.7/0.1/0.2` as three fractions that sum to 1. Raises UsageError."""
+    """`70/10/20`, `7/1/2` or `0.7/0.1/0.2` as three fractions that sum to 1. Raises UsageError.
+
+    Rounded ones, such as thirds, are brought to that sum; as they may be a slip of the pen, what they are taken as is said.
+    """
     try:
         train, val, test = (float(part) for part in text.split("/"))
         total = train + val + test
@@ -334,9 +339,15 @@ def parse_fractions(text: str) -> Fractions:
         raise UsageError(
             f"--fractions {text}: expected TRAIN/VAL/TEST such as 70/10/20, train and val above 0"
         ) from error
-    if not any(abs(total - whole) <= ROUNDED * whole for whole in WHOLES):
+    whole = min(WHOLES, key=lambda whole: abs(total / whole - 1))
+    if abs(total - whole) > ROUNDED * whole:
         raise UsageError(f"--fractions {text}: sums to {total:g}; shares of train, val and test sum to 100, 10 or 1")
-    return train / total, val / total, test / total
+    shares = train / total, val / total, test / total
+    if not isclose(total, whole):
+        say(
+            f"--fractions {text}: sums to {total:g}, so it is taken as {'/'.join(f'{100 * share:.1f}' for share in shares)}"
+        )
+    return shares
 
 
 def _decoding(bar: Bar) -> Callable[[int, int], None]:

@@ -202,12 +202,22 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "train"), [("7/1/2", 0.7), ("0.7/0.1/0.2", 0.7), ("33/33/33", 1 / 3), ("80/20/0", 0.8)]
+    ("text", "train", "taken_as"),
+    [
+        ("7/1/2", 0.7, ""),
+        ("0.7/0.1/0.2", 0.7, ""),
+        ("80/20/0", 0.8, ""),
+        ("33/33/33", 1 / 3, "sums to 99, so it is taken as 33.3/33.3/33.3"),
+        ("70/15/16", 70 / 101, "sums to 101, so it is taken as 69.3/14.9/15.8"),
+    ],
 )
-def test_shares_are_of_a_whole_and_may_be_rounded(text: str, train: float) -> None:
+def test_shares_are_of_a_whole_and_what_rounded_ones_are_taken_as_is_said(
+    text: str, train: float, taken_as: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     shares = parse_fractions(text)
     assert sum(shares) == pytest.approx(1)
     assert shares[0] == pytest.approx(train)
+    assert capsys.readouterr().err == (f"--fractions {text}: {taken_as}\n" if taken_as else "")
 
 
 @pytest.fixture
