@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -195,9 +195,11 @@ def test_of_two_that_make_one_folder_the_second_to_end_is_refused(tmp_path: Path
     out = tmp_path / "clips"
     if there:
         out.mkdir()
-    with pytest.raises(UsageError, match=r"-o .*clips: is no longer empty"), made_whole(out, "-o") as second:
+    with ExitStack() as held:
+        second = held.enter_context(made_whole(out, "-o"))
         (second / "crow").mkdir()
         with made_whole(out, "-o") as first:
             (first / "owl").mkdir()
-        (second / "manifest.csv").write_text("")
+        with pytest.raises(UsageError, match=r"-o .*clips: is no longer empty"):
+            held.close()
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["clips", "clips/owl"]
