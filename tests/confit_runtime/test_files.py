@@ -94,6 +94,42 @@ with partial_folder(Path({str(path)!r})) as folder:
         assert set(tmp_path.iterdir()) == set(others)
 
 
+def test_what_a_killed_process_left_of_a_file_goes_when_that_is_written(tmp_path: Path) -> None:
+    """As of a clip with somebody's voice, which is recorded again."""
+    path, other = tmp_path / "0001.wav", tmp_path / ".0002.wav.0123abcd.partial"
+    other.mkdir()
+    killed = f"""import os; from pathlib import Path; from confit_runtime import files
+os.fsync = lambda handle: os.kill(os.getpid(), 9)
+files.write_whole(Path({str(path)!r}), b"voice")"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -9
+    (left,) = set(tmp_path.iterdir()) - {other}
+    assert (left / path.name).read_bytes() == b"voice"
+    with partial_folder(path) as writing:
+        write_whole(path, b"again")
+        assert set(tmp_path.iterdir()) == {path, other, writing}
+    assert path.read_bytes() == b"again"
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from confit_runtime.files import write_whole
+if os.geteuid() == 0:  # root may read everywhere
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+write_whole(Path(sys.argv[1], "a"), b"a")
+"""
+
+
+def test_a_folder_that_may_be_written_but_not_read_is_written_to() -> None:
+    with tempfile.TemporaryDirectory() as dropped:  # not pytest's, which only its owner may enter
+        Path(dropped).chmod(0o333)
+        subprocess.run([sys.executable, "-c", AS_NOBODY, dropped], check=True)
+        Path(dropped).chmod(0o700)
+        assert Path(dropped, "a").read_bytes() == b"a"
+
+
 def test_two_that_write_one_name_are_in_nobody_elses_way(tmp_path: Path) -> None:
     """As in two containers, where both have one process number."""
     with partial_folder(tmp_path / "a") as one, partial_folder(tmp_path / "a") as two:
