@@ -14,7 +14,7 @@ from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, check_no
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import partial_folder, remove_left
 from confit_runtime.gallery import Gallery
-from confit_runtime.gallery_file import is_there
+from confit_runtime.gallery_file import check_folder, is_there
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import Counts, Print
@@ -24,11 +24,12 @@ from confit_runtime.search import erase_index, index_path
 def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, Counts]:
     """Write a new gallery file with some names' prints (all, when none is named). Returns how many of each.
 
-    Raises UsageError when `out` is there already, or on an unknown name; GalleryError where it cannot be written, and what
-    reading `source` raises.
+    Raises UsageError when `out` is there already, or its folder is not, or on an unknown name; GalleryError where it cannot
+    be written, and what reading `source` raises.
     """
     if is_there(out):
         raise UsageError(f"{out}: is there already: choose another file, or import into it")
+    check_folder(out.parent)
     with source.moment():
         counts = source.counts()
         wanted = [clean_name(name) for name in names] or list(counts)
