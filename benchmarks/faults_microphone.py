@@ -13,7 +13,9 @@ which the stand-in delivered nothing: when it is back, its first block comes up 
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,13 +114,15 @@ def row(model: Model, fault: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "faults.json")
+    given = parser.parse_args()
     model = load("digits")
     rows = []
     for fault in FAULTS:
         rows.append(row(model, fault))
         print(rows[-1], flush=True)
-    path = RESULTS / "faults.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
+    result = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
     result["microphone"] = {
         "command": "python -m benchmarks.faults_microphone",
         "model": "digits",
@@ -127,7 +131,7 @@ def main() -> None:
         "rows": rows,
         **machine(),
     }
-    write_json(path, result)
+    write_json(given.out, result)
 
 
 if __name__ == "__main__":
