@@ -24,15 +24,17 @@ import numpy.typing as npt
 from benchmarks.fetch import CACHE
 from benchmarks.report import machine, write_json
 from benchmarks.voices import Draw, draw, voices
-from confit_edge.probes.metrics import equal_error_rate
+from confit_edge.probes.judge import Bootstrapped
+from confit_edge.probes.metrics import Resamples, equal_error_rate
+from confit_edge.probes.verification import Trials, error_rate
 from confit_runtime import load
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import AudioError
+from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.matcher import Levels, Matcher, unit
 
 OUT = Path(__file__).with_name("results") / "speakers.json"
 SEEDS = 5
-DRAWS = 1000  # of voices, for the intervals
 CONFIDENT = 0.75  # Resemblyzer's own demonstrations call a cosine above this the same speaker
 
 Floats = npt.NDArray[np.float32]
@@ -122,16 +124,27 @@ def measures(asked: list[Asked]) -> dict[str, float]:
     """
     genuine = np.array([one.scores[one.voice] for one in asked])
     others = np.concatenate([[score for name, score in one.scores.items() if name != one.voice] for one in asked])
-    right = [max(one.scores, key=lambda name, one=one: one.scores[name]) == one.voice for one in asked]  # type: ignore[misc]
-    missed = [one.named_of_half != one.voice for one in asked if not one.stranger]
-    taken = [one.named_of_half is not None for one in asked if one.stranger]
+    missed = float(np.mean([_missed(one) for one in asked if not one.stranger]))
+    taken = float(np.mean([_taken(one) for one in asked if one.stranger]))
     return {
-        "closed_accuracy": float(np.mean(right)),
-        "open_error": float(np.mean(missed) + np.mean(taken)) / 2,
-        "open_missed": float(np.mean(missed)),
-        "open_taken": float(np.mean(taken)),
+        "closed_accuracy": float(np.mean([_nearest(one) for one in asked])),
+        "open_error": (missed + taken) / 2,
+        "open_missed": missed,
+        "open_taken": taken,
         "eer": _eer(genuine, others),
     }
+
+
+def _nearest(one: Asked) -> bool:
+    return max(one.scores, key=lambda name: one.scores[name]) == one.voice
+
+
+def _missed(one: Asked) -> bool:
+    return one.named_of_half != one.voice
+
+
+def _taken(one: Asked) -> bool:
+    return one.named_of_half is not None
 
 
 def _eer(genuine: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
@@ -139,21 +152,50 @@ def _eer(genuine: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> f
 
 
 def with_intervals(asked: list[Asked]) -> dict[str, Any]:
-    """The measures, each with a 95 % interval: voices are resampled, and with them the utterances they are asked by."""
-    rng, names = np.random.default_rng(0), sorted({one.voice for one in asked})
-    by_voice = {name: [one for one in asked if one.voice == name] for name in names}
-    found = []
-    for _ in range(DRAWS):
-        drawn = [one for name in rng.choice(names, len(names)) for one in by_voice[name]]
-        if len({one.stranger for one in drawn}) == 2:
-            found.append(measures(drawn))
-    points = measures(asked)
-    spread = {key: np.quantile([one[key] for one in found], [0.025, 0.975]) for key in points}
+    """The measures, each with a 95 % interval of voices: the utterances of one voice count as alike."""
+    found = intervals(asked)
     return {
-        **{key: round(value, 4) for key, value in points.items()},
-        "intervals": {key: [round(float(bound), 4) for bound in spread[key]] for key in points},
-        "n": {"utterances": len(asked), "voices": len(names)},
+        **{key: round(value, 4) for key, value in measures(asked).items()},
+        "intervals": {key: [round(bound, 4) for bound in bounds] for key, bounds in found.items()},
+        "n": {"utterances": len(asked), "voices": len({one.voice for one in asked})},
     }
+
+
+def intervals(asked: list[Asked]) -> dict[str, tuple[float, float]]:
+    """Those of shares are exact, of an effective number of utterances; `open_error` and `eer` are no shares of utterances:
+    how much they vary is found by resampling voices.
+    """
+    enrolled, strange = ([one for one in asked if one.stranger is stranger] for stranger in (False, True))
+    error, rate = _open_error(asked), _verified(asked)
+    return {
+        "closed_accuracy": _share_interval(_nearest, asked),
+        "open_error": (error.low, error.high),
+        "open_missed": _share_interval(_missed, enrolled),
+        "open_taken": _share_interval(_taken, strange),
+        "eer": (rate.low, rate.high),
+    }
+
+
+def _share_interval(true_of: Callable[[Asked], bool], asked: list[Asked]) -> tuple[float, float]:
+    return grouped_share_interval([true_of(one) for one in asked], [one.voice for one in asked])
+
+
+def _open_error(asked: list[Asked]) -> Bootstrapped:
+    resamples = Resamples.of([one.voice for one in asked])
+    rows = [(0, 0, _taken(one), 1) if one.stranger else (_missed(one), 1, 0, 0) for one in asked]
+    missed, enrolled, taken, strange = resamples.totals(np.array(rows, np.float64)).T
+    with np.errstate(invalid="ignore"):  # a draw without strangers, or of them alone, is NaN, and left out
+        drawn = (missed / enrolled + taken / strange) / 2
+    return Bootstrapped.of(measures(asked)["open_error"], drawn, resamples.sizes)
+
+
+def _verified(asked: list[Asked]) -> Bootstrapped:
+    """Each utterance against each voice, for which the first utterance of that voice stands."""
+    owners = [one.voice for one in asked]
+    pairs = [(row, owners.index(name), score) for row, one in enumerate(asked) for name, score in one.scores.items()]
+    one, other, scores = (np.array(column) for column in zip(*pairs, strict=True))
+    same = np.array([owners[row] == owners[first] for row, first, _ in pairs])
+    return error_rate(scores, Trials(one, other, same), owners)
 
 
 def within(asked: list[Asked], names: set[str]) -> dict[str, float]:
@@ -167,11 +209,10 @@ def within(asked: list[Asked], names: set[str]) -> dict[str, float]:
     ]
     genuine = np.array([one.scores[one.voice] for one in kept])
     others = np.concatenate([[score for name, score in one.scores.items() if name != one.voice] for one in kept])
-    right = [max(one.scores, key=lambda name, one=one: one.scores[name]) == one.voice for one in kept]  # type: ignore[misc]
     return {
         "voices": len(names),
         "utterances": len(kept),
-        "closed_accuracy": round(float(np.mean(right)), 4),
+        "closed_accuracy": round(float(np.mean([_nearest(one) for one in kept])), 4),
         "eer": round(_eer(genuine, others), 4),
     }
 

@@ -94,15 +94,19 @@ def _parts(line: str) -> list[str]:
 
 
 def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0) -> Bootstrapped | None:
-    """The equal error rate of `trials` among `embeddings [clips, dim]`, with an interval; None without both kinds.
+    """The equal error rate of `trials` among `embeddings [clips, dim]`, with an interval; None without both kinds."""
+    if trials.same.all() or not trials.same.any():
+        return None
+    return error_rate(np.einsum("nd,nd->n", embeddings[trials.one], embeddings[trials.other]), trials, groups, seed)
+
+
+def error_rate(scores: Floats | Doubles, trials: Trials, groups: list[str], seed: int = 0) -> Bootstrapped:
+    """The equal error rate of `trials` with `scores [trials]` among clips of `groups [clips]`, with an interval.
 
     Groups are resampled: a trial of two groups counts as often as both are drawn (the product), one within a group as
     often as that group is. Clips of no trial do not count, and the rate is worth no more clips than the rarer kind of trial
     has, nor than there are of these trials.
     """
-    if trials.same.all() or not trials.same.any():
-        return None
-    scores = np.einsum("nd,nd->n", embeddings[trials.one], embeddings[trials.other])
     used, place = np.unique(np.concatenate([trials.one, trials.other]), return_inverse=True)
     resamples = Resamples.of([groups[clip] for clip in used], seed, RANK_DRAWS)
     one, other = resamples.unit[place].reshape(2, -1)

@@ -158,7 +158,8 @@ def card() -> str:
         "## Voices that nobody trained on",
         "",
         f"`{measured['command']}` (`benchmarks/results/speakers.json`): {len(measured['voices'])} voices,"
-        f" {found['n']['utterances']} utterances; enrolled with {measured['enrolled']}. Intervals of 95 % resample voices.",
+        f" {found['n']['utterances']} utterances; enrolled with {measured['enrolled']}. Intervals of 95 % are of"
+        " voices: utterances of one count as alike.",
         "",
         *table(measures(found)),
         "",
