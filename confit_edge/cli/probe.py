@@ -42,7 +42,8 @@ def probe(
     The pre-trained encoder as it was, each --baseline and RUN are probed alike, on the same clips. Training clips fit the
     probes; validation chooses regularisation, k and the kNN's metric. Where a clip has one label: accuracy, balanced
     accuracy, macro F1. Where it has several: mAP, macro and micro F1. For pairs of clips (of speakers, for instance): the
-    equal error rate of the cosine. Intervals (95 %) resample groups, and those of differences are paired.
+    equal error rate of the cosine. Intervals (95 %) are of groups: clips of one group count as alike. Those of differences
+    are paired, and resample groups.
 
     Example: `confit-edge probe runs/pairtune --baseline runs/finetune -o probe`
     """

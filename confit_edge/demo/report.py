@@ -95,9 +95,9 @@ def _accuracy_table(table: dict[str, Any]) -> str:
         "<table><caption>Accuracy on unseen voices</caption><tr><th scope=col>accuracy in %</th><th scope=col>own head</th>"
         "<th scope=col>linear probe</th><th scope=col>kNN probe</th></tr>"
         + "".join(rows)
-        + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; 95 % intervals resample voices."
-        f" PairTune's linear probe minus vanilla's own head: {100 * gain['difference']:+.1f} points"
-        f" {bounds(100 * gain['low'], 100 * gain['high'], '+.1f')}.</p>"
+        + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; 95 % intervals are of"
+        " voices: clips of one count as alike. PairTune's linear probe minus vanilla's own head:"
+        f" {100 * gain['difference']:+.1f} points {bounds(100 * gain['low'], 100 * gain['high'], '+.1f')}.</p>"
     )
 
 

@@ -163,9 +163,9 @@ def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str
     chance = ": a difference that may be chance." if gain.low <= 0 <= gain.high else "."
     demo.say(
         fill(
-            f"{len(test)} clips of {table['voices']} voices never heard before; 95 % intervals resample voices. PairTune's linear"
-            f" probe is {100 * gain.difference:+.1f} points from vanilla's own head,"
-            f" interval {bounds(100 * gain.low, 100 * gain.high, '+.1f')}{chance}",
+            f"{len(test)} clips of {table['voices']} voices never heard before; 95 % intervals are of voices:"
+            f" clips of one count as alike. PairTune's linear probe is {100 * gain.difference:+.1f} points from vanilla's"
+            f" own head, interval {bounds(100 * gain.low, 100 * gain.high, '+.1f')}{chance}",
             100,
         )
     )

@@ -123,8 +123,8 @@ class ProbeReport:
         about = self.summary
         parts = [
             f"{counted(about['clips'], f'{self.split} clip')} of {counted(about['groups'], 'group')} and"
-            f" {counted(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that resample"
-            f" {about['resampled']}.",
+            f" {counted(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that take"
+            f" {about['resampled']} for independent.",
             markdown(["encoder", "probe", *map(self._title, names)], probes),
         ]
         if pairs := self.verification_rows():

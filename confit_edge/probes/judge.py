@@ -60,13 +60,13 @@ class Judgement:
 
     metrics: dict[str, Bootstrapped]
     per_class: list[dict[str, Any]]
-    resampled: str  # "groups", or "clips" where there is one group only
+    resampled: str  # what counts as independent: "groups", or "clips" where there is one group only
 
 
 def judge(
     scores: Floats, targets: Targets, groups: list[str], classes: list[str], *, multi_label: bool, seed: int = 0
 ) -> Judgement:
-    """Judge `scores [clips, classes]` by 0/1 `targets [clips, classes]`; intervals resample `groups [clips]`.
+    """Judge `scores [clips, classes]` by 0/1 `targets [clips, classes]`; intervals are of `groups [clips]`.
 
     Of one label a clip: `accuracy`, `balanced_accuracy`, `macro_f1`; the best class is decided for. Of several: `accuracy`
     (of clips that have one: the best class is one of the clip's), `map`, `macro_f1`, `micro_f1`; a score of 0.5 or more is

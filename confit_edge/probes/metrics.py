@@ -1,4 +1,4 @@
-"""Scores of a probe on a split, with intervals that resample groups (clips of one voice are not independent).
+"""Scores of a probe on a split, with intervals of groups (clips of one voice are not independent).
 
 Targets are 0/1, `[clips, classes]`. Of decisions the draws of a bootstrap sum what each clip adds; `average_precisions` and
 `equal_error_rates`, which are of rankings, weigh clips by how often each is drawn, `weights [draws, clips]`, in one pass.
@@ -23,7 +23,7 @@ ALIKE = 1e-12  # a variance of draws that differ by rounding only
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share 0..1 with its 95 % interval, the clips and the groups it stands on, and which of them were resampled."""
+    """A share 0..1 with its 95 % interval, the clips and the groups it stands on, and which of them count as independent."""
 
     accuracy: float
     low: float
@@ -318,7 +318,7 @@ def worth_of_ranking(targets: Targets) -> float:
 
 
 def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> dict[str, float]:
-    """`map`, the mean average precision, with the 95 % interval that resamples groups, `map_low` and `map_high`, of so many
+    """`map`, the mean average precision, with the 95 % interval of groups, `map_low` and `map_high`, of so many
     `clips` and `clip_groups`.
     """
     value, draws = mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)

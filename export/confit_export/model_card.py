@@ -118,7 +118,8 @@ def card_of(contract: Contract, size: int, model: str, *, note: str = "", sectio
     `note` is said of the whole; `sections` are lines that stand before how it is used.
     """
     tested = "Test was looked at once, after everything was chosen." if "test" in contract.metrics else ""
-    intervals = "Intervals resample groups (speakers, recordings)." if contract.metrics else ""
+    of_groups = "Intervals are of groups (speakers, recordings): clips of one group count as alike."
+    intervals = of_groups if contract.metrics else ""
     counted = "Multiply-adds are those of convolutions, matrix products and recurrent layers."
     lines = [
         "---",

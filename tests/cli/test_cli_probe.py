@@ -158,7 +158,7 @@ def test_a_run_a_baseline_and_the_frozen_encoder_stand_side_by_side(
 def test_a_person_gets_tables_and_validation_may_be_looked_at(run_path: Path, confit: Confit, tmp_path: Path) -> None:
     code, out, err = confit("probe", run_path, "--split", "val")
     assert code == 0, err
-    assert "15 val clips of 3 groups and 5 classes" in out
+    assert "15 val clips of 3 groups and 5 classes; per cent, with 95 % intervals that take groups for" in out
     assert "equal error rate" in out
     for line in ("| frozen speech-embedding |", "| words "):
         assert line in out

@@ -232,7 +232,7 @@ def test_correct_means_the_best_class_is_one_of_the_clips() -> None:
     assert correct(scores, targets).tolist() == [True, False, True, False]
 
 
-def test_the_interval_resamples_groups_not_clips() -> None:
+def test_the_interval_is_of_groups_not_clips() -> None:
     rng = np.random.default_rng(0)
     chances = rng.uniform(0.3, 1.0, 20)  # some voices are hard
     right = np.concatenate([rng.random(40) < chance for chance in chances])
