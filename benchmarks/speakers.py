@@ -25,7 +25,7 @@ from benchmarks.fetch import CACHE
 from benchmarks.report import machine, write_json
 from benchmarks.voices import Draw, draw, voices
 from confit_edge.probes.judge import Bootstrapped
-from confit_edge.probes.metrics import Resamples, equal_error_rate
+from confit_edge.probes.metrics import Resamples, equal_error_rate, worth_of_classes
 from confit_edge.probes.verification import Trials, error_rate
 from confit_runtime import load
 from confit_runtime.enrollment import embed_query
@@ -186,7 +186,8 @@ def _open_error(asked: list[Asked]) -> Bootstrapped:
     missed, enrolled, taken, strange = resamples.totals(np.array(rows, np.float64)).T
     with np.errstate(invalid="ignore"):  # a draw without strangers, or of them alone, is NaN, and left out
         drawn = (missed / enrolled + taken / strange) / 2
-    return Bootstrapped.of(measures(asked)["open_error"], drawn, resamples.sizes)
+    worth = worth_of_classes(np.bincount([one.stranger for one in asked], minlength=2))
+    return Bootstrapped.of(measures(asked)["open_error"], drawn, resamples.sizes, worth)
 
 
 def _verified(asked: list[Asked]) -> Bootstrapped:
