@@ -148,13 +148,10 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) 
 ONE_EPOCH = ("--epochs", "1", "--clips-per-class", "2", "--probe-views", "1", "--soup", "1", "--no-frozen-baseline")
 
 
-@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&1 >&3 | true"])
-def test_a_stderr_that_cannot_be_written_costs_no_training(small: Path, tmp_path: Path, redirection: str) -> None:
-    if "/dev/full" in redirection and not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
+def test_a_stderr_whose_reader_is_gone_costs_no_training(small: Path, tmp_path: Path) -> None:
     train = [*COMMAND, "train", small, "-o", tmp_path / "run", *ONE_EPOCH]
     done = subprocess.run(
-        ["bash", "-c", f'set -o pipefail; exec 3>&1; "$@" {redirection}', "bash", *train],
+        ["bash", "-c", 'set -o pipefail; exec 3>&1; "$@" 2>&1 >&3 | true', "bash", *train],
         env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
