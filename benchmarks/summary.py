@@ -109,8 +109,8 @@ def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
     low, high = task_interval(values)
     return {
         "mean": round(float(values.mean()), 4),
-        "low": round(max(low, -1.0), 4),
-        "high": round(min(high, 1.0), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
         "significantly_worse_on": [name for name, task in tasks.items() if task["high"] < 0],
         "significantly_better_on": [name for name, task in tasks.items() if task["low"] > 0],
         "by_task": tasks,
@@ -129,11 +129,11 @@ def group_interval(rows: list[Row], ours: str, rival: str) -> tuple[float, float
 
 
 def task_interval(values: Doubles) -> tuple[float, float]:
-    """Of the mean over tasks, by Student's t, for they are few; one says nothing of others."""
+    """Of the mean over tasks, from -1 to 1, by Student's t, for they are few; one says nothing of others."""
     if len(values) < 2:
         return -1.0, 1.0
     reach = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - reach), float(values.mean() + reach)
+    return max(-1.0, float(values.mean() - reach)), min(1.0, float(values.mean() + reach))
 
 
 COLUMNS = (

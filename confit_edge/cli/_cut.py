@@ -17,7 +17,7 @@ from confit_edge.data.cut import MANIFEST, Names, Part, UnwrittenError, extract,
 from confit_edge.data.manifest import UNKNOWN, Clip
 from confit_edge.data.pieces import Piece, Pieces, pieces_of, rest_of
 from confit_edge.data.tables import relative
-from confit_runtime.errors import AudioError, ConfitError, UsageError
+from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.labels import Labelled
 from confit_runtime.wording import counted, lasting, listed
 
@@ -59,8 +59,8 @@ def cut_out(
         try:
             written = _cut_each(recordings, groups, pieces, folder, beside, margin_s, bar)
         except UnwrittenError as error:  # its file is hidden, and gone by now
-            where = rest if beside in error.file.parents else out
-            raise ConfitError(f"{where}: cannot be written ({error.reason}): is the disk full?") from error
+            where = rest if rest and beside in error.file.parents else out
+            raise UnwrittenError(where, error.reason) from error
         several = write_table(written.clips, folder / MANIFEST)
     labels = Counter(label for clip in written.clips for label in clip.labels or (UNKNOWN,))
     lengths, rest_s = written.lengths_s, written.rest_s

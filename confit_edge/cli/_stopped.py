@@ -17,9 +17,7 @@ def stop_as_ctrl_c_does() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(
-        number, signal.SIG_IGN
-    )  # a terminal that goes may send it twice: the second would stop what is removed
+    signal.signal(number, signal.SIG_IGN)  # a terminal that goes may send it twice, and removing would stop
     raise KeyboardInterrupt
 
 

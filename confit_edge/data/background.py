@@ -36,25 +36,19 @@ def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
     Raises UsageError where nothing is heard on one side.
     """
     if len(recordings) >= FEWEST_WHOLE:
-        names = _by_name(list(recordings))
-        kept = {
-            path
-            for some in _by_kind(names, list(recordings))
-            for path in some[len(some) - round(VAL_SHARE * len(some)) :]
-        }
+        paths = list(recordings)
+        names = _by_name(paths)
+        kept = {path for some in _by_kind(names, paths) for path in some[len(some) - round(VAL_SHARE * len(some)) :]}
         whole = Background(
             [pcm for path, pcm in recordings.items() if path not in kept],
             [pcm for path, pcm in recordings.items() if path in kept],
-            tuple(str(path.relative_to(place)) for path in recordings if path in kept),
+            tuple(str(path.relative_to(place)) for path in paths if path in kept),
             tuple(name for name, some in names.items() if len(some) >= FEWEST_OF_KIND and kept.issuperset(some)),
         )
         if NEAR[0] <= sum(map(len, whole.val)) / sum(map(len, recordings.values())) <= NEAR[1]:
             return whole
-    cuts = {path: int(len(pcm) * (1 - VAL_SHARE)) for path, pcm in recordings.items()}
-    parts = (
-        [pcm[: cuts[path]] for path, pcm in recordings.items()],
-        [pcm[cuts[path] :] for path, pcm in recordings.items()],
-    )
+    cuts = [(pcm, int(len(pcm) * (1 - VAL_SHARE))) for pcm in recordings.values()]
+    parts = [pcm[:cut] for pcm, cut in cuts], [pcm[cut:] for pcm, cut in cuts]
     train, val = ([part for part in some if not is_silent(part)] for some in parts)
     for part, which, use in ((train, "first seven", "learnt"), (val, "last three", "kept for thresholds")):
         if not part:

@@ -39,7 +39,7 @@ _PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
 
 class UnwrittenError(ConfitError):
-    """A file that cannot be written, as on a full disk: `file`, and `reason`."""
+    """A file, or a folder, that cannot be written, as on a full disk: `file`, and `reason`."""
 
     def __init__(self, file: Path, reason: Exception) -> None:
         super().__init__(f"{file}: cannot be written ({reason}): is the disk full?")
