@@ -242,8 +242,11 @@ def _read_background(
     option = f"--background {place}"
     recordings, problems = load_recordings(paths, store, option, strict=strict, progress=progress)
     _check_apart("--background", recordings, manifest, decoded)
+    recordings, copies = _once_each(recordings)
     parts = split_background(place, recordings)
     notes = []
+    if copies:
+        notes.append(f"{option}: {listed(copies, 3)}: the very sound of another recording, so left out")
     if parts.unlearnt:
         notes.append(
             f"beware: {option}: nothing of {some(parts.unlearnt)} is learnt, for more than {MOST_KINDS} names are taken for"
@@ -255,6 +258,15 @@ def _read_background(
             " the microphone muted?"
         )
     return parts, problems, notes
+
+
+def _once_each(recordings: dict[Path, Pcm]) -> tuple[dict[Path, Pcm], list[str]]:
+    """The recordings without those whose sound came before, which would be learnt and kept at once, and their paths."""
+    once: dict[bytes, Path] = {}
+    for path, pcm in recordings.items():
+        once.setdefault(sound_digest(pcm), path)
+    kept = {path: recordings[path] for path in once.values()}
+    return kept, [str(path) for path in recordings if path not in kept]
 
 
 def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,6 +123,20 @@ def test_many_background_recordings_are_split_by_recording(manifest: Path, tmp_p
     lengths = [len(recording) for recording in corpus.background_train + corpus.background_val]
     assert lengths == [int((0.5 + seed / 10) * RATE) for seed in range(6)]
     assert len(corpus.background_val) == 2
+
+
+def test_a_recording_under_two_names_is_not_learnt_and_kept_at_once(manifest: Path, tmp_path: Path) -> None:
+    for seed in range(6):
+        noise(tmp_path / f"{seed}.wav", seed)
+    for copy in ("7", "8"):  # the last by name, which thresholds would be chosen by
+        shutil.copy(tmp_path / "0.wav", tmp_path / f"{copy}.wav")
+    corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
+    learnt, kept = ({pcm.tobytes() for pcm in part} for part in (corpus.background_train, corpus.background_val))
+    assert len(learnt) == 4
+    assert len(kept) == 2
+    assert not learnt & kept
+    copies = f"{tmp_path / '7.wav'}, {tmp_path / '8.wav'}"
+    assert f"--background {tmp_path}: {copies}: the very sound of another recording, so left out" in corpus.notes
 
 
 def test_clips_and_background_of_hardly_anything_are_told_of(tmp_path: Path) -> None:
