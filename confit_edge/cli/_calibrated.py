@@ -159,8 +159,8 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
-    """DET.png, and DET.csv beside it."""
-    from confit_edge.geometry.plots import det
+    """DET.csv, and DET.png beside it."""
+    from confit_edge.geometry.plots import det, spared
     from confit_runtime.files import write_whole
 
     text = io.StringIO()
@@ -168,4 +168,6 @@ def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any
     table.writeheader()
     table.writerows(curve)
     write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
-    det(curve, report, plot)
+    with spared(plot, say):
+        det(curve, report, plot)
+    say(f"wrote {' and '.join(str(path) for path in (plot, plot.with_suffix('.csv')) if path.exists())}")

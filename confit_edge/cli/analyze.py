@@ -46,7 +46,7 @@ def analyze(
     read = moved([read_run(path) for path in runs], background=background, others=others, encoder=encoder)
     report = analyse(read, split=split, manifest=manifest, device=pick_device(device), say=say)
     if out:
-        method = report.write(out)
+        method = report.write(out, say)
         say(f"wrote {out} (maps by {method})")
     if not json_lines:
         print(report.text())

@@ -151,7 +151,6 @@ def calibrate(
     curve = det_curve(counts, chosen, contract, heard, confidence)
     if plot is not None:
         calibrated.write_curve(plot, curve, report)
-        say(f"wrote {plot} and {plot.with_suffix('.csv')}")
     if json:
         emit("summary", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
     for caution in beware:

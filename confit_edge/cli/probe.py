@@ -60,7 +60,7 @@ def probe(
     )
     report = side_by_side(runs, split=split, manifest=manifest, trials=trials, device=pick_device(device), say=say)
     if out:
-        report.write(out)
+        report.write(out, say)
         say(f"wrote {out}")
     if not json_lines:
         print(report.text())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from confit_runtime.arrays import Doubles, Floats
 from confit_runtime.files import naming
@@ -38,10 +40,20 @@ INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen
 
 @contextmanager
 def any_script() -> Iterator[None]:
-    """While something is drawn: with the fonts there are for labels of any script."""
+    """While something is drawn: with the fonts there are for labels of any script, in which `$` begins no formula."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    with matplotlib.rc_context({"font.family": ["sans-serif", *(name for name in FONTS if name in installed)]}):
+    fonts = ["sans-serif", *(name for name in FONTS if name in installed)]
+    with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}):
         yield
+
+
+@contextmanager
+def spared(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """While `path` is drawn: what fails, whatever it is, is told and costs none of the results that the plot is of."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - of labels, fonts and libraries anything may come
+        tell(f"beware: {path} could not be drawn ({' '.join(str(error).split()) or type(error).__name__})")
 
 
 @any_script()
@@ -123,16 +135,16 @@ def embedding_maps(
 ) -> str:
     """Maps in two dimensions of embeddings `[clips, dim]`, side by side, coloured by class; says how they were made.
 
-    By UMAP where umap-learn is installed, else by t-SNE; by PCA where there are too few clips for neighbours to tell. Of
-    more than `MAPPED` clips so many drawn at random; of more than `SHOWN` classes no names.
+    Of more than `MAPPED` clips so many drawn at random; of more than `SHOWN` classes no names.
     """
-    if sampled := len(labels) > MAPPED:
+    made = mapped_by(len(labels))
+    if len(labels) > MAPPED:
         rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:MAPPED])
         labels, maps = labels[rows], {title: embeddings[rows] for title, embeddings in maps.items()}
     figure = Figure(figsize=(6 * len(maps), 5.5))
     row = figure.subplots(1, len(maps), squeeze=False)
     colours = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, len(classes)))
-    method = "PCA" if len(labels) < FEW else "UMAP" if importlib.util.find_spec("umap") else "t-SNE"
+    method = _method(len(labels))
     for axes, (title, embeddings) in zip(row[0], maps.items(), strict=True):
         points = _flattened(embeddings, method, seed)
         axes.scatter(points[:, 0], points[:, 1], s=9, color=colours[labels])
@@ -148,7 +160,17 @@ def embedding_maps(
             )
         axes.set(title=_wrapped(title), xticks=[], yticks=[])
     _save(figure, path)
-    return f"{method} of {MAPPED} clips drawn at random" if sampled else method
+    return made
+
+
+def mapped_by(clips: int) -> str:
+    """How so many clips are mapped: by UMAP where umap-learn is installed, else by t-SNE; where there are too few for
+    neighbours to tell, by PCA."""
+    return f"{_method(clips)} of {MAPPED} clips drawn at random" if clips > MAPPED else _method(clips)
+
+
+def _method(clips: int) -> str:
+    return "PCA" if clips < FEW else "UMAP" if importlib.util.find_spec("umap") else "t-SNE"
 
 
 def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
@@ -204,6 +226,7 @@ def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> No
     if with_clips:
         axes.axhline(100 * report["frr"], color=COLOURS["finetune"], lw=1, ls=":")
     axes.set(xscale="log", xlabel="false accepts an hour, all labels together", title=f"Detection of {report['model']}")
+    _plain_numbers(axes.xaxis)
     axes.set_ylabel("false rejects (% of clips)" if with_clips else "margin above each label's own level (log odds)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -219,6 +242,7 @@ def spectra(values: dict[str, Doubles], path: Path) -> None:
         used = shares[shares > 1e-9]  # centring each vector takes one dimension away
         axes.plot(np.arange(1, len(used) + 1), used, label=name, lw=1.6)
     axes.set(yscale="log", xlabel="singular value, by size", ylabel="share of their sum", title="Spectrum")
+    _plain_numbers(axes.yaxis)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
@@ -238,6 +262,12 @@ def contributions(shares: dict[str, Doubles], path: Path) -> None:
         axes.set_xlabel("dimension")
     row[0][0].set_ylabel("contribution (%)")
     _save(figure, path)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Of a logarithmic axis, whose numbers are formulas otherwise."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def _wrapped(title: str) -> str:

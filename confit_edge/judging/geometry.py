@@ -125,25 +125,29 @@ class GeometryReport:
             parts += ["Changes by training, of the same clips.", markdown(["encoder", "measure", "change"], changes)]
         return "\n\n".join(parts)
 
-    def write(self, out: Path) -> str:
-        """Write `geometry.md`, `geometry.json`, CSV files and plots; returns how the maps were made."""
-        (out / "plots").mkdir(parents=True, exist_ok=True)
+    def write(self, out: Path, say: Callable[[str], None]) -> str:
+        """Write `geometry.md`, `geometry.json`, CSV files and then plots; returns how the maps were made."""
+        folder = out / "plots"
+        folder.mkdir(parents=True, exist_ok=True)
         kinds = {"paper": self.paper_rows(), "measures": self.measure_rows(), "changes": self.changes}
         for name, rows in kinds.items():
             write_csv(out / f"{name}.csv", rows)
-        embeddings = {one.subject.name: one.embeddings(self.split) for one in self.probed}
         corpus = self.probed[0].corpus
         clips = split_of(corpus, self.split)
-        labelled = clips.targets.any(axis=1)
-        labels = np.where(labelled, clips.labels, len(corpus.classes))
-        names = [*corpus.classes, *([] if labelled.all() else ["no label"])]
-        method = plots.embedding_maps(embeddings, labels, names, out / "plots" / "map.png", self.seed)
-        plots.spectra({name: measures.spectrum(of) for name, of in embeddings.items()}, out / "plots" / "spectrum.png")
-        shares = {name: measures.contribution(of) for name, of in embeddings.items()}
-        plots.contributions(shares, out / "plots" / "contribution.png")
+        method = plots.mapped_by(len(clips))
         plain = {"summary": {**self.summary, "maps": method}} | {key: list(map(known, of)) for key, of in kinds.items()}
         write_text(out / "geometry.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(out / "geometry.md", f"{self.text()}\n\nMaps by {method}.\n")
+        embeddings = {one.subject.name: one.embeddings(self.split) for one in self.probed}
+        labelled = clips.targets.any(axis=1)
+        labels = np.where(labelled, clips.labels, len(corpus.classes))
+        names = [*corpus.classes, *([] if labelled.all() else ["no label"])]
+        with plots.spared(path := folder / "map.png", say):
+            plots.embedding_maps(embeddings, labels, names, path, self.seed)
+        with plots.spared(path := folder / "spectrum.png", say):
+            plots.spectra({name: measures.spectrum(of) for name, of in embeddings.items()}, path)
+        with plots.spared(path := folder / "contribution.png", say):
+            plots.contributions({name: measures.contribution(of) for name, of in embeddings.items()}, path)
         return method
 
     def _pairs(self) -> list[tuple[dict[str, float], dict[str, tuple[float, float]]]]:

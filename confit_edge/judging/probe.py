@@ -156,11 +156,12 @@ class ProbeReport:
         ]
         return "\n\n".join(parts)
 
-    def write(self, out: Path) -> None:
-        """Write `probe.md`, `probe.json`, a CSV file of each kind of row, and plots."""
+    def write(self, out: Path, say: Callable[[str], None]) -> None:
+        """Write `probe.md`, `probe.json`, a CSV file of each kind of row, and then plots."""
         from confit_edge.geometry import plots
 
-        (out / "plots").mkdir(parents=True, exist_ok=True)
+        folder = out / "plots"
+        folder.mkdir(parents=True, exist_ok=True)
         kinds = {
             "probes": self.probe_rows(),
             "verification": self.verification_rows(),
@@ -172,12 +173,14 @@ class ProbeReport:
         plain = {"summary": self.summary, **{name: list(map(known, rows)) for name, rows in kinds.items()}}
         write_text(out / "probe.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(out / "probe.md", self.text() + "\n")
-        plots.accuracy_bars(kinds["probes"], self.split, out / "plots" / "accuracy.png")
+        with plots.spared(path := folder / "accuracy.png", say):
+            plots.accuracy_bars(kinds["probes"], self.split, path)
         run, corpus = self.run.probed, self.run.probed.corpus
         if not corpus.multi_label:
             predicted = run.probes.linear.scores(run.embeddings(self.split)).argmax(axis=1)
             truth = split_of(corpus, self.split).labels
-            plots.confusion_matrix(truth, predicted, corpus.classes, out / "plots" / "confusion.png")
+            with plots.spared(path := folder / "confusion.png", say):
+                plots.confusion_matrix(truth, predicted, corpus.classes, path)
 
 
 def side_by_side(

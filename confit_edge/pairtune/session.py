@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def _train(
             teaching=teaching,
         )
     if ranks.main:
-        save(trained, corpus, out)
+        save(trained, corpus, out, tell)
         files.remove(out / runs.CHECKPOINT)
         leave_nothing(out)
         beginning.unlink()
@@ -316,16 +317,11 @@ def train_corpus(
     return Trained(info, encoder, fitted, probes, baseline, metrics)
 
 
-def save(trained: Trained, corpus: Corpus, out: Path) -> None:
-    """Write the run directory with its plots and its card."""
+def save(trained: Trained, corpus: Corpus, out: Path, tell: Watcher) -> None:
+    """Write the run directory with its card, and then its plots: one that cannot be drawn is told, and costs no run."""
     from confit_edge.card import run_card
     from confit_edge.geometry import plots
 
-    (out / "plots").mkdir(parents=True, exist_ok=True)
-    plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, out / "plots" / "learning.png")
-    if len(corpus.test) and not corpus.multi_label:
-        predicted = trained.probes.linear.scores(trained.probes.test_embeddings).argmax(axis=1)
-        plots.confusion_matrix(corpus.test.labels, predicted, corpus.classes, out / "plots" / "confusion.png")
     runs.write_run(
         out,
         trained.info,
@@ -338,6 +334,14 @@ def save(trained: Trained, corpus: Corpus, out: Path) -> None:
         history=trained.fitted.history,
         card=run_card(trained.info, trained.metrics),
     )
+    learning, confusion = (out / "plots" / f"{name}.png" for name in ("learning", "confusion"))
+    with plots.spared(learning, partial(_note, tell)):
+        learning.parent.mkdir(exist_ok=True)
+        plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, learning)
+    if len(corpus.test) and not corpus.multi_label:
+        predicted = trained.probes.linear.scores(trained.probes.test_embeddings).argmax(axis=1)
+        with plots.spared(confusion, partial(_note, tell)):
+            plots.confusion_matrix(corpus.test.labels, predicted, corpus.classes, confusion)
 
 
 def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:

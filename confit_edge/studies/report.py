@@ -26,10 +26,6 @@ def write_report(planned: Planned, results: Results, command: str) -> list[str]:
     write_text(out / "table.md", to_markdown(results))
     conclusions = [facts(results), *study.conclude(results)]
     write_text(out / "conclusions.md", "\n".join(conclusions) + "\n")
-    if study.draw:
-        study.draw(results, out / "plot.png")
-    else:
-        draw(results, study.chart, study.question, out / "plot.png")
     whole = {
         "study": study.name,
         "question": study.question,
@@ -45,6 +41,10 @@ def write_report(planned: Planned, results: Results, command: str) -> list[str]:
         "rows": table,
     }
     write_text(out / "results.json", json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if study.draw:
+        study.draw(results, out / "plot.png")
+    else:
+        draw(results, study.chart, study.question, out / "plot.png")
     return conclusions
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import silhouette_score
@@ -322,6 +323,29 @@ def test_plots_of_geometry_are_written(tmp_path: Path) -> None:
     plots.accuracy_bars([row, row], "val", tmp_path / "bars.png")
     for name in ("map", "spectrum", "contribution", "bars"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_name_with_two_dollars_is_no_formula(tmp_path: Path) -> None:
+    x, labels = classes()
+    names, row = ["win_$5_or_$10", "a", "b", "c"], {"encoder": "r$5_or_$1", "objective": "frozen", "probe": "knn"}
+    detected = {"fa_per_hour": 2.0, "fa_high": 3.0, "frr": 0.5}
+    plots.confusion_matrix(labels, labels, names, tmp_path / "confusion.png")
+    plots.embedding_maps({"r$5_or_$1": x}, labels, names, tmp_path / "map.png")
+    plots.spectra({"r$5_or_$1": m.spectrum(x)}, tmp_path / "spectrum.png")
+    plots.contributions({"r$5_or_$1": m.contribution(x)}, tmp_path / "contribution.png")
+    plots.accuracy_bars(
+        [{**row, **dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), 0.5)}], "val", tmp_path / "bars.png"
+    )
+    plots.det([detected], {"model": "m$5_or_$1", "fa_per_hour_bound": 3.0, "frr": 0.5}, tmp_path / "det.png")
+    assert len(list(tmp_path.glob("*.png"))) == 6
+
+
+def test_numbers_of_a_logarithmic_axis_are_numbers(tmp_path: Path) -> None:
+    """Where no `$` begins a formula, those that matplotlib writes as formulas would be drawn as they are spelt."""
+    axes = Figure().subplots()
+    axes.set(xscale="log", xlim=(0.1, 100))
+    plots._plain_numbers(axes.xaxis)
+    assert [axes.xaxis.get_major_formatter()(value) for value in (1, 10, 100)] == ["1", "10", "100"]
 
 
 def test_of_many_classes_the_most_confused_are_shown_and_a_plot_stays_small(tmp_path: Path) -> None:
