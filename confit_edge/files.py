@@ -1,7 +1,7 @@
 """The files of a run, written whole or not at all: a killed process leaves the former file or the new one.
 
-A run has one writer at a time, see `alone`, so what a killed one leaves has a name by which the next one clears it away;
-files that several processes may write at once are written by `confit_runtime.files`.
+A run has one writer at a time, see `alone`, so what a killed one leaves of its tensors has a name by which the next one
+clears it away; all else is written by `confit_runtime.files`, as several processes may at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import lock, make_folder, naming
+from confit_runtime.files import lock, make_folder, write_whole
 
 
 def check_folder(out: Path, what: str) -> None:
@@ -71,12 +71,7 @@ def _locked(folder: Path) -> int | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`."""
-    temporary = _partial(path)
-    with naming(path), temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -94,6 +94,16 @@ def test_a_text_that_cannot_be_written_leaves_the_former(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
+def test_nothing_is_written_through_a_link_that_others_laid_beside_a_file(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "shared"
+    mine.write_text("mine")
+    folder.mkdir()
+    (folder / ".x.md.partial").symlink_to(mine)
+    write_text(folder / "x.md", "new")
+    assert ((folder / "x.md").read_text(), (folder / "x.md").is_symlink()) == ("new", False)
+    assert mine.read_text() == "mine"
+
+
 def test_a_file_is_removed_with_what_a_killed_writer_left(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     remove(path)
