@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from confit_edge.data.corpora.base import Fetched
+from confit_edge.data.cut import made_whole
 from confit_edge.data.manifest import Clip, Manifest, labels_of, sound_files
 from confit_edge.data.splits import keep_apart, ungrouped
 from confit_edge.data.tables import read_table, relative
@@ -36,11 +38,12 @@ def fetch_hub(
 ) -> Fetched:
     """The manifest (to be written to `out`) of a set by hub name, or of a local folder.
 
-    Clips that are held as bytes are written to a folder beside the manifest, named like it; those that are files stay
-    where they are. The label is the one ClassLabel column, or the column `label` or `labels`; a column of lists gives a
-    multi-label manifest. Splits that have another name than train, validation or test are left out, and so are files
-    that an audio folder lists and does not hold; of a set with train alone, splits are made when they are needed. Raises
-    UsageError for a column that is not there, and ConfitError where the set cannot be loaded.
+    Clips that are held as bytes are written to a new folder beside the manifest, named like it, all or none; those that
+    are files stay where they are. The label is the one ClassLabel column, or the column `label` or `labels`; a column
+    of lists gives a multi-label manifest. Splits that have another name than train, validation or test are left out,
+    and so are files that an audio folder lists and does not hold; of a set with train alone, splits are made when they
+    are needed. Raises UsageError for a column that is not there, or where that folder holds something, and ConfitError
+    where the set cannot be loaded.
     """
     folder = Path(source)
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -68,13 +71,15 @@ def fetch_hub(
             raise ConfitError(f"hf:{source}: none of its splits is train, validation or test ({', '.join(parts)})")
         columns = _columns(source, next(iter(kept.values())).features, label_column, group_column)
         clips = []
-        for name, part in kept.items():
-            found = list(_clips(source, name if len(kept) > 1 else None, part, columns, out.with_suffix("") / name))
-            if missing := len(part) - len(found):
-                notes.append(f"split {name!r}: {missing} of {len(part)} clips have no label, and are left out")
-            clips += found
-        if not clips:
-            raise ConfitError(f"hf:{source}: no clip has a label in the column {columns[1]!r}")
+        with ExitStack() as at_the_end:
+            written = _Written(out, at_the_end)
+            for name, part in kept.items():
+                found = list(_clips(source, name, part, columns, written, split=len(kept) > 1))
+                if missing := len(part) - len(found):
+                    notes.append(f"split {name!r}: {missing} of {len(part)} clips have no label, and are left out")
+                clips += found
+            if not clips:
+                raise ConfitError(f"hf:{source}: no clip has a label in the column {columns[1]!r}")
         multi_label = _inner(next(iter(kept.values())).features[columns[1]]) is not None
     manifest = Manifest(tuple(clips), out, multi_label)
     if alone := ungrouped(manifest):
@@ -83,6 +88,29 @@ def fetch_hub(
         manifest, changed = keep_apart(manifest)
         notes += changed
     return Fetched(manifest, folder, notes)
+
+
+class _Written:
+    """The folder of clips that a set holds as bytes, named like the manifest `out`.
+
+    It is made when the first of them comes, whole or not at all, where there is none or an empty one.
+    """
+
+    def __init__(self, out: Path, at_the_end: ExitStack) -> None:
+        self.folder = out.with_suffix("")
+        self._whole = made_whole(self.folder, f"-o {out}: the folder for its clips")
+        self._at_the_end = at_the_end
+        self._made: Path | None = None
+
+    def add(self, name: str, data: bytes) -> Path:
+        """Where a clip will be at the end. Raises UsageError where the folder holds something."""
+        if self._made is None:
+            self._made = self._at_the_end.enter_context(self._whole)
+        path = self._made / name
+        path.parent.mkdir(exist_ok=True)
+        with naming(path):
+            path.write_bytes(data)
+        return self.folder / name
 
 
 def _audio_folder(folder: Path, label_column: str | None, group_column: str | None) -> tuple[list[Clip], bool]:
@@ -157,9 +185,9 @@ def _columns(source: str, features: Any, label: str | None, group: str | None) -
 
 
 def _clips(
-    source: str, split: str | None, part: Any, columns: tuple[str, str, str | None], folder: Path
+    source: str, name: str, part: Any, columns: tuple[str, str, str | None], written: _Written, *, split: bool
 ) -> Iterator[Clip]:
-    """The clips of a split that have a label; a clip without a group is one of its own."""
+    """The clips of the part `name` that have a label, with its `split` or none; one without a group is one of its own."""
     from datasets import Audio
 
     audio, label, group = columns
@@ -167,12 +195,12 @@ def _clips(
     for number, row in enumerate(part.select_columns(needed).cast_column(audio, Audio(decode=False))):
         if (names := _label_names(row[label], part.features[label])) is not None:
             grouped = group is not None and row[group] not in (None, "")
-            path = _sound(row[audio], folder / f"{number:06d}", source)
+            path = _sound(row[audio], written, f"{name}/{number:06d}", source)
             yield Clip(
                 path,
                 names,
-                str(row[group]) if grouped else relative(path, folder.parent),
-                _SPLIT_OF[split] if split else None,
+                str(row[group]) if grouped else relative(path, written.folder),
+                _SPLIT_OF[name] if split else None,
             )
 
 
@@ -209,8 +237,8 @@ def _label_names(value: Any, feature: Any) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(names[item] if names else str(item) for item in values))
 
 
-def _sound(cell: dict[str, Any], stem: Path, source: str) -> Path:
-    """The file of a cell of sound: the one it names, or a new one with its bytes."""
+def _sound(cell: dict[str, Any], written: _Written, stem: str, source: str) -> Path:
+    """The file of a cell of sound: the one it names, or a new one with its bytes, called `stem` and what it is."""
     import soundfile
 
     name, data = cell["path"], cell["bytes"]
@@ -224,8 +252,4 @@ def _sound(cell: dict[str, Any], stem: Path, source: str) -> Path:
             suffix = f".{soundfile.info(io.BytesIO(data)).format.lower()}"
         except RuntimeError as error:
             raise ConfitError(f"hf:{source}: a clip ({name}) is no sound that can be read ({error})") from error
-    path = stem.with_suffix(suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        path.write_bytes(data)
-    return path
+    return written.add(f"{stem}{suffix}", data)

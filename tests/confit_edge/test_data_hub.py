@@ -85,6 +85,26 @@ def test_a_saved_set_becomes_clips_and_a_manifest(tmp_path: Path) -> None:
         assert (rate, clip.label, clip.group) == (RATE, ["no", "yes"][number % 2], f"s{number // 2}")
 
 
+def test_clips_are_written_over_nothing_and_through_no_link(tmp_path: Path) -> None:
+    DatasetDict(train=part(4), test=part(4, 4)).save_to_disk(tmp_path / "set")
+    mine, folder = tmp_path / "mine.flac", tmp_path / "words" / "train"
+    mine.write_text("mine")
+    folder.mkdir(parents=True)
+    (folder / "000000.flac").symlink_to(mine)
+    with pytest.raises(UsageError, match=r"words: is not empty; name a new folder"):
+        fetch_hub(str(tmp_path / "set"), tmp_path / "words.csv")
+    assert mine.read_text() == "mine"
+    assert list((tmp_path / "words").rglob("*.flac")) == [folder / "000000.flac"]
+
+
+def test_of_a_set_that_cannot_be_read_to_its_end_nothing_is_left(tmp_path: Path) -> None:
+    sound = [{"bytes": coded(200), "path": None}] * 3 + [{"bytes": b"not sound", "path": None}]
+    part(4, audio=sound).save_to_disk(tmp_path / "set")
+    with pytest.raises(ConfitError, match="no sound that can be read"):
+        fetch_hub(str(tmp_path / "set"), tmp_path / "out" / "words.csv")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_group_in_two_splits_is_mended_and_told(tmp_path: Path) -> None:
     DatasetDict(train=part(8), validation=part(4, 6), test=part(4, 2)).save_to_disk(tmp_path / "set")
     fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="speaker")
