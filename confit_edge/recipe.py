@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
+import reprlib
+import sys
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Initialise = Literal["pretrained", "random"]
 Pooling = Literal["mean", "masked", "attentive"]
 Loss = Literal["supcon", "triplet", "nt-xent", "n-pairs", "proxy-anchor"]
 Mining = Literal["hardness", "none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"]
+
+LONGEST_SHOWN = 200  # characters of a value that is refused
 
 # The mining each loss can use: a weight between none and all needs supcon, n-pairs takes its negatives from the other
 # classes' pairs, and proxy-anchor compares no pairs of clips at all.
@@ -263,7 +266,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such file")
 
     class Loader(yaml.SafeLoader):
-        """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point."""
+        """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point.
+
+        And no alias: a few lines of them stand for more than any memory holds.
+        """
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                alias = self.peek_event().anchor
+                raise UsageError(f"{path}: holds an alias (*{alias}); write out what it stands for")
+            return super().compose_node(parent, index)
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
@@ -272,8 +284,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a number of thousands of digits, a 99th day
         raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: is nested too deeply for a recipe, which is a list of `key: value` lines") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: a recipe is a list of `key: value` lines")
     return raw
@@ -284,7 +298,7 @@ def check_type(key: str, hint: Any, value: Any) -> None:
     options = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         if value not in options:
-            raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}, is {value!r}")
+            raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}, is {_shown(value)}")
         return
     if typing.get_origin(hint) is tuple:
         good = isinstance(value, tuple) and all(_is(item, float) for item in value)
@@ -293,10 +307,19 @@ def check_type(key: str, hint: Any, value: Any) -> None:
     else:
         good = _is(value, hint)
     if not good:
-        raise UsageError(f"recipe key '{key}' has the value {value!r}, which is of the wrong type")
+        raise UsageError(f"recipe key '{key}' has the value {_shown(value)}, which is of the wrong type")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message holds it: of a long or a nested one the beginning."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring = 2, LONGEST_SHOWN
+    text = short.repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        most = sys.float_info.max  # an int may be larger
+        return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -31,6 +31,7 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted, some
 
 SCHEMA = 2
+LONGEST_WINDOW_S = 3600.0  # of an encoder: what asks for more was not trained
 CHECKPOINT = "checkpoint.safetensors"
 _FILES = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
 
@@ -117,9 +118,22 @@ def read_info(path: Path) -> RunInfo:
         raw = json.loads(reading.read_text(encoding="utf-8"))
         if raw.get("schema") != SCHEMA:
             raise ConfitError(f"{reading}: schema {raw.get('schema')} is not known to this version (it reads {SCHEMA})")
-        return RunInfo(**raw)
-    except (ValueError, TypeError, AttributeError) as error:
+        info = RunInfo(**raw)
+        _check_data(info.data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfitError(damaged(reading, error)) from error
+    return info
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError where what a run was trained on is not told."""
+    for key in ("manifest", "fingerprint"):
+        if not isinstance(data[key], str):
+            raise ValueError(f"data: {key} is no text")
+    for what in ("clips", "groups"):
+        for split in SPLITS:
+            if not isinstance(data[what][split], int):
+                raise ValueError(f"data: how many {what} {split} has is no number")
 
 
 def damaged(path: Path, error: Exception) -> str:
@@ -273,9 +287,13 @@ def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typi
 
 def _build(spec: dict[str, Any], source: Path) -> Encoder:
     try:
-        return build(spec)
+        encoder = build(spec)
     except ConfitError as error:
         raise ConfitError(f"{source}: {error}") from error
+    lasts_s = encoder.window / encoder.sample_rate
+    if not 0 < lasts_s <= LONGEST_WINDOW_S:
+        raise ValueError(f"a window of {lasts_s:g} s")
+    return encoder
 
 
 def weights_sha256(encoder: Encoder) -> str:

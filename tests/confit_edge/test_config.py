@@ -171,7 +171,13 @@ def test_one_clip_of_each_class_is_enough_for_fine_tuning_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["epochs: [1", "- a\n- b", "just words", "", "epochs: 3\nepochs: !!python/name:os.system x"]
+    "text",
+    [
+        *("epochs: [1", "- a\n- b", "just words", "", "epochs: 3\nepochs: !!python/name:os.system x"),
+        *("a: &a [x, x]\nencoder: [*a, *a]", "a: &a {seed: 1}\n<<: *a", "window: &w [*w]"),  # aliases
+        *(f"encoder: {'[' * 5000}{']' * 5000}", f"encoder: {[['x' * 99] * 99] * 3}"),
+        *(f"epochs: {'9' * 5000}", f"window: {'9' * 400}", "seed: 2024-99-99"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused_on_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
@@ -179,6 +185,7 @@ def test_a_file_that_is_no_recipe_is_refused_on_one_line(tmp_path: Path, text: s
     with pytest.raises(UsageError, match=str(path)) as caught:
         Recipe.from_file(path)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:

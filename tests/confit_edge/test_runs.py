@@ -241,7 +241,9 @@ def setting(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         *[setting("schema", 99), setting("surprise", 1), setting("recipe", {"epoch": 3}), setting("recipe", None)],
         *[setting("encoder", {"family": "hearsay"}), setting("encoder", {}), setting("encoder", [])],
         *[setting("encoder", {"family": "speech_embedding", "depth": 3})],
+        *[setting("encoder", {"family": "speech_embedding", "pool_hops": hops}) for hops in (10**9, -100)],
         *[setting("classes", ["yes", "no"]), setting("classes", "yes")],
+        *[setting("data", {}), setting("data", []), setting("data", {"manifest": "m.csv", "fingerprint": 5})],
     ],
     ids=lambda edit: f"{edit.__qualname__.split('.')[0]} {[cell.cell_contents for cell in edit.__closure__]}",
 )
@@ -252,6 +254,13 @@ def test_a_run_json_that_is_wrong_is_refused_by_name(copied: Path, edit: Callabl
     with pytest.raises(ConfitError, match=str(copied)) as caught:
         read_run(copied)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json"])
+def test_what_is_nested_too_deeply_is_named(copied: Path, name: str) -> None:
+    (copied / name).write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ConfitError, match=f"{name}: damaged"):
+        read_run(copied)
 
 
 def test_a_schema_from_the_future_says_which_is_read(copied: Path) -> None:
