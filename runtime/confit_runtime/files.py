@@ -162,9 +162,31 @@ def check_suffix(path: Path, suffix: str, what: str, option: str = "") -> None:
 
 
 def default_cache() -> Path:
-    """$CONFIT_EDGE_CACHE, or a folder in the user's home; a user id may have none."""
-    chosen = os.environ.get("CONFIT_EDGE_CACHE")
+    """$CONFIT_EDGE_CACHE, or a folder in the user's home; a user id may have none.
+
+    What is in it was decoded from voices, so it is made for its user alone; who may read one that was chosen and is there
+    already, its mode says. Raises UsageError where somebody else laid what is no folder of ours into the one for all.
+    """
+    chosen, home = os.environ.get("CONFIT_EDGE_CACHE"), os.path.expanduser("~")
     if chosen:
-        return Path(chosen)
-    home = os.path.expanduser("~")
-    return Path(home if home != "~" else tempfile.gettempdir(), ".cache", "confit-edge")
+        return _made_private(Path(chosen))
+    if home != "~":
+        return _made_private(Path(home, ".cache", "confit-edge"), anew=True)
+    folder = _made_private(Path(tempfile.gettempdir(), f"confit-edge-{_user()}"), anew=True)
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != _user()):
+        raise UsageError(f"{folder}: is the cache of a user without a home, and not yours; set CONFIT_EDGE_CACHE")
+    return folder
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0  # Windows, where a folder's owner is 0
+
+
+def _made_private(folder: Path, anew: bool = False) -> Path:
+    """The folder, made for its user alone; with `anew` that is made of one that is there, too. Who writes tells of errors."""
+    with suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, exist_ok=anew)
+        if folder.stat().st_mode & 0o077 and not folder.is_symlink():
+            folder.chmod(0o700)
+    return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from confit_runtime.errors import UsageError
 from confit_runtime.files import default_cache, partial_folder, remove_left, write_new, write_whole
 from tests.full_disk import files_of_at_most
 
@@ -147,4 +148,44 @@ def test_the_cache_is_where_it_is_said_to_be_or_in_the_home_or_of_no_home_in_wha
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     assert default_cache() == tmp_path / "me" / ".cache" / "confit-edge"
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of a user without a home
-    assert default_cache() == Path(tempfile.gettempdir(), ".cache", "confit-edge")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert default_cache() == tmp_path / f"confit-edge-{os.getuid()}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_what_was_decoded_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mode(folder: Path) -> str:
+        return oct(folder.stat().st_mode & 0o777)
+
+    monkeypatch.delenv("CONFIT_EDGE_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert mode(default_cache()) == "0o700"
+    default_cache().chmod(0o755)  # as earlier versions made it
+    assert mode(default_cache()) == "0o700"
+    shared, new = tmp_path / "shared", tmp_path / "above" / "new"
+    shared.mkdir()
+    shared.chmod(0o775)
+    for chosen, expected in ((shared, "0o775"), (new, "0o700")):
+        monkeypatch.setenv("CONFIT_EDGE_CACHE", str(chosen))
+        assert mode(default_cache()) == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no folder for all")
+def test_without_a_home_what_somebody_laid_in_the_folder_for_all_is_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONFIT_EDGE_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    theirs, folder = tmp_path / "theirs", tmp_path / f"confit-edge-{os.getuid()}"
+    theirs.mkdir(0o755)
+    folder.symlink_to(theirs)
+    with pytest.raises(UsageError, match="and not yours; set CONFIT_EDGE_CACHE"):
+        default_cache()
+    assert theirs.stat().st_mode & 0o777 == 0o755
+    folder.unlink()
+    assert default_cache() == folder
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    (tmp_path / "confit-edge-4321").mkdir()
+    with pytest.raises(UsageError, match="and not yours"):
+        default_cache()
