@@ -55,6 +55,7 @@ _BROUGHT_BY = {  # the modules of each extra
     "index": ("usearch",),
     "hub": ("datasets",),
 }
+_NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "Failed to allocate memory")  # torch's, and onnxruntime's
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE)  # what reading never ends in
 
 
@@ -132,6 +133,10 @@ def _run() -> None:
         _fail(UsageError(f"this verb needs {missing}: pip install 'confit-edge[{extra}]'"), UsageError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_refused(error)), ConfitError.exit_code)
+    except Exception as error:
+        if not _without_memory(error):
+            raise
+        _fail(ConfitError("not enough memory: give shorter files, or fewer at once"), ConfitError.exit_code)
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -153,6 +158,11 @@ def _extra_of(module: str, verb: list[str]) -> str | None:
     extra = next((extra for extra, modules in _BROUGHT_BY.items() if module in modules), None)
     # the export extra brings what training needs, too
     return "export" if extra == "train" and verb in (["demo"], ["export"]) else extra
+
+
+def _without_memory(error: Exception) -> bool:
+    """Whether the memory did not suffice, which each library tells by an error of its own."""
+    return isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY)
 
 
 def _refused(error: OSError) -> str:

@@ -20,7 +20,7 @@ import soundfile
 import typer
 
 import confit_runtime
-from confit_edge.cli import _BROUGHT_BY, _refused, command_line
+from confit_edge.cli import _BROUGHT_BY, _refused, _without_memory, command_line
 from tests.cli.command import Confit
 
 # of what only the extras bring: everything that a verb might import
@@ -245,6 +245,22 @@ def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
     assert (result.returncode, result.stderr) == (1, "confit-edge: cannot be written: No space left on device\n")
     error = PermissionError(13, "Permission denied", "run/.x.onnx.0123abcd.partial/x.onnx")
     assert _refused(error) == "run: Permission denied"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS keeps no such limit")
+def test_where_the_memory_does_not_suffice_it_is_told_what_takes_less(tmp_path: Path) -> None:
+    with soundfile.SoundFile(tmp_path / "two hours.flac", "w", 16_000, 1) as file:
+        for _ in range(120):
+            file.write(np.ones(60 * 16_000, np.int16))
+    classify = f"ulimit -v 900000; exec {sys.executable} -m confit_edge classify digits 'two hours.flac'"
+    told = subprocess.run(["sh", "-c", classify], cwd=tmp_path, capture_output=True, text=True)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == "confit-edge: not enough memory: give shorter files, or fewer at once\n"
+
+
+def test_errors_of_memory_are_known_as_libraries_tell_them() -> None:
+    assert _without_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    assert not _without_memory(RuntimeError("sizes differ"))
 
 
 def test_what_was_no_write_is_not_said_to_be_one() -> None:
