@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from confit_edge.encoders import encoder_label
 from confit_edge.probes.metrics import Merit, merit_name, named_probes
+from confit_edge.probes.tables import escaped
 from confit_runtime.cautions import cautions, ungrouped
 from confit_runtime.wording import counted
 
@@ -21,13 +22,13 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "library_name: confit-edge",
         "tags: [audio-classification, contrastive-learning]",
         "---",
-        f"# {info.name}",
+        f"# {escaped(info.name)}",
         "",
-        f"`{encoder_label(recipe['encoder'])}` {_taught(info)} on {data['clips']['train']} clips"
+        f"{escaped(encoder_label(recipe['encoder']))} {_taught(info)} on {data['clips']['train']} clips"
         f" of {counted(len(info.classes), 'class', 'classes')}"
         f" ({data['groups']['train']} groups), {_kept(info)}, seed {recipe['seed']}.",
         "",
-        "Classes: " + ", ".join(info.classes),
+        "Classes: " + ", ".join(map(escaped, info.classes)),
         "",
         f"| what | split | {merit_name(multi_label=info.multi_label)} | 95 % interval | clips | groups |",
         "|---|---|---|---|---|---|",

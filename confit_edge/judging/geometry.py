@@ -18,7 +18,7 @@ from confit_edge.files import write_text
 from confit_edge.geometry import measures, plots
 from confit_edge.judging.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
 from confit_edge.probes.metrics import merit_name
-from confit_edge.probes.tables import known, markdown, write_csv
+from confit_edge.probes.tables import escaped, known, markdown, write_csv
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats
 from confit_runtime.wording import counted
@@ -94,12 +94,12 @@ class GeometryReport:
         """A row a run and measure: how much it is above what the run started from, paired by group."""
         return self.changes
 
-    def text(self) -> str:
-        """The tables, for a person."""
-        about, names = self.summary, [one.subject.name for one in self.probed]
+    def text(self, name: Callable[[str], str] = str) -> str:
+        """The tables, for a person; `name` gives the names of encoders as they are to stand in them."""
+        about, names = self.summary, [name(one.subject.name) for one in self.probed]
         paper = [
             [
-                row["encoder"],
+                name(row["encoder"]),
                 *(f"{100 * row[key]:.1f}" for key in (self.merit, "top1", "top3", "top5")),
                 _number(row["isoscore"]),
             ]
@@ -118,7 +118,7 @@ class GeometryReport:
             markdown(["measure", *names], every),
         ]
         changes = [
-            [row["encoder"], TITLES[row["measure"]], _bounded(row["change"], (row["low"], row["high"]))]
+            [name(row["encoder"]), TITLES[row["measure"]], _bounded(row["change"], (row["low"], row["high"]))]
             for row in self.changes
         ]
         if changes:
@@ -137,7 +137,7 @@ class GeometryReport:
         method = plots.mapped_by(len(clips))
         plain = {"summary": {**self.summary, "maps": method}} | {key: list(map(known, of)) for key, of in kinds.items()}
         write_text(out / "geometry.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        write_text(out / "geometry.md", f"{self.text()}\n\nMaps by {method}.\n")
+        write_text(out / "geometry.md", f"{self.text(escaped)}\n\nMaps by {method}.\n")
         embeddings = {one.subject.name: one.embeddings(self.split) for one in self.probed}
         labelled = clips.targets.any(axis=1)
         labels = np.where(labelled, clips.labels, len(corpus.classes))

@@ -22,7 +22,7 @@ from confit_edge.judging.compare import (
     split_of,
     subjects,
 )
-from confit_edge.probes.tables import known, markdown, write_csv
+from confit_edge.probes.tables import escaped, known, markdown, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
 from confit_edge.runs import Run
 from confit_runtime.wording import counted, percent
@@ -112,12 +112,12 @@ class ProbeReport:
         of_best = metric == "accuracy" and "map" in self.run.probes["linear"].metrics
         return "best label right" if of_best else TITLES[metric]
 
-    def text(self) -> str:
-        """The tables, for a person."""
-        names = sorted(self.run.probes["linear"].metrics, key=lambda name: name != "map")  # which leads where it is
+    def text(self, name: Callable[[str], str] = str) -> str:
+        """The tables, for a person; `name` gives the names of encoders and classes as they are to stand in them."""
+        names = sorted(self.run.probes["linear"].metrics, key=lambda key: key != "map")  # which leads where it is
         probes = [
-            [row["encoder"], _probe_title(row)]
-            + [percent(row[name], row[f"{name}_low"], row[f"{name}_high"], unit="") for name in names]
+            [name(row["encoder"]), _probe_title(row)]
+            + [percent(row[key], row[f"{key}_low"], row[f"{key}_high"], unit="") for key in names]
             for row in self.probe_rows()
         ]
         about = self.summary
@@ -128,7 +128,9 @@ class ProbeReport:
             markdown(["encoder", "probe", *map(self._title, names)], probes),
         ]
         if pairs := self.verification_rows():
-            rows = [[row["encoder"], percent(row["eer"], row["eer_low"], row["eer_high"], unit="")] for row in pairs]
+            rows = [
+                [name(row["encoder"]), percent(row["eer"], row["eer_low"], row["eer_high"], unit="")] for row in pairs
+            ]
             left_out = f" ({counted(about['trials_left_out'], 'pair')} of two clips without a label left out)"
             parts += [
                 f"Verification: {counted(about['trials'], 'pair')} of clips, {about['trials_same']} of one class, by cosine alone"
@@ -137,8 +139,8 @@ class ProbeReport:
             ]
         gains = [
             [
-                f"{row['encoder']}, {row['probe']}",
-                f"{row['over']}, {row['over_probe']}",
+                f"{name(row['encoder'])}, {row['probe']}",
+                f"{name(row['over'])}, {row['over_probe']}",
                 self._title(row["metric"]),
                 percent(row["difference"], row["low"], row["high"], unit=""),
             ]
@@ -149,9 +151,10 @@ class ProbeReport:
         weakest = sorted(self.run.probes["linear"].per_class, key=lambda row: (row["f1"], row["class"]))[:WEAKEST]
         columns = [key for key in weakest[0] if not key.startswith("recall_")]
         parts += [
-            f"The weakest classes of the linear probe of {self.run.probed.subject.name}.",
+            f"The weakest classes of the linear probe of {name(self.run.probed.subject.name)}.",
             markdown(
-                [name.replace("_", " ") for name in columns], [[_cell(row[key]) for key in columns] for row in weakest]
+                [key.replace("_", " ") for key in columns],
+                [[name(_cell(row[key])) if key == "class" else _cell(row[key]) for key in columns] for row in weakest],
             ),
         ]
         return "\n\n".join(parts)
@@ -172,7 +175,7 @@ class ProbeReport:
             write_csv(out / f"{name}.csv", rows)
         plain = {"summary": self.summary, **{name: list(map(known, rows)) for name, rows in kinds.items()}}
         write_text(out / "probe.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        write_text(out / "probe.md", self.text() + "\n")
+        write_text(out / "probe.md", self.text(escaped) + "\n")
         with plots.spared(path := folder / "accuracy.png", say):
             plots.accuracy_bars(kinds["probes"], self.split, path)
         run, corpus = self.run.probed, self.run.probed.corpus

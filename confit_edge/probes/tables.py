@@ -5,10 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from confit_edge.files import write_text
+
+# of Markdown and HTML; a bracket is one only where a link or an image may follow, and not in `90.0 [81.2, 95.1]`
+_MARKS = re.compile(r"[\\`*_<>&|~]|\](?=[(\[])")
+
+
+def escaped(text: str) -> str:
+    """A name, of a class or a run, as Markdown shows it: on one line, and whatever is in it is no link, picture or tag."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -25,7 +34,10 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows, with a column for each key that any of them has; written whole or not at all."""
+    """The rows, with a column for each key that any of them has; written whole or not at all.
+
+    Names stand as they are, also one like `=A1`, which a spreadsheet takes for a formula: programs find them again so.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()

@@ -7,6 +7,7 @@ import io
 import json
 
 from confit_edge.files import write_text
+from confit_edge.probes.tables import escaped
 from confit_edge.runs import versions
 from confit_edge.studies.chart import draw
 from confit_edge.studies.engine import Planned
@@ -130,7 +131,7 @@ def to_markdown(results: Results) -> str:
         rest = [_shown(of_arm.number(number), 1, 3) for number in numbers]
         if not any(shares + rest) and not counts["diverged"]:
             continue
-        lines.append(_line([*(str(arm.get(column, "")) for column in columns), seeds, *shares, *rest]))
+        lines.append(_line([*(escaped(str(arm.get(column, ""))) for column in columns), seeds, *shares, *rest]))
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from confit_edge.files import write_text
+from confit_edge.probes.tables import escaped
 from confit_export.export import Exported
 from confit_runtime.bench import Latency, call_latency, fresh_process
 from confit_runtime.cautions import enough
@@ -24,7 +24,6 @@ ROUNDS = 3
 ROUND_SECONDS = 0.15
 LIBRARY = "confit-edge"
 CLEARLY_SLOWER = 0.95  # of fp32's speed: nearer to it chance decides
-_MARKS = re.compile(r"[\\`*_<>&|]")  # of Markdown and HTML
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def card_of(contract: Contract, size: int, model: str, *, note: str = "", sectio
         "---",
         front_matter(contract).rstrip(),
         "---",
-        f"# {contract.name}",
+        f"# {escaped(contract.name)}",
         "",
         "An audio classifier for CPU devices, in one ONNX file: PCM in, scores and embedding out, with its contract inside.",
         "",
@@ -202,5 +201,4 @@ def front_matter(contract: Contract) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> list[str]:
-    escaped = [(name, _MARKS.sub(r"\\\g<0>", value)) for name, value in rows]
-    return ["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in escaped)]
+    return ["| what | value |", "|---|---|", *(f"| {name} | {escaped(value)} |" for name, value in rows)]

@@ -188,3 +188,6 @@ def test_eight_bit_weights_where_they_are_wrong_are_told_of(
 
 def test_a_card_shows_labels_as_they_are() -> None:
     assert table([("labels", "<unk>, _go_, *, a|b, yes")])[2] == r"| labels | \<unk\>, \_go\_, \*, a\|b, yes |"
+    assert (
+        table([("labels", "![p](http:x)\n, 90.0 [81.2, 95.1]")])[2] == r"| labels | ![p\](http:x) , 90.0 [81.2, 95.1] |"
+    )

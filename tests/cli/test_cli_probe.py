@@ -8,11 +8,13 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.geometry.measures import RANGES
@@ -272,6 +274,19 @@ def test_what_cannot_be_judged_is_named(
     code, _, err = confit("probe", damaged)
     assert code == 1
     assert "projection.safetensors: damaged" in err
+
+
+def test_a_run_of_any_name_is_drawn_and_is_no_link_in_a_table(run_path: Path, confit: Confit, tmp_path: Path) -> None:
+    name = "r$5_or_$1 ![p](http:evil) <b> a|b"
+    shutil.copytree(run_path, tmp_path / name)
+    for verb, table, plots in (("probe", "probe.md", 2), ("analyze", "geometry.md", 3)):
+        code, out, err = confit(verb, tmp_path / name, "--split", "val", "-o", tmp_path / verb)
+        assert (code, "could not be drawn" in err) == (0, False), err
+        assert len(list((tmp_path / verb / "plots").glob("*.png"))) == plots
+        assert f"| {name} " in out
+        written = MarkdownIt("commonmark").enable("table").render((tmp_path / verb / table).read_text())
+        assert escape(name) in written
+        assert not re.search("<(a|img|b)[ >]", written)
 
 
 def test_geometry_before_and_after(run_path: Path, vanilla: Path, confit: Confit, tmp_path: Path) -> None:

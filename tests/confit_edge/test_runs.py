@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from markdown_it import MarkdownIt
 
 from confit_edge import runs
+from confit_edge.card import run_card
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.embedding import embed_clips
@@ -81,6 +85,28 @@ def test_a_run_tells_what_it_was_trained_on(run_path: Path, manifest: Path, back
     assert card.startswith("---\n")
     metrics = json.loads((run_path / "metrics.json").read_text())
     assert f"{100 * metrics['probes']['linear']['test']['accuracy']:.1f} %" in card
+
+
+def test_names_stand_in_a_card_as_they_are(run: Run) -> None:
+    names = [
+        "<img src=x onerror=alert(1)>",
+        "![p](http:evil)",
+        "[a][b]",
+        "_go_",
+        "`x`",
+        "~~y~~",
+        "a\n# b",
+        "AT&amp;T",
+        "a|b",
+    ]
+    card = run_card(replace(run.info, name=names[0], classes=names), run.metrics)
+    shown = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(card.partition("\n---\n")[2])
+    assert f"<h1>{escape(names[0])}</h1>" in shown
+    assert f"<p>Classes: {escape(', '.join(names)).replace(chr(10), ' ')}</p>" in shown
+    assert set(re.findall(r"<(\w+)", shown)) <= {
+        *("h1", "p", "strong", "code", "img", "table", "thead", "tbody", "tr", "th", "td"),
+    }
+    assert shown.count("<img") == 1  # of the learning curves
 
 
 def test_what_is_read_gives_the_numbers_that_were_reported(run: Run, manifest: Path, background: Path) -> None:
