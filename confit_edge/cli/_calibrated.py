@@ -170,4 +170,4 @@ def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any
     write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
     with spared(plot, say):
         det(curve, report, plot)
-    say(f"wrote {' and '.join(str(path) for path in (plot, plot.with_suffix('.csv')) if path.exists())}")
+        say(f"wrote {plot} and {plot.with_suffix('.csv')}")
