@@ -16,7 +16,7 @@ from confit_runtime.gallery_file import GalleryFile, Look, is_there
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import Binding, damaged
 from confit_runtime.model import Model
-from confit_runtime.names import clean_name
+from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import read_prints
 from confit_runtime.search import IndexSearch
 
@@ -145,7 +145,13 @@ class CurrentMatcher:
         return np.concatenate([cohort, self._model.quiet])
 
     def _name(self, name: object) -> str:
+        """A name as it is answered. Raises GalleryError on one that nobody can be enrolled under."""
+        path = self._file.path
         with suppress(UsageError):
             if isinstance(name, str) and clean_name(name) == name:
-                return name
-        raise damaged(self._file.path)
+                try:
+                    return new_name(name)
+                except UsageError as error:
+                    again = f"give it another with `confit-edge gallery rename`, or remove it (--gallery {path})"
+                    raise GalleryError(f"{path}: a name in it cannot be answered ({error}): {again}") from error
+        raise damaged(path)

@@ -18,6 +18,10 @@ from confit_runtime.search import erase_index, index_path
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0  # for another program's change
+PRAGMAS = (
+    *("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"),
+    *("trusted_schema = OFF", "cell_size_check = ON"),  # of a file that may be anybody's
+)
 
 Written = tuple[int, int]  # when, in ns, and how many bytes
 Look = tuple[int, Written | None]
@@ -203,7 +207,7 @@ def _ready(path: Path, binding: Binding | None, patience_s: float) -> sqlite3.Co
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     db = _connect(path, create=binding is not None, writable=writable, patience_s=patience_s)
     try:
-        for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"):
+        for pragma in PRAGMAS:
             db.execute(f"PRAGMA {pragma}")
         return prepare(path, db, binding, writable=writable)
     except BaseException:

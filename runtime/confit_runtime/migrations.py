@@ -25,6 +25,20 @@ _TABLES = (
     "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)",
 )
 
+# as they stand in files of older schemas, and in those once they were migrated
+_OLDER_TABLES = (
+    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL)",
+    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL)",
+    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL DEFAULT '')",
+    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL,"
+    " kind TEXT NOT NULL DEFAULT '')",
+    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL DEFAULT '',"
+    " kind TEXT NOT NULL DEFAULT '')",
+    "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
+    " embedding BLOB NOT NULL, source TEXT NOT NULL)",
+)
+_OF_ITSELF = None  # what SQLite says of the index that it makes for a column that is UNIQUE
+
 
 def _to_2(db: sqlite3.Connection) -> None:
     """Schema 1 knew no negative prints, kept no audio and did not name its model."""
@@ -106,7 +120,8 @@ def bind(db: sqlite3.Connection, binding: Binding) -> None:
 
 
 def bound(path: Path, db: sqlite3.Connection) -> Binding:
-    """What the prints are of. Raises GalleryError where the file says nothing that makes sense."""
+    """What the prints are of. Raises GalleryError where the file says nothing that makes sense, or brings what is not ours."""
+    _check_layout(path, db)
     row = db.execute("SELECT embedding_id, dim, model, kind FROM binding").fetchone()
     if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound", ""):
         raise damaged(path)
@@ -123,9 +138,20 @@ def _check(path: Path, db: sqlite3.Connection) -> int:
         raise GalleryError(
             f"{path}: is of a newer confit-edge (schema {version}, this version reads up to {SCHEMA}): update confit-edge"
         )
+    _check_layout(path, db)
     if version < 1 or _is_cut(path, db) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         raise damaged(path)
     return version
+
+
+def _check_layout(path: Path, db: sqlite3.Connection) -> None:
+    """Raise GalleryError where a file brings tables, views or triggers of its own: SQLite would do what those say."""
+    for name, sql in db.execute("SELECT name, sql FROM sqlite_master"):
+        if sql not in (*_TABLES, *_OLDER_TABLES, _OF_ITSELF):
+            raise GalleryError(
+                f"{path}: has {name!r:.60}, which is not a gallery's: somebody changed the file; restore a copy, or"
+                " enroll again into another --gallery"
+            )
 
 
 def _is_cut(path: Path, db: sqlite3.Connection) -> bool:

@@ -12,6 +12,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,10 @@ def test_nobody_is_called_unknown(path: Path, tmp_path: Path, model: Model, name
     with sqlite3.connect(path) as db:  # as an older version let it be
         db.execute("UPDATE names SET name = ? WHERE name = 'bob'", (name.strip(),))
     db.close()
+    with pytest.raises(
+        GalleryError, match=r"cannot be answered \(nobody can be called .* `confit-edge gallery rename`"
+    ):
+        Gallery.open(path, model)
     with Gallery.open(path) as old, Gallery.open(tmp_path / "new.db", model, create=True) as new:
         with pytest.raises(UsageError, match="nobody can be called"):
             import_names(new, old)
@@ -593,6 +598,7 @@ def test_damage_is_a_gallery_error_or_harmless(path: Path, model: Model) -> None
         "DROP TABLE names",
         "UPDATE binding SET dim = 'many'",
         "UPDATE names SET name = x'00ff' WHERE name = 'ada'",
+        "UPDATE names SET name = 'ada' || char(27) || '[2J' WHERE name = 'ada'",
     ],
 )
 def test_contents_that_make_no_sense_are_a_gallery_error(path: Path, model: Model, damage: str) -> None:
@@ -601,6 +607,31 @@ def test_contents_that_make_no_sense_are_a_gallery_error(path: Path, model: Mode
     db.close()
     with pytest.raises(GalleryError, match=r"gallery\.db"):
         Gallery.open(path, model)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "CREATE TRIGGER t BEFORE DELETE ON prints BEGIN SELECT RAISE(IGNORE); END",  # who is removed stays
+        "CREATE TRIGGER t AFTER INSERT ON names BEGIN UPDATE prints SET name_id = new.id; END",  # a print for any name
+        "CREATE TABLE stash (embedding)",
+        "CREATE INDEX longest ON prints (length(embedding))",
+        "ALTER TABLE prints ADD COLUMN more TEXT",
+        "DROP TABLE binding; CREATE VIEW binding AS WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c)"
+        " SELECT 'x' AS embedding_id, 1 AS dim, 'x' AS model, 'sound' AS kind FROM c WHERE n < 0",  # without an end
+    ],
+)
+def test_what_a_file_brings_of_its_own_is_refused_and_not_run(path: Path, model: Model, planted: str) -> None:
+    with Gallery.open(path, model) as listening:
+        assert listening.names() == {"ada": 3, "bob": 2}
+        with closing(sqlite3.connect(path)) as db:
+            db.executescript(planted)
+        for given in (model, None):
+            with pytest.raises(GalleryError, match=r"gallery\.db: has '.*', which is not a gallery's"):
+                Gallery.open(path, given)
+        assert listening.matcher.names == ("ada", "bob")  # as they were
+        with pytest.raises(GalleryError, match="is not a gallery's"):
+            listening.remove("ada")
 
 
 # crashes and folders

@@ -749,7 +749,9 @@ def test_a_name_that_an_older_version_allowed_is_listed_and_can_be_removed(tmp_p
         gallery.enroll("ada", random_prints(1), sources=["x"], voiced_s=5.0)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE names SET name = ?", (name,))
-    with Gallery.open(path, model) as gallery:
+    with pytest.raises(GalleryError, match=r"cannot be answered .*gallery rename`, or remove it"):
+        Gallery.open(path, model)
+    with Gallery.open(path) as gallery:
         assert gallery.names() == {name: 1}
         assert gallery.remove(name) == (1, 0)
 
