@@ -92,7 +92,8 @@ def partial_folders(path: Path) -> list[Path]:
     if not path.parent.is_dir():
         return []
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
-    return [path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)]
+    found = [path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)]
+    return [folder for folder in found if not folder.is_symlink()]  # nobody writes in what a link leads to
 
 
 def remove_left(path: Path) -> None:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
 TOLD_EVERY = 5_000  # prints of an index that is being made
 CHECKED = 16  # vectors of an index held against the gallery's
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
 
 class Search(Protocol):
@@ -149,16 +151,25 @@ def erase_index(path: Path) -> None:
     """
     for held in (path, *(folder / path.name for folder in partial_folders(path))):
         try:
-            if held.exists():
-                with held.open("r+b") as file:
-                    for _ in range(0, held.stat().st_size, 1 << 20):
-                        file.write(bytes(1 << 20))
-                held.unlink()
+            _erase(held)
+        except FileNotFoundError:
+            continue
         except OSError as error:
             raise GalleryError(
                 f"{held}: the index cannot be erased ({error.strerror}), so nothing was changed: remove it by hand"
             ) from error
     remove_left(path)
+
+
+def _erase(path: Path) -> None:
+    """Overwrite a file and remove it; of a link only the link goes, for what it leads to may be anything. Raises OSError."""
+    there = path.lstat()
+    if S_ISREG(there.st_mode) and there.st_nlink == 1:
+        with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | _NO_LINK)) as file:
+            if os.path.samestat(there, os.fstat(file.fileno())):
+                for _ in range(0, there.st_size, 1 << 20):
+                    file.write(bytes(1 << 20))
+    path.unlink()
 
 
 def _open(path: Path) -> tuple[Any, int]:

@@ -852,6 +852,31 @@ def test_an_index_of_a_gallery_that_is_gone_is_erased_by_the_next(tmp_path: Path
         assert Gallery.open(path, model).matcher.names == ("bob",)
 
 
+@pytest.mark.parametrize("how", ["symbolic", "hard", "folder"])
+def test_what_a_link_at_the_place_of_an_index_leads_to_stays(tmp_path: Path, model: Model, how: str) -> None:
+    path, others = tmp_path / "gallery.db", tmp_path / "others"
+    others.mkdir()
+    victim, index = others / "gallery.db.index", tmp_path / "gallery.db.index"
+    victim.write_text("not an index")
+    for _ in range(2):  # of a gallery that is made, and of one that somebody is removed from
+        if how == "symbolic":
+            index.symlink_to(victim)
+        elif how == "hard":
+            index.hardlink_to(victim)
+        else:
+            index = tmp_path / ".gallery.db.index.0123abcd.partial"
+            index.symlink_to(others)
+        if path.exists():
+            with Gallery.open(path) as gallery:
+                gallery.remove("ada")
+        else:
+            with Gallery.open(path, model, create=True) as gallery:
+                gallery.enroll("ada", random_prints(3), sources=["x"] * 3, voiced_s=1.0)
+        assert victim.read_text() == "not an index"
+        assert how == "folder" or not index.exists()
+        index.unlink(missing_ok=True)
+
+
 def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: Path, model: Model) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     path, sound = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.4)
