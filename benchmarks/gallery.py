@@ -113,13 +113,13 @@ def main() -> None:
         if label == "index":
             ids, path = np.arange(1, len(prints) + 1), given.work / "large.index"
             start = time.perf_counter()
-            build_index(path, ids, prints)
+            digest = build_index(path, ids, prints)
             row["build_s"] = round(time.perf_counter() - start, 1)
             row["bytes"] = path.stat().st_size
             whole = ExactSearch(prints)
             near = {count: [set(whole.nearest(query, count).tolist()) for query in asked] for count in (10, NEIGHBOURS)}
             for effort in EFFORTS:
-                search = IndexSearch(path, ids, prints, effort)
+                search = IndexSearch(path, ids, prints, digest, effort)
                 indexed = Matcher(said, owners, prints, model.cohort, levels=levels, search=search)
                 times, answers = timed(indexed, asked)
                 same = float(np.mean([one == other for one, other in zip(best, answers, strict=True)]))

@@ -14,7 +14,7 @@ from confit_runtime.enrollment import kind_of
 from confit_runtime.errors import GalleryBusyError, GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import GalleryFile, Look, is_there
 from confit_runtime.matcher import Levels, Matcher
-from confit_runtime.migrations import Binding, damaged
+from confit_runtime.migrations import Binding, damaged, index_digest
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import read_prints
@@ -118,22 +118,20 @@ class CurrentMatcher:
             prints,
             self._cohort(binding),
             levels=self._levels,
-            search=self._search(ids, prints),
+            search=self._search(ids, prints, index_digest(db)),
             vetoed=vetoed,
             vetoes=vetoes,
         )
 
-    def _search(self, ids: Places, prints: Floats) -> IndexSearch | None:
-        """By the index, if there is one. Raises GalleryError on one of other prints, unless somebody listens.
+    def _search(self, ids: Places, prints: Floats, digest: object) -> IndexSearch | None:
+        """By the index, if there is one and it is this gallery's.
 
         One that lies beside a gallery of nobody stays, for who only reads erases nothing: `enroll` does.
         """
         path = self._file.index_path
         try:
-            return IndexSearch(path, ids, prints) if len(ids) and path.exists() else None
+            return IndexSearch(path, ids, prints, digest) if len(ids) and path.exists() else None
         except GalleryError as error:
-            if self._matcher is None:
-                raise
             log.warning("%s; every print is compared", error)
             return None
 

@@ -16,7 +16,7 @@ from confit_runtime.enrollment import OF_KIND, Already, Kind, admitted, kind_of
 from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import GalleryFile, check_folder, is_there, make_file
 from confit_runtime.matcher import Levels, Match, Matcher
-from confit_runtime.migrations import Binding, bind, bound, damaged
+from confit_runtime.migrations import Binding, bind, bound, damaged, keep_index_digest
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import (
@@ -31,7 +31,7 @@ from confit_runtime.prints import (
     read_indexed,
     to_blobs,
 )
-from confit_runtime.search import build_index, erase_index
+from confit_runtime.search import build_index
 from confit_runtime.shipped import as_asked_for
 
 
@@ -315,16 +315,17 @@ class Gallery:
                 look, mode = self._file.look(db), self.path.stat().st_mode & 0o777
                 ids, prints = read_indexed(self.path, db, self.dim)
 
-            def check() -> None:
-                with self.moment() as db:
-                    self._file.check_stands()
+            @contextmanager
+            def placing(digest: str) -> Iterator[None]:
+                with self.change() as db:
                     if self._file.look(db) != look and not holds(*read_indexed(self.path, db, self.dim), ids, prints):
                         raise GalleryError(
                             f"{self.path}: somebody was removed meanwhile, so there is no index: make it again"
                         )
+                    keep_index_digest(db, digest)
+                    yield
 
-            build_index(self.index_path, ids, prints, progress, mode, check)
-            self._outdate()
+            build_index(self.index_path, ids, prints, progress, mode, placing)
         return len(ids)
 
     def remove(self, name: str) -> Counts:
@@ -338,7 +339,7 @@ class Gallery:
             had = self.counts().get(name, Counts())
             db.execute("DELETE FROM audio WHERE print_id IN (SELECT id FROM prints WHERE name_id = ?)", (name_id,))
             db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,))
-            erase_index(self.index_path)
+            self._file.erase_index(db)
             db.execute("DELETE FROM names WHERE id = ?", (name_id,))
             self._file.shrinks = True
         return had
@@ -365,7 +366,7 @@ class Gallery:
                 read = {name: [row.tobytes() for row in old.astype("<f4")] for name, (old, _) in names.items()}
                 if {name: [blob for _, blob in prints] for name, prints in held.items()} != read:
                     raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was made anew: do it again")
-                erase_index(self.index_path)
+                self._file.erase_index(db)
                 for name, (old, new) in names.items():
                     blobs = to_blobs(checked_rows(name, new, binding.dim))
                     if len(blobs) != len(old):

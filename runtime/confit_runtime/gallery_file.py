@@ -12,7 +12,7 @@ from threading import RLock
 
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import OURS
-from confit_runtime.migrations import Binding, lay_out, prepare, reported
+from confit_runtime.migrations import Binding, keep_index_digest, lay_out, prepare, reported
 from confit_runtime.search import erase_index, index_path
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,12 @@ class GalleryFile:
     def erase_index_of_others(self, db: sqlite3.Connection) -> None:
         """Erase an index where there are no prints: it is of those of a file that is gone. Raises GalleryError."""
         if db.execute("SELECT 1 FROM prints WHERE negative = 0 LIMIT 1").fetchone() is None:
-            erase_index(self.index_path)
+            self.erase_index(db)
+
+    def erase_index(self, db: sqlite3.Connection) -> None:
+        """Erase the index, within a `change`. Raises GalleryError."""
+        erase_index(self.index_path)
+        keep_index_digest(db, None)
 
     @property
     def stands(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from confit_runtime.errors import GalleryBusyError, GalleryError
 from confit_runtime.search import erase_index, index_path
 
-SCHEMA = 3
+SCHEMA = 4
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
 
 _TABLES = (
@@ -23,6 +23,8 @@ _TABLES = (
     " embedding BLOB NOT NULL, source TEXT NOT NULL, negative INTEGER NOT NULL DEFAULT 0)",
     "CREATE INDEX prints_of_name ON prints (name_id)",
     "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)",
+    # which file beside it is its index, by SHA-256; none where none was made
+    "CREATE TABLE index_file (digest TEXT NOT NULL)",
 )
 
 # as they stand in files of older schemas, and in those once they were migrated
@@ -44,7 +46,7 @@ def _to_2(db: sqlite3.Connection) -> None:
     """Schema 1 knew no negative prints, kept no audio and did not name its model."""
     db.execute("ALTER TABLE binding ADD COLUMN model TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE prints ADD COLUMN negative INTEGER NOT NULL DEFAULT 0")
-    db.execute(_TABLES[-1])
+    db.execute(_TABLES[-2])
 
 
 def _to_3(db: sqlite3.Connection) -> None:
@@ -52,7 +54,13 @@ def _to_3(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE binding ADD COLUMN kind TEXT NOT NULL DEFAULT ''")
 
 
-_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3}  # by the schema they lead to
+def _to_4(db: sqlite3.Connection) -> None:
+    """Schema 3 did not tell its index from any other file."""
+    db.execute(_TABLES[-1])
+
+
+# by the schema they lead to
+_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,19 @@ def bound(path: Path, db: sqlite3.Connection) -> Binding:
     if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound", ""):
         raise damaged(path)
     return Binding(*row)
+
+
+def keep_index_digest(db: sqlite3.Connection, digest: str | None) -> None:
+    """Say which file beside it is its index; None: there is none."""
+    db.execute("DELETE FROM index_file")
+    if digest is not None:
+        db.execute("INSERT INTO index_file (digest) VALUES (?)", (digest,))
+
+
+def index_digest(db: sqlite3.Connection) -> object:
+    """What says which file is its index; None where none was made since it was told."""
+    row = db.execute("SELECT digest FROM index_file").fetchone()
+    return row and row[0]
 
 
 def _check(path: Path, db: sqlite3.Connection) -> int:

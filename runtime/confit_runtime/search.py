@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from io import BufferedReader
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Protocol
@@ -51,14 +52,15 @@ class IndexSearch:
     index is read where it lies on the disk. Once that was written, by who erased it or restored a copy, all prints are compared.
     """
 
-    def __init__(self, path: Path, ids: Places, prints: Floats, effort: int = SEARCH_EFFORT) -> None:
+    def __init__(self, path: Path, ids: Places, prints: Floats, digest: object, effort: int = SEARCH_EFFORT) -> None:
         """`ids [n]` are those of `prints [n, dim]` in the gallery; `effort` is how many candidates a search keeps.
 
-        Raises GalleryError on an index of other prints.
+        `digest` is what `build_index` gave. Raises GalleryError on another file, and on an index of other prints.
         """
-        self._index, self._file = _open(path)
+        self._file = _open(path)
         weakref.finalize(self, os.close, self._file)
         self._opened = self._written()
+        self._index = _restored(path, self._file, digest)
         self._index.expansion_search = effort
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
@@ -67,7 +69,7 @@ class IndexSearch:
         self._prints = prints
         some = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // CHECKED)][:CHECKED]
         if len(self._index) != inside.sum() or not all(self._same(ids[row], prints[row]) for row in some):
-            raise GalleryError(f"{path}: is an index of other prints: make it again with `confit-edge gallery index`")
+            raise _stale(path)
 
     def nearest(self, unit: Floats, count: int) -> Places:
         if self._written() == self._opened:  # to read what was cut short takes the process down
@@ -105,13 +107,13 @@ def build_index(
     prints: Floats,
     progress: Callable[[int, int], None] | None = None,
     mode: int = OURS,
-    check: Callable[[], None] | None = None,
-) -> None:
-    """Write an index of `prints [n, dim]`, whole or not at all.
+    placing: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> str:
+    """Write an index of `prints [n, dim]`, whole or not at all. Returns the SHA-256 of the file.
 
-    All cores work at it; `progress` is told how many prints of how many are in it, and `check`, called last, raises where
-    they are no longer those of the gallery. Raises UsageError where usearch is not installed, GalleryError where the file
-    cannot be written.
+    All cores work at it; `progress` is told how many prints of how many are in it. Within `placing`, which is given the digest,
+    the file gets its place; it raises where the prints are no longer those of the gallery. Raises UsageError where usearch is
+    not installed, GalleryError where the file cannot be written.
     """
     usearch = _usearch()
     index = usearch.Index(
@@ -134,9 +136,11 @@ def build_index(
             temporary.touch(OURS)
             index.save(str(temporary))
             temporary.chmod(mode)
-            if check is not None:
-                check()
-            temporary.replace(path)
+            with temporary.open("rb") as file:
+                digest = _digest(file)
+            with placing(digest):
+                temporary.replace(path)
+            return digest
     except (OSError, RuntimeError) as error:  # usearch's own is a RuntimeError
         cause = error.strerror if isinstance(error, OSError) else error
         raise GalleryError(
@@ -172,19 +176,35 @@ def _erase(path: Path) -> None:
     path.unlink()
 
 
-def _open(path: Path) -> tuple[Any, int]:
-    """An index as it stands in the file at any moment, and that file, open."""
-    usearch = _usearch()
-    with suppress(OSError, ValueError, RuntimeError):  # it was erased this moment, or is cut short
-        file = os.open(path, os.O_RDONLY)
-        try:
-            if (index := usearch.Index.restore(str(path), view=True)) is not None:
-                return index, file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-    raise GalleryError(f"{path}: is not an index: make it again with `confit-edge gallery index`")
+def _open(path: Path) -> int:
+    """The file of an index, open. Raises GalleryError."""
+    try:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:  # it was erased this moment
+        raise GalleryError(f"{path}: the index cannot be read ({error.strerror})") from error
+
+
+def _restored(path: Path, descriptor: int, digest: object) -> Any:
+    """The index in an open file. Raises GalleryError on another one than was made: what is damaged takes the process down."""
+    with suppress(OSError, ValueError, RuntimeError):  # usearch's own is a RuntimeError
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            same = _digest(file) == digest
+        if same and (index := _usearch().Index.restore(str(path), view=True)) is not None:
+            return index
+    raise _stale(path)
+
+
+def _digest(file: BufferedReader) -> str:
+    """The SHA-256 of an open file: some 100 MB take a tenth of a second, with OpenSSL, which only an index is worth."""
+    from hashlib import file_digest
+
+    return file_digest(file, "sha256").hexdigest()
+
+
+def _stale(path: Path) -> GalleryError:
+    return GalleryError(
+        f"{path}: is not the index that was made of this gallery: make it again with `confit-edge gallery index`"
+    )
 
 
 def _usearch() -> Any:
