@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,6 +89,8 @@ class Contract:
             levels = self.thresholds.get(label, {})
             if not {"on", "off"} <= levels.keys() or levels["off"] > levels["on"]:
                 raise ModelError(f"contract key 'thresholds' lacks on >= off for label {label!r}")
+            if max(levels["on"], -levels["off"]) > FARTHEST:
+                raise ModelError(f"contract key 'thresholds' has levels beyond {FARTHEST} for label {label!r}")
             if label != self.unknown_label and not levels["on"] > 0:
                 raise ModelError(
                     f"contract key 'thresholds' needs on > 0 for label {label!r}, which would fire once only"
@@ -103,8 +106,10 @@ class Contract:
         if self.window % self.hop:
             raise ModelError(f"contract key 'window' ({self.window}) must be a whole number of hops ({self.hop})")
         for state, shape in self.state.items():
-            if not shape or any(size < 1 for size in shape):
-                raise ModelError(f"contract key 'state' gives {state!r} the shape {shape}")
+            if not 1 <= len(shape) <= MOST_AXES or any(size < 1 for size in shape):
+                raise ModelError(f"contract key 'state' gives {state!r} the shape {shape!s:.60}")
+        if sum(map(math.prod, self.state.values())) > LARGEST_STATE:
+            raise ModelError(f"contract key 'state' holds more than {LARGEST_STATE} numbers")
         if self.state and self.window != (self.warmup_hops + 1) * self.hop:
             raise ModelError("contract keys disagree: a streaming model's window is (warmup_hops + 1) * hop")
 
@@ -158,6 +163,8 @@ class Contract:
 
 
 LONGEST_S = 120  # of a window
+FARTHEST = 100  # from 0, of a level that scores, which lie in 0..1, are held against
+MOST_AXES, LARGEST_STATE = 8, 10_000_000  # of what is carried from call to call, and the numbers in all of it
 # beyond these no model listens, and what is made from them would fill the memory
 MOST = {
     "sample_rate": 384_000,

@@ -15,7 +15,7 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     """Names and values, for a table; `size` is the file's in bytes. Raises ModelError on reports of another form."""
     try:
         return _facts(contract, size)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{contract.name}: its reports (cost, metrics, parity, data or calibration) are not of the form they should have"
             f" ({type(error).__name__}: {error}): export it again, or calibrate it again"

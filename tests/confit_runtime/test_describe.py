@@ -64,6 +64,7 @@ def test_int8_of_which_most_is_computed_in_fp32_is_told_of() -> None:
     "changes",
     [
         {"cost": {"parameters": 1}},
+        {"cost": {"parameters": 10**400, "macs_per_second": {}, "nodes": {}}},
         {"metrics": {"gate": True}},
         {"parity": {"lost": []}},
         {"calibration": {"device": {"hours": 6}}},

@@ -95,6 +95,7 @@ def test_a_label_may_have_a_refractory_time_of_its_own(path: Path) -> None:
         ({"thresholds": levels({"on": 0.1, "off": 0.5})}, "on >= off"),
         ({"thresholds": levels({"on": 0.9, "off": 0.5, "refractory_s": -1})}, "refractory_s"),
         ({"thresholds": levels({"on": 0.9, "off": 0.5, "level": 1})}, "refractory_s"),
+        ({"thresholds": levels({"on": 10**400, "off": 0.5})}, "levels beyond"),
         ({"thresholds": []}, "thresholds"),
         ({"min_hops": 0}, "min_hops"),
         ({"smoothing_hops": "3"}, "smoothing_hops"),
