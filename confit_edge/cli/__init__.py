@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Verb, say
+from confit_edge.cli._console import Verb, say, say_error
 from confit_edge.heedless import speak_heedlessly
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
@@ -179,5 +179,5 @@ def _fail(error: Exception, status: int) -> None:
     """End with one line; with --debug, with where the error came from before it."""
     if "--debug" in sys.argv:
         traceback.print_exc()
-    say(f"confit-edge: {error}")
+    say_error(error)
     sys.exit(status)

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from confit_runtime.errors import UsageError
+from confit_runtime.names import shown, shown_in_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
 
@@ -53,13 +54,23 @@ def _check_folder() -> None:
 
 def emit(kind: str, /, **fields: Any) -> None:
     """One JSON line on stdout, `{"type": kind, ...}`, flushed at once for whoever reads the pipe."""
-    print(json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False), flush=True)
+    print(shown_in_json(json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False)), flush=True)
+
+
+def tell(line: str) -> None:
+    """A line for a person, on stdout, whatever is in the names and labels that it tells."""
+    print(shown(line), flush=True)
 
 
 def say(text: str = "") -> None:
-    """A line for a person, on stderr."""
+    """What a person is told besides, on stderr: a line, or several of our own."""
     if sys.stderr is not None:  # closed: `print` would take stdout
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(shown, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def say_error(error: object) -> None:
+    """What failed, in one line, on stderr."""
+    say(shown(f"confit-edge: {error}"))
 
 
 def on_a_terminal() -> bool:

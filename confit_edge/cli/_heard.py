@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from confit_edge.cli._console import emit, on_a_terminal, say
+from confit_edge.cli._console import emit, on_a_terminal, say, tell
 from confit_runtime.errors import AudioError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.sources import Gap, Notice
@@ -120,14 +120,14 @@ class Heard:
             return
         clip_ = f"{source.name}: " if self._clips else ""
         model = f"  ({item.model})" if len(self._streams) > 1 else ""
-        print(f"{clip_}{item.start_s:8.2f} s  {item.label}  {what}{model}", flush=True)
+        tell(f"{clip_}{item.start_s:8.2f} s  {item.label}  {what}{model}")
 
     def _tell_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
         if self._json:
             seconds = listener.samples / listener.rate
             self._emit_summaries(counts, listener.withheld, seconds, listener.dropped_samples, clip=clip)
         elif not counts:
-            print(f"{clip}: nothing", flush=True)
+            tell(f"{clip}: nothing")
 
     def _summary(self) -> None:
         """One for each model: how often it heard what."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json, emit, say_error, tell
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import ConfitError
 
@@ -49,7 +49,7 @@ def classify(
             found = loaded.classify(path)
         except ConfitError as error:
             failed += 1
-            say(f"confit-edge: {error}")
+            say_error(error)
             continue
         heard.update(found.labels)
         nothing += not found.labels
@@ -59,7 +59,7 @@ def classify(
             named = "".join(f"  {label}  {found.scores[label]:.2f}" for label in found.labels) or "  nothing"
             ranked = sorted(found.scores.items(), key=lambda pair: -pair[1])
             others = [pair for pair in ranked if pair[0] not in found.labels and pair[0] != silent]
-            print(f"{clip}{named}{_then(others[: max(0, SHOWN - len(found.labels))])}", flush=True)
+            tell(f"{clip}{named}{_then(others[: max(0, SHOWN - len(found.labels))])}")
     if json:
         emit("summary", clips=len(paths), labels=dict(heard.most_common()), nothing=nothing, failed=failed)
     if failed:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, on_a_terminal, say
+from confit_edge.cli._console import Json, emit, on_a_terminal, say, tell
 from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import AudioError, DeviceError
 
@@ -135,7 +135,7 @@ def _rounded(check: Soundcheck) -> dict[str, float]:
 
 
 def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> None:
-    print(f"{name}: {check.seconds:.1f} s at {check.rate} Hz")
+    tell(f"{name}: {check.seconds:.1f} s at {check.rate} Hz")
     rows = [
         ("peak", f"{check.peak_db:.1f} dB of full scale"),
         ("loud", f"{check.loud_db:.1f} dB"),
@@ -146,6 +146,6 @@ def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> 
         ("dropouts", f"{dropped / check.rate:.2f} s lost, broken off {check.holes} times"),
     ]
     for what, value in rows:
-        print(f"  {what:<12} {value}")
+        tell(f"  {what:<12} {value}")
     for one in found:
-        print(f"{one.level}: {one.text}")
+        tell(f"{one.level}: {one.text}")

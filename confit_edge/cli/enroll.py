@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, on_a_terminal, say
+from confit_edge.cli._console import Json, emit, on_a_terminal, say, say_error, tell
 from confit_edge.cli._enrolled import GALLERY, KindOption, prints_text
 from confit_edge.cli._odd import tell_odd
 from confit_edge.cli._sources import tell_narrow
@@ -139,7 +139,7 @@ def enroll(
             negative=negative,
         )
     else:
-        print(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
+        tell(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
     if left_out:
         kept = ", and their audio is not kept" if keep_audio else ""
         say(f"{prints_text(left_out, negative)} left out: {name} has the same already, or they were given twice{kept}")
@@ -183,7 +183,7 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
         raise errors[0]
     if errors:
         for unusable in errors:
-            say(f"confit-edge: {unusable}")
+            say_error(unusable)
         raise AudioError(f"{len(errors)} of {len(sounds)} clips cannot be used; nothing was written")
     return taken
 

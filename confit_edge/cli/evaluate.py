@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say
+from confit_edge.cli._console import Bar, Json, emit, say, say_error, tell
 from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
 from confit_runtime.errors import AudioError, UsageError
@@ -89,7 +89,7 @@ def evaluate(
                 left_out.append({"file": str(recording.path), "error": str(error)})
             done += recording.seconds
     for one in left_out:
-        say(f"confit-edge: {one['error']}")
+        say_error(one["error"])
     if not judged:
         raise typer.Exit(1)
     report = {
@@ -185,7 +185,7 @@ def _print(report: dict[str, Any]) -> None:
     _print_latency("a sound's end", report["latency_s"])
     _print_latency("the start of a sound longer than the model's window", report["latency_from_start_s"])
     for row in report["fired_for"]:
-        print(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")
+        tell(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")
     for what, rows in (("heard falsely", report["heard_falsely"]), ("not heard", report["not_heard"])):
         _print_places(what, rows)
 
@@ -202,7 +202,7 @@ def _print_places(what: str, rows: Sequence[dict[str, Any]]) -> None:
     print(f"\n{what}" + (f", {SHOWN} of {len(rows)} (--json lists them all)" if len(rows) > SHOWN else ""))
     for row in rows[:SHOWN]:
         score = f" ({row['score']:.2f}), there was {row['was']}" if "score" in row else ""
-        print(f"  {row['file']}  {row['start_s']:.2f} to {row['end_s']:.2f} s  {row['label']}{score}")
+        tell(f"  {row['file']}  {row['start_s']:.2f} to {row['end_s']:.2f} s  {row['label']}{score}")
 
 
 def _origin(thresholds: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, Verb, emit, say
+from confit_edge.cli._console import Bar, Json, Verb, emit, say, tell
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, counts_text, prints_text
 from confit_runtime.errors import UsageError
 
@@ -39,7 +39,7 @@ def list_(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
                 emit("name", name=name, **counts._asdict(), voiced_s=round(voiced_s, 3))
             else:
                 others = f"  {prints_text(against, True)}" if against else ""
-                print(f"{name}  {prints_text(counts.prints)}  {voiced_s:.1f} s{others}")
+                tell(f"{name}  {prints_text(counts.prints)}  {voiced_s:.1f} s{others}")
     if json:
         _emit_summary(names, str(gallery))
     elif not names:
@@ -76,7 +76,7 @@ def show(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None
             )
         else:
             notes = f"{'' if alike is None else f'  {alike:.2f}'}{'  negative' if one.negative else ''}"
-            print(f"{one.source}{notes}{'  audio kept' if one.audio is not None else ''}")
+            tell(f"{one.source}{notes}{'  audio kept' if one.audio is not None else ''}")
     if json:
         negatives = len(prints) - len(positive)
         emit("summary", gallery=str(gallery), name=name, prints=len(positive), negative_prints=negatives)
@@ -102,7 +102,7 @@ def rename(
     if json:
         emit("renamed", name=new, old=old)
     else:
-        print(f"{old} is now {new}")
+        tell(f"{old} is now {new}")
 
 
 @app.command(cls=Verb)
@@ -120,7 +120,7 @@ def remove(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> No
     if json:
         emit("removed", name=name, **had._asdict())
     else:
-        print(f"{name} is forgotten, with {counts_text(had)}")
+        tell(f"{name} is forgotten, with {counts_text(had)}")
 
 
 @app.command(cls=Verb)
@@ -215,7 +215,7 @@ def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     if json:
         emit("indexed", gallery=str(gallery), prints=prints, index=path)
     else:
-        print(f"{path}: an index of {prints_text(prints)}")
+        tell(f"{path}: an index of {prints_text(prints)}")
 
 
 def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool) -> None:
@@ -223,7 +223,7 @@ def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool)
         if json:
             emit(kind, name=name, **counts._asdict())
         else:
-            print(f"{name}: {counts_text(counts)} {what}")
+            tell(f"{name}: {counts_text(counts)} {what}")
     if json:
         _emit_summary(names, path)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._console import Json, emit, say_error, tell
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import ConfitError, UsageError
@@ -58,13 +58,13 @@ def identify(
                 match = opened.match(embed_query(loaded, load_clip(path, rate), settled, str(path)))
             except ConfitError as error:
                 failed += 1
-                say(f"confit-edge: {error}")
+                say_error(error)
                 continue
             known += match.name is not None
             if json:
                 emit("match", clip=clip, **dataclasses.asdict(match))
             else:
-                print(f"{clip}  {_told(match)}", flush=True)
+                tell(f"{clip}  {_told(match)}")
     if json:
         emit("summary", clips=len(paths), known=known, unknown=len(paths) - known - failed, failed=failed)
     if failed:

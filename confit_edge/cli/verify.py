@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit
+from confit_edge.cli._console import Json, emit, tell
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import ConfitError, UsageError
@@ -58,6 +58,6 @@ def verify(
     else:
         yes = f"is {name}  {match.score:.2f}  (needs {match.threshold:.2f})"
         no = f"is not {name}  {match.score:.2f}  ({why_not(match, name)})"
-        print(f"{clip}  {yes if match.name else no}")
+        tell(f"{clip}  {yes if match.name else no}")
     if match.name is None:
         raise typer.Exit(1)

@@ -28,7 +28,7 @@ from shlex import quote
 from confit_edge.data.tables import ManifestError, read_table, relative
 from confit_runtime.errors import UsageError
 from confit_runtime.files import write_whole
-from confit_runtime.names import plain
+from confit_runtime.names import plain, shown
 from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
 
 SPLITS = ("train", "val", "test")
@@ -378,5 +378,6 @@ def _text(value: object, what: str, where: str) -> str:
 
 
 def _check_characters(text: str, what: str, where: str) -> None:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+    in_a_line = what == "path" or shown(text) == text
+    if not in_a_line or any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise ManifestError(f"{where}: {what} {text!r:.60} holds a control character or is not Unicode; rename it")

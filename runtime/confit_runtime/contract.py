@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from confit_runtime.digest import sha256
 from confit_runtime.errors import ModelError
+from confit_runtime.names import shown
 from confit_runtime.protobuf import bytes_field, fields, text_field
 
 SCHEMA = 1
@@ -208,6 +209,11 @@ def _check_type(key: str, annotation: str, value: object) -> None:
         good = isinstance(value, dict)
     if not good:
         raise ModelError(f"contract key '{key}' must be {annotation}, is {str(value)[:60]!r}")
+    for text in (value,) if isinstance(value, str) else value if isinstance(value, list) else ():
+        if shown(text) != text:
+            raise ModelError(
+                f"contract key '{key}' holds control characters, line breaks or marks that turn a line around: {text[:60]!r}"
+            )
 
 
 def seal(model: bytes, contract: Contract) -> bytes:

@@ -1,7 +1,8 @@
-"""How labels and names are compared, and what a name may be that somebody is enrolled under."""
+"""How labels and names are compared and told, and what a name may be that somebody is enrolled under."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -11,6 +12,19 @@ LONGEST = 100
 LIKE = 0.75  # of two names: so alike one may be the other misspelt
 NOBODY = "unknown"  # how an answer that is nobody is told
 _REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows in a line, too
+
+# what ends a line, steers a terminal or turns a line around; a joiner, as of an emoji, is none of it
+_STEERING = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029{_REVERSING}]")
+
+
+def shown(text: str) -> str:
+    """A text of anybody as it may stand in a line: what would end the line, steer a terminal or turn it around is escaped."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def shown_in_json(line: str) -> str:
+    """The same of a line of JSON, in JSON's own escapes."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def fits_a_file_name(character: str) -> bool:

@@ -973,6 +973,26 @@ def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) 
     assert line.startswith("low.wav  low  ")
 
 
+def test_what_is_in_the_names_of_files_and_prints_steers_no_terminal(tmp_path: Path) -> None:
+    tiny_model.build(tmp_path / "tiny.onnx")
+    name = "a\x1bc\x9b2J\nb.wav  high  0.99\u202e"
+    soundfile.write(tmp_path / name, chord((300.0, 2600.0), 0.4), 16_000, format="WAV")
+    (tmp_path / f"{name}.txt").write_text("no sound")
+    escaped = r"a\x1bc\x9b2J\nb.wav  high  0.99\u202e"
+    done = run(tmp_path, "classify", "tiny.onnx", name, f"{name}.txt")
+    (line,), (error,) = done.stdout.splitlines(), done.stderr.splitlines()
+    assert line.startswith(f"{escaped}  ")
+    assert error.startswith(f"confit-edge: {escaped}.txt: ")
+    assert run(tmp_path, "enroll", "tiny.onnx", "bell", name, "--gallery", "house.db").returncode == 0
+    for verb in ("show bell", "show bell --json"):
+        shown = run(tmp_path, "gallery", *verb.split(), "--gallery", "house.db").stdout
+        assert "\x1b" not in shown
+        assert "\x9b" not in shown
+        assert "\u202e" not in shown
+    print_, _ = lines(run(tmp_path, "gallery", "show", "bell", "--gallery", "house.db", "--json"))
+    assert print_["source"] == name
+
+
 def test_classify_tells_all_labels_that_reach_their_thresholds_and_where_none_does(home: Path) -> None:
     """Of a model of several labels, whose scores here share one sum; its unknown class is no answer."""
     soundfile.write(home / "both.wav", chord((500, 3600), 0.5), 16_000)

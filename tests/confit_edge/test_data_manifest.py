@@ -260,6 +260,7 @@ def test_a_table_of_times_is_no_manifest(tmp_path: Path, name: str) -> None:
         ("m.csv", "path,label\na,x\nb,y\nd/../a,y\n", "line 4: a is listed as 'x' and as 'y' .first at line 2"),
         ("m.csv", "path,label\na,x\nb,y\na,x\n", "line 4: a is listed twice .first at line 2"),
         ("m.csv", "path,label\na,x\nb,y\x07\n", "line 3: label 'y.x07' holds a control character"),
+        ("m.csv", "path,label\na,x\nb,y\u202ez\n", "line 3: label 'y.u202ez' holds a control character"),
         ("m.csv", "path,label\na,x\nb,x|y\n", "line 3: label 'x.y' holds a vertical bar, .*call the column `labels`"),
         ("m.csv", "path,labels\na,x\nb,y|Unknown\n", "line 3: labels 'y.unknown' holds unknown beside another label"),
         ("m.csv", 'path,labels\na,x\nb,y\nc,"x, y"\n', r"line 4: labels 'x, y' is one class, .* bar \(x.y\)"),

@@ -44,7 +44,9 @@ def test_json_round_trip_gives_the_same_bytes() -> None:
 
 def test_sealing_is_read_back_here_and_by_onnx() -> None:
     contract = tiny_model.contract(
-        labels=["größer", "да", "はい"], unknown_label=None, thresholds=_levels("größer", "да", "はい")
+        labels=(labels := ["größer", "да", "はい", "می\u200cخواهم", "👩\u200d🚀"]),
+        unknown_label=None,
+        thresholds=_levels(*labels),
     )
     sealed = seal(GRAPH, contract)
     assert read_sealed(sealed).contract == contract
@@ -98,6 +100,10 @@ def test_an_unknown_key_is_named() -> None:
         ("refractory_s", True),
         ("calibration", []),
         ("name", None),
+        ("name", "digits\x1b[31m"),
+        ("license", "MIT\nthresholds  all great"),
+        ("labels", ["low", "mid", "high", "other\u2028"]),
+        ("unknown_label", "other\u202e"),
         ("smoothing_hops", 10**9),
         ("min_hops", 10**30),
         ("refractory_s", 1e300),
