@@ -63,7 +63,7 @@ class Heard:
         """All that the listener hears of the source, until it ends. Raises AudioError where that gave no sound at all."""
         self._began, before = True, self._counts.copy()
         if not self._clips:
-            self._name = source.name  # of a URL, without user and password
+            self._name = source.name  # of a URL, without its secrets
         try:
             for item in listener.follow(source):
                 with self._room():

@@ -193,8 +193,9 @@ def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind)
     from confit_edge.cli._live import level_line, say_alone
     from confit_runtime.audio import narrow, resample
     from confit_runtime.recording import record_clip
-    from confit_runtime.sources import open_source
+    from confit_runtime.sources import open_source, without_secrets
 
+    shown = without_secrets(source)  # it stands in the gallery
     wanted = "speak a sentence or two, as you will later" if kind == "speaker" else "make the sound"
     recorded: list[tuple[str, Pcm]] = []
     with open_source(source) as opened:
@@ -205,9 +206,9 @@ def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind)
             show = level_line() if on_a_terminal() else None
             take = record_clip(opened, seconds, countdown_s=COUNTDOWN_S, show=show, tell=say_alone)
             if take.fault is None:
-                recorded.append((f"{source} {attempt + 1}", resample(take.pcm, take.rate, model.contract.sample_rate)))
+                recorded.append((f"{shown} {attempt + 1}", resample(take.pcm, take.rate, model.contract.sample_rate)))
             else:
                 say(f"  not kept: {take.fault}")
             if len(recorded) == takes:
                 return recorded
-    raise AudioError(f"{source}: too many clips could not be used ({take.fault}); see `confit-edge doctor`")
+    raise AudioError(f"{shown}: too many clips could not be used ({take.fault}); see `confit-edge doctor`")

@@ -66,7 +66,7 @@ def record(
     from confit_edge.cli._stopped import UntilStopped
     from confit_runtime.files import make_folder
     from confit_runtime.recording import check_live
-    from confit_runtime.sources import open_source
+    from confit_runtime.sources import open_source, without_secrets
 
     if source == "-":
         raise UsageError("--source -: clips are recorded from a microphone or a stream, not from a pipe")
@@ -99,7 +99,7 @@ def record(
                     if in_succession == MOST_REFUSED:
                         raise ConfitError(
                             f"{MOST_REFUSED} clips in succession could not be used ({take.fault}); see `confit-edge doctor"
-                            f" --source {source}`"
+                            f" --source {without_secrets(source)}`"
                         )
             if kept < count:
                 say()  # below the level, as it was drawn last

@@ -26,7 +26,7 @@ import soundfile
 
 from confit_runtime import DeviceError, UsageError
 from confit_runtime.sources import Gap, NetworkSource, Notice, PcmSource, open_source
-from confit_runtime.sources.network import is_url
+from confit_runtime.sources.network import is_url, without_secrets
 from tests.tiny_model import Floats, tone
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -301,6 +301,32 @@ def test_what_is_no_url_is_refused_and_its_password_is_not_shown(url: str) -> No
     with pytest.raises(UsageError) as caught:
         open_source(url)
     assert "s3c" not in str(caught.value).replace("[::1/ada:s3cret", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://cam/video.cgi?user=admin&pwd=s3cret", "http://cam/video.cgi?..."),
+        ("http://cam:80/x?at=a@b", "http://cam:80/x?..."),
+        ("http://bob:p@s3@cam/x?a=b@s3c#s3", "http://cam/x?..."),
+        ("http://bob:p?s3@cam/x", "http://cam/x"),
+        ("http://[::1]:8000/x#s3cret", "http://[::1]:8000/x?..."),
+        (
+            "rtsp://cam:554/user=admin&password=s3c/ret&channel=1.sdp",
+            "rtsp://cam:554/user=admin&password=***&channel=1.sdp",
+        ),
+        ("rtsp://cam/user=admin_Password=s3cret_channel=2", "rtsp://cam/user=admin_Password=***"),
+        ("rtsp://cam/ch1/main", "rtsp://cam/ch1/main"),
+        ("http://cam/token=s3cret/live?x", "http://cam/token=***?..."),
+    ],
+)
+def test_what_is_secret_in_a_url_is_not_shown(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+    assert without_secrets("mic:a?b") == "mic:a?b"
+    with pytest.raises(UsageError) as caught:
+        open_source(url, rate=16_000)
+    assert shown in str(caught.value)
+    assert "s3" not in str(caught.value)
 
 
 def test_without_ffmpeg_it_says_what_to_install() -> None:

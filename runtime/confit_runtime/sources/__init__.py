@@ -12,7 +12,7 @@ from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, Gap, Notice, Pause, Source
 from confit_runtime.sources.files import FileSource, find_clips, is_pattern
 from confit_runtime.sources.microphone import Microphone
-from confit_runtime.sources.network import NetworkSource, is_url
+from confit_runtime.sources.network import NetworkSource, is_url, without_secrets
 from confit_runtime.sources.pcm import PCM_FORMATS, PcmSource
 from confit_runtime.sources.portaudio import InputDevice, import_portaudio, input_devices
 
@@ -33,6 +33,7 @@ __all__ = [
     "input_devices",
     "names_clips",
     "open_source",
+    "without_secrets",
 ]
 
 _MICROPHONE = re.compile(r"mic(?::?(?P<name>(?<=:).*|#\d{1,3}))?", re.DOTALL)
@@ -67,7 +68,7 @@ def open_source(spec: str | Path, *, rate: int | None = None, channels: int = 1,
         return PcmSource(cast(io.BufferedIOBase, sys.stdin.buffer), rate, channels, format)
     for option, given in (("--rate", rate), ("--channels", channels != 1), ("--format", format != "s16le")):
         if given:
-            raise UsageError(f"{option} is for source '-'; {spec} knows its own")
+            raise UsageError(f"{option} is for source '-'; {without_secrets(str(spec))} knows its own")
     if isinstance(spec, Path):
         return FileSource(spec)
     if microphone := _MICROPHONE.fullmatch(spec):

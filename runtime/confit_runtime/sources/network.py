@@ -36,6 +36,9 @@ _NO_REASON = re.compile(
     r"\s|(?:In|Out)put #|Stream mapping:|Press \[q\]|size=|.*(?:muxing overhead|Guessed Channel Layout|Estimating duration)"
 )
 
+_HOST = re.compile(r"(?:[^/?#]*@)?(?:\[[\da-fA-F:.]+\]|[^/?#:@\[\]]+)(?::\d*)?(?=[/?#]|$)")
+_SECRET = re.compile(r"((?:pass|pw|pin|token|key|secret|auth)[a-z_]*=)[^&;]*", re.IGNORECASE)
+
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
 _SETTLED_S, _FASTEST = (
@@ -51,9 +54,24 @@ def is_url(spec: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be shown: without user and password, wherever its last @ is."""
+    """A URL as it may be shown: without user and password, without what follows a ?, and with no password in its path.
+
+    Where what should be a host is none, a / ? or # may be of the password, and that ends at the last @ of all. What is no URL
+    stays as it is.
+    """
+    if not is_url(url):
+        return url
     scheme, rest = url.split("://", 1)
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    if _HOST.match(rest):
+        rest, *query = re.split("[?#]", rest, maxsplit=1)
+        rest = rest.rpartition("@")[2]
+    else:
+        rest, *query = re.split("[?#]", rest.rpartition("@")[2], maxsplit=1)
+    return f"{scheme}://{_SECRET.sub(_masked, rest)}{'?...' if query else ''}"
+
+
+def _masked(found: re.Match[str]) -> str:
+    return f"{found[1]}***"
 
 
 class NetworkSource:
@@ -63,7 +81,7 @@ class NetworkSource:
     twice as long each time up to 30 s. Its clock runs on meanwhile: when it is back, and what it delivers at once (while it
     was opened, or kept for who comes new) has come, the gap is what brings the clock to where it would have been, and what
     was heard before is left out. What says how long it is, as a file on a web server does, ends with its end, and is an
-    error when it breaks off before. `name` is the URL without user and password.
+    error when it breaks off before. `name` is the URL `without_secrets`.
 
     Raises UsageError on a scheme that is none of `PROTOCOLS` and a `stall_s` that is no number of seconds, DeviceError
     without ffmpeg, and, on the way, when the stream cannot be opened the first time, with what ffmpeg says.
@@ -196,6 +214,7 @@ class NetworkSource:
         if not self._ffmpeg.ended:
             return f"it delivered nothing for {self._stall_s:g} s"
         said = self._ffmpeg.last_words.replace(self._url, self.name)
+        said = re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), said)  # of where it was sent on to
         return f"ffmpeg: {said}" if said else "it ended"
 
     def _close(self) -> None:
