@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from confit_runtime.digest import sha256
 from confit_runtime.errors import ModelError
 from confit_runtime.names import shown
-from confit_runtime.protobuf import bytes_field, fields, text_field
+from confit_runtime.protobuf import bytes_field, fields, has_external_data, text_field
 
 SCHEMA = 1
 CONTRACT_KEY = "confit_edge"
@@ -259,6 +259,8 @@ def read_sealed(model: bytes) -> Sealed:
         raise ModelError(
             "does not match its own digest: the file was damaged or edited (copy it again, or export it anew)"
         )
+    if has_external_data(model):
+        raise ModelError("has weights in other files, of which its digest says nothing: export it anew, into one file")
     return Sealed(Contract.from_json(text), begin, graph_digest, digest)
 
 

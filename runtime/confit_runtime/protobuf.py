@@ -45,6 +45,34 @@ def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         yield number, start, payload, at
 
 
+# where tensors stand in an ONNX model: the kind of message that a field holds, by that of the message it stands in
+_MESSAGES = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external"},
+}
+
+
+def has_external_data(model: bytes) -> bool:
+    """Whether any tensor of an ONNX model stands in another file. Raises ModelError where its messages are not whole."""
+    if b"location" not in model:  # as each that does is said to: of most models no more is read
+        return False
+    left = [("model", model)]
+    while left:
+        kind, message = left.pop()
+        if kind == "external":
+            return True
+        for number, _, payload, end in fields(message):
+            if (inner := _MESSAGES[kind].get(number)) is not None:
+                left.append((inner, message[payload:end]))
+    return False
+
+
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:

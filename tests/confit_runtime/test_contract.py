@@ -190,5 +190,32 @@ def test_another_tools_model_is_refused() -> None:
         read_sealed(GRAPH)
 
 
+@pytest.mark.parametrize("where", ["weight", "constant", "branch", "function", "sparse"])
+def test_weights_in_another_file_are_refused(where: str) -> None:
+    model, side = onnx.load_from_string(GRAPH), onnx.TensorProto(name="side", data_type=1, dims=[1])
+    side.data_location = onnx.TensorProto.EXTERNAL
+    side.external_data.add(key="location", value="side.bin")
+    constant = onnx.helper.make_node("Constant", [], ["side"], value=side)
+    branch = onnx.helper.make_graph([constant], "branch", [], [])
+    if where == "weight":
+        model.graph.initializer.append(side)
+    elif where == "constant":
+        model.graph.node.append(constant)
+    elif where == "branch":
+        model.graph.node.append(onnx.helper.make_node("If", ["yes"], ["side"], then_branch=branch, else_branch=branch))
+    elif where == "function":
+        model.functions.append(onnx.helper.make_function("ours", "f", [], ["side"], [constant], []))
+    else:
+        model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=side))
+    with pytest.raises(ModelError, match="weights in other files"):
+        read_sealed(seal(model.SerializeToString(), CONTRACT))
+
+
+def test_what_is_only_called_as_where_weights_lie_is_read() -> None:
+    model = onnx.load_from_string(GRAPH)
+    model.graph.node[0].name = "location"
+    assert read_sealed(seal(model.SerializeToString(), CONTRACT)).contract == CONTRACT
+
+
 def _levels(*labels: str) -> dict[str, dict[str, float]]:
     return {label: {"on": 0.6, "off": 0.3} for label in labels}
