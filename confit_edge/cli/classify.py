@@ -24,8 +24,8 @@ def classify(
 
     A score is the mean over the clip. No threshold is asked: what would fire while the clip is heard, `listen --source
     CLIP` tells. Only of a model of several labels all are named that reach their thresholds, and possibly none; with --json
-    `labels` lists them, and `nothing` in the summary counts the clips without. A clip that cannot be read is reported and
-    the others go on; the exit status is then 1.
+    `labels` lists them, and `nothing` in the summary counts the clips without. A clip that cannot be read, or is
+    longer than an hour, is reported and the others go on; the exit status is then 1.
 
     Examples:
 

@@ -72,7 +72,7 @@ class ClipStore:
         kept = self._kept(lambda: self._pack.get(key))
         if kept is not None:
             return kept
-        pcm = load_clip(path, self.rate)
+        pcm = load_clip(path, self.rate, None)  # background may be hours long
         pcm.setflags(write=False)
         kept = self._kept(lambda: self._pack.put(key, pcm))
         return pcm if kept is None else kept
@@ -240,7 +240,7 @@ def _kind(path: Path) -> ProblemKind:
     if path.stat().st_size == 0:
         return "empty"
     try:
-        pcm, _ = read_audio(path)
+        pcm, _ = read_audio(path, None)
     except ConfitError:
         return "unreadable"
     if pcm.size == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ Pcm = npt.NDArray[np.float32]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
+LONGEST_CLIP_S = 3600  # of a file that is read whole: several times its samples are held
+_STUDIO_RATE = 48_000  # of a higher rate no more samples are read whole
 LOUDEST = 100.0  # where 1 is full scale: files of a workstation peak below 10, and floats made of integers far above
 NOT_READ = (
     ".m4a",
@@ -41,14 +44,35 @@ _NOT_PROMISED = 1 << 62  # samples of a FLAC that was written to a pipe
 log = logging.getLogger(__name__)
 
 
-def read_audio(path: str | Path) -> tuple[Pcm, int]:
-    """Read a sound file of any libsndfile format, rate and channel count.
+def read_audio(path: str | Path, longest_s: float | None = LONGEST_CLIP_S) -> tuple[Pcm, int]:
+    """Read a sound file of any libsndfile format, rate and channel count; None as `longest_s`: however long it is.
 
     Returns `(pcm [samples] float32 mono, sample_rate in Hz)`. Raises UsageError when there is no such file and
-    AudioError when it is not sound that libsndfile can read to its end.
+    AudioError when it is not sound that libsndfile can read to its end, or is longer.
     """
     with open_sound(path) as sound:
-        return np.concatenate([np.zeros(0, np.float32), *decode(sound)]), int(sound.samplerate)
+        rate = int(sound.samplerate)
+        most = math.inf if longest_s is None else longest_s * min(rate, _STUDIO_RATE)
+        return np.concatenate([np.zeros(0, np.float32), *_within(most, sound)]), rate
+
+
+def _within(most: float, sound: Any) -> Iterator[Pcm]:
+    """`decode`, of a file of so many samples at the most. Raises AudioError on a longer one, as soon as that shows."""
+    _check_length(sound, sound.expected or 0, most)
+    samples = 0
+    for block in decode(sound):
+        samples += len(block)
+        _check_length(sound, samples, most)
+        yield block
+
+
+def _check_length(sound: Any, samples: int, most: float) -> None:
+    if samples > most:
+        path = os.fsdecode(sound.name)
+        raise AudioError(
+            f"{path}: is longer than the {most / sound.samplerate / 60:.0f} minutes that are read whole: cut it, or hear it with"
+            f" `confit-edge listen MODEL --source {path}`"
+        )
 
 
 def open_sound(path: str | Path) -> Any:
@@ -279,10 +303,10 @@ def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None
     )
 
 
-def load_clip(path: str | Path, rate: int) -> Pcm:
+def load_clip(path: str | Path, rate: int, longest_s: float | None = LONGEST_CLIP_S) -> Pcm:
     """Read a clip as mono float32 at `rate` Hz. Raises AudioError on a clip with no samples, and on what `check_samples`
-    refuses."""
-    pcm, file_rate = read_audio(path)
+    refuses, and what `read_audio` raises."""
+    pcm, file_rate = read_audio(path, longest_s)
     if pcm.size == 0:
         raise AudioError(f"{path}: holds no samples")
     check_samples(pcm, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.arrays import Floats
-from confit_runtime.audio import Pcm, resample
+from confit_runtime.audio import LONGEST_CLIP_S, Pcm, resample
 from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, check_not_both, embed_sound, kind_of
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import partial_folder, remove_left
@@ -150,7 +150,9 @@ def _decoded(gallery: Gallery, flac: bytes | None, model: Model) -> Pcm:
     import soundfile
 
     try:
-        pcm, rate = soundfile.read(io.BytesIO(flac or b""), dtype="float32")
-    except (RuntimeError, ValueError, TypeError) as error:
+        with soundfile.SoundFile(io.BytesIO(flac or b"")) as sound:
+            if sound.channels != 1 or sound.frames > LONGEST_CLIP_S * sound.samplerate:
+                raise ValueError("is no clip that was kept")
+            return resample(sound.read(dtype="float32"), sound.samplerate, model.contract.sample_rate)
+    except (RuntimeError, ValueError, TypeError, UsageError) as error:
         raise GalleryError(f"{gallery.path}: audio that was kept in it is damaged") from error
-    return resample(pcm, rate, model.contract.sample_rate)

@@ -175,9 +175,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded from here on."""
     names: list[str] = []
 
-    def load(path: Path, rate: int) -> npt.NDArray[np.float32]:
+    def load(path: Path, rate: int, longest_s: float | None) -> npt.NDArray[np.float32]:
         names.append(Path(path).name)
-        return load_clip(path, rate)
+        return load_clip(path, rate, longest_s)
 
     monkeypatch.setattr("confit_edge.data.clips.load_clip", load)
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,26 @@ def test_a_flac_that_does_not_say_how_long_it_is_is_read(tmp_path: Path) -> None
     path.write_bytes(data)
     assert sound_seconds(path) == 1.0
     assert len(read_audio(path)[0]) == 8_000
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_file_of_hours_is_not_read_whole_unless_that_is_asked_for(tmp_path: Path, told: bool) -> None:
+    """A megabyte of FLAC may be gigabytes of samples."""
+    path = tmp_path / "hours.flac"
+    with soundfile.SoundFile(path, "w", 1000, 1, "PCM_16") as file:
+        for _ in range(61):
+            file.write(np.ones(60_000, np.int16))
+    if not told:  # as of one that was written to a pipe
+        data = bytearray(path.read_bytes())
+        data[21] &= 0xF0
+        data[22:26] = bytes(4)
+        path.write_bytes(data)
+    message = rf"hours\.flac: is longer than the 60 minutes .*listen MODEL --source {re.escape(str(path))}"
+    for read in (read_audio, lambda path: load_clip(path, 16_000)):
+        with pytest.raises(AudioError, match=message):
+            read(path)
+    assert len(read_audio(path, None)[0]) == 3_660_000
+    assert len(read_audio(path, 3660)[0]) == 3_660_000
 
 
 def test_reads_what_cannot_be_sought(tmp_path: Path) -> None:

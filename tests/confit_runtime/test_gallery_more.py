@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from confit_runtime import GalleryError, Model, UsageError, load
 from confit_runtime.current import LISTENING_PATIENCE_S
@@ -366,6 +368,19 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
         np.testing.assert_allclose(gallery.prints("bell")[0].embedding, print_[0], atol=1e-3)
         gallery.enroll("bell", random_prints(1), sources=["no audio"], voiced_s=0.1)
     with Gallery.open(path) as gallery, pytest.raises(GalleryError, match="audio of 1 of bell's 2 prints was not kept"):
+        enroll_again(gallery, model)
+
+
+@pytest.mark.parametrize("what", ["hours", "channels", "text"])
+def test_kept_audio_that_enroll_never_kept_is_damaged(tmp_path: Path, model: Model, what: str) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        enroll_bell(gallery, model)
+    samples = np.ones(3_700_000 if what == "hours" else (4000, 2), np.int16)
+    soundfile.write(held := io.BytesIO(), samples, 1000, format="FLAC")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE audio SET flac = ?", (b"text" if what == "text" else held.getvalue(),))
+    with Gallery.open(path) as gallery, pytest.raises(GalleryError, match="audio that was kept in it is damaged"):
         enroll_again(gallery, model)
 
 

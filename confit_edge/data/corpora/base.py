@@ -135,7 +135,7 @@ def _take(
             absent.append(clip.path)
     if not present:
         raise ConfitError(f"{tree}: none of the clips of {corpus.name} is there; expected {corpus.layout}")
-    read_audio(present[0].path)  # so that a tree in a coding that cannot be read fails here
+    read_audio(present[0].path, None)  # so that a tree in a coding that cannot be read fails here
 
     differing = [] if top is not None else _differences(corpus, present)
     warnings = [
@@ -154,7 +154,7 @@ def _damaged(corpus: KnownCorpus, clips: list[Clip]) -> Iterator[str]:
     for clip in clips:
         if clip.path.name in corpus.damaged:
             try:
-                read_audio(clip.path)
+                read_audio(clip.path, None)
             except ConfitError:
                 yield (
                     f"{clip.path} cannot be read, as in a copy of {corpus.name} that many have: put the file of another copy"
