@@ -19,13 +19,12 @@ import soundfile
 from confit_edge.cli.data import parse_fractions
 from confit_edge.data.manifest import SPLITS, read_manifest
 from tests.cli.command import COMMAND
+from tests.cli.forked import DEVICE
 from tests.full_disk import files_of_at_most
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CONFIT_EDGE_CACHE": str(cache)}
-    command = [*COMMAND, "data", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    return DEVICE.run("data", *arguments, environment={**os.environ, "CONFIT_EDGE_CACHE": str(cache)})
 
 
 @pytest.fixture
@@ -348,8 +347,9 @@ def test_where_the_disk_is_full_cut_names_the_folder_that_was_asked_for(
     field: Path, monkeypatch: pytest.MonkeyPatch, places: str
 ) -> None:
     monkeypatch.chdir(field)
-    with files_of_at_most(100_000):
-        done = run("cut", "field/calls.csv", *places.split(), cache=field / "cache")
+    with files_of_at_most(100_000):  # which a process begun here has, too
+        command = [*COMMAND, "data", "cut", "field/calls.csv", *places.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     said = f"confit-edge: {places.split()[-1]}: cannot be written (System error.): is the disk full?\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
     assert [path.name for path in field.iterdir()] == ["field"]

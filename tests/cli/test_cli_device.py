@@ -1,4 +1,4 @@
-"""The device verbs as a user runs them: real processes, a real (tiny) model, real pipes and signals."""
+"""The device verbs as a user runs them: processes of their own, a real (tiny) model, real pipes and signals."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from confit_runtime.recording import Take
 from confit_runtime.soundcheck import soundcheck
 from tests import tiny_model
 from tests.cli.command import COMMAND
+from tests.cli.forked import DEVICE
 from tests.tiny_model import Floats, chord, silence, tone
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +84,10 @@ def environment(*first: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, ROOT, ROOT / "export", ROOT / "runtime"]))}
 
 
-def run(folder: Path, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, input=stdin, capture_output=True, timeout=60, env=environment(), check=False
-    )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+def run(
+    folder: Path, *arguments: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return DEVICE.run(*arguments, stdin=stdin, cwd=folder, environment=env or environment())
 
 
 def in_shell(folder: Path, env: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
@@ -472,15 +472,8 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
 ) -> None:
     """It is waited for, and meanwhile the clock runs on to the end of --seconds."""
     began = datetime.now(UTC)
-    done = subprocess.run(
-        [*COMMAND, "listen", "tiny.onnx", "--source", "mic:usb mic", "--seconds", "3.5", "--json"],
-        cwd=home,
-        env=fake_portaudio("unplugged"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    asked = ("listen", "tiny.onnx", "--source", "mic:usb mic", "--seconds", "3.5", "--json")
+    done = run(home, *asked, env=fake_portaudio("unplugged"))
     assert done.returncode == 0
     *told, summary = lines(done)
     assert [one["type"] for one in told] == ["gap", "detection", "detection", "notice", "gap"]
@@ -618,14 +611,7 @@ def test_doctor_and_record_with_a_microphone(
     home: Path, tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
     def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            env=fake_portaudio("stalls"),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run(Path.cwd(), *arguments, env=fake_portaudio("stalls"))
 
     done = ask("doctor", "--seconds", "2", "--json")
     *findings, measured = lines(done)
@@ -688,10 +674,7 @@ def test_a_microphone_unplugged_while_clips_are_recorded_is_told_of_and_waited_f
         ["record", "low", "-o", str(tmp_path / "clips"), "--count", "2", "--countdown", "0.4", *taking],
         ["enroll", "tiny.onnx", "scene", "--mic", "--takes", "2", "--gallery", str(tmp_path / "house.db"), *taking],
     ):
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=home,
-            env=fake_portaudio("unplugged, back"), capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = run(home, *arguments, env=fake_portaudio("unplugged, back"))
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("USB Mic: Audio (hw:1,0) went away (unplugged?); waiting for it to come back\n") == 1
         assert done.stderr.count("USB Mic: Audio (hw:1,0) is back\n") == 1
@@ -701,10 +684,7 @@ def test_a_microphone_unplugged_while_clips_are_recorded_is_told_of_and_waited_f
 def test_doctor_does_not_blame_the_machine_for_an_unplugged_microphone(
     fake_portaudio: Callable[[str], dict[str, str]],
 ) -> None:
-    done = subprocess.run(
-        [*COMMAND, "doctor", "--seconds", "4", "--json"],
-        env=fake_portaudio("unplugged, back"), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = run(Path.cwd(), "doctor", "--seconds", "4", "--json", env=fake_portaudio("unplugged, back"))
     *findings, measured = lines(done)
     busy, away = (one["text"] for one in findings if "lost" in one["text"])
     assert busy == "0.10 s were lost: this machine could not keep up (something else keeps it busy)"
@@ -715,10 +695,7 @@ def test_doctor_does_not_blame_the_machine_for_an_unplugged_microphone(
 def test_record_without_a_microphone_leaves_nothing(
     tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
-    done = subprocess.run(
-        [*COMMAND, "record", "low", "-o", str(tmp_path / "clips")],
-        env=fake_portaudio("absent"), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = run(Path.cwd(), "record", "low", "-o", str(tmp_path / "clips"), env=fake_portaudio("absent"))
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert not (tmp_path / "clips").exists()
 
@@ -820,24 +797,14 @@ def test_a_folder_called_mic_is_not_the_microphone(
 ) -> None:
     (tmp_path / "mic").mkdir()
     shutil.copy(home / "scene.flac", tmp_path / "mic")
-    done = subprocess.run(
-        [*COMMAND, "listen", str(home / "tiny.onnx"), "--seconds", "0.5"],
-        cwd=tmp_path, env=fake_portaudio("stalls"), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = run(tmp_path, "listen", str(home / "tiny.onnx"), "--seconds", "0.5", env=fake_portaudio("stalls"))
     assert "mic/scene.flac" not in done.stdout + done.stderr
     assert "in 0.5 s" in done.stderr
 
 
 def test_devices_are_listed(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:
     for form in ([], ["--json"]):
-        done = subprocess.run(
-            [*COMMAND, "devices", *form],
-            env=fake_portaudio("stalls"),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run(Path.cwd(), "devices", *form, env=fake_portaudio("stalls"))
         assert (done.returncode, done.stderr) == (0, "")
         if form:
             assert [one["type"] for one in lines(done)] == ["device", "device", "summary"]
@@ -858,10 +825,7 @@ def test_that_there_is_no_microphone_is_told_to_people_and_programs(
     fake_portaudio: Callable[[str], dict[str, str]],
 ) -> None:
     for form in ([], ["--json"]):
-        done = subprocess.run(
-            [*COMMAND, "devices", *form],
-            env=fake_portaudio("absent"), capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = run(Path.cwd(), "devices", *form, env=fake_portaudio("absent"))
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
         assert "`confit-edge listen MODEL --source FILE`" in done.stderr
         assert lines(done) == ([{"type": "summary", "devices": 0}] if form else [])
@@ -1146,9 +1110,7 @@ def test_a_file_damaged_on_the_way_is_said_after_the_summary(home: Path) -> None
 @pytest.mark.parametrize("arguments", ["devices", "listen tiny.onnx", "doctor", "record low -o clips"])
 def test_without_portaudio_it_says_what_to_install(home: Path, tmp_path: Path, arguments: str) -> None:
     (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
-    done = subprocess.run(
-        [*COMMAND, *arguments.split()], cwd=home, env=environment(tmp_path), capture_output=True, text=True, check=False
-    )
+    done = run(home, *arguments.split(), env=environment(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert "apt-get install libportaudio2" in done.stderr
 
