@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.signal import fftconvolve
 
 from confit_edge.data.clips import is_silent
 from confit_edge.data.manifest import sound_files
@@ -114,6 +113,8 @@ def response(rt60: float, direct_db: float, rate: int, rng: np.random.Generator)
 
 def reverberate(pcm: Pcm, impulse_response: Pcm) -> Pcm:
     """The sound in a room, as long and as loud (RMS) as before; its direct part stays where it was."""
+    from scipy.signal import fftconvolve  # half a second, which a training without rooms does not need
+
     wet = fftconvolve(pcm, impulse_response)[: len(pcm)]
     before, after = np.sqrt(np.mean(pcm**2)), np.sqrt(np.mean(wet**2))
     return (wet * (before / after if after > 0 else 0.0)).astype(np.float32)

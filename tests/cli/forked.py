@@ -19,6 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.cli.command import ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 PATHS = [str(ROOT / part) for part in ("", "export", "runtime")]
 
@@ -69,17 +71,21 @@ class Loaded:
         self.asking: socket.socket | None = None
 
     def start(
-        self, *arguments: str | Path, cwd: Path | None = None, environment: Mapping[str, str] = os.environ
-    ) -> Forked:
-        """`confit-edge ARGUMENTS`. Where `environment` has a PYTHONPATH, its folders come first."""
+        self, *arguments: str | Path, cwd: Path | None = None, environment: Mapping[str, str] = os.environ,
+        stderr: int | None = None,
+    ) -> Forked:  # fmt: skip
+        """`confit-edge ARGUMENTS`. Where `environment` has a PYTHONPATH, its folders come first.
+
+        It has a pipe for each of stdin, stdout and stderr, or in place of the last the file that is given.
+        """
         self.asking = self.asking or self._begin()
         asked = {
             "arguments": list(map(str, arguments)), "cwd": str(cwd or Path.cwd()),
             "environment": {**environment, **self.environment},
         }  # fmt: skip
-        (stdin, into), (out, stdout), (err, stderr), (status, told) = (os.pipe() for _ in range(4))
-        socket.send_fds(self.asking, [json.dumps(asked).encode()], [stdin, stdout, stderr, told])
-        for descriptor in (stdin, stdout, stderr, told):
+        (stdin, into), (out, stdout), (err, said), (status, told) = (os.pipe() for _ in range(4))
+        socket.send_fds(self.asking, [json.dumps(asked).encode()], [stdin, stdout, stderr or said, told])
+        for descriptor in (stdin, stdout, said, told):
             os.close(descriptor)
         return Forked(asked["arguments"], into, out, err, status)
 
@@ -106,6 +112,13 @@ class Loaded:
 DEVICE = Loaded(
     *("confit_edge.cli.listen", "confit_runtime.listener", "confit_runtime.gallery", "confit_runtime.sources.files"),
     *("onnxruntime", "soundfile", "soxr", "rich.progress"),
+)
+# for those that train, also with an encoder of transformers
+TRAINING = Loaded(
+    *("confit_edge.cli.train", "confit_edge.cli.distill", "confit_edge.pairtune.student", "confit_edge.geometry.plots"),
+    *("confit_edge.encoders.transformers", "transformers.models.whisper.modeling_whisper", "sklearn.linear_model"),
+    *("scipy.optimize", "rich.progress"),
+    **ENVIRONMENT,
 )
 
 

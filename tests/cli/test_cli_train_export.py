@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,9 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.files import alone
 from confit_runtime import load
 from tests.cli.command import COMMAND, ENVIRONMENT, Confit
+from tests.cli.forked import TRAINING
 
-# one thread, since two trainings run at once; no network, since an unknown --encoder is looked up on the hub
 WEIGHTS = ("encoder.safetensors", "probe.safetensors", "projection.safetensors")
-
-
-def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-    command = [*COMMAND, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, **pipes)
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +50,12 @@ def test_killed_three_times_and_resumed_the_run_is_the_undisturbed_one(small: Pa
         "--no-frozen-baseline",
         "--json",
     ]
-    undisturbed = start("train", small, "-o", tmp_path / "undisturbed", *options, stdout=subprocess.DEVNULL)
+    undisturbed = TRAINING.start("train", small, "-o", tmp_path / "undisturbed", *options)
     # killed at some time after the start, then at some time after each of two later epochs
     moments = [(epoch, random.uniform(0, 0.2)) for epoch in (0, *sorted(random.sample(range(1, 5), 2)))]
     for epoch, delay in moments:
         more = ["--resume"] if epoch else []
-        process = start("train", small, "-o", tmp_path / "killed", *options, *more, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
+        process = TRAINING.start("train", small, "-o", tmp_path / "killed", *options, *more)
         if epoch:
             lines = map(json.loads, process.stdout)
             assert any(line["type"] == "epoch" and line["epoch"] >= epoch for line in lines), moments
@@ -79,11 +65,11 @@ def test_killed_three_times_and_resumed_the_run_is_the_undisturbed_one(small: Pa
                 time.sleep(0.01)
         time.sleep(delay)
         assert process.poll() is None, f"it was over too soon: {moments}"
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         process.stdout.close()
         assert not (tmp_path / "killed" / "run.json").exists(), moments
-    resumed = run(
+    resumed = TRAINING.run(
         "train", small, "-o", tmp_path / "killed", "--resume", "--json"
     )  # it knows the options it was begun with
     assert resumed.returncode == 0, resumed.stderr
@@ -107,20 +93,20 @@ def test_a_run_is_made_by_one_process(small: Path, tmp_path: Path) -> None:
     """From before it decodes to its end; one that was killed holds nothing, and what is refused leaves nothing."""
     options = ["--epochs", "50", "--clips-per-class", "2", "--soup", "1", "--no-frozen-baseline", "--json"]
     out = tmp_path / "runs" / "words"
-    first = start("train", small, "-o", out, *options)
+    first = TRAINING.start("train", small, "-o", out, *options)
     while not out.exists():  # long before started.json is there
         assert first.poll() is None
         time.sleep(0.001)
     assert not (out / "started.json").exists()
     for more in (["--seed", "5"], ["--resume"]):
-        second = run("train", small, "-o", out, *options, *more)
+        second = TRAINING.run("train", small, "-o", out, *options, *more)
         told = f"confit-edge: {out}: this run is being made by another process; wait for it, or choose another -o\n"
         assert (second.returncode, second.stdout, second.stderr) == (2, "", told)
     assert first.poll() is None, "it was over too soon"
     first.kill()
     first.communicate()
     assert json.loads((out / "started.json").read_text())["recipe"]["seed"] == 0
-    refused = run("train", tmp_path / "none.csv", "-o", tmp_path / "other" / "words", *options)
+    refused = TRAINING.run("train", tmp_path / "none.csv", "-o", tmp_path / "other" / "words", *options)
     assert refused.returncode == 2
     assert not (tmp_path / "other").exists()
     with alone(out, "run"):
@@ -130,10 +116,7 @@ def test_a_run_is_made_by_one_process(small: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) -> None:
     options = ["--epochs", "50", "--clips-per-class", "2", "--json"]
-    # a job in a script's background is started with SIGINT ignored
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = start("train", small, "-o", tmp_path / "run", *options, preexec_fn=heeding)
-    assert process.stdout is not None
+    process = TRAINING.start("train", small, "-o", tmp_path / "run", *options)
     assert any(json.loads(line)["type"] == "epoch" for line in process.stdout)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -149,34 +132,24 @@ ONE_EPOCH = ("--epochs", "1", "--clips-per-class", "2", "--probe-views", "1", "-
 
 
 def test_a_stderr_whose_reader_is_gone_costs_no_training(small: Path, tmp_path: Path) -> None:
-    train = [*COMMAND, "train", small, "-o", tmp_path / "run", *ONE_EPOCH]
-    done = subprocess.run(
-        ["bash", "-c", 'set -o pipefail; exec 3>&1; "$@" 2>&1 >&3 | true', "bash", *train],
-        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("trained, linear probe")
+    reader, stderr = os.pipe()
+    process = TRAINING.start("train", small, "-o", tmp_path / "run", *ONE_EPOCH, stderr=stderr)
+    os.close(stderr)
+    os.close(reader)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert out.startswith("trained, linear probe")
     assert (tmp_path / "run" / "run.json").is_file()
 
 
 def test_a_training_outlives_its_terminal(small: Path, tmp_path: Path) -> None:
     """As one that is disowned, or under nohup, when the ssh session is lost."""
     ours, theirs = pty.openpty()
-    ignoring = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
-    process = start(
-        "train",
-        small,
-        "-o",
-        tmp_path / "run",
-        *ONE_EPOCH,
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        preexec_fn=ignoring,
-    )
+    process = TRAINING.start("train", small, "-o", tmp_path / "run", *ONE_EPOCH, stderr=theirs)
     os.close(theirs)
     assert os.read(ours, 1)  # its bar is drawn
     os.close(ours)
-    assert process.wait(timeout=120) == 0
+    assert process.wait() == 0
     assert (tmp_path / "run" / "run.json").is_file()
 
 
@@ -476,6 +449,7 @@ def test_the_real_command_says_one_line_and_no_traceback(bad: Path, tmp_path: Pa
         (["export", bad, "-o", tmp_path / "model.onnx"], 2, "not a run"),
     ]
     for arguments, code, named in calls:
-        done = run(*arguments)
+        command = [*COMMAND, *map(str, arguments)]
+        done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert named in one_line(done.stderr)
