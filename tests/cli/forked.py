@@ -117,7 +117,7 @@ DEVICE = Loaded(
 TRAINING = Loaded(
     *("confit_edge.cli.train", "confit_edge.cli.distill", "confit_edge.pairtune.student", "confit_edge.geometry.plots"),
     *("confit_edge.encoders.transformers", "transformers.models.whisper.modeling_whisper", "sklearn.linear_model"),
-    *("scipy.optimize", "rich.progress"),
+    *("torch._dynamo", "scipy.optimize", "rich.progress"),
     **ENVIRONMENT,
 )
 
