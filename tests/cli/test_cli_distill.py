@@ -6,8 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from confit_edge.files import alone
 from confit_edge.runs import read_run, weights_sha256
 from confit_runtime import load
 from confit_runtime.audio import load_clip
-from tests.cli.command import COMMAND, ENVIRONMENT, Confit
+from tests.cli.command import Confit
+from tests.cli.forked import TRAINING
 
 QUICK = ["--clips-per-class", "2", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline"]
 
@@ -35,7 +34,7 @@ def teacher(small: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.
     """A run of a tiny Whisper. Not to be changed."""
     run = tmp_path_factory.mktemp("teacher") / "whisper"
     arguments = ["train", small, "-o", run, "--encoder", checkpoints["whisper"], "--epochs", "1", *QUICK]
-    done = subprocess.run([*COMMAND, *map(str, arguments)], env={**os.environ, **ENVIRONMENT}, capture_output=True)
+    done = TRAINING.run(*arguments)
     assert done.returncode == 0, done.stderr
     return run
 
@@ -112,22 +111,15 @@ def test_killed_and_resumed_the_student_is_the_undisturbed_one(
 ) -> None:
     arguments = ["distill", teacher, "--unlabelled", background, "--epochs", "3", "--recipe", recipe, "--json"]
 
-    def start(out: Path, *more: str) -> subprocess.Popen[str]:
-        command = [*COMMAND, *map(str, [*arguments, "-o", out]), *more]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, **pipes)
-
-    undisturbed, last = start(tmp_path / "undisturbed"), random.randint(1, 2)
-    process = start(tmp_path / "killed")
-    assert process.stdout is not None
+    undisturbed, last = TRAINING.start(*arguments, "-o", tmp_path / "undisturbed"), random.randint(1, 2)
+    process = TRAINING.start(*arguments, "-o", tmp_path / "killed")
     assert any(line["type"] == "epoch" and line["epoch"] == last for line in map(json.loads, process.stdout))
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert not (tmp_path / "killed" / "run.json").exists()
-    resumed = start(tmp_path / "killed", "--resume")
-    out, err = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, err
-    assert next(line["epoch"] for line in map(json.loads, out.splitlines()) if line["type"] == "epoch") > 1
+    resumed = TRAINING.run(*arguments, "-o", tmp_path / "killed", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert next(line["epoch"] for line in map(json.loads, resumed.stdout.splitlines()) if line["type"] == "epoch") > 1
     _, err = undisturbed.communicate(timeout=120)
     assert undisturbed.returncode == 0, err
     for name in ("encoder.safetensors", "projection.safetensors", "probe.safetensors", "history.csv", "metrics.json"):

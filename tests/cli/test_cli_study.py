@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,8 @@ import pytest
 
 from confit_edge.files import alone
 from confit_edge.studies import names
-from tests.cli.command import COMMAND, Confit
+from tests.cli.command import Confit
+from tests.cli.forked import TRAINING
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +60,12 @@ def test_killed_and_gone_on_with_it_is_the_study_that_was_not_disturbed(
 ) -> None:
     arguments = ["study", "classes", "--data", tones, "--recipe", recipe, "--seeds", "1", "--json"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    command = [*COMMAND, *map(str, arguments), "-o", str(killed), "--jobs", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = TRAINING.start(*arguments, "-o", killed, "--jobs", "2")
     trials = killed / "trials.jsonl"
     wait_until(lambda: trials.is_file() and trials.read_bytes().count(b"\n") >= 2)
     workers = children(process.pid)
     assert len(workers) >= 2
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     kept = trials.read_bytes().count(b"\n")
     assert kept < 6, "it was over too soon"
