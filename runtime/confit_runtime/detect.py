@@ -109,7 +109,7 @@ class Detector:
         self._may_fire = np.ones(len(self.on), bool)
         self._may_fire[np.asarray(never, np.int64)] = False
         self._least = np.where(self._may_fire, np.minimum(self.on, self.off), np.inf).astype(np.float32)
-        self._recent = np.zeros((smoothing_hops, len(self.on)), np.float32)
+        self._recent = np.zeros((smoothing_hops - 1, len(self.on)), np.float32)  # the rows before the next
         self.released: list[tuple[int, int]] = []
         self.reset()
 
@@ -131,7 +131,7 @@ class Detector:
     @property
     def memory(self) -> int:
         """On how many rows before its own a hit depends, leaving aside what disarmed its class."""
-        return len(self._recent) + self.min_hops - 2
+        return len(self._recent) + self.min_hops - 1
 
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
@@ -191,22 +191,37 @@ class Detector:
     def push(self, scores: Floats) -> list[Hit]:
         """Take `[rows, classes]` scores; give the hits they complete, in time order."""
         self.released = []
-        return [hit for row in scores for hit in self._push_row(row)]
-
-    def _push_row(self, row: Floats) -> list[Hit]:
-        self._recent[self.rows % len(self._recent)] = row
-        recent = self._recent
-        if self.rows - self._first + 1 < len(recent):  # the others have not been filled yet
-            recent = recent[np.arange(self._first, self.rows + 1) % len(recent)]
-        smooth = np.add.reduce(recent, axis=0) / np.float32(len(recent))
-        if not (smooth >= self._least).any():  # as nearly always: a quarter of the time that the rest takes
-            if not self._calm:
-                self._pause(np.ones(len(smooth), bool))
-                self._above[:] = 0
-                if self._armed.all():
-                    self._calm_down()
+        hits = []
+        smooth = self._smoothed(scores)
+        heard = (smooth >= self._least).any(axis=1)
+        for row, anything in zip(smooth, heard.tolist(), strict=True):
+            if anything:
+                hits += self._hear(row)
+            elif not self._calm:
+                self._hear_nothing()
             self.rows += 1
-            return []
+        return hits
+
+    def _smoothed(self, scores: Floats) -> Floats:
+        """The mean of each of the `[rows, classes]` to come and those before it, of which there are fewer at the beginning."""
+        rows, hops = len(scores), len(self._recent) + 1
+        all_rows = np.concatenate([self._recent, scores], dtype=np.float32)
+        total = all_rows[:rows].copy()
+        for later in range(1, hops):
+            total += all_rows[later : later + rows]
+        self._recent = all_rows[rows:].copy()
+        if (begun := self.rows - self._first) >= hops - 1:
+            return total / np.float32(hops)
+        return total / np.minimum(np.arange(begun + 1, begun + rows + 1), hops).astype(np.float32)[:, None]
+
+    def _hear_nothing(self) -> None:
+        """Take a row at which no class is heard. Where all are armed, as nearly always, that changes nothing."""
+        self._pause(np.ones(len(self.on), bool))
+        self._above[:] = 0
+        if self._armed.all():
+            self._calm_down()
+
+    def _hear(self, smooth: Floats) -> list[Hit]:
         self._calm = False
         low = smooth < self.off
         self._pause(low)
@@ -221,7 +236,6 @@ class Detector:
         for hit in hits:
             self._armed[hit.label] = False
             self.silent_until[hit.label] = self.rows + self.refractory_hops[hit.label]
-        self.rows += 1
         return hits
 
     def _pause(self, low: Bools) -> None:
