@@ -77,11 +77,11 @@ def background(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of short tones of four pitches by four, two and three whistlers: 32, 8 and 12 clips."""
+    """A manifest of tones, shorter than any window, of four pitches by four, two and three whistlers: 32, 8 and 12 clips."""
     import numpy as np
     import soundfile
 
-    folder, rng, time = tmp_path_factory.mktemp("tones"), np.random.default_rng(0), np.arange(3200) / 16_000
+    folder, rng, time = tmp_path_factory.mktemp("tones"), np.random.default_rng(0), np.arange(2400) / 16_000
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", "label", "group", "split"])
