@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = 2
+SECONDS = 1
 REPEATED = """
 import sys, time
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Trainings for test_distributed.py, by one process or, under torchrun, by several: `processes.py MANIFEST OUT`."""
+"""Trainings for test_distributed.py, by one process or, under torchrun, by several.
+
+`processes.py MANIFEST OUT DISTILL...`: the last are the arguments of a `confit-edge distill`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from confit_edge.cli import main as command
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders.speech_embedding import SpeechEmbedding
 from confit_edge.pairtune.distributed import Ranks, join
@@ -91,7 +95,7 @@ def _refusal(action: Callable[[], object]) -> str:
     return "none"
 
 
-def main(manifest: str, out: str) -> None:
+def main(manifest: str, out: str, *distill: str) -> None:
     rank, corpus = os.environ["RANK"], read_corpus(Path(manifest), rate=16_000, seed=0)
     # registered before the processes join, so called after what joining registers
     atexit.register(lambda: (Path(out) / f"left-{rank}.txt").write_text("\n".join(_threads()), encoding="utf-8"))
@@ -105,9 +109,13 @@ def main(manifest: str, out: str) -> None:
         _refusal(lambda: weights(corpus, lr=1e6, clips_per_class=6, epochs=1)),
     ]
     # of two machines without a common folder the first alone has what it wrote
+    here = Path.cwd()
     os.chdir(out if rank == "0" else Path(out).parent)
     refusals.append(_refusal(lambda: join("cpu").everywhere(Path("gradients-0.safetensors"))))
+    os.chdir(here)
     (Path(out) / f"refusals-{rank}.txt").write_text("\n".join(refusals), encoding="utf-8")
+    sys.argv = ["confit-edge", *distill]
+    command()
 
 
 if __name__ == "__main__":

@@ -230,6 +230,8 @@ class Detector:
         ready = self._may_fire & self._armed & (self._above >= self.min_hops) & (self.rows >= self.silent_until)
         if self.exclusive:
             ready &= smooth >= smooth.max()
+        if not ready.any():
+            return []
         hits = [
             Hit(int(label), float(smooth[label]), int(self._since[label]), self.rows) for label in np.flatnonzero(ready)
         ]
@@ -241,9 +243,11 @@ class Detector:
     def _pause(self, low: Bools) -> None:
         """Take a row at which the classes of `low [classes]` are below `off`: of those that fired, the sound of some is over."""
         self._paused = np.where(low, self._paused + 1, 0)
+        self._since[low] = -1
+        if self._armed.all():
+            return
         over = ~self._armed & (self._paused > self.hold_hops)
         self._armed |= over
-        self._since[low] = -1
         self.released += [(int(self.rows + 1 - self._paused[label]), int(label)) for label in np.flatnonzero(over)]
 
 

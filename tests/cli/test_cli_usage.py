@@ -22,6 +22,7 @@ import typer
 import confit_runtime
 from confit_edge.cli import _BROUGHT_BY, _refused, _without_memory, command_line
 from tests.cli.command import Confit
+from tests.cli.forked import DEVICE
 
 # of what only the extras bring: everything that a verb might import
 EXTRAS = [
@@ -233,14 +234,13 @@ def test_what_is_printed_is_utf8_whatever_the_terminal_speaks(tmp_path: Path, en
 def test_a_shipped_model_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "tens").mkdir()
-    inspect = [sys.executable, "-m", "confit_edge", "inspect"]
-    assert subprocess.run([*inspect, "digits"], cwd=tmp_path, capture_output=True).returncode == 0
-    refused = subprocess.run([*inspect, "tens"], cwd=tmp_path, capture_output=True, text=True)
+    assert DEVICE.run("inspect", "digits", "--no-measure", cwd=tmp_path).returncode == 0
+    refused = DEVICE.run("inspect", "tens", cwd=tmp_path)
     assert "tens: is a folder" in refused.stderr
 
 
 def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
-    command = f"{sys.executable} -m confit_edge inspect digits --json > /dev/full"
+    command = f"{sys.executable} -m confit_edge inspect digits --no-measure --json > /dev/full"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, "confit-edge: cannot be written: No space left on device\n")
     error = PermissionError(13, "Permission denied", "run/.x.onnx.0123abcd.partial/x.onnx")

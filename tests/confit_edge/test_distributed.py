@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,11 +34,30 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of every case after a training by two processes, in `CASE-RANK.safetensors`."""
+def launched(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A run that two processes made, and what they said."""
+    out = tmp_path_factory.mktemp("launched") / "run"
+    settings = ["--epochs", "1", "--no-frozen-baseline", "--soup", "1", "--probe-views", "1", "--window", "0.8"]
+    done = launch("-m", "confit_edge", "train", str(manifest), "-o", str(out), *settings, "--device", "cpu", "--json")
+    return out, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def processed(
+    manifest: Path, launched: tuple[Path, Any], checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder in which `processes` left what it did, and what was said as the run was distilled."""
     out = tmp_path_factory.mktemp("processes")
-    launch(str(Path(processes.__file__)), str(manifest), str(out))
-    return out
+    distill = ["distill", str(launched[0]), "-o", str(out / "student"), "--student", str(checkpoints["whisper"])]
+    settings = ["--epochs", "1", "--lr", "5e-4", "--device", "cpu", "--json"]
+    done = launch(str(Path(processes.__file__)), str(manifest), str(out), *distill, *settings)
+    return out, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(processed: tuple[Path, Any]) -> Path:
+    """Weights of every case after a training by two processes, in `CASE-RANK.safetensors`."""
+    return processed[0]
 
 
 @pytest.mark.parametrize("case", processes.CASES)
@@ -83,34 +103,17 @@ def test_processes_leave_each_other_before_they_end(trained: Path) -> None:
 
 
 def test_train_and_distill_work_under_a_launcher_and_speak_with_one_voice(
-    manifest: Path, checkpoints: dict[str, Path], tmp_path: Path
+    launched: tuple[Path, list[dict[str, Any]]], processed: tuple[Path, list[dict[str, Any]]]
 ) -> None:
-    settings = [
-        "--epochs",
-        "1",
-        "--no-frozen-baseline",
-        "--soup",
-        "1",
-        "--probe-views",
-        "1",
-        "--window",
-        "0.8",
-        "--device",
-        "cpu",
-    ]
-    done = launch("-m", "confit_edge", "train", str(manifest), "-o", str(tmp_path / "run"), *settings, "--json")
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    path, lines = launched
     assert [line["type"] for line in lines] == ["note", "note", "epoch", "probing", "summary"]
-    run = read_run(tmp_path / "run")
+    run = read_run(path)
     assert run.metrics["probes"] == lines[-1]["probes"]
-    assert not list((tmp_path / "run").glob("*.partial"))
-    student = [str(tmp_path / "run"), "-o", str(tmp_path / "student"), "--student", str(checkpoints["whisper"])]
-    done = launch(
-        "-m", "confit_edge", "distill", *student, "--epochs", "1", "--lr", "5e-4", "--device", "cpu", "--json"
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not list(path.glob("*.partial"))
+    _, lines = processed
     assert sum("no --unlabelled sound" in line.get("text", "") for line in lines) == 1
-    assert [line["type"] for line in lines][-1] == "summary"
+    assert [line["type"] for line in lines].count("summary") == 1
+    assert lines[-1]["type"] == "summary"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 15])
