@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import sys
@@ -411,25 +410,6 @@ def test_a_loss_on_test_is_told_beyond_what_the_gate_allows() -> None:
 # what is in the file
 
 
-def test_the_same_run_gives_the_same_bytes(
-    run_path: Path,
-    exports: dict[str, Exported],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "deeper" / "words.onnx"
-    monkeypatch.setattr(sys, "argv", ["confit-edge", "export", str(run_path), "-o", str(out), "--json"])
-    main_exit(0)
-    assert out.read_bytes() == exports["int8"].path.read_bytes()
-    assert sorted(entry.name for entry in out.parent.iterdir()) == ["words.md", "words.onnx"]
-    (line,) = capsys.readouterr().out.splitlines()
-    summary = json.loads(line)
-    assert (summary["type"], summary["model"], summary["bytes"]) == ("summary", str(out), out.stat().st_size)
-    assert summary["thresholds"] == exports["int8"].contract.thresholds
-    assert summary["timing"]["p50_ms"] > 0
-
-
 def main_exit(code: int) -> None:
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -483,13 +463,12 @@ def test_the_embedding_id_is_of_the_embedding_only(
     def embedding_id(changed: Run) -> str:
         return export_run(changed, run_corpus, tmp_path / "words.onnx", quantize=False, say=quiet).contract.embedding_id
 
-    other_head = replace(run, linear=run.linear.sharpened(1.5))
-    several = replace(run, linear=replace(run.linear, multi_label=not run.linear.multi_label))
+    other_head = replace(run, linear=replace(run.linear.sharpened(1.5), multi_label=not run.linear.multi_label))
     other_weights = replace(run, encoder=copy.deepcopy(run.encoder))
     with torch.no_grad():
         next(iter(other_weights.encoder.parameters())).view(-1)[0] += 1e-3
     before = exports["fp32"].contract.embedding_id
-    assert embedding_id(other_head) == embedding_id(several) == before
+    assert embedding_id(other_head) == before
     assert embedding_id(other_weights) != before
     assert exports["int8"].contract.embedding_id != before
 
