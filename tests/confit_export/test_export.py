@@ -117,7 +117,7 @@ from tests import tiny_model
 graph, contract = onnx.load({str(tmp_path / "tiny.onnx")!r}), tiny_model.contract()
 del graph.metadata_props[:]
 """
-    at_once(begin, "provisional(path, graph, contract)", tmp_path / "out.onnx")
+    at_once(begin, "provisional(path, graph, contract)", tmp_path / "out.onnx", "confit_export.model_file")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 

@@ -283,7 +283,8 @@ def test_a_sweep_that_two_exports_make_at_once_is_kept(tmp_path: Path) -> None:
     begin = (
         "from confit_export.sensitivity import _errors_in, _keep\nerrors = {f'layer {at}': 0.5 for at in range(200)}"
     )
-    at_once(begin, "assert _keep(path, errors) and _errors_in(path) == errors", tmp_path / "sweep.json")
+    work = "assert _keep(path, errors) and _errors_in(path) == errors"
+    at_once(begin, work, tmp_path / "sweep.json", "confit_export.sensitivity")
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
