@@ -194,7 +194,7 @@ class Detector:
         hits = []
         smooth = self._smoothed(scores)
         heard = (smooth >= self._least).any(axis=1)
-        for row, anything in zip(smooth, heard.tolist(), strict=True):
+        for row, anything in zip(smooth, heard, strict=True):
             if anything:
                 hits += self._hear(row)
             elif not self._calm:
