@@ -193,7 +193,7 @@ class Detector:
         self.released = []
         hits = []
         smooth = self._smoothed(scores)
-        heard = (smooth >= self._least).any(axis=1)
+        heard = np.logical_or.reduce(smooth >= self._least, axis=1)
         for row, anything in zip(smooth, heard, strict=True):
             if anything:
                 hits += self._hear(row)

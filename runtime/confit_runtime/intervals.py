@@ -31,8 +31,7 @@ def poisson_upper(count: int, exposure: float, confidence: float = 0.95) -> floa
     """
     if exposure <= 0:
         return math.inf
-    top = count + 10.0 * math.sqrt(count + 1) - math.log1p(-confidence) + 10.0
-    return _falling_root(lambda mean: _poisson_cdf(count, mean), 1 - confidence, 0.0, top) / exposure
+    return _poisson_mean(count, 1 - confidence) / exposure
 
 
 def poisson_interval(count: int, exposure: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -43,8 +42,7 @@ def poisson_interval(count: int, exposure: float, confidence: float = 0.95) -> t
     high = poisson_upper(count, exposure, one_sided)
     if count == 0:
         return 0.0, high
-    low = _falling_root(lambda mean: _poisson_cdf(count - 1, mean), one_sided, 0.0, float(count)) / exposure
-    return low, high
+    return _poisson_mean(count - 1, one_sided) / exposure, high
 
 
 def share_interval(hits: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -132,6 +130,13 @@ def drawn(count: int, draws: int, seed: int | tuple[int, ...] = 0) -> npt.NDArra
     """How often each of `count` things is in each draw of as many, `[draws, count]`: the same at every call of a seed."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+
+
+@lru_cache(maxsize=4096)
+def _poisson_mean(count: int, share: float) -> float:
+    """The mean at which there are at most `count` events with a probability of `share`. A curve asks of few counts, often."""
+    top = count + 10.0 * math.sqrt(count + 1) - math.log(share) + 10.0
+    return _falling_root(lambda mean: _poisson_cdf(count, mean), share, 0.0, top)
 
 
 def _poisson_cdf(count: int, mean: float) -> float:
