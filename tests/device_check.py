@@ -60,6 +60,7 @@ found = [
 ]
 assert found == ["four"], found
 
+subprocess.run([PROGRAM, "--help"], capture_output=True, check=True)  # of all verbs, which an old typer cannot tell
 missing = subprocess.run([PROGRAM, "train", "x", "-o", "y"], capture_output=True, text=True)
 assert missing.returncode == 2, missing
 assert "pip install" in missing.stderr, missing.stderr
