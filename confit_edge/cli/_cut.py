@@ -193,7 +193,7 @@ def _group(table: Path, recording: Labelled) -> str:
             " splits: give it one"
         )
     name = relative(recording.path.with_suffix(""), table if table.is_dir() else table.parent)
-    return next(iter(recording.groups), os.fsencode(name).decode(errors="replace"))
+    return next(iter(recording.groups), name.encode(errors="backslashreplace").decode())
 
 
 def _refuse_none(table: Path, pieces: Sequence[Pieces]) -> None:

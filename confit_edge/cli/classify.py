@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Annotated
 
@@ -44,7 +43,7 @@ def classify(
     failed = nothing = 0
     silent = loaded.contract.unknown_label if loaded.contract.multi_label else None
     for path in paths:
-        clip = os.fsencode(path).decode(errors="replace")
+        clip = str(path)
         try:
             found = loaded.classify(path)
         except ConfitError as error:

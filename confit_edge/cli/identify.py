@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +52,7 @@ def identify(
             raise UsageError(f"{gallery}: nobody is enrolled; begin with `confit-edge enroll {model} NAME CLIP...`")
         tell_narrow(paths, loaded)
         for path in paths:
-            clip = os.fsencode(path).decode(errors="replace")
+            clip = str(path)
             try:
                 match = opened.match(embed_query(loaded, load_clip(path, rate), settled, str(path)))
             except ConfitError as error:

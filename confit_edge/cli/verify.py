@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -53,8 +52,7 @@ def verify(
         raise UsageError(str(error)) from error  # whose exit status is another than that of a no
     if json:
         fields = {key: value for key, value in dataclasses.asdict(match).items() if key != "name"}
-        said = os.fsencode(clip).decode(errors="replace")
-        emit("verification", clip=said, name=name, verified=match.name is not None, **fields)
+        emit("verification", clip=str(clip), name=name, verified=match.name is not None, **fields)
     else:
         yes = f"is {name}  {match.score:.2f}  (needs {match.threshold:.2f})"
         no = f"is not {name}  {match.score:.2f}  ({why_not(match, name)})"

@@ -396,6 +396,19 @@ def test_cut_groups_as_the_table_says(field: Path) -> None:
     assert "dusk.wav is of several groups (june, may), and no recording may be in two splits" in torn.stderr
 
 
+def test_cut_groups_recordings_by_their_names_of_whatever_bytes(tmp_path: Path) -> None:
+    for name in (b"caf\xe8", b"caf\xe9"):
+        path = tmp_path / "bar" / os.fsdecode(name + b".wav")
+        path.parent.mkdir(exist_ok=True)
+        sound = np.random.default_rng(name[-1]).uniform(-0.3, 0.3, 8_000)
+        soundfile.write(os.fsencode(path), sound, 8_000, format="WAV")
+        path.with_suffix(".txt").write_text("0.1\t0.8\tcup\n")
+    done = run("cut", tmp_path / "bar", "-o", tmp_path / "clips", cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    groups = [clip.group for clip in read_manifest(tmp_path / "clips" / "manifest.csv", alone=True).clips]
+    assert groups == ["caf\\udce8", "caf\\udce9"]
+
+
 def test_cut_leaves_out_a_damaged_recording_and_says_so(field: Path) -> None:
     broken = field / "field" / "b" / "night.flac"
     broken.write_bytes(broken.read_bytes()[:40_000])

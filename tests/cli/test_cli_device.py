@@ -906,6 +906,18 @@ def test_prints_and_negative_ones_are_told_apart(home: Path, tmp_path: Path) -> 
     assert lines(run(tmp_path, "gallery", "remove", "bell", "--gallery", "two.db", "--json"))[0].items() >= both.items()
 
 
+def test_a_file_whose_name_is_not_utf8_is_called_the_same_by_every_verb(home: Path) -> None:
+    clip = home / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(os.fsencode(clip), tone(500, 1.5), 16_000, format="WAV")
+    *_, heard = lines(run(home, "listen", "tiny.onnx", "--source", clip.name, "--json"))
+    told, _ = lines(run(home, "classify", "tiny.onnx", clip.name, "--json"))
+    gallery = ("--gallery", "cafe.db")
+    assert run(home, "enroll", "tiny.onnx", "cafe", clip.name, *gallery).returncode == 0
+    matched, _ = lines(run(home, "identify", "tiny.onnx", clip.name, *gallery, "--json"))
+    (verified,) = lines(run(home, "verify", "tiny.onnx", "cafe", clip.name, *gallery, "--json"))
+    assert [one["clip"] for one in (told, matched, verified)] == [heard["source"]] * 3 == [clip.name] * 3
+
+
 def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:
     clips = ["damaged.flac", "bells/bell-0.wav", "text.wav", "nothing.wav", "buzz.wav"]
     done = run(home, "identify", "tiny.onnx", *clips, "--gallery", "house.db", "--json")
