@@ -197,7 +197,8 @@ def _class_stats(label: str, manifest: Manifest, seconds: dict[Path, float]) -> 
 def _format(path: Path) -> tuple[int, int]:
     import soundfile
 
-    info = soundfile.info(str(path))
+    with open(path, "rb") as file:  # soundfile takes no name that is not UTF-8
+        info = soundfile.info(file)
     return int(info.samplerate), int(info.channels)
 
 

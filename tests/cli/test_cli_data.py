@@ -68,6 +68,13 @@ def test_check_fails_on_leaks_and_with_strict_on_damage(folder: Path) -> None:
     assert "leak: group 'ann'" in torn.stdout
 
 
+def test_check_takes_a_folder_of_any_name(folder: Path) -> None:
+    (folder / "set").rename(folder / os.fsdecode(b"caf\xe9"))
+    done = run("check", folder / os.fsdecode(b"caf\xe9"), cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "12 usable clips" in done.stdout
+
+
 def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     out = folder / "made" / "split.csv"
     done = run("split", folder / "set", "-o", out, "--seed", "3", "--fractions", "60/20/20", cache=folder / "cache")
