@@ -19,6 +19,7 @@ from confit_edge import __version__
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.data.manifest import SPLITS
 from confit_edge.data.others import WORDS
+from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
 from confit_edge.files import write_tensors, write_text
@@ -146,6 +147,7 @@ def read_run(path: Path) -> Run:
     from safetensors.numpy import load_file as load_arrays
     from safetensors.torch import load_file as load_tensors
 
+    check_utf8(path)
     if (path / CHECKPOINT).is_file() and not (path / "run.json").is_file():
         raise UsageError(
             f"{path}: this training has not finished; go on with it: confit-edge train MANIFEST -o {quote(str(path))} --resume"

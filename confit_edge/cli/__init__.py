@@ -131,6 +131,10 @@ def _run() -> None:
         if extra is None:  # our own, or of Python itself
             raise
         _fail(UsageError(f"this verb needs {missing}: pip install 'confit-edge[{extra}]'"), UsageError.exit_code)
+    except UnicodeEncodeError as error:  # a name of a file
+        around = error.object[max(0, error.start - 60) : error.end + 20]
+        told = f"cannot be written: {around!r} is not UTF-8, as the name of a file may be; rename that"
+        _fail(ConfitError(told), ConfitError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_refused(error)), ConfitError.exit_code)
     except Exception as error:

@@ -98,6 +98,7 @@ def study(
 
     Example: `confit-edge study temperature --data words.csv -o studies/temperature --jobs 2`
     """
+    from confit_edge.data.tables import check_utf8
     from confit_edge.files import alone
     from confit_edge.recipe import Recipe
     from confit_edge.studies import find
@@ -115,6 +116,8 @@ def study(
             raise UsageError(
                 f"--{key} is of runs in --from: a study itself takes it from its recipe, key '{key}' of --recipe"
             )
+    for argument in sys.argv:
+        check_utf8(Path(argument))  # results tell the command
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
     with nullcontext() if dry_run else alone(out, "study"), StudyBar(json_lines) as progress:

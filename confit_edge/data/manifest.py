@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
-from confit_edge.data.tables import ManifestError, read_table, relative
+from confit_edge.data.tables import ManifestError, check_utf8, is_unicode, read_table, relative
 from confit_runtime.errors import UsageError
 from confit_runtime.files import write_whole
 from confit_runtime.names import plain, shown
@@ -212,7 +212,7 @@ def read_manifest(
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write a CSV that `read_manifest` reads back, with paths relative to its folder; all of it, or none of it.
 
-    Raises ManifestError where the file cannot be written.
+    Raises UsageError on a clip whose path is not UTF-8, and ManifestError where the file cannot be written.
     """
     target = Path(os.path.abspath(path))
     text = io.StringIO()
@@ -220,12 +220,14 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
     table.writerow(_written_columns(manifest.multi_label))
     for clip in manifest.clips:
         name = relative(clip.path, target.parent)
+        if not is_unicode(name):
+            check_utf8(clip.path)
         table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, text.getvalue().encode())
-    except (OSError, UnicodeEncodeError) as error:
-        raise ManifestError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+    except OSError as error:
+        raise ManifestError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
 def is_written(path: Path) -> bool:

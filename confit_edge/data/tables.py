@@ -10,6 +10,7 @@ import os
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path
+from shlex import quote
 
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.sources.files import sounds_below
@@ -111,7 +112,7 @@ def _read_parquet(source: Path, wanted: Collection[str | None]) -> Table:
 def _read_folder(source: Path) -> Table:
     sounds = sorted(relative(path, source) for path in sounds_below(source))
     clips = [name for name in sounds if "/" in name]
-    if odd := [os.fsencode(name) for name in clips if not _is_unicode(name)]:
+    if odd := [os.fsencode(name) for name in clips if not is_unicode(name)]:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ManifestError(
             f"{source}: names that are not UTF-8: {', '.join(map(repr, odd[:3]))}{more}; rename them, such as with"
@@ -144,5 +145,17 @@ def relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def _is_unicode(text: str) -> bool:
+def check_utf8(path: Path) -> None:
+    """Raise UsageError where a name in a path is not UTF-8: no text can tell it, and safetensors cannot open what lies there."""
+    for place in (*reversed(path.parents), path):
+        try:
+            place.name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{path}: the name {os.fsencode(place.name)!r} in it is not UTF-8; rename it, such as with"
+                f" `convmv -f latin1 -t utf8 --notest {quote(str(place.parent))}/*`"
+            ) from error
+
+
+def is_unicode(text: str) -> bool:
     return not any(unicodedata.category(character) == "Cs" for character in text)

@@ -19,6 +19,7 @@ import soundfile
 
 from confit_edge.data.compose import compose
 from confit_edge.data.manifest import Clip, read_manifest, write_manifest
+from confit_edge.data.tables import check_utf8
 from confit_edge.demo import DATA
 from confit_edge.demo.report import time_and_memory, write_report
 from confit_edge.demo.side_by_side import train_all
@@ -48,9 +49,10 @@ LEARNING_RATES = (5e-4, 2e-3)  # offered to the baseline, which takes the best o
 
 
 def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[str, Any]:
-    """Everything, into the folder `out`; returns what `summary.json` holds. Raises UsageError when `out` is not empty."""
+    """Everything, into the folder `out`; returns what `summary.json` holds. Raises UsageError where `out` is no new folder."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UsageError(f"{out}: is not empty; choose another --out, or remove it")
+    check_utf8(out.resolve())
     make_folder(out)
     started = time.monotonic()
     demo = Demo(out, seed, say, watch)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge import files, runs
+from confit_edge.data.tables import check_utf8
 from confit_edge.pairtune.distributed import Ranks
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
@@ -35,6 +36,7 @@ def alone(out: Path, ranks: Ranks) -> Iterator[None]:
 def check_out(out: Path, resume: bool) -> None:
     """Raise UsageError where writing a run to `out` would lose something."""
     files.check_folder(out, "run")
+    check_utf8(out)
     begun = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
     if (out / "run.json").is_file() and not resume:
         raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")

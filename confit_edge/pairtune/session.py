@@ -23,6 +23,7 @@ from confit_edge.data.manifest import advice_on_background, sound_files
 from confit_edge.data.names import joined, misspelt
 from confit_edge.data.others import WORDS
 from confit_edge.data.splits import told_from_nothing, untested
+from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
@@ -79,6 +80,7 @@ def train(
     ranks = join(recipe.device)
     tell = watch if watch and ranks.main else _untold
     recipe = settled(recipe, ranks.device)
+    check_utf8(manifest.resolve())  # which the run is to tell, after hours
     with alone(out, ranks):
         check_out(out, resume)
         return _train(
@@ -227,18 +229,25 @@ def left_out(problem: ClipProblem) -> dict[str, Any]:
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe as it means the same in any folder: paths absolute, as a run's manifest is, and the precision chosen."""
-    background = str(Path(recipe.background).resolve()) if recipe.background else None
-    others = str(Path(recipe.others).resolve()) if recipe.others and recipe.others != WORDS else recipe.others
-    rooms = str(Path(recipe.rooms).resolve()) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms
+    """The recipe as it means the same in any folder: paths absolute, as a run's manifest is, and the precision chosen.
+
+    Raises UsageError where a path is not UTF-8.
+    """
     return replace(
         recipe,
-        encoder=str(Path(recipe.encoder).resolve()) if is_folder(recipe.encoder) else recipe.encoder,
+        encoder=absolute(recipe.encoder) if is_folder(recipe.encoder) else recipe.encoder,
         precision=pick_precision(recipe.precision, device),
-        background=background,
-        others=others,
-        rooms=rooms,
+        background=absolute(recipe.background) if recipe.background else None,
+        others=absolute(recipe.others) if recipe.others and recipe.others != WORDS else recipe.others,
+        rooms=absolute(recipe.rooms) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms,
     )
+
+
+def absolute(place: str | Path) -> str:
+    """A path as a run tells it. Raises UsageError where it is not UTF-8."""
+    path = Path(place).resolve()
+    check_utf8(path)
+    return str(path)
 
 
 def trainings(recipe: Recipe, corpus: Corpus) -> int:

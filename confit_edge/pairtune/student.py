@@ -11,11 +11,12 @@ from typing import Any
 from confit_edge import runs
 from confit_edge.data.clips import ClipStore, load_recordings
 from confit_edge.data.manifest import sound_files
+from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.resuming import alone, check_out
-from confit_edge.pairtune.session import Trained, left_out, train
+from confit_edge.pairtune.session import Trained, absolute, left_out, settled, train
 from confit_edge.pairtune.trainer import Watcher
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
@@ -51,12 +52,15 @@ def distill(
     teacher = runs.read_run(run)
     recipe, lesson = student_recipe(teacher.recipe, settings, source)
     ranks = join(recipe.device)
+    recipe = settled(recipe, ranks.device)
+    teachers_place, folders = absolute(run), list(map(absolute, unlabelled))
     watch = watch if ranks.main else None
     with alone(out, ranks):  # as `train` asks again: what cannot begin is told before anything is decoded
         check_out(out, resume)
     data = manifest or Path(teacher.info.data["manifest"])
     if not data.exists():
         raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
+    check_utf8(data.resolve())
     encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
     if json.loads(json.dumps(encoder.spec())) == teacher.info.encoder:
         raise UsageError(
@@ -78,12 +82,12 @@ def distill(
         for problem in problems:
             watch(left_out(problem))
     about = {
-        "teacher": str(run.resolve()),
+        "teacher": teachers_place,
         "teacher_encoder": teacher.info.encoder,
         "teacher_weights_sha256": runs.weights_sha256(teacher.encoder),
         **asdict(lesson),
         "unlabelled": {
-            "folders": [str(folder.resolve()) for folder in unlabelled],
+            "folders": folders,
             "recordings": len(heard),
             "seconds": round(sum(map(len, heard.values())) / rate, 1),
             "fingerprint": digest.hexdigest(),

@@ -18,7 +18,7 @@ from confit_edge.geometry.measures import describe, label_sets
 from confit_edge.pairtune.machine import pick_device
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr
-from confit_edge.pairtune.session import settled
+from confit_edge.pairtune.session import absolute, settled
 from confit_edge.pairtune.trainer import Fitted, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import dual_probe
@@ -42,8 +42,8 @@ class Source:
 
 
 def source_of(manifest: Path, recipe: Recipe) -> Source:
-    """A source that means the same in any folder and on any day."""
-    return Source(manifest.resolve(), settled(recipe, pick_device(recipe.device)))
+    """A source that means the same in any folder and on any day. Raises UsageError where a path is not UTF-8."""
+    return Source(Path(absolute(manifest)), settled(recipe, pick_device(recipe.device)))
 
 
 class Bench:

@@ -14,6 +14,7 @@ import torch
 
 from confit_edge.data.augment import Augmenter
 from confit_edge.data.corpus import Corpus
+from confit_edge.data.tables import check_utf8
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
 from confit_edge.runs import Run
@@ -199,6 +200,7 @@ def _refuse_idle(option: str, why: str, options: Mapping[str, object]) -> None:
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
     """Raise UsageError for what cannot be asked for; `scheme` is None where nothing is quantised."""
     check_suffix(out, ".onnx", "a model file's name")
+    check_utf8(out)
     refuse_calibrated(out)
     if scheme == "dynamic" and encoder.streaming:
         raise UsageError(

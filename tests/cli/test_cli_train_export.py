@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -306,6 +307,48 @@ def one_line(err: str) -> str:
     (line,) = (line for line in err.splitlines() if not (line.startswith("beware: ") or " to choose by, " in line))
     assert line.startswith("confit-edge: ")
     return line
+
+
+def test_what_a_run_could_not_tell_is_refused_before_anything_is_learnt(
+    small: Path, background: Path, run_path: Path, tmp_path: Path, confit: Confit
+) -> None:
+    latin = tmp_path / os.fsdecode(b"caf\xe9")
+    latin.mkdir()
+    for name, source in (("words", small.parent), ("sound", background), ("run", run_path)):
+        shutil.copytree(source, latin / name)
+    words, sound, run = latin / "words" / "manifest.csv", latin / "sound", latin / "run"
+    out = ["-o", tmp_path / "out"]
+    for arguments in (
+        ["train", words, *out],
+        ["train", small, *out, "--background", sound],
+        ["train", small, *out, "--others", sound],
+        ["train", small, *out, "--rooms", sound],
+        ["train", small, "-o", latin / "out"],
+        ["distill", run_path, *out, "--unlabelled", sound],
+        ["distill", run_path, *out, "--manifest", words],
+        ["distill", run, *out],
+        ["study", "shots", "--data", words, *out],
+        ["study", "shots", "--data", small, "-o", latin / "out"],
+        ["demo", "--out", latin / "out"],
+        ["data", "split", words, "-o", tmp_path / "split.csv"],
+        ["probe", run],
+        ["export", run_path, "-o", tmp_path / os.fsdecode(b"caf\xe9.onnx")],
+    ):
+        code, printed, err = confit(*arguments)
+        assert (code, printed) == (2, ""), arguments
+        assert "the name b'caf\\xe9" in one_line(err), arguments
+        assert f"`convmv -f latin1 -t utf8 --notest {tmp_path}/*`" in err
+    assert [path.name for path in tmp_path.iterdir()] == [latin.name]
+    assert confit("data", "split", words, "-o", latin / "words" / "split.csv")[0] == 0  # clips are named from there
+
+
+def test_what_cannot_be_written_as_utf8_is_one_line(run_path: Path, tmp_path: Path, confit: Confit) -> None:
+    code, _, err = confit("export", run_path, "-o", tmp_path / "m.onnx", "--license", os.fsdecode(b"caf\xe9"))
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("confit-edge: cannot be written: ")
+    assert "caf\\udce9" in last
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

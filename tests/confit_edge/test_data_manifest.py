@@ -381,7 +381,7 @@ def test_what_is_written_is_read_back(
 def test_writing_leaves_the_old_file_alone_when_it_fails(tmp_path: Path) -> None:
     out = write(tmp_path / "m.csv", "old")
     clip = Clip(tmp_path / "\udce9.wav", ("x",), "g", None)  # a file name that is not Unicode
-    with pytest.raises(ManifestError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"the name b'\\xe9.wav' in it is not UTF-8; rename it"):
         write_manifest(Manifest((clip,), out, multi_label=False), out)
     assert out.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
