@@ -122,6 +122,7 @@ def _run() -> None:
     speak_heedlessly()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        _check_encoding()
         command_line(*arguments[:1])(arguments)
     except ConfitError as error:
         _fail(error, error.exit_code)
@@ -155,6 +156,12 @@ def _speak_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # and not None, as a daemon has
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _check_encoding() -> None:
+    """Raise UsageError where the locale takes the names of files and people for another encoding, which garbles them."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise UsageError(f"the locale's encoding is {encoding}, in which names would be garbled: set PYTHONUTF8=1")
 
 
 def _extra_of(module: str, verb: list[str]) -> str | None:

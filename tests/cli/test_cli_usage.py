@@ -21,7 +21,7 @@ import typer
 
 import confit_runtime
 from confit_edge.cli import _BROUGHT_BY, _refused, _without_memory, command_line
-from tests.cli.command import Confit
+from tests.cli.command import COMMAND, Confit
 from tests.cli.forked import DEVICE
 
 # of what only the extras bring: everything that a verb might import
@@ -119,6 +119,16 @@ def test_the_modules_of_each_extra_are_known() -> None:
             assert {modules.get(name, name.replace("-", "_")) for name in names if name != "confit-edge"} == {
                 *_BROUGHT_BY[extra]
             }
+
+
+def test_a_locale_that_would_garble_names_is_refused(tmp_path: Path) -> None:
+    ascii_only = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [*COMMAND, "classify", "digits", "Müller.wav"]
+    refused = subprocess.run(command, capture_output=True, cwd=tmp_path, env=ascii_only)
+    told = "the locale's encoding is ascii, in which names would be garbled: set PYTHONUTF8=1"
+    assert (refused.returncode, refused.stderr.decode()) == (2, f"confit-edge: {told}\n")
+    mended = subprocess.run(command, capture_output=True, cwd=tmp_path, env={**ascii_only, "PYTHONUTF8": "1"})
+    assert mended.stderr.decode() == "confit-edge: Müller.wav: no such file\n"
 
 
 def test_the_version_is_told(confit: Confit) -> None:
