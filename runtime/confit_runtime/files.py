@@ -76,7 +76,12 @@ def partial_folder(path: Path) -> Iterator[Path]:
     """
     while True:
         folder = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # nobody asked for the longer one
+                error.filename = str(path)
+            raise
         with _locked(folder, wait=True):
             if not folder.is_dir():  # it was taken for one that is left, in the moment before it was locked
                 continue

@@ -42,6 +42,13 @@ def test_where_a_disk_is_full_the_file_that_was_asked_for_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_only_the_hidden_name_is_too_long_the_file_that_was_asked_for_is_named(tmp_path: Path) -> None:
+    path = tmp_path / f"{120 * 'ä'}.onnx"
+    with pytest.raises(OSError, match="File name too long") as refused:
+        write_whole(path, b"new")
+    assert refused.value.filename == str(path)
+
+
 @pytest.mark.parametrize("ends_with", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_new_file_is_not_seen_before_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_with: BaseException
