@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
 from difflib import SequenceMatcher
@@ -18,8 +19,8 @@ RARE = 3  # times as many clips has the class that is spelt right
 def misspelt(clips: Mapping[str, int]) -> list[str]:
     """Of classes and their clips: a sentence for each that may be another one misspelt.
 
-    That is where names differ by case, spaces and the like, or where a class of few clips lacks or has one letter more than
-    one of many.
+    That is where names differ by case, spaces, what is not seen and the like, or where a class of few clips lacks or has
+    one letter more than one of many.
     """
     found = []
     for pair in combinations(sorted(clips), 2):
@@ -73,7 +74,8 @@ def _as_a_table(label: str) -> bool:
 
 
 def _plain(label: str) -> str:
-    return re.sub(r"[\s_-]+", "", label.casefold())
+    seen = "".join(one for one in unicodedata.normalize("NFKC", label) if unicodedata.category(one) != "Cf")
+    return re.sub(r"[\s_-]+", "", seen.casefold())
 
 
 def _by_one_letter(one: str, other: str) -> bool:
