@@ -75,7 +75,10 @@ def train(
     writes and tells `watch`. `tensorboard` also writes curves into the run. With `teaching` the encoder is its student.
     Raises UsageError when `out` holds something else, or another process trains there.
     """
-    from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours
+    # what is needed after hours only: where it is missing it fails here, and nothing is written
+    import sklearn.linear_model  # noqa: F401
+
+    from confit_edge.geometry import plots  # noqa: F401
 
     ranks = join(recipe.device)
     tell = watch if watch and ranks.main else _untold

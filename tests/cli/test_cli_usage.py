@@ -87,6 +87,7 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, arguments: str) -> None:
         ("scipy", "demo --out /dev/null/out", "export"),
         ("matplotlib", "demo --out /dev/null/out", "export"),
         ("matplotlib", "train clips -o run", "train"),  # before anything is read
+        ("threadpoolctl", "train clips -o run", "train"),  # which scikit-learn needs
     ],
 )
 def test_any_module_that_is_missing_is_named(tmp_path: Path, module: str, arguments: str, extra: str) -> None:
