@@ -200,7 +200,7 @@ def _refuse_idle(option: str, why: str, options: Mapping[str, object]) -> None:
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
     """Raise UsageError for what cannot be asked for; `scheme` is None where nothing is quantised."""
     check_suffix(out, ".onnx", "a model file's name")
-    check_utf8(out)
+    check_utf8(Path(out.name))
     refuse_calibrated(out)
     if scheme == "dynamic" and encoder.streaming:
         raise UsageError(

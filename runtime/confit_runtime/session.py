@@ -30,11 +30,22 @@ def open_session(model: bytes | Path, threads: int, *, as_written: bool = False)
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     # spinning threads would eat a core between two hops of a microphone
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if isinstance(model, Path) and not _takes(model):
+        model = model.read_bytes()
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own, which share no public base
         reason = " ".join(str(error).split())
         raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot run this model ({reason})") from error
+
+
+def _takes(path: Path) -> bool:
+    """Whether onnxruntime can open a file, which it does by names in UTF-8 only."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def bind(session: Any, inputs: State, outputs: State) -> Callable[[], None]:

@@ -332,12 +332,13 @@ def test_what_a_run_could_not_tell_is_refused_before_anything_is_learnt(
         ["demo", "--out", latin / "out"],
         ["data", "split", words, "-o", tmp_path / "split.csv"],
         ["probe", run],
-        ["export", run_path, "-o", tmp_path / os.fsdecode(b"caf\xe9.onnx")],
     ):
         code, printed, err = confit(*arguments)
         assert (code, printed) == (2, ""), arguments
         assert "the name b'caf\\xe9" in one_line(err), arguments
         assert f"`convmv -f latin1 -t utf8 --notest {tmp_path}/*`" in err
+    code, _, err = confit("export", run_path, "-o", tmp_path / os.fsdecode(b"caf\xe9.onnx"))  # the name of the model
+    assert (code, "the name b'caf\\xe9.onnx'" in one_line(err)) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == [latin.name]
     assert confit("data", "split", words, "-o", latin / "words" / "split.csv")[0] == 0  # clips are named from there
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -89,6 +90,11 @@ def with_ends(stream: Stream, parts: list[Floats], rate: int) -> list[Detection 
 
 
 # loading
+
+
+def test_a_model_file_may_have_a_name_of_any_bytes(tmp_path: Path) -> None:
+    path = tiny_model.build(tmp_path / os.fsdecode(b"caf\xe9.onnx"))
+    assert load(path).classify(DATA / "digits-real" / "one.ogg").label in LABELS
 
 
 def test_a_missing_model_is_a_usage_error(tmp_path: Path) -> None:
