@@ -116,7 +116,7 @@ def study(
             raise UsageError(
                 f"--{key} is of runs in --from: a study itself takes it from its recipe, key '{key}' of --recipe"
             )
-    for argument in sys.argv:
+    for argument in sys.argv[1:]:
         check_utf8(Path(argument))  # results tell the command
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
