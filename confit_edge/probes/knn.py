@@ -16,6 +16,7 @@ Metric = Literal["cosine", "standardised"]
 NEIGHBOURS = (1, 3, 5, 10, 20)  # tried on validation
 METRICS: tuple[Metric, ...] = ("cosine", "standardised")  # tried on validation
 _BLOCK = 1024  # clips whose similarities are held at once
+_VOTES = 1 << 21  # of clips with several labels: as many votes, clips x neighbours x classes, are held at once
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,16 @@ class KnnProbe:
         return 1 - (lengths - 2 * products) / 2
 
     def _votes(self, rows: npt.NDArray[np.int64], similarity: Floats, k: int) -> Floats:
-        similarity = similarity[:, :k]
+        """The votes of the first `k`: added up by label where each print has one, else from a table of a part at a time."""
+        rows, similarity = rows[:, :k], similarity[:, :k]
         weights = np.exp((similarity - similarity[:, :1]) / 0.1)
-        votes = np.einsum("nk,nkc->nc", weights, self.targets[rows[:, :k]].astype(np.float32))
-        return (votes / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        votes = np.zeros((len(rows), self.targets.shape[1]), np.float32)
+        if (self.targets.sum(axis=1) == 1).all():
+            np.add.at(votes, (np.arange(len(rows))[:, None], self.targets.argmax(axis=1)[rows]), weights)
+        else:
+            step = max(1, _VOTES // max(1, rows.shape[1] * votes.shape[1]))
+            for part in (slice(start, start + step) for start in range(0, len(rows), step)):
+                cast = self.targets[rows[part]].astype(np.float32)
+                np.einsum("nk,nkc->nc", weights[part], cast, out=votes[part])
+        votes /= weights.sum(axis=1, keepdims=True)
+        return votes

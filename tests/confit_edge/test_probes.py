@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,22 @@ def test_neighbours_vote_as_in_the_loop(seed: int, prints: int, k: int, several:
         for label in range(3):
             votes = sum(weight for row, weight in weights.items() if targets[row, label])
             assert scores[label] == pytest.approx(votes / sum(weights.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_votes_of_many_classes_are_held_in_parts(several: bool) -> None:
+    rng, clips, classes = np.random.default_rng(0), 1500, 400
+    x, queries = rng.standard_normal((50, 4)).astype(np.float32), rng.standard_normal((clips, 4)).astype(np.float32)
+    targets = np.eye(classes, dtype=np.int8)[rng.integers(classes, size=len(x))]
+    targets[:, 0] |= several
+    probe = KnnProbe(x, targets, 20)
+    tracemalloc.start()
+    found = probe.scores(queries)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < clips * 20 * classes * 4 / 2  # half of a table of all votes
+    rows = [0, 700, clips - 1]  # in different parts
+    np.testing.assert_allclose(found[rows], probe.scores(queries[rows]), atol=1e-5)
 
 
 def test_k_is_chosen_on_validation() -> None:
