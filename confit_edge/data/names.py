@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
 from difflib import SequenceMatcher
-from itertools import combinations
+from itertools import combinations, product
 
 from confit_runtime.wording import counted, some
 
@@ -23,11 +23,9 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
     one letter more than one of many.
     """
     found = []
-    for pair in combinations(sorted(clips), 2):
+    for pair in _pairs(clips):
         rare, common = sorted(pair, key=lambda label: clips[label])
-        one, other = _plain(rare), _plain(common)
-        slip = RARE * clips[rare] <= clips[common] and min(len(one), len(other)) >= LONG and _by_one_letter(one, other)
-        if one == other or slip:
+        if _plain(rare) == _plain(common) or RARE * clips[rare] <= clips[common]:
             found.append(
                 f"{rare!r} ({counted(clips[rare], 'clip')}): is it {common!r} ({clips[common]})? If so, rename it"
             )
@@ -78,7 +76,17 @@ def _plain(label: str) -> str:
     return re.sub(r"[\s_-]+", "", seen.casefold())
 
 
-def _by_one_letter(one: str, other: str) -> bool:
-    """Whether one of the names is the other without one of its letters."""
-    shorter, longer = sorted((one, other), key=len)
-    return any(longer[at].isalpha() and longer[:at] + longer[at + 1 :] == shorter for at in range(len(longer)))
+def _pairs(labels: Collection[str]) -> list[tuple[str, str]]:
+    """Pairs of names that are one but for case, spaces and the like, or for a letter that one has and the other lacks.
+
+    Names are looked up, and not held against each other: of thousands there are millions of pairs.
+    """
+    written: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        written.setdefault(_plain(label), []).append(label)
+    found = [pair for same in written.values() for pair in combinations(same, 2)]
+    for plain, same in written.items():
+        slips = {plain[:at] + plain[at + 1 :] for at, letter in enumerate(plain) if letter.isalpha()}
+        for other in slips & written.keys() if len(plain) > LONG else ():
+            found += [(min(pair), max(pair)) for pair in product(same, written[other])]
+    return sorted(found)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from confit_edge.data.check import Report, check
 from confit_edge.data.clips import ClipStore
@@ -135,6 +139,40 @@ def test_a_class_that_may_be_another_misspelt_is_suspected(clips: dict[str, int]
     told = misspelt(clips)
     assert len(told) == len(suspected)
     assert all(one.startswith(beginning) for one, beginning in zip(told, suspected, strict=True))
+
+
+def pair_by_pair(clips: dict[str, int]) -> list[str]:
+    """What `misspelt` suspects, by holding each two names against each other."""
+    found = []
+    for pair in combinations(sorted(clips), 2):
+        rare, common = sorted(pair, key=lambda label: clips[label])
+        one, other = (re.sub(r"[\s_-]+", "", label.casefold()) for label in (rare, common))
+        shorter, longer = sorted((one, other), key=len)
+        cut = [longer[:at] + longer[at + 1 :] for at in range(len(longer)) if longer[at].isalpha()]
+        if one == other or (3 * clips[rare] <= clips[common] and len(shorter) >= 5 and shorter in cut):
+            found.append(f"{rare!r} ({clips[rare]} clip{'s' * (clips[rare] != 1)}): is it {common!r} ({clips[common]})?")
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(clips=st.dictionaries(st.text("abA1_", min_size=4, max_size=8), st.integers(0, 12), max_size=40))
+def test_misspelt_classes_are_those_found_pair_by_pair(clips: dict[str, int]) -> None:
+    assert [told.removesuffix(" If so, rename it") for told in misspelt(clips)] == pair_by_pair(clips)
+
+
+class Counting(str):
+    """A name that counts how often any is brought to its plain form."""
+
+    asked = 0
+
+    def casefold(self) -> str:
+        Counting.asked += 1
+        return super().casefold()
+
+
+def test_names_of_classes_are_not_held_against_each_other() -> None:
+    assert not misspelt({Counting(f"class{number:05d}"): 1 + number % 40 for number in range(2000)})
+    assert 2000 <= Counting.asked <= 3 * 2000  # of 1,999,000 pairs
 
 
 @pytest.mark.parametrize(
