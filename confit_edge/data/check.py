@@ -149,7 +149,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
             loud.append(relative(clip.path, manifest.folder))
 
     rest = replace(manifest, clips=tuple(usable))
-    classes = {label: _class_stats(label, rest, seconds) for label in manifest.classes}
+    classes = class_stats(manifest.classes, rest, seconds)
     sizes = [stats.clips for stats in classes.values() if stats.clips]
     spans = sorted(round(span, 3) for span in seconds.values())
     levels = sorted(round(level, 1) for level in levels_db.values())
@@ -184,13 +184,22 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
     return replace(report, warnings=[*_warn(report, dealt=not has_splits), *of_splits, *soft, *_warn_of_levels(loud)])
 
 
-def _class_stats(label: str, manifest: Manifest, seconds: dict[Path, float]) -> ClassStats:
-    clips = [clip for clip in manifest.clips if label in clip.labels]
+def class_stats(classes: list[str], manifest: Manifest, seconds: dict[Path, float]) -> dict[str, ClassStats]:
+    """Of each class what its clips are, zeros where it has none; `seconds` is how long each clip lasts."""
+    clips: dict[str, list[Clip]] = {label: [] for label in classes}
+    for clip in manifest.clips:
+        for label in clip.labels:
+            clips[label].append(clip)
+    return {label: _stats(of, seconds) for label, of in clips.items()}
+
+
+def _stats(clips: list[Clip], seconds: dict[Path, float]) -> ClassStats:
+    splits = Counter(clip.split for clip in clips)
     return ClassStats(
         clips=len(clips),
         seconds=round(sum(seconds[clip.path] for clip in clips), 3),
         groups=len({clip.group for clip in clips}),
-        splits={split: sum(clip.split == split for clip in clips) for split in SPLITS},
+        splits={split: splits[split] for split in SPLITS},
     )
 
 

@@ -173,6 +173,7 @@ def read_corpus(
         classes = classes if UNKNOWN in classes else [*classes, UNKNOWN]
     _refuse_one_class(manifest, classes)
     unknown = UNKNOWN if UNKNOWN in classes else None
+    columns = {label: column for column, label in enumerate(classes)}
 
     def sound(pcm: Pcm) -> Pcm:
         return pcm if longest_s is None or len(pcm) <= longest_s * rate else trimmed(pcm, rate)
@@ -181,7 +182,7 @@ def read_corpus(
         chosen = [clip for clip in manifest.clips if clip.split == name]
         targets = np.zeros((len(chosen), len(classes)), np.int8)
         for row, clip in enumerate(chosen):
-            targets[row, [classes.index(label) for label in clip.labels]] = 1
+            targets[row, [columns[label] for label in clip.labels]] = 1
         places = [clip.path for clip in chosen]
         whole = [decoded[path] for path in places]
         return Clips(list(map(sound, whole)), targets, [clip.group for clip in chosen], places, whole)

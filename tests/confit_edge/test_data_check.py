@@ -14,9 +14,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.data.check import Report, check
+from confit_edge.data.check import ClassStats, Report, check, class_stats
 from confit_edge.data.clips import ClipStore
-from confit_edge.data.manifest import read_manifest, write_manifest
+from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from confit_edge.data.names import joined, misspelt
 from confit_edge.data.splits import with_splits
 
@@ -141,6 +141,50 @@ def test_a_class_that_may_be_another_misspelt_is_suspected(clips: dict[str, int]
     assert all(one.startswith(beginning) for one, beginning in zip(told, suspected, strict=True))
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sets(st.sampled_from("abcd")), st.sampled_from("ghi"), st.sampled_from([None, "train", "val", "test"])
+        ),
+        max_size=30,
+    )
+)
+def test_each_class_has_the_clips_that_bear_its_label(rows: list[tuple[set[str], str, str | None]]) -> None:
+    clips = tuple(Clip(Path(f"{at}.wav"), tuple(sorted(labels)), *of) for at, (labels, *of) in enumerate(rows))
+    seconds = {clip.path: 0.1 * at for at, clip in enumerate(clips)}
+    found = class_stats([*"abcd"], Manifest(clips, Path("m.csv"), True), seconds)
+    for label in "abcd":
+        own = [clip for clip in clips if label in clip.labels]
+        assert found[label] == ClassStats(
+            len(own),
+            round(sum(seconds[clip.path] for clip in own), 3),
+            len({clip.group for clip in own}),
+            {split: sum(clip.split == split for clip in own) for split in ("train", "val", "test")},
+        )
+
+
+class Compared(str):
+    """A label that counts how often any is held against another one."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return super().__eq__(other)
+
+    __hash__ = str.__hash__
+
+
+def test_labels_of_clips_are_not_held_against_all_classes() -> None:
+    clips = tuple(Clip(Path(f"{at}.wav"), (Compared(f"c{at % 300}"),), f"g{at}", None) for at in range(900))
+    found = class_stats(
+        [Compared(f"c{at}") for at in range(300)], Manifest(clips, Path("m.csv"), False), {c.path: 1.0 for c in clips}
+    )
+    assert {stats.clips for stats in found.values()} == {3}
+    assert Compared.times <= 3 * 900  # of 270,000
+
+
 def pair_by_pair(clips: dict[str, int]) -> list[str]:
     """What `misspelt` suspects, by holding each two names against each other."""
     found = []
@@ -150,7 +194,9 @@ def pair_by_pair(clips: dict[str, int]) -> list[str]:
         shorter, longer = sorted((one, other), key=len)
         cut = [longer[:at] + longer[at + 1 :] for at in range(len(longer)) if longer[at].isalpha()]
         if one == other or (3 * clips[rare] <= clips[common] and len(shorter) >= 5 and shorter in cut):
-            found.append(f"{rare!r} ({clips[rare]} clip{'s' * (clips[rare] != 1)}): is it {common!r} ({clips[common]})?")
+            found.append(
+                f"{rare!r} ({clips[rare]} clip{'s' * (clips[rare] != 1)}): is it {common!r} ({clips[common]})?"
+            )
     return found
 
 
