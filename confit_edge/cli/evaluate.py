@@ -111,11 +111,12 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
 
     Raises UsageError where none is the model's but one is near to it, and on a point where a sound is to be found.
     """
+    fires = set(contract.can_fire)
     points = [
         f"{sound.label} at {sound.start_s:g} s of {recording.path}"
         for recording in recordings
         for sound in recording.sounds
-        if sound.label in contract.can_fire and sound.start_s == sound.end_s
+        if sound.label in fires and sound.start_s == sound.end_s
     ]
     if points:
         more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""

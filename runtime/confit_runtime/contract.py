@@ -122,7 +122,8 @@ class Contract:
     @property
     def silenced(self) -> list[str]:
         """The labels that are set never to fire: those with a threshold that no score reaches, but not `unknown_label`."""
-        return [label for label in self.target_labels if label not in self.can_fire]
+        fires = set(self.can_fire)
+        return [label for label in self.target_labels if label not in fires]
 
     @property
     def highest_hz(self) -> float:

@@ -43,7 +43,7 @@ class JudgedRecording:
 
 def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lambda seconds: None) -> JudgedRecording:
     """Stream a labelled recording through the model, hop by hop. Raises UsageError, AudioError."""
-    named = model.contract.can_fire
+    named = set(model.contract.can_fire)
     sounds = [heard for heard in recording.sounds if heard.label in named]
     others = [heard for heard in recording.sounds if heard.label not in named]
     stream, taken, found = model.stream(lead_in=True), 0, []
@@ -63,14 +63,14 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
         raise AudioError(f"{recording.path}: holds no samples")
     detections = [Heard(one.label, one.start_s, one.end_s, one.score) for one, _ in found]
     score = score_detections(sounds, detections)
-    snr = power.snr_db()
+    snr = [ratio for heard, ratio in zip(recording.sounds, power.snr_db(), strict=True) if heard.label in named]
     return JudgedRecording(
         str(recording.path),
         taken / rate,
         sounds,
         others,
         score,
-        [snr[recording.sounds.index(heard)] for heard in sounds],
+        snr,
         [
             None if place is None else found[place][1] - heard.end_s
             for heard, place in zip(sounds, score.found_by, strict=True)

@@ -114,6 +114,30 @@ def test_a_recording_is_judged(model: Model, tmp_path: Path) -> None:
     assert missed is None
 
 
+class Compared(Heard):
+    """A sound that counts how often any is held against another one."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return super().__eq__(other)
+
+    __hash__ = Heard.__hash__
+
+
+def test_each_sound_has_its_own_ratio_without_being_looked_for(model: Model, tmp_path: Path) -> None:
+    path, noise = tmp_path / "dense.wav", np.random.default_rng(0).standard_normal(20 * RATE).astype(np.float32)
+    soundfile.write(path, 0.01 * noise, RATE)
+    sounds = [Compared(("low", "parrot", "mid")[at % 3], 0.05 * at, 0.05 * at + 0.02) for at in range(399)]
+    judged = judge(model, Labelled(path, 20.0, sounds))
+    assert Compared.times <= len(sounds)
+    ratios = snr_db(soundfile.read(path, dtype="float32")[0], sounds)
+    expected = [ratio for one, ratio in zip(sounds, ratios, strict=True) if one.label != "parrot"]
+    np.testing.assert_allclose(judged.snr_db, expected, rtol=1e-6)
+    assert len(set(judged.snr_db)) > 50
+
+
 def test_what_is_set_never_to_fire_is_not_missed(tmp_path: Path) -> None:
     levels = {label: {"on": 1.01 if label == "low" else 0.6, "off": 0.3} for label in tiny_model.LABELS}
     mute = load(tiny_model.build(tmp_path / "tiny.onnx", thresholds=levels))
