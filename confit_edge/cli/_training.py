@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 METHOD, MACHINE = "Method", "Machine"  # panels of --help
 BEHIND, FEW = 0.15, 20  # of the linear probe's accuracy, in so many clips: it has not learnt what the embedding holds
+MANY = 1000  # sounds of which a probe tells each tenth that it has heard, where there is no bar
 
 
 def option(help_text: str, panel: str, *names: str) -> Any:
@@ -159,13 +160,14 @@ class TrainingBar(Bar):
 
     def __init__(self, json_lines: bool) -> None:
         super().__init__(json_lines, before="count", after=("note",))
+        self.probed: dict[str, int] = {}  # tenths of the sounds of the probe that goes on, of each run
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage, run = event["stage"], event.get("run", "")  # the name of one of several trainings at once
         of = f"{run}: " if run else ""
         if self.json_lines:
             kind = "probing" if stage == "probe" else stage  # what the verb `probe` finds is of the type `probe`
-            if stage not in ("step", "trying", "decode"):
+            if stage not in ("step", "trying", "decode") and (stage != "probe" or self._is_news(run, event)):
                 known = {key: None if value != value else value for key, value in event.items()}  # JSON has no NaN
                 emit(kind, **{key: value for key, value in known.items() if key != "stage"})
             return
@@ -208,10 +210,24 @@ class TrainingBar(Bar):
                 markup=False,
             )
         elif stage == "probe":
-            what = f"probing the {event['of']}"
-            self._show(run, what, None, 0, "")
-            if not self.console.is_terminal:  # it may take minutes, in which nothing else is said
-                self.console.print(f"{of}{what}", highlight=False, markup=False, soft_wrap=True)
+            self._show_probe(run, event)
+
+    def _show_probe(self, run: str, event: dict[str, Any]) -> None:
+        done, total, what = event["done"], event["total"], f"probing the {event['of']}"
+        if done < total:
+            self._show(run, what, total, done, "")
+        else:
+            self._show(run, f"fitting the probes of the {event['of']}", None, 0, "")
+        news = self._is_news(run, event)
+        if news and not self.console.is_terminal:  # it may take minutes, in which nothing else is said
+            of, count = f"{run}: " if run else "", f": {done} of {total} sounds heard" if done else ""
+            self.console.print(f"{of}{what}{count}", highlight=False, markup=False, soft_wrap=True)
+
+    def _is_news(self, run: str, event: dict[str, Any]) -> bool:
+        """Whether a probe begins, or another tenth of its many sounds has been heard."""
+        done, total = event["done"], event["total"]
+        before, self.probed[run] = self.probed.get(run, 0), 10 * done // max(1, total)
+        return not done or (total >= MANY and self.probed[run] > before)
 
     def _show(self, run: str, what: str, total: int | None, done: int, note: str) -> None:
         self.show(what, total, done, row=run, note=note, count=f"{done}/{total}" if total else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -9,9 +11,17 @@ from confit_edge.encoders.base import Encoder, centred
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 
+Heard = Callable[[int], None]  # is told how many sounds more have been heard
+
+
+def untold(sounds: int) -> None:
+    """What is heard where nobody waits for it."""
+
 
 @torch.no_grad()
-def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, batch: int = 64) -> Floats:
+def embed_clips(
+    encoder: Encoder, clips: list[Pcm], device: torch.device, batch: int = 64, *, heard: Heard = untold
+) -> Floats:
     """Embeddings `[clips, dim]` of whole clips, as a device makes them: the mean over hops, of length 1."""
     encoder.eval()
     out = np.zeros((len(clips), encoder.dim), np.float32)
@@ -20,7 +30,9 @@ def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, batch:
         rows = short[start : start + batch]
         windows = torch.stack([centred(torch.tensor(clips[row]), encoder.window) for row in rows])
         out[rows] = encoder(windows.to(device)).cpu().numpy()
+        heard(len(rows))
     for row in set(range(len(clips))) - set(short):
         mean = encoder.rows(torch.tensor(clips[row]).to(device), batch).mean(dim=0).float()
         out[row] = torch.nn.functional.normalize(mean, dim=0).cpu().numpy()
+        heard(1)
     return out

@@ -177,6 +177,10 @@ def _untold(event: dict[str, Any]) -> None:
     """The watcher where nobody watches."""
 
 
+def _tell_of_probe(tell: Watcher, which: str, done: int, total: int) -> None:
+    tell({"stage": "probe", "of": f"{which} encoder", "done": done, "total": total})
+
+
 def _note(tell: Watcher, text: str) -> None:
     tell({"stage": "note", "text": text})
 
@@ -279,9 +283,9 @@ def train_corpus(
     keep_freed_memory()  # before the frozen encoder is probed, which gains by it too
     began = runs.weights_sha256(encoder)
     encoder.to(device)
-    if watch and recipe.frozen_baseline:
-        watch({"stage": "probe", "of": "frozen encoder"})
-    baseline = dual_probe(encoder, corpus, recipe, device) if recipe.frozen_baseline else None
+    tell = watch or _untold
+    probing = partial(dual_probe, encoder, corpus, recipe, device)
+    baseline = probing(progress=partial(_tell_of_probe, tell, "frozen")) if recipe.frozen_baseline else None
     lr = choose_lr(encoder, corpus, recipe, watch, teaching, checkpoint.parent if checkpoint else None)
     fitted = fit(
         encoder,
@@ -293,9 +297,7 @@ def train_corpus(
         watch=watch,
         teaching=teaching,
     )
-    if watch:
-        watch({"stage": "probe", "of": "trained encoder"})
-    probes = dual_probe(encoder, corpus, recipe, device)
+    probes = probing(progress=partial(_tell_of_probe, tell, "trained"))
     epochs, planned = len(fitted.history), recipe.epochs * recipe.trainings
     metrics: dict[str, Any] = {
         "probes": probes.metrics,

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from confit_edge.data.clips import Progress
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.probes.hard import background_heard, learn_hard
+from confit_edge.probes.hard import background_heard, learn_hard, pieces
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct, mean_average_precision, ranked
@@ -39,28 +40,44 @@ class DualProbe:
     test_embeddings: Floats
 
 
-def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device) -> DualProbe:
+def dual_probe(
+    encoder: Encoder,
+    corpus: Corpus,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> DualProbe:
     """Fit on training clips, choose on validation, report on test.
 
     The linear probe sees each training clip as it is and `probe_views` times more as a device will hear it: in streams over
     the background where there is one (then it learns the unknown class too, and what of the background it takes for
-    another), else augmented. The kNN probe sees the clips as they are.
+    another), else augmented. The kNN probe sees the clips as they are. `progress` is told how many of the sounds have been
+    heard; probes are fitted when all have.
     """
-    clean = embed_clips(encoder, corpus.train.pcm, device)
-    val, test = (embed_clips(encoder, clips.pcm, device) for clips in (corpus.val, corpus.test))
+    total, done = sounds_heard(encoder, corpus, recipe), 0
+
+    def heard(sounds: int) -> None:
+        nonlocal done
+        done += sounds
+        progress(done, total)
+
+    heard(0)
+    clean = embed_clips(encoder, corpus.train.pcm, device, heard=heard)
+    val, test = (embed_clips(encoder, clips.pcm, device, heard=heard) for clips in (corpus.val, corpus.test))
     fitting, choosing = (clean, corpus.train.targets), (val, corpus.val.targets)
     if corpus.unknown is not None and corpus.background_train:
-        views = partial(stream_views, encoder, corpus, recipe=recipe, device=device)
+        views = partial(stream_views, encoder, corpus, recipe=recipe, device=device, heard=heard)
         fitting = _both(
             fitting, views(corpus.train, training_background(encoder, corpus, recipe), views=recipe.probe_views, salt=2)
         )
         choosing = _both(choosing, views(corpus.val, corpus.background_val, views=1, salt=8))
     else:
-        fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device))
+        fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device, heard=heard))
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
     if corpus.unknown_column is not None and corpus.background_train:
-        heard = background_heard(encoder, corpus.background_train, device, recipe.seed)
-        linear = learn_hard(linear, fitting, choosing, heard, unknown=corpus.unknown_column)
+        background = background_heard(encoder, corpus.background_train, device, recipe.seed, heard=heard)
+        linear = learn_hard(linear, fitting, choosing, background, unknown=corpus.unknown_column)
     typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
     metrics: dict[str, Any] = {"k": knn.k, "metric": knn.metric}
@@ -77,6 +94,14 @@ def dual_probe(encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.d
                 clips.targets[:, corpus.answers],
             )
     return DualProbe(linear, knn, typicality, metrics, val, test)
+
+
+def sounds_heard(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> int:
+    """How many sounds `dual_probe` hears: clips, the views of them, and pieces of the background."""
+    clips = len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)
+    if corpus.unknown is None or not corpus.background_train:
+        return clips
+    return clips + len(corpus.val) + pieces(encoder, corpus.background_train)
 
 
 def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[Floats, Targets]:

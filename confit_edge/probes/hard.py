@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.embedding import Heard, untold
 from confit_edge.probes.linear import LinearProbe
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
@@ -20,7 +21,9 @@ MOST_S = 7200  # of all recordings
 
 
 @torch.no_grad()
-def background_heard(encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int) -> Floats:
+def background_heard(
+    encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int, *, heard: Heard = untold
+) -> Floats:
     """Embeddings `[rows, dim]` of recordings, one after the other: each hop of an encoder that streams, of others each window.
 
     Of more than `MOST_S` seconds, so many of pieces drawn at random.
@@ -34,11 +37,18 @@ def background_heard(encoder: Encoder, recordings: list[Pcm], device: torch.devi
     for start in starts:
         sound = torch.from_numpy(_stretch(recordings, ends, int(start), int(start) + length)).to(device)
         if encoder.streaming:
-            heard = [encoder.rows(sound)]
+            parts = [encoder.rows(sound)]
         else:
-            heard = [encoder(windows) for windows in sound.unfold(0, encoder.window, encoder.window).split(64)]
-        rows += [part.float().cpu().numpy() for part in heard]
+            parts = [encoder(windows) for windows in sound.unfold(0, encoder.window, encoder.window).split(64)]
+        rows += [part.float().cpu().numpy() for part in parts]
+        heard(1)
     return np.concatenate(rows)
+
+
+def pieces(encoder: Encoder, recordings: list[Pcm]) -> int:
+    """How many pieces `background_heard` hears of recordings."""
+    samples = sum(map(len, recordings)) - encoder.window + 1
+    return min(max(0, -(-samples // (PIECE_S * encoder.sample_rate))), MOST_S // PIECE_S)
 
 
 def _stretch(recordings: list[Pcm], ends: npt.NDArray[np.int64], start: int, stop: int) -> Pcm:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.cli._training import print_probes
+from confit_edge.cli._training import TrainingBar, print_probes
 from confit_edge.data.corpus import Corpus
 from confit_edge.files import alone
 from confit_runtime import load
@@ -185,6 +185,27 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     for given in (["--recipe", recipe], []):  # what is not given is as it was begun, and does not differ
         code, out, err = confit("train", small, "-o", tmp_path / "run", *given, "--epochs", "5", "--resume")
         assert (code, "these differ: epochs (1, now 5)\n" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("total", "told"), [(2500, 11), (60, 1)])
+def test_a_probe_of_many_sounds_tells_each_tenth_where_no_bar_is_seen(
+    total: int, told: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for json_lines in (False, True):
+        with TrainingBar(json_lines) as bar:
+            for of in ("frozen", "trained"):
+                for done in range(0, total + 1, 20):
+                    bar({"stage": "probe", "of": f"{of} encoder", "done": done, "total": total})
+        out, err = capsys.readouterr()
+        lines = (out if json_lines else err).splitlines()
+        assert len(lines) == 2 * told
+        if json_lines:
+            shares = [10 * json.loads(line)["done"] // total for line in lines]
+            assert shares == 2 * list(range(told))
+        else:
+            assert lines[0] == "probing the frozen encoder"
+            assert lines[told] == "probing the trained encoder"
+            assert told == 1 or lines[-1] == "probing the trained encoder: 2500 of 2500 sounds heard"
 
 
 @pytest.mark.parametrize(("linear", "n", "told"), [(0.2, 40, True), (0.5, 40, False), (0.2, 10, False)])

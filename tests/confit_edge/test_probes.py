@@ -377,6 +377,33 @@ def test_both_probes_hear_words_of_unseen_voices(run_corpus: Corpus) -> None:
     assert run_corpus.classes[int(probes.linear.scores(silence).argmax())] == UNKNOWN
 
 
+def without_background(corpus: Corpus) -> Corpus:
+    own = [column for column, label in enumerate(corpus.classes) if label != UNKNOWN]
+    splits = {
+        name: replace(clips, targets=clips.targets[:, own])
+        for name, clips in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test))
+    }
+    classes = [corpus.classes[column] for column in own]
+    return replace(corpus, classes=classes, unknown=None, background_train=[], background_val=[], **splits)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_how_far_a_probe_is_is_told_of_a_total_known_beforehand(run_corpus: Corpus, streams: bool) -> None:
+    """Of a clip longer than a window, too; and where views are augmented, not streams."""
+    corpus = run_corpus if streams else without_background(run_corpus)
+    long = [np.tile(corpus.train.pcm[0], 3), *corpus.train.pcm[1:]]
+    corpus = replace(corpus, train=replace(corpus.train, pcm=long))
+    told: list[tuple[int, int]] = []
+    recipe = Recipe(probe_views=2)
+    dual_probe(pretrained("speech-embedding", 1.28), corpus, recipe, CPU, progress=lambda *of: told.append(of))
+    done, totals = zip(*told, strict=True)
+    assert len(set(totals)) == 1
+    assert (done[0], done[-1]) == (0, totals[0])
+    assert list(done) == sorted(done)
+    assert len(set(done)) > 5
+    assert totals[0] >= 3 * len(corpus.train) + len(corpus.val) + len(corpus.test)
+
+
 def test_views_are_rows_of_streams_with_their_own_targets(run_corpus: Corpus) -> None:
     encoder, recipe = pretrained("speech-embedding", 1.28), Recipe(snr_low=10.0)
     views = partial(stream_views, encoder, run_corpus, run_corpus.train, run_corpus.background_train)

@@ -368,10 +368,10 @@ def test_the_cost_of_a_trial_counts_every_clip_that_is_embedded(
     """By a clock that goes a second on for each clip: `unseen` embeds far more than the probes do."""
     seconds = 0
 
-    def counted(encoder: Encoder, pcm: list[Any], device: torch.device) -> Any:
+    def counted(encoder: Encoder, pcm: list[Any], device: torch.device, **told: Any) -> Any:
         nonlocal seconds
         seconds += len(pcm)
-        return embed_clips(encoder, pcm, device)
+        return embed_clips(encoder, pcm, device, **told)
 
     for module in (dual, views, unseen):
         monkeypatch.setattr(module, "embed_clips", counted)
@@ -396,10 +396,10 @@ def test_the_cost_of_hearing_the_background_is_once_a_trial_and_of_no_clip(
     soundfile.write(tmp_path / "noise.wav", sound, 16_000)
     seconds = 0
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **told: Any) -> Any:
         nonlocal seconds
         seconds += 100
-        return background_heard(*args)
+        return background_heard(*args, **told)
 
     for module in (dual, cost):
         monkeypatch.setattr(module, "background_heard", counted)
