@@ -228,13 +228,14 @@ def silhouette(embeddings: Embeddings, labels: Labels) -> float:
     unit, member, sizes = _by_class(embeddings, labels)
     if len(sizes) < 2:
         return float("nan")
-    sums = _class_sums(unit, member, len(sizes))
-    rows = np.arange(len(unit))
-    distance = 1 - unit @ (sums / sizes[:, None]).T
+    means = _class_sums(unit, member, len(sizes)) / sizes[:, None]
     others = sizes[member] - 1
-    own = distance[rows, member] * sizes[member] / np.maximum(others, 1)  # the clip's distance to itself is 0
-    distance[rows, member] = np.inf
-    nearest = distance.min(axis=1)
+    own, nearest = np.empty(len(unit)), np.empty(len(unit))
+    for rows in np.array_split(np.arange(len(unit)), -(-len(unit) * len(sizes) // LARGEST_TABLE)):
+        distance, of = 1 - unit[rows] @ means.T, (np.arange(len(rows)), member[rows])
+        own[rows] = distance[of] * sizes[of[1]] / np.maximum(others[rows], 1)  # the clip's distance to itself is 0
+        distance[of] = np.inf
+        nearest[rows] = distance.min(axis=1)
     width = np.where(others > 0, (nearest - own) / np.maximum(np.maximum(nearest, own), 1e-12), 0.0)
     return float(width.mean())
 
@@ -260,7 +261,9 @@ def neighbours(embeddings: Embeddings, labels: Labels, seed: int = 0) -> float:
 
 def label_sets(targets: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
     """A class for each clip `[clips]` of 0/1 `targets [clips, classes]`: its label, or its set of labels."""
-    return np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    packed = np.packbits(targets > 0, axis=1)
+    rows = packed.view(f"V{packed.shape[1]}").reshape(-1)  # compared as bytes, not a number at a time
+    return np.unique(rows, return_inverse=True)[1].astype(np.int64)
 
 
 # how sure

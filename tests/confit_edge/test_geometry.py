@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from sklearn.covariance import ledoit_wolf
@@ -199,6 +202,27 @@ def test_a_set_of_labels_is_a_class() -> None:
     sets = m.label_sets(np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], np.int8))
     assert sets[0] == sets[2]
     assert len(set(sets.tolist())) == 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(clips=st.integers(1, 30), classes=st.integers(1, 20), seed=st.integers(0, 99), single=st.booleans())
+def test_classes_are_the_different_rows_of_targets(clips: int, classes: int, seed: int, single: bool) -> None:
+    rng = np.random.default_rng(seed)
+    several = rng.random((clips, classes)) < 2 / classes
+    targets = (np.eye(classes)[rng.integers(classes, size=clips)] if single else several).astype(np.int8)
+    assert m.label_sets(targets).tolist() == np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1).tolist()
+
+
+def test_clips_are_held_against_many_classes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((2000, 4)), rng.integers(400, size=2000)
+    monkeypatch.setattr(m, "LARGEST_TABLE", 50_000)
+    tracemalloc.start()
+    found = m.silhouette(x, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2000 * 400 / 4  # a quarter of all distances
+    assert found == pytest.approx(silhouette_score(x, labels, metric="cosine"), abs=1e-6)
 
 
 def test_centring_each_vector_leaves_what_vectors_share() -> None:
