@@ -134,7 +134,13 @@ def calibrate(
             RowCache.default(),
             lambda name, done, whole: bar.show("streaming", whole, done, hours=f"{done / 3600:.1f} h"),
         )
-    places, counts = may_fire(contract), count_false_accepts(contract, recordings)
+        whole = sum(recording.seconds for recording in recordings)
+
+        def tell(done: float) -> None:
+            bar.show("counting false accepts", whole, done, hours=f"{done / 3600:.1f} h")
+
+        tell(0.0)
+        places, counts = may_fire(contract), count_false_accepts(contract, recordings, tell)
     chosen = choose(counts, target_fa_per_hour, confidence)
     kept = "" if lower else calibrated.below(contract, chosen)
     if not lower:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,14 +75,22 @@ class Chosen:
         return on if self.lowest is None else np.maximum(on, self.lowest)
 
 
-def count_false_accepts(contract: Contract, recordings: Sequence[Recording]) -> Counts:
-    """What every label would fire at every level, in recordings that hold none of them."""
+def count_false_accepts(
+    contract: Contract, recordings: Sequence[Recording], tell: Callable[[float], None] = lambda seconds: None
+) -> Counts:
+    """What every label would fire at every level, in recordings that hold none of them.
+
+    `tell(seconds)` is called as it goes on, with how much of the recordings has been counted.
+    """
     events = np.zeros((len(contract.labels), len(recordings), len(LEVELS)), np.int64)
+    labels, done = may_fire(contract), 0.0
     for place, recording in enumerate(recordings):
         for rows in recording.pieces:
             firing, smooth = firing_levels(contract, rows)
-            for label in may_fire(contract):
+            for label in labels:
                 events[label, place] += _events_by_level(contract, label, firing[:, label], smooth[:, label])
+        done += recording.seconds
+        tell(done)
     # hysteresis may let a lower level fire less often (it is armed again later): the more careful count
     careful = np.maximum.accumulate(events[:, :, ::-1], axis=2)[:, :, ::-1]
     return Counts(careful, np.array([recording.seconds / 3600 for recording in recordings]))
@@ -173,10 +181,13 @@ def det_curve(
     hours = float(counts.hours.sum())
     labels = np.array([contract.labels.index(positive.label) for positive in positives], np.int64)
     reached = np.array([positive.level for positive in positives])
+    events, intervals = counts.events.sum(axis=1), dict[int, tuple[float, float]]()
     for margin in range(-len(LEVELS), len(LEVELS)):
         levels = _raised(chosen.own, margin)
-        seen = int(np.take_along_axis(counts.events.sum(axis=1), levels[:, None], axis=1).sum())
-        low, high = poisson_interval(seen, hours, confidence)
+        seen = int(np.take_along_axis(events, levels[:, None], axis=1).sum())
+        if seen not in intervals:
+            intervals[seen] = poisson_interval(seen, hours, confidence)
+        low, high = intervals[seen]
         point = {"margin": margin * STEP, "fa_per_hour": seen / hours, "fa_low": low, "fa_high": high}
         if len(positives):
             point["frr"] = float((reached < LEVELS[levels[labels]]).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confit_runtime import calibration
 from confit_runtime.calibration import (
     HALF,
     LEVELS,
@@ -24,7 +26,7 @@ from confit_runtime.calibration import (
 )
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector
-from confit_runtime.intervals import poisson_upper, resampled_upper
+from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
 from confit_runtime.recordings import Recording
 from tests import tiny_model
 
@@ -150,3 +152,42 @@ def test_positives_and_the_curve() -> None:
     curve = det_curve(counts, choose(counts, 0.5), contract, [heard])
     assert [point["frr"] for point in curve] == [0.0, 1.0]
     assert 1 / (1 + np.exp(-curve[1]["margin"])) == pytest.approx(0.9, abs=0.01)
+
+
+class Summed(np.ndarray):
+    """Events that count how often they are summed."""
+
+    times = 0
+
+    def sum(self, *args: Any, **options: Any) -> Any:
+        Summed.times += 1
+        return np.asarray(self).sum(*args, **options)
+
+
+def test_the_curve_is_that_of_each_margin_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of many margins and recordings the events are summed once, and intervals found for different counts."""
+    contract, counts = tiny_model.contract(), world(np.random.default_rng(3), 12, np.array([40.0, 8.0, 90.0, 0.0]))
+    chosen, asked = choose(counts, 20.0), []
+
+    def interval(count: int, hours: float, confidence: float) -> tuple[float, float]:
+        asked.append(count)
+        return poisson_interval(count, hours, confidence)
+
+    monkeypatch.setattr(calibration, "poisson_interval", interval)
+    curve = det_curve(Counts(counts.events.view(Summed), counts.hours), chosen, contract, [])
+    assert Summed.times == 1
+    assert len(asked) == len(set(asked)) > 10
+    hours, expected = float(counts.hours.sum()), []
+    for margin in range(-len(LEVELS), len(LEVELS)):
+        levels = np.clip(chosen.own + margin, 0, len(LEVELS) - 1)
+        seen = sum(int(counts.events[label, :, level].sum()) for label, level in enumerate(levels))
+        point = (seen / hours, *poisson_interval(seen, hours))
+        expected += [point] if not expected or point != expected[-1] else []
+    assert [(point["fa_per_hour"], point["fa_low"], point["fa_high"]) for point in curve] == expected
+
+
+def test_how_much_has_been_counted_is_told() -> None:
+    told: list[float] = []
+    recordings = [Recording(str(at), [rows_of(at, 40)], 2.0 + at, [("a.wav", 0.0)]) for at in range(3)]
+    count_false_accepts(tiny_model.contract(), recordings, told.append)
+    assert told == [2.0, 5.0, 9.0]
