@@ -8,10 +8,12 @@ from confit_edge.encoders import encoder_label
 from confit_edge.probes.metrics import Merit, merit_name, named_probes
 from confit_edge.probes.tables import escaped
 from confit_runtime.cautions import cautions, ungrouped
-from confit_runtime.wording import counted
+from confit_runtime.wording import counted, listed
 
 if TYPE_CHECKING:
     from confit_edge.runs import RunInfo
+
+NAMED = 50  # classes in a card; run.json names all
 
 
 def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
@@ -28,7 +30,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         f" of {counted(len(info.classes), 'class', 'classes')}"
         f" ({data['groups']['train']} groups), {_kept(info)}, seed {recipe['seed']}.",
         "",
-        "Classes: " + ", ".join(map(escaped, info.classes)),
+        "Classes: " + listed([*map(escaped, info.classes)], NAMED),
         "",
         f"| what | split | {merit_name(multi_label=info.multi_label)} | 95 % interval | clips | groups |",
         "|---|---|---|---|---|---|",

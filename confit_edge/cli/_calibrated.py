@@ -149,9 +149,9 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
             f" {bounds(100 * low, 100 * high)}, {report['confusions']} taken for another label"
         )
     if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
-        say(f"never fires any more, for these recordings hold what sounds like it: {', '.join(silent)}")
+        say(f"never fires any more, for these recordings hold what sounds like it: {listed(silent)}")
     if deaf := [label for label, row in report["labels"].items() if row["fires"] and row.get("frr", 0.0) >= DEAF]:
-        say(f"hardly fires any more, for {100 * DEAF:g} % or more of its clips are missed: {', '.join(deaf)}")
+        say(f"hardly fires any more, for {100 * DEAF:g} % or more of its clips are missed: {listed(deaf)}")
 
 
 def _percent(row: dict[str, Any]) -> str:

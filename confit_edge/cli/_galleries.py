@@ -121,17 +121,18 @@ def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str,
 
     Raises UsageError where nobody is enrolled as NAME.
     """
-    from confit_runtime.names import clean_name
+    from confit_runtime.names import clean_name, known_names
 
     wanted: dict[str, list[str]] = defaultdict(list)
+    enrolled = voices.names() if options else {}
     for option in map(plain, options):
         of = [model.name for model in models if option.startswith(f"{plain(model.name)}:")][:1]
         name = clean_name(option.removeprefix(f"{plain(of[0])}:") if of else option)
-        if name not in voices.names():
-            enrolled = ", ".join(voices.names()) or "nobody"
+        if name not in enrolled:
+            there = known_names(name, list(enrolled)) or "nobody"
             known = ", ".join(model.name for model in models)
             hint = f"; before a colon stands a model: {known}" if ":" in name else ""
-            raise UsageError(f"--only {option}: is not enrolled in {voices.path} (enrolled: {enrolled}{hint})")
+            raise UsageError(f"--only {option}: is not enrolled in {voices.path} (enrolled: {there}{hint})")
         for model in of or [model.name for model in models]:
             wanted[model] += [name] if name not in wanted[model] else []
     return wanted

@@ -16,7 +16,7 @@ from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
-from confit_runtime.wording import counted
+from confit_runtime.wording import counted, listed
 
 
 def read_positives(
@@ -49,10 +49,10 @@ def read_positives(
     if several:
         say(f"{source}: left out {counted(several, 'clip')} of several labels, for {contract.name} tells one of a clip")
     if others:
-        named = ", ".join(f"{label} ({clips})" for label, clips in sorted(others.items()))
+        named = listed([f"{label} ({clips})" for label, clips in sorted(others.items())])
         say(f"{source}: left out, being none of the labels that can fire: {named}")
     if not found:
-        raise UsageError(f"{source}: holds none of the labels that can fire ({', '.join(wanted)})")
+        raise UsageError(f"{source}: holds none of the labels that can fire ({listed(wanted)})")
     asked = "".join(
         f" --{option} {quote(name)}"
         for option, name in (("label-column", label_column), ("group-column", group_column))

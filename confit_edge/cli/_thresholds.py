@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from confit_runtime.errors import UsageError
-from confit_runtime.names import nearest, plain
+from confit_runtime.names import known_names, nearest, plain
 
 if TYPE_CHECKING:
     from confit_runtime.detect import Hold
@@ -70,11 +70,12 @@ def check_fire(
 ) -> None:
     """Raise UsageError on an option for what never fires: no label, or the one for everything else, and no name."""
     labels = list(dict.fromkeys(label for model in models for label in model.contract.target_labels))
-    silent = {plain(label) for model in models for label in model.labels if label not in labels}
+    silent = {plain(label) for model in models for label in model.labels} - set(map(plain, labels))
+    known = set(map(plain, [*labels, *names]))
     for label, level in own.items():
-        if label not in map(plain, [*labels, *names]):
-            enrolled = f"; enrolled: {', '.join(names)}" if names else ""
-            fires = f"(what fires: {', '.join(labels) or 'no label'}{enrolled})"
+        if label not in known:
+            enrolled = f"; enrolled: {known_names(label, names)}" if names else ""
+            fires = f"(what fires: {known_names(label, labels) or 'no label'}{enrolled})"
             near = nearest(label, [*labels, *names])
             hint = f"; did you mean {near!r}?" if near else ""
             unknown = "is no label, and no name that is enrolled" if names else "is no label"

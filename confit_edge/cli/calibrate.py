@@ -12,7 +12,7 @@ from confit_edge.cli._console import Bar, Json, emit, say
 from confit_edge.cli._thresholds import check_confidence
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix
-from confit_runtime.names import nearest, plain
+from confit_runtime.names import known_names, nearest, plain
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -217,7 +217,7 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
 
     labels = [plain(label) for label in labels]
     for label in labels:
-        fires = f"(what does: {', '.join(contract.can_fire)})"
+        fires = f"(what does: {known_names(label, contract.can_fire)})"
         if label == contract.unknown_label:
             raise UsageError(
                 f"--only {label}: stands for all that is no label of {contract.name}, and never fires {fires}"

@@ -14,6 +14,7 @@ from confit_edge.cli._enrolled import GALLERY, KindOption, prints_text
 from confit_edge.cli._odd import tell_odd
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import AudioError, ConfitError, UsageError
+from confit_runtime.names import known_names
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -161,8 +162,8 @@ def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None
     enrolled = list(gallery.names()) if gallery is not None else []
     if name not in [*labels, *enrolled]:
         raise UsageError(
-            f"--negative {name}: nothing is taken for it: it is neither enrolled ({', '.join(enrolled) or 'nobody'})"
-            f" nor a label of {contract.name} that fires ({', '.join(labels) or 'it has none'})"
+            f"--negative {name}: nothing is taken for it: it is neither enrolled ({known_names(name, enrolled) or 'nobody'})"
+            f" nor a label of {contract.name} that fires ({known_names(name, labels) or 'it has none'})"
         )
 
 

@@ -13,7 +13,7 @@ from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
 from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.names import nearest
-from confit_runtime.wording import bounds, counted
+from confit_runtime.wording import bounds, counted, listed
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -129,11 +129,12 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
     if not (strange := sorted(found - set(contract.labels))):
         return
     near = {label: nearest(label, own) for label in strange}
-    listed = ", ".join(f"{label} ({near[label]}?)" if near[label] else label for label in strange)
+    strange.sort(key=lambda label: not near[label])  # of many those that are misspelt are told
+    named = listed([f"{label} ({near[label]}?)" if near[label] else label for label in strange])
     if found & set(own):
-        say(f"{source}: labels that {contract.name} does not have: {listed}; they count as other sounds")
+        say(f"{source}: labels that {contract.name} does not have: {named}; they count as other sounds")
         return
-    none = f"{source}: holds none of the labels that {contract.name} can tell ({', '.join(own)}), but {listed}"
+    none = f"{source}: holds none of the labels that {contract.name} can tell ({listed(own)}), but {named}"
     if any(near.values()):
         raise UsageError(f"{none}: correct what is misspelt, and give what is another sound another name")
     say(f"{none}; they count as other sounds, and only false accepts are measured")

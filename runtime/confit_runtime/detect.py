@@ -13,7 +13,7 @@ import numpy.typing as npt
 from confit_runtime.arrays import Bools, Floats, Places, is_number
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError
-from confit_runtime.names import nearest, plain
+from confit_runtime.names import known_names, nearest, plain
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Matcher
@@ -54,8 +54,8 @@ class Hold:
                 near = nearest(label, contract.labels)
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise UsageError(
-                    f"a Hold of {label!r}: {contract.name} has no such label (it has {', '.join(contract.labels)}), and the"
-                    f" stream no gallery{hint}"
+                    f"a Hold of {label!r}: {contract.name} has no such label (it has {known_names(label, contract.labels)}),"
+                    f" and the stream no gallery{hint}"
                 )
 
     def hops(self, contract: Contract, labels: Sequence[str]) -> list[int]:

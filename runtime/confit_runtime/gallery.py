@@ -18,7 +18,7 @@ from confit_runtime.gallery_file import GalleryFile, check_folder, is_there, mak
 from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.migrations import Binding, bind, bound, damaged, keep_index_digest
 from confit_runtime.model import Model
-from confit_runtime.names import clean_name, new_name
+from confit_runtime.names import clean_name, known_names, new_name
 from confit_runtime.prints import (
     Counts,
     Print,
@@ -434,13 +434,13 @@ class Gallery:
         there = self.names()
         for name in names:
             if name not in there:
-                enrolled = ", ".join(there) or "nobody"
+                enrolled = known_names(name, list(there)) or "nobody"
                 raise UsageError(f"{self.path}: a threshold for {name!r}, who is not enrolled (enrolled: {enrolled})")
 
     def _id_of(self, db: sqlite3.Connection, name: str) -> int:
         row = db.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
         if row is None:
-            enrolled = ", ".join(self.counts()) or "nobody"
+            enrolled = known_names(name, list(self.counts())) or "nobody"
             raise UsageError(f"{self.path}: nobody is enrolled as {name!r} (enrolled: {enrolled})")
         if type(row[0]) is not int:
             raise damaged(self.path)

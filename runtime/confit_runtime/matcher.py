@@ -14,7 +14,7 @@ import numpy.typing as npt
 from confit_runtime.arrays import Floats, floats
 from confit_runtime.contract import Contract
 from confit_runtime.errors import ModelError, UsageError
-from confit_runtime.names import plain
+from confit_runtime.names import known_names, plain
 from confit_runtime.search import ExactSearch, Search
 
 NEAREST = 3  # prints of a name, and sounds of the cohort, that a score is made of
@@ -156,8 +156,8 @@ class Matcher:
         refuses.
         """
         query, name = self._query(embedding), plain(name)
-        if name not in self.enrolled:
-            raise UsageError(f"nobody is enrolled as {name!r} (enrolled: {', '.join(self.enrolled) or 'nobody'})")
+        if name not in (enrolled := self.enrolled):
+            raise UsageError(f"nobody is enrolled as {name!r} (enrolled: {known_names(name, enrolled) or 'nobody'})")
         claimed = self.names.index(name)
         others = [entry for entry in self._ranking(query) if entry[1] != claimed]
         return self._answer(query, (self._score(claimed, query), claimed), others[0] if others else None, 0.0)

@@ -22,6 +22,7 @@ from confit_runtime.detect import NO_HOLD, Hold
 from confit_runtime.device_file import device_path, read_device_file
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
+from confit_runtime.names import known_names
 from confit_runtime.rows import RowMaker
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import did_you_mean, shipped_model
@@ -220,7 +221,7 @@ class Model:
         levels = dict(self.contract.thresholds)
         for label, level in on.items():
             if label not in self.labels:
-                raise UsageError(f"{self.name} has no label {label!r} (it has {', '.join(self.labels)})")
+                raise UsageError(f"{self.name} has no label {label!r} (it has {known_names(label, self.labels)})")
             if not is_number(level) or not 0.0 < level <= 1.0:  # at 0 a label fires once, for no score falls below
                 raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1, is {level!r}")
             levels[label] = {**levels[label], "on": float(level), "off": min(float(level), self._loaded[label]["off"])}

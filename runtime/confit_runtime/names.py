@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from confit_runtime.errors import UsageError
+from confit_runtime.wording import MOST, listed
 
 LONGEST = 100
 LIKE = 0.75  # of two names: so alike one may be the other misspelt
@@ -39,11 +40,22 @@ def plain(text: str) -> str:
 
 def nearest(label: str, known: Sequence[str]) -> str | None:
     """The name of those known that `label` may be misspelt for."""
+    return next(iter(_near(label, known, 1)), None)
+
+
+def known_names(label: str, known: Sequence[str]) -> str:
+    """A few of those known, as an error tells them to who asked for `label`: those that it may be misspelt for come first."""
+    if len(known) > MOST:
+        near = _near(label, known, MOST)
+        known = [*near, *(name for name in known if name not in near)]
+    return listed(known)
+
+
+def _near(label: str, known: Sequence[str], most: int) -> list[str]:
     from difflib import get_close_matches
 
     lower = {name.lower(): name for name in known}
-    near = get_close_matches(label.lower(), lower, 1, LIKE)
-    return lower[near[0]] if near else None
+    return [lower[name] for name in get_close_matches(label.lower(), lower, most, LIKE)]
 
 
 def clean_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,6 +178,14 @@ def test_a_hold_of_what_is_no_label_is_refused_but_where_names_may_come(tmp_path
         digits.stream(hold=Hold(0, {"one": 1, "sevn": 5}))
     with Gallery.open(tmp_path / "gallery.db", digits, create=True) as gallery:
         digits.stream(gallery, hold=Hold(0, {"doorbell": 5}))
+    many = dataclasses.replace(
+        digits.contract,
+        labels=[*digits.labels, *(f"word{at}" for at in range(2000))],
+        thresholds={**digits.contract.thresholds, **{f"word{at}": {"on": 0.5, "off": 0.3} for at in range(2000)}},
+    )
+    with pytest.raises(UsageError, match=r"\(it has word1999, .*, and \d{4} more\).*did you mean 'word1999'") as caught:
+        Hold(0, {"wrd1999": 5}).check(many)
+    assert len(str(caught.value)) < 500
     assert Hold(2.0, {"seven": 5, "alarm": 1}).among(digits.labels) == Hold(2.0, {"seven": 5})
 
 

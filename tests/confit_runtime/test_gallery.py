@@ -96,6 +96,29 @@ def test_rename_and_remove(path: Path) -> None:
         assert gallery.names() == {"Ada Lovelace": 3}
 
 
+def test_of_many_names_an_error_tells_those_that_may_be_meant_and_how_many_more(path: Path, model: Model) -> None:
+    with Gallery.open(path, model) as gallery:
+        with gallery.change() as db:
+            db.executemany("INSERT INTO names (name, voiced_s) VALUES (?, 1)", [(f"guest {at}",) for at in range(3000)])
+            db.execute(
+                "INSERT INTO prints (name_id, embedding, source) SELECT names.id, embedding, ''"
+                " FROM names, (SELECT embedding FROM prints LIMIT 1) WHERE name LIKE 'guest %'"
+            )
+        errors = []
+        for act in (
+            lambda: gallery.remove("gest 2999"),
+            lambda: gallery.matcher.verify("gest 2999", random_prints(1)[0]),
+            lambda: Gallery.open(path, model, thresholds={"gest 2999": 0.5}),
+        ):
+            with pytest.raises(UsageError) as caught:
+                act()
+            errors.append(str(caught.value))
+    for error in errors:
+        assert "(enrolled: guest 2999, " in error
+        assert error.endswith(", and 2990 more)")
+        assert len(error) < 500
+
+
 @pytest.mark.parametrize("change", ["remove", "rename"])
 def test_nothing_is_left_of_what_was_removed(tmp_path: Path, model: Model, change: str) -> None:
     path = tmp_path / "gallery.db"
