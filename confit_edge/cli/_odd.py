@@ -73,7 +73,7 @@ def _alike(taken: list[tuple[str, Taken]], others: Floats) -> Iterator[tuple[str
 
 def _prints(name: str, gallery: Gallery | None) -> tuple[list[Floats], list[Floats]]:
     """The prints of a name, each `[dim]`, and its negative ones; none of a name that is not enrolled."""
-    prints = gallery.prints(name) if gallery is not None and name in gallery.names() else []
+    prints = gallery.prints(name) if gallery is not None and gallery.counts_of(name).prints else []
     own, negative = ([one.embedding for one in prints if one.negative == wanted] for wanted in (False, True))
     return own, negative
 

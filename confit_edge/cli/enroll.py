@@ -129,7 +129,7 @@ def enroll(
             )
             there = opened
         assert there is not None  # prints are left out for being there
-        total = (there.negatives() if negative else there.names())[name]
+        total = there.counts_of(name)[negative]
     if json:
         emit(
             "enrolled",

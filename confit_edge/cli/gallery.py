@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -139,8 +140,8 @@ def export(
     from confit_runtime.gallery import Gallery
     from confit_runtime.transfer import export_names
 
-    with Gallery.open(gallery) as opened:
-        written = export_names(opened, names or [], out)
+    with Gallery.open(gallery) as opened, Bar(json, before="names") as bar:
+        written = export_names(opened, names or [], out, partial(_show, bar, "export"))
     _tell("exported", written, str(out), f"written to {out}", json)
 
 
@@ -161,10 +162,11 @@ def import_(
         raise UsageError(f"{source}: no such file")
     with Gallery.open(source) as given:
         if gallery.exists():
-            with Gallery.open(gallery) as opened:
-                added = import_names(opened, given)
+            with Gallery.open(gallery) as opened, Bar(json, before="names") as bar:
+                added = import_names(opened, given, partial(_show, bar, "import"))
         else:
-            added = export_names(given, [], gallery)
+            with Bar(json, before="names") as bar:
+                added = export_names(given, [], gallery, partial(_show, bar, "import"))
         left_out = sum(map(sum, given.counts().values())) - sum(map(sum, added.values()))
     _tell("imported", added, str(gallery), f"added to {gallery}", json)
     if left_out:
@@ -216,6 +218,10 @@ def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
         emit("indexed", gallery=str(gallery), prints=prints, index=path)
     else:
         tell(f"{path}: an index of {prints_text(prints)}")
+
+
+def _show(bar: Bar, what: str, done: int, total: int) -> None:
+    bar.show(what, total, done, names=f"{done} of {total}")
 
 
 def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool) -> None:

@@ -227,14 +227,14 @@ class Gallery:
                 ).lastrowid
                 if audio is not None:
                     db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
-            return (self.negatives() if negative else self.names()).get(name, 0)
+            return self.counts_of(name)[negative]
 
     def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> Already:
         """What the gallery has already, as these prints are added to a name; negative ones are nobody else's."""
         own, contrary = (self.blobs(name, negative=sign) for sign in (negative, not negative))
         if negative:
             return Already(own, contrary=contrary, negative=True)
-        seconds = self.voiced_s(name) if name in self.names() else 0.0
+        seconds = self.voiced_s(name) if self.counts_of(name).prints else 0.0
         return Already(own, seconds, self.owners(blobs), contrary)
 
     def _told_kind(self) -> Kind | None:
@@ -253,6 +253,11 @@ class Gallery:
         """How many prints, and negative ones, each name (or label of the model) has, in order of name."""
         with self._file.reading() as db:
             return read_counts(self.path, db)
+
+    def counts_of(self, name: str) -> Counts:
+        """The same of one name; none where nobody is enrolled as that."""
+        with self._file.reading() as db:
+            return read_counts(self.path, db, name).get(name, Counts())
 
     def blobs(self, name: str, *, negative: bool) -> set[bytes]:
         """A name's prints of a kind, as they stand in the file; none of a name that is not enrolled."""
@@ -336,7 +341,7 @@ class Gallery:
         name = clean_name(name)
         with self.change() as db:
             name_id = self._id_of(db, name)
-            had = self.counts().get(name, Counts())
+            had = self.counts_of(name)
             db.execute("DELETE FROM audio WHERE print_id IN (SELECT id FROM prints WHERE name_id = ?)", (name_id,))
             db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,))
             self._file.erase_index(db)
@@ -349,7 +354,7 @@ class Gallery:
         old, new = clean_name(old), new_name(new)
         with self.change() as db:
             name_id = self._id_of(db, old)
-            if old != new and new in self.counts():
+            if old != new and any(self.counts_of(new)):
                 raise UsageError(f"{self.path}: {new!r} is enrolled already: remove it first, or choose another name")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, name_id))
 

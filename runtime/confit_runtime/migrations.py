@@ -11,7 +11,7 @@ from pathlib import Path
 from confit_runtime.errors import GalleryBusyError, GalleryError
 from confit_runtime.search import erase_index, index_path
 
-SCHEMA = 4
+SCHEMA = 5
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
 
 _TABLES = (
@@ -25,6 +25,8 @@ _TABLES = (
     "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)",
     # which file beside it is its index, by SHA-256; none where none was made
     "CREATE TABLE index_file (digest TEXT NOT NULL)",
+    # who has a print is asked as each is enrolled; its first two numbers tell it from nearly all others
+    "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))",
 )
 
 # as they stand in files of older schemas, and in those once they were migrated
@@ -46,7 +48,7 @@ def _to_2(db: sqlite3.Connection) -> None:
     """Schema 1 knew no negative prints, kept no audio and did not name its model."""
     db.execute("ALTER TABLE binding ADD COLUMN model TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE prints ADD COLUMN negative INTEGER NOT NULL DEFAULT 0")
-    db.execute(_TABLES[-2])
+    db.execute(_TABLES[-3])
 
 
 def _to_3(db: sqlite3.Connection) -> None:
@@ -56,11 +58,16 @@ def _to_3(db: sqlite3.Connection) -> None:
 
 def _to_4(db: sqlite3.Connection) -> None:
     """Schema 3 did not tell its index from any other file."""
+    db.execute(_TABLES[-2])
+
+
+def _to_5(db: sqlite3.Connection) -> None:
+    """Schema 4 read all prints to find one."""
     db.execute(_TABLES[-1])
 
 
 # by the schema they lead to
-_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
+_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
 
 
 @dataclass(frozen=True)

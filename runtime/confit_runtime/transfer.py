@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,14 @@ from confit_runtime.names import clean_name, new_name
 from confit_runtime.prints import Counts, Print
 from confit_runtime.search import erase_index, index_path
 
+Progress = Callable[[int, int], None]  # names done, names in all
 
-def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, Counts]:
+
+def _untold(done: int, total: int) -> None:
+    """How far it is, where nobody waits for it."""
+
+
+def export_names(source: Gallery, names: Sequence[str], out: Path, progress: Progress = _untold) -> dict[str, Counts]:
     """Write a new gallery file with some names' prints (all, when none is named). Returns how many of each.
 
     Raises UsageError when `out` is there already, or its folder is not, or on an unknown name; GalleryError where it cannot
@@ -38,8 +44,7 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
         remove_left(out)
         with partial_folder(out) as folder:
             with source.copy_layout(folder / out.name) as target:
-                for name, (prints, voiced_s) in found.items():
-                    _add(target, name, prints, voiced_s)
+                _add_all(target, found, progress)
             erase_index(index_path(out))  # of a file that is gone
             (folder / out.name).replace(out)
     except OSError as error:
@@ -47,7 +52,7 @@ def export_names(source: Gallery, names: Sequence[str], out: Path) -> dict[str, 
     return {name: counts.get(name, Counts()) for name in found}
 
 
-def import_names(target: Gallery, source: Gallery) -> dict[str, Counts]:
+def import_names(target: Gallery, source: Gallery, progress: Progress = _untold) -> dict[str, Counts]:
     """Add another gallery's prints to this one; prints it has already are left out. Returns how many came, by name.
 
     Raises GalleryError when the two were enrolled with different models, UsageError when one holds voices and the other
@@ -76,8 +81,7 @@ def import_names(target: Gallery, source: Gallery) -> dict[str, Counts]:
             _check_signs(name, found[name][0], gallery)
     with target.change():
         before = target.counts()
-        for name, (prints, voiced_s) in found.items():
-            _add(target, name, prints, voiced_s)
+        _add_all(target, found, progress)
         after = target.counts()
     return {name: _more(after[name], before.get(name, Counts())) for name in names}
 
@@ -122,6 +126,14 @@ def _check_signs(name: str, prints: Sequence[Print], gallery: Gallery) -> None:
 
 def _more(after: Counts, before: Counts) -> Counts:
     return Counts(after.prints - before.prints, after.negative_prints - before.negative_prints)
+
+
+def _add_all(target: Gallery, found: dict[str, tuple[list[Print], float]], progress: Progress) -> None:
+    """Enroll prints that were enrolled elsewhere, with their seconds of sound, by name: all, or none."""
+    with target.change():
+        for done, (name, (prints, voiced_s)) in enumerate(found.items()):
+            progress(done, len(found))
+            _add(target, name, prints, voiced_s)
 
 
 def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> None:
