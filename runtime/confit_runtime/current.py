@@ -17,8 +17,8 @@ from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import Binding, damaged, index_digest
 from confit_runtime.model import Model
 from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import read_prints
-from confit_runtime.search import IndexSearch
+from confit_runtime.prints import Held, list_prints, places_among, read_again, read_prints
+from confit_runtime.search import IndexSearch, LaterSearch, Search
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,9 @@ class CurrentMatcher:
         """`admit` gives what the prints are of, and raises GalleryModelError where that is not `model`."""
         self._file, self._model, self._levels, self._admit = file, model, levels, admit
         self._matcher: Matcher | None = None
+        self._read_names: dict[int, str] = {}  # by their ids, of which the matcher was made
+        self._held: tuple[Held, Held] | None = None  # those of names and the negative ones, likewise
+        self._searched: Search | None = None  # how the first are searched
         self._seen: Look | None = None  # of the file, when that was read; None: it has changed since
         self._unread = False  # another file stands at the path, and was not read yet
         self._gone = False  # none does
@@ -100,40 +103,63 @@ class CurrentMatcher:
         self._told = message
 
     def _nobody(self) -> Matcher:
+        self._read_names, self._held, self._searched = {}, None, None
         nothing = np.zeros((0, self._model.contract.embedding_dim), np.float32)
         return Matcher([], [], nothing, nothing, levels=self._levels)
 
     def _load(self, db: sqlite3.Connection) -> Matcher:
-        """All prints. Raises GalleryError where they make no sense, or are of another model by now."""
+        """All prints; of those that were read before, only what is new is read.
+
+        Raises GalleryError where they make no sense, or are of another model by now.
+        """
         path = self._file.path
         binding = self._admit(db)
         names = dict(db.execute("SELECT id, name FROM names ORDER BY id").fetchall())
-        place = {name_id: at for at, name_id in enumerate(names)}
-        (ids, owners, prints), (_, vetoed, vetoes) = (
-            read_prints(path, db, binding.dim, place, negative=negative) for negative in (False, True)
-        )
-        return Matcher(
-            [self._name(name) for name in names.values()],
-            owners,
-            prints,
+        known = set(self._read_names.values())
+        told = [name if name in known else self._name(name) for name in names.values()]
+        own, negative, before = self._prints(db, binding.dim)
+        matcher = Matcher(
+            told,
+            places_among(path, list(names), own.owners),
+            own.prints,
             self._cohort(binding),
             levels=self._levels,
-            search=self._search(ids, prints, index_digest(db)),
-            vetoed=vetoed,
-            vetoes=vetoes,
+            search=self._search(own, before, index_digest(db)),
+            vetoed=places_among(path, list(names), negative.owners),
+            vetoes=negative.prints,
         )
+        self._read_names, self._held, self._searched = names, (own, negative), matcher.search
+        return matcher
 
-    def _search(self, ids: Places, prints: Floats, digest: object) -> IndexSearch | None:
-        """By the index, if there is one and it is this gallery's.
+    def _prints(self, db: sqlite3.Connection, dim: int) -> tuple[Held, Held, Places]:
+        """Those of names, the negative ones, and where each of the first was among those that were read before, or -1."""
+        path = self._file.path
+        if self._held is None:
+            own, negative = (read_prints(path, db, dim, negative=sign) for sign in (False, True))
+            return own, negative, np.full(len(own.ids), -1)
+        listed = list_prints(path, db, dim)
+        (own, before), (negative, _) = (
+            read_again(path, db, dim, listed, held, negative=sign)
+            for held, sign in zip(self._held, (False, True), strict=True)
+        )
+        return own, negative, before
+
+    def _search(self, own: Held, before: Places, digest: object) -> Search | None:
+        """By the index, if there is one and it is this gallery's; None: all prints are compared.
 
         One that lies beside a gallery of nobody stays, for who only reads erases nothing: `enroll` does.
         """
         path = self._file.index_path
         try:
-            return IndexSearch(path, ids, prints, digest) if len(ids) and path.exists() else None
+            if len(own.ids) and path.exists():
+                return IndexSearch(path, own.ids, own.prints, digest)
         except GalleryError as error:
             log.warning("%s; every print is compared", error)
+        if self._held is None or isinstance(self._searched, IndexSearch | None):
             return None
+        rows = np.full(len(self._held[0].ids), -1)
+        rows[before[before >= 0]] = np.flatnonzero(before >= 0)
+        return LaterSearch.of(self._searched, rows, own.prints)
 
     def _cohort(self, binding: Binding) -> Floats:
         """What is not enrolled: the model's own sounds, and for sounds the quiet around them."""

@@ -137,6 +137,11 @@ class Matcher:
         return [self.names[place] for place in np.flatnonzero(np.diff(self._starts))]
 
     @property
+    def search(self) -> Search:
+        """How the prints are searched."""
+        return self._search
+
+    @property
     def has_vetoes(self) -> bool:
         """Whether any name has negative prints."""
         return len(self._vetoes) > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, Places, floats
+from confit_runtime.arrays import Bools, Floats, Places, floats
 from confit_runtime.errors import UsageError
 from confit_runtime.matcher import unit
 from confit_runtime.migrations import damaged
@@ -90,24 +90,98 @@ def _squares(rows: Floats) -> Floats:
     return squares
 
 
-def read_prints(
-    path: Path, db: sqlite3.Connection, dim: int, place: Mapping[int, int], *, negative: bool
-) -> tuple[Places, Places, Floats]:
-    """All prints of a kind, in order of name: ids `[n]`, the places of their names `[n]`, embeddings `[n, dim]`.
+@dataclass(frozen=True)
+class Held:
+    """The prints of one sign as they were read, in order of name: ids `[n]`, those of their names, and embeddings `[n, dim]`."""
 
-    `place` is that of each name, by its id. Raises GalleryError on contents that make no sense.
+    ids: Places
+    owners: Places
+    prints: Floats
+
+    def find(self, ids: Places, owners: Places, beginnings: Floats) -> tuple[Places, Bools]:
+        """Where prints of a file are among these, and which are: an id may have been given to another print meanwhile."""
+        if not len(self.ids):
+            return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+        order = np.argsort(self.ids)
+        at = order[np.minimum(np.searchsorted(self.ids, ids, sorter=order), len(order) - 1)]
+        same = (self.ids[at] == ids) & (self.owners[at] == owners)
+        return at, same & (self.prints[at, : beginnings.shape[1]] == beginnings).all(axis=1)
+
+
+class Listed(NamedTuple):
+    """Which prints a file holds: their ids `[n]`, those of their names, their signs, and the numbers that they begin with."""
+
+    ids: Places
+    owners: Places
+    negative: Places
+    beginnings: Floats  # `[n, 2]`
+
+
+def list_prints(path: Path, db: sqlite3.Connection, dim: int) -> Listed:
+    """All prints, in no order; as a text, for a hundred thousand rows take longer. Raises GalleryError."""
+    row = db.execute(
+        "SELECT group_concat(id, ' '), group_concat(CAST(name_id AS INTEGER), ' '),"
+        " group_concat(CAST(negative AS INTEGER), ' '), group_concat(hex(substr(embedding, 1, 8)), '') FROM prints"
+    ).fetchone()
+    ids, owners, negative = (np.fromstring(text or "", np.int64, sep=" ") for text in row[:3])
+    beginnings = np.frombuffer(bytes.fromhex(row[3] or ""), np.uint8)
+    width = min(8, 4 * dim)
+    if not len(ids) == len(owners) == len(negative) == len(beginnings) / width:
+        raise damaged(path)
+    return Listed(ids, owners, negative, beginnings.view("<f4").reshape(-1, width // 4).astype(np.float32, copy=False))
+
+
+def read_again(
+    path: Path, db: sqlite3.Connection, dim: int, listed: Listed, before: Held, *, negative: bool
+) -> tuple[Held, Places]:
+    """The prints of a sign as they are now, and where each was `before`, -1 of a new one: only those are read.
+
+    Raises GalleryError on contents that make no sense.
     """
+    rows = np.flatnonzero(listed.negative == int(negative))
+    rows = rows[np.lexsort((listed.ids[rows], listed.owners[rows]))]
+    ids, owners = listed.ids[rows], listed.owners[rows]
+    at, same = before.find(ids, owners, listed.beginnings[rows])
+    if same.all() and len(ids) == len(before.ids):
+        return before, at
+    if np.count_nonzero(~same) > max(ASKED_AT_ONCE, len(ids) // 2):
+        return read_prints(path, db, dim, negative=negative), np.where(same, at, -1)
+    new = _read_some(path, db, dim, ids[~same])
+    prints = before.prints[np.where(same, at, 0)] if same.any() else np.empty((len(ids), dim), np.float32)
+    prints[~same] = new
+    return Held(ids, owners, prints), np.where(same, at, -1)
+
+
+def _read_some(path: Path, db: sqlite3.Connection, dim: int, ids: Places) -> Floats:
+    blobs: dict[int, object] = {}
+    for start in range(0, len(ids), ASKED_AT_ONCE):
+        some = ids[start : start + ASKED_AT_ONCE].tolist()
+        blobs |= db.execute(f"SELECT id, embedding FROM prints WHERE id IN ({','.join('?' * len(some))})", some)
+    return from_blobs(path, [blobs[number] for number in ids.tolist()], dim)
+
+
+def read_prints(path: Path, db: sqlite3.Connection, dim: int, *, negative: bool) -> Held:
+    """All prints of a sign. Raises GalleryError on contents that make no sense."""
     found = db.execute(
         "SELECT id, name_id, embedding FROM prints WHERE negative = ? ORDER BY name_id, id", (int(negative),)
     )
     ids, owners, parts = [], [], [np.zeros((0, dim), np.float32)]
     while some := found.fetchmany(ROWS_AT_ONCE):
         ids += [number for number, _, _ in some]
-        owners += [place.get(name_id, -1) for _, name_id, _ in some]
+        owners += [name_id for _, name_id, _ in some]
         parts.append(from_blobs(path, [blob for _, _, blob in some], dim))
-    if -1 in owners or any(type(number) is not int for number in ids):
+    if any(type(number) is not int for number in (*ids, *owners)):
         raise damaged(path)
-    return np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts)
+    return Held(np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts))
+
+
+def places_among(path: Path, names: Sequence[int], owners: Places) -> Places:
+    """The places of prints' names among `names`, ids that ascend. Raises GalleryError on a print of no name."""
+    ids = np.array(names, np.int64)
+    places = np.searchsorted(ids, owners)
+    if len(owners) and (not len(ids) or (ids[np.minimum(places, len(ids) - 1)] != owners).any()):
+        raise damaged(path)
+    return places
 
 
 def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> dict[str, Counts]:
@@ -141,9 +215,9 @@ def read_holders(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, 
 
 def read_indexed(path: Path, db: sqlite3.Connection, dim: int) -> tuple[Places, Floats]:
     """What an index is made of: ids `[n]` and embeddings `[n, dim]`. Raises GalleryError on contents that make no sense."""
-    place = {name_id: at for at, (name_id,) in enumerate(db.execute("SELECT id FROM names").fetchall())}
-    ids, _, prints = read_prints(path, db, dim, place, negative=False)
-    return ids, prints
+    held = read_prints(path, db, dim, negative=False)
+    places_among(path, [name_id for (name_id,) in db.execute("SELECT id FROM names ORDER BY id")], held.owners)
+    return held.ids, held.prints
 
 
 def holds(ids: Places, prints: Floats, some: Places, those: Floats) -> bool:

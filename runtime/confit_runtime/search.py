@@ -20,6 +20,7 @@ from confit_runtime.files import OURS, partial_folder, partial_folders, remove_l
 CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
 OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
 TOLD_EVERY = 5_000  # prints of an index that is being made
+LATER = 1_000  # prints that came or went since a search was made, for which no other one is
 CHECKED = 16  # vectors of an index held against the gallery's
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
@@ -43,6 +44,34 @@ class ExactSearch:
 
     def nearest(self, unit: Floats, count: int) -> Places:
         return _nearest(self._prints, unit, count)
+
+
+class LaterSearch:
+    """Asks a search of the prints as they were, and compares with those that came since.
+
+    Of a hundred thousand prints what a search keeps takes longer to make than sound waits.
+    """
+
+    def __init__(self, before: Search, rows: Places, prints: Floats) -> None:
+        """`rows` are those of the prints of `before` among `prints [n, dim]`, -1 of one that is gone."""
+        self._before, self._rows, self._prints = before, rows, prints
+        there = np.zeros(len(prints), bool)
+        there[rows[rows >= 0]] = True
+        self._later, self._gone = np.flatnonzero(~there), int(np.count_nonzero(rows < 0))
+
+    @staticmethod
+    def of(before: Search, rows: Places, prints: Floats) -> Search:
+        """The search to use: a new one, where many prints came or went."""
+        if isinstance(before, LaterSearch):
+            rows = np.append(rows, -1)[before._rows]
+            before = before._before
+        search = LaterSearch(before, rows, prints)
+        return search if len(search._later) + search._gone <= max(LATER, len(prints) // 10) else ExactSearch(prints)
+
+    def nearest(self, unit: Floats, count: int) -> Places:
+        found = self._rows[self._before.nearest(unit, count + self._gone)]
+        rows = np.concatenate([found[found >= 0], self._later])
+        return rows[_nearest(self._prints[rows], unit, count)]
 
 
 class IndexSearch:

@@ -9,10 +9,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from hashlib import sha256
@@ -24,14 +25,15 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import GalleryError, Model, UsageError, load
+from confit_runtime import GalleryError, Model, UsageError, load, search
+from confit_runtime import prints as prints_module
 from confit_runtime.current import LISTENING_PATIENCE_S
 from confit_runtime.enrollment import to_flac
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import PATIENCE_S
 from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness, unit
 from confit_runtime.prints import Counts, to_blobs
-from confit_runtime.search import ExactSearch, IndexSearch, build_index
+from confit_runtime.search import ExactSearch, IndexSearch, LaterSearch, build_index
 from confit_runtime.transfer import enroll_again, export_names, import_names
 from tests import tiny_model
 from tests.at_once import at_once
@@ -581,6 +583,91 @@ def test_two_programs_write_and_a_third_sees_it(tmp_path: Path, model: Model) ->
         assert set(gallery.matcher.names) == {"ben", "eve"}  # read anew: another program changed it
 
 
+CHANGES = ("enroll", "enroll", "more", "remove", "rename", "negative", "keep", "restore", "write over", "same again")
+
+
+def change_by(other: Gallery, path: Path, what: str, rng: np.random.Generator) -> None:
+    """One change of a gallery by another program; some are of those that SQLite knows nothing of."""
+    names = list(other.counts())
+    name = names[rng.integers(len(names))] if names else "first"
+    rows = rng.standard_normal((2, DIM)).astype(np.float32)
+    if what == "enroll" or not names:
+        other.enroll(f"n{rng.integers(30)}", rows, sources=["x"] * 2, voiced_s=5.0)
+    elif what in ("more", "negative"):
+        other.enroll(name, rows, sources=["x"] * 2, voiced_s=5.0, negative=what == "negative")
+    elif what == "remove":
+        other.remove(name)
+    elif what == "rename":
+        other.rename(name, f"{name[:5]}{rng.integers(1000)}")
+    elif what == "same again":  # the last of all: its ids are given anew
+        other.remove(names[-1])
+        other.enroll(names[-1], rows, sources=["x"] * 2, voiced_s=5.0)
+    elif what == "keep":
+        shutil.copy(path, path.with_suffix(".kept"))
+    elif what == "restore" and path.with_suffix(".kept").exists():
+        path.write_bytes(path.with_suffix(".kept").read_bytes())
+    elif what == "write over":
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("UPDATE prints SET embedding = ? WHERE id = (SELECT MAX(id) FROM prints)", (to_blobs(rows)[0],))
+            db.commit()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=3), max_size=8),
+    seed=st.integers(0, 99),
+    later=st.sampled_from([0, 3, 1000]),
+)
+def test_after_any_change_the_matcher_is_that_of_the_whole_file(
+    model: Model, changes: list[list[str]], seed: int, later: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "LATER", later)
+        path = Path(folder) / "house.db"
+        with Gallery.open(path, model, create=True) as gallery:
+            for some in changes:
+                for what in some:
+                    with Gallery.open(path) as other:
+                        change_by(other, path, what, rng)
+                found = gallery.matcher
+                with Gallery.open(path, model) as fresh:
+                    whole = fresh.matcher
+                assert (found.names, found.enrolled) == (whole.names, whole.enrolled)
+                np.testing.assert_array_equal(found._owners, whole._owners)
+                np.testing.assert_array_equal(found._prints, whole._prints)
+                np.testing.assert_array_equal(found._vetoes, whole._vetoes)
+                for query in rng.standard_normal((3, DIM)).astype(np.float32):
+                    assert found.match(query).nearest == whole.match(query).nearest
+                    near, all_near = (one.search.nearest(unit(query), 3) for one in (found, whole))
+                    assert sorted(near) == sorted(all_near)
+
+
+def test_of_a_gallery_that_was_read_only_what_is_new_is_read(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "house.db"
+    with Gallery.open(path, model, create=True) as gallery, Gallery.open(path) as other:
+        for at in range(6):
+            other.enroll(f"n{at}", random_prints(300), sources=["x"] * 300, voiced_s=5.0)
+        before = gallery.matcher
+        read: list[int] = []
+        from_file = prints_module.from_blobs
+
+        def counted(path: Path, blobs: Sequence[object], dim: int) -> Floats:
+            read.append(len(blobs))
+            return from_file(path, blobs, dim)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prints_module, "from_blobs", counted)
+            other.enroll("eve", random_prints(3), sources=["x"] * 3, voiced_s=5.0)
+            assert "eve" in gallery.matcher.names
+            other.remove("n3")
+            other.rename("n4", "n5 too")
+            assert "n3" not in gallery.matcher.names
+        assert sum(read) == 3
+        assert isinstance(gallery.matcher.search, LaterSearch)
+        assert gallery.matcher.search._before is before.search  # no other copy of all
+
+
 def test_names_and_prints_are_read_at_one_moment(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery, Gallery.open(path) as other:
@@ -590,7 +677,7 @@ def test_names_and_prints_are_read_at_one_moment(tmp_path: Path, model: Model) -
 
         def enroll_meanwhile(statement: str) -> None:
             nonlocal tried
-            if "FROM prints WHERE negative = 0" in statement:  # the names were read already
+            if "group_concat" in statement:  # the names were read already
                 tried += 1
                 with suppress(GalleryError):  # it is locked, as it should be
                     other.enroll("eve", random_prints(1), sources=["e"], voiced_s=1.0)
