@@ -181,13 +181,11 @@ def det_curve(
     hours = float(counts.hours.sum())
     labels = np.array([contract.labels.index(positive.label) for positive in positives], np.int64)
     reached = np.array([positive.level for positive in positives])
-    events, intervals = counts.events.sum(axis=1), dict[int, tuple[float, float]]()
+    events = counts.events.sum(axis=1)
     for margin in range(-len(LEVELS), len(LEVELS)):
         levels = _raised(chosen.own, margin)
         seen = int(np.take_along_axis(events, levels[:, None], axis=1).sum())
-        if seen not in intervals:
-            intervals[seen] = poisson_interval(seen, hours, confidence)
-        low, high = intervals[seen]
+        low, high = poisson_interval(seen, hours, confidence)
         point = {"margin": margin * STEP, "fa_per_hour": seen / hours, "fa_low": low, "fa_high": high}
         if len(positives):
             point["frr"] = float((reached < LEVELS[levels[labels]]).mean())
