@@ -260,10 +260,10 @@ def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS keeps no such limit")
 def test_where_the_memory_does_not_suffice_it_is_told_what_takes_less(tmp_path: Path) -> None:
-    with soundfile.SoundFile(tmp_path / "two hours.flac", "w", 16_000, 1) as file:
-        for _ in range(120):
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 16_000, 1) as file:
+        for _ in range(50):
             file.write(np.ones(60 * 16_000, np.int16))
-    classify = f"ulimit -v 900000; exec {sys.executable} -m confit_edge classify digits 'two hours.flac'"
+    classify = f"ulimit -v 600000; exec {sys.executable} -m confit_edge classify digits long.flac"
     told = subprocess.run(["sh", "-c", classify], cwd=tmp_path, capture_output=True, text=True)
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == "confit-edge: not enough memory: give shorter files, or fewer at once\n"
