@@ -113,7 +113,9 @@ def meter(peak: float, held: float = 0.0) -> str:
 
 def say_alone(text: str) -> None:
     """A line for a person, where `level_line` may stand."""
-    say(f"\r\x1b[K{text}" if on_a_terminal() else text)
+    if on_a_terminal():
+        _clear_line()
+    say(text)
 
 
 def level_line() -> Callable[[float, Pcm], None]:
@@ -128,9 +130,14 @@ def level_line() -> Callable[[float, Pcm], None]:
             print(f"\r  {what} {meter(peak)} \x1b[K", end="", file=sys.stderr, flush=True)
             peak, shown = 0.0, time.monotonic()
         if to_go == 0.0:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _clear_line()
 
     return show
+
+
+def _clear_line() -> None:
+    """Of the terminal. Apart from any text, of which `say` would escape it."""
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
