@@ -34,6 +34,7 @@ from confit_runtime.wording import counted, some
 SCHEMA = 2
 LONGEST_WINDOW_S = 3600.0  # of an encoder: what asks for more was not trained
 CHECKPOINT = "checkpoint.safetensors"
+_EARLIER = " (or it was trained with an earlier version, which took background otherwise: then train anew)"
 _FILES = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
 
 
@@ -259,16 +260,15 @@ def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
         )
         if before != after:
             told.append(f"{split} had {before}, has {after}")
-    for part, use in (("train", "to learn from"), ("val", "for thresholds")):
-        key = f"background_{part}_s"
-        if was.get(key, now[key]) != now[key]:
-            told.append(f"the background {use} lasted {was[key]:g} s, lasts {now[key]:g} s")
-    if told:
-        return "; ".join(told)
+    background = [
+        f"the background {use} lasted {was[key]:g} s, lasts {now[key]:g} s"
+        for key, use in (("background_train_s", "to learn from"), ("background_val_s", "for thresholds"))
+        if was.get(key, now[key]) != now[key]
+    ]
+    told += background
+    earlier = bool(background or (corpus.background_train and not told))
     same = "as many clips and groups of the same classes, but other sound, labels, splits or background"
-    if corpus.background_train:
-        same += " (or it is of an earlier version, which split background otherwise: then train anew)"
-    return same
+    return ("; ".join(told) or same) + (_EARLIER if earlier else "")
 
 
 def _left_out(corpus: Corpus) -> str:

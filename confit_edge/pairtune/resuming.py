@@ -101,7 +101,7 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
         if recipe.get(key) != value and key not in moved
     ]
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
-        version = " (or it was begun with an earlier version, which split background otherwise)"
+        version = " (or it was begun with an earlier version, which took background otherwise)"
         changed.append("the data" + (version if recipe.get("background") else ""))
     if before["chosen_by"] != started["chosen_by"]:
         changed.append("what epochs are chosen by")
