@@ -111,7 +111,7 @@ class Bar:
 
     def show(self, what: str, total: float | None, done: float, *, row: str = "", **fields: Any) -> None:
         """`done` of `total` (None: there is no telling) of `what`, which replaces what was shown before in this `row`."""
-        what = f"{row}: {what}" if row else what
+        what = shown(f"{row}: {what}" if row else what)
         if row in self.rows and self.bar.tasks[self.bar.task_ids.index(self.rows[row])].description != what:
             self.bar.remove_task(self.rows.pop(row))
         if row not in self.rows:

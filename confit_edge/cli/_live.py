@@ -18,6 +18,7 @@ from rich.text import Text
 from confit_edge.cli._console import on_a_terminal, say
 from confit_runtime.frames import decibel
 from confit_runtime.listener import Tap
+from confit_runtime.names import shown
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -89,7 +90,7 @@ class LiveView(Tap):
         colour = "red" if self._held >= 0.99 else "green"
         yield Text.assemble(
             (meter(self._peak, self._held), colour),
-            f" {decibel(self._peak, FLOOR_DB):4.0f} dB  {clock(self._samples / self._rate)}  {self._name}{lost}{self._note}",
+            f" {decibel(self._peak, FLOOR_DB):4.0f} dB  {clock(self._samples / self._rate)}  {shown(self._name)}{lost}{self._note}",
             overflow="ellipsis",
             no_wrap=True,
         )
@@ -97,9 +98,9 @@ class LiveView(Tap):
             if stream.scores is not None:
                 best = np.argsort(-stream.scores)[:4]
                 scores = "  ".join(f"{stream.model.labels[at]} {stream.scores[at]:.2f}" for at in best)
-                yield Text(f"{stream.model.name}: {scores}", overflow="ellipsis", no_wrap=True)
+                yield Text(f"{shown(stream.model.name)}: {scores}", overflow="ellipsis", no_wrap=True)
         if self._last:
-            yield Text("heard: " + ", ".join(self._last), overflow="ellipsis", no_wrap=True)
+            yield Text(shown("heard: " + ", ".join(self._last)), overflow="ellipsis", no_wrap=True)
 
 
 def meter(peak: float, held: float = 0.0) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, emit, say
+from confit_runtime.names import shown
 from confit_runtime.wording import bounds, counted
 
 if TYPE_CHECKING:
@@ -117,14 +118,14 @@ def print_probes(metrics: dict[str, Any]) -> None:
 
     for whose, probe, result in named_probes(metrics):
         name = f"{whose}, {probe}" if whose else probe
-        shown = result["test"] or result["val"]
-        where, merit = "test" if result["test"] else "validation", Merit.of(shown)
+        judged = result["test"] or result["val"]
+        where, merit = "test" if result["test"] else "validation", Merit.of(judged)
         print(
-            f"{name:<30} {'mAP ' if 'map' in shown else ''}{100 * merit.value:5.1f} %"
+            f"{name:<30} {'mAP ' if 'map' in judged else ''}{100 * merit.value:5.1f} %"
             f"  {bounds(100 * merit.low, 100 * merit.high)}"
             f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
-            + (f", {shown['own']['right']} of the {shown['own']['n']} that are not unknown" if "own" in shown else "")
-            + (f", {100 * shown['map_weighed']:.1f} % weighed by typicality" if "map_weighed" in shown else "")
+            + (f", {judged['own']['right']} of the {judged['own']['n']} that are not unknown" if "own" in judged else "")
+            + (f", {100 * judged['map_weighed']:.1f} % weighed by typicality" if "map_weighed" in judged else "")
             + (f" (validation {100 * _reached(result['val']):.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
@@ -195,14 +196,14 @@ class TrainingBar(Bar):
             )
         elif stage == "problem":
             self.console.print(
-                f"{of}left out {event['path']}: {event['kind']} ({event['detail']})",
+                shown(f"{of}left out {event['path']}: {event['kind']} ({event['detail']})"),
                 style="yellow",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
         elif stage == "note":
-            self.console.print(f"{of}{event['text']}", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(shown(f"{of}{event['text']}"), highlight=False, markup=False, soft_wrap=True)
         elif stage == "search":
             self.console.print(
                 f"{of}lr {event['lr']:g}: {_of(event)}{100 * event['validation']:.1f} % on validation",

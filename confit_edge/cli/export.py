@@ -88,7 +88,7 @@ def export(
     """
     from confit_edge.runs import moved, read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import Quantisation, export_run, refuse_unquantised
+    from confit_export.export import Quantisation, export_run, refuse_steering, refuse_unquantised
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
@@ -97,6 +97,7 @@ def export(
 
     if not quantize:
         refuse_unquantised({"--scheme": scheme, "--target": target, "--calibration": calibration})
+    refuse_steering(out, license)
     refuse_other_card(out)
     (loaded,) = moved([read_run(run)], background=background, others=others)
     corpus = run_corpus(loaded, data)

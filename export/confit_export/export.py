@@ -42,6 +42,7 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix, default_cache, make_folder, remove_left, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
+from confit_runtime.names import shown
 from confit_runtime.wording import counted
 
 SWEEP_MINUTES = 20.0
@@ -127,6 +128,7 @@ def export_run(
         refuse_unquantised({"--scheme": how.scheme != "static", **ranges, **others})
     elif how.scheme in ("weight-only", "fp16"):
         _refuse_idle(f"--scheme {how.scheme}", "computes in fp32", {**ranges, "--qat-epochs": how.qat_epochs})
+    refuse_steering(out, license)
     _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
     make_folder(out.parent)
     remove_left(out)
@@ -188,6 +190,15 @@ def export_run(
 def refuse_unquantised(options: Mapping[str, object]) -> None:
     """Raise UsageError on an option of quantisation where there is none."""
     _refuse_idle("--no-quantize", "nothing is quantised", options)
+
+
+def refuse_steering(out: Path, license: str) -> None:
+    """Raise UsageError where the name of a model file or its licence, which stand in the contract, would break or turn a line."""
+    for option, text in ((f"-o {out}", out.stem), (f"--license {license}", license)):
+        if shown(text) != text:
+            raise UsageError(
+                f"{option}: holds a line break, control characters or marks that turn a line around: give one line without"
+            )
 
 
 def _refuse_idle(option: str, why: str, options: Mapping[str, object]) -> None:

@@ -987,6 +987,17 @@ def test_what_is_in_the_names_of_files_and_prints_steers_no_terminal(tmp_path: P
     assert print_["source"] == name
 
 
+def test_what_a_model_says_of_itself_steers_no_terminal(
+    tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    tiny_model.build(tmp_path / "tiny.onnx", name="ti\x1b[31mny", license="MIT\n(all of it)")
+    told = run(tmp_path, "inspect", "tiny.onnx").stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in told if line.startswith("licence")] == [r"MIT\n(all of it)"]
+    said, _ = _on_a_terminal(tmp_path, fake_portaudio("stalls"), "listen", "tiny.onnx", "--seconds", "1.2")
+    assert r"ti\x1b[31mny: other 1.00" in said
+    assert "\x1b[31mny" not in said.replace(r"\x1b", "")
+
+
 def test_classify_tells_all_labels_that_reach_their_thresholds_and_where_none_does(home: Path) -> None:
     """Of a model of several labels, whose scores here share one sum; its unknown class is no answer."""
     soundfile.write(home / "both.wav", chord((500, 3600), 0.5), 16_000)

@@ -497,6 +497,8 @@ def test_export_refuses_bad_input_on_one_line(
         ([tmp_path / "unfinished", "-o", out], 2, "--resume"),
         ([run_path, "-o", tmp_path / "model.bin"], 2, ".onnx"),
         ([run_path, "-o", tmp_path], 2, ".onnx"),
+        ([run_path, "-o", tmp_path / "two\nlines.onnx", "--data", fewer], 2, r"two\nlines.onnx: holds a line break"),
+        ([run_path, "-o", out, "--data", fewer, "--license", "MIT\nMIT"], 2, r"--license MIT\nMIT: holds a line break"),
         ([run_path, "-o", bad / "good.csv" / "model.onnx"], 2, "cannot be made a folder"),
         ([run_path, "-o", out, "--data", fewer], 2, "is not the data"),
         ([run_path, "-o", out, "--data", tmp_path / "gone.csv"], 2, "gone.csv"),

@@ -100,8 +100,6 @@ def test_an_unknown_key_is_named() -> None:
         ("refractory_s", True),
         ("calibration", []),
         ("name", None),
-        ("name", "digits\x1b[31m"),
-        ("license", "MIT\nthresholds  all great"),
         ("labels", ["low", "mid", "high", "other\u2028"]),
         ("unknown_label", "other\u202e"),
         ("smoothing_hops", 10**9),
@@ -115,6 +113,15 @@ def test_an_unknown_key_is_named() -> None:
 def test_a_bad_value_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(ModelError, match=key):
         Contract.from_json(json.dumps({**json.loads(CONTRACT.to_json()), key: value}))
+
+
+def test_labels_that_would_steer_a_terminal_are_refused_and_other_texts_are_read() -> None:
+    kept = {**json.loads(CONTRACT.to_json()), "name": "digits\x1b[31m", "license": "MIT\nMIT"}
+    assert Contract.from_json(json.dumps(kept)).license == "MIT\nMIT"
+    label = kept["labels"][0]
+    levels = {**kept["thresholds"], f"{label}\x1b": kept["thresholds"][label]}
+    with pytest.raises(ModelError, match="'labels' holds control .*; export it again from a run whose labels hold none$"):
+        Contract.from_json(json.dumps({**kept, "labels": [f"{label}\x1b", *kept["labels"][1:]], "thresholds": levels}))
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
