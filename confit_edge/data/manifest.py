@@ -312,7 +312,7 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
     Raises ManifestError, with `where` it stands.
     """
     if column != "labels":
-        label = _text(value, column, where)
+        label = _label(value, column, where)
         if not label:
             raise ManifestError(f"{where}: {column} is empty; label the clip or remove the row")
         if "|" in label:
@@ -322,7 +322,7 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
             )
         return (_reserved(label),)
     parts = value if isinstance(value, list) else _text(value, column, where).split("|")
-    labels = [_text(part, column, where) for part in parts]
+    labels = [_label(part, column, where) for part in parts]
     if any("|" in label for label in labels):
         raise ManifestError(f"{where}: a label holds the vertical bar that joins labels: {labels}")
     several = tuple(dict.fromkeys(_reserved(label) for label in labels if label))
@@ -379,7 +379,17 @@ def _text(value: object, what: str, where: str) -> str:
     return text
 
 
+def _label(value: object, column: str, where: str) -> str:
+    """A label as text, which a model must be able to hold: it is told as it stands, in lines of its own."""
+    label = _text(value, column, where)
+    if shown(label) != label:
+        raise ManifestError(
+            f"{where}: {column} {label!r:.60} holds marks that break a line or turn its direction, which are not seen;"
+            " rename it"
+        )
+    return label
+
+
 def _check_characters(text: str, what: str, where: str) -> None:
-    in_a_line = what == "path" or shown(text) == text
-    if not in_a_line or any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise ManifestError(f"{where}: {what} {text!r:.60} holds a control character or is not Unicode; rename it")

@@ -167,6 +167,11 @@ def test_a_folder_can_be_read_by_group(tmp_path: Path) -> None:
     ]
 
 
+def test_a_group_may_turn_the_direction_of_a_line_and_a_label_may_not(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,label,group\na,x,\u202bg\nb,y,h\n", encoding="utf-8")
+    assert [clip.group for clip in read_manifest(tmp_path / "m.csv").clips] == ["\u202bg", "h"]
+
+
 def test_folders_that_hold_no_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no sub-folder with sound files"):
         read_manifest(tmp_path)
@@ -260,7 +265,8 @@ def test_a_table_of_times_is_no_manifest(tmp_path: Path, name: str) -> None:
         ("m.csv", "path,label\na,x\nb,y\nd/../a,y\n", "line 4: a is listed as 'x' and as 'y' .first at line 2"),
         ("m.csv", "path,label\na,x\nb,y\na,x\n", "line 4: a is listed twice .first at line 2"),
         ("m.csv", "path,label\na,x\nb,y\x07\n", "line 3: label 'y.x07' holds a control character"),
-        ("m.csv", "path,label\na,x\nb,y\u202ez\n", "line 3: label 'y.u202ez' holds a control character"),
+        ("m.csv", "path,label\na,x\nb,y\u202ez\n", "line 3: label 'y.u202ez' holds marks that .* turn its direction"),
+        ("m.csv", "path,labels\na,x\nb,y|z\u2069\n", "line 3: labels 'z.u2069' holds marks .* not seen; rename it"),
         ("m.csv", "path,label\na,x\nb,x|y\n", "line 3: label 'x.y' holds a vertical bar, .*call the column `labels`"),
         ("m.csv", "path,labels\na,x\nb,y|Unknown\n", "line 3: labels 'y.unknown' holds unknown beside another label"),
         ("m.csv", 'path,labels\na,x\nb,y\nc,"x, y"\n', r"line 4: labels 'x, y' is one class, .* bar \(x.y\)"),
