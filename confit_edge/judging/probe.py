@@ -154,7 +154,7 @@ class ProbeReport:
             f"The weakest classes of the linear probe of {name(self.run.probed.subject.name)}.",
             markdown(
                 [key.replace("_", " ") for key in columns],
-                [[name(_cell(row[key])) if key == "class" else _cell(row[key]) for key in columns] for row in weakest],
+                [[name(value) if isinstance(value := row[key], str) else _cell(value) for key in columns] for row in weakest],
             ),
         ]
         return "\n\n".join(parts)

@@ -289,6 +289,23 @@ def test_a_run_of_any_name_is_drawn_and_is_no_link_in_a_table(run_path: Path, co
         assert not re.search("<(a|img|b)[ >]", written)
 
 
+def test_a_class_that_another_is_taken_for_is_no_link_in_a_table(
+    vanilla: Path, manifest: Path, confit: Confit, tmp_path: Path
+) -> None:
+    with manifest.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    lines = ["path,label,group,split"]
+    for at, row in enumerate(rows):  # labels that say nothing of the sound, so some are taken for the other
+        label = "![p](http:evil)" if at % 2 else "<b>"
+        lines.append(f"{manifest.parent / row['path']},{label},{row['group']},{row['split']}")
+    (tmp_path / "odd.csv").write_text("\n".join(lines))
+    code, _, err = confit("probe", vanilla, "--manifest", tmp_path / "odd.csv", "-o", tmp_path / "out")
+    assert code == 0, err
+    written = MarkdownIt("commonmark").enable("table").render((tmp_path / "out" / "probe.md").read_text())
+    assert re.search(r"(&lt;b&gt;|evil\)) \(\d+\)", written)
+    assert not re.search("<(a|img|b)[ >]", written)
+
+
 def test_geometry_before_and_after(run_path: Path, vanilla: Path, confit: Confit, tmp_path: Path) -> None:
     code, out, err = confit("analyze", run_path, vanilla, "-o", tmp_path / "out", "--json")
     assert code == 0, err
