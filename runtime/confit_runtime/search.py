@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from io import BufferedReader
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISLNK, S_ISREG
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,8 @@ TOLD_EVERY = 5_000  # prints of an index that is being made
 LATER = 1_000  # prints that came or went since a search was made, for which no other one is
 CHECKED = 16  # vectors of an index held against the gallery's
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+
+log = logging.getLogger(__name__)
 
 
 class Search(Protocol):
@@ -195,14 +198,24 @@ def erase_index(path: Path) -> None:
 
 
 def _erase(path: Path) -> None:
-    """Overwrite a file and remove it; of a link only the link goes, for what it leads to may be anything. Raises OSError."""
+    """Overwrite a file and remove it; of a link only the link goes, for what it leads to may be anything. Raises OSError.
+
+    What stays then is told of: it may be an index.
+    """
     there = path.lstat()
-    if S_ISREG(there.st_mode) and there.st_nlink == 1:
+    stays = ""
+    if S_ISLNK(there.st_mode) and path.exists():
+        stays = f"was a link, so what it led to stays, {path.resolve()}"
+    elif S_ISREG(there.st_mode) and there.st_nlink > 1:
+        stays = f"has another name, so it stays there (`find / -xdev -inum {there.st_ino}` finds it)"
+    elif S_ISREG(there.st_mode):
         with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | _NO_LINK)) as file:
             if os.path.samestat(there, os.fstat(file.fileno())):
                 for _ in range(0, there.st_size, 1 << 20):
                     file.write(bytes(1 << 20))
     path.unlink()
+    if stays:
+        log.warning("%s: %s, and may hold prints of who was removed: remove it yourself", path, stays)
 
 
 def _open(path: Path) -> int:

@@ -1052,7 +1052,9 @@ def test_an_index_of_a_gallery_that_is_gone_is_erased_by_the_next(tmp_path: Path
 
 
 @pytest.mark.parametrize("how", ["symbolic", "hard", "folder"])
-def test_what_a_link_at_the_place_of_an_index_leads_to_stays(tmp_path: Path, model: Model, how: str) -> None:
+def test_what_a_link_at_the_place_of_an_index_leads_to_stays_and_is_told_of(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
     path, others = tmp_path / "gallery.db", tmp_path / "others"
     others.mkdir()
     victim, index = others / "gallery.db.index", tmp_path / "gallery.db.index"
@@ -1073,6 +1075,10 @@ def test_what_a_link_at_the_place_of_an_index_leads_to_stays(tmp_path: Path, mod
                 gallery.enroll("ada", random_prints(3), sources=["x"] * 3, voiced_s=1.0)
         assert victim.read_text() == "not an index"
         assert how == "folder" or not index.exists()
+        told = {"symbolic": str(victim), "hard": f"-inum {victim.stat().st_ino}"}
+        assert how == "folder" or [told[how] in line for line in caplog.messages] == [True], caplog.messages
+        assert caplog.text.count("may hold prints of who was removed: remove it yourself") == len(caplog.messages)
+        caplog.clear()
         index.unlink(missing_ok=True)
 
 
