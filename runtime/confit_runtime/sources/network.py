@@ -36,8 +36,10 @@ _NO_REASON = re.compile(
     r"\s|(?:In|Out)put #|Stream mapping:|Press \[q\]|size=|.*(?:muxing overhead|Guessed Channel Layout|Estimating duration)"
 )
 
-_HOST = re.compile(r"(?:[^/?#]*@)?(?:\[[\da-fA-F:.]+\]|[^/?#:@\[\]]+)(?::\d*)?(?=[/?#]|$)")
+_HOST = re.compile(r"(?:[^/?#]*@)?(?:\[[\da-fA-F:.]+(?:%[\w.%~-]+)?\]|[^/?#:@\[\]]+)(?::\d*)?(?=[/?#]|$)")
 _SECRET = re.compile(r"((?:pass|pw|pin|token|key|secret|auth)[a-z_]*=)[^&;]*", re.IGNORECASE)
+_OF_WHOM = re.compile(r"pass|pw|pin|token|key|secret|auth|use?r|sig|login|cred|sess|code|^[up]$", re.IGNORECASE)
+_SHORT = re.compile(r"([A-Za-z][\w-]{0,23})=([A-Za-z0-9]{1,4})", re.ASCII)  # tells streams of a camera apart: channel=1
 
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
@@ -54,8 +56,9 @@ def is_url(spec: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be shown: without user and password, without what follows a ?, and with no password in its path.
+    """A URL as it may be shown: without user and password, with no password in its path, and of a query what is short.
 
+    Of the query each part that is no secret by its name stands where its value has four letters or digits at the most.
     Where what should be a host is none, a / ? or # may be of the password, and that ends at the last @ of all. What is no URL
     stays as it is.
     """
@@ -63,11 +66,20 @@ def without_secrets(url: str) -> str:
         return url
     scheme, rest = url.split("://", 1)
     if _HOST.match(rest):
-        rest, *query = re.split("[?#]", rest, maxsplit=1)
+        rest, *behind = re.split("(?=[?#])", rest, maxsplit=1)
         rest = rest.rpartition("@")[2]
     else:
-        rest, *query = re.split("[?#]", rest.rpartition("@")[2], maxsplit=1)
-    return f"{scheme}://{_SECRET.sub(_masked, rest)}{'?...' if query else ''}"
+        rest, *behind = re.split("(?=[?#])", rest.rpartition("@")[2], maxsplit=1)
+    query, mark, _ = "".join(behind).partition("#")
+    return f"{scheme}://{_SECRET.sub(_masked, rest)}{re.sub('[^?&;]+', _part, query)}{mark and '#***'}"
+
+
+def _part(found: re.Match[str]) -> str:
+    """One of the parts of a query: whole, with its value masked, or masked where it may be a secret as it stands."""
+    name, _, value = found[0].partition("=")
+    if not value or "=" in value or _SHORT.fullmatch(f"{name}=1") is None:
+        return "***"
+    return found[0] if _SHORT.fullmatch(found[0]) and not _OF_WHOM.search(name) else f"{name}=***"
 
 
 def _masked(found: re.Match[str]) -> str:
