@@ -41,7 +41,7 @@ class LiveView(Tap):
         self._last: deque[str] = deque(maxlen=3)
 
     def begin(self, name: str, rate: int) -> None:
-        self._name, self._rate = name, rate
+        self._name, self._rate = shown(name), rate
         self._samples = self._dropped = 0
         self._peak = self._held = 0.0
         self._held_at = self._shown = -math.inf
@@ -90,7 +90,7 @@ class LiveView(Tap):
         colour = "red" if self._held >= 0.99 else "green"
         yield Text.assemble(
             (meter(self._peak, self._held), colour),
-            f" {decibel(self._peak, FLOOR_DB):4.0f} dB  {clock(self._samples / self._rate)}  {shown(self._name)}{lost}{self._note}",
+            f" {decibel(self._peak, FLOOR_DB):4.0f} dB  {clock(self._samples / self._rate)}  {self._name}{lost}{self._note}",
             overflow="ellipsis",
             no_wrap=True,
         )

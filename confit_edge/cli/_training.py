@@ -124,7 +124,11 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"{name:<30} {'mAP ' if 'map' in judged else ''}{100 * merit.value:5.1f} %"
             f"  {bounds(100 * merit.low, 100 * merit.high)}"
             f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
-            + (f", {judged['own']['right']} of the {judged['own']['n']} that are not unknown" if "own" in judged else "")
+            + (
+                f", {judged['own']['right']} of the {judged['own']['n']} that are not unknown"
+                if "own" in judged
+                else ""
+            )
             + (f", {100 * judged['map_weighed']:.1f} % weighed by typicality" if "map_weighed" in judged else "")
             + (f" (validation {100 * _reached(result['val']):.1f} %)" if result["test"] and result["val"] else "")
         )

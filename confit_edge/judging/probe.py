@@ -154,7 +154,10 @@ class ProbeReport:
             f"The weakest classes of the linear probe of {name(self.run.probed.subject.name)}.",
             markdown(
                 [key.replace("_", " ") for key in columns],
-                [[name(value) if isinstance(value := row[key], str) else _cell(value) for key in columns] for row in weakest],
+                [
+                    [name(value) if isinstance(value := row[key], str) else _cell(value) for key in columns]
+                    for row in weakest
+                ],
             ),
         ]
         return "\n\n".join(parts)

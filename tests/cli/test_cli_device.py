@@ -503,9 +503,7 @@ def test_a_terminal_shows_the_microphone_live(home: Path, fake_portaudio: Callab
     assert said.rstrip().endswith("tiny: low 1 in 1.2 s")
 
 
-def test_a_notice_replaces_the_level_on_a_terminal(
-    home: Path, fake_portaudio: Callable[[str], dict[str, str]]
-) -> None:
+def test_a_notice_replaces_the_level_on_a_terminal(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:
     said, _ = _on_a_terminal(home, fake_portaudio("unplugged, back"), "doctor", "--seconds", "4")
     assert "NOW" in said
     assert "\r\x1b[KUSB Mic: Audio (hw:1,0) is back\r\n" in said

@@ -120,7 +120,7 @@ def test_labels_that_would_steer_a_terminal_are_refused_and_other_texts_are_read
     assert Contract.from_json(json.dumps(kept)).license == "MIT\nMIT"
     label = kept["labels"][0]
     levels = {**kept["thresholds"], f"{label}\x1b": kept["thresholds"][label]}
-    with pytest.raises(ModelError, match="'labels' holds control .*; export it again from a run whose labels hold none$"):
+    with pytest.raises(ModelError, match=r"'labels' holds control .*; export it again from a run"):
         Contract.from_json(json.dumps({**kept, "labels": [f"{label}\x1b", *kept["labels"][1:]], "thresholds": levels}))
 
 
