@@ -87,9 +87,14 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
             made.replace(target)
 
 
+def is_taken(out: Path) -> bool:
+    """Whether `out` is a file, or a folder that holds anything but what others are writing, or left."""
+    return out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir())))
+
+
 def _refuse_full(out: Path, option: str, full: str) -> None:
-    """Raise UsageError where `out` is a file, or a folder that holds anything but what others are writing, or left."""
-    if out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir()))):
+    """Raise UsageError where `out` is taken."""
+    if is_taken(out):
         raise UsageError(f"{option} {out}: {'is a file' if out.is_file() else full}; name a new folder")
 
 

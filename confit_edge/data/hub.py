@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge.data.corpora.base import Fetched
-from confit_edge.data.cut import made_whole
+from confit_edge.data.cut import is_taken, made_whole
 from confit_edge.data.manifest import Clip, Manifest, labels_of, sound_files
 from confit_edge.data.splits import keep_apart, ungrouped
 from confit_edge.data.tables import read_table, relative
@@ -62,6 +62,8 @@ def fetch_hub(
             notes.append(f"{len(absent)} clips are listed and not there, and are left out, such as {absent[0]}")
             clips = [clip for clip in clips if clip.path.is_file()]
     else:
+        if not folder.is_dir():  # of the hub, whose sets are held as bytes
+            _check_free(out.with_suffix(""))
         parts = _load(source, subset)
         notes = [
             f"split {name!r} is left out: it is none of train, validation, test" for name in parts.keys() - _SPLIT_OF
@@ -105,12 +107,22 @@ class _Written:
     def add(self, name: str, data: bytes) -> Path:
         """Where a clip will be at the end. Raises UsageError where the folder holds something."""
         if self._made is None:
+            _check_free(self.folder)
             self._made = self._at_the_end.enter_context(self._whole)
         path = self._made / name
         path.parent.mkdir(exist_ok=True)
         with naming(path):
             path.write_bytes(data)
         return self.folder / name
+
+
+def _check_free(folder: Path) -> None:
+    """Raise UsageError where something is in the way of a new folder of clips."""
+    if is_taken(folder):
+        raise UsageError(
+            f"{folder}: is where the clips are written, and is not empty: remove it where it holds those of an earlier fetch,"
+            " or write another manifest with -o"
+        )
 
 
 def _audio_folder(folder: Path, label_column: str | None, group_column: str | None) -> tuple[list[Clip], bool]:

@@ -91,8 +91,9 @@ def test_clips_are_written_over_nothing_and_through_no_link(tmp_path: Path) -> N
     mine.write_text("mine")
     folder.mkdir(parents=True)
     (folder / "000000.flac").symlink_to(mine)
-    with pytest.raises(UsageError, match=r"words: is not empty; name a new folder"):
-        fetch_hub(str(tmp_path / "set"), tmp_path / "words.csv")
+    for source in (str(tmp_path / "set"), "of-the-hub/and-not-asked-for"):
+        with pytest.raises(UsageError, match=r"words: is where .*: remove it where .* earlier fetch, or .* with -o$"):
+            fetch_hub(source, tmp_path / "words.csv")
     assert mine.read_text() == "mine"
     assert list((tmp_path / "words").rglob("*.flac")) == [folder / "000000.flac"]
 
