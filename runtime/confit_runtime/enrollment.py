@@ -142,7 +142,7 @@ def check_nobody_else(name: str, owners: Set[str], gallery: Path) -> None:
         other = min(others)
         raise UsageError(
             f"{gallery}: some of the sounds for {name!r} are enrolled as {other!r} already, and a sound under two names is"
-            f" unknown; leave them out, or take {other!r} away first, with `{_removal(other, gallery)}`"
+            f" unknown; leave them out, or take {other!r} away first, with `{removal(other, gallery)}`"
         )
 
 
@@ -153,11 +153,11 @@ def check_not_both(name: str, clips: Sequence[str], negative: bool, gallery: Pat
         raise UsageError(
             f"{gallery}: a sound of {listed(list(dict.fromkeys(clips)))} is {there} already, and what is a print and a"
             f" negative one is never answered: leave it out; or, if that was the mistake, enroll {name!r} anew (no command"
-            f" takes one print away, `{_removal(name, gallery)}` takes all)"
+            f" takes one print away, `{removal(name, gallery)}` takes all)"
         )
 
 
-def _removal(name: str, gallery: Path) -> str:
+def removal(name: str, gallery: Path) -> str:
     """The command that takes a name away."""
     return f"confit-edge gallery remove {shlex.quote(name)} --gallery {shlex.quote(str(gallery))}"
 

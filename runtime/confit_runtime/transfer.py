@@ -10,7 +10,7 @@ import numpy as np
 
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import LONGEST_CLIP_S, Pcm, resample
-from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, check_not_both, embed_sound, kind_of
+from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, check_not_both, embed_sound, kind_of, removal
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import partial_folder, remove_left
 from confit_runtime.gallery import Gallery
@@ -109,7 +109,7 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
                 f"{gallery.path}: the audio of {absent} of {name}'s {len(prints)} prints was not kept (enroll --keep-audio):"
                 " enroll from clips again, into another --gallery"
             )
-        sounds = [_decoded(gallery, one.audio, model) for one in prints]
+        sounds = [_decoded(gallery, name, one, model) for one in prints]
         embeddings = np.stack([_embedded(model, sound, settled) for sound in sounds])
         made[name] = np.stack([one.embedding for one in prints]), embeddings
     gallery.replace_prints(model, settled, made)
@@ -157,14 +157,20 @@ def _embedded(model: Model, sound: Pcm, kind: Kind) -> Floats:
     return embed_sound(model, sound) if kind == "sound" else model.embed(sound, model.contract.sample_rate)
 
 
-def _decoded(gallery: Gallery, flac: bytes | None, model: Model) -> Pcm:
-    """Kept audio `[samples]` at the model's rate."""
+def _decoded(gallery: Gallery, name: str, print_: Print, model: Model) -> Pcm:
+    """The kept audio of a name's print `[samples]` at the model's rate."""
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(flac or b"")) as sound:
-            if sound.channels != 1 or sound.frames > LONGEST_CLIP_S * sound.samplerate:
+        with soundfile.SoundFile(io.BytesIO(print_.audio or b"")) as sound:
+            if sound.channels != 1:
                 raise ValueError("is no clip that was kept")
+            if sound.frames > LONGEST_CLIP_S * sound.samplerate:
+                raise GalleryError(
+                    f"{gallery.path}: the audio of {name}'s print from {print_.source} is longer than the"
+                    f" {LONGEST_CLIP_S // 60} minutes that are read whole, as an earlier version kept it: remove the name"
+                    f" (`{removal(name, gallery.path)}`), and enroll it from shorter clips once the others are made anew"
+                )
             return resample(sound.read(dtype="float32"), sound.samplerate, model.contract.sample_rate)
     except (RuntimeError, ValueError, TypeError, UsageError) as error:
         raise GalleryError(f"{gallery.path}: audio that was kept in it is damaged") from error
