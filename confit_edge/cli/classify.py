@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Json, emit, say_error, tell
-from confit_edge.cli._sources import tell_narrow
+from confit_edge.cli._sources import tell_narrow, told_of
 from confit_runtime.errors import ConfitError
 
 SHOWN = 3  # labels of a clip, for a person
@@ -48,7 +48,7 @@ def classify(
             found = loaded.classify(path)
         except ConfitError as error:
             failed += 1
-            say_error(error)
+            say_error(told_of(error, model, clip))
             continue
         heard.update(found.labels)
         nothing += not found.labels

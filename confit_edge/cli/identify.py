@@ -9,7 +9,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say_error, tell
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
-from confit_edge.cli._sources import tell_narrow
+from confit_edge.cli._sources import tell_narrow, told_of
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def identify(
     """Say for each clip which enrolled name it is, with its score and the runner-up; or that it is unknown.
 
     A clip is unknown when its best score is too low, when two names are too close to tell, or when it is nearer to a
-    stranger or to a negative print; which of these it was is said. A clip that cannot be read is reported and the others
-    go on; the exit status is then 1.
+    stranger or to a negative print; which of these it was is said. A clip that cannot be read, or is
+    longer than an hour, is reported and the others go on; the exit status is then 1.
 
     Examples:
 
@@ -57,7 +57,7 @@ def identify(
                 match = opened.match(embed_query(loaded, load_clip(path, rate), settled, str(path)))
             except ConfitError as error:
                 failed += 1
-                say_error(error)
+                say_error(told_of(error, model, clip, "--gallery", str(gallery)))
                 continue
             known += match.name is not None
             if json:

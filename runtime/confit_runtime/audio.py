@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.errors import AudioError, TooLongError, UsageError
 from confit_runtime.lengths import is_joined, mp3_seconds
 
 Pcm = npt.NDArray[np.float32]
@@ -48,7 +48,8 @@ def read_audio(path: str | Path, longest_s: float | None = LONGEST_CLIP_S) -> tu
     """Read a sound file of any libsndfile format, rate and channel count; None as `longest_s`: however long it is.
 
     Returns `(pcm [samples] float32 mono, sample_rate in Hz)`. Raises UsageError when there is no such file and
-    AudioError when it is not sound that libsndfile can read to its end, or is longer.
+    AudioError when it is not sound that libsndfile can read to its end, or is longer; above 48 kHz, where it holds more samples
+    than that long at 48 kHz.
     """
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
@@ -68,10 +69,9 @@ def _within(most: float, sound: Any) -> Iterator[Pcm]:
 
 def _check_length(sound: Any, samples: int, most: float) -> None:
     if samples > most:
-        path = os.fsdecode(sound.name)
-        raise AudioError(
-            f"{path}: is longer than the {most / sound.samplerate / 60:.0f} minutes that are read whole: cut it, or hear it with"
-            f" `confit-edge listen MODEL --source {path}`"
+        minutes = most / sound.samplerate / 60
+        raise TooLongError(
+            f"{os.fsdecode(sound.name)}: is longer than the {minutes:.0f} minutes that are read whole: cut it"
         )
 
 
@@ -304,13 +304,38 @@ def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None
 
 
 def load_clip(path: str | Path, rate: int, longest_s: float | None = LONGEST_CLIP_S) -> Pcm:
-    """Read a clip as mono float32 at `rate` Hz. Raises AudioError on a clip with no samples, and on what `check_samples`
-    refuses, and what `read_audio` raises."""
-    pcm, file_rate = read_audio(path, longest_s)
-    if pcm.size == 0:
-        raise AudioError(f"{path}: holds no samples")
-    check_samples(pcm, path)
-    return resample(pcm, file_rate, to=rate)
+    """Read a clip as mono float32 at `rate` Hz, which it is given as it is read: nothing more is held of a higher rate.
+
+    Raises AudioError on a clip with no samples, and on what `check_samples` refuses, and what `read_audio` raises.
+    """
+    with open_sound(path) as sound:
+        most = math.inf if longest_s is None else longest_s * sound.samplerate
+        blocks = _resampled(_checked(_within(most, sound), path), sound.samplerate, check_rate(rate))
+        pcm: Pcm = np.concatenate(list(blocks))
+    return pcm
+
+
+def _checked(blocks: Iterator[Pcm], source: str | Path) -> Iterator[Pcm]:
+    """The blocks of a file. Raises AudioError on one with no samples, and on what `check_samples` refuses."""
+    block = None
+    for block in blocks:
+        check_samples(block, source)
+        yield block
+    if block is None:
+        raise AudioError(f"{source}: holds no samples")
+
+
+def _resampled(blocks: Iterator[Pcm], rate: int, to: int) -> Iterator[Pcm]:
+    """The blocks at another rate: together the very samples that `resample` gives of the whole."""
+    if rate == to:
+        yield from blocks
+        return
+    import soxr
+
+    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 class StreamResampler:

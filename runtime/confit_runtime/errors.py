@@ -19,6 +19,10 @@ class AudioError(ConfitError):
     """A clip or a stream that cannot be read as sound."""
 
 
+class TooLongError(AudioError):
+    """A clip that is longer than what is read whole."""
+
+
 class ModelError(ConfitError):
     """A model file that is damaged, is not ours, or is from a version we do not know."""
 

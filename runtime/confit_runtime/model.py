@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.arrays import Floats, is_number, whole
-from confit_runtime.audio import Pcm, check_rate, check_samples, read_audio, resample, to_mono
+from confit_runtime.audio import Pcm, check_rate, check_samples, load_clip, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
 from confit_runtime.detect import NO_HOLD, Hold
@@ -302,13 +302,11 @@ class Model:
 
     def _clip(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None) -> Pcm:
         if isinstance(pcm, str | Path):
-            clip, sample_rate = read_audio(pcm)
-            source = str(pcm)
-        else:
-            if sample_rate is None:
-                raise UsageError("PCM needs its sample_rate")
-            clip, source = to_mono(pcm), "the clip"
+            return load_clip(pcm, self.contract.sample_rate)
+        if sample_rate is None:
+            raise UsageError("PCM needs its sample_rate")
+        clip = to_mono(pcm)
         if clip.size == 0:
-            raise AudioError(f"{source}: holds no samples")
-        check_samples(clip, source)
+            raise AudioError("the clip: holds no samples")
+        check_samples(clip, "the clip")
         return resample(clip, check_rate(sample_rate), self.contract.sample_rate)

@@ -947,6 +947,19 @@ def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:
         assert line.startswith(f"confit-edge: {clip}: ")
 
 
+def test_of_a_clip_that_is_too_long_it_is_told_how_it_is_heard(home: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "an hour.flac"
+    soundfile.write(clip, np.ones(3_660_000, np.int16), 1000)
+    too_long = f"confit-edge: {clip}: is longer than the 60 minutes that are read whole: cut it"
+    listen = f"or hear it with `confit-edge listen tiny.onnx --source '{clip}'"
+    told = run(home, "classify", "tiny.onnx", str(clip)).stderr.splitlines()
+    assert told[-1] == f"{too_long}, {listen}`"
+    told = run(home, "identify", "tiny.onnx", str(clip), "--gallery", "house.db").stderr.splitlines()
+    assert told[-1] == f"{too_long}, {listen} --gallery house.db`"
+    told = run(home, "enroll", "tiny.onnx", "hum", str(clip), "--gallery", "house.db").stderr.splitlines()
+    assert too_long in told
+
+
 def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) -> None:
     for label, pitch in (("low", 500), ("high", 3600)):
         soundfile.write(home / f"{label}.wav", tone(pitch, 0.5), 16_000)
