@@ -42,6 +42,8 @@ _OLDER_TABLES = (
     " embedding BLOB NOT NULL, source TEXT NOT NULL)",
 )
 _OF_ITSELF = None  # what SQLite says of the index that it makes for a column that is UNIQUE
+# of ANALYZE: how many rows; sqlite_stat4, which some builds add, keeps names and prints of who was removed, and is refused
+_STATISTICS = "CREATE TABLE sqlite_stat1(tbl,idx,stat)"
 
 
 def _to_2(db: sqlite3.Connection) -> None:
@@ -175,7 +177,7 @@ def _check(path: Path, db: sqlite3.Connection) -> int:
 def _check_layout(path: Path, db: sqlite3.Connection) -> None:
     """Raise GalleryError where a file brings tables, views or triggers of its own: SQLite would do what those say."""
     for name, sql in db.execute("SELECT name, sql FROM sqlite_master"):
-        if sql not in (*_TABLES, *_OLDER_TABLES, _OF_ITSELF):
+        if sql not in (*_TABLES, *_OLDER_TABLES, _OF_ITSELF, _STATISTICS):
             raise GalleryError(
                 f"{path}: has {name!r:.60}, which is not a gallery's: somebody changed the file; restore a copy, or"
                 " enroll again into another --gallery"

@@ -657,6 +657,16 @@ def test_what_a_file_brings_of_its_own_is_refused_and_not_run(path: Path, model:
             listening.remove("ada")
 
 
+def test_a_file_with_the_statistics_of_sqlite_is_a_gallery_all_the_same(path: Path, model: Model) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("ANALYZE; PRAGMA optimize")
+        assert ("sqlite_stat1",) in db.execute("SELECT name FROM sqlite_master").fetchall()
+    with Gallery.open(path, model) as gallery:
+        gallery.remove("ada")
+        assert gallery.names() == {"bob": 2}
+    assert b"ada" not in path.read_bytes()
+
+
 # crashes and folders
 
 ENROLLER = """
