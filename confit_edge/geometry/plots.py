@@ -266,8 +266,15 @@ def contributions(shares: dict[str, Doubles], path: Path) -> None:
 
 def _plain_numbers(axis: Axis) -> None:
     """Of a logarithmic axis, whose numbers are formulas otherwise."""
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    axis.set_major_formatter(_Plain())
+    axis.set_minor_formatter(_Plain(labelOnlyBase=False))
+
+
+class _Plain(LogFormatter):
+    """Writes 0.2 for 2e-01, at the ticks that matplotlib chooses to write at."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _wrapped(title: str) -> str:

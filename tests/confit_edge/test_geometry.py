@@ -369,7 +369,10 @@ def test_numbers_of_a_logarithmic_axis_are_numbers(tmp_path: Path) -> None:
     axes = Figure().subplots()
     axes.set(xscale="log", xlim=(0.1, 100))
     plots._plain_numbers(axes.xaxis)
-    assert [axes.xaxis.get_major_formatter()(value) for value in (1, 10, 100)] == ["1", "10", "100"]
+    assert [axes.xaxis.get_major_formatter()(value) for value in (0.1, 1, 10, 100)] == ["0.1", "1", "10", "100"]
+    axes.set(xlim=(0.15, 0.9))
+    told = axes.xaxis.get_minor_formatter().format_ticks([0.2, 0.3, 0.4, 0.5, 0.6])
+    assert told == ["0.2", "0.3", "0.4", "", "0.6"]
 
 
 def test_of_many_classes_the_most_confused_are_shown_and_a_plot_stays_small(tmp_path: Path) -> None:
