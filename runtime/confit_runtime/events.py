@@ -73,8 +73,9 @@ class Events:
             self.end(which, end, rate)
 
     def forget(self) -> None:
-        """What is sounding has no end."""
+        """Nobody is told any more what was detected, nor when it ends."""
         self._sounding.clear()
+        self._kept.clear()
 
     def take(self) -> list[Detection | Ended]:
         kept, self._kept = self._kept, []

@@ -42,7 +42,7 @@ class Stream:
 
     What pauses for as long as `hold` says and goes on is one sound: an alarm that beeps. With `ends` it also tells when what
     it detected is over: `take_events` is to be called after `accept`, `skip`, `pause` and `finish`, and gives that and the
-    detections.
+    detections. They are kept until it is called, however many they are, or until `reset`.
     """
 
     def __init__(
@@ -82,7 +82,14 @@ class Stream:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, `live`: the next sample pushed is sample 0 of silence, whatever was heard before."""
+        """Begin anew, `live`: the next sample pushed is sample 0 of silence, whatever was heard before.
+
+        Events that nobody took are forgotten: who hears next is not told of them.
+        """
+        self._events.forget()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self.live = True  # what is pushed is recorded as time passes
         self._rate: int | None = None
         self._muted_at = time.monotonic()  # if it is muted, since when
@@ -91,7 +98,6 @@ class Stream:
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
         self._leads = self.lead_in  # silence is to stand before the next sound (None: unless it is live)
-        self._events.forget()
         self._detector.reset()
         if self._names is not None:
             self._names.reset()
@@ -210,9 +216,12 @@ class Stream:
         return unheard
 
     def finish(self) -> list[Detection]:
-        """Give the detections still on their way by following the audio with silence, then reset."""
+        """Give the detections still on their way by following the audio with silence, then reset.
+
+        What `take_events` has yet to give stays to be taken.
+        """
         found = self.pause()
-        self.reset()
+        self._begin_anew()
         return found
 
     def pause(self) -> list[Detection]:

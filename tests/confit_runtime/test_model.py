@@ -341,6 +341,18 @@ def test_an_enrolled_name_that_pauses_is_held_while_others_are_enrolled(tmp_path
     assert 4.9 <= ended.end_s <= 5.2
 
 
+def test_who_hears_next_is_not_told_what_nobody_took(model: Model) -> None:
+    stream = model.stream(ends=True)
+    stream.accept(scene(RATE), RATE)
+    stream.reset()
+    stream.accept(silence(0.5), RATE)
+    assert stream.take_events() == []
+    stream.accept(scene(RATE), RATE)
+    stream.finish()
+    stream.accept(silence(0.5), RATE)
+    assert {type(event) for event in stream.take_events()} == {Detection, Ended}
+
+
 @pytest.mark.parametrize("how", ["skip", "mute", "reset", "gate"])
 def test_what_sounds_when_no_more_is_heard_has_ended_there(tmp_path: Path, how: str) -> None:
     """A sensor that is on must not stay so: of a model whose low threshold silence does not reach, too."""
