@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import check_rate, check_samples, narrow, to_mono
-from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source, open_source
@@ -125,14 +125,14 @@ class Listener:
         self.live = source.live
         for stream in self.streams:
             stream.live = source.live
-        failed: ConfitError | None = None
+        failed: Exception | None = None
         items = iter(source)
         while not (failed or self.full):
             try:
                 item = next(items)
             except StopIteration:
                 break
-            except ConfitError as error:
+            except Exception as error:  # noqa: BLE001 - of a source that may be anybody's, and raised in the end
                 failed = error
             else:
                 yield from self.take(item)

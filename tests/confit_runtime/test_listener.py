@@ -522,6 +522,18 @@ def test_what_was_on_its_way_is_told_before_a_connection_that_was_reset(model: M
     assert places(found) == wanted != []
 
 
+def test_what_was_on_its_way_is_told_before_whatever_else_a_source_raises(model: Model) -> None:
+    class Breaks(Scripted):
+        def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+            yield from super().__iter__()
+            raise OSError("the connection is lost")
+
+    found: list[Detection] = []
+    with pytest.raises(OSError, match="the connection is lost"):
+        found.extend(listen(model, Breaks(chunks(scene()[: round(0.44 * RATE)]))))  # low has just begun
+    assert [event.label for event in found] == ["low"]
+
+
 def test_a_sample_of_live_sound_has_a_time_of_day(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "time", lambda: now)
