@@ -47,7 +47,7 @@ class Tap:
     def hear(self, pcm: Pcm, rate: int) -> None:
         """A chunk `[samples]` at `rate`, of half a second at most, before the streams hear it.
 
-        It holds the end of each detection that they make of it.
+        It holds the end of each detection that they make of it. It is lent, and for reading only: copy what you keep.
         """
 
     def skip(self, samples: int) -> None:
@@ -183,6 +183,7 @@ class Listener:
         self._came, self._came_at = time.time(), self.samples
         most = max(1, round(MOST_S * rate))
         for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
+            part.setflags(write=False)  # of the view: it may be the caller's own array
             began = time.perf_counter()
             for tap in self.taps:
                 tap.hear(part, rate)

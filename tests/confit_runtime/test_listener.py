@@ -343,6 +343,18 @@ def test_taps_hear_everything_and_judge_in_turn(model: Model) -> None:
     np.testing.assert_array_equal(heard, np.append(scene(), np.full(30, np.nan, np.float32)))
 
 
+def test_what_a_tap_is_lent_it_cannot_change(model: Model) -> None:
+    class Louder(Tap):
+        def hear(self, pcm: Floats, rate: int) -> None:
+            pcm *= 2
+
+    pcm = scene()
+    with pytest.raises(ValueError, match="read-only"):
+        list(Listener([model.stream()], "", RATE, taps=[Louder()]).take((pcm, RATE)))
+    np.testing.assert_array_equal(pcm, scene())
+    assert pcm.flags.writeable
+
+
 def test_taps_hear_integers_and_channels_as_the_streams_do(model: Model) -> None:
     heard: list[Floats] = []
 
