@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -66,7 +66,8 @@ async def _from_chunks(
 ) -> AsyncGenerator[Detection, None]:
     listener: Listener | None = None
     failed: Exception | None = None
-    async with aclosing(_with_pauses(source)) as items:
+    async with AsyncExitStack() as left:
+        items = await left.enter_async_context(aclosing(_with_pauses(source)))
         while not (listener and listener.full):
             try:
                 item = await anext(items)
@@ -79,7 +80,10 @@ async def _from_chunks(
             if listener is None:
                 if isinstance(item, Gap | Notice | Pause):
                     continue  # nothing was heard yet, so nothing was lost
-                listener = Listener(streams, "the client", chunk_of(item)[1], taps=taps, seconds=seconds)
+                rate = chunk_of(item)[1]
+                listener = left.enter_context(
+                    closing(Listener(streams, "the client", rate, taps=taps, seconds=seconds))
+                )
                 heard = [Pause(), item]  # who sends only while somebody speaks begins with a word
             for one in heard:
                 for event in await _whole(listener.take(one)):

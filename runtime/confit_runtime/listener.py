@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import numpy.typing as npt
 
@@ -61,7 +62,8 @@ class Tap:
 class Listener:
     """Feeds one source at `rate` Hz to the streams of one or more models, in step.
 
-    `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. They give detections
+    `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. Until then no other listener
+    may have its streams (one that is left in the middle and kept is to be closed). They give detections
     in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
     another as one, when sound is back). At a pause they give what was on its way. A notice says at the beginning where a
     model hears more than the source holds, and of `live` sound once a minute at most where hearing takes longer than it
@@ -79,8 +81,8 @@ class Listener:
         taps: Sequence[Tap] = (),
         seconds: float | None = None,
     ) -> None:
-        """Raises UsageError where a stream is given twice, for it would hear each sample twice, where two models have one name,
-        and on what is no rate and no number of seconds.
+        """Raises UsageError where a stream is given twice, for it would hear each sample twice, or is another listener's still,
+        where two models have one name, and on what is no rate and no number of seconds.
         """
         if len(set(map(id, streams))) < len(streams):
             raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
@@ -98,10 +100,28 @@ class Listener:
         self._pace, self._loudness = _Pace(), Loudness(name)
         self._begun = False
         self._gap: Gap | None = None  # not told yet
+        self._claim()
         for stream in streams:
             stream.reset()
         for tap in taps:
             tap.begin(name, self.rate)
+
+    def _claim(self) -> None:
+        """Raises UsageError where a stream is another's still: each would hear the sounds of both, and be told of few."""
+        for stream in self.streams:
+            other = stream.listener() if stream.listener else None
+            if other is not None and other is not self:
+                raise UsageError(
+                    f"a stream of {stream.model.name} is listening to {other.name} still: give each listener a stream of its own,"
+                    " or finish or close that one first"
+                )
+            stream.listener = ref(self)
+
+    def close(self) -> None:
+        """Leave the streams to other listeners; what was on its way is not told."""
+        for stream in self.streams:
+            if stream.listener and stream.listener() is self:
+                stream.listener = None
 
     @property
     def full(self) -> bool:
@@ -125,8 +145,13 @@ class Listener:
         self.live = source.live
         for stream in self.streams:
             stream.live = source.live
+        try:
+            yield from self._followed(iter(source))
+        finally:
+            self.close()
+
+    def _followed(self, items: Iterator[Chunk | Gap | Notice | Pause]) -> Iterator[Detection | Ended | Gap | Notice]:
         failed: Exception | None = None
-        items = iter(source)
         while not (failed or self.full):
             try:
                 item = next(items)
@@ -144,8 +169,9 @@ class Listener:
         """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.
 
         Of live sound a chunk that holds what is no sound, such as NaN, is a gap. Nothing happens until it is iterated over.
-        Raises AudioError, before anything has moved on, and UsageError.
+        Raises AudioError, before anything has moved on, and UsageError, also on sound of another rate than the listener's.
         """
+        self._claim()
         if not self._begun:
             self._begun = True
             yield from self._narrow()
@@ -163,13 +189,17 @@ class Listener:
             yield from self._hear(*item)
 
     def finish(self) -> Iterator[Detection | Ended | Gap]:
-        """What was still on its way when the source ended."""
+        """What was still on its way when the source ended; then the streams are free for other listeners."""
+        self._claim()
         yield from self._told()
         for stream in self.streams:
             yield from self._judge(stream, stream.finish())
+        self.close()
 
     def _sound(self, pcm: npt.ArrayLike, rate: int) -> Chunk | Gap:
         """What a source gave, mono for taps, too; a recording does not mend by waiting, and is refused where it is no sound."""
+        if rate != self.rate:
+            raise UsageError(f"{self.name}: listened to at {self.rate} Hz, and now comes at {rate} Hz")
         mono = to_mono(pcm)
         if self.live:
             return sound_or_gap(mono, rate, self.name)

@@ -20,8 +20,11 @@ from confit_runtime.events import Detection, Ended, Events
 from confit_runtime.gates import check_gate
 
 if TYPE_CHECKING:
+    from weakref import ref
+
     from confit_runtime.gallery import Gallery
     from confit_runtime.gates import Gate
+    from confit_runtime.listener import Listener
     from confit_runtime.model import Model
 
 
@@ -79,6 +82,7 @@ class Stream:
         self._warm = model.contract.window // model.contract.hop - 1  # hops before the first row
         self._reach = self._warm + memory
         self._muted = False
+        self.listener: ref[Listener] | None = None  # which feeds it, until that has finished
         self.reset()
 
     def reset(self) -> None:

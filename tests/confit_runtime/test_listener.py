@@ -28,6 +28,7 @@ from confit_runtime import (
     Ended,
     Listener,
     Model,
+    Stream,
     Tap,
     UsageError,
     asynchronous,
@@ -458,6 +459,59 @@ def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
     assert source.left.is_set()
 
 
+def test_one_stream_is_one_listeners_until_that_has_finished(model: Model) -> None:
+    stream, taken = (
+        model.stream(),
+        "a stream of tiny is listening to first still: give each listener a stream of its own",
+    )
+    first = Listener([stream], "first", RATE)
+    list(first.take((scene(), RATE)))
+    with pytest.raises(UsageError, match=taken):
+        Listener([stream], "second", RATE)
+    list(first.finish())
+    second = Listener([stream], "second", RATE)
+    with pytest.raises(UsageError, match="a stream of tiny is listening to second still"):
+        list(first.take((scene(), RATE)))
+    second.close()
+    hearing = listen(stream, Scripted(chunks(scene())))
+    next(hearing)
+    with pytest.raises(UsageError, match="a stream of tiny is listening to scripted still"):
+        list(listen(stream, Scripted([])))
+    hearing.close()
+    Listener([stream], "nobody keeps it", RATE)
+    assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
+
+
+def test_two_clients_do_not_share_a_stream(model: Model) -> None:
+    async def client(pcm: Floats) -> AsyncIterator[Chunk]:
+        for chunk in chunks(pcm):
+            yield chunk
+            await asyncio.sleep(0)
+
+    async def hear(stream: Stream, pcm: Floats) -> list[tuple[str, int, int]]:
+        return places([event async for event in listen_async(stream, client(pcm))])
+
+    async def both() -> None:
+        stream = model.stream()
+        heard = await asyncio.gather(*(hear(stream, scene()) for _ in range(2)), return_exceptions=True)
+        assert [type(one) for one in heard] == [list, UsageError]
+        assert heard[0] == direct(model)
+        with pytest.raises(AudioError):
+            await hear(stream, np.zeros((9, 100), np.float32))
+        assert await hear(stream, scene()) == direct(model)
+
+    asyncio.run(both())
+
+
+def test_sound_of_another_rate_than_the_listeners_is_refused(model: Model) -> None:
+    listener = Listener([model.stream()], "the client", 48_000)
+    with pytest.raises(UsageError, match="the client: listened to at 48000 Hz, and now comes at 16000 Hz"):
+        list(listener.take((scene(), RATE)))
+    assert listener.samples == 0
+    (first, *_) = [event for event in listener.take((scene(48_000), 48_000)) if isinstance(event, Detection)]
+    assert first.label == "low"
+
+
 def test_a_model_hears_a_recording_from_its_very_beginning() -> None:
     digits, clip = load("digits"), DATA / "digits-real" / "seven.ogg"
 
@@ -502,7 +556,7 @@ def test_a_stream_that_heard_a_file_is_live_again(model: Model) -> None:
 def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) -> None:
     stream = model.stream()
     torn = Scripted([*chunks(scene(8000), 8000)[:9], (np.full(9, np.nan, np.float32), 8000)])
-    torn.live = False
+    torn.rate, torn.live = 8000, False
     with pytest.raises(AudioError):
         list(listen(stream, torn))
     assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
