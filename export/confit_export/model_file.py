@@ -40,7 +40,7 @@ def draft(
     return Contract(
         schema=SCHEMA,
         name=name,
-        labels=list(info.classes),
+        labels=tuple(info.classes),
         multi_label=info.multi_label,
         unknown_label=info.unknown,
         sample_rate=encoder.sample_rate,

@@ -62,7 +62,7 @@ def main(precision: str) -> None:
     contract = Contract(
         schema=SCHEMA,
         name="speakers",
-        labels=["voice"],  # it tells voices apart by their prints; it detects nothing by itself
+        labels=("voice",),  # it tells voices apart by their prints; it detects nothing by itself
         multi_label=False,
         unknown_label="voice",
         sample_rate=encoder.sample_rate,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from confit_runtime.digest import sha256
 from confit_runtime.errors import ModelError
+from confit_runtime.frozen import frozen
 from confit_runtime.names import shown
 from confit_runtime.protobuf import bytes_field, fields, has_external_data, text_field
 
@@ -39,7 +40,7 @@ class Contract:
 
     schema: int
     name: str
-    labels: list[str]
+    labels: tuple[str, ...]
     multi_label: bool
     unknown_label: str | None
     sample_rate: int
@@ -67,7 +68,9 @@ class Contract:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_type(field.name, str(field.type), getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check_type(field.name, str(field.type), value)
+            object.__setattr__(self, field.name, frozen(value))  # all streams of a model share it
         check_schema("contract schema", self.schema, SCHEMA)
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise ModelError("contract key 'labels' must list at least one label, each once")
@@ -199,8 +202,8 @@ def _check_type(key: str, annotation: str, value: object) -> None:
     if annotation in _TYPES:
         good = isinstance(value, _TYPES[annotation]) and (annotation == "bool" or not isinstance(value, bool))
         good = good and value == value and value not in (float("inf"), float("-inf"))
-    elif annotation == "list[str]":
-        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif annotation == "tuple[str, ...]":
+        good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     elif annotation == "dict[str, list[int]]":
         good = isinstance(value, dict) and all(
             isinstance(shape, list) and all(type(size) is int for size in shape) for shape in value.values()
@@ -214,7 +217,8 @@ def _check_type(key: str, annotation: str, value: object) -> None:
     else:
         good = isinstance(value, dict)
     if not good:
-        raise ModelError(f"contract key '{key}' must be {annotation}, is {str(value)[:60]!r}")
+        kind = annotation.replace("tuple[str, ...]", "list[str]")  # as JSON has it
+        raise ModelError(f"contract key '{key}' must be {kind}, is {str(value)[:60]!r}")
 
 
 def seal(model: bytes, contract: Contract) -> bytes:

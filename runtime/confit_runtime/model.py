@@ -128,6 +128,11 @@ def _check_signature(contract: Contract, session: Any) -> None:
             raise ModelError(f"its graph has {name!r} as {tensor.type} {tensor.shape}, its contract says {shape}")
 
 
+def _read_only(embeddings: Floats) -> Floats:
+    embeddings.setflags(write=False)
+    return embeddings
+
+
 class Model:
     """A loaded model file: immutable and safe to share between threads.
 
@@ -139,7 +144,7 @@ class Model:
         self._loaded = contract.thresholds  # what `off` is lowered from, whatever `on` levels are tried in turn
 
     @property
-    def labels(self) -> list[str]:
+    def labels(self) -> tuple[str, ...]:
         return self.contract.labels
 
     @property
@@ -155,10 +160,10 @@ class Model:
     def cohort(self) -> Floats:
         """Embeddings `[n, dim]` of sounds that are not enrolled: what an open-set score is measured against."""
         if "cohort" not in {output.name for output in self._session.get_outputs()}:
-            return np.zeros((0, self.contract.embedding_dim), np.float32)
+            return _read_only(np.zeros((0, self.contract.embedding_dim), np.float32))
         size = self.contract.hop if self.contract.streaming else self.contract.window
         feed = {"pcm": np.zeros((1, size), np.float32), **self.initial_state(1)}
-        return self._session.run(["cohort"], feed)[0]
+        return _read_only(self._session.run(["cohort"], feed)[0])
 
     @cached_property
     def quiet(self) -> Floats:
@@ -178,7 +183,7 @@ class Model:
         return self._embedded(plain_sounds(self.contract.window, self.contract.sample_rate))
 
     def _embedded(self, sounds: Iterable[Pcm]) -> Floats:
-        return np.stack([self.embed(sound, self.contract.sample_rate) for sound in sounds])
+        return _read_only(np.stack([self.embed(sound, self.contract.sample_rate) for sound in sounds]))
 
     def initial_state(self, streams: int) -> State:
         """The state of `streams` streams (1 or more) that have heard nothing: zeros."""

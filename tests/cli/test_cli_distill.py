@@ -84,7 +84,7 @@ def test_a_student_is_a_run_like_any_other(
     assert code == 0, err
     loaded = load(model)
     clip = load_clip(sorted(small.parent.glob("yes-*.ogg"))[0], 16_000)
-    assert loaded.contract.labels == ["seven", "stop", "yes"]
+    assert loaded.contract.labels == ("seven", "stop", "yes")
     assert np.isfinite(loaded.embed(clip, 16_000)).all()
 
 

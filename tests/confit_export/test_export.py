@@ -421,7 +421,7 @@ def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) ->
         contract = read_sealed(made.path.read_bytes()).contract
         assert contract == made.contract
         assert contract.name == "words"
-        assert contract.labels == run.info.classes
+        assert list(contract.labels) == run.info.classes
         assert contract.unknown_label == "unknown"
         assert contract.encoder["weights_sha256"] == weights_sha256(run.encoder)
         assert contract.data["fingerprint"] == run.info.data["fingerprint"]

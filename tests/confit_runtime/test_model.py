@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import operator
 import os
+import pickle
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -671,6 +674,24 @@ def test_a_model_whose_scores_are_no_numbers_has_no_best_label(tmp_path: Path, m
     (tmp_path / "broken.onnx").write_bytes(seal(graph.SerializeToString(), model.contract))
     with pytest.raises(ModelError, match=r"broken\.onnx: scores this clip as NaN"):
         load(tmp_path / "broken.onnx").classify(SCENES[RATE], RATE)
+
+
+def test_what_streams_share_cannot_be_changed(model: Model) -> None:
+    contract = dataclasses.replace(model.contract, labels=list(LABELS), thresholds=dict(model.contract.thresholds))
+    assert (contract.labels, contract) == (tuple(LABELS), model.contract)
+    for change in (
+        lambda: model.labels.sort(),  # type: ignore[attr-defined]
+        lambda: model.contract.thresholds.clear(),
+        lambda: model.contract.thresholds["low"].update(on=0.1),
+        lambda: operator.setitem(model.contract.thresholds["low"], "on", 0.1),
+    ):
+        with pytest.raises((AttributeError, TypeError)):
+            change()
+    for embeddings in (model.cohort, model.quiet, model.plain):
+        with pytest.raises(ValueError, match="read-only"):
+            embeddings -= 1
+    again = pickle.loads(pickle.dumps(contract))  # noqa: S301 - made here
+    assert again == copy.deepcopy(contract) == contract
 
 
 def test_thresholds_can_be_set(model: Model) -> None:
