@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from confit_runtime.audio import to_mono
 from confit_runtime.listener import Listener, Tap, chunk_of, logged, source_of, streams_of
-from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source
+from confit_runtime.sources import Gap, GivenSource, Item, Notice, Pause
 from confit_runtime.sources.base import PAUSE_S, Lasting
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from confit_runtime.stream import Stream
 
 Event = TypeVar("Event")
-Item = Chunk | Gap | Notice | Pause
 
 _AHEAD = 64  # detections that may wait for a slow reader; then the source waits too, and says what that made it lose
 _POLL_S = 0.1  # how often a source that waits asks whether anybody still listens
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 async def listen_async(
     models: Model | Stream | Iterable[Model | Stream],
-    source: str | Path | Source | AsyncIterable[Item] = "mic",
+    source: str | Path | GivenSource | AsyncIterable[Item] = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -156,7 +155,7 @@ async def _whole(events: Iterator[Event]) -> list[Event]:
 
 
 async def _from_thread(
-    streams: list[Stream], source: Source, taps: Sequence[Tap], seconds: float | None
+    streams: list[Stream], source: GivenSource, taps: Sequence[Tap], seconds: float | None
 ) -> AsyncGenerator[Detection, None]:
     loop = asyncio.get_running_loop()
     found: asyncio.Queue[Detection | BaseException | None] = asyncio.Queue()  # None: the end

@@ -18,7 +18,7 @@ from confit_runtime.audio import check_rate, check_samples, narrow, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.loudness import Loudness
-from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source, open_source
+from confit_runtime.sources import Chunk, Gap, Given, GivenSource, Item, Notice, Pause, open_source
 from confit_runtime.sources.base import sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.wording import listed
@@ -140,7 +140,7 @@ class Listener:
             return None
         return self._came - (self._came_at - sample) / self.rate
 
-    def follow(self, source: Source) -> Iterator[Detection | Ended | Gap | Notice]:
+    def follow(self, source: GivenSource) -> Iterator[Detection | Ended | Gap | Notice]:
         """All that is heard of a source, inside its `with` block. What it raises is raised after what was still on its way."""
         self.live = source.live
         for stream in self.streams:
@@ -150,7 +150,7 @@ class Listener:
         finally:
             self.close()
 
-    def _followed(self, items: Iterator[Chunk | Gap | Notice | Pause]) -> Iterator[Detection | Ended | Gap | Notice]:
+    def _followed(self, items: Iterator[Item]) -> Iterator[Detection | Ended | Gap | Notice]:
         failed: Exception | None = None
         while not (failed or self.full):
             try:
@@ -165,7 +165,7 @@ class Listener:
         if failed is not None:
             raise failed
 
-    def take(self, item: Chunk | Gap | Notice | Pause) -> Iterator[Detection | Ended | Gap | Notice]:
+    def take(self, item: Item) -> Iterator[Detection | Ended | Gap | Notice]:
         """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.
 
         Of live sound a chunk that holds what is no sound, such as NaN, is a gap. Nothing happens until it is iterated over.
@@ -346,7 +346,7 @@ class _Pace:
 
 def listen(
     models: Model | Stream | Iterable[Model | Stream],
-    source: str | Path | Source = "mic",
+    source: str | Path | GivenSource = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -390,7 +390,7 @@ def check_names(models: Iterable[Model]) -> None:
             raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
 
 
-def source_of(source: str | Path | Source, *, stopped: bool = False) -> Source:
+def source_of(source: str | Path | GivenSource, *, stopped: bool = False) -> GivenSource:
     """A source, opened where it is named, that can be `stopped`. Raises UsageError on what is none, and as `open_source`."""
     if isinstance(source, str | Path):
         return open_source(source)
@@ -402,7 +402,7 @@ def source_of(source: str | Path | Source, *, stopped: bool = False) -> Source:
     return source
 
 
-def chunk_of(item: object) -> Chunk:
+def chunk_of(item: object) -> Given:
     """The chunk that a source gave. Raises UsageError on what is no `(pcm, rate)`, and on a rate that is none."""
     if not isinstance(item, tuple) or len(item) != 2:
         what = f"{len(item)} things" if isinstance(item, tuple) else type(item).__name__

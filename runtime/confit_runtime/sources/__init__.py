@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from confit_runtime.errors import UsageError
-from confit_runtime.sources.base import Chunk, Gap, Notice, Pause, Source
+from confit_runtime.sources.base import Chunk, Gap, Given, GivenSource, Item, Notice, Pause, Source
 from confit_runtime.sources.files import FileSource, find_clips, is_pattern
 from confit_runtime.sources.microphone import Microphone
 from confit_runtime.sources.network import NetworkSource, is_url, without_secrets
@@ -21,7 +21,10 @@ __all__ = [
     "Chunk",
     "FileSource",
     "Gap",
+    "Given",
+    "GivenSource",
     "InputDevice",
+    "Item",
     "Microphone",
     "NetworkSource",
     "Notice",

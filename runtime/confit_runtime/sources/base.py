@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from confit_runtime.audio import Pcm, is_sound
 
@@ -99,6 +100,33 @@ class Source(Protocol):
 
     def stop(self) -> None:
         """End the iteration, within a second at most. May be called from any thread."""
+
+
+Given = tuple[npt.ArrayLike, int]  # a chunk of a program's own: whatever PCM `Stream.accept` takes, and its rate in Hz
+Item = Given | Gap | Notice | Pause
+
+
+class GivenSource(Protocol):
+    """A source of a program's own: what `Source` is, but its chunks may hold whatever PCM `Stream.accept` takes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rate(self) -> int: ...
+
+    @property
+    def live(self) -> bool: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+    def stop(self) -> None: ...
 
 
 def sound_or_gap(pcm: Pcm, rate: int, what: str) -> Chunk | Gap:
