@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,9 @@ class Batch:
         # by turns: the states that one call writes are those that the next one reads
         self._calls = cycle([self._bind(*self._states), self._bind(*reversed(self._states))])
         self.reset()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Batch is not passed to another process: pass its model, and make a batch of it there")
 
     def reset(self, stream: int | None = None) -> None:
         """Begin anew, as if nothing had been heard: all streams, or one, for who else is to be heard in its place.

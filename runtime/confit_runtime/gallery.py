@@ -36,7 +36,8 @@ from confit_runtime.shipped import as_asked_for
 
 
 class Gallery:
-    """Names and their prints, kept in one SQLite file. Use as a context manager; safe to share between threads.
+    """Names and their prints, kept in one SQLite file. Use as a context manager; safe to share between threads, and
+    each process opens its own.
 
     Each change is one transaction, on the disk when the call returns: a crash loses nothing that was enrolled. What
     another program or thread changes meanwhile is seen by the next call. What reads or changes the file raises GalleryError

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
+from typing import NoReturn
+from weakref import WeakSet
 
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import OURS
@@ -23,6 +25,8 @@ PRAGMAS = (
     *("trusted_schema = OFF", "cell_size_check = ON"),  # of a file that may be anybody's
 )
 
+_OPEN: WeakSet[GalleryFile] = WeakSet()  # by this process, or before it was forked
+
 Written = tuple[int, int]  # when, in ns, and how many bytes
 Look = tuple[int, Written | None]
 
@@ -33,19 +37,37 @@ class GalleryFile:
     def __init__(self, path: Path, binding: Binding | None = None) -> None:
         """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
         self.path, self.lock = path, RLock()
-        self._written, self._closed = _written(path), False
+        self._written, self._closed, self._forked = _written(path), False, False
         self.shrinks = False  # once the change is done that is being made
         with reported(path):
             self._db = _ready(path, binding, PATIENCE_S)
         self._identity = _identity(path)
+        _OPEN.add(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self.path}: a Gallery is not passed to another process: pass its path and the model, and open it there"
+        )
+
+    def forked(self) -> None:
+        """Leave the file to the process that this one was forked from.
+
+        SQLite's connections may not be used in two, nor closed; and who held the lock there is not here to release it.
+        """
+        self.lock, self._forked = RLock(), True
 
     def close(self) -> None:
         with self.lock:
-            self._db.close()
+            if not self._forked:
+                self._db.close()
             self._closed = True
 
     def check_open(self) -> None:
-        """Raise GalleryError once it is closed."""
+        """Raise GalleryError once it is closed, and in a process that was forked since it was opened."""
+        if self._forked:
+            raise GalleryError(
+                f"{self.path}: was opened before this process was forked from another: open the gallery here"
+            )
         if self._closed:
             raise GalleryError(f"{self.path}: was closed: open the gallery again")
 
@@ -159,6 +181,15 @@ class GalleryFile:
             self._db.close()
             self._db, self._identity, self._written = opened, identity, written
             self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
+
+
+def _fork() -> None:
+    for file in list(_OPEN):
+        file.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)
 
 
 def is_there(path: Path) -> bool:

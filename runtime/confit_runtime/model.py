@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from confit_runtime.stream import Stream
 
 
+Thresholds = dict[str, dict[str, float]]  # of each label, as in a contract
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 log = logging.getLogger(__name__)
@@ -133,15 +134,31 @@ def _read_only(embeddings: Floats) -> Floats:
     return embeddings
 
 
+def _reopened(path: Path, threads: int, digest: str, contract: Contract, loaded: Thresholds) -> Model:
+    """A model in another process than the one it was loaded in. Raises ModelError where its file is another one by now."""
+    model = load(path, threads=threads, calibrated=False)
+    if model.digest != digest:
+        raise ModelError(f"{path}: is another model than the one that was passed to this process: load it again there")
+    return Model(path, contract, model._session, digest, loaded)
+
+
 class Model:
-    """A loaded model file: immutable and safe to share between threads.
+    """A loaded model file: immutable and safe to share between threads. Another process that it is passed to opens the file
+    again, and sets it as it is here.
 
     `digest` is the SHA-256 (hex) of its graph: the same for a copy whose contract has other thresholds.
     """
 
-    def __init__(self, path: Path, contract: Contract, session: Any, digest: str) -> None:
+    def __init__(
+        self, path: Path, contract: Contract, session: Any, digest: str, loaded: Thresholds | None = None
+    ) -> None:
         self.path, self.contract, self._session, self.digest = path, contract, session, digest
-        self._loaded = contract.thresholds  # what `off` is lowered from, whatever `on` levels are tried in turn
+        # what `off` is lowered from, whatever `on` levels are tried in turn
+        self._loaded = contract.thresholds if loaded is None else loaded
+
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[object, ...]]:
+        threads = self._session.get_session_options().intra_op_num_threads
+        return _reopened, (self.path.absolute(), threads, self.digest, self.contract, self._loaded)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -230,9 +247,8 @@ class Model:
             if not is_number(level) or not 0.0 < level <= 1.0:  # at 0 a label fires once, for no score falls below
                 raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1, is {level!r}")
             levels[label] = {**levels[label], "on": float(level), "off": min(float(level), self._loaded[label]["off"])}
-        other = Model(self.path, dataclasses.replace(self.contract, thresholds=levels), self._session, self.digest)
-        other._loaded = self._loaded
-        return other
+        contract = dataclasses.replace(self.contract, thresholds=levels)
+        return Model(self.path, contract, self._session, self.digest, self._loaded)
 
     def stream(
         self,

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +84,9 @@ class Stream:
         self._muted = False
         self.listener: ref[Listener] | None = None  # which feeds it, until that has finished
         self.reset()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Stream is not passed to another process: pass its model, and make a stream of it there")
 
     def reset(self) -> None:
         """Begin anew, `live`: the next sample pushed is sample 0 of silence, whatever was heard before.

@@ -49,6 +49,43 @@ def path(tmp_path: Path, model: Model) -> Path:
     return path
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
+def test_a_gallery_is_opened_again_in_a_process_that_was_forked(path: Path, model: Model) -> None:
+    """Also where another thread, which is not in the child, was changing it."""
+    script = """
+import os, sys, threading
+from confit_runtime import Gallery, GalleryError, load
+
+path, model = sys.argv[1], load(sys.argv[2])
+gallery, begun, ended = Gallery.open(path, model), threading.Event(), threading.Event()
+
+def change():
+    with gallery.change():
+        begun.set()
+        ended.wait()
+
+threading.Thread(target=change).start()
+begun.wait()
+if os.fork():
+    print(os.wait()[1], flush=True)
+    ended.set()
+else:
+    for ask in (gallery.names, lambda: gallery.matcher):
+        try:
+            ask()
+        except GalleryError as error:
+            print(error)
+    gallery.close()
+    print(*Gallery.open(path, model).names(), flush=True)
+    os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, path, model.path], capture_output=True, text=True, timeout=60, check=False
+    )
+    refused = f"{path}: was opened before this process was forked from another: open the gallery here\n"
+    assert (done.stdout, done.stderr) == (f"{refused}{refused}ada bob\n0\n", "")
+
+
 # keeping
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import multiprocessing
 import operator
 import os
 import pickle
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -612,6 +613,36 @@ def test_a_batch_is_its_streams_side_by_side(model: Model) -> None:
             np.testing.assert_allclose(embedding[at], own_embedding[0], atol=1e-5)
     with pytest.raises(UsageError, match="batch of 3"):
         together.push(sounds[:, : HOP - 1])
+
+
+def test_a_model_is_passed_to_another_process_as_it_is_set(model: Model) -> None:
+    never = model.with_thresholds({"low": 1.0})
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        scores = pool.submit(model.classify, tone(500, 0.5), RATE)
+        levels = pool.submit(never.with_thresholds, {"mid": 0.9})
+        assert scores.result() == model.classify(tone(500, 0.5), RATE)
+        again = levels.result()
+    assert again.contract == never.with_thresholds({"mid": 0.9}).contract
+    assert again.with_thresholds({"low": 0.6}).contract.thresholds["low"] == model.contract.thresholds["low"]
+    assert pickle.dumps(load(model.path, threads=2)) != pickle.dumps(model)
+
+
+def test_a_model_whose_file_was_replaced_is_not_passed_on(tmp_path: Path) -> None:
+    path = tiny_model.build(tmp_path / "tiny.onnx")
+    passed = pickle.dumps(load(path))
+    tiny_model.build(path, windowed=True)
+    with pytest.raises(ModelError, match="is another model than the one that was passed to this process"):
+        pickle.loads(passed)  # noqa: S301 - made here
+
+
+def test_what_hears_is_not_passed_to_another_process(model: Model, gallery: Gallery) -> None:
+    for what, instead in (
+        (model.stream(), "pass its model, and make a stream of it there"),
+        (model.batch(2), "pass its model, and make a batch of it there"),
+        (gallery, "pass its path and the model, and open it there"),
+    ):
+        with pytest.raises(TypeError, match=instead):
+            pickle.dumps(what)
 
 
 def test_a_model_is_shared_between_threads(model: Model) -> None:
