@@ -24,7 +24,7 @@ def floats(values: npt.ArrayLike, what: str) -> Floats:
     """`values` as float32. Raises UsageError, saying `what` was expected, where they are no numbers."""
     try:
         return np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of tensors with a gradient
         raise UsageError(f"{what}: numbers are expected ({error})") from error
 
 

@@ -226,10 +226,10 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
 
 
 def as_array(pcm: npt.ArrayLike, shape: str) -> npt.NDArray[Any]:
-    """Samples as an array of whatever type they have. Raises AudioError on bytes, and where they have no one shape."""
+    """Samples as an array of whatever type they have. Raises AudioError on bytes, and where numpy makes none of them."""
     try:
         array = np.asarray(pcm)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # the last two of tensors: bfloat16, or with a gradient
         raise AudioError(f"audio must be {shape} ({error})") from error
     if array.dtype.kind == "S" or (array.dtype == np.uint8 and not hasattr(pcm, "__array__")):
         # a bytearray and a memoryview would be heard as 8-bit sound, which of 16-bit PCM is noise

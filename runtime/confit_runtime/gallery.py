@@ -75,6 +75,8 @@ class Gallery:
         for names that are not enrolled; GalleryError when it is damaged, of a newer version, of another model, not a gallery, in
         use by another program for longer than one waits, or where one may not look.
         """
+        if not isinstance(path, str | Path):
+            raise UsageError(f"a gallery is opened by the path of its file, not by {path!r}")
         path = Path(path)
         there = is_there(path)
         if model is not None and not isinstance(model, Model):

@@ -81,9 +81,10 @@ class Listener:
         taps: Sequence[Tap] = (),
         seconds: float | None = None,
     ) -> None:
-        """Raises UsageError where a stream is given twice, for it would hear each sample twice, or is another listener's still,
-        where two models have one name, and on what is no rate and no number of seconds.
+        """Raises UsageError on what are no streams; where one is given twice, for it would hear each sample twice, or is another
+        listener's still; where two models have one name; and on what is no rate and no number of seconds.
         """
+        check_streams(streams)
         if len(set(map(id, streams))) < len(streams):
             raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
         check_names(stream.model for stream in streams)
@@ -381,6 +382,14 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
     if not several:
         raise UsageError("there is no model to listen with: give one, as load(...) does, or more")
     return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in several]
+
+
+def check_streams(streams: object) -> None:
+    """Raise UsageError unless they are streams, several or one."""
+    from confit_runtime.stream import Stream
+
+    if not isinstance(streams, Sequence) or not all(isinstance(one, Stream) for one in streams):
+        raise UsageError(f"a Listener takes a list of streams, as [model.stream()], not {streams!r}")
 
 
 def check_names(models: Iterable[Model]) -> None:

@@ -452,6 +452,13 @@ def test_a_listener_needs_a_rate(model: Model, rate: Any) -> None:
         Listener([model.stream()], "", rate, seconds=1.0)
 
 
+def test_a_listener_takes_streams(model: Model) -> None:
+    given: list[Any] = [model.stream(), [model], [model.stream(), None], model, None, "digits"]
+    for one in given:
+        with pytest.raises(UsageError, match=r"a Listener takes a list of streams, as \[model.stream\(\)\], not "):
+            Listener(one, "", RATE)
+
+
 def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
     stream, source = model.stream(), Scripted(chunks(scene()))
     with pytest.raises(UsageError, match="a stream is given twice"):

@@ -747,6 +747,21 @@ def test_what_names_no_model_is_refused(wrong: Any) -> None:
         load(wrong)
 
 
+@pytest.mark.parametrize("wrong", [None, 5, b"gallery.db"])
+def test_what_names_no_gallery_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="a gallery is opened by the path of its file, not by"):
+        Gallery.open(wrong)
+
+
+def test_tensors_that_are_no_arrays_are_refused_as_other_sound_is(model: Model) -> None:
+    torch = pytest.importorskip("torch")
+    for options, why in (({"requires_grad": True}, r"Use tensor\.detach"), ({"dtype": torch.bfloat16}, "BFloat16")):
+        with pytest.raises(AudioError, match=rf"audio must be \[samples\] or \[samples, channels\] \(.*{why}"):
+            model.stream().accept(torch.zeros(320, **options), RATE)
+        with pytest.raises(AudioError, match=why):
+            model.batch(1).push(torch.zeros(1, HOP, **options))
+
+
 def test_a_path_is_no_gallery(model: Model) -> None:
     with pytest.raises(UsageError, match=r"as Gallery\.open\(path, model\) does, not 'gallery\.db'"):
         model.stream("gallery.db")  # type: ignore[arg-type]

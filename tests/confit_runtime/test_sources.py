@@ -83,6 +83,18 @@ def test_a_file_is_read_whole(tmp_path: Path, suffix: str, channels: int, rate: 
     np.testing.assert_allclose(taken(source), sound, atol=0.03)
 
 
+def test_a_file_is_heard_once(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "tone.wav", tone(440, 1.0, 16_000), 16_000)
+    with FileSource(tmp_path / "tone.wav") as source:
+        next(iter(source))
+        with pytest.raises(UsageError, match=r"tone\.wav: was read already: open it again to hear it"):
+            list(source)
+    with FileSource(tmp_path / "tone.wav") as closed:
+        pass
+    with pytest.raises(UsageError, match=r"tone\.wav: was closed already: open it again to hear it"):
+        list(closed)
+
+
 def test_a_file_damaged_in_the_middle_is_an_audio_error(tmp_path: Path) -> None:
     path = tmp_path / "sound.flac"
     soundfile.write(path, RNG.uniform(-0.5, 0.5, 60_000), 16_000)

@@ -23,8 +23,8 @@ SOUND_SUFFIXES = (
 class FileSource:
     """A sound file of any libsndfile format, rate and channel count, read block by block.
 
-    Raises UsageError when there is no such file; AudioError when it is not sound, or, on the way, when it is damaged or holds
-    NaN, infinite or absurdly large samples.
+    Raises UsageError when there is no such file, and where it is iterated over again or after it was closed; AudioError when it
+    is not sound, or, on the way, when it is damaged or holds NaN, infinite or absurdly large samples.
     """
 
     live = False
@@ -33,7 +33,7 @@ class FileSource:
         self.name = str(path)
         self._sound = open_sound(path)
         self.rate = int(self._sound.samplerate)
-        self._stopped = threading.Event()
+        self._stopped, self._begun = threading.Event(), False
 
     def __enter__(self) -> FileSource:
         return self
@@ -44,6 +44,11 @@ class FileSource:
         self._sound.close()
 
     def __iter__(self) -> Iterator[Chunk]:
+        if self._begun or self._sound.closed:
+            raise UsageError(
+                f"{self.name}: was {'read' if self._begun else 'closed'} already: open it again to hear it"
+            )
+        self._begun = True
         for block in decode(self._sound, block=max(1, self.rate // 2)):
             if self._stopped.is_set():
                 return
