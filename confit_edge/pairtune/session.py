@@ -114,7 +114,8 @@ def _train(
         progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
         **recipe.corpus_options(),
     )
-    _tell_of_clips(corpus, describe_data(manifest, corpus, encoder.sample_rate), tell)
+    data = describe_data(manifest, corpus, encoder.sample_rate)
+    _tell_of_clips(corpus, data, tell)
     if teaching:
         teaching.refuse_other(corpus)
         _tell_of_unlabelled(corpus, teaching, tell)
@@ -147,11 +148,11 @@ def _train(
         make_folder(out)
         files.write_text(beginning, json.dumps(started, indent=2))
     with enough_memory(), contextlib.closing(curves) if curves else contextlib.nullcontext():
-        trained = train_corpus(
+        trained = _learn(
             encoder,
             corpus,
             recipe,
-            manifest=manifest,
+            data=data,
             device=ranks.device,
             checkpoint=out / runs.CHECKPOINT,
             name=out.name,
@@ -279,7 +280,33 @@ def train_corpus(
     watch: Watcher | None = None,
     teaching: TeachingRun | None = None,
 ) -> Trained:
-    """The same on a corpus in memory, writing nothing but the checkpoint."""
+    """The same on a corpus in memory, writing nothing but the checkpoint. `encoder` stays as it is: a copy is trained."""
+    return _learn(
+        copy.deepcopy(encoder),
+        corpus,
+        recipe,
+        data=describe_data(manifest, corpus, encoder.sample_rate),
+        device=device,
+        name=name,
+        checkpoint=checkpoint,
+        watch=watch,
+        teaching=teaching,
+    )
+
+
+def _learn(
+    encoder: Encoder,
+    corpus: Corpus,
+    recipe: Recipe,
+    *,
+    data: dict[str, Any],
+    device: torch.device,
+    name: str,
+    checkpoint: Path | None,
+    watch: Watcher | None,
+    teaching: TeachingRun | None,
+) -> Trained:
+    """Train `encoder` in place, of a corpus that `data` describes, and probe it."""
     keep_freed_memory()  # before the frozen encoder is probed, which gains by it too
     began = runs.weights_sha256(encoder)
     encoder.to(device)
@@ -323,7 +350,7 @@ def train_corpus(
         multi_label=corpus.multi_label,
         lr=lr,
         kept_epoch=fitted.kept_epoch + 1,
-        data=describe_data(manifest, corpus, encoder.sample_rate),
+        data=data,
         distilled=teaching.about if teaching else None,
         encoder_sha256=began,
         versions=runs.versions(),

@@ -137,6 +137,22 @@ def test_what_was_trained_in_memory_comes_back_bit_for_bit(run_path: Path, manif
     assert not again.encoder.training
 
 
+def test_two_trainings_begin_with_the_same_encoder_and_neither_changes_the_other(
+    corpus: Corpus, manifest: Path
+) -> None:
+    encoder, recipe = pretrained("speech-embedding", 1.28), Recipe(epochs=1, soup=1, probe_views=1)
+    before = weights_sha256(encoder)
+    first = train_corpus(encoder, corpus, recipe, manifest=manifest, device=CPU, name="first")
+    learnt = weights_sha256(first.encoder)
+    assert before == weights_sha256(encoder) == first.info.encoder_sha256 != learnt
+    second = train_corpus(
+        encoder, corpus, replace(recipe, objective="finetune"), manifest=manifest, device=CPU, name="second"
+    )
+    assert second.info.encoder_sha256 == before
+    assert second.metrics["frozen"] == first.metrics["frozen"]
+    assert weights_sha256(first.encoder) == learnt != weights_sha256(second.encoder)
+
+
 def test_the_digest_of_weights_sees_every_value_and_name() -> None:
     encoder = pretrained("speech-embedding", 0.8)
     first = weights_sha256(encoder)
