@@ -142,12 +142,13 @@ def damaged(path: Path, error: Exception) -> str:
     return f"{path}: damaged or from another version ({str(error).splitlines()[0]})"
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: str | Path) -> Run:
     """Load a finished run. Raises UsageError when it is none, ConfitError naming the file that is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file as load_arrays
     from safetensors.torch import load_file as load_tensors
 
+    path = Path(path)
     check_utf8(path)
     if (path / CHECKPOINT).is_file() and not (path / "run.json").is_file():
         raise UsageError(
@@ -211,9 +212,9 @@ def _begun_with(runs: list[Run], encoder: Path) -> list[Run]:
     ]
 
 
-def run_corpus(run: Run, manifest: Path | None = None) -> Corpus:
+def run_corpus(run: Run, manifest: str | Path | None = None) -> Corpus:
     """The corpus a run was trained on, read again. Raises UsageError when it is not there or has changed."""
-    source = manifest or Path(run.info.data["manifest"])
+    source = Path(manifest or run.info.data["manifest"])
     if not source.exists():
         raise UsageError(
             f"{source}: the run's manifest is not there; say where it is now (export --data; probe, analyze and distill"

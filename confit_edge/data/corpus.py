@@ -129,14 +129,14 @@ class Corpus:
 
 
 def read_corpus(
-    source: Path,
+    source: str | Path,
     *,
     rate: int,
     seed: int,
     label_column: str = "label",
     group_column: str = "group",
     split_by: str | None = None,
-    background: Path | None = None,
+    background: str | Path | None = None,
     others: str | None = None,
     longest_s: float | None = None,
     strict: bool = False,
@@ -147,6 +147,7 @@ def read_corpus(
     Clips that are longer than `longest_s` lose the silence before and after their sound (but in `Clips.uncut`): what is cut from
     it at random, or heard in it as a stream goes by, would be taught as their class. Raises ConfitError with what to mend.
     """
+    source, background = Path(source), Path(background) if background else None
     paths = sound_files(background, "--background") if background else []
     manifest = read_manifest(
         source, label_column=label_column, group_column=group_column, split_by=split_by, alone=others is not None

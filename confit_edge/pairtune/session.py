@@ -59,8 +59,8 @@ class Trained:
 
 
 def train(
-    manifest: Path,
-    out: Path,
+    manifest: str | Path,
+    out: str | Path,
     recipe: Recipe,
     *,
     resume: bool = False,
@@ -80,6 +80,7 @@ def train(
 
     from confit_edge.geometry import plots  # noqa: F401
 
+    manifest, out = Path(manifest), Path(out)
     ranks = join(recipe.device)
     tell = watch if watch and ranks.main else _untold
     recipe = settled(recipe, ranks.device)
@@ -273,10 +274,10 @@ def train_corpus(
     corpus: Corpus,
     recipe: Recipe,
     *,
-    manifest: Path,
+    manifest: str | Path,
     device: torch.device,
     name: str,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     watch: Watcher | None = None,
     teaching: TeachingRun | None = None,
 ) -> Trained:
@@ -285,10 +286,10 @@ def train_corpus(
         copy.deepcopy(encoder),
         corpus,
         recipe,
-        data=describe_data(manifest, corpus, encoder.sample_rate),
+        data=describe_data(Path(manifest), corpus, encoder.sample_rate),
         device=device,
         name=name,
-        checkpoint=checkpoint,
+        checkpoint=Path(checkpoint) if checkpoint else None,
         watch=watch,
         teaching=teaching,
     )
@@ -358,11 +359,12 @@ def _learn(
     return Trained(info, encoder, fitted, probes, baseline, metrics)
 
 
-def save(trained: Trained, corpus: Corpus, out: Path, tell: Watcher) -> None:
+def save(trained: Trained, corpus: Corpus, out: str | Path, tell: Watcher) -> None:
     """Write the run directory with its card, and then its plots: one that cannot be drawn is told, and costs no run."""
     from confit_edge.card import run_card
     from confit_edge.geometry import plots
 
+    out = Path(out)
     runs.write_run(
         out,
         trained.info,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ INHERITED = (
 
 
 def distill(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
-    unlabelled: list[Path],
+    unlabelled: Sequence[str | Path],
     settings: dict[str, Any],
     source: str,
-    manifest: Path | None = None,
+    manifest: str | Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     watch: Watcher | None = None,
@@ -49,15 +50,16 @@ def distill(
     of any sound. `manifest` says where the run's own clips are now. Resumed, and with curves, as `train` is; None when `out` is
     finished already.
     """
+    run, out, sounds = Path(run), Path(out), list(map(Path, unlabelled))
     teacher = runs.read_run(run)
     recipe, lesson = student_recipe(teacher.recipe, settings, source)
     ranks = join(recipe.device)
     recipe = settled(recipe, ranks.device)
-    teachers_place, folders = absolute(run), list(map(absolute, unlabelled))
+    teachers_place, folders = absolute(run), list(map(absolute, sounds))
     watch = watch if ranks.main else None
     with alone(out, ranks):  # as `train` asks again: what cannot begin is told before anything is decoded
         check_out(out, resume)
-    data = manifest or Path(teacher.info.data["manifest"])
+    data = Path(manifest or teacher.info.data["manifest"])
     if not data.exists():
         raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
     check_utf8(data.resolve())
@@ -67,11 +69,11 @@ def distill(
             f"--student {recipe.encoder}: {run} is of that encoder itself; a student is another, smaller one"
         )
     rate = encoder.sample_rate
-    files = list(dict.fromkeys(path for folder in unlabelled for path in sound_files(folder, "--unlabelled")))
+    files = list(dict.fromkeys(path for folder in sounds for path in sound_files(folder, "--unlabelled")))
     heard, problems = load_recordings(
         files,
         ClipStore(rate),
-        f"--unlabelled {' '.join(map(str, unlabelled))}",
+        f"--unlabelled {' '.join(map(str, sounds))}",
         strict=recipe.strict,
         progress=(lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None,
     )

@@ -103,7 +103,7 @@ class Quantisation:
 def export_run(
     run: Run,
     corpus: Corpus,
-    out: Path,
+    out: str | Path,
     *,
     quantize: bool = True,
     how: Quantisation = Quantisation(),
@@ -122,6 +122,7 @@ def export_run(
     offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
     all the same, and its contract's metrics say what failed.
     """
+    out = Path(out)
     ranges = {"--target": how.target != "portable", "--calibration": how.calibration != "minmax"}
     if not quantize:
         others = {"--keep-fp32": how.keep_fp32, "--qat-epochs": how.qat_epochs}
