@@ -227,12 +227,18 @@ def run_corpus(run: Run, manifest: str | Path | None = None) -> Corpus:
                 f"{place}: the --{key} that {run.path} was trained with is not there; say where it is now (--{key})"
             )
     corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
+    refuse_other_data(run, corpus)
+    return corpus
+
+
+def refuse_other_data(run: Run, corpus: Corpus) -> None:
+    """Raise UsageError where `corpus` is not what the run was trained on."""
+    corpus.refuse_other_rate(run.encoder.sample_rate)
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(
-            f"{source}: is not the data {run.path} was trained on: {_differs(run.info, corpus, run.encoder.sample_rate)}"
-            f"{_left_out(corpus)}"
+            f"{corpus.manifest.source}: is not the data {run.path} was trained on:"
+            f" {_differs(run.info, corpus, run.encoder.sample_rate)}{_left_out(corpus)}"
         )
-    return corpus
 
 
 def sizes(corpus: Corpus, rate: int) -> dict[str, Any]:

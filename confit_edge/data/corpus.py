@@ -38,8 +38,9 @@ LONGEST_OTHER_S = 60  # of a clip of others
 class Clips:
     """Decoded clips of one split: `pcm[i]` is float32 `[samples]`, `targets [clips, classes]` are 0/1, `groups[i]` its group.
 
-    The samples are read-only and lie in memory-mapped files: a slice reads what it holds, a whole clip costs its length.
-    `uncut` are the same clips as a device hears them, where those that are long were cut to their sound.
+    As `read_corpus` gives them the samples are read-only and lie in memory-mapped files: a slice reads what it holds, a whole
+    clip costs its length. `uncut` are the same clips as a device hears them, where those that are long were cut to their sound.
+    Raises UsageError where these are not such arrays, or not as many.
     """
 
     pcm: list[Pcm]
@@ -47,6 +48,32 @@ class Clips:
     groups: list[str]
     paths: list[Path]
     uncut: list[Pcm] | None = None
+
+    def __post_init__(self) -> None:
+        counts = {
+            "pcm": len(self.pcm),
+            "targets": len(self.targets),
+            "groups": len(self.groups),
+            "paths": len(self.paths),
+        }
+        if self.uncut is not None:
+            counts["uncut"] = len(self.uncut)
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise UsageError(f"Clips: each clip has one of each, and there are {told}")
+        if self.targets.ndim != 2 or self.targets.dtype != np.int8:
+            raise UsageError(
+                f"Clips: targets must be int8 0 or 1 [clips, classes], not {_told(self.targets)}; of the numbers of classes:"
+                " np.eye(len(classes), dtype=np.int8)[numbers]"
+            )
+        for name, sounds in (("pcm", self.pcm), ("uncut", self.uncut or [])):
+            for row, pcm in enumerate(sounds):
+                if not _is_sound(pcm):
+                    raise UsageError(
+                        f"Clips: {name}[{row}] ({self.paths[row]}) must be an array of float32 samples in -1..1, [samples] in"
+                        f" one piece, not {_told(pcm)}: int16 / np.float32(32768), one channel or their mean,"
+                        " np.ascontiguousarray"
+                    )
 
     def __len__(self) -> int:
         return len(self.pcm)
@@ -62,9 +89,27 @@ class Clips:
         return [sound_digest(pcm) for pcm in self.pcm]
 
 
+def _is_sound(pcm: object) -> bool:
+    return (
+        isinstance(pcm, np.ndarray)
+        and pcm.dtype == np.float32
+        and pcm.ndim == 1
+        and pcm.size > 0
+        and pcm.flags.c_contiguous
+    )
+
+
+def _told(given: object) -> str:
+    """What was given in place of an array, in words."""
+    if not isinstance(given, np.ndarray):
+        return f"a {type(given).__name__}"
+    pieces = "" if given.flags.c_contiguous else ", not in one piece"
+    return f"{given.dtype} {list(given.shape)}{pieces}"
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Everything a training reads. `classes` ends with the unknown class where there is background."""
+    """Everything a training reads, at `rate` Hz. `classes` ends with the unknown class where there is background."""
 
     manifest: Manifest
     classes: list[str]
@@ -76,6 +121,7 @@ class Corpus:
     background_train: list[Pcm]
     background_val: list[Pcm]
     problems: list[ClipProblem]
+    rate: int
     notes: list[str] = field(default_factory=list)  # for whoever trains on it
     background_kept: tuple[str, ...] = ()  # the recordings of `background_val`, where whole ones are kept
 
@@ -96,6 +142,25 @@ class Corpus:
         for recording in self.background_train + self.background_val:
             digest.update(recording.data)
         return digest.hexdigest()
+
+    def refuse_other_rate(self, rate: int) -> None:
+        """Raise UsageError where an encoder that hears `rate` Hz would hear this at another speed."""
+        if rate != self.rate:
+            raise UsageError(
+                f"{self.manifest.source}: was read at {self.rate} Hz, and the encoder hears {rate} Hz: read_corpus(...,"
+                f" rate={rate})"
+            )
+
+    def refuse_not_finite(self) -> None:
+        """Raise UsageError naming the first sound with a sample that is no number. Reads every sample once."""
+        named = [
+            pair for clips in (self.train, self.val, self.test) for pair in zip(clips.paths, clips.pcm, strict=True)
+        ]
+        named += [(Path(f"background_train[{row}]"), pcm) for row, pcm in enumerate(self.background_train)]
+        named += [(Path(f"background_val[{row}]"), pcm) for row, pcm in enumerate(self.background_val)]
+        for path, pcm in named:
+            if not np.isfinite(pcm.sum()):
+                raise UsageError(f"{path}: holds samples that are not finite: mend it, or leave it out")
 
     def contradictions(self) -> Iterator[tuple[Path, Path]]:
         """Clips that decode to the very samples of an earlier one and have other labels, with that one."""
@@ -199,6 +264,7 @@ def read_corpus(
         apart_from.train,
         apart_from.val,
         problems,
+        rate,
         notes,
         apart_from.kept,
     )

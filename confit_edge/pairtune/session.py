@@ -281,7 +281,12 @@ def train_corpus(
     watch: Watcher | None = None,
     teaching: TeachingRun | None = None,
 ) -> Trained:
-    """The same on a corpus in memory, writing nothing but the checkpoint. `encoder` stays as it is: a copy is trained."""
+    """The same on a corpus in memory, writing nothing but the checkpoint. `encoder` stays as it is: a copy is trained.
+
+    Raises UsageError where the corpus was read at another sample rate than the encoder's, or is not finite.
+    """
+    corpus.refuse_other_rate(encoder.sample_rate)
+    corpus.refuse_not_finite()
     return _learn(
         copy.deepcopy(encoder),
         corpus,

@@ -53,8 +53,9 @@ def dual_probe(
     The linear probe sees each training clip as it is and `probe_views` times more as a device will hear it: in streams over
     the background where there is one (then it learns the unknown class too, and what of the background it takes for
     another), else augmented. The kNN probe sees the clips as they are. `progress` is told how many of the sounds have been
-    heard; probes are fitted when all have.
+    heard; probes are fitted when all have. Raises UsageError where the corpus was read at another sample rate than the encoder's.
     """
+    corpus.refuse_other_rate(encoder.sample_rate)
     total, done = sounds_heard(encoder, corpus, recipe), 0
 
     def heard(sounds: int) -> None:

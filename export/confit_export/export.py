@@ -17,7 +17,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.runs import Run
+from confit_edge.runs import Run, refuse_other_data
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
@@ -118,9 +118,9 @@ def export_run(
     With `quantize` it is quantised, as `how` says. `kind` is what the model tells apart, for who enrolls names with it; unsaid,
     it is that of the run (`kind_of_run`).
     `fuse` exchanges activations for ones that runtimes fuse (`confit_export.fuse`), and the gate holds for it alone too.
-    Raises UsageError for what cannot be asked for, and ConfitError, leaving no file, when streaming differs from
-    offline or when the quantised model does not pass the gate (`confit_export.gate`). With `force` the file is written
-    all the same, and its contract's metrics say what failed.
+    Raises UsageError for what cannot be asked for, and for a `corpus` that the run was not trained on; ConfitError, leaving no
+    file, when streaming differs from offline or when the quantised model does not pass the gate (`confit_export.gate`). With
+    `force` the file is written all the same, and its contract's metrics say what failed.
     """
     out = Path(out)
     ranges = {"--target": how.target != "portable", "--calibration": how.calibration != "minmax"}
@@ -131,6 +131,7 @@ def export_run(
         _refuse_idle(f"--scheme {how.scheme}", "computes in fp32", {**ranges, "--qat-epochs": how.qat_epochs})
     refuse_steering(out, license)
     _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
+    refuse_other_data(run, corpus)
     make_folder(out.parent)
     remove_left(out)
     seed, encoder = run.recipe.seed, run.encoder.eval()

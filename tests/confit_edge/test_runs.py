@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 
 from confit_edge import runs
 from confit_edge.card import run_card
-from confit_edge.data.corpus import Corpus, read_corpus
+from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.embedding import embed_clips
 from confit_edge.pairtune.resuming import refuse_other_training
@@ -178,8 +178,8 @@ def test_of_few_clips_several_trainings_are_averaged(
     assert train(few_words, tmp_path / "run", recipe, resume=True) is None  # the same recipe means the same again
 
     assert trainings(Recipe(), run_corpus) == SOUP_OF_FEW
-    targets = np.tile(run_corpus.train.targets, (FEW, 1))
-    many = replace(run_corpus.train, targets=targets, groups=[""] * len(targets))
+    clips = run_corpus.train
+    many = Clips(clips.pcm * FEW, np.tile(clips.targets, (FEW, 1)), clips.groups * FEW, clips.paths * FEW)
     assert trainings(Recipe(), replace(run_corpus, train=many)) == 1
     for has_no_mean in (Recipe(freeze="all"), Recipe(patience=2), Recipe(lora_rank=2, encoder="x")):
         assert trainings(has_no_mean, run_corpus) == 1

@@ -94,7 +94,8 @@ def test_a_cut_to_groups_and_to_classes_keeps_just_these(corpus: Corpus) -> None
 def test_a_cut_that_leaves_a_class_without_clips_is_refused(corpus: Corpus) -> None:
     lost = [index for index, label in enumerate(corpus.train.labels) if label or corpus.train.groups[index] == "train0"]
     thin = replace(corpus.train, pcm=[corpus.train.pcm[i] for i in lost], targets=corpus.train.targets[lost],
-                   groups=[corpus.train.groups[i] for i in lost], paths=[corpus.train.paths[i] for i in lost])  # fmt: skip
+                   groups=[corpus.train.groups[i] for i in lost], paths=[corpus.train.paths[i] for i in lost],
+                   uncut=None)  # fmt: skip
     refused = []
     for seed in range(8):
         try:

@@ -69,7 +69,7 @@ def two_classes(clips: int = 8) -> Corpus:
     pcm = [np.diff(noise(6_000, seed)) if seed % 2 else np.cumsum(noise(6_000, seed)) / 20 for seed in range(clips)]
     targets = np.eye(2, dtype=np.int8)[np.arange(clips) % 2]
     part = Clips([np.float32(clip) for clip in pcm], targets, [str(row) for row in range(clips)], [Path()] * clips)
-    return Corpus(Manifest((), Path(), False), ["low", "high"], None, False, part, part, part, [], [], [])
+    return Corpus(Manifest((), Path(), False), ["low", "high"], None, False, part, part, part, [], [], [], 16_000)
 
 
 @pytest.mark.parametrize("name", MODELS)
