@@ -10,12 +10,26 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 import torch
 
 from confit_edge.heedless import speak_heedlessly
 from confit_runtime.errors import ConfitError
+
+
+class _Spawning(SpawnContext):
+    """Begins processes anew, and knows those that it began from others of this program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: set[multiprocessing.process.BaseProcess] = set()
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        process = SpawnProcess(*args, **kwargs)
+        self.begun.add(process)
+        return process
 
 
 @contextlib.contextmanager
@@ -27,10 +41,10 @@ def workers(
     Leaving it does not wait for what is being worked on: after an error, or Ctrl-C, its processes are ended. They end with
     this one, too, however it dies. Raises ConfitError with the `advice` where one of them died.
     """
-    others = set(multiprocessing.active_children())
+    context = _Spawning()
     pool = ProcessPoolExecutor(
         count,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=context,
         initializer=_begin,
         initargs=(threads, begin, args),
     )
@@ -39,7 +53,7 @@ def workers(
     except BrokenProcessPool as error:
         raise ConfitError(f"a worker process died (out of memory?); {advice}") from error
     finally:
-        for worker in set(multiprocessing.active_children()) - others:
+        for worker in context.begun.intersection(multiprocessing.active_children()):
             worker.terminate()
         pool.shutdown(cancel_futures=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -75,3 +76,18 @@ def test_a_worker_has_its_threads_and_was_begun_and_is_told_of_with_the_advice_w
 
     with pytest.raises(ConfitError, match=ADVICE):
         work()
+
+
+def test_leaving_ends_its_own_processes_only() -> None:
+    """Whatever else the program began meanwhile, from another thread say, goes on."""
+    with workers(1, threads=1, advice=ADVICE) as pool:
+        theirs = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        theirs.start()
+        working = pool.submit(time.sleep, 60)
+        while not working.running():
+            time.sleep(0.01)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 30
+    assert multiprocessing.active_children() == [theirs]
+    theirs.terminate()
+    theirs.join()
