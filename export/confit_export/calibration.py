@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -99,13 +99,39 @@ def tensor_ranges(model: onnx.ModelProto, feeds: list[Feed], method: Calibration
         return calibrator.compute_data()
 
 
+_hushed = threading.local()  # `on` in a thread that quantises
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """onnxruntime's quantiser recommends its own pre-processing on every call, and its calibrators talk on stdout."""
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
+    """Keep from the log and from stdout what onnxruntime's quantiser says in this thread; other threads' output stays.
+
+    It recommends its own pre-processing on every call, on the root logger, and its calibrators print.
+    """
+    from onnxruntime.quantization import calibrate
+
+    vars(calibrate)["print"] = _print
+    folder, thread, root = str(Path(calibrate.__file__).parent), threading.get_ident(), logging.getLogger()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR or not record.pathname.startswith(folder)
+
+    # where a program has set up no log, `logging.warning` would do so for good: what is used without one stands in
+    standing_in = None if root.handlers else logging.lastResort
+    if standing_in:
+        root.addHandler(standing_in)
+    root.addFilter(of_others)
+    _hushed.on = True
     try:
-        with redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
-        logging.getLogger().setLevel(level)
+        _hushed.on = False
+        root.removeFilter(of_others)
+        if standing_in:
+            root.removeHandler(standing_in)
+
+
+def _print(*args: Any, **kwargs: Any) -> None:
+    """`print` in onnxruntime's calibrators."""
+    if not getattr(_hushed, "on", False):
+        print(*args, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -291,3 +293,36 @@ def test_a_sweep_that_two_exports_make_at_once_is_kept(tmp_path: Path) -> None:
 def test_exports_of_both_precisions_share_what_they_measure(exports: dict[str, Exported]) -> None:
     assert exports["int8"].fp32 == exports["fp32"].shipped
     assert exports["int8"].fp32_bytes == pytest.approx(exports["fp32"].bytes, abs=2_000)
+
+
+def test_only_the_quantiser_is_silenced(
+    fp32: onnx.ModelProto,
+    quantizer: Quantizer,
+    feeds: list[Feed],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A program that exports goes on to log and print in its other threads, with the log as it has set it up: not at all."""
+    root, done = logging.getLogger(), threading.Event()
+    told: list[str] = []
+    monkeypatch.setattr(root, "handlers", [])
+
+    def serve() -> None:
+        while not done.wait(0.002):
+            told.append(f"request {len(told)}")
+            print(told[-1])
+            root.warning(told[-1])  # the quantiser's is the root logger, too
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    try:
+        tensor_ranges(fp32, feeds[:6], "percentile", ["Conv"])
+        quantizer(quantizer.layers)
+    finally:
+        done.set()
+        serving.join()
+    printed, logged = capsys.readouterr()
+    assert printed.splitlines() == told
+    assert logged.splitlines() == told
+    assert len(told) > 20
+    assert root.handlers == []
