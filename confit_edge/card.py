@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from confit_edge.encoders import encoder_label
+from confit_edge.encoders import encoder_name
 from confit_edge.probes.metrics import Merit, merit_name, named_probes
 from confit_edge.probes.tables import escaped
 from confit_runtime.cautions import cautions, ungrouped
@@ -26,7 +26,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "---",
         f"# {escaped(info.name)}",
         "",
-        f"{escaped(encoder_label(recipe['encoder']))} {_taught(info)} on {data['clips']['train']} clips"
+        f"{escaped(encoder_name(recipe['encoder'], info.encoder['family']))} {_taught(info)} on {data['clips']['train']} clips"
         f" of {counted(len(info.classes), 'class', 'classes')}"
         f" ({data['groups']['train']} groups), {_kept(info)}, seed {recipe['seed']}.",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import platform
@@ -22,6 +23,7 @@ from confit_edge.data.others import WORDS
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.own import plain
 from confit_edge.files import write_tensors, write_text
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
@@ -142,8 +144,11 @@ def damaged(path: Path, error: Exception) -> str:
     return f"{path}: damaged or from another version ({str(error).splitlines()[0]})"
 
 
-def read_run(path: str | Path) -> Run:
-    """Load a finished run. Raises UsageError when it is none, ConfitError naming the file that is damaged."""
+def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
+    """Load a finished run. Raises UsageError when it is none, ConfitError naming the file that is damaged.
+
+    For one with an encoder of your own, which confit-edge does not know, give as `encoder` such a one: a copy takes the weights.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file as load_arrays
     from safetensors.torch import load_file as load_tensors
@@ -159,7 +164,7 @@ def read_run(path: str | Path) -> Run:
     info, reading = read_info(path), path / "run.json"
     try:
         recipe = Recipe.from_dict(info.recipe, str(reading))
-        encoder = _build(info.encoder, reading)
+        encoder = _build(info.encoder, reading) if encoder is None else _same(encoder, info.encoder, path)
         reading = path / "encoder.safetensors"
         encoder.load_state_dict(load_tensors(reading), strict=True)
         reading = path / "probe.safetensors"
@@ -303,6 +308,13 @@ def _build(spec: dict[str, Any], source: Path) -> Encoder:
     if not 0 < lasts_s <= LONGEST_WINDOW_S:
         raise ValueError(f"a window of {lasts_s:g} s")
     return encoder
+
+
+def _same(given: Encoder, spec: dict[str, Any], path: Path) -> Encoder:
+    """A copy of the encoder that was given for a run. Raises UsageError where it is another."""
+    if plain(given.spec()) != spec:
+        raise UsageError(f"{path}: its encoder is {spec}, and the one given is {given.spec()}")
+    return copy.deepcopy(given)
 
 
 def weights_sha256(encoder: Encoder) -> str:

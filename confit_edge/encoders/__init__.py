@@ -25,6 +25,12 @@ def encoder_label(name: str) -> str:
     return Path(name).resolve().name if is_folder(name) or Path(name).is_absolute() else name
 
 
+def encoder_name(asked: str, family: str) -> str:
+    """The same of an encoder of that `family`: what the recipe asked for, or where another was trained its family."""
+    built = asked.replace("-", "_") if asked.replace("_", "-") in BUILT_IN else "transformers"
+    return encoder_label(asked) if family == built else family.replace("_", "-")
+
+
 def pretrained(
     name: str,
     window_s: float,
@@ -109,4 +115,7 @@ def build(spec: dict[str, Any]) -> Encoder:
             from confit_edge.encoders.transformers import TransformersEncoder
 
             return TransformersEncoder(**rest)
-    raise ConfitError(f"encoder family {spec.get('family')!r} is not known to this version")
+    raise ConfitError(
+        f"encoder family {spec.get('family')!r} is not known to this version; one of your own must be given, from Python:"
+        " read_run(..., encoder=...)"
+    )

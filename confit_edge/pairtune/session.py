@@ -27,6 +27,7 @@ from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
+from confit_edge.encoders.own import check_encoder
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import Ranks, join
@@ -283,12 +284,15 @@ def train_corpus(
 ) -> Trained:
     """The same on a corpus in memory, writing nothing but the checkpoint. `encoder` stays as it is: a copy is trained.
 
-    Raises UsageError where the corpus was read at another sample rate than the encoder's, or is not finite.
+    Raises UsageError where the encoder is not as its protocol says, and where the corpus was read at another sample rate than
+    the encoder's, or is not finite.
     """
+    encoder = copy.deepcopy(encoder)
+    check_encoder(encoder)
     corpus.refuse_other_rate(encoder.sample_rate)
     corpus.refuse_not_finite()
     return _learn(
-        copy.deepcopy(encoder),
+        encoder,
         corpus,
         recipe,
         data=describe_data(Path(manifest), corpus, encoder.sample_rate),

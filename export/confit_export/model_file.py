@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from confit_edge import __version__
-from confit_edge.encoders import encoder_label
+from confit_edge.encoders import encoder_name
 from confit_edge.encoders.base import Encoder
 from confit_edge.runs import Run, weights_sha256
 from confit_export import thresholds
@@ -54,7 +54,10 @@ def draft(
         smoothing_hops=1,
         min_hops=2,
         refractory_s=thresholds.REFRACTORY_S,
-        encoder={"name": encoder_label(info.recipe["encoder"]), "weights_sha256": weights_sha256(encoder)},
+        encoder={
+            "name": encoder_name(info.recipe["encoder"], encoder.family),
+            "weights_sha256": weights_sha256(encoder),
+        },
         embedding_id=embedding_id(graph),
         embedding_dim=encoder.dim,
         precision=precision,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from ast import literal_eval
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
-from confit_edge.encoders import pretrained
+from confit_edge.encoders import encoder_name, pretrained
+from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.own import check_encoder
 from confit_edge.pairtune.session import save, train, train_corpus
 from confit_edge.probes.dual import dual_probe
 from confit_edge.recipe import Recipe
-from confit_edge.runs import Run, read_run, run_corpus
+from confit_edge.runs import Run, read_run, run_corpus, weights_sha256
 from confit_export.export import export_run
-from confit_runtime.errors import UsageError
+from confit_runtime import load
+from confit_runtime.errors import ConfitError, UsageError
 
 CPU = torch.device("cpu")
 SHORT = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False)
@@ -116,3 +123,102 @@ def test_a_run_is_exported_with_the_data_it_was_trained_on_only(run: Run, corpus
     ):
         export_run(run, corpus, tmp_path / "words.onnx", say=print)
     assert list(tmp_path.iterdir()) == []
+
+
+class Own(Encoder):
+    """A small one, as the protocol asks."""
+
+    family, sample_rate, window, hop, dim = "own", 16_000, 20_480, 1_280, 8
+    streaming, learning_rate = False, 1e-3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(1, 4, 400, 160), nn.Conv1d(4, 8, 5, 2)
+
+    def frames(self, pcm: Tensor) -> Tensor:
+        return self.second(self.first(pcm[:, None]).relu()).transpose(1, 2)
+
+    def blocks(self) -> list[list[nn.Module]]:
+        return [[self.first], [self.second]]
+
+    def spec(self) -> dict[str, Any]:
+        return {"family": self.family}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"dim": 9}, r"frames\(\) of one window \[1, 20480\] must be \[1, time, dim\], with dim 9; it is \[1, 61, 8\]"),
+        ({"frames": lambda self, pcm: Own.frames(self, pcm).mean(dim=1)}, r"it is \[1, 8\]$"),
+        ({"frames": lambda self, pcm: Own.frames(self, pcm) / 0}, "must be finite"),
+        ({"learning_rate": None}, "learning_rate must be a number, is None"),
+        ({"sample_rate": 16e3}, "sample_rate must be int, is 16000.0"),
+        ({"hop": 0}, "hop must be at least 1, is 0"),
+        (
+            {"spec": lambda self: {"family": "own", "place": Path()}},
+            r"spec\(\) must be plain data, as run.json holds it",
+        ),
+        ({"spec": lambda self: {"channels": 4}}, r"spec\(\) must be a dict that names the family 'own'"),
+        ({"blocks": lambda self: [[self.first]]}, r"second.weight is in 0 of blocks\(\)"),
+        ({"blocks": lambda self: [[self.first], [self.first, self.second]]}, r"first.weight is in 2 of blocks\(\)"),
+    ],
+)
+def test_an_encoder_that_is_not_as_the_protocol_says_is_refused(changed: dict[str, Any], told: str) -> None:
+    check_encoder(Own())
+    with pytest.raises(UsageError, match=rf"^encoder Other: .*{told}"):
+        check_encoder(type("Other", (Own,), changed)())
+
+
+def test_shipped_encoders_are_as_the_protocol_says(run: Run) -> None:
+    for encoder in (run.encoder, pretrained("ge2e", 1.6)):
+        before, training = weights_sha256(encoder), encoder.training
+        check_encoder(encoder)
+        assert weights_sha256(encoder) == before
+        assert encoder.training == training
+
+
+def test_an_encoder_is_named_by_what_it_is_where_the_recipe_asked_for_another() -> None:
+    assert encoder_name("speech-embedding", "speech_embedding") == "speech-embedding"
+    assert encoder_name("speech_embedding", "ge2e") == "ge2e"
+    assert encoder_name("org/hubert", "transformers") == "org/hubert"
+    assert encoder_name("org/hubert", "own_one") == "own-one"
+
+
+# docs/python.md
+
+
+def program(at: int) -> str:
+    """A program of the page, with a short training."""
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    found = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert found[at].count("Recipe(epochs=30)") == 1
+    return str(found[at].replace("Recipe(epochs=30)", "Recipe(epochs=2, soup=1, probe_views=1, frozen_baseline=False)"))
+
+
+@pytest.fixture
+def beside_words(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a program, with the words that it reads."""
+    shutil.copytree(manifest.parent, tmp_path / "words")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_training_probing_and_export_in_a_program(beside_words: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(program(0), "program", "exec"), {"__name__": "program"})
+    probed, *_, exported = capsys.readouterr().out.splitlines()
+    metrics = json.loads((beside_words / "runs" / "words" / "metrics.json").read_text())
+    assert probed == str(metrics["probes"]["linear"]["test"])
+    assert literal_eval(exported) == load(beside_words / "words.onnx").contract.metrics["test"]
+
+
+def test_an_encoder_of_a_programs_own(beside_words: Path) -> None:
+    names: dict[str, Any] = {"__name__": "program"}
+    exec(compile(program(1), "program", "exec"), names)
+    again, trained = names["run"], names["trained"]
+    assert weights_sha256(again.encoder) == weights_sha256(trained.encoder) != trained.info.encoder_sha256
+    assert "\nsmall trained" in (beside_words / "runs" / "small" / "README.md").read_text()
+    assert load(beside_words / "small.onnx").contract.encoder["name"] == "small"
+    with pytest.raises(ConfitError, match=r"family 'small' is not known .*; one of your own must be given.*encoder="):
+        read_run("runs/small")
+    with pytest.raises(UsageError, match=r"its encoder is \{.*48\}, and the one given is \{.*40\}$"):
+        read_run("runs/small", encoder=names["Small"](40))

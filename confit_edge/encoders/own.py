@@ -1,0 +1,81 @@
+"""Whether an encoder that a program made itself is what the protocol asks for: told before it is trained."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import torch
+
+from confit_edge.encoders.base import Encoder
+from confit_runtime.errors import UsageError
+
+NUMBERS = ("sample_rate", "window", "hop", "dim")
+
+
+def check_encoder(encoder: Encoder) -> None:
+    """Raise UsageError where the encoder is not as `confit_edge.encoders.base.Encoder` says, with what it is."""
+    name = type(encoder).__name__
+    if not isinstance(encoder, Encoder):
+        raise UsageError(f"encoder: must be a confit_edge.encoders.base.Encoder, is a {name}")
+    number = (int, float)
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "family": str,
+        "streaming": bool,
+        "learning_rate": number,
+        "gain": number,
+    }
+    kinds |= dict.fromkeys(NUMBERS, int)
+    for key, kind in kinds.items():
+        if not isinstance(value := getattr(encoder, key, None), kind):
+            wanted = "a number" if isinstance(kind, tuple) else kind.__name__
+            raise UsageError(f"encoder {name}: {key} must be {wanted}, is {value!r}")
+    for key in NUMBERS:
+        if (count := getattr(encoder, key)) < 1:
+            raise UsageError(f"encoder {name}: {key} must be at least 1, is {count}")
+    _check_spec(encoder, name)
+    _check_blocks(encoder, name)
+    _check_frames(encoder, name)
+
+
+def plain(spec: object) -> object:
+    """What `run.json` gives back of a spec. Raises TypeError or ValueError where it is no plain data."""
+    return json.loads(json.dumps(spec, allow_nan=False))
+
+
+def _check_spec(encoder: Encoder, name: str) -> None:
+    spec = encoder.spec()
+    try:
+        plain(spec)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"encoder {name}: spec() must be plain data, as run.json holds it ({error})") from error
+    if not isinstance(spec, dict) or spec.get("family") != encoder.family:
+        raise UsageError(f"encoder {name}: spec() must be a dict that names the family {encoder.family!r}, is {spec!r}")
+
+
+def _check_blocks(encoder: Encoder, name: str) -> None:
+    modules = [*(module for block in encoder.blocks() for module in block), *encoder.learned_pooling()]
+    times = Counter(id(parameter) for module in modules for parameter in module.parameters())
+    for key, parameter in encoder.named_parameters():
+        if parameter.requires_grad and times[id(parameter)] != 1:
+            raise UsageError(
+                f"encoder {name}: {key} is in {times[id(parameter)]} of blocks(); each parameter that learns is in exactly one,"
+                " or in learned_pooling()"
+            )
+
+
+def _check_frames(encoder: Encoder, name: str) -> None:
+    device = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
+    noise = 0.1 * torch.randn(1, encoder.window, generator=torch.Generator().manual_seed(0))
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        frames = encoder.frames(noise.to(device))
+    encoder.train(training)
+    if frames.ndim != 3 or len(frames) != 1 or frames.shape[1] < 1 or frames.shape[2] != encoder.dim:
+        raise UsageError(
+            f"encoder {name}: frames() of one window [1, {encoder.window}] must be [1, time, dim], with dim {encoder.dim};"
+            f" it is {list(frames.shape)}"
+        )
+    if not frames.isfinite().all():
+        raise UsageError(f"encoder {name}: frames() of a window of noise must be finite")
