@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 from confit_edge.recipe import Precision
 from confit_runtime.errors import ConfitError, UsageError
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 KEPT_BYTES = 2**31 - 1  # the largest an int holds
+# the thresholds are what glibc's own rise to as large tensors are freed; once one is set they stay
+USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
+_changing, _keeping = threading.Lock(), 0
 
 
 def named_device(name: str) -> torch.device:
@@ -51,16 +55,32 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
     return "bf16" if device.type == "cpu" and (able.get("avx512_bf16") or able.get("amx_bf16")) else "fp32"
 
 
-def keep_freed_memory() -> None:
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
     """Let glibc keep the memory of freed tensors for the next ones: a sixth off a training step on a CPU.
 
-    Else a large tensor is given back to the system each time and its pages are made anew, zeroed, for the next. Where
-    the C library is another nothing happens.
+    Else a large tensor is given back to the system each time and its pages are made anew, zeroed, for the next. At the end of
+    the outermost all of it is given back, and more would be again: the program goes on. Where the C library is another
+    nothing happens.
     """
-    if sys.platform != "linux" or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
+    global _keeping
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        yield
         return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    with _changing:
+        _keeping += 1
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    try:
+        yield
+    finally:
+        with _changing:
+            _keeping -= 1
+            if not _keeping:
+                for option, usual in USUAL.items():
+                    libc.mallopt(option, usual)
+                libc.malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from confit_edge.encoders.own import check_encoder
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import Ranks, join
-from confit_edge.pairtune.machine import enough_memory, keep_freed_memory, pick_precision
+from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.resuming import alone, begun, check_out, refuse_other_training
@@ -149,7 +149,8 @@ def _train(
     if ranks.main:
         make_folder(out)
         files.write_text(beginning, json.dumps(started, indent=2))
-    with enough_memory(), contextlib.closing(curves) if curves else contextlib.nullcontext():
+    # before the frozen encoder is probed, which gains by it too
+    with enough_memory(), freed_memory_kept(), contextlib.closing(curves) if curves else contextlib.nullcontext():
         trained = _learn(
             encoder,
             corpus,
@@ -291,17 +292,19 @@ def train_corpus(
     check_encoder(encoder)
     corpus.refuse_other_rate(encoder.sample_rate)
     corpus.refuse_not_finite()
-    return _learn(
-        encoder,
-        corpus,
-        recipe,
-        data=describe_data(Path(manifest), corpus, encoder.sample_rate),
-        device=device,
-        name=name,
-        checkpoint=Path(checkpoint) if checkpoint else None,
-        watch=watch,
-        teaching=teaching,
-    )
+    data = describe_data(Path(manifest), corpus, encoder.sample_rate)
+    with freed_memory_kept():
+        return _learn(
+            encoder,
+            corpus,
+            recipe,
+            data=data,
+            device=device,
+            name=name,
+            checkpoint=Path(checkpoint) if checkpoint else None,
+            watch=watch,
+            teaching=teaching,
+        )
 
 
 def _learn(
@@ -317,7 +320,6 @@ def _learn(
     teaching: TeachingRun | None,
 ) -> Trained:
     """Train `encoder` in place, of a corpus that `data` describes, and probe it."""
-    keep_freed_memory()  # before the frozen encoder is probed, which gains by it too
     began = runs.weights_sha256(encoder)
     encoder.to(device)
     tell = watch or _untold

@@ -24,7 +24,7 @@ from confit_edge.pairtune.distill import Distil, Teaching
 from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
 from confit_edge.pairtune.items import ahead, epoch_batches, training_items
-from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
+from confit_edge.pairtune.machine import freed_memory_kept, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, MakeObjective, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.resuming import digest
@@ -126,8 +126,8 @@ def fit(
     Raises DivergedError where a loss or an embedding is no longer finite, UsageError where the encoder or the batches cannot
     do what the recipe says, and ConfitError on a checkpoint that is damaged or of another training.
     """
-    keep_freed_memory()
-    with prepared(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching, make=make) as training:
+    ready = prepared(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching, make=make)
+    with freed_memory_kept(), ready as training:
         return training.run(checkpoint_path)
 
 

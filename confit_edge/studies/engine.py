@@ -13,6 +13,7 @@ from typing import Any
 
 from confit_edge import __version__
 from confit_edge.files import check_folder
+from confit_edge.pairtune.machine import freed_memory_kept
 from confit_edge.pairtune.trainer import DivergedError
 from confit_edge.probes.metrics import merit_name
 from confit_edge.runs import weights_sha256
@@ -175,7 +176,8 @@ def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
     start = time.process_time()
     points, diverged = [], ""
     try:
-        points = study.measure(bench, trial)
+        with freed_memory_kept():
+            points = study.measure(bench, trial)
     except DivergedError as error:
         diverged = str(error)
     return Outcome(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.transformers import TransformersEncoder
-from confit_edge.pairtune.machine import enough_memory, pick_device, pick_precision
+from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, pick_device, pick_precision
 from confit_edge.pairtune.objectives import FineTune, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
@@ -566,3 +568,25 @@ def test_a_mean_of_weights_leaves_whole_numbers_whole() -> None:
 def test_a_device_that_is_not_here_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"--device {name}"):
         pick_device(name)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_given_back_when_the_training_is_over() -> None:
+    def held_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def use_and_free() -> float:
+        """By how much the process has grown of it."""
+        before = held_mb()
+        tensor = torch.ones(100_000_000)
+        assert held_mb() > before + 350
+        del tensor
+        return held_mb() - before
+
+    before = held_mb()
+    with freed_memory_kept():
+        with freed_memory_kept():
+            assert use_and_free() > 350
+        assert held_mb() > before + 350  # the inner one was of the outer
+    assert held_mb() < before + 50
+    assert use_and_free() < 50
