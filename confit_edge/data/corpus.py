@@ -151,6 +151,12 @@ class Corpus:
                 f" rate={rate})"
             )
 
+    def refuse_untaught(self) -> None:
+        """Raise UsageError where a class has nothing to learn from: no training clip, nor background where it is unknown."""
+        without = [self.classes[column] for column in np.flatnonzero(~self.training_clips().targets.any(axis=0))]
+        if without and not self.multi_label:
+            raise UsageError(f"{self.manifest.source}: no training clip is of {some(without)}; every class needs one")
+
     def refuse_not_finite(self) -> None:
         """Raise UsageError naming the first sound with a sample that is no number. Reads every sample once."""
         named = [

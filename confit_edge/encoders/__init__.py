@@ -95,6 +95,7 @@ def redrawn(encoder: Encoder) -> Encoder:
     return encoder
 
 
+@torch.random.fork_rng(devices=[])
 def build(spec: dict[str, Any]) -> Encoder:
     """The architecture of `Encoder.spec()`, without weights."""
     rest = {key: value for key, value in spec.items() if key != "family"}

@@ -83,6 +83,11 @@ def freed_memory_kept() -> Iterator[None]:
                 libc.malloc_trim(0)
 
 
+def own_draws(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """What is drawn and seeded within leaves torch's generators, of the CPU and of the device, as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @contextlib.contextmanager
 def enough_memory() -> Iterator[None]:
     """Raises ConfitError saying what needs less of it where the memory, of the machine or of a GPU, does not suffice."""

@@ -31,7 +31,7 @@ from confit_edge.encoders.own import check_encoder
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import Ranks, join
-from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, pick_precision
+from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, own_draws, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.resuming import alone, begun, check_out, refuse_other_training
@@ -86,7 +86,7 @@ def train(
     tell = watch if watch and ranks.main else _untold
     recipe = settled(recipe, ranks.device)
     check_utf8(manifest.resolve())  # which the run is to tell, after hours
-    with alone(out, ranks):
+    with alone(out, ranks), own_draws(ranks.device):
         check_out(out, resume)
         return _train(
             manifest, out, recipe, ranks=ranks, resume=resume, tensorboard=tensorboard, tell=tell, teaching=teaching
@@ -286,14 +286,15 @@ def train_corpus(
     """The same on a corpus in memory, writing nothing but the checkpoint. `encoder` stays as it is: a copy is trained.
 
     Raises UsageError where the encoder is not as its protocol says, and where the corpus was read at another sample rate than
-    the encoder's, or is not finite.
+    the encoder's, is not finite, or lacks training clips of a class.
     """
     encoder = copy.deepcopy(encoder)
     check_encoder(encoder)
     corpus.refuse_other_rate(encoder.sample_rate)
+    corpus.refuse_untaught()
     corpus.refuse_not_finite()
     data = describe_data(Path(manifest), corpus, encoder.sample_rate)
-    with freed_memory_kept():
+    with freed_memory_kept(), own_draws(device):
         return _learn(
             encoder,
             corpus,

@@ -27,7 +27,7 @@ from confit_edge.probes.metrics import (
     worth_of_ranking,
 )
 from confit_runtime.arrays import Bools, Doubles, Floats, Targets
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.intervals import grouped_share_interval
 
 
@@ -70,8 +70,10 @@ def judge(
 
     Of one label a clip: `accuracy`, `balanced_accuracy`, `macro_f1`; the best class is decided for. Of several: `accuracy`
     (of clips that have one: the best class is one of the clip's), `map`, `macro_f1`, `micro_f1`; a score of 0.5 or more is
-    a decision.
+    a decision. Raises ConfitError where a score is no number, and UsageError where no clip has a label.
     """
+    if nan := int(np.isnan(scores).any(axis=1).sum()):
+        raise ConfitError(f"{nan} of {len(scores)} clips to judge on have scores that are no numbers (NaN)")
     resamples = Resamples.of(groups, seed)
     decided = scores >= 0.5 if multi_label else np.eye(len(classes), dtype=bool)[scores.argmax(axis=1)]
     parts = tallies(decided, targets)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
+from confit_runtime.errors import ConfitError
 
 STRENGTHS = (0.01, 0.1, 1.0)  # inverse regularisation, tried on validation
 
@@ -47,8 +48,16 @@ class LinearProbe:
 
         The regularisation with the smallest validation log loss is kept, then one temperature is fitted to
         validation, so that a score of 0.8 is right about eight times in ten. Standardisation and temperature are
-        folded into the layer. Each class needs at least one training clip.
+        folded into the layer. Raises ConfitError where a class has no training clip (of several labels, or of two classes, its
+        log odds are learnt), or an embedding is not finite.
         """
+        if not (np.isfinite(embeddings).all() and np.isfinite(val_embeddings).all()):
+            raise ConfitError("a linear probe was given embeddings that are not finite")
+        if not multi_label and targets.shape[1] > 2 and not targets.any(axis=0).all():
+            without = [str(column) for column in np.flatnonzero(~targets.any(axis=0))]
+            raise ConfitError(
+                f"a linear probe needs a training clip of each class; column {', '.join(without)} of targets has none"
+            )
         mean, scale = embeddings.mean(axis=0), np.maximum(embeddings.std(axis=0), 1e-6)
         standard = (embeddings - mean) / scale
         best: tuple[float, LinearProbe] | None = None

@@ -100,6 +100,7 @@ class Quantisation:
     sweep_minutes: float = SWEEP_MINUTES
 
 
+@torch.random.fork_rng(devices=[])
 def export_run(
     run: Run,
     corpus: Corpus,

@@ -32,7 +32,10 @@ CPU = torch.device("cpu")
 SHORT = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False)
 
 
-def test_a_path_may_be_text_everywhere(manifest: Path, background: Path, tmp_path: Path) -> None:
+def test_a_path_may_be_text_everywhere_and_what_a_program_draws_stays(
+    manifest: Path, background: Path, tmp_path: Path
+) -> None:
+    drawn = torch.get_rng_state()
     corpus = read_corpus(str(manifest), rate=16_000, seed=0, background=str(background))
     encoder = pretrained(SHORT.encoder, SHORT.window)
     checkpoint = str(tmp_path / "checkpoint.safetensors")
@@ -46,6 +49,7 @@ def test_a_path_may_be_text_everywhere(manifest: Path, background: Path, tmp_pat
     made = export_run(run, run_corpus(run, str(manifest)), out, quantize=False, force=True, say=lambda line: None)
     assert made.path == Path(out)
     assert made.path.is_file()
+    assert torch.equal(torch.get_rng_state(), drawn)  # which are the program's
 
 
 def arrays(clips: Clips, like: Callable[[Any], Any] = np.copy) -> Clips:
@@ -104,6 +108,16 @@ def test_a_sample_that_is_no_number_is_told_before_training(few: Corpus, manifes
     ):
         with pytest.raises(UsageError, match=rf"^{told}: holds samples that are not finite"):
             train_corpus(encoder, corpus, SHORT, manifest=manifest, device=CPU, name="words")
+
+
+def test_a_class_without_training_clips_is_told_before_training(few: Corpus, manifest: Path) -> None:
+    targets = few.train.targets.copy()
+    targets[:, 2] = 0
+    corpus = replace(few, train=replace(few.train, targets=targets))
+    with pytest.raises(UsageError, match=r"manifest.csv: no training clip is of 'seven'; every class needs one$"):
+        train_corpus(
+            pretrained(SHORT.encoder, SHORT.window), corpus, SHORT, manifest=manifest, device=CPU, name="words"
+        )
 
 
 def test_a_corpus_at_another_rate_than_the_encoders_is_refused(run: Run, manifest: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from confit_edge.probes.metrics import (
     worth_of_classes,
 )
 from confit_edge.probes.verification import CLIPS, Trials, all_pairs, read_trials, verify
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.intervals import clustered_share_interval, share_interval
 
 Scores = npt.NDArray[np.float32]
@@ -324,6 +324,14 @@ def test_a_mean_over_classes_is_no_surer_than_its_rare_class() -> None:
     assert ranked(several.astype(np.float32), several, names)["map_low"] < 0.9
     assert worth_of_classes(np.array([7, 7, 7, 0])) == pytest.approx(21)
     assert worth_of_classes(np.array([1000, 3])) == pytest.approx(4 / (1 / 1000 + 1 / 3))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_scores_that_are_no_numbers_are_not_judged(several: bool) -> None:
+    scores, targets = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.int8)
+    scores[1, 2] = np.nan
+    with pytest.raises(ConfitError, match=r"^1 of 3 clips to judge on have scores that are no numbers"):
+        judge(scores, targets, list("abc"), list("xyz"), multi_label=several)
 
 
 # verification
