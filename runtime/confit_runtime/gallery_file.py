@@ -7,14 +7,15 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import NoReturn
+from typing import Literal, NoReturn
 from weakref import WeakSet
 
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import OURS
-from confit_runtime.migrations import Binding, keep_index_digest, lay_out, prepare, reported
+from confit_runtime.migrations import Binding, cannot_be_written, keep_index_digest, lay_out, migrate, prepare, reported
 from confit_runtime.search import erase_index, index_path
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _OPEN: WeakSet[GalleryFile] = WeakSet()  # by this process, or before it was for
 
 Written = tuple[int, int]  # when, in ns, and how many bytes
 Look = tuple[int, Written | None]
+Older = Literal["migrate", "copy", "either"]  # done with a file of an older schema; either: a copy, where it must be
 
 
 class GalleryFile:
@@ -37,11 +39,10 @@ class GalleryFile:
     def __init__(self, path: Path, binding: Binding | None = None) -> None:
         """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
         self.path, self.lock = path, RLock()
-        self._written, self._closed, self._forked = _written(path), False, False
+        self._closed = self._forked = False
         self.shrinks = False  # once the change is done that is being made
         with reported(path):
-            self._db = _ready(path, binding, PATIENCE_S)
-        self._identity = _identity(path)
+            self._use(_open(path, binding, PATIENCE_S))
         _OPEN.add(self)
 
     def __reduce__(self) -> NoReturn:
@@ -55,6 +56,10 @@ class GalleryFile:
         SQLite's connections may not be used in two, nor closed; and who held the lock there is not here to release it.
         """
         self.lock, self._forked = RLock(), True
+
+    def _use(self, opened: _Opened) -> None:
+        self._db, self._copied = opened.db, opened.copied
+        self._identity, self._written = opened.identity, opened.written
 
     def close(self) -> None:
         with self.lock:
@@ -72,29 +77,41 @@ class GalleryFile:
             raise GalleryError(f"{self.path}: was closed: open the gallery again")
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self, patience_s: float = PATIENCE_S) -> Iterator[sqlite3.Connection]:
         """The connection, which no other thread uses meanwhile. Raises GalleryError."""
         with self.lock:
             self.check_open()
             with reported(self.path):
                 if not self._db.in_transaction:
-                    self._forget_what_was_written_over()
+                    self._forget_what_was_written_over(patience_s)
                 yield self._db
 
-    def _forget_what_was_written_over(self) -> None:
+    def _forget_what_was_written_over(self, patience_s: float) -> None:
         """Let SQLite read the file itself when it was written.
 
         The pages that SQLite holds are good for as long as a count in the file stands; a copy that is restored in place may
-        have that count, too, and half of those pages would be written back into it.
+        have that count, too, and half of those pages would be written back into it. Of what is used in memory, for it could
+        not be migrated where it is, another copy is made; it stays as it is where the file is gone.
         """
-        if (written := _written(self.path)) != self._written:
+        written = _written(self.path)
+        if written == self._written:
+            return
+        if not self._copied:
             self._db.execute("PRAGMA shrink_memory")
             self._written = written
+        elif written is not None:
+            self._replace(_open(self.path, None, patience_s, older="copy"))
+
+    def _replace(self, opened: _Opened) -> None:
+        """Go on with another connection."""
+        self._db.close()
+        self._use(opened)
+        self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
 
     @contextmanager
     def hurried(self, seconds: float) -> Iterator[sqlite3.Connection]:
         """`reading`, that waits so long for another program's change. Raises GalleryBusyError where that is too short."""
-        with self.reading() as db:
+        with self.reading(seconds) as db:
             db.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
             try:
                 yield db
@@ -124,6 +141,9 @@ class GalleryFile:
                 return
             self.check_stands()
             self.shrinks = False
+            if self._copied:  # there may be room by now, and it may be written; if not, that is said
+                self._replace(_open(self.path, None, PATIENCE_S, older="migrate"))
+                db = self._db
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
@@ -171,16 +191,12 @@ class GalleryFile:
 
     def look(self, db: sqlite3.Connection) -> Look:
         """What each change by another program changes, also by one that knows nothing of SQLite; within a `moment`."""
-        return int(db.execute("PRAGMA data_version").fetchone()[0]), _written(self.path)
+        return int(db.execute("PRAGMA data_version").fetchone()[0]), self._written
 
     def reopen(self, seconds: float) -> None:
         """Go on with the file that stands at the path now. Waits so long for another program's change. Raises GalleryError."""
         with self.lock, reported(self.path):
-            identity, written = _identity(self.path), _written(self.path)
-            opened = _ready(self.path, None, seconds)
-            self._db.close()
-            self._db, self._identity, self._written = opened, identity, written
-            self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
+            self._replace(_open(self.path, None, seconds))
 
 
 def _fork() -> None:
@@ -238,17 +254,77 @@ def _written(path: Path) -> Written | None:
     return stat.st_mtime_ns, stat.st_size
 
 
-def _ready(path: Path, binding: Binding | None, patience_s: float) -> sqlite3.Connection:
-    """An open connection to a gallery of today's layout. Raises GalleryError, and SQLite's errors."""
+@dataclass(frozen=True)
+class _Opened:
+    """A connection to a gallery of today's schema, and what was known of the file before it was read."""
+
+    db: sqlite3.Connection
+    identity: tuple[int, int] | None
+    written: Written | None
+    copied: bool = False  # into memory, where it was migrated
+
+
+def _open(path: Path, binding: Binding | None, patience_s: float, *, older: Older = "either") -> _Opened:
+    """Open a gallery; with a `binding` one that is blank, or not there, becomes one of it.
+
+    One of an older schema is migrated; or a copy in memory is, where it cannot be written. Raises GalleryError, and SQLite's
+    errors.
+    """
+    identity, written = _identity(path), _written(path)
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     db = _connect(path, create=binding is not None, writable=writable, patience_s=patience_s)
     try:
-        for pragma in PRAGMAS:
-            db.execute(f"PRAGMA {pragma}")
-        return prepare(path, db, binding, writable=writable)
+        _set(db)
+        if prepare(path, db, binding) or _migrates(path, db, older, writable):
+            return _Opened(db, identity or _identity(path), written)
+        written = _written(path)  # a migration that failed may have written, and taken it back
+        with closing(db):
+            return _Opened(_migrated_copy(path, db), identity, written, copied=True)
     except BaseException:
         db.close()
         raise
+
+
+def _migrates(path: Path, db: sqlite3.Connection, older: Older, writable: bool) -> bool:
+    """Migrate a gallery in its file, if that is asked for and can be. Raises GalleryError, and SQLite's errors."""
+    if older == "copy":
+        return False
+    try:
+        migrate(path, db)
+    except sqlite3.OperationalError as error:
+        if older == "migrate" or not cannot_be_written(error):
+            raise
+        if writable:
+            log.warning(
+                "%s: is of an older version, and could not be brought up to this one (%s): is the disk full? Until it can be"
+                " written a copy in memory is used",
+                path,
+                error,
+            )
+        return False
+    return True
+
+
+def _migrated_copy(path: Path, db: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy in memory, of today's schema, that cannot be changed. Raises GalleryError, and SQLite's errors."""
+    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    try:
+        _set(copy)
+        with db:
+            db.execute("BEGIN")
+            db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # waits for who writes no longer than it may
+            db.backup(copy)
+        migrate(path, copy)
+        copy.execute("PRAGMA query_only = ON")
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def _set(db: sqlite3.Connection) -> None:
+    for pragma in PRAGMAS:
+        db.execute(f"PRAGMA {pragma}")
 
 
 def _connect(path: Path, *, create: bool, writable: bool, patience_s: float) -> sqlite3.Connection:

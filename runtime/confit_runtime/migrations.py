@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -86,26 +86,14 @@ class Binding:
         return (self.embedding_id, self.dim) == (other.embedding_id, other.dim)
 
 
-def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None, *, writable: bool) -> sqlite3.Connection:
-    """Check an open gallery, lay it out where it is blank and `create_for` is given, and migrate an older one.
+def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None) -> bool:
+    """Check an open gallery, and lay it out where it is blank and `create_for` is given. Whether it is of today's schema.
 
-    Where it cannot be written, an older gallery is migrated in memory: what is returned is the connection to use.
     Raises GalleryError on what is no gallery, is damaged or is newer than this version.
     """
     if create_for is not None and is_blank(path, db):
         lay_out(path, db, create_for)
-    version = _check(path, db)
-    if version == SCHEMA:
-        return db
-    if not writable:
-        copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        with closing(db):
-            db.backup(copy)
-        _migrate(path, copy)
-        copy.execute("PRAGMA query_only = ON")
-        return copy
-    _migrate(path, db)
-    return db
+    return _check(path, db) == SCHEMA
 
 
 def is_blank(path: Path, db: sqlite3.Connection) -> bool:
@@ -195,8 +183,8 @@ def _is_cut(path: Path, db: sqlite3.Connection) -> bool:
         return path.stat().st_size % size != 0
 
 
-def _migrate(path: Path, db: sqlite3.Connection) -> None:
-    """All steps in one transaction: after a crash the file is as it was, or whole."""
+def migrate(path: Path, db: sqlite3.Connection) -> None:
+    """Bring an older gallery to today's schema, all steps in one transaction: after a crash the file is as it was, or whole."""
     with db:
         db.execute("BEGIN IMMEDIATE")
         # another program may have migrated it since it was checked
@@ -207,6 +195,12 @@ def _migrate(path: Path, db: sqlite3.Connection) -> None:
 
 def _header(db: sqlite3.Connection, field: str) -> int:
     return int(db.execute(f"PRAGMA {field}").fetchone()[0])
+
+
+def cannot_be_written(error: sqlite3.Error) -> bool:
+    """Whether SQLite may read a file nevertheless: it, or its folder, is read-only, or there is no room."""
+    code = getattr(error, "sqlite_errorname", "")
+    return code.startswith(("SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN"))
 
 
 def damaged(path: Path) -> GalleryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import shutil
 import signal
@@ -32,6 +33,7 @@ from confit_runtime.enrollment import to_flac
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import PATIENCE_S
 from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness, unit
+from confit_runtime.migrations import SCHEMA
 from confit_runtime.prints import Counts, to_blobs
 from confit_runtime.search import ExactSearch, IndexSearch, LaterSearch, build_index
 from confit_runtime.transfer import enroll_again, export_names, import_names
@@ -183,6 +185,59 @@ def test_an_old_gallery_that_cannot_be_written_is_read_and_not_changed(
         with pytest.raises(GalleryError, match="read-only"):
             gallery.remove("zoë")
     assert path.read_bytes() == OLD.read_bytes()
+
+
+@pytest.mark.parametrize("version", ["older", "this"])
+def test_of_an_old_gallery_that_cannot_be_written_each_change_is_seen(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """What is used is a copy in memory, which SQLite does not bring up to date."""
+    path = Path(shutil.copy(OLD, tmp_path / "gallery.db"))
+    access = os.access
+    monkeypatch.setattr("os.access", lambda *_: False)  # permissions do not bind root
+    with Gallery.open(path, model) as gallery, Gallery.open(path) as listing:
+        assert set(gallery.matcher.names) == set(listing.names()) == {"Ada Lovelace", "zoë"}
+        assert gallery.matcher is gallery.matcher
+        time.sleep(0.02)  # the clock of a file system may tick that slowly
+        if version == "older":
+            with closing(sqlite3.connect(path)) as db, db:
+                db.execute("UPDATE names SET name = 'eve' WHERE name = 'zoë'")
+        else:
+            monkeypatch.setattr("os.access", access)
+            with Gallery.open(path) as other:
+                other.rename("zoë", "eve")
+            monkeypatch.setattr("os.access", lambda *_: False)
+        assert set(gallery.matcher.names) == set(listing.names()) == {"Ada Lovelace", "eve"}
+        with pytest.raises(GalleryError, match="read-only"):
+            listing.remove("eve")
+
+
+def test_an_old_gallery_on_a_full_disk_is_read_and_migrated_once_there_is_room(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copy(OLD, tmp_path / "gallery.db"))
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, former[1]))
+    try:
+        with Gallery.open(path, model) as gallery:
+            zoe = gallery.prints("zoë")[0].embedding
+            assert gallery.match(zoe).nearest == "zoë"
+            time.sleep(0.02)  # the clock of a file system may tick that slowly
+            with closing(sqlite3.connect(path)) as db, db:
+                db.execute("UPDATE names SET name = 'eve' WHERE name = 'zoë'")
+            assert gallery.match(zoe).nearest == "eve"
+            with pytest.raises(GalleryError, match="is the disk full"):
+                gallery.rename("eve", "zoë")
+            assert list(gallery.names()) == ["Ada Lovelace", "eve"]
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+            gallery.rename("eve", "zoë")
+            assert gallery.match(zoe).nearest == "zoë"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert [record.message.split(": ", 1)[1][:23] for record in caplog.records] == ["is of an older version,"]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+        assert db.execute("SELECT name FROM names ORDER BY name").fetchall() == [("Ada Lovelace",), ("zoë",)]
 
 
 # negative prints
