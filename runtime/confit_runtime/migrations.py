@@ -125,8 +125,11 @@ def bind(db: sqlite3.Connection, binding: Binding) -> None:
 
 
 def bound(path: Path, db: sqlite3.Connection) -> Binding:
-    """What the prints are of. Raises GalleryError where the file says nothing that makes sense, or brings what is not ours."""
-    _check_layout(path, db)
+    """What the prints are of.
+
+    Raises GalleryError where the file says nothing that makes sense, brings what is not ours, or is of a newer version by now.
+    """
+    _schema(path, db)
     row = db.execute("SELECT embedding_id, dim, model, kind FROM binding").fetchone()
     if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound", ""):
         raise damaged(path)
@@ -152,24 +155,30 @@ def _check(path: Path, db: sqlite3.Connection) -> int:
         raise GalleryError(f"{path}: is empty: enroll somebody into it first")
     if _header(db, "application_id") != APPLICATION_ID:
         raise GalleryError(f"{path}: is an SQLite file, but not a confit-edge gallery: choose another --gallery")
-    if (version := _header(db, "user_version")) > SCHEMA:
-        raise GalleryError(
-            f"{path}: is of a newer confit-edge (schema {version}, this version reads up to {SCHEMA}): update confit-edge"
-        )
-    _check_layout(path, db)
+    version = _schema(path, db)
     if version < 1 or _is_cut(path, db) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         raise damaged(path)
     return version
 
 
-def _check_layout(path: Path, db: sqlite3.Connection) -> None:
-    """Raise GalleryError where a file brings tables, views or triggers of its own: SQLite would do what those say."""
+def _schema(path: Path, db: sqlite3.Connection) -> int:
+    """The schema of a gallery.
+
+    Raises GalleryError where it is newer than this version, or brings tables, views or triggers of its own: SQLite would do
+    what those say.
+    """
+    if (version := _header(db, "user_version")) > SCHEMA:
+        raise GalleryError(
+            f"{path}: is of a newer confit-edge (schema {version}, this version reads up to {SCHEMA}): update confit-edge,"
+            " or start this program again if it was updated meanwhile"
+        )
     for name, sql in db.execute("SELECT name, sql FROM sqlite_master"):
         if sql not in (*_TABLES, *_OLDER_TABLES, _OF_ITSELF, _STATISTICS):
             raise GalleryError(
                 f"{path}: has {name!r:.60}, which is not a gallery's: somebody changed the file; restore a copy, or"
                 " enroll again into another --gallery"
             )
+    return version
 
 
 def _is_cut(path: Path, db: sqlite3.Connection) -> bool:

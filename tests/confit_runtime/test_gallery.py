@@ -530,6 +530,18 @@ def test_a_gallery_from_the_future(path: Path, model: Model) -> None:
             Gallery.open(path, opener)
 
 
+def test_a_gallery_that_a_newer_version_migrates_while_it_is_open(
+    path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Gallery.open(path, model) as gallery:
+        with closing(sqlite3.connect(path)) as db:
+            db.executescript(f"CREATE TABLE later (x); PRAGMA user_version = {SCHEMA + 1}")
+        with pytest.raises(GalleryError, match=rf"newer confit-edge \(schema {SCHEMA + 1}.*start this program again"):
+            gallery.remove("ada")
+        assert gallery.matcher.enrolled == ["ada", "bob"]
+        assert "newer confit-edge" in caplog.text
+
+
 def test_a_gallery_in_use(path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("confit_runtime.gallery_file.PATIENCE_S", 0.1)
     with Gallery.open(path, model) as gallery:
