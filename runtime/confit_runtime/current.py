@@ -85,13 +85,20 @@ class CurrentMatcher:
         return self._matcher or matcher
 
     def _read(self, matcher: Matcher) -> Matcher:
-        """The prints of the file that stands at the path; `matcher`, if those are its. Raises GalleryError."""
+        """The prints of the file that stands at the path; `matcher`, if those are its. Raises GalleryError.
+
+        Within a change of this process, which another file would end, they are those of the file that is changed.
+        """
+        changing = self._file.changing
         if self._unread or not self._file.stands:
             self._unread, self._seen = True, None
-            self._file.reopen(LISTENING_PATIENCE_S)
+            if not changing:
+                self._file.reopen(LISTENING_PATIENCE_S)
         with self._file.hurried(LISTENING_PATIENCE_S), self._file.moment() as db:
             if (look := self._file.look(db)) != self._seen:
                 matcher, self._seen = self._load(db), look
+        if changing:
+            return matcher
         if self._unread:
             log.warning("%s: was replaced; its names are those of the new file", self._file.path)
         self._unread, self._gone, self._told = False, False, ""

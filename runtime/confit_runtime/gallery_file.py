@@ -150,6 +150,11 @@ class GalleryFile:
             if self.shrinks:
                 self._shrink(db)
 
+    @property
+    def changing(self) -> bool:
+        """Whether this thread, which holds the lock, is within a `change` or a `moment`."""
+        return self._db.in_transaction
+
     def _shrink(self, db: sqlite3.Connection) -> None:
         """Give back the room of what was removed, which is overwritten already."""
         try:

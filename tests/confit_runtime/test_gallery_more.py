@@ -945,6 +945,20 @@ def test_a_file_that_was_replaced_is_read_and_one_that_is_gone_is_nobody(
     ]  # fmt: skip
 
 
+def test_a_file_that_was_away_is_changed_to_the_end_where_it_is_matched_within(tmp_path: Path, model: Model) -> None:
+    path, away = tmp_path / "house.db", tmp_path / "away.db"
+    ada, bob = random_prints(2)
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("ada", ada[None], sources=["x"], voiced_s=5.0)
+        path.rename(away)
+        assert gallery.matcher.names == ()
+        away.rename(path)  # as a program does that keeps folders alike
+        with gallery.change():
+            gallery.enroll("bob", bob[None], sources=["x"], voiced_s=5.0)
+            assert (gallery.match(bob).nearest, gallery.match(ada).nearest) == ("bob", "ada")
+        assert gallery.matcher.names == ("ada", "bob")
+
+
 def restore(copy: Path, path: Path) -> None:
     """Write it over the file, as cp does."""
     time.sleep(0.02)  # the clock of a file system may tick that slowly
