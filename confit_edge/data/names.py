@@ -20,12 +20,15 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
     """Of classes and their clips: a sentence for each that may be another one misspelt.
 
     That is where names differ by case, spaces, what is not seen and the like, or where a class of few clips lacks or has
-    one letter more than one of many.
+    one letter more than one of many. The one of few clips is to be renamed, unless only the other holds what is not seen.
     """
     found = []
     for pair in _pairs(clips):
         rare, common = sorted(pair, key=lambda label: clips[label])
-        if _plain(rare) == _plain(common) or RARE * clips[rare] <= clips[common]:
+        same = _plain(rare) == _plain(common)
+        if same and _is_odd(common) and not _is_odd(rare):  # however many clips have what nobody types
+            rare, common = common, rare
+        if same or RARE * clips[rare] <= clips[common]:
             found.append(
                 f"{rare!r} ({counted(clips[rare], 'clip')}): is it {common!r} ({clips[common]})? If so, rename it"
             )
@@ -72,8 +75,17 @@ def _as_a_table(label: str) -> bool:
 
 
 def _plain(label: str) -> str:
-    seen = "".join(one for one in unicodedata.normalize("NFKC", label) if unicodedata.category(one) != "Cf")
-    return re.sub(r"[\s_-]+", "", seen.casefold())
+    return re.sub(r"[\s_-]+", "", _seen(label).casefold())
+
+
+def _seen(label: str) -> str:
+    return "".join(one for one in unicodedata.normalize("NFKC", label) if unicodedata.category(one) != "Cf")
+
+
+def _is_odd(label: str) -> bool:
+    """Whether a name holds what is not seen, or looks like another character; some scripts and emoji have joiners."""
+    seen = _seen(label)
+    return seen != (label if seen.isascii() else re.sub("[\u200c\u200d]", "", label))
 
 
 def _pairs(labels: Collection[str]) -> list[tuple[str, str]]:

@@ -128,7 +128,11 @@ def test_a_class_that_is_to_stay_silent_is_told_of(folder: Path, label: str) -> 
             {"Stop It": 6, "stop it": 8, "stop_it": 8},
             ["'Stop It' (6 clips): is it 'stop it' (8)?", "'Stop It'", "'stop it'"],
         ),
-        ({"no": 8, "no\u200b": 9}, ["'no' (8 clips): is it 'no\\u200b' (9)?"]),
+        ({"no": 8, "no\u200b": 9}, ["'no\\u200b' (9 clips): is it 'no' (8)?"]),
+        ({"no": 8, "no\u200d": 9}, ["'no\\u200d' (9 clips): is it 'no' (8)?"]),
+        ({"stop it": 8, "stop\u00a0it": 9}, ["'stop\\xa0it' (9 clips): is it 'stop it' (8)?"]),
+        ({"no\ufeff": 8, "no\u200b": 9}, ["'no\\ufeff' (8 clips): is it 'no\\u200b' (9)?"]),
+        ({"نمیدانم": 8, "نمی\u200cدانم": 9}, ["'نمیدانم' (8 clips): is it 'نمی\\u200cدانم' (9)?"]),  # rightly joined
         ({"happyy": 1, "happy": 3}, ["'happyy' (1 clip): is it 'happy' (3)?"]),
         ({"marvin": 8, "marvn": 3}, []),  # both are there in numbers
         ({"on": 9, "off": 1, "bed": 9, "bird": 1, "three": 9, "tree": 1, "up": 9, "cup": 1}, []),
