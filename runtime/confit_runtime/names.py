@@ -54,8 +54,11 @@ def known_names(label: str, known: Sequence[str]) -> str:
 def _near(label: str, known: Sequence[str], most: int) -> list[str]:
     from difflib import get_close_matches
 
-    lower = {name.lower(): name for name in known}
-    return [lower[name] for name in get_close_matches(label.lower(), lower, most, LIKE)]
+    written: dict[str, list[str]] = {}  # in upper and lower case, whatever of both is known
+    for name in known:
+        written.setdefault(name.lower(), []).append(name)
+    near = get_close_matches(label.lower(), written, most, LIKE)
+    return [name for lower in near for name in written[lower]][:most]
 
 
 def clean_name(name: str) -> str:

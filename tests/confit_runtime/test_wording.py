@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from confit_runtime.names import known_names, nearest
 from confit_runtime.wording import bounds, listed, percent, some
 
 
@@ -11,6 +12,13 @@ def test_of_many_names_the_first_are_told_and_how_many_more_there_are() -> None:
     assert listed(names).endswith(", n11, and 2 more")
     assert listed(names, 2) == "n0, n1, and 12 more"
     assert some(names).endswith("'n10', 'n11', and 2 more")
+
+
+def test_names_that_differ_by_case_alone_are_both_told_to_who_misspelt_one() -> None:
+    known = [*(f"guest {number}" for number in range(30)), "Ada", "ADA"]
+    assert known_names("adaa", known).startswith("Ada, ADA, guest 0, ")
+    assert known_names("adaa", known).endswith(", and 20 more")
+    assert nearest("adaa", known) == "Ada"
 
 
 def test_a_share_is_told_in_per_cent_with_its_interval() -> None:
