@@ -166,6 +166,9 @@ class GalleryFile:
                 self.path,
             )
             log.debug("%s", error)
+            # nor is the beginning of a print in what SQLite moved as it was removed; this needs little room
+            with suppress(GalleryError), reported(self.path):
+                db.execute("REINDEX prints_by_beginning")
 
     @property
     def index_path(self) -> Path:
