@@ -40,6 +40,7 @@ class GalleryFile:
         """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
         self.path, self.lock = path, RLock()
         self._closed = self._forked = False
+        self._readers = 0  # of the thread that holds the lock, one within another
         self.shrinks = False  # once the change is done that is being made
         with reported(path):
             self._use(_open(path, binding, PATIENCE_S))
@@ -82,9 +83,13 @@ class GalleryFile:
         with self.lock:
             self.check_open()
             with reported(self.path):
-                if not self._db.in_transaction:
-                    self._forget_what_was_written_over(patience_s)
-                yield self._db
+                if not (self._readers or self._db.in_transaction):
+                    self._forget_what_was_written_over(patience_s)  # may take another connection
+                self._readers += 1
+                try:
+                    yield self._db
+                finally:
+                    self._readers -= 1
 
     def _forget_what_was_written_over(self, patience_s: float) -> None:
         """Let SQLite read the file itself when it was written.

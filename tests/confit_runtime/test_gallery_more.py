@@ -212,6 +212,22 @@ def test_of_an_old_gallery_that_cannot_be_written_each_change_is_seen(
             listing.remove("eve")
 
 
+def test_a_copy_in_memory_is_one_for_as_long_as_it_is_read(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copy(OLD, tmp_path / "gallery.db"))
+    monkeypatch.setattr("os.access", lambda *_: False)  # permissions do not bind root
+    with Gallery.open(path, model) as gallery:
+        with gallery._file.hurried(1.0) as db:
+            os.utime(path)
+            with gallery._file.moment() as within:
+                assert within is db
+        with gallery._file.reading() as after:
+            assert after is not db
+        assert set(gallery.matcher.names) == {"Ada Lovelace", "zoë"}
+    assert "closed database" not in caplog.text
+
+
 def test_an_old_gallery_on_a_full_disk_is_read_and_migrated_once_there_is_room(
     tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
