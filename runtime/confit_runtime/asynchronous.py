@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, closing, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Event = TypeVar("Event")
 
 _AHEAD = 64  # detections that may wait for a slow reader; then the source waits too, and says what that made it lose
+_FREED_S = 1.0  # for which a stream is waited for, whose loop was left
 _POLL_S = 0.1  # how often a source that waits asks whether anybody still listens
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,7 @@ async def _from_chunks(
 ) -> AsyncGenerator[Detection, None]:
     listener: Listener | None = None
     failed: Exception | None = None
-    async with AsyncExitStack() as left:
-        items = await left.enter_async_context(aclosing(_with_pauses(source)))
+    async with aclosing(_with_pauses(source)) as items, AsyncExitStack() as left:
         while not (listener and listener.full):
             try:
                 item = await anext(items)
@@ -154,6 +155,13 @@ async def _whole(events: Iterator[Event]) -> list[Event]:
         raise
 
 
+def _wait_for(streams: list[Stream]) -> None:
+    """Wait a moment for streams whose loop was left just now: its thread comes to the end of a chunk before they are free."""
+    until = time.monotonic() + _FREED_S
+    while any(stream.listener and stream.listener() for stream in streams) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 async def _from_thread(
     streams: list[Stream], source: GivenSource, taps: Sequence[Tap], seconds: float | None
 ) -> AsyncGenerator[Detection, None]:
@@ -168,6 +176,7 @@ async def _from_thread(
     def work() -> None:
         try:
             with source:
+                _wait_for(streams)
                 listener = Listener(streams, source.name, source.rate, taps=taps, seconds=seconds)
                 for event in listener.follow(source):
                     if (detection := logged(event, listener)) is not None:

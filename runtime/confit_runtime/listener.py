@@ -102,10 +102,14 @@ class Listener:
         self._begun = False
         self._gap: Gap | None = None  # not told yet
         self._claim()
-        for stream in streams:
-            stream.reset()
-        for tap in taps:
-            tap.begin(name, self.rate)
+        try:
+            for stream in streams:
+                stream.reset()
+            for tap in taps:
+                tap.begin(name, self.rate)
+        except BaseException:
+            self.close()
+            raise
 
     def _claim(self) -> None:
         """Raises UsageError where a stream is another's still: each would hear the sounds of both, and be told of few."""
@@ -116,6 +120,7 @@ class Listener:
                     f"a stream of {stream.model.name} is listening to {other.name} still: give each listener a stream of its own,"
                     " or finish or close that one first"
                 )
+        for stream in self.streams:
             stream.listener = ref(self)
 
     def close(self) -> None:

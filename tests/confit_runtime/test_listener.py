@@ -466,7 +466,7 @@ def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
     assert source.left.is_set()
 
 
-def test_one_stream_is_one_listeners_until_that_has_finished(model: Model) -> None:
+def test_one_stream_is_one_listeners_until_that_has_finished(model: Model, tmp_path: Path) -> None:
     stream, taken = (
         model.stream(),
         "a stream of tiny is listening to first still: give each listener a stream of its own",
@@ -486,6 +486,11 @@ def test_one_stream_is_one_listeners_until_that_has_finished(model: Model) -> No
         list(listen(stream, Scripted([])))
     hearing.close()
     Listener([stream], "nobody keeps it", RATE)
+    other = load(tiny_model.build(tmp_path / "other.onnx", name="other")).stream()
+    kept = Listener([other], "second", RATE)
+    with pytest.raises(UsageError, match="is listening to second still"):
+        Listener([stream, other], "both", RATE)
+    kept.close()
     assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
 
 
@@ -1065,6 +1070,47 @@ def test_what_a_source_raises_when_it_was_left_is_logged(model: Model, caplog: p
     asyncio.run(hear())
     assert source.left.is_set()
     assert "scripted: failed when nobody listened any more: the device broke" in caplog.text
+
+
+def test_a_loop_that_was_left_at_once_may_be_begun_again_on_its_stream(model: Model) -> None:
+    async def hear(stream: Stream) -> list[str]:
+        labels = []
+        for _ in range(3):
+            async for event in listen_async(stream, Scripted(chunks(np.tile(scene(), 200)), endless=True)):
+                labels.append(event.label)
+                break
+        return labels
+
+    assert asyncio.run(hear(model.stream())) == ["low"] * 3
+
+
+def test_leaving_a_client_without_closing_it_says_nothing(model: Model) -> None:
+    async def client() -> AsyncIterator[Chunk]:
+        for chunk in chunks(np.tile(scene(), 20)):
+            yield chunk
+            await asyncio.sleep(0)
+
+    async def hear() -> str:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+        async for event in listen_async(model, client()):
+            return event.label
+        raise AssertionError("nothing was heard")
+
+    told: list[str] = []
+    assert asyncio.run(hear()) == "low"
+    assert told == []
+
+
+def test_a_tap_that_does_not_begin_leaves_the_stream_free(model: Model) -> None:
+    class Full(Tap):
+        def begin(self, name: str, rate: int) -> None:
+            raise OSError("disk full")
+
+    stream = model.stream()
+    with pytest.raises(OSError, match="disk full") as kept:
+        Listener([stream], "first", RATE, taps=[Full()])
+    Listener([stream], "second", RATE).close()
+    assert kept.value
 
 
 def test_leaving_an_asyncio_loop_stops_the_source_and_closes_it(model: Model) -> None:
