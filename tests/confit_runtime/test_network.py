@@ -319,6 +319,7 @@ def test_what_is_no_url_is_refused_and_its_password_is_not_shown(url: str) -> No
         ("rtsp://cam/ch1/main", "rtsp://cam/ch1/main"),
         ("http://cam/token=s3cret/live?x", "http://cam/token=***?***"),
         ("rtsp://cam/live?channel=1&subtype=0", "rtsp://cam/live?channel=1&subtype=0"),
+        ("http://cam/v?psw=1234&name=bob;id=1234&cam=2", "http://cam/v?psw=***&name=***;id=***&cam=2"),
         ("rtsp://cam/live?c2s3cret=&a=b=c;p=s3&x=s3cret&PIN=s3", "rtsp://cam/live?***&***;p=***&x=***&PIN=***"),
         ("rtsp://[fe80::1%25eth0]/s?user=a@b&pwd=s3cret", "rtsp://[fe80::1%25eth0]/s?user=***&pwd=***"),
     ],

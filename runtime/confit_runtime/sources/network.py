@@ -38,8 +38,12 @@ _NO_REASON = re.compile(
 
 _HOST = re.compile(r"(?:[^/?#]*@)?(?:\[[\da-fA-F:.]+(?:%[\w.%~-]+)?\]|[^/?#:@\[\]]+)(?::\d*)?(?=[/?#]|$)")
 _SECRET = re.compile(r"((?:pass|pw|pin|token|key|secret|auth)[a-z_]*=)[^&;]*", re.IGNORECASE)
-_OF_WHOM = re.compile(r"pass|pw|pin|token|key|secret|auth|use?r|sig|login|cred|sess|code|^[up]$", re.IGNORECASE)
-_SHORT = re.compile(r"([A-Za-z][\w-]{0,23})=([A-Za-z0-9]{1,4})", re.ASCII)  # tells streams of a camera apart: channel=1
+_NAME = re.compile(r"[A-Za-z][\w-]{0,23}", re.ASCII)  # of a part of a query
+_TELLS_APART = re.compile(  # the streams of a camera: channel=1
+    r"(?:channel|chan|chn?|camera|cam|(?:sub)?stream|subtype|sub|profile|track|media|quality|resolution|res|fps|codec|format|index)"
+    r"[_-]?(?:id|no|num|number|name|type)?\d{0,2}=[A-Za-z0-9]{1,4}",
+    re.IGNORECASE | re.ASCII,
+)
 
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
@@ -56,9 +60,9 @@ def is_url(spec: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be shown: without user and password, with no password in its path, and of a query what is short.
+    """A URL as it may be shown: without user and password, with no password in its path, and of a query what tells streams apart.
 
-    Of the query each part that is no secret by its name stands where its value has four letters or digits at the most.
+    Of the query a part stands where its name is one of those, as `channel`, and its value has four letters or digits at the most.
     Where what should be a host is none, a / ? or # may be of the password, and that ends at the last @ of all. What is no URL
     stays as it is.
     """
@@ -77,9 +81,9 @@ def without_secrets(url: str) -> str:
 def _part(found: re.Match[str]) -> str:
     """One of the parts of a query: whole, with its value masked, or masked where it may be a secret as it stands."""
     name, _, value = found[0].partition("=")
-    if not value or "=" in value or _SHORT.fullmatch(f"{name}=1") is None:
+    if not value or "=" in value or _NAME.fullmatch(name) is None:
         return "***"
-    return found[0] if _SHORT.fullmatch(found[0]) and not _OF_WHOM.search(name) else f"{name}=***"
+    return found[0] if _TELLS_APART.fullmatch(found[0]) else f"{name}=***"
 
 
 def _masked(found: re.Match[str]) -> str:
