@@ -61,7 +61,7 @@ class Clips:
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UsageError(f"Clips: each clip has one of each, and there are {told}")
-        if self.targets.ndim != 2 or self.targets.dtype != np.int8:
+        if not _are_targets(self.targets):
             raise UsageError(
                 f"Clips: targets must be int8 0 or 1 [clips, classes], not {_told(self.targets)}; of the numbers of classes:"
                 " np.eye(len(classes), dtype=np.int8)[numbers]"
@@ -97,6 +97,13 @@ def _is_sound(pcm: object) -> bool:
         and pcm.size > 0
         and pcm.flags.c_contiguous
     )
+
+
+def _are_targets(given: object) -> bool:
+    """Whether these are int8 `[clips, classes]`, each 0 or 1."""
+    if not isinstance(given, np.ndarray) or given.dtype != np.int8 or given.ndim != 2:
+        return False
+    return bool(given.view(np.uint8).max(initial=0) <= 1)
 
 
 def _told(given: object) -> str:
@@ -153,6 +160,12 @@ class Corpus:
 
     def refuse_untaught(self) -> None:
         """Raise UsageError where a class has nothing to learn from: no training clip, nor background where it is unknown."""
+        for clips in (self.train, self.val, self.test):
+            if clips.targets.shape[1] != len(self.classes):
+                raise UsageError(
+                    f"{self.manifest.source}: targets have {clips.targets.shape[1]} columns, and there are {len(self.classes)}"
+                    " classes: one column for each"
+                )
         without = [self.classes[column] for column in np.flatnonzero(~self.training_clips().targets.any(axis=0))]
         if without and not self.multi_label:
             raise UsageError(f"{self.manifest.source}: no training clip is of {some(without)}; every class needs one")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
+from numbers import Integral, Real
 
 import torch
 
@@ -18,24 +20,29 @@ def check_encoder(encoder: Encoder) -> None:
     name = type(encoder).__name__
     if not isinstance(encoder, Encoder):
         raise UsageError(f"encoder: must be a confit_edge.encoders.base.Encoder, is a {name}")
-    number = (int, float)
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "family": str,
-        "streaming": bool,
-        "learning_rate": number,
-        "gain": number,
-    }
-    kinds |= dict.fromkeys(NUMBERS, int)
+    kinds: dict[str, type] = {"family": str, "streaming": bool, "learning_rate": Real, "gain": Real}
+    kinds |= dict.fromkeys(NUMBERS, Integral)
+    wanted: dict[type, str] = {Real: "a number", Integral: "a whole number"}
     for key, kind in kinds.items():
         if not isinstance(value := getattr(encoder, key, None), kind):
-            wanted = "a number" if isinstance(kind, tuple) else kind.__name__
-            raise UsageError(f"encoder {name}: {key} must be {wanted}, is {value!r}")
+            raise UsageError(f"encoder {name}: {key} must be {wanted.get(kind, kind.__name__)}, is {value!r}")
     for key in NUMBERS:
         if (count := getattr(encoder, key)) < 1:
             raise UsageError(f"encoder {name}: {key} must be at least 1, is {count}")
     _check_spec(encoder, name)
     _check_blocks(encoder, name)
     _check_frames(encoder, name)
+
+
+def copy_of(encoder: Encoder) -> Encoder:
+    """An encoder of the same weights. Raises UsageError where torch cannot copy it."""
+    try:
+        return copy.deepcopy(encoder)
+    except RuntimeError as error:
+        raise UsageError(
+            f"encoder {type(encoder).__name__}: cannot be copied ({error}); torch.nn.utils.weight_norm is to be that of"
+            " torch.nn.utils.parametrizations"
+        ) from error
 
 
 def plain(spec: object) -> object:
@@ -69,9 +76,15 @@ def _check_frames(encoder: Encoder, name: str) -> None:
     noise = 0.1 * torch.randn(1, encoder.window, generator=torch.Generator().manual_seed(0))
     training = encoder.training
     encoder.eval()
-    with torch.no_grad():
-        frames = encoder.frames(noise.to(device))
-    encoder.train(training)
+    try:
+        with torch.no_grad():
+            frames = encoder.frames(noise.to(device))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"encoder {name}: frames() of one window, float32 [1, {encoder.window}], fails ({error})"
+        ) from error
+    finally:
+        encoder.train(training)
     if frames.ndim != 3 or len(frames) != 1 or frames.shape[1] < 1 or frames.shape[2] != encoder.dim:
         raise UsageError(
             f"encoder {name}: frames() of one window [1, {encoder.window}] must be [1, time, dim], with dim {encoder.dim};"

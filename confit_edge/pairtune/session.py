@@ -27,7 +27,7 @@ from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.encoders.own import check_encoder
+from confit_edge.encoders.own import check_encoder, copy_of
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import Ranks, join
@@ -288,8 +288,8 @@ def train_corpus(
     Raises UsageError where the encoder is not as its protocol says, and where the corpus was read at another sample rate than
     the encoder's, is not finite, or lacks training clips of a class.
     """
-    encoder = copy.deepcopy(encoder)
     check_encoder(encoder)
+    encoder = copy_of(encoder)
     corpus.refuse_other_rate(encoder.sample_rate)
     corpus.refuse_untaught()
     corpus.refuse_not_finite()

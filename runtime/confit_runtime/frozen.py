@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot be changed, for JSON, equality, pickle and `dataclasses.asdict` a dict as any other."""
+    """A dict that cannot be changed, for JSON, equality and pickle a dict as any other; `dataclasses.asdict` gives one, too."""
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("this dict is shared by all that use the model and cannot be changed: make a dict(...) of it")

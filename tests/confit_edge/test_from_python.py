@@ -93,6 +93,14 @@ def test_lists_of_clips_belong_together(few: Corpus) -> None:
         replace(clips, uncut=clips.pcm[:1])
     with pytest.raises(UsageError, match=r"not int64 \[20\]; of the numbers of classes: np.eye\("):
         replace(clips, targets=clips.labels)
+    with pytest.raises(UsageError, match=r"must be int8 0 or 1 .* not a list"):
+        replace(clips, targets=clips.targets.tolist())
+    for other in (2 * clips.targets, 2 * clips.targets - 1):
+        with pytest.raises(UsageError, match="must be int8 0 or 1"):
+            replace(clips, targets=other)
+    narrow = replace(few, train=replace(clips, targets=clips.targets[:, 1:]))
+    with pytest.raises(UsageError, match=r"columns, and there are .* classes: one column for each"):
+        narrow.refuse_untaught()
 
 
 def test_a_sample_that_is_no_number_is_told_before_training(few: Corpus, manifest: Path) -> None:
@@ -165,8 +173,9 @@ class Own(Encoder):
         ({"dim": 9}, r"frames\(\) of one window \[1, 20480\] must be \[1, time, dim\], with dim 9; it is \[1, 61, 8\]"),
         ({"frames": lambda self, pcm: Own.frames(self, pcm).mean(dim=1)}, r"it is \[1, 8\]$"),
         ({"frames": lambda self, pcm: Own.frames(self, pcm) / 0}, "must be finite"),
+        ({"frames": lambda self, pcm: Own.frames(self, pcm.half())}, r"frames\(\) of one window, float32 .*, fails \("),
         ({"learning_rate": None}, "learning_rate must be a number, is None"),
-        ({"sample_rate": 16e3}, "sample_rate must be int, is 16000.0"),
+        ({"sample_rate": 16e3}, "sample_rate must be a whole number, is 16000.0"),
         ({"hop": 0}, "hop must be at least 1, is 0"),
         (
             {"spec": lambda self: {"family": "own", "place": Path()}},
@@ -179,6 +188,7 @@ class Own(Encoder):
 )
 def test_an_encoder_that_is_not_as_the_protocol_says_is_refused(changed: dict[str, Any], told: str) -> None:
     check_encoder(Own())
+    check_encoder(type("Counted", (Own,), {"hop": np.int64(Own.hop)})())
     with pytest.raises(UsageError, match=rf"^encoder Other: .*{told}"):
         check_encoder(type("Other", (Own,), changed)())
 
