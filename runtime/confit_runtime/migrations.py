@@ -11,9 +11,14 @@ from pathlib import Path
 from confit_runtime.errors import GalleryBusyError, GalleryError
 from confit_runtime.search import erase_index, index_path
 
-SCHEMA = 5
+SCHEMA = 4
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
 
+_AUDIO = "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)"
+# which file beside it is its index, by SHA-256; none where none was made
+_INDEX_FILE = "CREATE TABLE index_file (digest TEXT NOT NULL)"
+# who has a print is asked as each is enrolled; its first two numbers tell it from nearly all others
+_BY_BEGINNING = "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))"
 _TABLES = (
     # kind: what the names are, speaker or sound; empty in a file of an older schema, which did not tell
     "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL, kind TEXT NOT NULL)",
@@ -22,11 +27,9 @@ _TABLES = (
     "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
     " embedding BLOB NOT NULL, source TEXT NOT NULL, negative INTEGER NOT NULL DEFAULT 0)",
     "CREATE INDEX prints_of_name ON prints (name_id)",
-    "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)",
-    # which file beside it is its index, by SHA-256; none where none was made
-    "CREATE TABLE index_file (digest TEXT NOT NULL)",
-    # who has a print is asked as each is enrolled; its first two numbers tell it from nearly all others
-    "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))",
+    _AUDIO,
+    _INDEX_FILE,
+    _BY_BEGINNING,
 )
 
 # as they stand in files of older schemas, and in those once they were migrated
@@ -44,13 +47,14 @@ _OLDER_TABLES = (
 _OF_ITSELF = None  # what SQLite says of the index that it makes for a column that is UNIQUE
 # of ANALYZE: how many rows; sqlite_stat4, which some builds add, keeps names and prints of who was removed, and is refused
 _STATISTICS = "CREATE TABLE sqlite_stat1(tbl,idx,stat)"
+_ALLOWED = {*_TABLES, *_OLDER_TABLES, _OF_ITSELF, _STATISTICS}
 
 
 def _to_2(db: sqlite3.Connection) -> None:
     """Schema 1 knew no negative prints, kept no audio and did not name its model."""
     db.execute("ALTER TABLE binding ADD COLUMN model TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE prints ADD COLUMN negative INTEGER NOT NULL DEFAULT 0")
-    db.execute(_TABLES[-3])
+    db.execute(_AUDIO)
 
 
 def _to_3(db: sqlite3.Connection) -> None:
@@ -59,17 +63,13 @@ def _to_3(db: sqlite3.Connection) -> None:
 
 
 def _to_4(db: sqlite3.Connection) -> None:
-    """Schema 3 did not tell its index from any other file."""
-    db.execute(_TABLES[-2])
-
-
-def _to_5(db: sqlite3.Connection) -> None:
-    """Schema 4 read all prints to find one."""
-    db.execute(_TABLES[-1])
+    """Schema 3 did not tell its index from any other file, and read all prints to find one."""
+    db.execute(_INDEX_FILE)
+    db.execute(_BY_BEGINNING)
 
 
 # by the schema they lead to
-_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
+_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _schema(path: Path, db: sqlite3.Connection) -> int:
             " or start this program again if it was updated meanwhile"
         )
     for name, sql in db.execute("SELECT name, sql FROM sqlite_master"):
-        if sql not in (*_TABLES, *_OLDER_TABLES, _OF_ITSELF, _STATISTICS):
+        if sql not in _ALLOWED:
             raise GalleryError(
                 f"{path}: has {name!r:.60}, which is not a gallery's: somebody changed the file; restore a copy, or"
                 " enroll again into another --gallery"
