@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import platform
@@ -23,7 +22,7 @@ from confit_edge.data.others import WORDS
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import build
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.own import plain
+from confit_edge.encoders.own import copy_of, plain
 from confit_edge.files import write_tensors, write_text
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
@@ -314,7 +313,7 @@ def _same(given: Encoder, spec: dict[str, Any], path: Path) -> Encoder:
     """A copy of the encoder that was given for a run. Raises UsageError where it is another."""
     if plain(given.spec()) != spec:
         raise UsageError(f"{path}: its encoder is {spec}, and the one given is {given.spec()}")
-    return copy.deepcopy(given)
+    return copy_of(given)
 
 
 def weights_sha256(encoder: Encoder) -> str:

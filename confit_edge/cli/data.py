@@ -115,7 +115,7 @@ def split(
     from confit_edge.data.clips import ClipStore, count_kinds, usable_clips
     from confit_edge.data.manifest import SPLITS, is_written, read_manifest, write_manifest
     from confit_edge.data.splits import missing_classes, with_splits
-    from confit_edge.data.tables import ManifestError, check_utf8, is_unicode, relative
+    from confit_edge.data.tables import ManifestError
 
     shares = parse_fractions(fractions)
     check_suffix(out, ".csv", "the manifest is written as CSV, so its name", "-o")
@@ -128,8 +128,6 @@ def split(
     manifest = read_manifest(
         source, label_column=label_column, group_column=group_column, split_by=split_by, alone=True
     )
-    if not is_unicode(relative(manifest.folder, out.absolute().parent)):  # which is to stand before each clip's name
-        check_utf8(manifest.folder)
     if anew:
         manifest = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
     classes = set(manifest.classes)
