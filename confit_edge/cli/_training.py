@@ -218,11 +218,11 @@ class TrainingBar(Bar):
             self._show_probe(run, event)
 
     def _show_probe(self, run: str, event: dict[str, Any]) -> None:
-        done, total, what = event["done"], event["total"], f"probing the {event['of']}"
+        done, total, what = event["done"], event["total"], f"probing {event['of']}"
         if done < total:
             self._show(run, what, total, done, "")
         else:
-            self._show(run, f"fitting the probes of the {event['of']}", None, 0, "")
+            self._show(run, f"fitting the probes of {event['of']}", None, 0, "")
         news = self._is_news(run, event)
         if news and not self.console.is_terminal:  # it may take minutes, in which nothing else is said
             of, count = f"{run}: " if run else "", f": {done} of {total} sounds heard" if done else ""

@@ -9,6 +9,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli._runs import Background, Beginning, Others
+from confit_edge.cli._training import TrainingBar
 
 
 def analyze(
@@ -44,7 +45,8 @@ def analyze(
     if out:
         make_folder(out)  # what is wrong with it is said before anything is measured
     read = moved([read_run(path) for path in runs], background=background, others=others, encoder=encoder)
-    report = analyse(read, split=split, manifest=manifest, device=pick_device(device), say=say)
+    with TrainingBar(json_lines) as bar:
+        report = analyse(read, split=split, manifest=manifest, device=pick_device(device), tell=bar)
     if out:
         method = report.write(out, say)
         say(f"wrote {out} (maps by {method})")

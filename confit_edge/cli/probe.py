@@ -9,6 +9,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli._runs import Background, Beginning, Others
+from confit_edge.cli._training import TrainingBar
 
 
 def probe(
@@ -58,7 +59,8 @@ def probe(
     runs = moved(
         [read_run(path) for path in [*(baseline or []), run]], background=background, others=others, encoder=encoder
     )
-    report = side_by_side(runs, split=split, manifest=manifest, trials=trials, device=pick_device(device), say=say)
+    with TrainingBar(json_lines) as bar:
+        report = side_by_side(runs, split=split, manifest=manifest, trials=trials, device=pick_device(device), tell=bar)
     if out:
         report.write(out, say)
         say(f"wrote {out}")

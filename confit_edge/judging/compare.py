@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.verification import Trials, verify
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run, damaged, run_corpus, weights_sha256
+from confit_edge.watching import Watcher, tell_of_probe
 from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -180,9 +182,10 @@ def _starts(runs: list[Run]) -> list[str]:
     ]
 
 
-def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torch.device) -> Probed:
-    """Fit both probes on the frozen encoder of `subject`, by the rules of `recipe`."""
-    return Probed(subject, corpus, dual_probe(subject.encoder.to(device), corpus, recipe, device))
+def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torch.device, tell: Watcher) -> Probed:
+    """Fit both probes on the frozen encoder of `subject`, by the rules of `recipe`; `tell` hears how far that is."""
+    progress = partial(tell_of_probe, tell, subject.name)
+    return Probed(subject, corpus, dual_probe(subject.encoder.to(device), corpus, recipe, device, progress=progress))
 
 
 def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> JudgedSubject:

@@ -20,6 +20,7 @@ from confit_edge.judging.compare import Probed, Split, probe_subject, shared_cor
 from confit_edge.probes.metrics import merit_name
 from confit_edge.probes.tables import escaped, known, markdown, write_csv
 from confit_edge.runs import Run
+from confit_edge.watching import Watcher, unwatched
 from confit_runtime.arrays import Floats
 from confit_runtime.wording import counted
 
@@ -160,7 +161,7 @@ def analyse(
     split: Split,
     device: torch.device,
     manifest: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    tell: Watcher = unwatched,
 ) -> GeometryReport:
     """Embed the clips of a split by what the runs started from and by the runs, and measure.
 
@@ -174,8 +175,7 @@ def analyse(
     probed, described, intervals, changes = [], [], [], []
     measured: dict[str, Measure] = {}
     for subject in subjects(runs, corpora):
-        say(f"measuring {subject.name}")
-        one = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device)
+        one = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device, tell)
         embeddings = one.embeddings(split)
         measure = measured[subject.name] = _measure(embeddings, labels)
         probed.append(one)

@@ -25,6 +25,7 @@ from confit_edge.judging.compare import (
 from confit_edge.probes.tables import escaped, known, markdown, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
 from confit_edge.runs import Run
+from confit_edge.watching import Watcher, unwatched
 from confit_runtime.wording import counted, percent
 
 TITLES = {
@@ -196,7 +197,7 @@ def side_by_side(
     device: torch.device,
     manifest: Path | None = None,
     trials: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    tell: Watcher = unwatched,
 ) -> ProbeReport:
     """Probe what the runs started from, and the runs, alike: by the recipe of the last, on the same clips.
 
@@ -209,8 +210,7 @@ def side_by_side(
     pairs = read_trials(trials, clips, corpora[rate].manifest.folder) if trials else all_pairs(clips, recipe.seed)
     judged = []
     for subject in subjects(runs, corpora):
-        say(f"probing {subject.name}")
-        probed = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device)
+        probed = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device, tell)
         judged.append(judge_subject(probed, split, pairs, recipe.seed))
     return ProbeReport(judged, split, pairs)
 

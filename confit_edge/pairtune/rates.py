@@ -13,10 +13,11 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.distill import Teaching
 from confit_edge.pairtune.distributed import join
-from confit_edge.pairtune.trainer import DivergedError, Watcher, fit
+from confit_edge.pairtune.trainer import DivergedError, fit
 from confit_edge.pairtune.validation import quality
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
+from confit_edge.watching import Watcher
 from confit_runtime.errors import ConfitError
 
 FOUND, TRIAL = "rates.json", "trial-"  # in the folder of a training that is not finished

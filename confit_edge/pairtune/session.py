@@ -35,11 +35,12 @@ from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, own_d
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.resuming import alone, begun, check_out, refuse_other_training
-from confit_edge.pairtune.trainer import Fitted, Watcher, fit, prepared
+from confit_edge.pairtune.trainer import Fitted, fit, prepared
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
+from confit_edge.watching import Watcher, tell_of_probe, unwatched
 from confit_runtime.cautions import cautions
 from confit_runtime.files import make_folder
 from confit_runtime.wording import counted, lasting, listed, some
@@ -83,7 +84,7 @@ def train(
 
     manifest, out = Path(manifest), Path(out)
     ranks = join(recipe.device)
-    tell = watch if watch and ranks.main else _untold
+    tell = watch if watch and ranks.main else unwatched
     recipe = settled(recipe, ranks.device)
     check_utf8(manifest.resolve())  # which the run is to tell, after hours
     with alone(out, ranks), own_draws(ranks.device):
@@ -175,14 +176,6 @@ def _refuse_what_cannot_begin(encoder: Encoder, corpus: Corpus, recipe: Recipe, 
     lr, epochs = encoder.learning_rate, recipe.epochs
     with enough_memory(), prepared(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=epochs, teaching=teaching):
         pass  # made, and not run
-
-
-def _untold(event: dict[str, Any]) -> None:
-    """The watcher where nobody watches."""
-
-
-def _tell_of_probe(tell: Watcher, which: str, done: int, total: int) -> None:
-    tell({"stage": "probe", "of": f"{which} encoder", "done": done, "total": total})
 
 
 def _note(tell: Watcher, text: str) -> None:
@@ -323,9 +316,9 @@ def _learn(
     """Train `encoder` in place, of a corpus that `data` describes, and probe it."""
     began = runs.weights_sha256(encoder)
     encoder.to(device)
-    tell = watch or _untold
+    tell = watch or unwatched
     probing = partial(dual_probe, encoder, corpus, recipe, device)
-    baseline = probing(progress=partial(_tell_of_probe, tell, "frozen")) if recipe.frozen_baseline else None
+    baseline = probing(progress=partial(tell_of_probe, tell, "the frozen encoder")) if recipe.frozen_baseline else None
     lr = choose_lr(encoder, corpus, recipe, watch, teaching, checkpoint.parent if checkpoint else None)
     fitted = fit(
         encoder,
@@ -337,7 +330,7 @@ def _learn(
         watch=watch,
         teaching=teaching,
     )
-    probes = probing(progress=partial(_tell_of_probe, tell, "trained"))
+    probes = probing(progress=partial(tell_of_probe, tell, "the trained encoder"))
     epochs, planned = len(fitted.history), recipe.epochs * recipe.trainings
     metrics: dict[str, Any] = {
         "probes": probes.metrics,

@@ -18,8 +18,8 @@ from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.resuming import alone, check_out
 from confit_edge.pairtune.session import Trained, absolute, left_out, settled, train
-from confit_edge.pairtune.trainer import Watcher
 from confit_edge.recipe import Recipe
+from confit_edge.watching import Watcher
 from confit_runtime.errors import UsageError
 
 # What a student's recipe takes over from its teacher's: the clips, the splits, and what is done to the windows. How

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,11 @@ from confit_edge.pairtune.soup import Soup, averaged
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
+from confit_edge.watching import Watcher, unwatched
 from confit_edge.windows import make_augmenter
 from confit_runtime.errors import ConfitError, UsageError
 
 START_WINDOWS = 256  # that a student's map into its teacher's space begins with
-
-Watcher = Callable[[dict[str, Any]], None]
 
 
 class DivergedError(ConfitError):
@@ -182,7 +181,7 @@ class Training:
         self.teaching = teaching
         self.encoder, self.objective, self.corpus, self.recipe = encoder, objective, corpus, recipe
         self.lr, self.epochs, self.ranks, self.still = lr, epochs, ranks, still
-        self.tell: Watcher = watch or (lambda event: None)
+        self.tell: Watcher = watch or unwatched
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
         self.together = nn.ModuleDict(self.modules)
         self.average = averaged(self.together) if recipe.averaging else None

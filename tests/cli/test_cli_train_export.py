@@ -193,9 +193,9 @@ def test_a_probe_of_many_sounds_tells_each_tenth_where_no_bar_is_seen(
 ) -> None:
     for json_lines in (False, True):
         with TrainingBar(json_lines) as bar:
-            for of in ("frozen", "trained"):
+            for of in ("the frozen encoder", "the trained encoder"):
                 for done in range(0, total + 1, 20):
-                    bar({"stage": "probe", "of": f"{of} encoder", "done": done, "total": total})
+                    bar({"stage": "probe", "of": of, "done": done, "total": total})
         out, err = capsys.readouterr()
         lines = (out if json_lines else err).splitlines()
         assert len(lines) == 2 * told
