@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from confit_runtime.errors import ConfitError
 
+AT_ONCE, AT_ONCE_S = 64, 82.0  # windows, and seconds of sound in them
+
 
 class Encoder(nn.Module, ABC):
     """A pre-trained audio encoder with its front end inside.
@@ -43,6 +45,11 @@ class Encoder(nn.Module, ABC):
         `learned_pooling`.
         """
 
+    @property
+    def at_once(self) -> int:
+        """How many windows are embedded together where nothing is learnt: of long ones fewer, so that memory has a bound."""
+        return max(1, min(AT_ONCE, int(AT_ONCE_S * self.sample_rate) // self.window))
+
     def learned_pooling(self) -> list[nn.Module]:
         """What pools frames with weights that begin as a plain mean: no layer of what was pre-trained."""
         return []
@@ -67,13 +74,13 @@ class Encoder(nn.Module, ABC):
         return normalise(self.pooled(pcm))
 
     @torch.no_grad()
-    def rows(self, clip: Tensor, batch: int = 64) -> Tensor:
+    def rows(self, clip: Tensor) -> Tensor:
         """Embeddings `[hops, dim]` of one clip `[samples]`, exactly as a device slides over it.
 
         A clip shorter than the window is centred in it; a longer one is padded at its end to a whole hop.
         """
         windows = whole_hops(clip, self.window, self.hop).unfold(0, self.window, self.hop)
-        return torch.cat([self(part) for part in windows.split(batch)])
+        return torch.cat([self(part) for part in windows.split(self.at_once)])
 
 
 def normalise(pooled: Tensor) -> Tensor:

@@ -19,20 +19,18 @@ def untold(sounds: int) -> None:
 
 
 @torch.no_grad()
-def embed_clips(
-    encoder: Encoder, clips: list[Pcm], device: torch.device, batch: int = 64, *, heard: Heard = untold
-) -> Floats:
+def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, *, heard: Heard = untold) -> Floats:
     """Embeddings `[clips, dim]` of whole clips, as a device makes them: the mean over hops, of length 1."""
     encoder.eval()
     out = np.zeros((len(clips), encoder.dim), np.float32)
     short = [index for index, clip in enumerate(clips) if len(clip) <= encoder.window]
-    for start in range(0, len(short), batch):
-        rows = short[start : start + batch]
+    for start in range(0, len(short), encoder.at_once):
+        rows = short[start : start + encoder.at_once]
         windows = torch.stack([centred(torch.tensor(clips[row]), encoder.window) for row in rows])
         out[rows] = encoder(windows.to(device)).cpu().numpy()
         heard(len(rows))
     for row in set(range(len(clips))) - set(short):
-        mean = encoder.rows(torch.tensor(clips[row]).to(device), batch).mean(dim=0).float()
+        mean = encoder.rows(torch.tensor(clips[row]).to(device)).mean(dim=0).float()
         out[row] = torch.nn.functional.normalize(mean, dim=0).cpu().numpy()
         heard(1)
     return out

@@ -28,6 +28,7 @@ SILENCE = math.log10(FLOOR) + 2  # what the log-mel of silence is
 FRAMES_PER_HOP, RECEPTIVE_FRAMES = 8, 76
 HOP = FRAMES_PER_HOP * MEL_HOP
 RECEPTIVE = RECEPTIVE_FRAMES * MEL_HOP + MEL_TAPS - MEL_HOP
+PART_HOPS = 256  # of a long clip, computed together
 
 
 class LogMel(nn.Module):
@@ -140,10 +141,10 @@ class SpeechEmbedding(Encoder):
         return self.layers(mel).squeeze(3).transpose(1, 2)
 
     @torch.no_grad()
-    def rows(self, clip: Tensor, batch: int = 64) -> Tensor:
+    def rows(self, clip: Tensor) -> Tensor:
         """As `Encoder.rows`, computing each frame once: part by part, each with the window's lead-in."""
         clip = whole_hops(clip, self.window, self.hop)
-        lead, step = self.window - self.hop, 4 * batch * self.hop
+        lead, step = self.window - self.hop, PART_HOPS * self.hop
         parts = [clip[start : start + lead + step] for start in range(0, len(clip) - lead, step)]
         # a moving mean over the last `pool_hops` frames of each part
         return torch.cat(

@@ -111,7 +111,11 @@ def test_a_run_a_baseline_and_the_frozen_encoder_stand_side_by_side(
     code, out, err = confit("probe", run_path, "--baseline", vanilla, "-o", tmp_path / "out", "--json")
     assert code == 0, err
     begun = [(row["of"], row["done"]) for row in of_type(out, "probing")]
-    assert begun == [("frozen speech-embedding", 0), ("vanilla", 0), ("words", 0)]  # few sounds: no news until all are heard
+    assert begun == [
+        ("frozen speech-embedding", 0),
+        ("vanilla", 0),
+        ("words", 0),
+    ]  # few sounds: no news until all are heard
     rows = of_type(out, "probe")
     assert [(row["encoder"], row["probe"]) for row in rows] == [
         ("frozen speech-embedding", "linear"), ("frozen speech-embedding", "knn"),

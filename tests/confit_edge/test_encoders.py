@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_edge.encoders import build, pretrained
+from confit_edge.encoders import base, build, pretrained
 from confit_edge.encoders.base import Encoder, centred, normalise, whole_hops
 from confit_edge.encoders.embedding import embed_clips
 from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.spec_augment import SpecAugment
-from confit_edge.encoders.speech_embedding import HOP, RECEPTIVE, SILENCE, SpeechEmbedding
+from confit_edge.encoders.speech_embedding import HOP, PART_HOPS, RECEPTIVE, SILENCE, SpeechEmbedding
 from confit_runtime.errors import ConfitError, UsageError
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "speech_embedding_reference.npz")
@@ -78,10 +78,23 @@ def test_rows_of_a_clip_are_those_of_its_windows(encoder: SpeechEmbedding, sampl
 
 
 def test_a_long_clip_in_parts_equals_the_whole(encoder: SpeechEmbedding) -> None:
-    clip = torch.from_numpy(noise(100_003))
-    whole = encoder.rows(clip, batch=64)
-    assert len(whole) > 2 * 16  # `batch` 1 works through it 16 hops at a time
-    np.testing.assert_allclose(encoder.rows(clip, batch=1), whole, atol=1e-5)
+    clip = torch.from_numpy(noise(700_003))
+    whole = Encoder.rows(encoder, clip)
+    assert len(whole) > 2 * PART_HOPS
+    np.testing.assert_allclose(encoder.rows(clip), whole, atol=1e-5)
+
+
+def test_of_long_windows_fewer_are_embedded_together(encoder: SpeechEmbedding) -> None:
+    """Embedding has a bound on memory: where nothing is learnt --chunk-size says nothing."""
+    together: list[int] = []
+    longer = SpeechEmbedding(pool_hops=53).eval()  # windows of five seconds
+    longer.register_forward_pre_hook(lambda module, given: together.append(len(given[0])))
+    clips = [noise(40_000, seed) for seed in range(40)]
+    embed_clips(longer, clips, CPU)
+    Encoder.rows(longer, torch.from_numpy(noise(16_000 * 10)))
+    assert together[:3] == [16, 16, 8]
+    assert max(together) == longer.at_once == 16
+    assert encoder.at_once == 64
 
 
 def test_a_short_clip_is_centred_and_a_long_one_padded_at_its_end() -> None:
@@ -123,9 +136,10 @@ def test_embeddings_are_centred_and_of_length_one() -> None:
     assert torch.isfinite(normalise(torch.zeros(2, 96))).all()
 
 
-def test_clips_of_any_length_are_embedded_in_their_order(encoder: Encoder) -> None:
+def test_clips_of_any_length_are_embedded_in_their_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "AT_ONCE", 2)
     clips = [noise(samples, seed) for seed, samples in enumerate((9_000, 50_000, encoder.window, 16_000, 21_000))]
-    found = embed_clips(encoder, clips, CPU, batch=2)
+    found = embed_clips(encoder, clips, CPU)
     for clip, row in zip(clips, found, strict=True):
         mean = encoder.rows(torch.from_numpy(clip)).mean(dim=0)
         np.testing.assert_allclose(row, mean / mean.norm(), atol=1e-5)
