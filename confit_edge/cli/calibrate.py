@@ -105,6 +105,7 @@ def calibrate(
     from confit_runtime import load
     from confit_runtime.calibration import choose, count_false_accepts, det_curve, levels_of, may_fire, thresholds
     from confit_runtime.device_file import device_path, refuse_calibrated
+    from confit_runtime.model import check_labels
     from confit_runtime.recordings import RowCache, score_recordings
     from confit_runtime.sources import find_clips
 
@@ -112,8 +113,7 @@ def calibrate(
     if positives is None and (label_column or group_column):
         raise UsageError("--label-column and --group-column are of --positives: give those, or leave them out")
     loaded = load(model, calibrated=False)
-    if not loaded.contract.can_fire:
-        raise UsageError(f"{model}: has no label that fires, so no thresholds to set: it is for `enroll`, `identify`")
+    check_labels(model, loaded.contract.can_fire, "no thresholds to set")
     if bake is None and not Path(model).is_file():
         raise UsageError(f"{model}: is shipped with the program; calibrate a copy of it with --bake OUT.onnx")
     if bake is None:

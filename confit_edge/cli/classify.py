@@ -35,9 +35,11 @@ def classify(
     from dataclasses import asdict
 
     from confit_runtime import load
+    from confit_runtime.model import check_labels
     from confit_runtime.sources import find_clips
 
     paths, loaded = find_clips(clips), load(model)
+    check_labels(model, loaded.contract.target_labels, "nothing to classify")
     tell_narrow(paths, loaded)
     heard: Counter[str] = Counter()
     failed = nothing = 0

@@ -62,14 +62,14 @@ def evaluate(
     from confit_runtime.evaluation import judge
     from confit_runtime.evaluation_report import summarise
     from confit_runtime.labels import read_labelled
+    from confit_runtime.model import check_labels
     from confit_runtime.recordings import refuse_twins
 
     check_confidence(confidence)
     general, own = levels(threshold or [])
     loaded = with_thresholds(load(model), general, own)
     check_fire(own, [loaded])
-    if not loaded.contract.can_fire:
-        raise UsageError(f"{model}: has no label that fires, so nothing to evaluate: it is for `enroll` and `identify`")
+    check_labels(model, loaded.contract.can_fire, "nothing to evaluate")
     recordings = read_labelled(labelled)
     refuse_twins([recording.path for recording in recordings])
     _check_labels(labelled, recordings, loaded.contract)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,12 @@ def _found(model: str | Path, path: Path) -> Path:
         what = "is a folder, expected a model file" if path.is_dir() else "no such model file"
         raise UsageError(f"{model}: {what}{did_you_mean(path)}")
     return shipped_model(str(model))
+
+
+def check_labels(model: str, labels: Sequence[str], so: str) -> None:
+    """Raise UsageError where a model has none of the `labels` that a task is about, as one for voices has; say what it is for."""
+    if not labels:
+        raise UsageError(f"{model}: has no label that fires, so {so}: it is for `enroll` and `identify`")
 
 
 def _check_signature(contract: Contract, session: Any) -> None:
@@ -303,11 +309,12 @@ class Model:
     def classify(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Classification:
         """What a clip is, by the mean of its scores over its hops; of a long one, without the silence around its sound.
 
-        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError, and
-        ModelError on a model whose scores are no numbers.
+        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError (on a
+        model without labels, as one for voices, too), and ModelError on a model whose scores are no numbers.
         """
         from confit_runtime.voiced import trimmed  # a device that only listens starts without it
 
+        check_labels(self.name, self.contract.target_labels, "nothing to classify")
         clip, rate = self._clip(pcm, sample_rate), self.contract.sample_rate
         scores = self.rows(trimmed(clip, rate) if len(clip) > self.contract.window else clip, rate)[0].mean(axis=0)
         if not np.isfinite(scores).all():

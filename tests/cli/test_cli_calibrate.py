@@ -364,6 +364,7 @@ def test_a_model_without_a_label_that_fires_is_refused(confit: Confit, sounds: P
     code, out, err = confit(verb, mute, *rest)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "has no label that fires" in err
+    assert "it is for `enroll` and `identify`" in err
 
 
 def test_labels_are_held_against_the_recordings_and_the_model(

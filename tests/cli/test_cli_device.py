@@ -1092,6 +1092,7 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen nothing.onnx --source scene.flac", 2, "nothing.onnx: no such model file"),
         ("listen text.onnx --source scene.flac", 1, "text.onnx: is not"),
         ("listen tiny.onnx tiny.onnx --source scene.flac", 2, "2 of the models are named tiny"),
+        ("classify speakers bells", 2, "speakers: has no label that fires, so nothing to classify: it is for `enroll`"),
         ("listen mute.onnx --source scene.flac", 2, "mute has nothing that fires: give --gallery"),
         ("listen tiny.onnx --source=", 2, "a source or clip without a name"),
         ("record low -o clips --source scene.flac", 2, "scene.flac: is a recording already"),

@@ -707,6 +707,14 @@ def test_a_model_whose_scores_are_no_numbers_has_no_best_label(tmp_path: Path, m
         load(tmp_path / "broken.onnx").classify(SCENES[RATE], RATE)
 
 
+def test_a_model_for_voices_has_no_label_to_tell_a_clip_by() -> None:
+    """Its one class is that of all voices, whose score is always 1."""
+    with pytest.raises(
+        UsageError, match="speakers: has no label that fires, so nothing to classify: it is for `enroll`"
+    ):
+        load("speakers").classify(silence(1), RATE)
+
+
 def test_what_streams_share_cannot_be_changed(model: Model) -> None:
     contract = dataclasses.replace(model.contract, labels=list(LABELS), thresholds=dict(model.contract.thresholds))
     assert (contract.labels, contract) == (tuple(LABELS), model.contract)
