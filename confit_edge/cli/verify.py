@@ -26,8 +26,9 @@ def verify(
     """Say whether a clip is NAME. The exit status tells it too: 0 yes, 1 no, 2 it could not be told.
 
     It is when its score for NAME reaches what is needed and neither anybody else who is enrolled, nor a stranger, nor a
-    negative print is nearer; where it is not, which of these it was is said. A voice is no password: a recording of it
-    passes just as well.
+    negative print is nearer; where it is not, which of these it was is said. It need not be clearly nearer than others: of two
+    names that are too close to tell `identify` answers unknown, and the nearer of them is still verified. A voice is no
+    password: a recording of it passes just as well.
 
     Examples:
 

@@ -157,8 +157,8 @@ class Matcher:
     def verify(self, name: str, embedding: npt.ArrayLike) -> Match:
         """Whether an embedding `[dim]` is `name`: the answer's `name` is that or None, `score` is of that name.
 
-        Nobody else who is enrolled may be nearer. Raises UsageError when nobody is enrolled as `name`, and on what `match`
-        refuses.
+        Nobody else who is enrolled may be nearer, by however little: no margin is asked. Raises UsageError when nobody is
+        enrolled as `name`, and on what `match` refuses.
         """
         query, name = self._query(embedding), plain(name)
         if name not in (enrolled := self.enrolled):

@@ -338,6 +338,17 @@ def test_verification_asks_for_the_name_and_for_nobody_nearer() -> None:
         matcher.verify("west", query)
 
 
+def test_two_names_too_close_to_tell_are_unknown_and_the_nearer_is_verified() -> None:
+    """As docs/enrollment.md and `verify --help` say: who asks about one name asks no margin."""
+    east, north = np.eye(DIM, dtype=np.float32)[:2]
+    nobody = np.zeros((0, DIM), np.float32)
+    matcher = Matcher(["east", "north"], [0, 1], np.stack([east, north]), nobody, levels=Levels(0.5, 0.03))
+    query = unit((0.70 * east + 0.71 * north).astype(np.float32))
+    assert (matcher.match(query).name, matcher.match(query).reason) == (None, "too close")
+    assert (matcher.verify("north", query).name, matcher.verify("north", query).reason) == ("north", None)
+    assert matcher.verify("east", query).reason == "other"
+
+
 def test_a_name_is_asked_for_however_its_accents_are_spelt() -> None:
     zoe, spelt = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
     print_ = np.eye(DIM, dtype=np.float32)[:1]
