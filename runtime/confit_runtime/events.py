@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-# whether it is an enrolled name rather than a label, and which: one may be called like the other
-Which = tuple[bool, str]
+Which = tuple[bool, str]  # `enrolled` and `label` of a detection: a name may be called like a label
 
 
 @dataclass(frozen=True)
@@ -14,8 +13,8 @@ class Detection:
     """A sound that was heard, placed where it was (not where it was noticed).
 
     Samples count from the start of the stream, in the source's own rate; `score` is what it was at the moment
-    it fired: of a label the smoothed score, 0..1; of an enrolled name the similarity, -1..1. `speaker` is set where a speaker
-    model and a gallery named one.
+    it fired: of a label of the model the smoothed score, 0..1; where `label` is a name that is `enrolled`, the similarity,
+    -1..1. `speaker` is set where a speaker model and a gallery named one.
     """
 
     model: str
@@ -25,6 +24,7 @@ class Detection:
     end_s: float
     start_sample: int
     end_sample: int
+    enrolled: bool = False
     speaker: str | None = None
 
 
@@ -32,7 +32,7 @@ class Detection:
 class Ended:
     """A detection's sound is over: its score fell below the label's low threshold, or no more of it could be heard.
 
-    `start_s` and `start_sample` are the detection's; `end_s` is where the sound was that the last row at or above the
+    `start_s`, `start_sample` and `enrolled` are the detection's; `end_s` is where the sound was that the last row at or above the
     threshold speaks of, or where it broke off: at a gap, a mute, a pause, the end, or where the gate had closed. What pauses
     then within its hold ended as its pause began.
     """
@@ -43,6 +43,7 @@ class Ended:
     end_s: float
     start_sample: int
     end_sample: int
+    enrolled: bool
 
 
 class Events:
@@ -52,15 +53,15 @@ class Events:
         self._sounding: dict[Which, Detection] = {}
         self._kept: list[Detection | Ended] = []
 
-    def add(self, which: Which, detection: Detection) -> None:
-        self._sounding[which] = detection
+    def add(self, detection: Detection) -> None:
+        self._sounding[detection.enrolled, detection.label] = detection
         self._kept.append(detection)
 
     def end(self, which: Which, end: int, rate: int | None) -> None:
         """What fired before has ended at sample `end` of the source."""
         one = self._sounding.pop(which)
         assert rate is not None  # of what was heard
-        self._kept.append(Ended(one.model, one.label, one.start_s, end / rate, one.start_sample, end))
+        self._kept.append(Ended(one.model, one.label, one.start_s, end / rate, one.start_sample, end, one.enrolled))
 
     def end_all(self, end: int, rate: int | None) -> None:
         """Of what is sounding no more can be heard."""

@@ -93,9 +93,8 @@ class Listener:
         self._came, self._came_at = time.time(), 0  # when the last chunk came, and at which sample it ended
         self._lead = _Lead()
         self.withheld: Counter[tuple[str, str]] = Counter()
-        self._sounding: Counter[tuple[str, str, int]] = (
-            Counter()
-        )  # of streams with `ends`, what was told and is not over
+        # of streams with `ends`, what was told and is not over
+        self._sounding: Counter[tuple[str, bool, str, int]] = Counter()
         self._end = None if seconds is None else round(duration(seconds, "how long one listens") * self.rate)
         self.live = True  # the sound comes as it happens, and does not wait for who is slow
         self._pace, self._loudness = _Pace(), Loudness(name)
@@ -278,7 +277,7 @@ class Listener:
 
     def _judge(self, stream: Stream, detections: list[Detection]) -> Iterator[Detection | Ended]:
         for detection in stream.take_events() if stream.ends else detections:
-            which = (detection.model, detection.label, detection.start_sample)
+            which = (detection.model, detection.enrolled, detection.label, detection.start_sample)
             if isinstance(detection, Ended):
                 if self._sounding[which]:
                     self._sounding -= Counter((which,))

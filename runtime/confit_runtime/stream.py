@@ -326,13 +326,13 @@ class Stream:
 
     def _found(self, detector: Detector | NameDetector, hits: list[Hit], labels: Sequence[str]) -> list[Detection]:
         """The detections of the newest row; with `ends`, what ended there is kept beside them."""
-        found = [self._detection(hit, labels) for hit in hits]
+        names = isinstance(detector, NameDetector)
+        found = [self._detection(hit, labels, names) for hit in hits]
         if self.ends:
-            names = isinstance(detector, NameDetector)
             for row, at in detector.released:
                 self._events.end((names, labels[at]), self._of_row(row), self._rate)
             for one in found:
-                self._events.add((names, one.label), one)
+                self._events.add(one)
         return found
 
     def _break_off(self, end: int) -> None:
@@ -352,12 +352,12 @@ class Stream:
         """With `ends`, what was detected and what has ended since the last call, in the order in which it was known."""
         return self._events.take()
 
-    def _detection(self, hit: Hit, labels: Sequence[str]) -> Detection:
+    def _detection(self, hit: Hit, labels: Sequence[str], enrolled: bool) -> Detection:
         """Where in the source a hit of the newest row was."""
         contract, rate = self.model.contract, self._rate
         assert rate is not None
         first, last = self._source(self._begin(self._hops - (hit.row - hit.start_row))), self._source(self._end())
-        return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last)
+        return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last, enrolled)
 
     def _source(self, at: int) -> int:
         """The source's sample that a sample of the model's, since the last gap, was made of."""

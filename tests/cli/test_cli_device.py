@@ -146,7 +146,8 @@ def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> Non
         (kind, label) for label in labels for kind in ("detection", "ended")
     ]
     for began, ended, end in zip(told[::2], told[1::2], [0.7, 1.5, 2.1], strict=True):
-        assert set(ended) == {"type", "model", "label", "start_s", "end_s", "start_sample", "end_sample"}
+        assert set(ended) == {"type", "model", "label", "start_s", "end_s", "start_sample", "end_sample", "enrolled"}
+        assert began["enrolled"] == ended["enrolled"] == (began["label"] == "bell")
         assert (ended["start_s"], ended["start_sample"]) == (began["start_s"], began["start_sample"])
         assert abs(ended["end_s"] - end) < 0.1
     assert summary["detections"] == dict.fromkeys(labels, 1)

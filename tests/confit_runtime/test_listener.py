@@ -323,6 +323,22 @@ def test_a_label_and_a_name_called_alike_have_an_end_each(model: Model, tmp_path
     begun = [event.start_sample for event in lows if isinstance(event, Detection)]
     assert (len(begun), len(set(begun))) == (2, 1)
     assert [type(event) for event in lows] == [Detection, Detection, Ended, Ended]
+    assert [event.enrolled for event in lows] == [True, False, True, False]  # a label's scores are smoothed
+
+
+def test_of_a_name_that_is_kept_back_the_end_is_not_told_for_that_of_a_label_called_alike(
+    model: Model, tmp_path: Path
+) -> None:
+    class LabelsAlone(Tap):
+        def judge(self, detection: Detection) -> Detection | None:
+            return None if detection.enrolled else detection
+
+    with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
+        gallery.enroll("low", model.embed(tone(500, 0.3), RATE)[None], sources=["x"], voiced_s=0.3)
+        listener = Listener([model.stream(gallery, ends=True)], "", RATE, taps=[LabelsAlone()])
+        told = list(listener.follow(Scripted(chunks(np.concatenate([scene(), silence(1.0)])))))
+    lows = [event for event in told if isinstance(event, Detection | Ended) and event.label == "low"]
+    assert [(type(event), event.enrolled) for event in lows] == [(Detection, False), (Ended, False)]
 
 
 class Counter(Tap):
