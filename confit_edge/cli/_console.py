@@ -73,6 +73,18 @@ def say_error(error: object) -> None:
     say(shown(f"confit-edge: {error}"))
 
 
+def say_failed(clip: str, error: object, json: bool) -> None:
+    """A clip that could not be used: on stderr, and for a program in a line of its own on stdout, too."""
+    say_error(error)
+    emit_failed(clip, error, json)
+
+
+def emit_failed(clip: str, error: object, json: bool) -> None:
+    """The same, where stderr is told otherwise."""
+    if json:
+        emit("failed", clip=clip, error=str(error))
+
+
 def on_a_terminal() -> bool:
     """Whether a person watches stderr, where a line can be drawn over."""
     return sys.stderr is not None and sys.stderr.isatty()

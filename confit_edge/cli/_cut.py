@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from confit_edge.cli._console import Bar, say
+from confit_edge.cli._console import Bar, emit_failed, say
 from confit_edge.data.clips import MIN_S
 from confit_edge.data.cut import MANIFEST, Names, Part, UnwrittenError, extract, made_whole, safe, write_table
 from confit_edge.data.manifest import UNKNOWN, Clip
@@ -31,7 +31,7 @@ class Written:
     clips: list[Clip] = field(default_factory=list)
     lengths_s: list[float] = field(default_factory=list)
     rest_s: list[float] = field(default_factory=list)
-    left_out: list[dict[str, str]] = field(default_factory=list)
+    errors: list[AudioError] = field(default_factory=list)
 
 
 def cut_out(
@@ -42,8 +42,8 @@ def cut_out(
     alone: bool,
     rest: Path | None,
     json_lines: bool,
-) -> dict[str, Any]:
-    """Write the clips, their manifest and the rest, all of it or nothing; what there is to tell.
+) -> tuple[dict[str, Any], Sequence[AudioError]]:
+    """Write the clips, their manifest and the rest, all of it or nothing; what there is to tell, and what failed.
 
     Raises UsageError, before anything is written, where there is nothing to cut, where a sound has no length, and where a
     recording is said to be of two groups.
@@ -64,12 +64,12 @@ def cut_out(
         several = write_table(written.clips, folder / MANIFEST)
     labels = Counter(label for clip in written.clips for label in clip.labels or (UNKNOWN,))
     lengths, rest_s = written.lengths_s, written.rest_s
-    return {
+    report = {
         "out": str(out / MANIFEST),
         "clips": len(written.clips),
         "seconds": round(sum(lengths), 3),
         "labels": dict(sorted(labels.items())),
-        "recordings": len(recordings) - len(written.left_out),
+        "recordings": len(recordings) - len(written.errors),
         "groups": len({clip.group for clip in written.clips}),
         "column": "labels" if several else "label",
         "joined": sum(len(clip.labels) > 1 for clip in written.clips),
@@ -80,8 +80,9 @@ def cut_out(
         "shortest_s": round(min(lengths), 3),
         "longest_s": round(max(lengths), 3),
         "rest": {"out": str(rest), "files": len(rest_s), "seconds": round(sum(rest_s), 3)} if rest else None,
-        "left_out": written.left_out,
+        "failed": len(written.errors),
     }
+    return report, written.errors
 
 
 def _cut_each(
@@ -112,7 +113,8 @@ def _cut_each(
         try:
             files = extract(path, parts, show)
         except AudioError as error:
-            written.left_out.append({"file": str(path), "error": str(error)})
+            emit_failed(str(path), error, bar.json_lines)
+            written.errors.append(error)
         else:
             of_clips = zip(files[: len(found.kept)], found.kept, strict=True)
             written.clips += [Clip(file, piece.labels, group, None) for file, piece in of_clips]
@@ -120,7 +122,7 @@ def _cut_each(
             written.rest_s += [end - start for start, end in between]
         done += recording.seconds
     if not written.clips:
-        raise AudioError(written.left_out[0]["error"])
+        raise written.errors[0]
     return written
 
 
@@ -133,7 +135,7 @@ def _named(names: Names, folder: Path, label: str, group: str, recording: str, p
     return names.part(folder / safe(label) / safe(group), [recording], span)
 
 
-def tell(report: dict[str, Any]) -> None:
+def tell(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
     """The clips in words."""
     print(
         f"{report['out']}: {counted(report['clips'], 'clip')}, {lasting(report['seconds'])}, of"
@@ -148,8 +150,8 @@ def tell(report: dict[str, Any]) -> None:
         say("listen to the rest before you train with it: what nobody labelled there is learnt as nothing")
     for text in _remarks(report):
         say(text)
-    for one in report["left_out"]:
-        say(f"left out: {one['error']}")
+    for error in errors:
+        say(f"left out: {error}")
     say(f"Next: confit-edge data check {quote(report['out'])}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say_error, tell
+from confit_edge.cli._console import Json, emit, say_failed, tell
 from confit_edge.cli._sources import tell_narrow, told_of
 from confit_runtime.errors import ConfitError
 
@@ -24,7 +24,7 @@ def classify(
     A score is the mean over the clip. No threshold is asked: what would fire while the clip is heard, `listen --source
     CLIP` tells. Only of a model of several labels all are named that reach their thresholds, and possibly none; with --json
     `labels` lists them, and `nothing` in the summary counts the clips without. A clip that cannot be read, or is
-    longer than an hour, is reported and the others go on; the exit status is then 1.
+    longer than an hour, is reported (with --json in a line `failed`) and the others go on; the exit status is then 1.
 
     Examples:
 
@@ -50,7 +50,7 @@ def classify(
             found = loaded.classify(path)
         except ConfitError as error:
             failed += 1
-            say_error(told_of(error, model, clip))
+            say_failed(clip, told_of(error, model, clip), json)
             continue
         heard.update(found.labels)
         nothing += not found.labels

@@ -205,8 +205,8 @@ def cut(
     bar in the column `labels`: a model is then trained to tell each by itself. --alone leaves such clips out. A margin ends where
     another labelled sound begins. A sound labelled unknown is of no class, and becomes no clip where one that is is heard in it.
 
-    Keep some recordings out of the table, to `evaluate` the model on. One that turns out to be damaged is told and left
-    out, and the others go on; the exit status is then 1.
+    Keep some recordings out of the table, to `evaluate` the model on. One that turns out to be damaged is told (with --json
+    in a line `failed`) and left out, and the others go on; the exit status is then 1.
 
     Examples:
 
@@ -222,12 +222,12 @@ def cut(
     recordings = read_labelled(table)
     refuse_twins([recording.path for recording in recordings])
     stop_as_ctrl_c_does()
-    report = cut_out(table, recordings, out, margin, alone, rest, json)
+    report, errors = cut_out(table, recordings, out, margin, alone, rest, json)
     if json:
         emit("cut", **report)
     else:
-        tell(report)
-    if report["left_out"]:
+        tell(report, errors)
+    if errors:
         raise typer.Exit(1)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, on_a_terminal, say, say_error, tell
+from confit_edge.cli._console import Json, emit, emit_failed, on_a_terminal, say, say_error, tell
 from confit_edge.cli._enrolled import GALLERY, KindOption, prints_text
 from confit_edge.cli._odd import tell_odd
 from confit_edge.cli._sources import tell_narrow
@@ -105,7 +105,7 @@ def enroll(
             sounds = [(str(path), path) for path in paths]
         else:
             sounds = _recorded(loaded, source or "mic", takes or 3, take_seconds or 4.0, settled)
-        taken = _taken(loaded, sounds, settled)
+        taken = _taken(loaded, sounds, settled, json)
         tell_odd(name, taken, loaded, there, settled, negative=negative)
         embeddings = np.concatenate([one.embeddings for _, one in taken])
         # a clip's seconds are shared out: of voices its prints are of equal length
@@ -167,7 +167,7 @@ def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None
         )
 
 
-def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -> list[tuple[str, Taken]]:
+def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind, json: bool) -> list[tuple[str, Taken]]:
     """What each clip gives. Raises AudioError when one cannot be used, having named all that cannot where several."""
     from confit_runtime.audio import load_clip
     from confit_runtime.enrollment import take
@@ -179,6 +179,7 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind) -
             pcm = load_clip(sound, model.contract.sample_rate) if isinstance(sound, Path) else sound
             taken.append((clip, take(model, pcm, kind, clip)))
         except ConfitError as error:
+            emit_failed(clip, error, json)
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say, say_error, tell
+from confit_edge.cli._console import Bar, Json, emit, say, say_failed, tell
 from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
 from confit_runtime.errors import AudioError, UsageError
@@ -48,7 +48,8 @@ def evaluate(
     overlap have a row each, or one with their labels joined by a vertical bar (owl|crow), under label or labels. In
     Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder. Labels of other
     sounds tell what a false accept was, and may be all that there are; a sound to be found needs a start and an end. A
-    recording that turns out to be damaged is reported and left out, and the others go on; the exit status is then 1.
+    recording that turns out to be damaged is reported (with --json in a line `failed`) and left out, and the others go on; the
+    exit status is then 1.
 
     Examples:
 
@@ -86,15 +87,15 @@ def evaluate(
             try:
                 judged.append(judge(loaded, recording, tell))
             except (AudioError, UsageError) as error:
-                left_out.append({"file": str(recording.path), "error": str(error)})
+                left_out.append((str(recording.path), error))
             done += recording.seconds
-    for one in left_out:
-        say_error(one["error"])
+    for path, error in left_out:
+        say_failed(path, error, json)
     if not judged:
         raise typer.Exit(1)
     report = {
         "model": loaded.name,
-        "left_out": left_out,
+        "failed": len(left_out),
         "thresholds": {**_thresholds(loaded.contract), **({"given": threshold} if threshold else {})},
         **summarise(judged, loaded.contract, confidence),
     }
@@ -158,11 +159,9 @@ def _print(report: dict[str, Any]) -> None:
         f"{counted(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} an hour {bounds(low, high, '.2f')}"
     )
-    if report["left_out"]:
-        all_of_them = counted(report["recordings"] + len(report["left_out"]), "recording")
-        print(
-            f"not of all: {len(report['left_out'])} of {all_of_them} cannot be read as sound and count for nothing here"
-        )
+    if report["failed"]:
+        all_of_them = counted(report["recordings"] + report["failed"], "recording")
+        print(f"not of all: {report['failed']} of {all_of_them} cannot be read as sound and count for nothing here")
     given = (
         f", but for --threshold {' '.join(report['thresholds']['given'])}" if "given" in report["thresholds"] else ""
     )

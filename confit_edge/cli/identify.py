@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say_error, tell
+from confit_edge.cli._console import Json, emit, say_failed, tell
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
 from confit_edge.cli._sources import tell_narrow, told_of
 from confit_runtime.errors import ConfitError, UsageError
@@ -28,7 +28,7 @@ def identify(
 
     A clip is unknown when its best score is too low, when two names are too close to tell, or when it is nearer to a
     stranger or to a negative print; which of these it was is said. A clip that cannot be read, or is
-    longer than an hour, is reported and the others go on; the exit status is then 1.
+    longer than an hour, is reported (with --json in a line `failed`) and the others go on; the exit status is then 1.
 
     Examples:
 
@@ -57,7 +57,7 @@ def identify(
                 match = opened.match(embed_query(loaded, load_clip(path, rate), settled, str(path)))
             except ConfitError as error:
                 failed += 1
-                say_error(told_of(error, model, clip, "--gallery", str(gallery)))
+                say_failed(clip, told_of(error, model, clip, "--gallery", str(gallery)), json)
                 continue
             known += match.name is not None
             if json:

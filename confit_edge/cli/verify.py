@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, tell
+from confit_edge.cli._console import Json, emit, emit_failed, tell
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
 from confit_edge.cli._sources import tell_narrow
 from confit_runtime.errors import ConfitError, UsageError
@@ -47,7 +47,11 @@ def verify(
         with Gallery.open(gallery, loaded, threshold=threshold) as opened:
             matcher, settled = opened.matcher, kind or opened.kind
         tell_narrow([clip], loaded)
-        embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
+        try:
+            embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
+        except ConfitError as error:
+            emit_failed(str(clip), error, json)
+            raise
         match = matcher.verify(name, embedding)
     except ConfitError as error:
         raise UsageError(str(error)) from error  # whose exit status is another than that of a no

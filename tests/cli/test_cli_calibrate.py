@@ -552,16 +552,16 @@ def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
     for name in ("kitchen.wav", "kitchen.txt"):
         shutil.copy(sounds / "labelled" / name, tmp_path)
     whole = json.loads(confit("evaluate", model, tmp_path, "--json")[1])
-    assert whole["left_out"] == []
+    assert whole["failed"] == 0
     damaged = tmp_path / "a.flac"
     soundfile.write(damaged, hiss(20, 11), RATE)
     damaged.write_bytes(damaged.read_bytes()[:-9000])
     code, out, err = confit("evaluate", model, tmp_path, "--json")
-    ((one,), report) = json.loads(out).pop("left_out"), json.loads(out)
-    assert (code, one["file"]) == (1, str(damaged))
+    one, report = map(json.loads, out.splitlines())
+    assert (code, one["type"], one["clip"]) == (1, "failed", str(damaged))
     assert one["error"].startswith(f"{damaged}: cannot be read as sound (")
     assert f"confit-edge: {one['error']}\n" in err
-    assert {**report, "left_out": []} == whole
+    assert report == {**whole, "failed": 1}
     code, out, _ = confit("evaluate", model, tmp_path)
     assert code == 1
     assert "\nnot of all: 1 of 2 recordings cannot be read as sound and count for nothing here\n" in out

@@ -425,6 +425,11 @@ def test_cut_leaves_out_a_damaged_recording_and_says_so(field: Path) -> None:
     made = read_manifest(field / "clips" / "manifest.csv")
     assert {clip.group for clip in made.clips} == {"a/night"}
     assert len(list((field / "clips").rglob("*.flac"))) == len(made) == 2
+    done = run("cut", field / "field" / "calls.csv", "-o", field / "again", "--json", cache=field / "cache")
+    failed, report = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, failed["type"], failed["clip"]) == (1, "failed", str(broken))
+    assert failed["error"].startswith(f"{broken}: cannot be read as sound")
+    assert (report["type"], report["clips"], report["failed"]) == ("cut", 2, 1)
 
 
 @pytest.mark.parametrize(

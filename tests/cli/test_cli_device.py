@@ -542,6 +542,9 @@ def test_listen_to_a_folder_of_clips(home: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     *told, summary = lines(done)
     detections = [one for one in told if one["type"] == "detection"]
+    (failed,) = (one for one in told if one["type"] == "failed")
+    assert failed["clip"] == str(tmp_path / "b.flac")
+    assert f"confit-edge: {failed['error']}\n" in done.stderr
     heard = [(Path(one["clip"]).name, one["label"]) for one in detections if not one["clip"].endswith("b.flac")]
     assert heard == [("a.wav", "low"), ("a.wav", "mid"), ("c.flac", "low"), ("c.flac", "mid")]
     assert detections[-1]["start_s"] == pytest.approx(1.8, abs=0.1)
@@ -939,13 +942,42 @@ def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:
     clips = ["damaged.flac", "bells/bell-0.wav", "text.wav", "nothing.wav", "buzz.wav"]
     done = run(home, "identify", "tiny.onnx", *clips, "--gallery", "house.db", "--json")
     assert done.returncode == 1
-    *matches, summary = lines(done)
-    assert [(one["clip"], one["name"]) for one in matches] == [("bells/bell-0.wav", "bell"), ("buzz.wav", None)]
+    *told, summary = lines(done)
+    assert [(one["type"], one["clip"], one.get("name")) for one in told] == [
+        ("failed", "damaged.flac", None),
+        ("match", "bells/bell-0.wav", "bell"),
+        ("failed", "text.wav", None),
+        ("failed", "nothing.wav", None),
+        ("match", "buzz.wav", None),
+    ]
     assert summary == {"type": "summary", "clips": 5, "known": 1, "unknown": 1, "failed": 3}
     said = done.stderr.splitlines()
     assert len(said) == 3
     for line, clip in zip(said, ["damaged.flac", "text.wav", "nothing.wav"], strict=True):
         assert line.startswith(f"confit-edge: {clip}: ")
+    assert said == [f"confit-edge: {one['error']}" for one in told if one["type"] == "failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "clips"),
+    [
+        ("verify tiny.onnx bell silent.wav --gallery house.db", 2, ["silent.wav"]),
+        ("verify tiny.onnx bell text.wav --gallery house.db", 2, ["text.wav"]),
+        ("verify tiny.onnx nobody text.wav --gallery house.db", 2, ["text.wav"]),
+        ("verify nothing.onnx bell text.wav --gallery house.db", 2, []),
+        ("enroll tiny.onnx hum bells/bell-0.wav text.wav silent.wav --gallery new.db", 1, ["text.wav", "silent.wav"]),
+        ("enroll tiny.onnx hum text.wav --gallery new.db", 1, ["text.wav"]),
+    ],
+)
+def test_a_clip_that_cannot_be_used_has_a_line_of_its_own(
+    home: Path, arguments: str, status: int, clips: list[str]
+) -> None:
+    """As with `identify`, whatever else comes of it."""
+    done = run(home, *arguments.split(), "--json")
+    assert (done.returncode, [(one["type"], one["clip"]) for one in lines(done)]) == (
+        status, [("failed", clip) for clip in clips]
+    )  # fmt: skip
+    assert all(f"confit-edge: {one['error']}" in done.stderr.splitlines() for one in lines(done))
 
 
 def test_of_a_clip_that_is_too_long_it_is_told_how_it_is_heard(home: Path, tmp_path: Path) -> None:
@@ -966,7 +998,9 @@ def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) 
         soundfile.write(home / f"{label}.wav", tone(pitch, 0.5), 16_000)
     done = run(home, "classify", "tiny.onnx", "low.wav", "text.wav", "high.wav", "--json")
     assert done.returncode == 1
-    *found, summary = lines(done)
+    first, failed, other, summary = lines(done)
+    found = [first, other]
+    assert (failed["type"], failed["clip"], f"confit-edge: {failed['error']}\n") == ("failed", "text.wav", done.stderr)
     assert [(one["type"], one["clip"], one["label"]) for one in found] == [
         ("classification", "low.wav", "low"),
         ("classification", "high.wav", "high"),
