@@ -58,7 +58,7 @@ def report(
         "false_accepts": int(fired.sum()),
         **_share(missed, [positive.group for positive in heard], confidence),
         "confusions": sum(bool(positive.others) for positive in heard),
-        "labels": labels,
+        "by_label": labels,
     }
 
 
@@ -135,7 +135,7 @@ def _greatest(found: list[tuple[int, str]]) -> str:
 
 def print_table(contract: Contract, report: dict[str, Any]) -> None:
     print(f"{'label':<16}{'threshold':>10}{'false accepts':>15}{'false rejects':>15}")
-    for label, row in report["labels"].items():
+    for label, row in report["by_label"].items():
         threshold = f"{row['threshold']:.4f}" if row["fires"] else "never"
         print(f"{label:<16}{threshold:>10}{row['false_accepts']:>15}{_percent(row):>15}")
     print(
@@ -148,9 +148,9 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
             f"{100 * report['frr']:.1f} % of {report['clips']} {heard_alone(contract)} missed"
             f" {bounds(100 * low, 100 * high)}, {report['confusions']} taken for another label"
         )
-    if silent := [label for label, row in report["labels"].items() if not row["fires"]]:
+    if silent := [label for label, row in report["by_label"].items() if not row["fires"]]:
         say(f"never fires any more, for these recordings hold what sounds like it: {listed(silent)}")
-    if deaf := [label for label, row in report["labels"].items() if row["fires"] and row.get("frr", 0.0) >= DEAF]:
+    if deaf := [label for label, row in report["by_label"].items() if row["fires"] and row.get("frr", 0.0) >= DEAF]:
         say(f"hardly fires any more, for {100 * DEAF:g} % or more of its clips are missed: {listed(deaf)}")
 
 

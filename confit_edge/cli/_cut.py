@@ -68,7 +68,7 @@ def cut_out(
         "out": str(out / MANIFEST),
         "clips": len(written.clips),
         "seconds": round(sum(lengths), 3),
-        "labels": dict(sorted(labels.items())),
+        "by_label": dict(sorted(labels.items())),
         "recordings": len(recordings) - len(written.errors),
         "groups": len({clip.group for clip in written.clips}),
         "column": "labels" if several else "label",
@@ -141,8 +141,8 @@ def tell(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
         f"{report['out']}: {counted(report['clips'], 'clip')}, {lasting(report['seconds'])}, of"
         f" {counted(report['recordings'], 'recording')} ({counted(report['groups'], 'group')})"
     )
-    width = max(map(len, report["labels"]))
-    for label, clips in report["labels"].items():
+    width = max(map(len, report["by_label"]))
+    for label, clips in report["by_label"].items():
         print(f"  {label:<{width}}{clips:>6}")
     if report["rest"]:
         between = counted(report["rest"]["files"], "stretch", "stretches")

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from confit_edge.cli._console import emit, on_a_terminal, say, tell
+from confit_edge.cli._console import emit, on_a_terminal, say, say_failed, tell
 from confit_runtime.errors import AudioError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.sources import Gap, Notice
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Heard:
-    """Prints what listeners hear as they hear it, and a summary for each model when it is left, however it is left.
+    """Prints what listeners hear as they hear it, and a summary when it is left, however it is left.
 
-    Where the source is a folder, `name` is its, `clips` says so, each line names its clip, and each clip has a summary
-    (or the line that nothing was heard in it) of its own.
+    Where the source is a folder, `name` is its, `clips` says so, each line names its clip, and each clip has a line `heard`
+    (or, for a person, that nothing was heard in it) of its own.
     """
 
     def __init__(self, name: str, streams: Sequence[Stream], *, json: bool, clips: bool = False) -> None:
@@ -35,6 +35,7 @@ class Heard:
         self._counts: Counter[tuple[str, str]] = Counter()  # (model, label)
         self._withheld: Counter[tuple[str, str]] = Counter()
         self._seconds, self._dropped = 0.0, 0
+        self._heard = self._failed = 0  # clips
         self._began = self._narrow = False
         self._view: LiveView | None = None
 
@@ -75,7 +76,13 @@ class Heard:
         if not (listener.samples or listener.full):
             raise AudioError(f"{source.name}: ended without any sound; look at what should have made it")
         if self._clips:
+            self._heard += 1
             self._tell_clip(source.name, self._counts - before, listener)
+
+    def fail(self, clip: str, error: object) -> None:
+        """A clip of a folder cannot be heard; the others are worth it all the same."""
+        self._failed += 1
+        say_failed(clip, error, self._json)
 
     def _room(self) -> AbstractContextManager[None]:
         return self._view.paused() if self._view is not None else nullcontext()
@@ -87,17 +94,13 @@ class Heard:
                     return
                 self._narrow = True
             say(item.text)
-            if self._json:
-                known = listener.time_of(listener.samples) is not None
-                at = _time_of_day(time.time() if known else None)
-                emit("notice", source=self._name, state=item.state, text=item.text, **at)
+            known = listener.time_of(listener.samples) is not None
+            self._emit("notice", source, time.time() if known else None, state=item.state, text=item.text)
         elif isinstance(item, Gap):
             seconds = item.samples / source.rate
             say(f"{seconds:.2f} s of sound were lost: {item.reason}")
-            if self._json:
-                lost = {"samples": item.samples, "seconds": round(seconds, 3), "reason": item.reason}
-                at = _time_of_day(listener.time_of(listener.samples - item.samples))
-                emit("gap", source=self._name, **lost, **at)
+            at = listener.time_of(listener.samples - item.samples)
+            self._emit("gap", source, at, samples=item.samples, seconds=round(seconds, 3), reason=item.reason)
         elif isinstance(item, Ended):
             self._ended(item, listener, source)
         else:
@@ -106,17 +109,24 @@ class Heard:
     def _detected(self, detection: Detection, listener: Listener, source: Source) -> None:
         self._counts[detection.model, detection.label] += 1
         speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
-        at = _time_of_day(listener.time_of(detection.start_sample))
+        at = listener.time_of(detection.start_sample)
         self._line("detection", detection, f"{detection.score:.2f}{speaker}", source, at)
 
     def _ended(self, ended: Ended, listener: Listener, source: Source) -> None:
-        at = _time_of_day(listener.time_of(ended.end_sample))
+        at = listener.time_of(ended.end_sample)
         self._line("ended", ended, f"ended at {ended.end_s:.2f} s", source, at)
 
-    def _line(self, kind: str, item: Detection | Ended, what: str, source: Source, at: dict[str, str]) -> None:
+    def _emit(self, kind: str, source: Source, at: float | None, **fields: Any) -> None:
+        """A line for a program: where it was heard, and when, where that is known."""
+        if not self._json:
+            return
+        clip = {"clip": source.name} if self._clips else {}
+        when = {} if at is None else {"at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")}
+        emit(kind, **fields, source=self._name, **clip, **when)
+
+    def _line(self, kind: str, item: Detection | Ended, what: str, source: Source, at: float | None) -> None:
         if self._json:
-            clip = {"clip": source.name} if self._clips else {}
-            emit(kind, **dataclasses.asdict(item), **clip, **at)
+            self._emit(kind, source, at, **dataclasses.asdict(item))
             return
         clip_ = f"{source.name}: " if self._clips else ""
         model = f"  ({item.model})" if len(self._streams) > 1 else ""
@@ -125,14 +135,15 @@ class Heard:
     def _tell_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
         if self._json:
             seconds = listener.samples / listener.rate
-            self._emit_summaries(counts, listener.withheld, seconds, listener.dropped_samples, clip=clip)
+            self._emit_counts("heard", counts, listener.withheld, seconds, listener.dropped_samples, clip=clip)
         elif not counts:
             tell(f"{clip}: nothing")
 
     def _summary(self) -> None:
-        """One for each model: how often it heard what."""
+        """How often each model heard what."""
         if self._json:
-            self._emit_summaries(self._counts, self._withheld, self._seconds, self._dropped)
+            of_all = {"clips": self._heard + self._failed, "failed": self._failed} if self._clips else {}
+            self._emit_counts("summary", self._counts, self._withheld, self._seconds, self._dropped, **of_all)
             return
         for name in [stream.model.name for stream in self._streams]:
             heard = _listed(_of(name, self._counts)) or "nothing"
@@ -140,30 +151,27 @@ class Heard:
             more = f"; kept back: {withheld}" if withheld else ""
             say(f"{name}: {heard} in {self._seconds:.1f} s{more}")
 
-    def _emit_summaries(
+    def _emit_counts(
         self,
+        kind: str,
         counts: Counter[tuple[str, str]],
         withheld: Counter[tuple[str, str]],
         seconds: float,
         dropped: int,
-        **clip: str,
+        **of_clips: str | int,
     ) -> None:
-        for name in [stream.model.name for stream in self._streams]:
-            emit(
-                "summary",
-                model=name,
-                source=self._name,
-                **clip,
-                seconds=round(seconds, 3),
-                detections=dict(_of(name, counts)),
-                withheld=dict(_of(name, withheld)),
-                dropped_samples=dropped,
-            )
-
-
-def _time_of_day(at: float | None) -> dict[str, str]:
-    """The key `at` of a line, where the time is known."""
-    return {} if at is None else {"at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")}
+        by_model = {
+            name: {"detections": dict(_of(name, counts)), "withheld": dict(_of(name, withheld))}
+            for name in [stream.model.name for stream in self._streams]
+        }
+        emit(
+            kind,
+            source=self._name,
+            **of_clips,
+            seconds=round(seconds, 3),
+            dropped_samples=dropped,
+            by_model=by_model,
+        )
 
 
 def _listed(counts: Counter[str]) -> str:

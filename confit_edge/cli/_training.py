@@ -105,7 +105,7 @@ def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bo
         return
     info, metrics = trained.info, trained.metrics
     if json_lines:
-        emit("summary", run=str(out), **of_verb, classes=info.classes, kept_epoch=info.kept_epoch, **metrics)
+        emit("summary", run=str(out), **of_verb, labels=info.classes, kept_epoch=info.kept_epoch, metrics=metrics)
         return
     print_probes(metrics)
     say(f"wrote {out}. Next: confit-edge export {quote(str(out))} -o MODEL.onnx")

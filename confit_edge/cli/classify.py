@@ -62,7 +62,7 @@ def classify(
             others = [pair for pair in ranked if pair[0] not in found.labels and pair[0] != silent]
             tell(f"{clip}{named}{_then(others[: max(0, SHOWN - len(found.labels))])}")
     if json:
-        emit("summary", clips=len(paths), labels=dict(heard.most_common()), nothing=nothing, failed=failed)
+        emit("summary", clips=len(paths), by_label=dict(heard.most_common()), nothing=nothing, failed=failed)
     if failed:
         raise typer.Exit(1)
 

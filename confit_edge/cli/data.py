@@ -147,7 +147,7 @@ def split(
     sizes = {name: len(manifest.select(name)) for name in SPLITS}
     missing = missing_classes(manifest)
     if json:
-        emit("split", out=str(out), made=not kept, clips=sizes, missing=missing, left_out=kinds)
+        emit("split", out=str(out), made=not kept, sizes=sizes, missing=missing, unusable=kinds)
         return
     print(f"{out}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
     if problems:
@@ -298,7 +298,7 @@ def fetch(
     classes = len(fetched.manifest.classes)
     sizes = {split: len(fetched.manifest.select(split)) for split in SPLITS}
     if json:
-        emit("fetch", out=str(out), tree=str(fetched.tree), classes=classes, clips=sizes, warnings=fetched.warnings)
+        emit("fetch", out=str(out), tree=str(fetched.tree), classes=classes, sizes=sizes, warnings=fetched.warnings)
         return
     for warning in fetched.warnings:
         say(f"warning: {warning}")

@@ -31,4 +31,4 @@ def demo(
     with TrainingBar(json_lines) as progress:
         summary = run_demo(out, seed=seed, say=tell, watch=progress)
     if json_lines:
-        emit("summary", **summary)
+        emit("summary", out=str(out), report=summary)

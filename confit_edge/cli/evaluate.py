@@ -96,11 +96,11 @@ def evaluate(
     report = {
         "model": loaded.name,
         "failed": len(left_out),
-        "thresholds": {**_thresholds(loaded.contract), **({"given": threshold} if threshold else {})},
+        "thresholds_of": {**_thresholds(loaded.contract), **({"given": threshold} if threshold else {})},
         **summarise(judged, loaded.contract, confidence),
     }
     if json:
-        emit("summary", **report)
+        emit("evaluation", **report)
     else:
         _print(report)
     if left_out:
@@ -163,13 +163,15 @@ def _print(report: dict[str, Any]) -> None:
         all_of_them = counted(report["recordings"] + report["failed"], "recording")
         print(f"not of all: {report['failed']} of {all_of_them} cannot be read as sound and count for nothing here")
     given = (
-        f", but for --threshold {' '.join(report['thresholds']['given'])}" if "given" in report["thresholds"] else ""
+        f", but for --threshold {' '.join(report['thresholds_of']['given'])}"
+        if "given" in report["thresholds_of"]
+        else ""
     )
-    print(f"thresholds of {_origin(report['thresholds'])}{given}")
+    print(f"thresholds of {_origin(report['thresholds_of'])}{given}")
     if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     bands = [(f"SNR {band}", row) for band, row in report["snr"].items()]
-    for name, row in [("all", report["false_rejects"]), *report["labels"].items(), *bands]:
+    for name, row in [("all", report["false_rejects"]), *report["by_label"].items(), *bands]:
         if row["sounds"]:
             low, high = row["frr_interval"]
             share = f"{100 * row['frr']:>6.1f} %  {bounds(100 * low, 100 * high)}"

@@ -133,8 +133,9 @@ def export(
         say(f"beware: {caution}")
     if json_lines:
         emit(
-            "summary",
-            model=str(out),
+            "export",
+            model=contract.name,
+            path=str(out),
             card=str(card),
             bytes=made.bytes,
             fp32_bytes=made.fp32_bytes,

@@ -168,7 +168,7 @@ def import_(
             with Bar(json, before="names") as bar:
                 added = export_names(given, [], gallery, partial(_show, bar, "import"))
         left_out = sum(map(sum, given.counts().values())) - sum(map(sum, added.values()))
-    _tell("imported", added, str(gallery), f"added to {gallery}", json)
+    _tell("imported", added, str(gallery), f"added to {gallery}", json, left_out=left_out)
     if left_out:
         say(f"{prints_text(left_out)} left out: {gallery} has the same already")
 
@@ -215,7 +215,7 @@ def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
         prints = opened.build_index(lambda done, total: bar.show("index", total, done, prints=f"{done} of {total}"))
         path = str(opened.index_path)
     if json:
-        emit("indexed", gallery=str(gallery), prints=prints, index=path)
+        emit("indexed", gallery=str(gallery), prints=prints, path=path)
     else:
         tell(f"{path}: an index of {prints_text(prints)}")
 
@@ -224,17 +224,17 @@ def _show(bar: Bar, what: str, done: int, total: int) -> None:
     bar.show(what, total, done, names=f"{done} of {total}")
 
 
-def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool) -> None:
+def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool, **more: int) -> None:
     for name, counts in names.items():
         if json:
             emit(kind, name=name, **counts._asdict())
         else:
             tell(f"{name}: {counts_text(counts)} {what}")
     if json:
-        _emit_summary(names, path)
+        _emit_summary(names, path, **more)
 
 
-def _emit_summary(names: dict[str, Counts], path: str) -> None:
+def _emit_summary(names: dict[str, Counts], path: str, **more: int) -> None:
     """How many prints there are, and of how many names: one of which none came is not counted."""
     counted = names.values()
     emit(
@@ -243,4 +243,5 @@ def _emit_summary(names: dict[str, Counts], path: str) -> None:
         names=sum(map(any, counted)),
         prints=sum(one.prints for one in counted),
         negative_prints=sum(one.negative_prints for one in counted),
+        **more,
     )

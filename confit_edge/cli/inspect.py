@@ -62,7 +62,8 @@ def inspect(
     if json_lines:
         emit(
             "model",
-            model=str(loaded.path),
+            model=loaded.name,
+            path=str(loaded.path),
             bytes=size,
             contract=asdict(contract),
             device_file=contract.calibration.get("device", {}).get("file"),

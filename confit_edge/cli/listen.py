@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, say_failed
+from confit_edge.cli._console import Json
 from confit_edge.cli._sources import Channels, Format, Rate
 from confit_edge.cli._stopped import UntilStopped
 from confit_edge.cli._thresholds import FIRE_AT, check_fire, held, levels, with_thresholds
@@ -156,7 +156,7 @@ def listen(
             except ConfitError as error:
                 if clips is None:
                     raise
-                say_failed(name, error, json)  # the other clips are worth hearing all the same
+                heard.fail(name, error)
                 failed = True
     if failed:
         raise typer.Exit(1)

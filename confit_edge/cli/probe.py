@@ -70,7 +70,7 @@ def probe(
     for row in report.probe_rows():
         emit("probe", **known(row))
     for row in report.verification_rows():
-        emit("verification", **known(row))
+        emit("equal_error", **known(row))
     for row in report.difference_rows():
         emit("difference", **known(row))
     for row in report.class_rows():

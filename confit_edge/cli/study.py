@@ -180,8 +180,8 @@ class StudyBar(Bar):
                 self.rows[""], advance=self.planned.cost[outcome.key], note=f"{event['done']}/{event['total']} trials"
             )
             if self.json_lines:
-                diverged = {"diverged": outcome.diverged} if outcome.diverged else {}
-                emit("trial", arm=dict(outcome.arm), seed=outcome.seed, cpu_seconds=outcome.cpu_seconds, **diverged)
+                error = {"error": outcome.diverged} if outcome.diverged else {}
+                emit("trial", arm=dict(outcome.arm), seed=outcome.seed, cpu_seconds=outcome.cpu_seconds, **error)
             elif outcome.diverged:
                 self.console.print(
                     f"diverged: {dict(outcome.arm)}, seed {outcome.seed}: {outcome.diverged}", markup=False

@@ -84,7 +84,8 @@ class Report:
         return {
             **vars(self),
             "source": str(self.source),
-            "classes": {label: vars(stats) for label, stats in self.classes.items()},
+            "classes": len(self.classes),
+            "by_label": {label: vars(stats) for label, stats in self.classes.items()},
             "problems": problems,
             "duplicates": [vars(copy) for copy in self.duplicates],
             "leaks": self.leaks,

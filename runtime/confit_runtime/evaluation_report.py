@@ -44,7 +44,7 @@ def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence:
         "fa_per_hour": total / whole,
         "fa_per_hour_interval": [low, high],
         "false_rejects": _rejects(heard, confidence),
-        "labels": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
+        "by_label": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
         "never_fire": dict(sorted(silenced.items())),
         "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items(), key=_by_ratio)},
         "latency_s": _quantiles(from_end),

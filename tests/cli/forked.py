@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.command import ENVIRONMENT
+from tests.cli.json_lines import check
 
 ROOT = Path(__file__).parents[2]
 PATHS = [str(ROOT / part) for part in ("", "export", "runtime")]
@@ -93,8 +94,10 @@ class Loaded:
         self, *arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        """The same, to its end. What it prints with --json is held against docs/json.md."""
         process = self.start(*arguments, cwd=cwd, environment=environment)
         out, err = process.communicate(stdin)
+        check(arguments, out)
         return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
     def _begin(self) -> socket.socket:

@@ -75,7 +75,7 @@ def test_a_device_file_is_written_and_read(confit: Confit, sounds: Path, model: 
     assert summary["hours"] == pytest.approx(420 * 2 / 3600, rel=1e-3)  # at 8 kHz they last twice as long
     assert summary["fa_per_hour_bound"] == pytest.approx(2.9957 / summary["hours"], rel=1e-3)
     assert summary["clips"] == 8
-    assert summary["labels"]["low"]["frr"] == summary["labels"]["mid"]["frr"] == 0.25
+    assert summary["by_label"]["low"]["frr"] == summary["by_label"]["mid"]["frr"] == 0.25
     assert (model.parent / "det.png").stat().st_size > 5_000
     assert (model.parent / "det.csv").read_text().startswith("margin,fa_per_hour,fa_low,fa_high,frr\n")
     device = json.loads((model.parent / "tiny.device.json").read_bytes())
@@ -245,7 +245,7 @@ def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> Non
     code, out, err = confit("calibrate", model, *target, "--positives", sounds / "clips", "--only", "mid", "--json")
     assert code == 0, err
     summary = json.loads(out)
-    assert list(summary["labels"]) == ["mid"]
+    assert list(summary["by_label"]) == ["mid"]
     assert summary["clips"] == 4
     code, out, err = confit("listen", model, "--source", sounds / "labelled" / "kitchen.wav", "--json", "--gate", "-45")
     assert code == 0, err
@@ -307,8 +307,8 @@ def test_labelled_recordings_are_scored(confit: Confit, sounds: Path, model: Pat
     assert missed == f"  {kitchen}  6.50 to 6.80 s  low\n"
     low, high = report["fa_per_hour_interval"]
     assert low < report["fa_per_hour"] < high
-    assert report["labels"]["low"] == {**report["labels"]["low"], "sounds": 2, "missed": 1, "frr": 0.5}
-    assert report["labels"]["mid"]["missed"] == 0
+    assert report["by_label"]["low"] == {**report["by_label"]["low"], "sounds": 2, "missed": 1, "frr": 0.5}
+    assert report["by_label"]["mid"]["missed"] == 0
     assert report["snr"]["20 dB and more"]["missed"] == 0
     assert sum(row["sounds"] for row in report["snr"].values()) == 3
     assert -0.3 < report["latency_from_start_s"]["median"] - 0.3 < 0.3  # of sounds of 0.3 s in windows of 0.12
@@ -324,7 +324,7 @@ def test_latency_is_from_the_start_of_what_is_longer_than_the_window(
     code, out, err = confit("evaluate", model, tmp_path, "--json")
     assert code == 0, err
     report = json.loads(out)
-    assert report["labels"]["low"]["missed"] == report["labels"]["high"]["missed"] == 0
+    assert report["by_label"]["low"]["missed"] == report["by_label"]["high"]["missed"] == 0
     assert -0.1 < report["latency_s"]["most"] < 0.3
     assert 0 < report["latency_from_start_s"]["most"] < 0.3
     _, out, _ = confit("evaluate", model, tmp_path)
@@ -509,9 +509,9 @@ def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path
     code, _, err = confit("evaluate", model, labels, *never)
     assert (code, "above 0 and at most 1" in err) == (2, True)
     strict = json.loads(confit("evaluate", model, labels, "--threshold", "1", "--threshold", "mid=0.5", "--json")[1])
-    assert strict["thresholds"] == {"from": "export", "given": ["1", "mid=0.5"]}
-    assert strict["labels"]["mid"]["missed"] == at_own["labels"]["mid"]["missed"] == 0
-    assert strict["labels"]["low"]["missed"] == strict["labels"]["low"]["sounds"] > at_own["labels"]["low"]["missed"]
+    assert strict["thresholds_of"] == {"from": "export", "given": ["1", "mid=0.5"]}
+    assert strict["by_label"]["mid"]["missed"] == at_own["by_label"]["mid"]["missed"] == 0
+    assert strict["by_label"]["low"]["missed"] == strict["by_label"]["low"]["sounds"] > at_own["by_label"]["low"]["missed"]
     code, _, err = confit("evaluate", model, labels, "--threshold", "lo=0.5")
     assert (code, "'lo' is no label (what fires: low, mid, high); did you mean 'low'?" in err) == (2, True)
 
@@ -639,9 +639,9 @@ def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confi
     assert f"{'all':<20}{1:>8}{0:>8}" in out
     assert f"{'low':<20}{2:>8}{'-':>8}  set never to fire\n" in out
     report = json.loads(confit("evaluate", model, sounds / "labels.csv", "--json")[1])
-    assert (report["labels"].keys(), report["never_fire"]) == ({"mid"}, {"low": 2})
+    assert (report["by_label"].keys(), report["never_fire"]) == ({"mid"}, {"low": 2})
     assert report["false_rejects"]["missed"] == 0
-    told = report["thresholds"]
+    told = report["thresholds_of"]
     assert (told["from"], told["file"], told["made"]) == ("device file", str(path), today)
     assert told["target_fa_per_hour"] == 20 > told["fa_per_hour_bound"]
     path.unlink()
@@ -671,7 +671,7 @@ def test_joined_labels_are_a_sound_each(confit: Confit, sounds: Path, model: Pat
         assert "labels that tiny does not have: parrot;" in err
         reports.append(json.loads(out))
     assert reports[1:] == reports[:1] * 3
-    assert {label: row["missed"] for label, row in reports[0]["labels"].items()} == {"low": 1, "mid": 0}
+    assert {label: row["missed"] for label, row in reports[0]["by_label"].items()} == {"low": 1, "mid": 0}
     (tmp_path / "labels.csv").write_text("path,start_s,end_s,labels\nkitchen.wav,1,2,|\n", encoding="utf-8")
     assert confit("evaluate", model, tmp_path / "labels.csv")[2].endswith("line 2: label is empty\n")
 
@@ -690,11 +690,11 @@ def test_labels_mean_the_same_however_their_accents_are_spelt(
     for labelled in (tmp_path / "kitchen.wav", tmp_path / "l.csv"):
         code, out, err = confit("evaluate", model, labelled, "--json")
         assert code == 0, err
-        assert json.loads(out)["labels"] == {labels[0]: {**json.loads(out)["false_rejects"], "sounds": 1, "missed": 0}}
+        assert json.loads(out)["by_label"] == {labels[0]: {**json.loads(out)["false_rejects"], "sounds": 1, "missed": 0}}
     target = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
     code, out, err = confit("calibrate", model, *target, "--only", spelt, "--json")
     assert code == 0, err
-    assert list(json.loads(out)["labels"]) == labels[:1]
+    assert list(json.loads(out)["by_label"]) == labels[:1]
 
 
 def test_recordings_without_labels_are_counted(

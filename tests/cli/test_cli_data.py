@@ -90,9 +90,9 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
         "type": "split",
         "out": str(folder / "again.csv"),
         "made": False,
-        "clips": {"train": 4, "val": 4, "test": 4},
+        "sizes": {"train": 4, "val": 4, "test": 4},
         "missing": {"train": [], "val": [], "test": []},
-        "left_out": {},
+        "unusable": {},
     }
     assert read_manifest(folder / "again.csv").fingerprint() == made.fingerprint()
 
@@ -251,7 +251,7 @@ def test_fetch_writes_the_manifest_of_a_corpus_on_disk(emotions: Path, tmp_path:
     assert {clip.group for clip in read_manifest(out).select("test").clips} == {"09", "10"}
     plain = run("fetch", "emodb", "--root", emotions, "-o", out, "--partial", "--json", "--top", "2", cache=tmp_path)
     (line,) = plain.stdout.splitlines()
-    assert json.loads(line)["clips"] == {"train": 12, "val": 4, "test": 4}
+    assert json.loads(line)["sizes"] == {"train": 12, "val": 4, "test": 4}
     assert json.loads(line)["tree"] == str(emotions / "download")
 
 
@@ -368,7 +368,7 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["type"], told["column"], told["joined"], told["short"]) == ("cut", "labels", 1, 1)
-    assert told["labels"] == {"crow": 1, "owl": 2}
+    assert told["by_label"] == {"crow": 1, "owl": 2}
     made = read_manifest(out / "manifest.csv")
     assert [(clip.labels, clip.group) for clip in made.clips] == [(("crow", "owl"), "dusk"), (("owl",), "dusk")]
     as_folder = run("check", out, cache=field / "cache")  # the names of folders would be no labels

@@ -122,12 +122,10 @@ def test_listen_to_a_file(home: Path) -> None:
         assert "at" not in one
     assert summary == {
         "type": "summary",
-        "model": "tiny",
         "source": "scene.flac",
         "seconds": 2.5,
-        "detections": {"low": 1, "mid": 1},
-        "withheld": {},
         "dropped_samples": 0,
+        "by_model": {"tiny": {"detections": {"low": 1, "mid": 1}, "withheld": {}}},
     }
 
 
@@ -146,11 +144,21 @@ def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> Non
         (kind, label) for label in labels for kind in ("detection", "ended")
     ]
     for began, ended, end in zip(told[::2], told[1::2], [0.7, 1.5, 2.1], strict=True):
-        assert set(ended) == {"type", "model", "label", "start_s", "end_s", "start_sample", "end_sample", "enrolled"}
+        assert set(ended) == {
+            "type",
+            "model",
+            "label",
+            "start_s",
+            "end_s",
+            "start_sample",
+            "end_sample",
+            "enrolled",
+            "source",
+        }
         assert began["enrolled"] == ended["enrolled"] == (began["label"] == "bell")
         assert (ended["start_s"], ended["start_sample"]) == (began["start_s"], began["start_sample"])
         assert abs(ended["end_s"] - end) < 0.1
-    assert summary["detections"] == dict.fromkeys(labels, 1)
+    assert summary["by_model"]["tiny"]["detections"] == dict.fromkeys(labels, 1)
     done = run(home, *asked)
     assert [line.split()[2:5] for line in done.stdout.splitlines()[1::2]] == [[one, "ended", "at"] for one in labels]
 
@@ -216,11 +224,14 @@ def test_raw_pcm_does_not_come_from_a_terminal(home: Path) -> None:
 def test_listen_with_several_models(home: Path) -> None:
     done = run(home, "listen", "other.onnx", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db", "--json")
     assert done.returncode == 0
-    *detections, first, second = lines(done)
+    *detections, summary = lines(done)
     assert [one["label"] for one in detections if one["model"] == "other"] == ["low", "mid"]
     assert [one["label"] for one in detections if one["model"] == "tiny"] == ["low", "bell", "mid"]
-    assert (first["model"], first["detections"]) == ("other", {"low": 1, "mid": 1})
-    assert (second["model"], second["detections"]) == ("tiny", {"low": 1, "bell": 1, "mid": 1})
+    assert {one["source"] for one in [*detections, summary]} == {"scene.flac"}
+    assert summary["by_model"] == {
+        "other": {"detections": {"low": 1, "mid": 1}, "withheld": {}},
+        "tiny": {"detections": {"low": 1, "bell": 1, "mid": 1}, "withheld": {}},
+    }
 
 
 @pytest.mark.parametrize(
@@ -261,7 +272,7 @@ def test_listen_stops_with_a_summary(home: Path, signal_: signal.Signals) -> Non
         child.send_signal(signal_)
         assert child.wait(timeout=30) == 0
         summary = json.loads(child.stdout.read())
-        assert (summary["type"], summary["detections"]) == ("summary", {"low": 1})
+        assert (summary["type"], summary["by_model"]["tiny"]["detections"]) == ("summary", {"low": 1})
         assert child.stderr.read() == b""
 
 
@@ -367,7 +378,7 @@ def test_what_is_kept_as_listening_is_stopped_is_whole_and_told(home: Path, tmp_
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=30) == 0
         told, summary = map(json.loads, child.stdout.read().splitlines())
-    assert (told["label"], summary["detections"]) == ("low", {"low": 1})
+    assert (told["label"], summary["by_model"]["tiny"]["detections"]) == ("low", {"low": 1})
     (kept,) = (tmp_path / "kept").iterdir()
     assert soundfile.info(kept).frames > 0
 
@@ -550,6 +561,7 @@ def test_listen_to_a_folder_of_clips(home: Path, tmp_path: Path) -> None:
     assert detections[-1]["start_s"] == pytest.approx(1.8, abs=0.1)
     assert summary["source"] == str(tmp_path)
     assert "clip" not in summary
+    assert (summary["clips"], summary["failed"]) == (3, 1)
     assert "b.flac: cannot be read as sound" in done.stderr
 
 
@@ -564,17 +576,17 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
     assert (low.split()[-2], mid.split()[-2], nothing) == ("low", "mid", "deep/er/b.wav: nothing")
     *_, first, second, whole = lines(run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", ".", "--json"))
     assert first == {
-        "type": "summary",
-        "model": "tiny",
+        "type": "heard",
         "source": ".",
         "clip": "a.wav",
         "seconds": 2.5,
-        "detections": {"low": 1, "mid": 1},
-        "withheld": {},
         "dropped_samples": 0,
+        "by_model": {"tiny": {"detections": {"low": 1, "mid": 1}, "withheld": {}}},
     }
-    assert (second["clip"], second["seconds"], second["detections"]) == ("deep/er/b.wav", 1.0, {})
-    assert (whole["seconds"], whole["detections"]) == (3.5, {"low": 1, "mid": 1})
+    assert (second["type"], second["clip"], second["seconds"]) == ("heard", "deep/er/b.wav", 1.0)
+    assert second["by_model"] == {"tiny": {"detections": {}, "withheld": {}}}
+    of_all = {key: value for key, value in first.items() if key != "clip"}
+    assert whole == {**of_all, "type": "summary", "clips": 2, "failed": 0, "seconds": 3.5}
     pattern = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "**/*.wav")
     assert pattern.stdout == done.stdout
     none = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "*.flac")
@@ -914,7 +926,7 @@ def test_prints_and_negative_ones_are_told_apart(home: Path, tmp_path: Path) -> 
         assert summary.items() >= {"names": 2, "prints": 3, "negative_prints": 2}.items()
     again = run(tmp_path, "gallery", "import", "one.db", "--gallery", "three.db", "--json")
     assert lines(again)[-1] == {
-        "type": "summary", "gallery": "three.db", "names": 0, "prints": 0, "negative_prints": 0
+        "type": "summary", "gallery": "three.db", "names": 0, "prints": 0, "negative_prints": 0, "left_out": 5
     }  # fmt: skip
     assert again.stderr == "5 prints left out: three.db has the same already\n"
     assert lines(run(tmp_path, "gallery", "show", "bell", *one, "--json"))[-1].items() >= both.items()
@@ -1008,7 +1020,7 @@ def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) 
     for one in found:
         assert set(one["scores"]) == set(tiny_model.LABELS)
         assert one["score"] == max(one["scores"].values()) == pytest.approx(one["scores"][one["label"]])
-    assert summary == {"type": "summary", "clips": 3, "labels": {"low": 1, "high": 1}, "nothing": 0, "failed": 1}
+    assert summary == {"type": "summary", "clips": 3, "by_label": {"low": 1, "high": 1}, "nothing": 0, "failed": 1}
     (line,) = run(home, "classify", "tiny.onnx", "low.wav").stdout.splitlines()
     assert line.startswith("low.wav  low  ")
 
@@ -1057,7 +1069,7 @@ def test_classify_tells_all_labels_that_reach_their_thresholds_and_where_none_do
     assert hush["label"] != "other"
     assert max(hush["scores"], key=hush["scores"].get) == "other"
     assert summary == {
-        "type": "summary", "clips": 2, "labels": {"high": 1, "low": 1}, "nothing": 1, "failed": 0,
+        "type": "summary", "clips": 2, "by_label": {"high": 1, "low": 1}, "nothing": 1, "failed": 0,
     }  # fmt: skip
     one, other = run(home, "classify", "several.onnx", "both.wav", "hush.wav").stdout.splitlines()
     assert re.fullmatch(r"both\.wav  (low|high)  0\.\d\d  (low|high)  0\.\d\d  \(then mid 0\.\d\d\)", one)

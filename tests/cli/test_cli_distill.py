@@ -102,8 +102,8 @@ def test_without_unlabelled_sound_it_says_so_and_speaks_json(
     assert -1 <= epoch["teacher_cosine"] <= 1
     assert lines[-1]["type"] == "summary"
     assert lines[-1]["teacher_run"] == str(teacher)
-    assert lines[-1]["teacher"]["linear"]["test"]["n"] == 3
-    assert lines[-1]["probes"]["linear"]["test"]["n"] == 3
+    assert lines[-1]["metrics"]["teacher"]["linear"]["test"]["n"] == 3
+    assert lines[-1]["metrics"]["probes"]["linear"]["test"]["n"] == 3
 
 
 def test_killed_and_resumed_the_student_is_the_undisturbed_one(

@@ -87,7 +87,7 @@ def test_a_saved_trigger_is_taught_as_a_false_alarm(clips: Path, tmp_path: Path)
     assert lines(done)[0]["negative"] is True
     again = lines(run(tmp_path, *listen, "--gallery", "house.db"))
     assert [line["label"] for line in again if line["type"] == "detection"] == ["seven"]
-    assert (again[-1]["detections"], again[-1]["withheld"]) == ({"seven": 1}, {"one": 1})
+    assert again[-1]["by_model"] == {"digits": {"detections": {"seven": 1}, "withheld": {"one": 1}}}
 
 
 def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
     heard = lines(run(tmp_path, *listen, *voices, "--json"))
     assert [(line["label"], line["speaker"]) for line in heard[:-1]] == [("one", None), ("seven", None)]
     (summary,) = lines(run(tmp_path, *listen, *voices, "--only", "lily", "--json"))
-    assert (summary["detections"], summary["withheld"]) == ({}, {"one": 1, "seven": 1})
+    assert summary["by_model"] == {"digits": {"detections": {}, "withheld": {"one": 1, "seven": 1}}}
     silent = run(tmp_path, *listen, *voices, "--only", "lily")
     assert silent.stderr.rstrip().endswith("s; kept back: one 1, seven 1")
     for options, what in (
@@ -131,8 +131,8 @@ def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: P
     ):
         done = run(tmp_path, *listen, *voices, "--only", only)
         assert done.returncode == 0, done.stderr
-        first, second = (line for line in lines(done) if line["type"] == "summary")
-        assert (first["detections"], "low" in second["detections"]) == (of_digits, of_alarms)
+        first, second = (one["detections"] for one in lines(done)[-1]["by_model"].values())
+        assert (first, "low" in second) == (of_digits, of_alarms)
         from_whom = "from anybody" if of_digits else "only from lily"
         assert done.stderr == f"told: {digits} {from_whom}; {alarms} {told}\n"
     done = run(tmp_path, *listen, *voices, "--only", "bells:lily")
@@ -391,5 +391,5 @@ def test_a_folder_of_clips_gives_a_trigger_a_detection(clips: Path, words: Path,
     for at in range(3):
         (words / "scenes" / f"{at}.flac").write_bytes((clips / "scene.flac").read_bytes())
     _, told, _ = confit("listen", "digits", "--source", "scenes", "--save-triggers", "kept", "--json")
-    assert sum(json.loads(told.splitlines()[-1])["detections"].values()) == 6
+    assert sum(json.loads(told.splitlines()[-1])["by_model"]["digits"]["detections"].values()) == 6
     assert len(list((words / "kept").iterdir())) == 6

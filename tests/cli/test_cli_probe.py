@@ -145,7 +145,7 @@ def test_a_run_a_baseline_and_the_frozen_encoder_stand_side_by_side(
         if row["metric"] == "accuracy":
             expected = value[row["encoder"], row["probe"]] - value[row["over"], row["over_probe"]]
             assert row["difference"] == pytest.approx(expected)
-    assert [row["encoder"] for row in of_type(out, "verification")] == ["frozen speech-embedding", "vanilla", "words"]
+    assert [row["encoder"] for row in of_type(out, "equal_error")] == ["frozen speech-embedding", "vanilla", "words"]
     summary = of_type(out, "summary")[0]
     assert {key: summary[key] for key in ("split", "clips", "groups", "classes", "resampled", "trials")} == {
         "split": "test", "clips": 15, "groups": 3, "classes": 5, "resampled": "groups", "trials": 105,
@@ -226,7 +226,7 @@ def test_pairs_may_be_given(run_path: Path, manifest: Path, confit: Confit, tmp_
     summary = of_type(out, "summary")[0]
     assert (summary["trials"], summary["trials_same"]) == (15 * 14, 3 * 5 * 4)
     # words were learnt, not voices: telling voices by the cosine is poor
-    assert all(row["eer"] > 0.2 for row in of_type(out, "verification"))
+    assert all(row["eer"] > 0.2 for row in of_type(out, "equal_error"))
     (tmp_path / "trials.txt").write_text("1 nowhere.wav none.wav")
     code, _, err = confit("probe", run_path, "--trials", tmp_path / "trials.txt")
     assert code == 2

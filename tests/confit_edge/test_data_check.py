@@ -448,7 +448,7 @@ def test_the_report_as_plain_data(folder: Path) -> None:
     assert data["problems"] == [
         {"path": "0.wav", "kind": "missing", "detail": "no such file (No such file or directory)"}
     ]
-    assert data["classes"]["x"] == {
+    assert data["by_label"]["x"] == {
         "clips": 4,
         "seconds": 2.0,
         "groups": 4,

@@ -108,7 +108,7 @@ def test_train_and_distill_work_under_a_launcher_and_speak_with_one_voice(
     path, lines = launched
     assert [line["type"] for line in lines] == ["note", "note", "epoch", "probing", "summary"]
     run = read_run(path)
-    assert run.metrics["probes"] == lines[-1]["probes"]
+    assert run.metrics["probes"] == lines[-1]["metrics"]["probes"]
     assert not list(path.glob("*.partial"))
     _, lines = processed
     assert sum("no --unlabelled sound" in line.get("text", "") for line in lines) == 1
