@@ -11,7 +11,7 @@ import typer
 from confit_edge.cli._console import Bar, Json, emit, say, say_failed, tell
 from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
-from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.names import nearest
 from confit_runtime.wording import bounds, counted, listed
 
@@ -76,7 +76,8 @@ def evaluate(
     _check_labels(labelled, recordings, loaded.contract)
     tell_narrow([recording.path for recording in recordings], loaded)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
-    judged, left_out = [], []
+    judged = []
+    left_out: list[tuple[str, ConfitError]] = []
     with Bar(json, before="hours") as bar:
         for recording in recordings:
             before = done
@@ -89,8 +90,8 @@ def evaluate(
             except (AudioError, UsageError) as error:
                 left_out.append((str(recording.path), error))
             done += recording.seconds
-    for path, error in left_out:
-        say_failed(path, error, json)
+    for path, why in left_out:
+        say_failed(path, why, json)
     if not judged:
         raise typer.Exit(1)
     report = {
