@@ -511,7 +511,9 @@ def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path
     strict = json.loads(confit("evaluate", model, labels, "--threshold", "1", "--threshold", "mid=0.5", "--json")[1])
     assert strict["thresholds_of"] == {"from": "export", "given": ["1", "mid=0.5"]}
     assert strict["by_label"]["mid"]["missed"] == at_own["by_label"]["mid"]["missed"] == 0
-    assert strict["by_label"]["low"]["missed"] == strict["by_label"]["low"]["sounds"] > at_own["by_label"]["low"]["missed"]
+    assert (
+        strict["by_label"]["low"]["missed"] == strict["by_label"]["low"]["sounds"] > at_own["by_label"]["low"]["missed"]
+    )
     code, _, err = confit("evaluate", model, labels, "--threshold", "lo=0.5")
     assert (code, "'lo' is no label (what fires: low, mid, high); did you mean 'low'?" in err) == (2, True)
 
@@ -690,7 +692,9 @@ def test_labels_mean_the_same_however_their_accents_are_spelt(
     for labelled in (tmp_path / "kitchen.wav", tmp_path / "l.csv"):
         code, out, err = confit("evaluate", model, labelled, "--json")
         assert code == 0, err
-        assert json.loads(out)["by_label"] == {labels[0]: {**json.loads(out)["false_rejects"], "sounds": 1, "missed": 0}}
+        assert json.loads(out)["by_label"] == {
+            labels[0]: {**json.loads(out)["false_rejects"], "sounds": 1, "missed": 0}
+        }
     target = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
     code, out, err = confit("calibrate", model, *target, "--only", spelt, "--json")
     assert code == 0, err
