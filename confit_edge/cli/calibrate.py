@@ -158,7 +158,7 @@ def calibrate(
     if plot is not None:
         calibrated.write_curve(plot, curve, report)
     if json:
-        emit("calibration", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
+        emit("summary", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
     for caution in beware:
         say(f"beware: {caution}")
     if not chosen.met:

@@ -101,7 +101,7 @@ def evaluate(
         **summarise(judged, loaded.contract, confidence),
     }
     if json:
-        emit("evaluation", **report)
+        emit("summary", **report)
     else:
         _print(report)
     if left_out:

@@ -133,7 +133,7 @@ def export(
         say(f"beware: {caution}")
     if json_lines:
         emit(
-            "export",
+            "summary",
             model=contract.name,
             path=str(out),
             card=str(card),
