@@ -35,6 +35,6 @@ def test_another_process_writes_the_same_bytes(exports: dict[str, Exported], run
         assert out.read_bytes() == here.path.read_bytes()
         assert sorted(entry.name for entry in out.parent.iterdir()) == ["words.md", "words.onnx"]
         summary = json.loads(line)
-        assert (summary["type"], summary["path"], summary["bytes"]) == ("export", str(out), out.stat().st_size)
+        assert (summary["type"], summary["path"], summary["bytes"]) == ("summary", str(out), out.stat().st_size)
         assert summary["thresholds"] == here.contract.thresholds
         assert summary["timing"]["p50_ms"] > 0
