@@ -51,9 +51,9 @@ def contract(*, windowed: bool = False, **changes: Any) -> Contract:
         "multi_label": False,
         "unknown_label": "other",
         "sample_rate": RATE,
+        "highest_hz": RATE / 2,
         "hop": HOP,
         "window": WINDOW,
-        "pool_hops": POOL,
         "warmup_hops": 0 if windowed else POOL,
         "latency_samples": WINDOW // 2,
         "state": {} if windowed else {"state_pcm": [HOP], "state_ring": [len(BANDS), POOL - 1]},
@@ -76,8 +76,8 @@ def contract(*, windowed: bool = False, **changes: Any) -> Contract:
     return Contract(**{**keys, **changes})
 
 
-def graph(*, windowed: bool = False, cohort: Floats | None = None) -> bytes:
-    """The serialised ONNX model, not sealed yet."""
+def graph(*, windowed: bool = False, **held: Floats) -> bytes:
+    """The serialised ONNX model, not sealed yet; `held` are embeddings that it gives, as `cohort` or `quiet`."""
     length = 2 * HOP
     phase = 2 * np.pi * np.outer(BANDS, np.arange(length)) / RATE
     basis = np.concatenate([np.cos(phase), np.sin(phase)]) * np.hanning(length) * 2 / length
@@ -128,9 +128,9 @@ def graph(*, windowed: bool = False, cohort: Floats | None = None) -> bytes:
             _value("state_pcm_out", ["streams", HOP]),
             _value("state_ring_out", ["streams", len(BANDS), POOL - 1]),
         ]
-    if cohort is not None:
-        constants["cohort"] = cohort.astype(np.float32)
-        outputs.append(_value("cohort", list(cohort.shape)))
+    for name, rows in held.items():
+        constants[name] = rows.astype(np.float32)
+        outputs.append(_value(name, list(rows.shape)))
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     model = helper.make_model(
         helper.make_graph(nodes, "tiny", inputs, outputs, initializers),
@@ -141,9 +141,12 @@ def graph(*, windowed: bool = False, cohort: Floats | None = None) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def build(path: Path, *, windowed: bool = False, cohort: Floats | None = None, **changes: Any) -> Path:
+def build(
+    path: Path, *, windowed: bool = False, cohort: Floats | None = None, quiet: Floats | None = None, **changes: Any
+) -> Path:
     """Write a sealed tiny model and give its path; `changes` are contract keys."""
-    path.write_bytes(seal(graph(windowed=windowed, cohort=cohort), contract(windowed=windowed, **changes)))
+    held = {name: rows for name, rows in (("cohort", cohort), ("quiet", quiet)) if rows is not None}
+    path.write_bytes(seal(graph(windowed=windowed, **held), contract(windowed=windowed, **changes)))
     return path
 
 

@@ -68,7 +68,7 @@ def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
 def _alike(taken: list[tuple[str, Taken]], others: Floats) -> Iterator[tuple[str, float]]:
     """Of each clip the highest cosine of one of its prints with one of `others [n, dim]`."""
     for clip, one in taken:
-        yield clip, float((one.embeddings @ others.T).max())
+        yield clip, float((one.embeddings @ others.T).max(initial=-1.0))
 
 
 def _prints(name: str, gallery: Gallery | None) -> tuple[list[Floats], list[Floats]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -20,7 +21,7 @@ class Encoder(nn.Module, ABC):
     Attributes: `sample_rate` in Hz; `window`, the samples one embedding is made from; `hop`, the samples between two
     embeddings on a device; `dim`, the embedding's size; `streaming`, whether it can be exported with carried state;
     `learning_rate`, the peak rate it is fine-tuned at, and `gain`, by how many dB clips are made louder or softer then, where a
-    recipe names none.
+    recipe names none; `highest_hz`, up to where its front end hears, where that is less than half its rate.
     """
 
     family: str
@@ -31,6 +32,7 @@ class Encoder(nn.Module, ABC):
     streaming: bool
     learning_rate: float
     gain: float = 6.0
+    highest_hz: float = math.inf
 
     @abstractmethod
     def frames(self, pcm: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def check_encoder(encoder: Encoder) -> None:
     name = type(encoder).__name__
     if not isinstance(encoder, Encoder):
         raise UsageError(f"encoder: must be a confit_edge.encoders.base.Encoder, is a {name}")
-    kinds: dict[str, type] = {"family": str, "streaming": bool, "learning_rate": Real, "gain": Real}
+    kinds: dict[str, type] = {"family": str, "streaming": bool, "learning_rate": Real, "gain": Real, "highest_hz": Real}
     kinds |= dict.fromkeys(NUMBERS, Integral)
     wanted: dict[type, str] = {Real: "a number", Integral: "a whole number"}
     for key, kind in kinds.items():

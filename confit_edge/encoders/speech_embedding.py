@@ -120,6 +120,7 @@ class SpeechEmbedding(Encoder):
     dim = 96
     streaming = True
     learning_rate = 1e-3  # chosen on validation (docs/results.md)
+    highest_hz = 3800.0
 
     def __init__(self, pool_hops: int = 7) -> None:
         super().__init__()

@@ -73,6 +73,7 @@ class YAMNet(Encoder):
     dim = 1024
     streaming = False
     learning_rate = 5e-4
+    highest_hz = 7500.0
     gain = 24.0  # soft sound is other features to it, and with less an alarm heard from the next room was missed
 
     def __init__(self, steps: int = 3) -> None:

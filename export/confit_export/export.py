@@ -26,10 +26,11 @@ from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Answers, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.measure import accuracies, alone, compare_on_test, share_that_fires, softer
-from confit_export.model_file import draft, provisional, replace_cohort, sealed
+from confit_export.model_file import draft, provisional, replace_rows, sealed
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_export.rewrite import int8_states
+from confit_export.rooms import embed_rooms
 from confit_export.search import Found, all_but, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
@@ -392,12 +393,14 @@ def _finish(
     kind: Kind,
     say: Say,
 ) -> Contract:
-    """Put the cohort into the graph; the contract with what validation chooses, thresholds and the enrollment prior."""
+    """Put cohort and quiet rooms into the graph; the contract with what validation chooses: thresholds, and a prior for names."""
     seed = run.recipe.seed
-    # the cohort is compared with what this very file makes of a clip, so it is made by it
+    # they are compared with what this very file makes of a clip, so they are made by it
     embedder = provisional(out, graph, contract)
     cohort = np.stack([embedder.embed(window, contract.sample_rate) for window in windows])
-    replace_cohort(graph, cohort)
+    quiet = embed_rooms(embedder)
+    replace_rows(graph, "cohort", cohort)
+    replace_rows(graph, "quiet", quiet)
     chosen = thresholds.choose(provisional(out, graph, contract), corpus, seed=seed)
     say(
         f"thresholds from a validation stream of {chosen.report['seconds'] / 60:.1f} minutes: "
@@ -413,6 +416,8 @@ def _finish(
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
     known = corpus.training_clips().targets[rows]
+    if kind == "sound":  # as a gallery of sounds answers
+        cohort, known = np.concatenate([cohort, quiet]), np.pad(known, ((0, len(quiet)), (0, 0)))
     return replace(
         contract,
         thresholds=chosen.thresholds,

@@ -20,6 +20,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.typicality import Typicality
 from confit_export.basis import compute_basis_at_load
 from confit_export.rewrite import pool_before_activation
+from confit_export.rooms import ROOMS
 from confit_export.streaming import StreamingStack
 from confit_runtime.errors import ConfitError
 from confit_runtime.session import open_session
@@ -107,7 +108,7 @@ def assemble(encoder: Encoder, probe: LinearProbe, typicality: Typicality | None
 
 
 def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.ndarray) -> onnx.ModelProto:
-    """The fp32 graph, with `cohort [n, dim]` as an initializer and an output of that name."""
+    """The fp32 graph, with `cohort [n, dim]` as an output of that name, and one of `quiet` rooms, of zeros for now."""
     streaming = bool(model.state)
     samples = 2 * encoder.hop if streaming else encoder.window
     states = [torch.zeros(2, *shape) for shape in model.state.values()]
@@ -134,7 +135,8 @@ def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.
     _constants_to_initializers(graph_model.graph)
     compute_basis_at_load(graph_model.graph, model)
     pool_before_activation(graph_model.graph)
-    _add_cohort(graph_model, cohort.astype(np.float32))
+    _add_rows(graph_model, "cohort", cohort)
+    _add_rows(graph_model, "quiet", np.zeros((ROOMS, encoder.dim)))
     graph_model.producer_name, graph_model.producer_version = "confit-edge", ""
     onnx.checker.check_model(graph_model)
     return graph_model
@@ -166,11 +168,12 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def _add_cohort(model: onnx.ModelProto, cohort: np.ndarray) -> None:
+def _add_rows(model: onnx.ModelProto, name: str, rows: np.ndarray) -> None:
+    """Embeddings `[n, dim]` as an initializer, and as an output that is called `name`."""
     graph = model.graph
-    graph.initializer.append(numpy_helper.from_array(cohort, "cohort_prints"))
-    graph.node.append(helper.make_node("Identity", ["cohort_prints"], ["cohort"], name="cohort"))
-    graph.output.append(helper.make_tensor_value_info("cohort", onnx.TensorProto.FLOAT, list(cohort.shape)))
+    graph.initializer.append(numpy_helper.from_array(rows.astype(np.float32), f"{name}_prints"))
+    graph.node.append(helper.make_node("Identity", [f"{name}_prints"], [name], name=name))
+    graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(rows.shape)))
 
 
 def state_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:

@@ -44,9 +44,9 @@ def draft(
         multi_label=info.multi_label,
         unknown_label=info.unknown,
         sample_rate=encoder.sample_rate,
+        highest_hz=min(encoder.highest_hz, encoder.sample_rate / 2),
         hop=encoder.hop,
         window=encoder.window,
-        pool_hops=getattr(encoder, "pool_hops", 1),
         warmup_hops=encoder.window // encoder.hop - 1 if model.state else 0,
         latency_samples=encoder.window // 2,
         state=state_shapes(graph),
@@ -111,7 +111,7 @@ def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
         return load(folder / out.name)
 
 
-def replace_cohort(graph: onnx.ModelProto, cohort: npt.NDArray[np.float32]) -> None:
-    """Put `cohort [n, dim]` in the place of the graph's own."""
-    place = next(tensor for tensor in graph.graph.initializer if tensor.name == "cohort_prints")
-    place.CopyFrom(onnx.numpy_helper.from_array(cohort.astype(np.float32), "cohort_prints"))
+def replace_rows(graph: onnx.ModelProto, name: str, rows: npt.NDArray[np.float32]) -> None:
+    """Put embeddings `[n, dim]` in the place of those that the graph gives as its output `name`: as many as they are."""
+    place = next(tensor for tensor in graph.graph.initializer if tensor.name == f"{name}_prints")
+    place.CopyFrom(onnx.numpy_helper.from_array(rows.astype(np.float32), f"{name}_prints"))

@@ -29,8 +29,9 @@ from confit_export.cost import count_cost
 from confit_export.enrollment import speaker_prior
 from confit_export.graph import assemble, to_onnx
 from confit_export.model_card import card_of, table
-from confit_export.model_file import embedding_id, provisional, replace_cohort, sealed
+from confit_export.model_file import embedding_id, provisional, replace_rows, sealed
 from confit_export.quantize import PRECISION, Quantizer, Scheme
+from confit_export.rooms import embed_rooms
 from confit_runtime import load
 from confit_runtime.audio import load_clip
 from confit_runtime.contract import SCHEMA, Contract
@@ -66,15 +67,15 @@ def main(precision: str) -> None:
         multi_label=False,
         unknown_label="voice",
         sample_rate=encoder.sample_rate,
+        highest_hz=encoder.sample_rate / 2,
         hop=encoder.hop,
         window=encoder.window,
-        pool_hops=1,
         warmup_hops=0,
         latency_samples=encoder.window // 2,
         state={},
         thresholds={"voice": {"on": 1.0, "off": 1.0}},
         smoothing_hops=1,
-        min_hops=1,
+        min_hops=2,
         refractory_s=1.0,
         encoder={"name": "ge2e", "weights_sha256": weights_sha256(encoder)},
         embedding_id=embedding_id(graph),
@@ -102,18 +103,33 @@ def main(precision: str) -> None:
         for split, of in utterances.items()
     }
     cohort = np.concatenate([rows[:IN_COHORT] for rows in embedded["train"].values()])
-    replace_cohort(graph, cohort)
-    levels = speaker_prior(embedded["val"] | embedded["test"], cohort)
+    replace_rows(graph, "cohort", cohort)
+    replace_rows(graph, "quiet", embed_rooms(embedder))
+    others = embedded["val"] | embedded["test"]
+    levels = speaker_prior(others, cohort)
+    made_of, set_on = _sizes(embedded["train"], IN_COHORT), _sizes(others, UTTERANCES)
     contract = replace(
         contract,
         parity={"least_cosine_to_torch": float(cosines.min())},
         calibration={"enroll": {"kind": "speaker", **levels}},
-        data={"fingerprint": "", "clips": len(cohort), "groups": len(embedded["train"])},
+        data={
+            "fingerprint": "",
+            **{key: {"train": made_of[key], "val": set_on[key], "test": 0} for key in ("clips", "groups")},
+            "own": {"train": made_of, "val": set_on, "test": {"clips": 0, "groups": 0}},
+            "grouped": True,
+            "repeated": {"val": 0, "test": 0},
+            "multi_label": False,
+        },
     )
     data = sealed(graph, contract)
     write_whole(OUT, data)
     print(f"wrote {OUT}: {len(data) / 1e6:.2f} MB, least cosine to torch {cosines.min():.5f}, {levels}")
     print("next: python -m benchmarks.speakers, then this script with --card")
+
+
+def _sizes(voices: dict[str, np.ndarray], most: int) -> dict[str, int]:
+    """How many utterances of how many voices."""
+    return {"clips": sum(len(rows[:most]) for rows in voices.values()), "groups": len(voices)}
 
 
 def plan(precision: str, graph: onnx.ModelProto) -> list[tuple[Scheme, list[str]]]:
@@ -151,8 +167,8 @@ def card() -> str:
         "",
         "Nothing here: it is the voice encoder GE2E of Resemblyzer 0.1.4 as published (Apache-2.0, `models/ge2e/NOTICE`), its"
         f" weights stored in {stored} by `models/speakers/make.py`, with half of its rows; the least cosine to torch is"
-        f" {cosine:.4f}. The {cohort['clips']} utterances inside it, strangers that a voice is compared with, are of"
-        f" {cohort['groups']} synthetic voices of the demo. A name needs a similarity of {enroll['threshold']}, set in"
+        f" {cosine:.4f}. The {cohort['clips']['train']} utterances inside it, strangers that a voice is compared with, are of"
+        f" {cohort['groups']['train']} synthetic voices of the demo. A name needs a similarity of {enroll['threshold']}, set in"
         f" {enroll['trials']} trials of the demo's other voices, before its own prints move that.",
         "",
         "## Voices that nobody trained on",

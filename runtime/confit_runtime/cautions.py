@@ -17,7 +17,7 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     With `n` clips and no error among them, the share of new clips that fail may still be 1 - (1 - SURE)^(1 / n), the exact
     upper bound of a binomial (Clopper and Pearson, 1934).
     """
-    if not isinstance(data.get("clips"), Mapping):  # what was made without a training has no splits
+    if not data:
         return []
     clips, groups = ({split: _held(data, split)[key] for split in data["clips"]} for key in ("clips", "groups"))
     found = []

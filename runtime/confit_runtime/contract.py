@@ -17,11 +17,11 @@ from confit_runtime.errors import ModelError
 from confit_runtime.frozen import frozen
 from confit_runtime.names import shown
 from confit_runtime.protobuf import bytes_field, fields, has_external_data, text_field
+from confit_runtime.reports import check_calibration, check_data
 
-SCHEMA = 1
+SCHEMA = 2
 CONTRACT_KEY = "confit_edge"
 DIGEST_KEY = "confit_edge_sha256"
-HIGHEST_HZ = {"speech-embedding": 3800.0, "yamnet": 7500.0}  # of encoders that hear less than half their rate
 
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14  # field numbers of onnx.ModelProto
 
@@ -31,11 +31,11 @@ class Contract:
     """Everything a device needs to know of a model. Lengths are in samples at `sample_rate`, hops are rows of output.
 
     A row of output describes `window` samples and is made every `hop` samples; the sound it speaks of is centred
-    `latency_samples` before the row's last sample. `thresholds` maps a label to `{"on": t, "off": t}`, and, where a label
-    has one of its own, `"refractory_s": s`; `on` may be above 1 for a label that must never fire. `state`
-    maps each state input to its shape without the leading streams axis (it is float32, or uint8 where the graph says so;
-    zeros are a valid start); an empty `state` means a windowed model. `cost` holds `parameters`, `macs_per_second
-    {precision: n}` of audio, and `nodes {operator: {precision: n}}`.
+    `latency_samples` before the row's last sample. It hears up to `highest_hz`. `thresholds` maps a label to
+    `{"on": t, "off": t}`, and, where a label has one of its own, `"refractory_s": s`; `on` may be above 1 for a label that must
+    never fire. `state` maps each state input to its shape without the leading streams axis (it is float32, or uint8 where the
+    graph says so; zeros are a valid start); an empty `state` means a windowed model. `cost` holds `parameters`,
+    `macs_per_second {precision: n}` of audio, and `nodes {operator: {precision: n}}`. docs/format.md tells what each is for.
     """
 
     schema: int
@@ -44,9 +44,9 @@ class Contract:
     multi_label: bool
     unknown_label: str | None
     sample_rate: int
+    highest_hz: float
     hop: int
     window: int
-    pool_hops: int
     warmup_hops: int
     latency_samples: int
     state: dict[str, list[int]]
@@ -71,10 +71,12 @@ class Contract:
             value = getattr(self, field.name)
             _check_type(field.name, str(field.type), value)
             object.__setattr__(self, field.name, frozen(value))  # all streams of a model share it
-        check_schema("contract schema", self.schema, SCHEMA)
+        check_schema("contract schema", self.schema, SCHEMA, self.version, "export it again from its run")
+        check_data(self.data)
+        check_calibration(self.calibration)
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise ModelError("contract key 'labels' must list at least one label, each once")
-        for key in ("sample_rate", "hop", "window", "pool_hops", "smoothing_hops", "min_hops", "embedding_dim"):
+        for key in ("sample_rate", "hop", "window", "smoothing_hops", "min_hops", "embedding_dim"):
             if getattr(self, key) < 1:
                 raise ModelError(f"contract key '{key}' must be at least 1, is {getattr(self, key)}")
         for key in ("warmup_hops", "latency_samples", "refractory_s"):
@@ -83,6 +85,10 @@ class Contract:
         for key, most in MOST.items():
             if getattr(self, key) > most:
                 raise ModelError(f"contract key '{key}' is at most {most}, is {getattr(self, key)}")
+        if not 0 < self.highest_hz <= self.sample_rate / 2:
+            raise ModelError(
+                f"contract key 'highest_hz' must lie above 0 and within half the rate, is {self.highest_hz}"
+            )
         if max(self.window, self.latency_samples) > LONGEST_S * self.sample_rate:
             raise ModelError(f"contract keys 'window' and 'latency_samples' are at most {LONGEST_S} s")
         if self.unknown_label is not None and self.unknown_label not in self.labels:
@@ -134,11 +140,6 @@ class Contract:
         return [label for label in self.target_labels if label not in fires]
 
     @property
-    def highest_hz(self) -> float:
-        """Up to where it hears: what its encoder's front end takes, or half its rate."""
-        return HIGHEST_HZ.get(str(self.encoder.get("name")).replace("_", "-"), self.sample_rate / 2)
-
-    @property
     def streaming(self) -> bool:
         """Whether the model carries state from call to call (else it takes whole windows)."""
         return bool(self.state)
@@ -163,12 +164,12 @@ class Contract:
         if not isinstance(raw, dict):
             raise ModelError("the contract is not a JSON object")
         if isinstance(raw.get("schema"), int):  # before its keys, which may be others
-            check_schema("contract schema", raw["schema"], SCHEMA)
+            check_schema("contract schema", raw["schema"], SCHEMA, raw.get("version"), "export it again from its run")
         known = {field.name for field in dataclasses.fields(cls)}
+        if extra := sorted(raw.keys() - known):
+            raise ModelError(f"the contract has unknown keys ({', '.join(extra)}): {of_a_newer(raw.get('version'))}")
         if missing := sorted(known - raw.keys()):
             raise ModelError(f"the contract lacks {', '.join(missing)}")
-        if extra := sorted(raw.keys() - known):
-            raise ModelError(f"the contract has unknown keys: {', '.join(extra)}")
         return cls(**raw)
 
 
@@ -192,10 +193,22 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def check_schema(what: str, schema: int, known: int) -> None:
-    """Raise ModelError where a file is written by a `schema` that is not the `known` one."""
-    if schema != known:
-        raise ModelError(f"{what} {schema} is not known here (this version reads {known}): update confit-edge")
+def check_schema(what: str, schema: int, known: int, version: object, anew: str) -> None:
+    """Raise ModelError where a file is written by a `schema` that is not the `known` one.
+
+    `version` is that of the confit-edge which wrote it; `anew` is how an older file is made again.
+    """
+    if schema < known:
+        raise ModelError(f"{what} {schema} is of an older confit-edge, and this one reads {known}: {anew}")
+    if schema > known:
+        raise ModelError(f"{what} {schema} is newer than {known}, which this version reads: {of_a_newer(version)}")
+
+
+def of_a_newer(version: object) -> str:
+    """What to say of a file that a `version` wrote which knows more than this one."""
+    from confit_runtime import __version__
+
+    return f"written by confit-edge {shown(str(version))[:40]}, this is {__version__}: update confit-edge"
 
 
 def _check_type(key: str, annotation: str, value: object) -> None:

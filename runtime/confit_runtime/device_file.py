@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confit_runtime.contract import Contract, check_schema
+from confit_runtime.contract import Contract, check_schema, of_a_newer
 from confit_runtime.errors import ModelError, UsageError
 
 SCHEMA = 1
@@ -100,10 +100,12 @@ def read_device_file(path: Path) -> DeviceFile:
         raise ModelError(f"{path}: is not JSON ({error}); calibrate again, or remove it") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
         raise ModelError(f"{path}: is not a device file; calibrate again, or remove it")
-    check_schema(f"{path}: schema", raw["schema"], SCHEMA)
+    check_schema(f"{path}: schema", raw["schema"], SCHEMA, raw.get("version"), "calibrate again, or remove it")
     fields = {field.name: field for field in dataclasses.fields(DeviceFile)}
-    if wrong := sorted(fields.keys() ^ raw.keys()):
-        raise ModelError(f"{path}: lacks or should not have {', '.join(wrong)}; calibrate again")
+    if extra := sorted(raw.keys() - fields.keys()):
+        raise ModelError(f"{path}: has unknown keys ({', '.join(extra)}): {of_a_newer(raw.get('version'))}")
+    if missing := sorted(fields.keys() - raw.keys()):
+        raise ModelError(f"{path}: lacks {', '.join(missing)}; calibrate again")
     for name in ("model", "model_digest", "embedding_id", "made", "version"):
         if not isinstance(raw[name], str):
             raise ModelError(f"{path}: {name} must be text; calibrate again")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import Floats, floats
 from confit_runtime.contract import Contract
-from confit_runtime.errors import ModelError, UsageError
+from confit_runtime.errors import UsageError
 from confit_runtime.names import known_names, plain
 from confit_runtime.search import ExactSearch, Search
 
@@ -72,8 +72,7 @@ class Levels:
     ) -> Levels:
         """The model's levels, with what was given by hand instead.
 
-        Raises UsageError on a threshold that is no similarity and on a margin that is none between two of them, ModelError on
-        what is no number in the contract.
+        Raises UsageError on a threshold that is no similarity and on a margin that is none between two of them.
         """
         for given in [*([] if threshold is None else [threshold]), *(own or {}).values()]:
             if not (isinstance(given, Real) and -1.0 <= given <= 1.0):
@@ -81,11 +80,7 @@ class Levels:
         if margin is not None and not (isinstance(margin, Real) and 0.0 <= margin <= 2.0):
             raise UsageError(f"the margin between two similarities is from 0 to 2, not {margin!r}")
         found = contract.calibration.get("enroll", {})
-        if not isinstance(found, dict):
-            raise ModelError(f"contract key 'calibration' of {contract.name} must hold an object under 'enroll'")
         levels = {key: found[key] for key in ("threshold", "margin", "genuine") if key in found}
-        if not all(type(level) in (int, float) and math.isfinite(level) for level in levels.values()):
-            raise ModelError(f"contract key 'calibration' of {contract.name} must hold numbers under 'enroll'")
         if threshold is not None:
             levels = {**levels, "threshold": threshold, "genuine": None}
         return cls(**{**levels, **({} if margin is None else {"margin": margin})}, own=own or {})

@@ -26,7 +26,7 @@ from confit_runtime.names import known_names
 from confit_runtime.rows import RowMaker
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import did_you_mean, shipped_model
-from confit_runtime.synthetic import plain_sounds, quiet_rooms
+from confit_runtime.synthetic import plain_sounds
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -182,20 +182,16 @@ class Model:
     @cached_property
     def cohort(self) -> Floats:
         """Embeddings `[n, dim]` of sounds that are not enrolled: what an open-set score is measured against."""
-        if "cohort" not in {output.name for output in self._session.get_outputs()}:
-            return _read_only(np.zeros((0, self.contract.embedding_dim), np.float32))
-        size = self.contract.hop if self.contract.streaming else self.contract.window
-        feed = {"pcm": np.zeros((1, size), np.float32), **self.initial_state(1)}
-        return _read_only(self._session.run(["cohort"], feed)[0])
+        return self._held("cohort")
 
     @cached_property
     def quiet(self) -> Floats:
-        """Embeddings `[n, dim]` of rooms in which nothing sounds: soft noise, white and rumbling, at several levels.
+        """Embeddings `[n, dim]` of rooms in which nothing sounds, as the file holds them.
 
         They stand beside the cohort where sounds are enrolled: no training set holds every silence, and what is nearer to
         one than to any print is not a sound that was enrolled.
         """
-        return self._embedded(quiet_rooms(self.contract.window))
+        return self._held("quiet")
 
     @cached_property
     def plain(self) -> Floats:
@@ -203,10 +199,16 @@ class Model:
 
         A sound that is to the model as one of them is to it as any of that kind, whatever it is enrolled as.
         """
-        return self._embedded(plain_sounds(self.contract.window, self.contract.sample_rate))
+        rate = self.contract.sample_rate
+        return _read_only(np.stack([self.embed(sound, rate) for sound in plain_sounds(self.contract.window, rate)]))
 
-    def _embedded(self, sounds: Iterable[Pcm]) -> Floats:
-        return _read_only(np.stack([self.embed(sound, self.contract.sample_rate) for sound in sounds]))
+    def _held(self, output: str) -> Floats:
+        """Embeddings `[n, dim]` that the file holds as an output of its graph; none where it has no such output."""
+        if output not in {entry.name for entry in self._session.get_outputs()}:
+            return _read_only(np.zeros((0, self.contract.embedding_dim), np.float32))
+        size = self.contract.hop if self.contract.streaming else self.contract.window
+        feed = {"pcm": np.zeros((1, size), np.float32), **self.initial_state(1)}
+        return _read_only(self._session.run([output], feed)[0])
 
     def initial_state(self, streams: int) -> State:
         """The state of `streams` streams (1 or more) that have heard nothing: zeros."""

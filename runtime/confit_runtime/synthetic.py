@@ -1,4 +1,4 @@
-"""Sound made by rule, the same on every device: rooms in which nothing sounds, and beeps, hums and knocks."""
+"""Sound made by rule, the same on every device: beeps, hums and knocks. No answer hangs on it, only what is said of clips."""
 
 from __future__ import annotations
 
@@ -8,18 +8,8 @@ import numpy as np
 
 from confit_runtime.audio import Pcm
 
-QUIET_DB = (-80.0, -65.0, -50.0, -40.0)  # RMS, of full scale
 PEAK = 0.3
 ONSET = 0.25  # of the whole, where what is struck begins
-
-
-def quiet_rooms(samples: int) -> Iterator[Pcm]:
-    """Soft noise `[samples]`, white and rumbling, at several levels."""
-    white = _white(samples)
-    rumble = np.cumsum(white - white.mean())
-    for level in QUIET_DB:
-        for noise in (white, rumble):
-            yield (10 ** (level / 20) * noise / np.sqrt(np.square(noise).mean())).astype(np.float32)
 
 
 def plain_sounds(samples: int, rate: int) -> Iterator[Pcm]:
@@ -31,13 +21,14 @@ def plain_sounds(samples: int, rate: int) -> Iterator[Pcm]:
         yield _peak(np.sin(2 * np.pi * pitch * time) * (time % 0.25 < 0.125))
     for pitch in (100, 200):
         yield _peak(pitch * time % 1 - 0.5)
-    white = _white(samples)
-    yield _peak(np.where(np.arange(samples) % (rate // 10) < 2, np.sign(white), 0.0))
-    yield _peak(white * _struck(time, 0.05))
-    yield _peak(np.cumsum(white - white.mean()) * _struck(time, 0.05))
+    noise = white(samples)
+    yield _peak(np.where(np.arange(samples) % (rate // 10) < 2, np.sign(noise), 0.0))
+    yield _peak(noise * _struck(time, 0.05))
+    yield _peak(np.cumsum(noise - noise.mean()) * _struck(time, 0.05))
 
 
-def _white(samples: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def white(samples: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """White noise `[samples]` in -1..1."""
     # the powers of a primitive multiplier are as good as random in their high bits; numpy.random takes 3 MB to import
     powers = np.cumprod(np.full(samples, 0x2C9277B5, np.uint32), dtype=np.uint32)
     return (powers >> 8) / 2.0**23 - 1.0

@@ -30,6 +30,7 @@ from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
 from confit_export.measure import compare_on_test, share_that_fires, softer
 from confit_export.model_file import provisional
+from confit_export.rooms import ROOMS, quiet_rooms
 from confit_runtime import Model, load
 from confit_runtime.cautions import cautions
 from confit_runtime.contract import read_sealed
@@ -486,6 +487,16 @@ def test_the_cohort_is_embeddings_of_training_clips_by_this_file(
     assert len(model.cohort) == 20 + len(run_corpus.background_train)
     drawn = (model.cohort[words] @ own.T).argmax(axis=1)
     assert np.bincount(run_corpus.train.labels[drawn]).tolist() == [4] * 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_quiet_rooms_are_embedded_by_this_file_and_stand_in_it(models: dict[str, Model], precision: str) -> None:
+    model = models[precision]
+    assert len(model.quiet) == ROOMS
+    rooms = quiet_rooms(model.contract.window)
+    np.testing.assert_array_equal(model.quiet, [model.embed(room, 16_000) for room in rooms])
+    soft = 1e-3 * np.random.default_rng(0).standard_normal(20_480).astype(np.float32)
+    assert (model.quiet @ model.embed(soft, 16_000)).max() > 0.9
 
 
 # what cannot be exported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import ModelError, load
-from confit_runtime.contract import CONTRACT_KEY, DIGEST_KEY, Contract, read_sealed, seal
+from confit_runtime import ModelError, __version__, load
+from confit_runtime.contract import CONTRACT_KEY, DIGEST_KEY, SCHEMA, Contract, read_sealed, seal
 from tests import tiny_model
 
 
@@ -65,16 +66,57 @@ def test_a_missing_key_is_named(key: str) -> None:
         Contract.from_json(json.dumps(raw))
 
 
-def test_an_unknown_key_is_named() -> None:
-    with pytest.raises(ModelError, match="colour"):
-        Contract.from_json(json.dumps({**json.loads(CONTRACT.to_json()), "colour": "red"}))
+def test_who_reads_a_file_of_another_version_is_told_what_to_do() -> None:
+    raw = json.loads(CONTRACT.to_json())
+    with pytest.raises(ModelError, match=rf"schema {SCHEMA - 1} is of an older confit-edge.*export it again"):
+        Contract.from_json(json.dumps({**raw, "schema": SCHEMA - 1, "pool_hops": 7}))
+    update = rf"written by confit-edge 9\.1, this is {re.escape(__version__)}: update confit-edge"
+    with pytest.raises(ModelError, match=rf"schema {SCHEMA + 1} is newer.*{update}"):
+        Contract.from_json(json.dumps({**raw, "schema": SCHEMA + 1, "version": "9.1", "colour": "red"}))
+    with pytest.raises(ModelError, match=rf"unknown keys \(colour\): {update}"):
+        Contract.from_json(json.dumps({**raw, "version": "9.1", "colour": "red"}))
+
+
+CLIPS = {"train": 60, "val": 40, "test": 0}
+DATA = {"fingerprint": "", "clips": CLIPS, "groups": CLIPS}
+
+
+def test_data_and_calibration_are_read_in_the_form_that_export_writes() -> None:
+    data = {**DATA, "own": {split: {"clips": 1, "groups": 1} for split in CLIPS}, "repeated": {"val": 0, "test": 0}}
+    enroll = {"kind": "speaker", "threshold": 0.7, "margin": 0.03, "genuine": 0.9, "trials": 40}
+    contract = tiny_model.contract(data=data, calibration={"enroll": enroll, "detection": {"words": 3}})
+    assert Contract.from_json(contract.to_json()) == contract
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("data", {**DATA, "clips": 90}, r"'data\.clips' must be a count for train, val and test, is '90'"),
+        ("data", {**DATA, "groups": {**CLIPS, "val": 1.5}}, r"'data\.groups'"),
+        ("data", {"fingerprint": "", "clips": CLIPS}, "'data' lacks groups"),
+        ("data", {**DATA, "colour": "red"}, "'data' has unknown keys: colour"),
+        ("data", {**DATA, "own": {"val": {"clips": 3}}}, r"'data\.own'"),
+        ("calibration", {"colour": {}}, "'calibration' has unknown keys: colour"),
+        ("calibration", {"enroll": []}, r"'calibration\.enroll' must be an object"),
+        ("calibration", {"enroll": {}}, r"'calibration\.enroll' lacks kind"),
+        ("calibration", {"enroll": {"kind": "bird"}}, r"'calibration\.enroll\.kind' must be speaker or sound"),
+        ("calibration", {"enroll": {"kind": "sound", "threshold": "high"}}, r"'calibration\.enroll\.threshold'"),
+        ("calibration", {"enroll": {"kind": "sound", "margin": None}}, r"'calibration\.enroll\.margin'"),
+        ("calibration", {"enroll": {"kind": "sound", "level": 1}}, "unknown keys: level"),
+    ],
+)
+def test_data_and_calibration_in_another_form_are_refused_by_name(key: str, value: Any, fault: str) -> None:
+    with pytest.raises(ModelError, match=fault):
+        Contract.from_json(json.dumps({**json.loads(CONTRACT.to_json()), key: value}))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("schema", True),
-        ("schema", 2),
+        ("schema", 3),
+        ("highest_hz", 0),
+        ("highest_hz", tiny_model.RATE),
         ("sample_rate", 0),
         ("sample_rate", 16000.5),
         ("hop", "320"),

@@ -90,7 +90,8 @@ def test_a_label_may_have_a_refractory_time_of_its_own(path: Path) -> None:
     ("changes", "fault"),
     [
         ({"model_digest": "0" * 64}, "another model"),
-        ({"schema": 99}, "schema 99"),
+        ({"schema": 99, "version": "9.1"}, r"schema 99 is newer.*written by confit-edge 9\.1.*: update confit-edge"),
+        ({"schema": 0}, "schema 0 is of an older confit-edge.*calibrate again"),
         ({"thresholds": {"low": {"on": 0.9, "off": 0.5}}}, "labels"),
         ({"thresholds": levels({"on": 0.1, "off": 0.5})}, "on >= off"),
         ({"thresholds": levels({"on": 0.9, "off": 0.5, "refractory_s": -1})}, "refractory_s"),
@@ -105,6 +106,17 @@ def test_a_label_may_have_a_refractory_time_of_its_own(path: Path) -> None:
 def test_one_that_does_not_fit_is_refused(path: Path, changes: dict[str, Any], fault: str) -> None:
     device_path(path).write_text(device_file(path, **changes).to_json())
     with pytest.raises(ModelError, match=rf"tiny\.device\.json.*{fault}"):
+        load(path)
+
+
+def test_a_key_of_a_newer_version_is_told_of_and_one_that_lacks_is_to_be_made_again(path: Path) -> None:
+    raw = json.loads(device_file(path, version="9.1").to_json())
+    device_path(path).write_text(json.dumps({**raw, "colour": "red"}))
+    with pytest.raises(ModelError, match=r"unknown keys \(colour\): written by confit-edge 9\.1.*: update confit-edge"):
+        load(path)
+    del raw["made"]
+    device_path(path).write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match="lacks made; calibrate again"):
         load(path)
 
 

@@ -134,7 +134,18 @@ def test_a_quiet_room_is_nobody_in_a_gallery_of_sounds(digits: Model, tmp_path: 
     assert any(unguarded.match(row).name for row in rows)
 
 
-def test_quiet_is_the_same_for_everyone(digits: Model) -> None:
-    one, other = digits.quiet, load("digits").quiet
-    np.testing.assert_array_equal(one, other)
-    assert (one @ digits.embed(silence(1.3), RATE)).max() > 0.9
+@pytest.mark.parametrize(("kind", "reason"), [("sound", "stranger"), ("speaker", None)])
+def test_what_is_a_quiet_room_stands_in_the_file_and_counts_in_galleries_of_sounds(
+    tmp_path: Path, kind: Kind, reason: str | None
+) -> None:
+    plain = load(tiny_model.build(tmp_path / "plain.onnx"))
+    heard = plain.embed(tone(500, 0.4), RATE)[None]
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", cohort=-heard, quiet=heard.repeat(3, axis=0)))
+    for asked, expected in ((plain, None), (model, reason)):
+        with Gallery.open(tmp_path / f"{asked.path.stem}.db", asked, create=True, kind=kind) as gallery:
+            gallery.enroll("low", heard, sources=["low.wav"], voiced_s=5.0)
+            assert gallery.match(heard[0]).reason == expected
+
+
+def test_the_models_that_ship_know_silence_for_a_quiet_room(digits: Model) -> None:
+    assert (digits.quiet @ digits.embed(silence(1.3), RATE)).max() > 0.9

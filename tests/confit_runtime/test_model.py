@@ -789,12 +789,13 @@ def test_a_stream_refuses_another_models_gallery(gallery: Gallery, tmp_path: Pat
         other.stream(gallery)
 
 
-def test_the_cohort_is_read_from_the_file(model: Model, tmp_path: Path) -> None:
-    assert model.cohort.shape == (0, 8)
-    cohort = RNG.standard_normal((5, 8)).astype(np.float32)
+def test_cohort_and_quiet_rooms_are_read_from_the_file(model: Model, tmp_path: Path) -> None:
+    assert model.cohort.shape == model.quiet.shape == (0, 8)
+    cohort, quiet = (RNG.standard_normal((rows, 8)).astype(np.float32) for rows in (5, 3))
     for windowed in (False, True):
-        path = tiny_model.build(tmp_path / "cohort.onnx", windowed=windowed, cohort=cohort)
-        np.testing.assert_array_equal(load(path).cohort, cohort)
+        made = load(tiny_model.build(tmp_path / "made.onnx", windowed=windowed, cohort=cohort, quiet=quiet))
+        np.testing.assert_array_equal(made.cohort, cohort)
+        np.testing.assert_array_equal(made.quiet, quiet)
 
 
 def test_lead_in_hears_a_sound_at_the_very_beginning_and_leaves_times_alone() -> None:

@@ -1,0 +1,96 @@
+"""The form of a contract's `data` and of its `calibration`: which keys there may be, and of what kind each is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confit_runtime.errors import ModelError
+
+SPLITS = ("train", "val", "test")
+ALWAYS = ("fingerprint", "clips", "groups")  # in `data`, where there is any
+Check = Callable[[object], bool]
+
+
+def check_data(data: Mapping[str, Any]) -> None:
+    """Raise ModelError unless `data` is empty, or tells the clips and groups that a model was made of by split."""
+    _check("data", data, _DATA)
+    if data and (missing := [key for key in ALWAYS if key not in data]):
+        raise ModelError(f"contract key 'data' lacks {', '.join(missing)}")
+
+
+def check_calibration(calibration: Mapping[str, Any]) -> None:
+    """Raise ModelError unless `calibration` holds what enrollment starts from, and the reports of how thresholds were set."""
+    _check("calibration", calibration, _CALIBRATION)
+    if (enroll := calibration.get("enroll")) is not None:
+        _check("calibration.enroll", enroll, _ENROLL)
+        if "kind" not in enroll:
+            raise ModelError("contract key 'calibration.enroll' lacks kind")
+
+
+def _check(where: str, values: Mapping[str, Any], known: Mapping[str, tuple[str, Check]]) -> None:
+    if extra := sorted(values.keys() - known):
+        raise ModelError(f"contract key '{where}' has unknown keys: {', '.join(map(str, extra))[:60]}")
+    for key, value in values.items():
+        kind, good = known[key]
+        if not good(value):
+            raise ModelError(f"contract key '{where}.{key}' must be {kind}, is {str(value)[:60]!r}")
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _truth(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _object(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _number(value: object) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def _kind(value: object) -> bool:
+    return value in ("speaker", "sound")
+
+
+def _by_split(value: object) -> bool:
+    return isinstance(value, Mapping) and set(value) == set(SPLITS) and all(map(_count, value.values()))
+
+
+def _of_some_splits(value: object) -> bool:
+    return isinstance(value, Mapping) and set(value) <= set(SPLITS) and all(map(_count, value.values()))
+
+
+def _own(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and set(value) == set(SPLITS)
+        and all(isinstance(row, Mapping) and set(row) == {"clips", "groups"} for row in value.values())
+        and all(_count(count) for row in value.values() for count in row.values())
+    )
+
+
+_DATA: dict[str, tuple[str, Check]] = {
+    "fingerprint": ("text", _text),
+    "clips": ("a count for train, val and test", _by_split),
+    "groups": ("a count for train, val and test", _by_split),
+    "own": ("clips and groups for train, val and test", _own),
+    "grouped": ("true or false", _truth),
+    "repeated": ("a count for val and test", _of_some_splits),
+    "multi_label": ("true or false", _truth),
+}
+_CALIBRATION: dict[str, tuple[str, Check]] = dict.fromkeys(("enroll", "detection", "device"), ("an object", _object))
+_ENROLL: dict[str, tuple[str, Check]] = {
+    "kind": ("speaker or sound", _kind),
+    **dict.fromkeys(("threshold", "margin", "genuine", "false_accept_rate"), ("a number", _number)),
+    "trials": ("a count", _count),
+}
