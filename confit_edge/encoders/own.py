@@ -29,6 +29,8 @@ def check_encoder(encoder: Encoder) -> None:
     for key in NUMBERS:
         if (count := getattr(encoder, key)) < 1:
             raise UsageError(f"encoder {name}: {key} must be at least 1, is {count}")
+    if not encoder.highest_hz > 0:
+        raise UsageError(f"encoder {name}: highest_hz must be above 0, is {encoder.highest_hz}")
     _check_spec(encoder, name)
     _check_blocks(encoder, name)
     _check_frames(encoder, name)

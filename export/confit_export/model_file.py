@@ -44,7 +44,7 @@ def draft(
         multi_label=info.multi_label,
         unknown_label=info.unknown,
         sample_rate=encoder.sample_rate,
-        highest_hz=min(encoder.highest_hz, encoder.sample_rate / 2),
+        highest_hz=float(min(encoder.highest_hz, encoder.sample_rate / 2)),
         hop=encoder.hop,
         window=encoder.window,
         warmup_hops=encoder.window // encoder.hop - 1 if model.state else 0,

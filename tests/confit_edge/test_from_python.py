@@ -175,6 +175,7 @@ class Own(Encoder):
         ({"frames": lambda self, pcm: Own.frames(self, pcm) / 0}, "must be finite"),
         ({"frames": lambda self, pcm: Own.frames(self, pcm.half())}, r"frames\(\) of one window, float32 .*, fails \("),
         ({"learning_rate": None}, "learning_rate must be a number, is None"),
+        ({"highest_hz": 0.0}, "highest_hz must be above 0, is 0.0"),
         ({"sample_rate": 16e3}, "sample_rate must be a whole number, is 16000.0"),
         ({"hop": 0}, "hop must be at least 1, is 0"),
         (

@@ -489,6 +489,13 @@ def test_the_cohort_is_embeddings_of_training_clips_by_this_file(
     assert np.bincount(run_corpus.train.labels[drawn]).tolist() == [4] * 5
 
 
+def test_a_contract_says_up_to_where_its_encoder_hears(exports: dict[str, Exported]) -> None:
+    assert (
+        exports["fp32"].contract.highest_hz == exports["int8"].contract.highest_hz == SpeechEmbedding.highest_hz < 4000
+    )
+    assert load("speakers").contract.highest_hz == 8000  # all of its rate
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_quiet_rooms_are_embedded_by_this_file_and_stand_in_it(models: dict[str, Model], precision: str) -> None:
     model = models[precision]
