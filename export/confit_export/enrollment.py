@@ -38,6 +38,13 @@ def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
+def strangers(kind: Kind, cohort: Floats, targets: Targets, quiet: Floats) -> tuple[Floats, Targets]:
+    """What a gallery of that kind compares with, and of which classes it is: beside sounds, quiet rooms too, of none."""
+    if kind == "speaker":
+        return cohort, targets
+    return np.concatenate([cohort, quiet]), np.pad(targets, ((0, len(quiet)), (0, 0)))
+
+
 def enrollment_prior(
     val: Floats,
     val_targets: Targets,
@@ -56,7 +63,7 @@ def enrollment_prior(
     stranger who is nearer to the cohort than to the prints is refused whatever the threshold, and counts as 0.
     """
     rng = np.random.default_rng([seed, 5])
-    strangers: list[float] = []
+    passed: list[float] = []
     alike: list[float] = []
     for enrolled in np.flatnonzero(val_targets.any(axis=0)):
         if enrolled == nobody:
@@ -69,8 +76,8 @@ def enrollment_prior(
             both = val_targets[row].astype(bool)
             both[enrolled] = True
             rest = cohort[~cohort_targets[:, both].any(axis=1)]
-            strangers.append(_passes(prints, rest, val[row]))
-    return _levels(strangers, alike)
+            passed.append(_passes(prints, rest, val[row]))
+    return _levels(passed, alike)
 
 
 def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]:

@@ -21,7 +21,7 @@ from confit_edge.runs import Run, refuse_other_data
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
-from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
+from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run, strangers
 from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Answers, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
@@ -415,9 +415,7 @@ def _finish(
             " their sound; for names that are enrolled it may serve as it is"
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
-    known = corpus.training_clips().targets[rows]
-    if kind == "sound":  # as a gallery of sounds answers
-        cohort, known = np.concatenate([cohort, quiet]), np.pad(known, ((0, len(quiet)), (0, 0)))
+    against = strangers(kind, cohort, corpus.training_clips().targets[rows], quiet)
     return replace(
         contract,
         thresholds=chosen.thresholds,
@@ -426,7 +424,7 @@ def _finish(
         calibration={
             "enroll": {
                 "kind": kind,
-                **enrollment_prior(val, corpus.val.targets, cohort, known, seed, nobody=corpus.unknown_column),
+                **enrollment_prior(val, corpus.val.targets, *against, seed, nobody=corpus.unknown_column),
             },
             "detection": chosen.report,
         },

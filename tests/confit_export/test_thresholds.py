@@ -19,11 +19,12 @@ from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
 from confit_export import export, thresholds
-from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run
+from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run, strangers
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import Setting, choose, strictest, validation_stream
 from confit_runtime import load
 from confit_runtime.detect import Detector, Hit
+from confit_runtime.enrollment import Kind
 from confit_runtime.matcher import likeness
 from confit_runtime.scoring import Heard, Score, score_detections
 from tests import tiny_model
@@ -287,6 +288,17 @@ def test_who_shares_a_label_is_no_stranger_and_a_clip_without_one_is_never_enrol
     targets = np.array([[1, 0]] * 2 + [[0, 1]] * 2 + [[1, 1]] * 2 + [[0, 0]] * 3, np.int8)
     found = enrollment_prior(clips, targets, clips, targets, seed=0)
     assert found["trials"] == 2 * 5  # of each sound: two clips of the other alone, and three of neither
+
+
+@pytest.mark.parametrize("kind", ["sound", "speaker"])
+def test_who_is_nearer_to_a_quiet_room_passes_for_no_sound(kind: Kind) -> None:
+    """All sounds lie nearer to the rooms than to one another, and far from what was trained on."""
+    middle, aside = np.eye(16)[0], np.eye(16)[1:7]
+    clips, quiet, far = unit(middle + aside), unit(np.tile(middle, (3, 1))), unit(-np.tile(middle, (2, 1)))
+    targets = one_of(np.repeat(np.arange(2), 3))
+    against = strangers(kind, far, one_of(np.arange(2)), quiet)
+    threshold = enrollment_prior(clips, targets, *against, seed=0)["threshold"]
+    assert (threshold == 0.2) == (kind == "sound")
 
 
 def test_what_is_unknown_is_nobody_to_be_enrolled_and_a_stranger_all_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,8 +17,19 @@ import onnxruntime
 import pytest
 import soundfile
 
-from confit_runtime import Detection, Gallery, Model, enrollment, listen, load, matcher, voiced
-from confit_runtime.contract import SCHEMA
+from confit_runtime import (
+    Detection,
+    Gallery,
+    Model,
+    device_file,
+    enrollment,
+    listen,
+    load,
+    matcher,
+    migrations,
+    voiced,
+)
+from confit_runtime.contract import SCHEMA, Contract
 from confit_runtime.enrollment import embed_query, take
 
 DEMO = Path(__file__).parents[2] / "confit_edge" / "demo" / "data"
@@ -354,6 +366,14 @@ def test_the_digests_are_where_the_page_says() -> None:
     assert at - begin < 16
     end = contract + len(model.contract.to_json().encode())
     assert hashlib.sha256(data[:end]).hexdigest().encode() in data[end:]
+
+
+def test_the_page_is_of_these_schemas_and_tells_of_every_key() -> None:
+    page = (DEMO.parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    assert f"## The contract, schema {SCHEMA}\n" in page
+    assert f"`MODEL.device.json` beside a model (schema {device_file.SCHEMA})" in page
+    assert f"`application_id` {migrations.APPLICATION_ID:#x}, `user_version` {migrations.SCHEMA}." in page
+    assert [field.name for field in dataclasses.fields(Contract) if f"`{field.name}`" not in page] == []
 
 
 # What answers hang on and no file holds: as long as this is read by a schema, it is as it was when its files were made.
