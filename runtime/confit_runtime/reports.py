@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,8 +53,8 @@ def _count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _number(value: object) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+def _similarity(value: object) -> bool:
+    return type(value) in (int, float) and -2 <= value <= 2  # type: ignore[operator]
 
 
 def _kind(value: object) -> bool:
@@ -91,6 +90,6 @@ _DATA: dict[str, tuple[str, Check]] = {
 _CALIBRATION: dict[str, tuple[str, Check]] = dict.fromkeys(("enroll", "detection", "device"), ("an object", _object))
 _ENROLL: dict[str, tuple[str, Check]] = {
     "kind": ("speaker or sound", _kind),
-    **dict.fromkeys(("threshold", "margin", "genuine", "false_accept_rate"), ("a number", _number)),
+    **dict.fromkeys(("threshold", "margin", "genuine", "false_accept_rate"), ("a number from -2 to 2", _similarity)),
     "trials": ("a count", _count),
 }

@@ -101,6 +101,7 @@ def test_data_and_calibration_are_read_in_the_form_that_export_writes() -> None:
         ("calibration", {"enroll": {}}, r"'calibration\.enroll' lacks kind"),
         ("calibration", {"enroll": {"kind": "bird"}}, r"'calibration\.enroll\.kind' must be speaker or sound"),
         ("calibration", {"enroll": {"kind": "sound", "threshold": "high"}}, r"'calibration\.enroll\.threshold'"),
+        ("calibration", {"enroll": {"kind": "sound", "genuine": 10**400}}, r"'calibration\.enroll\.genuine'"),
         ("calibration", {"enroll": {"kind": "sound", "margin": None}}, r"'calibration\.enroll\.margin'"),
         ("calibration", {"enroll": {"kind": "sound", "level": 1}}, "unknown keys: level"),
     ],

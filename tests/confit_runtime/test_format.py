@@ -27,6 +27,7 @@ from confit_runtime import (
     load,
     matcher,
     migrations,
+    rows,
     voiced,
 )
 from confit_runtime.contract import SCHEMA, Contract
@@ -389,12 +390,13 @@ CONSTANTS = {
             "EDGE_S": 0.03, "PAUSE_S": 0.6, "SILENCE_DB": -70.0, "SOFTEST_BELOW_PEAK_DB": 40.0, "LEAST_ABOVE_NOISE_DB": 10.0,
             "SOUND_BELOW_PEAK_DB": 30.0, "LOUDEST_FRAMES": 3, "QUIET_S": 0.15, "LEVEL_FRAME_S": 0.02,
         },
+        "rows": {"HOPS_A_CALL": 256, "WINDOWS_A_CALL": 16},
         "enrollment": {"SHORTEST_SOUND_S": 0.1, "SHORTEST_VOICE_S": 0.5, "LEAST_VOICE_S": 4.0, "PRINT_S": 3.0},
     }
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("module", [matcher, voiced, enrollment], ids=lambda module: str(module.__name__))
+@pytest.mark.parametrize("module", [matcher, voiced, enrollment, rows], ids=lambda module: str(module.__name__))
 def test_what_answers_hang_on_changes_with_the_schema_alone(module: Any) -> None:
     known = CONSTANTS[SCHEMA][module.__name__.rsplit(".", 1)[1]]
     assert {name: getattr(module, name) for name in known} == known, (
