@@ -287,9 +287,19 @@ def resample(pcm: Pcm, rate: int, to: int) -> Pcm:
     check_rate(rate)
     if rate == to:
         return pcm
-    import soxr
+    return _soxr(rate, to).resample(pcm, rate, to, quality="HQ").astype(np.float32, copy=False)
 
-    return soxr.resample(pcm, rate, to, quality="HQ").astype(np.float32, copy=False)
+
+def _soxr(rate: int, to: int) -> Any:
+    """The soxr module, of which only who resamples has need. Raises UsageError, saying what to do, where it is absent."""
+    try:
+        import soxr
+    except ImportError as error:
+        raise UsageError(
+            f"sound at {rate} Hz is to be resampled to {to} Hz, which needs soxr ({error}): pip install soxr, or give sound at"
+            f" {to} Hz"
+        ) from error
+    return soxr
 
 
 def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None:
@@ -330,12 +340,14 @@ def _resampled(blocks: Iterator[Pcm], rate: int, to: int) -> Iterator[Pcm]:
     if rate == to:
         yield from blocks
         return
-    import soxr
-
-    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+    stream = _soxr_stream(rate, to)
     for block in blocks:
         yield stream.resample_chunk(block)
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _soxr_stream(rate: int, to: int) -> Any:
+    return _soxr(rate, to).ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
 
 
 class StreamResampler:
@@ -345,10 +357,8 @@ class StreamResampler:
     """
 
     def __init__(self, rate: int, to: int) -> None:
-        import soxr
-
         self.rate, self.to = check_rate(rate), to
-        self._soxr = None if rate == to else soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+        self._soxr = None if rate == to else _soxr_stream(rate, to)
         self._block = max(1, rate // 50)
         self._held = np.zeros(0, np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import AudioError, UsageError
+from confit_runtime import AudioError, Model, UsageError, listen
 from confit_runtime.audio import (
     StreamResampler,
     check_rate,
@@ -24,6 +25,8 @@ from confit_runtime.audio import (
     sound_seconds,
     to_mono,
 )
+from confit_runtime.sources import Microphone
+from tests.confit_runtime.fake_sounddevice import FakePortAudio
 from tests.tiny_model import silence, tone
 
 
@@ -341,6 +344,27 @@ def test_resampling_keeps_time_and_pitch() -> None:
     np.testing.assert_allclose(
         resample(tone(440, 0.5, 48_000), 48_000, 16_000)[200:-200], tone(440, 0.5, 16_000)[200:-200], atol=2e-3
     )
+
+
+def test_sound_of_the_models_own_rate_needs_no_soxr(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    scene, rate = np.concatenate([silence(0.5), tone(500, 0.5), silence(0.5)]), 16_000
+    soundfile.write(tmp_path / "low.wav", scene, rate)
+    assert model.classify(tmp_path / "low.wav").label == "low"
+    assert [event.label for event in listen(model, tmp_path / "low.wav")] == ["low"]
+    microphone = Microphone(portaudio=FakePortAudio(scene, rate))
+    assert [event.label for event in listen(model, microphone, seconds=1.5)] == ["low"]
+    stream, why = model.stream(), r"at 44100 Hz is to be resampled to 16000 Hz, which needs soxr .*: pip install soxr"
+    with pytest.raises(UsageError, match=why):
+        stream.accept(scene, 44_100)
+    assert [event.label for event in stream.accept(scene, rate)] == ["low"]
+    with pytest.raises(UsageError, match=why):
+        model.classify(scene, 44_100)
+    soundfile.write(tmp_path / "low.wav", scene, 44_100)
+    with pytest.raises(UsageError, match=why):
+        model.classify(tmp_path / "low.wav")
 
 
 def _subtype(suffix: str) -> str | None:
