@@ -7,24 +7,26 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from confit_runtime.audio import to_mono
-from confit_runtime.listener import Listener, Tap, chunk_of, logged, source_of, streams_of
-from confit_runtime.sources import Gap, GivenSource, Item, Notice, Pause
+from confit_runtime.given import check_source, chunk_of, source_of, streams_of
+from confit_runtime.listener import Listener, Tap, listened, logged
+from confit_runtime.sources import Gap, Given, GivenSource, Item, Notice, Pause
 from confit_runtime.sources.base import PAUSE_S, Lasting
 
 if TYPE_CHECKING:
-    from confit_runtime.events import Detection
+    from confit_runtime.events import Detection, Ended
     from confit_runtime.model import Model
     from confit_runtime.stream import Stream
 
 Event = TypeVar("Event")
 
-_AHEAD = 64  # detections that may wait for a slow reader; then the source waits too, and says what that made it lose
+_AHEAD = 64  # events that may wait for a slow reader; then the source waits too, and says what that made it lose
 _FREED_S = 1.0  # for which a stream is waited for, whose loop was left
 _POLL_S = 0.1  # how often a source that waits asks whether anybody still listens
 
@@ -50,49 +52,74 @@ async def listen_async(
     keeps `task = asyncio.ensure_future(anext(events))` and asks `asyncio.wait({task}, timeout=...)` until it is done:
     `asyncio.wait_for(anext(events), ...)` cancels it when time is up, which in Python ends a generator.
 
-    Raises what `listen` does; what the source raises when it is left already is logged.
+    Raises what `listen` does; what the source raises when it is left already is logged. Gaps and notices are logged, too: who
+    wants them, or when sounds are over, iterates over `Listener.follow_async`.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):
-        heard = _from_chunks(streams, source, taps, seconds)
+        heard = _of_client(streams, source, taps, seconds)
     else:
-        heard = _from_thread(streams, await asyncio.to_thread(source_of, source, stopped=True), taps, seconds)
+        opened = await asyncio.to_thread(source_of, source, stopped=True)
+        heard = _from_thread(opened, lambda: _listened(streams, opened, taps, seconds))
     async with aclosing(heard):
         async for detection in heard:
             yield detection
 
 
-async def _from_chunks(
+async def followed(
+    listener: Listener, source: GivenSource | AsyncIterable[Item]
+) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
+    """What `Listener.follow_async` gives. Raises UsageError on what is no source."""
+    async with AsyncExitStack() as left:
+        if isinstance(source, AsyncIterable):
+            items = await left.enter_async_context(aclosing(_with_pauses(source)))
+            events = await left.enter_async_context(aclosing(_from_items(listener, items, Pause())))
+        else:
+            check_source(source, stopped=True)
+            events = await left.enter_async_context(aclosing(_from_thread(source, lambda: _opened(listener, source))))
+        async for event in events:
+            yield event
+
+
+async def _of_client(
     streams: list[Stream], source: AsyncIterable[Item], taps: Sequence[Tap], seconds: float | None
 ) -> AsyncGenerator[Detection, None]:
-    listener: Listener | None = None
-    failed: Exception | None = None
-    async with aclosing(_with_pauses(source)) as items, AsyncExitStack() as left:
-        while not (listener and listener.full):
+    async with aclosing(_with_pauses(source)) as items:
+        if (first := await _first_chunk(items)) is None:
+            return
+        listener = Listener(streams, "the client", chunk_of(first)[1], taps=taps, seconds=seconds)
+        async with aclosing(_from_items(listener, items, Pause(), first)) as events:
+            async for event in events:
+                if (detection := logged(event, listener)) is not None:
+                    yield detection
+
+
+async def _first_chunk(items: AsyncGenerator[Item, None]) -> Given | None:
+    """The first chunk, if there is one. Nothing was heard before it, so nothing was lost."""
+    async for item in items:
+        if not isinstance(item, Gap | Notice | Pause):
+            return item
+    return None
+
+
+async def _from_items(
+    listener: Listener, items: AsyncGenerator[Item, None], *first: Item
+) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
+    """What a listener hears of `first`, a pause, for who sends only while somebody speaks begins with a word; and of `items`."""
+    given, failed = deque(first), None
+    with closing(listener):
+        while not (failed or listener.full):
             try:
-                item = await anext(items)
+                item = given.popleft() if given else await anext(items)
             except StopAsyncIteration:
                 break
             except Exception as error:  # noqa: BLE001 - of the client, and raised when what was on its way is told
                 failed = error
-                break
-            heard = [item]
-            if listener is None:
-                if isinstance(item, Gap | Notice | Pause):
-                    continue  # nothing was heard yet, so nothing was lost
-                rate = chunk_of(item)[1]
-                listener = left.enter_context(
-                    closing(Listener(streams, "the client", rate, taps=taps, seconds=seconds))
-                )
-                heard = [Pause(), item]  # who sends only while somebody speaks begins with a word
-            for one in heard:
-                for event in await _whole(listener.take(one)):
-                    if (detection := logged(event, listener)) is not None:
-                        yield detection
-        if listener is not None:
-            for event in await _whole(listener.finish()):
-                if (detection := logged(event, listener)) is not None:
-                    yield detection
+            else:
+                for event in await _whole(listener.take(item)):
+                    yield event
+        for event in await _whole(listener.finish()):
+            yield event
     if failed is not None:
         raise failed
 
@@ -162,28 +189,39 @@ def _wait_for(streams: list[Stream]) -> None:
         time.sleep(0.01)
 
 
-async def _from_thread(
+def _listened(
     streams: list[Stream], source: GivenSource, taps: Sequence[Tap], seconds: float | None
-) -> AsyncGenerator[Detection, None]:
+) -> Generator[Detection, None, None]:
+    with source:
+        _wait_for(streams)
+        yield from listened(streams, source, taps, seconds)
+
+
+def _opened(listener: Listener, source: GivenSource) -> Generator[Detection | Ended | Gap | Notice, None, None]:
+    with closing(listener), source:
+        yield from listener.follow(source)
+
+
+async def _from_thread(
+    source: GivenSource, hear: Callable[[], Generator[Event, None, None]]
+) -> AsyncGenerator[Event, None]:
+    """What `hear` gives in a thread of its own, which opens the `source` and closes it."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Queue[Detection | BaseException | None] = asyncio.Queue()  # None: the end
+    found: asyncio.Queue[tuple[Event] | BaseException | None] = asyncio.Queue()  # None: the end
     room, left = threading.Semaphore(_AHEAD), threading.Event()
 
-    def tell(what: Detection | BaseException | None) -> None:
+    def tell(what: tuple[Event] | BaseException | None) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             loop.call_soon_threadsafe(found.put_nowait, what)
 
     def work() -> None:
         try:
-            with source:
-                _wait_for(streams)
-                listener = Listener(streams, source.name, source.rate, taps=taps, seconds=seconds)
-                for event in listener.follow(source):
-                    if (detection := logged(event, listener)) is not None:
-                        while not room.acquire(timeout=_POLL_S):
-                            if left.is_set():
-                                return
-                        tell(detection)
+            with closing(hear()) as events:  # here, where the source was opened
+                for event in events:
+                    while not room.acquire(timeout=_POLL_S):
+                        if left.is_set():
+                            return
+                    tell((event,))
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody listens
             if left.is_set():
                 log.warning("%s: failed when nobody listened any more: %s", source.name, error)
@@ -201,7 +239,7 @@ async def _from_thread(
             if isinstance(what, BaseException):
                 raise what
             room.release()
-            yield what
+            yield what[0]
     finally:
         left.set()
         source.stop()

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import ref
@@ -17,11 +17,11 @@ from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import check_rate, check_samples, narrow, to_mono
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
+from confit_runtime.given import chunk_of, source_of, streams_of
 from confit_runtime.loudness import Loudness
-from confit_runtime.sources import Chunk, Gap, Given, GivenSource, Item, Notice, Pause, open_source
+from confit_runtime.sources import Chunk, Gap, GivenSource, Item, Notice, Pause
 from confit_runtime.sources.base import sound_or_gap
 from confit_runtime.sources.clock import boottime
-from confit_runtime.wording import listed
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -35,7 +35,6 @@ DRIFT = 0.001  # how much too fast a sound card may run
 SETTLED_S, SLACK_S = 30.0, 0.5  # sound comes as it happens where in so long it got no further ahead than so much
 MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
 PACE_S = 10.0  # of sound, over which is judged whether it takes longer to hear than it lasts
-_OF_A_SOURCE = ("name", "rate", "live", "__enter__", "__exit__", "__iter__")
 REMIND_S = 60.0  # of sound from one notice of that to the next
 
 
@@ -62,12 +61,13 @@ class Tap:
 class Listener:
     """Feeds one source at `rate` Hz to the streams of one or more models, in step.
 
-    `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both. Until then no other listener
-    may have its streams (one that is left in the middle and kept is to be closed). They give detections
-    in the order they complete, each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
-    another as one, when sound is back). At a pause they give what was on its way. A notice says at the beginning where a
-    model hears more than the source holds, and of `live` sound once a minute at most where hearing takes longer than it
-    lasts, and where it is silent or clipped. After `seconds` of the source's own time it is `full`, and hears no more.
+    `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both, or in an asyncio program
+    over `follow_async(source)`. Until then no other listener may have its streams (one that is left in the middle and kept is
+    to be closed). They give detections in the order they complete (of a chunk, or of half a second of a longer one, first
+    those of the first model), each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
+    another as one, when sound is back). At a pause they give what was on its way. A notice says at the beginning where a model
+    hears more than the source holds, and of `live` sound once a minute at most where hearing takes longer than it lasts, and
+    where it is silent or clipped. After `seconds` of the source's own time it is `full`, and hears no more.
     `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
     of model and label. Of streams with `ends` it also gives when what was told is over.
     """
@@ -90,7 +90,7 @@ class Listener:
         check_names(stream.model for stream in streams)
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
-        self._came, self._came_at = time.time(), 0  # when the last chunk came, and at which sample it ended
+        self._came = time.time(), 0  # when the last chunk came, and at which sample it ended
         self._lead = _Lead()
         self.withheld: Counter[tuple[str, str]] = Counter()
         # of streams with `ends`, what was told and is not over
@@ -143,7 +143,8 @@ class Listener:
         """
         if not self.live or self._lead.grows:
             return None
-        return self._came - (self._came_at - sample) / self.rate
+        came, came_at = self._came
+        return came - (came_at - sample) / self.rate
 
     def follow(self, source: GivenSource) -> Iterator[Detection | Ended | Gap | Notice]:
         """All that is heard of a source, inside its `with` block. What it raises is raised after what was still on its way."""
@@ -154,6 +155,19 @@ class Listener:
             yield from self._followed(iter(source))
         finally:
             self.close()
+
+    def follow_async(
+        self, source: GivenSource | AsyncIterable[Item]
+    ) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
+        """What `follow` gives, without holding up the event loop: the models run in a worker thread.
+
+        A source is opened there and closed at the end, so it is to be given outside its `with` block; or it is what a client
+        sends, as `listen_async` takes it. It is to be left as `listen_async` is. Who ends it and wants what was on its way calls
+        `source.stop()`, or ends the client, and iterates to the end. What the listener counts may be further on than the event.
+        """
+        from confit_runtime.asynchronous import followed
+
+        return followed(self, source)
 
     def _followed(self, items: Iterator[Item]) -> Iterator[Detection | Ended | Gap | Notice]:
         failed: Exception | None = None
@@ -215,7 +229,7 @@ class Listener:
         if self._end is not None:
             pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have led beyond
         self._advance(len(pcm))
-        self._came, self._came_at = time.time(), self.samples
+        self._came = time.time(), self.samples
         most = max(1, round(MOST_S * rate))
         for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
             part.setflags(write=False)  # of the view: it may be the caller's own array
@@ -360,32 +374,23 @@ def listen(
 
     `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Of a recording a model hears
     the very beginning, too (`lead_in`); a stream is taken as it was made. Gaps and notices are logged as
-    warnings. Nothing happens until it is iterated over. Raises UsageError on what is no model, no source and no number of
-    seconds, on a stream given twice and on two models of one name, what the source raises, and what `Stream.accept` does.
+    warnings; who wants them, or when sounds are over, has a `Listener`. Nothing happens until it is iterated over. Raises
+    UsageError on what is no model, no source and no number of seconds, on a stream given twice or made with `ends`, and on two
+    models of one name; what the source raises, and what `Stream.accept` does.
     """
     streams = streams_of(models)
     with (opened := source_of(source)):
-        listener = Listener(streams, opened.name, opened.rate, taps=taps, seconds=seconds)
-        for event in listener.follow(opened):
-            if (detection := logged(event, listener)) is not None:
-                yield detection
+        yield from listened(streams, opened, taps, seconds)
 
 
-def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream]:
-    """A stream for each model, which hears a recording from its very beginning; streams are taken as they are.
-
-    Raises UsageError on what is neither, and where there is none.
-    """
-    from confit_runtime.model import Model
-    from confit_runtime.stream import Stream
-
-    several = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else [models]
-    for one in several:
-        if not isinstance(one, Model | Stream):
-            raise UsageError(f"a loaded model or a stream listens, not {one!r}: load(...) gives a model")
-    if not several:
-        raise UsageError("there is no model to listen with: give one, as load(...) does, or more")
-    return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in several]
+def listened(
+    streams: Sequence[Stream], source: GivenSource, taps: Sequence[Tap], seconds: float | None
+) -> Iterator[Detection]:
+    """The detections of streams on a source that is open; the rest goes to the log."""
+    listener = Listener(streams, source.name, source.rate, taps=taps, seconds=seconds)
+    for event in listener.follow(source):
+        if (detection := logged(event, listener)) is not None:
+            yield detection
 
 
 def check_streams(streams: object) -> None:
@@ -403,29 +408,8 @@ def check_names(models: Iterable[Model]) -> None:
             raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
 
 
-def source_of(source: str | Path | GivenSource, *, stopped: bool = False) -> GivenSource:
-    """A source, opened where it is named, that can be `stopped`. Raises UsageError on what is none, and as `open_source`."""
-    if isinstance(source, str | Path):
-        return open_source(source)
-    if lacks := [part for part in (*_OF_A_SOURCE, *(["stop"] if stopped else [])) if not hasattr(source, part)]:
-        raise UsageError(
-            f"a source is listened to, or its name, not {type(source).__name__}, which lacks {listed(lacks, 8)}:"
-            " open_source(...) gives one"
-        )
-    return source
-
-
-def chunk_of(item: object) -> Given:
-    """The chunk that a source gave. Raises UsageError on what is no `(pcm, rate)`, and on a rate that is none."""
-    if not isinstance(item, tuple) or len(item) != 2:
-        what = f"{len(item)} things" if isinstance(item, tuple) else type(item).__name__
-        raise UsageError(f"a source gives (pcm, rate) tuples, Gap, Notice and Pause, and this one gave {what}")
-    pcm, rate = item
-    return pcm, check_rate(rate)
-
-
 def logged(event: Detection | Ended | Gap | Notice, listener: Listener) -> Detection | None:
-    """The event where it is a detection; a gap or a notice goes to the log, and an end is for who has a `Listener`."""
+    """The event where it is a detection; a gap or a notice goes to the log."""
     if isinstance(event, Notice):
         log.warning("%s", event.text)
     elif isinstance(event, Gap):

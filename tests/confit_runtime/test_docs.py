@@ -68,7 +68,7 @@ def test_who_speaks_is_told_as_it_is_printed(tmp_path: Path, monkeypatch: pytest
         assert float(score) == pytest.approx(float(shown_score), abs=0.02)
 
 
-@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("at", range(4))
 def test_listening_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
     words = [load_clip(DATA / "digits-real" / f"{word}.ogg", RATE) for word in ("one", "seven")]
     pause = silence(1.5)
@@ -76,4 +76,8 @@ def test_listening_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[st
     program = programs("microphone.md")[at]
     assert program.count('"mic"') == 1
     run(program.replace('"mic"', repr(str(tmp_path / "scene.wav"))))
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["one", "seven"]
+    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    if at == 3:  # which is told of ends
+        assert told == [[word, what] for word in ("one", "seven") for what in ("on", "off")]
+    else:
+        assert [word for word, _ in told] == ["one", "seven"]

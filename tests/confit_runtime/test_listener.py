@@ -38,7 +38,7 @@ from confit_runtime import (
 )
 from confit_runtime.errors import DeviceError
 from confit_runtime.gallery import Gallery
-from confit_runtime.sources import Chunk, Gap, Microphone, Notice, Pause, PcmSource
+from confit_runtime.sources import Chunk, Gap, Item, Microphone, Notice, Pause, PcmSource
 from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
 from tests import tiny_model
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
@@ -61,8 +61,8 @@ class Scripted:
 
     name, rate, live = "scripted", RATE, True
 
-    def __init__(self, items: Sequence[Chunk | Gap | Notice], *, endless: bool = False) -> None:
-        self._items, self._endless = items, endless
+    def __init__(self, items: Sequence[Chunk | Gap | Notice | Pause], *, endless: bool = False) -> None:
+        self._items, self.endless = items, endless
         self.stopped, self.left = threading.Event(), threading.Event()
 
     def __enter__(self) -> Scripted:
@@ -71,12 +71,12 @@ class Scripted:
     def __exit__(self, *details: object) -> None:
         self.left.set()
 
-    def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+    def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
         for item in self._items:
             if self.stopped.is_set():
                 return
             yield item
-        if self._endless:
+        if self.endless:
             self.stopped.wait(30)
 
     def stop(self) -> None:
@@ -230,8 +230,23 @@ def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model:
         assert [type(event) for event in told[len(events) :]] == (
             [Gap] if rest else []
         )  # the gap is told after what it ended
-    # whoever wants detections only has them
-    assert [event.label for event in listen(stream, Scripted(chunks(sound)))] == ["low", "mid", "low"]
+
+
+def test_a_stream_that_tells_of_ends_is_not_listened_to_by_who_would_not_hear_of_them(model: Model) -> None:
+    source = Scripted(chunks(scene()))
+
+    async def hear() -> None:
+        async for _ in listen_async([model.stream(ends=True)], source):
+            pass
+
+    why = (
+        r"a stream of tiny was made with ends=True, .*Listener\(\[stream\], \.\.\.\)\.follow\(source\), or follow_async"
+    )
+    with pytest.raises(UsageError, match=why):
+        list(listen(model.stream(ends=True), source))
+    with pytest.raises(UsageError, match=why):
+        asyncio.run(hear())
+    assert not source.left.is_set()  # it was not even opened
 
 
 def test_when_nothing_comes_for_a_while_what_is_on_its_way_is_told(model: Model) -> None:
@@ -618,7 +633,7 @@ def test_what_was_on_its_way_is_told_before_a_connection_that_was_reset(model: M
 
 def test_what_was_on_its_way_is_told_before_whatever_else_a_source_raises(model: Model) -> None:
     class Breaks(Scripted):
-        def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
+        def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
             yield from super().__iter__()
             raise OSError("the connection is lost")
 
@@ -1229,3 +1244,184 @@ def test_asyncio_hears_more_sources_at_once_than_the_loop_has_threads(model: Mod
             await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(main())
+
+
+# asyncio, every event
+
+Told = Detection | Ended | Gap | Notice
+GIVEN: list[Chunk | Gap | Notice | Pause] = [
+    *chunks(scene()),
+    Notice("away", "gone"),
+    Gap(900, "gone"),
+    Notice("back", "here"),
+    *chunks(np.concatenate([scene(), tone(500, 0.3)])),
+]
+
+
+def sent(as_a_client: bool, source: Scripted) -> Scripted | AsyncIterator[Item]:
+    """What a source gives, as a client sends it or by itself."""
+
+    async def client() -> AsyncIterator[Item]:
+        with source:
+            for item in source:
+                await asyncio.sleep(0)
+                yield item
+            while source.endless and not source.stopped.is_set():
+                await asyncio.sleep(0.01)
+
+    return client() if as_a_client else source
+
+
+async def every_event(
+    listener: Listener, source: Scripted | AsyncIterator[Item], *, pause_s: float | None = None
+) -> list[Told]:
+    """All that is told, to who takes so long over each event."""
+    told: list[Told] = []
+    async with aclosing(listener.follow_async(source)) as events:
+        async for event in events:
+            told.append(event)
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
+    return told
+
+
+def listening() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "confit-listen"]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """It hears the same, half as often, and by the name of other."""
+    path = tiny_model.build(tmp_path_factory.mktemp("other") / "other.onnx", name="other", smoothing_hops=9)
+    return load(path)
+
+
+def listener_of(*models: Model, rate: int = RATE) -> Listener:
+    return Listener([model.stream(ends=True) for model in models], "scripted", rate)
+
+
+@pytest.mark.parametrize("as_a_client", [False, True])
+def test_asyncio_is_told_all_that_follow_tells(model: Model, other: Model, as_a_client: bool) -> None:
+    wanted = list(listener_of(model, other).follow(Scripted([Pause(), *GIVEN])))
+    assert {(type(event), getattr(event, "model", "")) for event in wanted} == {
+        *((kind, name) for kind in (Detection, Ended) for name in ("tiny", "other")),
+        (Gap, ""),
+        (Notice, ""),
+    }
+    listener = listener_of(model, other)
+    assert asyncio.run(every_event(listener, sent(as_a_client, Scripted(GIVEN)))) == wanted
+    assert (listener.samples, listener.dropped_samples) == (2 * len(scene()) + len(tone(500, 0.3)) + 900, 900)
+    assert not any(stream.listener for stream in listener.streams)
+
+
+@pytest.mark.parametrize("as_a_client", [False, True])
+def test_many_that_are_slow_are_told_everything_in_order(
+    model: Model, other: Model, monkeypatch: pytest.MonkeyPatch, as_a_client: bool
+) -> None:
+    monkeypatch.setattr(asynchronous, "_AHEAD", 2)  # then the source waits
+    wanted = list(listener_of(model, other).follow(Scripted([Pause(), *GIVEN])))
+
+    async def main() -> list[list[Told]]:
+        sources = [sent(as_a_client, Scripted(GIVEN)) for _ in range(20)]
+        slow = [None, 0.0, 0.01, 0.03] * 5
+        async with asyncio.timeout(60):
+            return await asyncio.gather(
+                *(
+                    every_event(listener_of(model, other), source, pause_s=pause_s)
+                    for source, pause_s in zip(sources, slow, strict=True)
+                )
+            )
+
+    assert asyncio.run(main()) == [wanted] * 20
+    assert listening() == []
+
+
+@pytest.mark.parametrize("as_a_client", [False, True])
+def test_who_stops_the_source_is_told_what_was_on_its_way(model: Model, as_a_client: bool) -> None:
+    source = Scripted(chunks(np.concatenate([scene(), tone(500, 2.0)])), endless=True)
+
+    async def hear() -> list[str]:
+        told: list[str] = []
+        async with asyncio.timeout(30):
+            async for event in listener_of(model).follow_async(sent(as_a_client, source)):
+                assert isinstance(event, Detection | Ended)
+                told.append(f"{type(event).__name__} {event.label}")
+                if told[-1:] == ["Detection low"] and len(told) > 1:
+                    await asyncio.sleep(0.2)  # the rest has come, and sounds still
+                    source.stop()
+        return told
+
+    told = asyncio.run(hear())
+    assert told == ["Detection low", "Ended low", "Detection mid", "Ended mid", "Detection low", "Ended low"]
+    assert source.left.is_set()
+
+
+@pytest.mark.parametrize("as_a_client", [False, True])
+@pytest.mark.parametrize("how", ["aclose", "cancelled", "cancelled while it waits"])
+def test_leaving_every_event_leaves_no_thread_and_the_stream_free(model: Model, as_a_client: bool, how: str) -> None:
+    stream = model.stream(ends=True)
+    wanted = list(Listener([stream], "", RATE).follow(Scripted([Pause(), *GIVEN])))
+    many = np.tile(scene(), 1 if how.endswith("waits") else 100)
+
+    async def hear(source: Scripted, leaves_after: int, told: list[Told]) -> None:
+        listener = Listener([stream], "", RATE)
+        async with aclosing(listener.follow_async(sent(as_a_client, source))) as events:
+            async for event in events:
+                told.append(event)
+                if len(told) == leaves_after:
+                    return
+
+    async def leave(after: int) -> None:
+        source, told = Scripted(chunks(many), endless=True), list[Told]()
+        task = asyncio.create_task(hear(source, after if how == "aclose" else -1, told))
+        while how != "aclose" and len(told) < after:
+            await asyncio.sleep(0.001)
+        if how != "aclose":
+            task.cancel()
+        done = await asyncio.gather(task, return_exceptions=True)
+        assert [type(one) for one in done] == [type(None) if how == "aclose" else asyncio.CancelledError]
+        assert source.left.is_set()
+        assert not listening()
+        # at once, and nothing of before is told
+        assert await every_event(Listener([stream], "", RATE), sent(as_a_client, Scripted(GIVEN))) == wanted
+
+    async def main() -> None:
+        async with asyncio.timeout(60):
+            for after in (1, 2, 4):
+                await leave(after)
+
+    asyncio.run(main())
+
+
+def test_a_source_that_does_not_open_leaves_the_stream_free(model: Model) -> None:
+    class Busy(Scripted):
+        def __enter__(self) -> Scripted:
+            raise DeviceError("scripted: is in use")
+
+    stream = model.stream(ends=True)
+    with pytest.raises(DeviceError, match="is in use"):
+        asyncio.run(every_event(kept := Listener([stream], "first", RATE), Busy([])))
+    Listener([stream], "second", RATE).close()
+    assert kept.samples == 0
+    any_source: Any = "mic"
+    with pytest.raises(UsageError, match=r"a source is listened to, not str, which lacks name, .* open_source\("):
+        asyncio.run(every_event(kept, any_source))
+
+
+@pytest.mark.parametrize("as_a_client", [False, True])
+def test_an_end_is_told_before_what_the_source_raises(model: Model, as_a_client: bool) -> None:
+    class Breaks(Scripted):
+        def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
+            yield from super().__iter__()
+            raise OSError("the connection is lost")
+
+    told: list[str] = []
+
+    async def hear() -> None:
+        source = Breaks(chunks(scene()[: round(0.6 * RATE)]))  # low sounds still
+        async for event in listener_of(model).follow_async(sent(as_a_client, source)):
+            told.append(type(event).__name__)
+
+    with pytest.raises(OSError, match="the connection is lost"):
+        asyncio.run(hear())
+    assert told == ["Detection", "Ended"]

@@ -11,11 +11,12 @@ import confit_runtime
 
 PROGRAM = """
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime import Listener, listen, listen_async, load
+from confit_runtime import Ended, Listener, listen, listen_async, load
 from confit_runtime.sources import Pause
 
 
@@ -47,6 +48,10 @@ async def main() -> None:
         print(event.label)
     async for event in listen_async(load("digits"), Mine()):
         print(event.label)
+    for source in (client(), Mine()):
+        async with aclosing(Listener([load("digits").stream(ends=True)], "mine", 16_000).follow_async(source)) as events:
+            async for told in events:
+                print(told.end_s if isinstance(told, Ended) else told)
 
 
 print(list(listen(load("digits"), Mine())))
