@@ -113,6 +113,8 @@ def test_a_file_on_a_web_server_is_heard_to_its_end(radio: Radio) -> None:
             assert isinstance(item, tuple)
             assert item[1] == RATE
             parts.append(item[0])
+        with pytest.raises(UsageError, match=r"file\.flac: is open already: .* outside its `with` block"), source:
+            pass
     np.testing.assert_allclose(np.concatenate(parts), tone(440, 1.0, RATE), atol=1e-3)
     assert set(radio.visits) == {"/file.flac"}
 

@@ -21,7 +21,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confit_runtime import AudioError, DeviceError, Model, ModelError, UsageError, load
+from confit_runtime import AudioError, DeviceError, Model, ModelError, UsageError, listen, load
 from confit_runtime.sources import (
     Chunk,
     FileSource,
@@ -339,6 +339,20 @@ def test_a_loss_before_anything_was_heard_is_no_longer_than_a_block() -> None:
     """PortAudio's clock counts from the start of the machine: a gap of as long would be a minute of nothing."""
     heard = taken(Microphone(portaudio=FakePortAudio(SOUND, overflows={0: 777})), samples=20_000)
     assert np.isnan(heard).sum() == BLOCK
+
+
+def test_a_microphone_is_not_opened_twice(model: Model) -> None:
+    """The first opening would never be closed, and no device be found again."""
+    portaudio = FakePortAudio(SOUND, then="unplugged")
+    microphone = Microphone(portaudio=portaudio)
+    with microphone:
+        with pytest.raises(UsageError, match=r"mic: is open already: .* outside its `with` block"):
+            list(listen(model, microphone))
+        assert portaudio.open_streams == 1
+        next(item for item in microphone if isinstance(item, Notice))  # it went away
+        with pytest.raises(UsageError, match="mic: is open already"):
+            list(listen(model, microphone))
+    assert portaudio.open_streams == 0
 
 
 def test_the_clock_is_right_where_the_reader_was_busy_while_the_microphone_went_away() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.audio import Pcm, is_sound
+from confit_runtime.errors import UsageError
 
 # what gaps are for, where something can be done about it
 OVERRUN = "this machine could not keep up"
@@ -127,6 +128,15 @@ class GivenSource(Protocol):
     def __iter__(self) -> Iterator[Item]: ...
 
     def stop(self) -> None: ...
+
+
+def check_closed(name: str, *, open_already: bool) -> None:
+    """Raise UsageError where a source that is open would be opened again, and the first opening never closed."""
+    if open_already:
+        raise UsageError(
+            f"{name}: is open already: listen, listen_async and follow_async open a source themselves, so give it to them"
+            " outside its `with` block"
+        )
 
 
 def sound_or_gap(pcm: Pcm, rate: int, what: str) -> Chunk | Gap:

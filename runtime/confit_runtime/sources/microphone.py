@@ -16,7 +16,7 @@ import numpy as np
 from confit_runtime.arrays import duration, whole
 from confit_runtime.audio import Pcm, StreamResampler, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, sound_or_gap
+from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, check_closed, sound_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.portaudio import import_portaudio, working_settings
 
@@ -102,6 +102,7 @@ class Microphone:
         return cls(known, channel=int(channel) if channel else None, portaudio=portaudio)
 
     def __enter__(self) -> Microphone:
+        check_closed(self.name, open_already=self._capture is not None or self._lost is not None)
         try:
             self._capture = _Capture(self._portaudio, self._settings, self._queue_s)
         except self._portaudio.PortAudioError as error:

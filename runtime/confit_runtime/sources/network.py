@@ -18,7 +18,7 @@ import numpy.typing as npt
 from confit_runtime.arrays import duration
 from confit_runtime.audio import check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice
+from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice, check_closed
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
@@ -130,6 +130,7 @@ class NetworkSource:
         self._zero = math.inf  # when the clock stood at 0: the earliest moment that what came speaks for
 
     def __enter__(self) -> NetworkSource:
+        check_closed(self.name, open_already=self._ffmpeg is not None)
         self._ffmpeg = _Ffmpeg(self._command)
         return self
 
