@@ -1,7 +1,8 @@
 """A tiny but real model file: band energies of overlapping frames -> moving mean -> embedding -> a few classes.
 
 It hears pure tones: 500, 1200 and 3600 Hz are its classes low, mid and high, everything else is other. Streaming, it
-carries the last hop of samples and the last frames of its moving mean; windowed, it takes whole windows.
+carries the last hop of samples and the last frames of its moving mean; windowed, it takes whole windows. Recurrent, it
+also carries what an RNN remembers of all that it has heard.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def silence(seconds: float, rate: int = RATE) -> Floats:
     return np.zeros(round(seconds * rate), np.float32)
 
 
-def contract(*, windowed: bool = False, **changes: Any) -> Contract:
+def contract(*, windowed: bool = False, recurrent: bool = False, **changes: Any) -> Contract:
     """The contract of the tiny model, with some keys changed."""
+    memory = {"state_memory": [len(BANDS)]} if recurrent else {}
     keys: dict[str, Any] = {
         "schema": SCHEMA,
         "name": "tiny",
@@ -56,7 +58,7 @@ def contract(*, windowed: bool = False, **changes: Any) -> Contract:
         "window": WINDOW,
         "warmup_hops": 0 if windowed else POOL,
         "latency_samples": WINDOW // 2,
-        "state": {} if windowed else {"state_pcm": [HOP], "state_ring": [len(BANDS), POOL - 1]},
+        "state": {} if windowed else {"state_pcm": [HOP], "state_ring": [len(BANDS), POOL - 1], **memory},
         "thresholds": {label: {"on": 0.6, "off": 0.3} for label in LABELS},
         "smoothing_hops": 2,
         "min_hops": 2,
@@ -76,7 +78,7 @@ def contract(*, windowed: bool = False, **changes: Any) -> Contract:
     return Contract(**{**keys, **changes})
 
 
-def graph(*, windowed: bool = False, **held: Floats) -> bytes:
+def graph(*, windowed: bool = False, recurrent: bool = False, **held: Floats) -> bytes:
     """The serialised ONNX model, not sealed yet; `held` are embeddings that it gives, as `cohort` or `quiet`."""
     length = 2 * HOP
     phase = 2 * np.pi * np.outer(BANDS, np.arange(length)) / RATE
@@ -97,6 +99,7 @@ def graph(*, windowed: bool = False, **held: Floats) -> bytes:
         "end": np.array([2**62], np.int64),
         "time": np.array([2], np.int64),
     }
+    by_row = [0, 2, 1]
     nodes = [
         *([] if windowed else [helper.make_node("Concat", ["state_pcm", "pcm"], ["joined"], axis=1)]),
         helper.make_node("Unsqueeze", ["pcm" if windowed else "joined", "axis"], ["wave"]),
@@ -110,7 +113,7 @@ def graph(*, windowed: bool = False, **held: Floats) -> bytes:
         *([] if windowed else [helper.make_node("Concat", ["state_ring", "frames"], ["ring"], axis=2)]),
         helper.make_node("Conv", ["frames" if windowed else "ring", "mean"], ["pooled"], group=len(BANDS)),
         helper.make_node("Add", ["pooled", "tilt"], ["tilted"]),
-        helper.make_node("Transpose", ["tilted"], ["rows"], perm=[0, 2, 1]),
+        *(_remembered(constants) if recurrent else [helper.make_node("Transpose", ["tilted"], ["rows"], perm=by_row)]),
         helper.make_node("LpNormalization", ["rows"], ["embedding"], axis=-1, p=2),
         helper.make_node("MatMul", ["embedding", "weight"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["logits"]),
@@ -128,6 +131,9 @@ def graph(*, windowed: bool = False, **held: Floats) -> bytes:
             _value("state_pcm_out", ["streams", HOP]),
             _value("state_ring_out", ["streams", len(BANDS), POOL - 1]),
         ]
+    if recurrent:
+        inputs.append(_value("state_memory", ["streams", len(BANDS)]))
+        outputs.append(_value("state_memory_out", ["streams", len(BANDS)]))
     for name, rows in held.items():
         constants[name] = rows.astype(np.float32)
         outputs.append(_value(name, list(rows.shape)))
@@ -142,12 +148,36 @@ def graph(*, windowed: bool = False, **held: Floats) -> bytes:
 
 
 def build(
-    path: Path, *, windowed: bool = False, cohort: Floats | None = None, quiet: Floats | None = None, **changes: Any
+    path: Path,
+    *,
+    windowed: bool = False,
+    recurrent: bool = False,
+    cohort: Floats | None = None,
+    quiet: Floats | None = None,
+    **changes: Any,
 ) -> Path:
     """Write a sealed tiny model and give its path; `changes` are contract keys."""
     held = {name: rows for name, rows in (("cohort", cohort), ("quiet", quiet)) if rows is not None}
-    path.write_bytes(seal(graph(windowed=windowed, **held), contract(windowed=windowed, **changes)))
+    data = graph(windowed=windowed, recurrent=recurrent, **held)
+    path.write_bytes(seal(data, contract(windowed=windowed, recurrent=recurrent, **changes)))
     return path
+
+
+def _remembered(constants: dict[str, Any]) -> list[onnx.NodeProto]:
+    """From `tilted` and the memory of all that was heard to `rows` and the next memory, by an RNN."""
+    constants["now"] = np.eye(len(BANDS), dtype=np.float32)[None] / 20
+    constants["before"] = 0.95 * np.eye(len(BANDS), dtype=np.float32)[None]
+    constants["first"] = np.array([0], np.int64)
+    return [
+        helper.make_node("Unsqueeze", ["state_memory", "first"], ["memory"]),
+        helper.make_node("Transpose", ["tilted"], ["in_time"], perm=[2, 0, 1]),
+        helper.make_node(
+            "RNN", ["in_time", "now", "before", "", "", "memory"], ["heard", "last"], hidden_size=len(BANDS)
+        ),
+        helper.make_node("Squeeze", ["heard", "axis"], ["in_order"]),
+        helper.make_node("Transpose", ["in_order"], ["rows"], perm=[1, 0, 2]),
+        helper.make_node("Squeeze", ["last", "first"], ["state_memory_out"]),
+    ]
 
 
 def _value(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:

@@ -24,3 +24,8 @@ def model(tiny: Path) -> Model:
 @pytest.fixture(scope="session")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(tiny_model.build(tmp_path_factory.mktemp("windowed") / "tiny.onnx", windowed=True))
+
+
+@pytest.fixture(scope="session")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(tiny_model.build(tmp_path_factory.mktemp("recurrent") / "tiny.onnx", recurrent=True))

@@ -41,22 +41,23 @@ def test_hop_by_hop_is_the_whole_clip_in_one_call(digits: Model) -> None:
     np.testing.assert_allclose(np.concatenate(rows), whole, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["model", "windowed"])
+@pytest.mark.parametrize("kind", ["model", "windowed", "recurrent"])
 def test_what_was_given_stays_and_a_reset_forgets(kind: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(kind)
     batch, pcm = model.batch(STREAMS), noise(model)
     first = [batch.push(chunk) for chunk in pcm]
     kept = [scores.copy() for scores, _ in first]
-    batch.push(np.zeros_like(pcm[0]))  # an odd number of calls: the states lie the other way round now
-    batch.reset()
-    again = [batch.push(chunk) for chunk in pcm]
-    for (scores, embedding), before, (scores_again, embedding_again) in zip(first, kept, again, strict=True):
-        np.testing.assert_array_equal(scores, before)
-        np.testing.assert_array_equal(scores, scores_again)
-        np.testing.assert_array_equal(embedding, embedding_again)
+    for _ in range(2):
+        batch.push(np.zeros_like(pcm[0]))  # the calls are odd, then even: the states lie the other way round
+        batch.reset()
+        again = [batch.push(chunk) for chunk in pcm]
+        for (scores, embedding), before, (scores_again, embedding_again) in zip(first, kept, again, strict=True):
+            np.testing.assert_array_equal(scores, before)
+            np.testing.assert_array_equal(scores, scores_again)
+            np.testing.assert_array_equal(embedding, embedding_again)
 
 
-@pytest.mark.parametrize("kind", ["model", "windowed"])
+@pytest.mark.parametrize("kind", ["model", "windowed", "recurrent"])
 def test_one_stream_begins_anew_and_the_others_go_on(kind: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(kind)
     pcm, batch, undisturbed, anew = noise(model), model.batch(STREAMS), model.batch(STREAMS), model.batch(STREAMS)
