@@ -283,11 +283,24 @@ def test_a_negative_print_vetoes_what_it_is_nearer_to(tmp_path: Path, model: Mod
 def test_a_true_sound_of_the_cohort_is_not_vetoed() -> None:
     east, up = np.eye(DIM, dtype=np.float32)[:2]
     nothing = np.zeros((0, DIM), np.float32)
-    matcher = Matcher(
-        ["yes"], [], nothing, (0.95 * east + 0.31 * up)[None], levels=Levels(), vetoed=[0], vetoes=up[None]
+    cohort, query = (unit(east + share * up) for share in (0.75, 1.0))
+    unlike, like = (
+        Matcher(["yes"], [], nothing, sounds, levels=Levels(), vetoed=[0], vetoes=up[None])
+        for sounds in (nothing, cohort[None])
     )
-    assert not matcher.vetoes("yes", (0.9 * east + 0.43 * up).astype(np.float32))
-    assert matcher.vetoes("yes", up)
+    assert unlike.vetoes("yes", query)  # as near to the negative print as a match must be
+    assert not like.vetoes("yes", query)
+    assert like.vetoes("yes", up)
+
+
+def test_one_negative_print_of_several_is_enough() -> None:
+    """As near as the nearest of them, though what they have in common is not."""
+    east, north, up, down = np.eye(DIM, dtype=np.float32)[:4]
+    vetoes = np.stack([east, unit(east + north), unit(east + up), unit(east + down)])
+    nothing = np.zeros((0, DIM), np.float32)
+    near = unit(east + 0.1 * np.eye(DIM, dtype=np.float32)[4])
+    matcher = Matcher(["low"], [0], near[None], nothing, levels=Levels(), vetoed=[0] * 4, vetoes=vetoes)
+    assert matcher.match(east).reason == "negative"
 
 
 # thresholds and verification
@@ -297,6 +310,18 @@ def test_a_query_no_better_than_the_cohort_is_a_stranger() -> None:
     one = np.eye(8, dtype=np.float32)[:1]
     matcher = Matcher(["ada"], [0], one, one.repeat(3, 0), levels=Levels(0.6, 0.0))
     assert matcher.match(one[0]).reason == "stranger"
+
+
+def test_of_two_that_are_as_near_each_rule_has_its_side() -> None:
+    """What reaches a threshold or a margin is enough; a negative print as near as the name's own is too near."""
+    east, north = np.eye(DIM, dtype=np.float32)[:2]
+    nothing = np.zeros((0, DIM), np.float32)
+    both = Matcher(["east", "north"], [0, 1], np.stack([east, north]), nothing, levels=Levels(1.0, 1.0))
+    answer = both.match(east)
+    assert (answer.name, answer.score, answer.threshold, answer.margin) == ("east", 1.0, 1.0, 1.0)
+    vetoed = Matcher(["east"], [0], east[None], nothing, levels=Levels(0.5), vetoed=[0], vetoes=north[None])
+    assert vetoed.match(unit(east + north)).reason == "negative"
+    assert vetoed.match(unit(east + 0.9 * north)).name == "east"
 
 
 def test_the_newest_prints_say_how_alike_a_names_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +406,17 @@ def test_a_threshold_is_of_somebody(tmp_path: Path, model: Model) -> None:
         assert gallery.match(random_prints(1)[0]).threshold == 0.9
     with pytest.raises(UsageError, match=r"gallery\.db: a threshold for 'zoo', who is not enrolled \(enrolled: zoë\)"):
         Gallery.open(path, model, thresholds={"zoo": 0.9})
+
+
+def test_a_threshold_by_hand_is_not_moved_by_how_alike_prints_are(tmp_path: Path) -> None:
+    calibrated = {"enroll": {"kind": "sound", "threshold": 0.7, "margin": 0.03, "genuine": 0.9}}
+    model = load(tiny_model.build(tmp_path / "tiny.onnx", calibration=calibrated))
+    path, apart = tmp_path / "gallery.db", np.eye(DIM, dtype=np.float32)[:3]
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("ada", apart, sources=["x"] * 3, voiced_s=1.0)
+        assert gallery.match(apart[0]).threshold < 0.5
+    with Gallery.open(path, model, threshold=0.7) as gallery:
+        assert gallery.match(apart[0]).threshold == 0.7
 
 
 def test_one_names_threshold_is_set_by_hand(tmp_path: Path, model: Model) -> None:
