@@ -93,6 +93,21 @@ def test_a_short_clip_is_taken_as_it_is(model: Model) -> None:
     assert np.abs(part).argmax() == pytest.approx(len(part) / 2, abs=0.03 * RATE)
 
 
+def test_a_short_sound_fills_the_window_with_the_room_around_it(digits: Model) -> None:
+    window, beep = digits.contract.window, tone(500, 0.1)
+    (part,) = sound_parts(digits, among(beep, 2.0, 3.0))
+    assert len(part) == pytest.approx(window, abs=1)
+    (early,) = sound_parts(digits, among(beep, 0.2, 4.0))  # as much of it after the sound as there is before
+    for one in (part, early):
+        assert np.abs(one).argmax() == pytest.approx(len(one) / 2, abs=0.06 * RATE)
+
+
+def test_too_little_sound_is_no_print(model: Model) -> None:
+    with pytest.raises(AudioError, match=r"^beep: holds 0\.06 s of sound, enrolling needs at least 0\.1 s$"):
+        take(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0), "sound", "beep")
+    assert take(model, among(tone(500, 0.12), 0.5, 0.5, level=0.0), "sound", "beep").seconds == pytest.approx(0.12)
+
+
 @pytest.mark.parametrize("kind", ["sound", "speaker"])
 def test_floats_that_were_not_divided_by_their_scale_are_nobodys_prints(model: Model, kind: Kind) -> None:
     clip = np.round(32_767 * among(tone(500, 1.0), 0.5, 0.5)).astype(np.int16).astype(np.float32)

@@ -400,6 +400,8 @@ def test_a_print_is_of_about_three_seconds_of_voice() -> None:
     voice = cut_to_voice(np.tile(word, 14), RATE)
     parts = [len(voice_parts(voice[: round(seconds * RATE)], RATE)) for seconds in (1.0, 4.4, 4.9)]
     assert parts == [1, 1, 2]
+    (among_silences,) = voice_parts(np.concatenate([silence(4.0), voice[: 3 * RATE], silence(4.0)]), RATE)
+    assert len(among_silences) / RATE == pytest.approx(3.5, abs=0.2)
 
 
 def test_long_clips_give_several_prints_of_equal_length(model: Model) -> None:

@@ -42,6 +42,28 @@ def test_noise_silence_and_clicks_are_no_voice() -> None:
         assert voiced_segments(clip, 16_000) == []
 
 
+@pytest.mark.parametrize("below_db", [20, 30])
+def test_a_hum_under_the_words_is_no_voice(below_db: int) -> None:
+    clip = np.concatenate([silence(1.0), speech(), silence(1.5), speech(), silence(1.0)])
+    level = float(np.sqrt(2 * np.square(speech()).mean())) * 10 ** (-below_db / 20)
+    found = voiced_segments(clip + tone(120, len(clip) / 16_000, level=level), 16_000)
+    for segment, clean in zip(found, voiced_segments(clip, 16_000), strict=True):
+        assert segment == pytest.approx(clean, abs=3200)
+
+
+def test_a_voice_far_below_another_is_none() -> None:
+    soft = speech() * np.float32(10 ** (-40 / 20))
+    assert voiced_segments(np.concatenate([silence(1.0), soft, silence(1.0)]), 16_000)
+    clip = np.concatenate([silence(1.0), speech(), silence(1.0), soft, silence(1.0)])
+    assert max(end for _, end in voiced_segments(clip, 16_000)) < 2.2 * 16_000
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.03, 0), (0.06, 1)])
+def test_a_burst_that_is_too_short_is_no_voice(seconds: float, found: int) -> None:
+    clip = np.concatenate([silence(1.0), tone(500, seconds), silence(1.0)])
+    assert len(voiced_segments(clip, 16_000)) == found
+
+
 def test_segments_are_apart_and_in_order_in_noisy_speech() -> None:
     rng = np.random.default_rng(1)
     clip = np.concatenate([part for _ in range(4) for part in (speech(), silence(0.7))])
@@ -70,3 +92,10 @@ def test_sounding_seconds(rate: int) -> None:
     assert sounding_seconds(clip, rate) == pytest.approx(0.8, abs=0.04)
     assert sounding_seconds(clip * np.float32(1e-5), rate) == 0.0
     assert sounding_seconds(silence(1.0, rate), rate) == sounding_seconds(silence(0.0, rate), rate) == 0.0
+
+
+def test_what_is_far_below_the_loudest_does_not_sound() -> None:
+    loud, soft, softer = (tone(440, 0.5, level=0.5 * 10 ** (-below / 20)) for below in (0, 35, 45))
+    assert sounding_seconds(np.concatenate([loud, soft]), 16_000) == pytest.approx(1.0, abs=0.04)
+    assert sounding_seconds(np.concatenate([loud, softer]), 16_000) == pytest.approx(0.5, abs=0.04)
+    assert sounding_seconds(softer, 16_000) == pytest.approx(0.5, abs=0.04)
