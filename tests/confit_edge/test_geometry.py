@@ -81,8 +81,10 @@ def test_the_ratio_is_not_reported_where_anisotropy_vanishes() -> None:
     assert 0 < found["top1"] < found["top3"] < found["top5"] < 1
 
 
-def test_isoscore_is_the_papers_formula() -> None:
-    x = cone()
+@pytest.mark.parametrize("clips", [40, 4])
+def test_isoscore_is_the_papers_formula(clips: int) -> None:
+    """Also of fewer clips than dimensions, of which some then hold no variance."""
+    x = cone(clips)
     variances = np.linalg.eigvalsh(np.cov(x.astype(np.float64).T))
     n = len(variances)
     normed = variances * math.sqrt(n) / math.sqrt(sum(v * v for v in variances))

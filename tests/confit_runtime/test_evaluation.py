@@ -175,6 +175,14 @@ def test_what_is_found_when_the_recording_is_over_is_told_at_its_end(model: Mode
     assert judged.latency_s == [pytest.approx(0.0, abs=1e-3)]
 
 
+def test_a_sound_that_a_recording_begins_with_is_found(model: Model, tmp_path: Path) -> None:
+    """As `listen` finds it: silence stands before a recording, which the window of its first samples reaches into."""
+    path = tmp_path / "one.wav"
+    soundfile.write(path, np.concatenate([tone(3600, 0.02), silence(1.0)]), RATE)
+    judged = judge(model, Labelled(path, 1.02, [Heard("high", 0.0, 0.02)]))
+    assert judged.score.found == [True]
+
+
 def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
     sounds, others = [Heard("low", 0.0, 2.1)], [Heard("parrot", 1.9, 2.6)]
     judged = JudgedRecording("x", 9.0, sounds, others, Score([None], []), [0.0], [None])

@@ -54,6 +54,13 @@ def test_events_in_one_recording_are_less_sure_than_as_many_in_all() -> None:
     assert low < 0.5 < high
 
 
+def test_recordings_that_are_alike_by_the_hour_differ_in_nothing() -> None:
+    """However long each is: in any draw there are as many events an hour."""
+    counts, hours = np.array([40, 1, 2, 5]), np.array([20.0, 0.5, 1.0, 2.5])
+    assert resampled_upper(counts, hours) == pytest.approx(2.0)
+    assert resampled_interval(counts, hours) == (pytest.approx(2.0), pytest.approx(2.0))
+
+
 @pytest.mark.parametrize("misses", [0, 1, 2, 30])
 def test_one_miss_more_never_makes_a_share_much_surer(misses: int) -> None:
     """Resampled, a miss in one of five groups said more than none at all: an interval 87 times as narrow."""
@@ -80,10 +87,39 @@ def test_a_share_of_groups_is_as_sure_as_its_groups_are_many() -> None:
     assert high >= share_interval(3, 6)[1]
 
 
+def by_the_book(right: list[int], sizes: list[int]) -> tuple[float, float]:
+    """Korn and Graubard's interval of so many clips `right` in groups of `sizes`, which are correlated by 0.05 at the least."""
+    clips, groups = sum(sizes), len(sizes)
+    share = sum(right) / clips
+    apart = sum((hits - share * size) ** 2 for hits, size in zip(right, sizes, strict=True))
+    variance = groups / (groups - 1) * apart / clips**2
+    effect = max(variance / (share * (1 - share) / clips), 1 + 0.05 * (sum(size * size for size in sizes) / clips - 1))
+    widening = stats.t.ppf(0.975, groups - 1) / stats.t.ppf(0.975, clips - 1)
+    effective = clips / effect / widening**2
+    hits, misses = share * effective, (1 - share) * effective
+    return stats.beta.ppf(0.025, hits, misses + 1), stats.beta.ppf(0.975, hits + 1, misses)
+
+
+@pytest.mark.parametrize(
+    ("right", "sizes"),
+    [([4, 4, 4], [8, 8, 8]), ([1, 0, 8, 2, 3], [1, 3, 8, 2, 10]), ([9, 2], [10, 40]), ([5, 1, 1, 1], [6, 1, 1, 2])],
+)
+def test_a_share_of_groups_is_by_the_book(right: list[int], sizes: list[int]) -> None:
+    hits = [at < own for own, size in zip(right, sizes, strict=True) for at in range(size)]
+    found = grouped_share_interval(hits, np.repeat(np.arange(len(sizes)), sizes))
+    assert found == pytest.approx(by_the_book(right, sizes), abs=1e-9)
+
+
+def test_six_groups_of_eight_that_are_alike_are_worth_fewer_clips() -> None:
+    hits = ([True] * 4 + [False] * 4) * 6
+    assert grouped_share_interval(hits, np.repeat(np.arange(6), 8)) == pytest.approx((0.2811, 0.7189), abs=1e-4)
+
+
 @pytest.mark.parametrize(("share", "alike"), [(0.05, 0.05), (0.05, 0.2), (0.3, 0.2)])
 @pytest.mark.parametrize(("groups", "clips"), [(5, 20), (10, 20), (18, 29)])
 def test_the_true_share_is_inside_as_often_as_is_said(share: float, alike: float, groups: int, clips: int) -> None:
-    rng, worlds, inside = np.random.default_rng(0), 200, 0
+    """And is no wider for it than a mean of independent groups would be, but for a half."""
+    rng, worlds, inside, width = np.random.default_rng(0), 200, 0, 0.0
     names = [str(at // clips) for at in range(groups * clips)]
     spread = (1 - alike) / alike
     for _ in range(worlds):
@@ -91,7 +127,10 @@ def test_the_true_share_is_inside_as_often_as_is_said(share: float, alike: float
         hits = rng.random(groups * clips) < np.repeat(own, clips)
         low, high = grouped_share_interval(hits.tolist(), names)
         inside += low <= share <= high
+        width += (high - low) / worlds
     assert inside / worlds > 0.9
+    error = math.sqrt(share * (1 - share) * (1 + (clips - 1) * alike) / (groups * clips))
+    assert width < 1.5 * 2 * stats.t.ppf(0.975, groups - 1) * error
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 17, 500])
