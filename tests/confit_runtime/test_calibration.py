@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +18,12 @@ from confit_runtime.calibration import (
     LEVELS,
     NEVER,
     REACHED_BY,
+    STEP,
     Counts,
+    Positive,
     choose,
     count_false_accepts,
+    decisive,
     det_curve,
     hear_positive,
     thresholds,
@@ -26,8 +31,10 @@ from confit_runtime.calibration import (
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector
 from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
-from confit_runtime.recordings import Recording
+from confit_runtime.model import Model
+from confit_runtime.recordings import Recording, stream_rows
 from tests import tiny_model
+from tests.tiny_model import RATE, Floats, silence, tone
 
 MULTI = {"multi_label": True, "unknown_label": None}
 
@@ -51,6 +58,11 @@ def test_counts_are_the_detectors(seed: int, place: int, kind: dict[str, object]
     counts = count_false_accepts(contract, [recording])
     assert counts.events[:, 0, place].tolist() == np.max([*fired, *above], axis=0).tolist()
     assert (counts.events[:, 0, -1] == 0).all()
+
+
+def room(pcm: Floats) -> Floats:
+    """Noise of the same length."""
+    return (1e-3 * np.random.default_rng(0).standard_normal(len(pcm))).astype(np.float32)
 
 
 def hits_at(contract: Contract, recording: Recording, level: float) -> list[int]:
@@ -106,6 +118,7 @@ def test_too_few_hours_say_how_many_are_missing() -> None:
     chosen = choose(counts, target=0.5)
     assert not chosen.met
     assert chosen.bound == pytest.approx(2.9957 / 2, abs=1e-3)
+    assert set(chosen.thresholds) == {LEVELS[0]}  # as high as they must be for that bound, and no higher
     assert chosen.more_hours == pytest.approx(2.9957 / 0.5 - 2, abs=1e-3)
     enough = choose(Counts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5)), target=0.5)
     assert enough.met
@@ -147,10 +160,50 @@ def test_positives_and_the_curve() -> None:
     heard = hear_positive(contract, "low", "ada", rows)
     assert heard.level == pytest.approx(0.9)
     assert heard.others == ("mid",)
+    assert hear_positive(contract, "low", "ada", rows, own=["low", "mid"]).others == ()
     counts = Counts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
     curve = det_curve(counts, choose(counts, 0.5), contract, [heard])
     assert [point["frr"] for point in curve] == [0.0, 1.0]
     assert 1 / (1 + np.exp(-curve[1]["margin"])) == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_clip_that_just_reaches_a_level_fires_at_it() -> None:
+    counts = Counts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
+    chosen = choose(counts, 0.5)
+    at = HALF + 10
+    curve = det_curve(counts, chosen, tiny_model.contract(), [Positive("low", "ada", float(LEVELS[at]), ())])
+    assert [point["frr"] for point in curve] == [0.0, 1.0]
+    assert curve[1]["margin"] == pytest.approx((at + 1 - chosen.own[0]) * STEP)
+
+
+def test_no_label_is_brought_below_its_lowest_threshold() -> None:
+    counts = Counts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5))
+    chosen = dataclasses.replace(choose(counts, target=0.5), lowest=np.array([0.7, 0.0]))
+    assert chosen.thresholds.tolist() == [0.7, LEVELS[0]]
+    assert LEVELS[chosen.levels[0]] <= 0.7 < LEVELS[chosen.levels[0] + 1]
+
+
+def test_what_sets_the_margin_is_told_with_the_second_at_which_it_sounds(model: Model, tmp_path: Path) -> None:
+    sounds = {"room": silence(1.0), "bell": np.concatenate([silence(0.5), tone(500, 0.1), silence(0.4)])}
+    rows = {}
+    for name, pcm in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", pcm + room(pcm), RATE)
+        rows[name], _ = stream_rows(model, tmp_path / f"{name}.wav")
+    recordings = [
+        Recording("quiet", [rows["room"]], 1.0, [("quiet.wav", 0.0)]),
+        Recording("loud", [rows["room"], rows["bell"]], 2.0, [("loud.wav", 0.0), ("long.wav", 100.0)]),
+    ]
+    (found,) = decisive(count_false_accepts(model.contract, recordings), model.contract, recordings)
+    assert (found.label, found.file) == ("low", "long.wav")
+    assert 100.5 <= found.at_s <= 100.6
+
+
+def test_what_just_reaches_the_level_of_its_label_sets_the_margin() -> None:
+    contract, quiet, loud = tiny_model.contract(), np.zeros((20, 4), np.float32), np.zeros((20, 4), np.float32)
+    loud[8:14, 0] = LEVELS[HALF] + 0.001
+    recordings = [Recording(name, [rows], 0.4, [(name, 0.0)]) for name, rows in (("quiet", quiet), ("loud", loud))]
+    (found,) = decisive(count_false_accepts(contract, recordings), contract, recordings)
+    assert (found.label, found.file, found.score) == ("low", "loud", pytest.approx(0.501))
 
 
 class Summed(np.ndarray):
