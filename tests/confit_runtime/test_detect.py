@@ -118,6 +118,8 @@ def as_rows(eighths: list[list[int]]) -> Floats:
 @settings(deadline=None)
 @given(score_rows, detection)
 @example([[0, 0, 6], [0, 5, 0]], Settings(1, 1, 2, False, []))  # the rest of one class is not that of another
+# two rows apart are not two in succession, though what fired before is only pausing
+@example([[0, 8, 0], [0, 8, 0], [8, 0, 0], [0, 0, 0], [8, 0, 0]], Settings(1, 2, 0, False, [], 5))
 def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> None:
     detector, rows = make(how), [[eighth / 8 for eighth in row] for row in eighths]
     found, wanted = detector.push(as_rows(eighths)), naive_hits(rows, how)
@@ -234,6 +236,9 @@ def test_rows_that_nobody_scored_are_not_smoothed_over() -> None:
 def test_a_refractory_time_is_whole_hops_and_no_shorter() -> None:
     contract = tiny_model.contract(refractory_s=0.21)
     assert Detector.from_contract(contract).refractory_hops.tolist() == [11] * 4
+    levels = {**contract.thresholds, "mid": {"on": 0.6, "off": 0.3, "refractory_s": 1.0}}
+    own = Detector.from_contract(dataclasses.replace(contract, thresholds=levels))
+    assert own.refractory_hops.tolist() == [11, 50, 11, 11]
 
 
 def test_an_empty_gallery_never_fires() -> None:
