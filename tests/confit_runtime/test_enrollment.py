@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from confit_runtime import Model, load
-from confit_runtime.enrollment import Kind, embed_query, sound_parts, take
+from confit_runtime.enrollment import Already, Kind, admitted, embed_query, sound_parts, take
 from confit_runtime.errors import AudioError
 from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import Levels, Matcher
@@ -106,6 +106,14 @@ def test_too_little_sound_is_no_print(model: Model) -> None:
     with pytest.raises(AudioError, match=r"^beep: holds 0\.06 s of sound, enrolling needs at least 0\.1 s$"):
         take(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0), "sound", "beep")
     assert take(model, among(tone(500, 0.12), 0.5, 0.5, level=0.0), "sound", "beep").seconds == pytest.approx(0.12)
+
+
+def test_of_prints_that_are_there_already_the_seconds_do_not_count_again() -> None:
+    clips = [b"one", b"two", b"one", b"three"]
+    already = Already(prints={b"two"}, seconds=2.0)
+    for seconds, added_s in (([1.0, 2.0, 4.0, 3.5], 4.5), (8.0, 4.0)):
+        places, found_s = admitted("ada", clips, list("abcd"), seconds, already, "speaker", Path("voices.db"))
+        assert (places, found_s) == ([0, 3], added_s)
 
 
 @pytest.mark.parametrize("kind", ["sound", "speaker"])
