@@ -89,6 +89,7 @@ def test_ratios_that_have_no_number() -> None:
     pcm = np.concatenate([silence(1), tone(500, 0.5), silence(1)])
     assert snr_db(pcm, [Heard("low", 1.0, 1.5)]) == [math.inf]
     assert snr_db(pcm, [Heard("low", 0.0, 0.5)]) == [-math.inf]
+    assert snr_db(np.full(3 * RATE, 0.5, np.float32), [Heard("low", 1.0, 2.0)]) == [-math.inf]  # as loud all along
     assert math.isnan(snr_db(pcm, [Heard("low", 0.0, 2.5)])[0])
     assert math.isnan(snr_db(pcm, [Heard("low", 1.2, 1.2)])[0])  # a point
     bands = [snr_band(snr) for snr in (math.nan, -math.inf, -1.0, 0.0, 9.9, 19.0, 20.0, math.inf)]
