@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders.speech_embedding import SpeechEmbedding
 from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.objectives import make_objective
+from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.recipe import Recipe
-from confit_runtime.errors import ConfitError
+from confit_runtime.errors import ConfitError, UsageError
 
 BASE: dict[str, Any] = {"epochs": 2, "classes_per_batch": 5, "clips_per_class": 3, "device": "cpu"}
 CASES: dict[str, dict[str, Any]] = {  # fifteen clips a batch: one process has eight of them, the other seven
@@ -82,6 +84,21 @@ def with_batch_norm(corpus: Corpus) -> None:
     fit(encoder, corpus, Recipe(**BASE), lr=1e-4, epochs=1)
 
 
+def refuse_on_one(complaints: list[str]) -> None:
+    with join("cpu").together():
+        if complaints:
+            raise UsageError(*complaints)
+
+
+def kept_by_the_first(corpus: Corpus, folder: Path, rank: str) -> float:
+    """The rate that is chosen of those which `rates.json` tells of, which only the first process sees."""
+    own = folder / f"machine-{rank}"
+    own.mkdir()
+    if rank == "0":
+        (own / "rates.json").write_text(json.dumps({"0.1": 0.2, "0.2": 0.9}), encoding="utf-8")
+    return choose_lr(in_double(), corpus, Recipe(**BASE, lr=(0.1, 0.2)), folder=own)
+
+
 def _threads() -> list[str]:
     """Names of this process's threads, as Linux has them."""
     return [name.read_text(encoding="utf-8").strip() for name in Path("/proc/self/task").glob("*/comm")]
@@ -113,6 +130,15 @@ def main(manifest: str, out: str, *distill: str) -> None:
     os.chdir(out if rank == "0" else Path(out).parent)
     refusals.append(_refusal(lambda: join("cpu").everywhere(Path("gradients-0.safetensors"))))
     os.chdir(here)
+    mine = ["no clip"] if rank == "0" else []
+    refusals += [
+        _refusal(lambda: weights(corpus, seed=int(rank))),
+        _refusal(lambda: refuse_on_one(mine)),
+    ]
+    others = {
+        "rate": kept_by_the_first(corpus, Path(out), rank),
+    }
+    (Path(out) / f"others-{rank}.json").write_text(json.dumps(others), encoding="utf-8")
     (Path(out) / f"refusals-{rank}.txt").write_text("\n".join(refusals), encoding="utf-8")
     sys.argv = ["confit-edge", *distill]
     command()

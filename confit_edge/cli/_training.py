@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, emit, say
+from confit_edge.launched import several, speaks
 from confit_runtime.names import shown
 from confit_runtime.wording import bounds, counted
 
@@ -82,12 +84,31 @@ def naming_flags(flags: Collection[str], source: str) -> Iterator[None]:
 
 
 @contextmanager
+def told_once() -> Iterator[None]:
+    """Of several processes the first that fails says so for all that fail alike; with --debug each does."""
+    from confit_runtime.errors import ConfitError
+
+    try:
+        yield
+    except ConfitError as error:
+        if not several() or "--debug" in sys.argv:
+            raise
+        from confit_edge.pairtune.distributed import said_already
+
+        if said_already(str(error)):
+            raise typer.Exit(error.exit_code) from error
+        raise
+
+
+@contextmanager
 def told_when_stopped(out: Path) -> Iterator[None]:
     """On Ctrl-C say that what was learnt is kept, and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        if (out / "started.json").is_file():
+        if not speaks():
+            pass
+        elif (out / "started.json").is_file():
             say(f"{out}: stopped; the same command with --resume goes on after the last epoch that ended")
         else:
             say(f"{out}: stopped before the first epoch began; nothing is written")

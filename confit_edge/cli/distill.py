@@ -22,6 +22,7 @@ from confit_edge.cli._training import (
     naming_flags,
     option,
     tell_trained,
+    told_once,
     told_when_stopped,
 )
 from confit_runtime.errors import UsageError
@@ -29,6 +30,7 @@ from confit_runtime.errors import UsageError
 _LESSON = "Lesson"
 
 
+@told_once()
 def distill(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="The teacher: a run folder that `confit-edge train` wrote.")

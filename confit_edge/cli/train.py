@@ -23,12 +23,14 @@ from confit_edge.cli._training import (
     naming_flags,
     option,
     tell_trained,
+    told_once,
     told_when_stopped,
 )
 
 _DATA, _SOUND = "Data", "Window and augmentation"
 
 
+@told_once()
 def train(
     manifest: Annotated[
         Path, typer.Argument(help="CSV, JSONL or Parquet manifest, or a folder with one sub-folder per class.")
@@ -244,7 +246,7 @@ def train(
         flags["lr"] = learning_rates(flags["lr"])
     of_file = read_yaml(recipe) if recipe else {}
     given, source = {**of_file, **flags}, str(recipe) if recipe else "the command line"
-    begun = begun_recipe(out) if resume else None
+    begun = begun_recipe(out, given.get("device")) if resume else None
     if resume and not begun and not given:  # with its options it is another training that would begin
         raise UsageError(f"{out}: no training was begun there, so none can go on; leave out --resume to begin one")
     of_flags = Recipe().to_dict().keys() - (of_file.keys() - flags.keys())

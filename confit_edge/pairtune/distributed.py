@@ -15,22 +15,28 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from confit_edge.launched import several, speaks
 from confit_edge.pairtune.machine import named_device, pick_device
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 PIECE = 2**24  # values averaged in one exchange: 64 MB
+MEETING = timedelta(minutes=10)  # in which every process must have come
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,9 @@ class Ranks:
         """Replace each gradient by its mean over processes."""
         if self.count == 1:
             return
-        from accelerate.utils import reduce
-
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for piece in _pieces(gradients):
-            mean = reduce(torch.cat([gradient.reshape(-1) for gradient in piece]), "mean")
+            mean = _reduced(torch.cat([gradient.reshape(-1) for gradient in piece]), "mean")
             for gradient, values in zip(piece, mean.split([gradient.numel() for gradient in piece]), strict=True):
                 gradient.copy_(values.view_as(gradient))
 
@@ -78,22 +82,52 @@ class Ranks:
         """Process 0's `plain` data (what JSON holds) on every process: decisions are made once."""
         if self.count == 1:
             return plain
-        from accelerate.utils import broadcast
-
         text = json.dumps(plain).encode()
-        length = broadcast(torch.tensor([len(text)], device=self.device))
+        length = _broadcasted(torch.tensor([len(text)], device=self.device))
         carrier = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
         if self.main:
             carrier.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        return json.loads(bytes(broadcast(carrier).tolist()))
+        return json.loads(bytes(_broadcasted(carrier).tolist()))
+
+    def each(self, plain: Any) -> list[Any]:
+        """Every process's `plain` data, in their order."""
+        if self.count == 1:
+            return [plain]
+        from accelerate.utils import gather_object
+
+        with _exchanging():
+            return list(gather_object([plain]))
+
+    def other(self, plain: Any) -> int | None:
+        """The first process whose `plain` data (what JSON holds) are not those of process 0; None where all have the same."""
+        every = self.each(json.dumps(plain))  # as text, for not a number is not itself
+        return next((index for index, one in enumerate(every) if one != every[0]), None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails within on one process fails on all: none goes on, to wait for it in vain. Nothing is exchanged within."""
+        if self.count == 1:
+            yield
+            return
+        failed: ConfitError | None = None
+        try:
+            yield
+        except ConfitError as error:
+            failed = error
+        except OSError as error:
+            failed = ConfitError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        every = self.each((str(failed), failed.exit_code) if failed else None)
+        for index, said in enumerate(every):
+            if said:
+                text, status = said
+                kind = UsageError if status == UsageError.exit_code else ConfitError
+                raise kind(f"process {index}: {text}" if index else text) from failed
 
     def everywhere(self, path: Path) -> bool:
         """Whether the file `path` is there. Raises UsageError, on every process, where only some of them see it."""
         if self.count == 1:
             return path.is_file()
-        from accelerate.utils import reduce
-
-        seen = int(reduce(torch.tensor([int(path.is_file())], device=self.device), "sum"))
+        seen = int(_reduced(torch.tensor([int(path.is_file())], device=self.device), "sum"))
         if 0 < seen < self.count:
             raise UsageError(
                 f"{path}: {seen} of the {self.count} processes see it; let all of them write to and read from one folder"
@@ -104,12 +138,10 @@ class Ranks:
         """Give every process process 0's weights and buffers."""
         if self.count == 1:
             return
-        from accelerate.utils import broadcast
-
         for module in modules:
             for tensor in module.state_dict().values():
                 held = tensor.detach().contiguous()
-                tensor.copy_(broadcast(held))
+                tensor.copy_(_broadcasted(held))
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -119,9 +151,9 @@ class Ranks:
 def join(device: str) -> Ranks:
     """The processes of this training: those of the launcher (`torchrun`, `accelerate launch`), or this one alone.
 
-    `device` is the recipe's. Raises UsageError when it names one device for several processes.
+    `device` is the recipe's. Raises UsageError when it names one device for several processes, or they cannot be joined.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not several():
         return Ranks(pick_device(device))
     wanted = named_device(device)  # not tried before each process has its own: all of them would begin with the first
     if wanted.index is not None:
@@ -129,21 +161,100 @@ def join(device: str) -> Ranks:
     # functions there have the default `group=group.WORLD`: what that is at import. torch.optim imports the module, and
     # after the joining its defaults would hold the group, and gloo's threads, though all had left it
     import_module("torch.distributed.nn.functional")
+    if not torch.distributed.is_initialized():
+        _meet(wanted.type)
     from accelerate import PartialState
 
     state = PartialState(cpu=wanted.type == "cpu")
-    _leave_at_exit()
     if state.device.type != wanted.type:
         raise UsageError(f"--device {device}: the processes were launched for {state.device.type}")
     return Ranks(pick_device(str(state.device)), state.process_index, state.num_processes)
 
 
-@cache
-def _leave_at_exit() -> None:
-    """Gloo's threads must not outlive the interpreter: now and then a process that did its work aborted as it ended."""
-    from accelerate import PartialState
+def _meet(kind: str) -> None:
+    """Join the processes, each with a device of that `kind`. Raises UsageError where they cannot be."""
+    store, rank, count = _meeting()
+    try:
+        store.set(f"kind {rank}", kind)
+        kinds = [store.get(f"kind {index}").decode() for index in range(count)]
+        if other := next((index for index, one in enumerate(kinds) if one != kinds[0]), 0):
+            raise UsageError(
+                f"process {other} is to train on {kinds[other]}, and process 0 on {kinds[0]}: give all of them one --device,"
+                " and one folder"
+            )
+        from accelerate import PartialState
+        from torch.distributed.distributed_c10d import PrefixStore
 
-    atexit.register(PartialState().destroy_process_group)
+        group = PrefixStore("group", store)
+        state = PartialState(cpu=kind == "cpu", store=group, rank=rank, world_size=count)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise _apart(error) from error
+    if state.num_processes != count:
+        raise _apart("LOCAL_RANK is not set")
+    # gloo's threads must not outlive the interpreter: now and then a process that did its work aborted as it ended
+    atexit.register(state.destroy_process_group)
+
+
+@cache
+def _meeting() -> tuple[Store, int, int]:
+    """Where the processes meet, which of them this is, and how many there are. Raises UsageError."""
+    from torch.distributed.rendezvous import rendezvous  # some builds of torch, for small devices, have none of it
+
+    try:
+        return next(iter(rendezvous("env://", timeout=MEETING)))
+    except (ValueError, RuntimeError) as error:
+        raise _apart(error) from error
+
+
+def _apart(reason: object) -> UsageError:
+    told = str(reason).strip().partition("\n")[0]
+    return UsageError(
+        f"WORLD_SIZE is set, and the processes cannot be joined ({told}): start them with torchrun or accelerate launch, or"
+        " unset WORLD_SIZE"
+    )
+
+
+def said_already(text: str) -> bool:
+    """Whether another process says this; before they have met the first of each machine says all."""
+    if not several():
+        return False
+    if not _meeting.cache_info().currsize:
+        return not speaks()
+    try:
+        return _meeting()[0].add(f"said {text}", 1) > 1
+    except RuntimeError:  # with the process that kept what was said
+        return False
+
+
+class EndedError(ConfitError):
+    """Another process is no longer there."""
+
+
+@contextmanager
+def _exchanging() -> Iterator[None]:
+    """Raises EndedError where another process of this training has gone, which torch tells in many ways."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise EndedError("another process of this training ended: what it said is above, or on its machine") from error
+
+
+def _reduced(tensor: Tensor, how: str) -> Tensor:
+    from accelerate.utils import reduce
+
+    with _exchanging():
+        reduced: Tensor = reduce(tensor, how)
+    return reduced
+
+
+def _broadcasted(tensor: Tensor) -> Tensor:
+    from accelerate.utils import broadcast
+
+    with _exchanging():
+        broadcasted: Tensor = broadcast(tensor)
+    return broadcasted
 
 
 class _Gather(torch.autograd.Function):
@@ -152,7 +263,9 @@ class _Gather(torch.autograd.Function):
         from accelerate.utils import gather
 
         longest = -(-rows // ranks.count)
-        parts = gather(functional.pad(share.detach(), (0, 0, 0, longest - len(share)))).view(ranks.count, longest, -1)
+        padded = functional.pad(share.detach(), (0, 0, 0, longest - len(share)))
+        with _exchanging():
+            parts = gather(padded).view(ranks.count, longest, -1)
         ctx.ranks, ctx.rows = ranks, rows
         shares = [Ranks(ranks.device, index, ranks.count).share(rows) for index in range(ranks.count)]
         return torch.cat([part[: own.stop - own.start] for part, own in zip(parts, shares, strict=True)])

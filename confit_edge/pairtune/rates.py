@@ -12,7 +12,7 @@ from confit_edge import files
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.distill import Teaching
-from confit_edge.pairtune.distributed import join
+from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.trainer import DivergedError, fit
 from confit_edge.pairtune.validation import quality
 from confit_edge.probes.metrics import merit_name
@@ -39,13 +39,8 @@ def choose_lr(
     """
     if len(recipe.lr) <= 1:
         return recipe.lr[0] if recipe.lr else encoder.learning_rate
-    kept = folder / FOUND if folder else None
-    found: dict[str, float | None] = {}  # None: diverged
-    if kept and kept.is_file():
-        try:
-            found = json.loads(kept.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfitError(f"{kept}: is damaged ({error}); remove it, and the rates are tried again") from error
+    kept, ranks = folder / FOUND if folder else None, join(recipe.device)
+    found = _found(kept, ranks) if kept else {}
     one, epochs = replace(recipe, soup=1), recipe.search_epochs or recipe.epochs
     for lr in recipe.lr:
         if str(lr) in found:
@@ -71,11 +66,24 @@ def choose_lr(
         if watch and found[str(lr)] is not None:
             merit = merit_name(multi_label=corpus.multi_label)
             watch({"stage": "search", "lr": lr, "validation": found[str(lr)], "merit": merit})
-        if kept and path and join(recipe.device).main:
+        if kept and path and ranks.main:
             files.write_text(kept, json.dumps(found))
             files.remove(path)
     reached = {lr: value for lr in recipe.lr if (value := found[str(lr)]) is not None}
     return max(reached, key=lambda lr: reached[lr])
+
+
+def _found(kept: Path, ranks: Ranks) -> dict[str, float | None]:
+    """What each rate reached that was tried before, None where it diverged: as the first process reads it."""
+    found: dict[str, float | None] = {}
+    with ranks.together():
+        if ranks.main and kept.is_file():
+            try:
+                found = json.loads(kept.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfitError(f"{kept}: is damaged ({error}); remove it, and the rates are tried again") from error
+    agreed: dict[str, float | None] = ranks.agree(found)
+    return agreed
 
 
 def _trying(lr: float, watch: Watcher) -> Watcher:

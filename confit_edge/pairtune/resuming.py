@@ -10,26 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge import files, runs
+from confit_edge.data.corpus import Corpus
 from confit_edge.data.tables import check_utf8
-from confit_edge.pairtune.distributed import Ranks
+from confit_edge.launched import several
+from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
+from confit_runtime.wording import counted
 
 
 @contextmanager
 def alone(out: Path, ranks: Ranks) -> Iterator[None]:
     """Be the only training in `out`, of one process or of several together. Raises UsageError, on each of them."""
     with ExitStack() as held:
-        refused = ""
-        if ranks.main:
-            try:
+        with ranks.together():
+            if ranks.main:
                 held.enter_context(files.alone(out, "run"))
-            except UsageError as error:
-                refused = str(error)
-        if refused := ranks.agree(refused):
-            raise UsageError(refused)
         yield
 
 
@@ -77,9 +75,27 @@ def begun(out: Path) -> dict[str, Any] | None:
     return told
 
 
-def begun_recipe(out: Path) -> Recipe | None:
-    """The recipe of the training that was begun, or finished, in `out`; None where none was. Raises ConfitError."""
+def begun_alike(out: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """The same, of several processes. Raises UsageError, on each of them, where they see different ones."""
+    with ranks.together():
+        before = begun(out)
+    if other := ranks.other(before):
+        raise UsageError(
+            f"{out}: process {other} sees another training there than process 0, or only one of them sees any; let all of"
+            " them write to and read from one folder"
+        )
+    return before
+
+
+def begun_recipe(out: Path, device: str | None) -> Recipe | None:
+    """The recipe of the training that was begun, or finished, in `out`; None where none was. Raises ConfitError.
+
+    `device` is the one that it is to go on with, where that is said.
+    """
     before = begun(out)
+    if several():
+        own = before["recipe"].get("device") if before else None
+        before = begun_alike(out, join(device or own or Recipe.device))
     return Recipe.from_dict(before["recipe"], str(out)) if before else None
 
 
@@ -91,23 +107,51 @@ def digest(recipe: Recipe, fingerprint: str, lr: float, epochs: int) -> str:
 
 def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
     """Raise UsageError naming what differs where `before`, in `out`, is another recipe, data or teacher than `started`."""
+    version = " (or it was begun with an earlier version, which took background otherwise)"
+    changed = _differences(before, started, "now", version if before["recipe"].get("background") else "")
+    if before["processes"] not in (None, started["processes"]):  # each draws its own dropout
+        changed.append(f"the number of processes ({before['processes']}, now {started['processes']})")
+    if changed:
+        raise UsageError(f"{out}: --resume needs the same training, but these differ: {', '.join(changed)}")
+
+
+def refuse_apart(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
+    """Raise UsageError, on every process, naming the one that is about to train something else than process 0 and what.
+
+    `started` is what each is about to train, of its `corpus`.
+    """
+    size = sum(map(len, (corpus.train, corpus.val, corpus.test)))
+    every = ranks.each((started, f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"))
+    first, clips = every[0]
+    for index, (other, other_clips) in enumerate(every):
+        told = (
+            f" ({clips}, there {other_clips})"
+            if clips != other_clips
+            else " (as many clips, but other sound or labels)"
+        )
+        if changed := _differences(first, other, "there", told):
+            raise UsageError(
+                f"process {index} is about to train something else than process 0, and these differ: {', '.join(changed)};"
+                " give all of them one command, and the same data"
+            )
+
+
+def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_data: str) -> list[str]:
+    """What of a training differs from that `before`; `of_data` is said of data that do."""
     recipe, same_data = before["recipe"], before["fingerprint"] == started["fingerprint"]
     moved = {"background", "others"} if same_data else set()
-    if before.get("encoder_sha256") == started["encoder_sha256"]:
+    same_start = before.get("encoder_sha256") == started["encoder_sha256"]
+    if same_start:
         moved.add("encoder")
     changed = [
-        f"{key} ({_shown(recipe.get(key))}, now {_shown(value)})"
+        f"{key} ({_shown(recipe.get(key))}, {now} {_shown(value)})"
         for key, value in started["recipe"].items()
         if recipe.get(key) != value and key not in moved
     ]
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
-        version = " (or it was begun with an earlier version, which took background otherwise)"
-        changed.append("the data" + (version if recipe.get("background") else ""))
+        changed.append(f"the data{of_data}")
     if before["chosen_by"] != started["chosen_by"]:
         changed.append("what epochs are chosen by")
-    if before["processes"] not in (None, started["processes"]):  # each draws its own dropout
-        changed.append(f"the number of processes ({before['processes']}, now {started['processes']})")
     if before["distilled"] != started["distilled"]:
         changed.append("the teacher or what it teaches from")
-    if changed:
-        raise UsageError(f"{out}: --resume needs the same training, but these differ: {', '.join(changed)}")
+    return changed

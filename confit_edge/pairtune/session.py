@@ -34,7 +34,13 @@ from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, own_draws, pick_precision
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
-from confit_edge.pairtune.resuming import alone, begun, check_out, refuse_other_training
+from confit_edge.pairtune.resuming import (
+    alone,
+    begun_alike,
+    check_out,
+    refuse_apart,
+    refuse_other_training,
+)
 from confit_edge.pairtune.trainer import Fitted, fit, prepared
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
@@ -88,7 +94,8 @@ def train(
     recipe = settled(recipe, ranks.device)
     check_utf8(manifest.resolve())  # which the run is to tell, after hours
     with alone(out, ranks), own_draws(ranks.device):
-        check_out(out, resume)
+        with ranks.together():
+            check_out(out, resume)
         return _train(
             manifest, out, recipe, ranks=ranks, resume=resume, tensorboard=tensorboard, tell=tell, teaching=teaching
         )
@@ -106,21 +113,25 @@ def _train(
     teaching: TeachingRun | None,
 ) -> Trained | None:
     """The training in a folder that no other process trains in."""
-    if recipe.rooms and recipe.rooms != SYNTHETIC:
-        sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
-    encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
-    _tell_of_window(encoder, recipe, tell)
-    corpus = read_corpus(
-        manifest,
-        rate=encoder.sample_rate,
-        strict=recipe.strict,
-        progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
-        **recipe.corpus_options(),
-    )
+    with ranks.together():
+        if recipe.rooms and recipe.rooms != SYNTHETIC:
+            sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
+        encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
+        _tell_of_window(encoder, recipe, tell)
+        corpus = read_corpus(
+            manifest,
+            rate=encoder.sample_rate,
+            strict=recipe.strict,
+            progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
+            **recipe.corpus_options(),
+        )
     data = describe_data(manifest, corpus, encoder.sample_rate)
-    _tell_of_clips(corpus, data, tell)
+    tell_left_out(corpus.problems, ranks, tell)
+    for text in remarks(corpus, data):
+        _note(tell, text)
     if teaching:
-        teaching.refuse_other(corpus)
+        with ranks.together():
+            teaching.refuse_other(corpus)
         _tell_of_unlabelled(corpus, teaching, tell)
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
@@ -134,9 +145,10 @@ def _train(
         "processes": ranks.count,
         "encoder_sha256": runs.weights_sha256(encoder),
     }
+    refuse_apart(ranks, started, corpus)
     finished = ranks.everywhere(out / "run.json")
     if resume:
-        if before := begun(out):
+        if before := begun_alike(out, ranks):
             refuse_other_training(out, before, started)
         else:
             _note(tell, f"{out}: no training was begun there; this one begins")
@@ -145,11 +157,12 @@ def _train(
     _refuse_what_cannot_begin(encoder, corpus, recipe, teaching)
     beginning = out / "started.json"
     curves = Curves(out / "tensorboard", tell) if tensorboard and ranks.main else None
-    check_out(out, resume)  # where nothing can be locked, another may have begun meanwhile
-    ranks.wait()  # each process has looked into `out` before the first writes there
-    if ranks.main:
-        make_folder(out)
-        files.write_text(beginning, json.dumps(started, indent=2))
+    with ranks.together():  # each process has looked into `out` before the first writes there
+        check_out(out, resume)  # where nothing can be locked, another may have begun meanwhile
+    with ranks.together():
+        if ranks.main:
+            make_folder(out)
+            files.write_text(beginning, json.dumps(started, indent=2))
     # before the frozen encoder is probed, which gains by it too
     with enough_memory(), freed_memory_kept(), contextlib.closing(curves) if curves else contextlib.nullcontext():
         trained = _learn(
@@ -190,11 +203,14 @@ def _tell_of_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
         _note(tell, f"--window {recipe.window:g}: {nearest}")
 
 
-def _tell_of_clips(corpus: Corpus, data: dict[str, Any], tell: Watcher) -> None:
-    for problem in corpus.problems:
-        tell(left_out(problem))
-    for text in remarks(corpus, data):
-        _note(tell, text)
+def tell_left_out(problems: list[ClipProblem], ranks: Ranks, tell: Watcher) -> None:
+    """Tell what was left out, on whichever process: one alone may have a clip that is damaged."""
+    told: list[dict[str, Any]] = []
+    for index, events in enumerate(ranks.each(list(map(left_out, problems)))):
+        new = [event for event in events if event not in told]
+        told += new
+        for event in new:
+            tell({**event, "detail": f"on process {index}: {event['detail']}"} if index else event)
 
 
 def _tell_of_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) -> None:

@@ -17,9 +17,9 @@ from confit_edge.encoders import pretrained
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.resuming import alone, check_out
-from confit_edge.pairtune.session import Trained, absolute, left_out, settled, train
+from confit_edge.pairtune.session import Trained, absolute, settled, tell_left_out, train
 from confit_edge.recipe import Recipe
-from confit_edge.watching import Watcher
+from confit_edge.watching import Watcher, unwatched
 from confit_runtime.errors import UsageError
 
 # What a student's recipe takes over from its teacher's: the clips, the splits, and what is done to the windows. How
@@ -56,33 +56,35 @@ def distill(
     ranks = join(recipe.device)
     recipe = settled(recipe, ranks.device)
     teachers_place, folders = absolute(run), list(map(absolute, sounds))
-    watch = watch if ranks.main else None
-    with alone(out, ranks):  # as `train` asks again: what cannot begin is told before anything is decoded
+    tell = watch if watch and ranks.main else unwatched
+    with (
+        alone(out, ranks),
+        ranks.together(),
+    ):  # as `train` asks again: what cannot begin is told before anything is decoded
         check_out(out, resume)
-    data = Path(manifest or teacher.info.data["manifest"])
-    if not data.exists():
-        raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
-    check_utf8(data.resolve())
-    encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
-    if json.loads(json.dumps(encoder.spec())) == teacher.info.encoder:
-        raise UsageError(
-            f"--student {recipe.encoder}: {run} is of that encoder itself; a student is another, smaller one"
+    with ranks.together():
+        data = Path(manifest or teacher.info.data["manifest"])
+        if not data.exists():
+            raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
+        check_utf8(data.resolve())
+        encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
+        if json.loads(json.dumps(encoder.spec())) == teacher.info.encoder:
+            raise UsageError(
+                f"--student {recipe.encoder}: {run} is of that encoder itself; a student is another, smaller one"
+            )
+        rate = encoder.sample_rate
+        files = list(dict.fromkeys(path for folder in sounds for path in sound_files(folder, "--unlabelled")))
+        heard, problems = load_recordings(
+            files,
+            ClipStore(rate),
+            f"--unlabelled {' '.join(map(str, sounds))}",
+            strict=recipe.strict,
+            progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
         )
-    rate = encoder.sample_rate
-    files = list(dict.fromkeys(path for folder in sounds for path in sound_files(folder, "--unlabelled")))
-    heard, problems = load_recordings(
-        files,
-        ClipStore(rate),
-        f"--unlabelled {' '.join(map(str, sounds))}",
-        strict=recipe.strict,
-        progress=(lambda done, total: watch({"stage": "decode", "done": done, "total": total})) if watch else None,
-    )
+    tell_left_out(problems, ranks, tell)
     digest = hashlib.sha256()
     for pcm in heard.values():
         digest.update(pcm.data)
-    if watch:
-        for problem in problems:
-            watch(left_out(problem))
     about = {
         "teacher": teachers_place,
         "teacher_encoder": teacher.info.encoder,
@@ -95,8 +97,8 @@ def distill(
             "fingerprint": digest.hexdigest(),
         },
     }
-    if watch and not heard:
-        watch({"stage": "note", "text": "no --unlabelled sound: the teacher teaches from the training clips alone"})
+    if not heard:
+        tell({"stage": "note", "text": "no --unlabelled sound: the teacher teaches from the training clips alone"})
     teaching = TeachingRun(
         teacher=teacher.encoder,
         name=str(run),

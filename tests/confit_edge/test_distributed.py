@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +26,123 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+def environment() -> dict[str, str]:
+    paths = os.pathsep.join(str(ROOT / part) for part in ("", "runtime", "export"))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+def launch(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Two processes of a program, on a free port."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *arguments]
-    paths = os.pathsep.join(str(ROOT / part) for part in ("", "runtime", "export"))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == status, done.stderr
     return done
+
+
+def on_two_machines(folder: Path, *arguments: str) -> list[str]:
+    """What is said on stderr by a `train` that cannot be done, by two processes that have a folder each."""
+    run = f'cd "{folder}/$RANK" && exec "{sys.executable}" -P -m confit_edge train "$@"'
+    said = launch("--no-python", "sh", "-c", run, "sh", *arguments, status=1).stderr
+    assert "confit_edge/" not in said  # no traceback of ours
+    return said.splitlines()
+
+
+@pytest.fixture
+def machines(manifest: Path, tmp_path: Path) -> Path:
+    """A folder each for two processes, with the same clips."""
+    for rank in ("0", "1"):
+        shutil.copytree(manifest.parent, tmp_path / rank / "words")
+    return tmp_path
+
+
+def test_processes_with_other_clips_say_so_once_and_write_nothing(machines: Path) -> None:
+    manifest = machines / "1" / "words" / "manifest.csv"
+    damaged = machines / "1" / "words" / next(csv.DictReader(manifest.open()))["path"]
+    damaged.write_bytes(b"cut off")
+    said = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--epochs", "1", "--device", "cpu")
+    assert [line for line in said if line.startswith("left out") and str(damaged) in line and "on process 1: " in line]
+    complaints = [line for line in said if line.startswith("confit-edge: ")]
+    assert len(complaints) == 1
+    assert "process 1 is about to train something else than process 0" in complaints[0]
+    assert "the data (60 clips of 5 classes, there 59 clips of 5 classes)" in complaints[0]
+    assert not list(machines.glob("*/run"))
+
+
+def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
+    machines: Path, launched: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    shutil.copytree(launched[0], machines / "0" / "run")
+    said = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--resume")
+    complaints = [line for line in said if line.startswith("confit-edge: ")]
+    assert len(complaints) == 1
+    assert "run: process 1 sees another training there than process 0" in complaints[0]
+    assert not (machines / "1" / "run").exists()
+
+
+def test_a_process_that_ends_is_told_of_in_one_line(manifest: Path, tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        port = str(server.getsockname()[1])
+    command = [
+        sys.executable,
+        "-m",
+        "confit_edge",
+        "train",
+        str(manifest),
+        "-o",
+        str(tmp_path / "run"),
+        "--epochs",
+        "500",
+    ]
+    settings = ["--no-frozen-baseline", "--soup", "1", "--window", "0.8", "--device", "cpu"]
+    joined = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    first, second = (
+        subprocess.Popen(
+            [*command, *settings],
+            env={**joined, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second.kill()
+        said = first.communicate(timeout=60)[1]
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert first.returncode == 1
+    assert said.splitlines()[-1].startswith("confit-edge: another process of this training ended")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "words", "-o", "run", "--device", "cpu"], "cannot be joined"),
+        (["train", "words", "-o", "run", "--epochs", "0"], "--epochs must be at least 1"),
+        (["train", "words", "-o", "run", "--epochs", "many"], "'many'"),
+    ],
+)
+def test_what_no_process_can_do_is_said_by_one_of_each_machine(arguments: list[str], told: str, tmp_path: Path) -> None:
+    for rank in "01":
+        done = subprocess.run(
+            [sys.executable, "-m", "confit_edge", *arguments],
+            env={**environment(), "WORLD_SIZE": "2", "LOCAL_RANK": rank},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert told in done.stderr if rank == "0" else not done.stderr
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +199,19 @@ def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
 def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None:
     said = [(trained / f"refusals-{rank}.txt").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
     assert said[0] == said[1]
-    over_batch, one_device, diverged, apart = said[0]
+    over_batch, one_device, diverged, apart, other, of_one = said[0]
     assert "normalises over the batch (layers.44)" in over_batch
     assert "--device cpu:0" in one_device
     assert "smaller lr" in diverged
     assert "1 of the 2 processes see it" in apart
+    assert "process 1 has another recipe" in other
+    assert of_one == "no clip"
+
+
+def test_what_the_first_reads_is_the_same_on_each(trained: Path) -> None:
+    for rank in (0, 1):
+        found = json.loads((trained / f"others-{rank}.json").read_text(encoding="utf-8"))
+        assert found["rate"] == 0.2
 
 
 def test_processes_leave_each_other_before_they_end(trained: Path) -> None:

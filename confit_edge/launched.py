@@ -1,0 +1,15 @@
+"""Whether a launcher (`torchrun`, `accelerate launch`) started this process as one of several: known without torch."""
+
+from __future__ import annotations
+
+import os
+
+
+def several() -> bool:
+    """Whether there are others beside this process."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def speaks() -> bool:
+    """Whether this process says what all of its machine would say: they have one command line, and one terminal."""
+    return not several() or os.environ.get("LOCAL_RANK", "0") == "0"
