@@ -84,6 +84,27 @@ def with_batch_norm(corpus: Corpus) -> None:
     fit(encoder, corpus, Recipe(**BASE), lr=1e-4, epochs=1)
 
 
+def of_layers_left_out(ranks: Ranks) -> list[float | None]:
+    """What is averaged where one process has a gradient of 2 for the first parameter, the other of 4 for the second, both have
+    one of their number for the third, and none for the fourth."""
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(4)]
+    own = 1 if ranks.index else 0
+    parameters[own].grad = torch.full((1,), 4.0 if own else 2.0)
+    parameters[2].grad = torch.full((1,), float(own))
+    ranks.average_gradients(parameters)
+    return [None if parameter.grad is None else float(parameter.grad) for parameter in parameters]
+
+
+class Drifting(SpeechEmbedding):
+    """An encoder that changes a weight by itself, on each process otherwise."""
+
+    def frames(self, pcm: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                next(self.parameters()).add_(float(os.environ["RANK"]))
+        return super().frames(pcm)
+
+
 def refuse_on_one(complaints: list[str]) -> None:
     with join("cpu").together():
         if complaints:
@@ -133,9 +154,11 @@ def main(manifest: str, out: str, *distill: str) -> None:
     mine = ["no clip"] if rank == "0" else []
     refusals += [
         _refusal(lambda: weights(corpus, seed=int(rank))),
+        _refusal(lambda: fit(Drifting.pretrained(), corpus, Recipe(**BASE), lr=1e-4, epochs=1)),
         _refusal(lambda: refuse_on_one(mine)),
     ]
     others = {
+        "left_out": of_layers_left_out(join("cpu")),
         "rate": kept_by_the_first(corpus, Path(out), rank),
     }
     (Path(out) / f"others-{rank}.json").write_text(json.dumps(others), encoding="utf-8")

@@ -14,8 +14,9 @@ GPUs, gloo between CPUs) and gives each its device; its collectives move the ten
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -69,10 +70,20 @@ class Ranks:
         return gathered
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its mean over processes."""
+        """Replace each gradient by its mean over processes.
+
+        One that some have not, as of a layer that they left out by chance, counts as zero there; one that none has stays None.
+        """
         if self.count == 1:
             return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        parameters = list(parameters)
+        has = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
+        gradients = []
+        for parameter, of_any in zip(parameters, _reduced(has, "sum").tolist(), strict=True):
+            if of_any and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
         for piece in _pieces(gradients):
             mean = _reduced(torch.cat([gradient.reshape(-1) for gradient in piece]), "mean")
             for gradient, values in zip(piece, mean.split([gradient.numel() for gradient in piece]), strict=True):
@@ -122,6 +133,18 @@ class Ranks:
                 text, status = said
                 kind = UsageError if status == UsageError.exit_code else ConfitError
                 raise kind(f"process {index}: {text}" if index else text) from failed
+
+    def refuse_other_weights(self, modules: Mapping[str, nn.Module]) -> None:
+        """Raise ConfitError, on every process, where the weights of `modules` are not the same on all of them."""
+        if self.count == 1:
+            return
+        every = self.each(_digests(modules))
+        for index, digests in enumerate(every):
+            if differ := sorted(name for name in every[0] if digests.get(name) != every[0][name]):
+                raise ConfitError(
+                    f"the weights of process {index} are no longer those of process 0 ({differ[0]}, of {len(differ)} that"
+                    " differ): an encoder must change its weights and buffers by gradients alone, and the machines be of a kind"
+                )
 
     def everywhere(self, path: Path) -> bool:
         """Whether the file `path` is there. Raises UsageError, on every process, where only some of them see it."""
@@ -255,6 +278,17 @@ def _broadcasted(tensor: Tensor) -> Tensor:
     with _exchanging():
         broadcasted: Tensor = broadcast(tensor)
     return broadcasted
+
+
+def _digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Of each of their weights and buffers."""
+    return {
+        f"{of}.{name}": hashlib.sha256(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        ).hexdigest()
+        for of, module in modules.items()
+        for name, value in module.state_dict().items()
+    }
 
 
 class _Gather(torch.autograd.Function):

@@ -222,6 +222,7 @@ class Training:
                 self.tell({"stage": "note", "text": text})
                 break
             row = self._epoch(epoch)
+            self.ranks.refuse_other_weights(self.modules)
             judged, averaged = self._judged()
             checked = self.ranks.agree(self.validate(*judged.values()) if self.ranks.main else None)
             if checked is None:
@@ -271,6 +272,7 @@ class Training:
                 raise UsageError(
                     f"{checkpoint_path}: process {other} sees another one; let all read from and write to one folder"
                 )
+            self.ranks.refuse_other_weights(self.modules)
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch
             self.tell(

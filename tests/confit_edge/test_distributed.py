@@ -199,18 +199,20 @@ def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
 def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None:
     said = [(trained / f"refusals-{rank}.txt").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
     assert said[0] == said[1]
-    over_batch, one_device, diverged, apart, other, of_one = said[0]
+    over_batch, one_device, diverged, apart, other, drifted, of_one = said[0]
     assert "normalises over the batch (layers.44)" in over_batch
     assert "--device cpu:0" in one_device
     assert "smaller lr" in diverged
     assert "1 of the 2 processes see it" in apart
     assert "process 1 has another recipe" in other
+    assert "weights of process 1 are no longer those of process 0 (encoder." in drifted
     assert of_one == "no clip"
 
 
-def test_what_the_first_reads_is_the_same_on_each(trained: Path) -> None:
+def test_gradients_that_not_all_have_and_what_the_first_reads_are_the_same_on_each(trained: Path) -> None:
     for rank in (0, 1):
         found = json.loads((trained / f"others-{rank}.json").read_text(encoding="utf-8"))
+        assert found["left_out"] == [1.0, 2.0, 0.5, None]
         assert found["rate"] == 0.2
 
 
