@@ -120,6 +120,12 @@ def kept_by_the_first(corpus: Corpus, folder: Path, rank: str) -> float:
     return choose_lr(in_double(), corpus, Recipe(**BASE, lr=(0.1, 0.2)), folder=own)
 
 
+def waiting() -> float:
+    """Seconds for which a process waits for another that works alone."""
+    group = torch.distributed.distributed_c10d._get_default_group()
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
 def _threads() -> list[str]:
     """Names of this process's threads, as Linux has them."""
     return [name.read_text(encoding="utf-8").strip() for name in Path("/proc/self/task").glob("*/comm")]
@@ -160,6 +166,7 @@ def main(manifest: str, out: str, *distill: str) -> None:
     others = {
         "left_out": of_layers_left_out(join("cpu")),
         "rate": kept_by_the_first(corpus, Path(out), rank),
+        "waiting": waiting(),
     }
     (Path(out) / f"others-{rank}.json").write_text(json.dumps(others), encoding="utf-8")
     (Path(out) / f"refusals-{rank}.txt").write_text("\n".join(refusals), encoding="utf-8")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PIECE = 2**24  # values averaged in one exchange: 64 MB
 MEETING = timedelta(minutes=10)  # in which every process must have come
+WAITING = timedelta(hours=12)  # for one that works alone: the first validates, and writes
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,8 @@ def _meet(kind: str) -> None:
         from accelerate import PartialState
         from torch.distributed.distributed_c10d import PrefixStore
 
-        group = PrefixStore("group", store)
-        state = PartialState(cpu=kind == "cpu", store=group, rank=rank, world_size=count)
+        group = PrefixStore("group", store)  # its time-out is of the exchanges
+        state = PartialState(cpu=kind == "cpu", store=group, rank=rank, world_size=count, timeout=WAITING)
     except (ValueError, RuntimeError, ImportError) as error:
         raise _apart(error) from error
     if state.num_processes != count:

@@ -214,6 +214,7 @@ def test_gradients_that_not_all_have_and_what_the_first_reads_are_the_same_on_ea
         found = json.loads((trained / f"others-{rank}.json").read_text(encoding="utf-8"))
         assert found["left_out"] == [1.0, 2.0, 0.5, None]
         assert found["rate"] == 0.2
+        assert found["waiting"] >= 6 * 3600  # the first validates, and writes, for as long as it takes
 
 
 def test_processes_leave_each_other_before_they_end(trained: Path) -> None:
