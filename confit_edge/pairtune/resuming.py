@@ -20,6 +20,8 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
 from confit_runtime.wording import counted
 
+WHERE = ("device", "strict")  # of a recipe: where it is trained and what is refused, not what is learnt
+
 
 @contextmanager
 def alone(out: Path, ranks: Ranks) -> Iterator[None]:
@@ -101,7 +103,8 @@ def begun_recipe(out: Path, device: str | None) -> Recipe | None:
 
 def digest(recipe: Recipe, fingerprint: str, lr: float, epochs: int) -> str:
     """Of a training, by which its checkpoint is known; what is named in it may have moved, see `refuse_other_training`."""
-    same = {key: value for key, value in recipe.to_dict().items() if key not in ("background", "others", "encoder")}
+    free = (*WHERE, "background", "others", "encoder")
+    same = {key: value for key, value in recipe.to_dict().items() if key not in free}
     return hashlib.sha256(json.dumps([same, fingerprint, lr, epochs]).encode()).hexdigest()
 
 
@@ -136,6 +139,14 @@ def refuse_apart(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
             )
 
 
+def going_on_elsewhere(before: dict[str, Any], started: dict[str, Any]) -> str | None:
+    """What a user is told where a training goes on with another kind of device."""
+    was, now = before.get("device"), started["device"]
+    if was in (None, now):
+        return None
+    return f"begun on {was}, going on on {now}: no longer bit for bit what {was} alone would give"
+
+
 def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_data: str) -> list[str]:
     """What of a training differs from that `before`; `of_data` is said of data that do."""
     recipe, same_data = before["recipe"], before["fingerprint"] == started["fingerprint"]
@@ -146,7 +157,7 @@ def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_d
     changed = [
         f"{key} ({_shown(recipe.get(key))}, {now} {_shown(value)})"
         for key, value in started["recipe"].items()
-        if recipe.get(key) != value and key not in moved
+        if recipe.get(key) != value and key not in moved and key not in WHERE
     ]
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
         changed.append(f"the data{of_data}")

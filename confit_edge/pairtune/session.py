@@ -38,6 +38,7 @@ from confit_edge.pairtune.resuming import (
     alone,
     begun_alike,
     check_out,
+    going_on_elsewhere,
     refuse_apart,
     refuse_other_training,
 )
@@ -143,6 +144,7 @@ def _train(
         "distilled": teaching.about if teaching else None,
         "chosen_by": merit_name(multi_label=corpus.multi_label),
         "processes": ranks.count,
+        "device": ranks.device.type,
         "encoder_sha256": runs.weights_sha256(encoder),
     }
     refuse_apart(ranks, started, corpus)
@@ -150,6 +152,8 @@ def _train(
     if resume:
         if before := begun_alike(out, ranks):
             refuse_other_training(out, before, started)
+            if elsewhere := going_on_elsewhere(before, started):
+                _note(tell, elsewhere)
         else:
             _note(tell, f"{out}: no training was begun there; this one begins")
     if finished:

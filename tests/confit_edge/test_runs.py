@@ -506,6 +506,10 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     with pytest.raises(UsageError, match=r"differ: the data$"):
         train(manifest, tmp_path / "run", recipe, resume=True)
     clip.write_bytes(original)
-    assert train(manifest, tmp_path / "run", recipe, resume=True) is not None
+    beginning.write_text(json.dumps({**begun, "device": "cuda"}))
+    elsewhere, told = replace(recipe, device="cpu:0", strict=True), []  # neither changes what is learnt
+    assert train(manifest, tmp_path / "run", elsewhere, resume=True, watch=told.append) is not None
+    assert [event for event in told if "begun on cuda, going on on cpu" in event.get("text", "")]
+    assert [event for event in told if event.get("text", "") == "going on after epoch 1 of 2"]
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
     assert not (tmp_path / "run" / runs.CHECKPOINT).exists()
