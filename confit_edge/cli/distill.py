@@ -83,6 +83,9 @@ def distill(
     other as the teacher finds them. What it learns on (clips, splits, window, augmentation) is as in the teacher's
     recipe; how it learns begins with the defaults and is changed by --recipe. The result is a run like any other.
 
+    Several GPUs: `torchrun --nproc-per-node 2 -m confit_edge distill ...`, or `accelerate launch -m confit_edge distill ...`;
+    docs/training.md tells what they share.
+
     Examples:
 
         confit-edge distill runs/whisper -o runs/student

@@ -224,6 +224,9 @@ def train(
 
     A training that was stopped goes on with `train MANIFEST -o RUN --resume`; options that are not given stay as they were.
 
+    Several GPUs: `torchrun --nproc-per-node 2 -m confit_edge train ...`, or `accelerate launch -m confit_edge train ...`;
+    docs/training.md tells what they share.
+
     Example: `confit-edge train words.csv -o runs/words --background noise/ --epochs 12`
     """
     flags = {

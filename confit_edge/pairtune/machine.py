@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,10 +50,22 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
     """`auto` becomes bf16 where the device computes in it natively, else fp32; other names stay."""
     if name != "auto":
         return name
+    return "bf16" if _computes_in_bf16(device) else "fp32"
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
-    return "bf16" if device.type == "cpu" and (able.get("avx512_bf16") or able.get("amx_bf16")) else "fp32"
+    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def remarks_on_machine(precision: Precision, device: torch.device) -> Iterator[str]:
+    """What a user is told of the precision that a training takes."""
+    if precision == "bf16" and not _computes_in_bf16(device):
+        yield f"--precision bf16: this {device.type} only emulates it, which saves memory and is slower than fp32"
+    if (launchers := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", precision):
+        yield f"accelerate's mixed_precision, {launchers}, is not used: --precision is {precision}"
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from confit_edge.encoders.own import check_encoder, copy_of
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import Ranks, join
-from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, own_draws, pick_precision
+from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, own_draws, pick_precision, remarks_on_machine
 from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.resuming import (
@@ -128,7 +128,7 @@ def _train(
         )
     data = describe_data(manifest, corpus, encoder.sample_rate)
     tell_left_out(corpus.problems, ranks, tell)
-    for text in remarks(corpus, data):
+    for text in [*remarks(corpus, data), *remarks_on_machine(recipe.precision, ranks.device)]:
         _note(tell, text)
     if teaching:
         with ranks.together():

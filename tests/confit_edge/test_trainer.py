@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.transformers import TransformersEncoder
-from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, pick_device, pick_precision
+from confit_edge.pairtune.machine import (
+    enough_memory,
+    freed_memory_kept,
+    pick_device,
+    pick_precision,
+    remarks_on_machine,
+)
 from confit_edge.pairtune.objectives import FineTune, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
@@ -536,7 +542,19 @@ def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or capability >= (8, 0)
     )
-    assert pick_precision("auto", torch.device("cuda")) == precision
+    gpu = torch.device("cuda")
+    assert pick_precision("auto", gpu) == precision
+    assert list(remarks_on_machine("fp32", gpu)) == []
+    said = list(remarks_on_machine("bf16", gpu))
+    assert said == ([] if precision == "bf16" else [said[0]])
+    assert all("this cuda only emulates it" in one for one in said)
+
+
+def test_the_precision_of_the_launcher_is_told_to_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for launchers, told in (("no", False), ("fp32", False), ("fp16", True)):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launchers)
+        said = list(remarks_on_machine("fp32", torch.device("cpu")))
+        assert said == (["accelerate's mixed_precision, fp16, is not used: --precision is fp32"] if told else [])
 
 
 def test_too_little_memory_says_what_needs_less() -> None:
