@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from confit_runtime.errors import UsageError
+
 
 def several() -> bool:
     """Whether there are others beside this process."""
@@ -13,3 +15,11 @@ def several() -> bool:
 def speaks() -> bool:
     """Whether this process says what all of its machine would say: they have one command line, and one terminal."""
     return not several() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def refuse_several(verb: str, instead: str) -> None:
+    """Raise UsageError where a launcher starts several processes of a `verb` that is one; `instead` says what to do."""
+    if several():
+        raise UsageError(
+            f"{verb} is one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}: start it without a launcher{instead}"
+        )
