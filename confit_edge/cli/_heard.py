@@ -36,7 +36,8 @@ class Heard:
         self._withheld: Counter[tuple[str, str]] = Counter()
         self._seconds, self._dropped = 0.0, 0
         self._heard = self._failed = 0  # clips
-        self._began = self._narrow = False
+        self._began = False
+        self._narrow: set[tuple[str, ...]] = set()  # models of which a person was told what the source lacks
         self._view: LiveView | None = None
 
     def __enter__(self) -> Self:
@@ -89,11 +90,10 @@ class Heard:
 
     def _tell(self, item: Detection | Ended | Gap | Notice, listener: Listener, source: Source) -> None:
         if isinstance(item, Notice):
+            if item.models not in self._narrow:  # of a folder's clips the first is named
+                say(item.text)
             if item.state == "narrow":
-                if self._narrow:  # of a folder's clips the first was named
-                    return
-                self._narrow = True
-            say(item.text)
+                self._narrow.add(item.models)
             known = listener.time_of(listener.samples) is not None
             self._emit("notice", source, time.time() if known else None, state=item.state, text=item.text)
         elif isinstance(item, Gap):

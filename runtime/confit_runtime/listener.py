@@ -259,7 +259,7 @@ class Listener:
             models[stream.model.contract.highest_hz].append(stream.model.name)
         for highest_hz, names in models.items():
             if (text := narrow(self.name, self.rate, ", ".join(names), highest_hz)) is not None:
-                yield Notice("narrow", text)
+                yield Notice("narrow", text, tuple(names))
 
     def _behind(self) -> Notice:
         models = ", ".join(stream.model.name for stream in self.streams)

@@ -1107,6 +1107,13 @@ def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path)
     first, *_ = map(json.loads, done.stdout.splitlines())
     assert (first["type"], first["source"], first["state"]) == ("notice", "-", "narrow")
     assert done.stderr.count(first["text"]) == 1
+    tiny_model.build(tmp_path / "lower.onnx", name="lower", highest_hz=5_000.0)
+    done = run(home, "listen", "tiny.onnx", tmp_path / "lower.onnx", "--source", tmp_path / "phone", "--json")
+    told = [(Path(one["clip"]).name, one["text"]) for one in lines(done) if one.get("state") == "narrow"]
+    assert [(clip, "tiny hears" in text, "lower hears" in text) for clip, text in told] == [
+        (clip, first, not first) for clip in ("0.wav", "1.wav") for first in (True, False)
+    ]
+    assert [done.stderr.count(text) for _, text in told] == [1, 1, 0, 0]
 
 
 def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:

@@ -39,12 +39,13 @@ class Notice:
 
     It went "away" and is waited for, or is "back": meanwhile its clock runs on, and gaps say how far; but that of a pipe
     stands still, for whoever writes may have nothing to write. Or it is too "narrow"
-    for what listens to it, or that falls "behind" (`confit_runtime.listener`). Or it is "silent" or "clipped" for long, or
-    "fine" again (`confit_runtime.loudness`).
+    for `models` of those that listen to it, or these fall "behind" (`confit_runtime.listener`). Or it is "silent" or
+    "clipped" for long, or "fine" again (`confit_runtime.loudness`).
     """
 
     state: Literal["away", "back", "narrow", "behind", "silent", "clipped", "fine"]
     text: str
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
