@@ -48,8 +48,9 @@ class Heard:
     ) -> None:
         if self._view is not None:
             self._view.stop()
-        # of a source that failed before any sound came its error says all, to a person
-        if self._began and not isinstance(error, BrokenPipeError) and (self._json or self._seconds or error is None):
+        # of what failed before any sound came its error says all, to a person
+        told = self._json or self._seconds or not (error or self._failed)
+        if self._began and told and not isinstance(error, BrokenPipeError):
             self._summary()
 
     def taps(self, source: Source) -> list[Tap]:
@@ -82,6 +83,7 @@ class Heard:
 
     def fail(self, clip: str, error: object) -> None:
         """A clip of a folder cannot be heard; the others are worth it all the same."""
+        self._began = True
         self._failed += 1
         say_failed(clip, error, self._json)
 

@@ -92,7 +92,7 @@ def evaluate(
             done += recording.seconds
     for path, why in left_out:
         say_failed(path, why, json)
-    if not judged:
+    if not (judged or json):
         raise typer.Exit(1)
     report = {
         "model": loaded.name,

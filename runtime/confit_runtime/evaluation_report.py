@@ -15,7 +15,10 @@ from confit_runtime.scoring import Heard
 
 
 def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence: float) -> dict[str, Any]:
-    """The report on all recordings together; `never_fire` counts the sounds of labels that are set never to fire."""
+    """The report on all recordings together; `never_fire` counts the sounds of labels that are set never to fire.
+
+    Of no recording there is no rate: it is None, and so is its interval.
+    """
     hours = np.array([one.seconds / 3600 for one in judged])
     accepts = np.array([len(one.score.false_accepts) for one in judged])
     total, whole = int(accepts.sum()), float(hours.sum())
@@ -41,8 +44,8 @@ def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence:
         "recordings": len(judged),
         "hours": whole,
         "false_accepts": total,
-        "fa_per_hour": total / whole,
-        "fa_per_hour_interval": [low, high],
+        "fa_per_hour": total / whole if judged else None,
+        "fa_per_hour_interval": [low, high] if judged else None,
         "false_rejects": _rejects(heard, confidence),
         "by_label": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
         "never_fire": dict(sorted(silenced.items())),

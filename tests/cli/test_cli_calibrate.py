@@ -570,6 +570,14 @@ def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
     (tmp_path / "a.txt").write_text("1\t2\tlow\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, damaged)  # nothing is left
     assert (code, out, err) == (1, "", f"confit-edge: {one['error']}\n")
+    code, out, err = confit("evaluate", model, damaged, "--json")
+    again, report = map(json.loads, out.splitlines())
+    assert (code, again, err) == (1, one, f"confit-edge: {one['error']}\n")
+    told = {key: report[key] for key in ("type", "failed", "recordings", "hours", "false_accepts", "false_rejects")}
+    assert told == {
+        "type": "summary", "failed": 1, "recordings": 0, "hours": 0, "false_accepts": 0, "false_rejects": {"sounds": 0}
+    }  # fmt: skip
+    assert report["fa_per_hour"] is report["fa_per_hour_interval"] is None
 
 
 @pytest.mark.parametrize("at_fault", ["evaluate", "negatives", "positives", "missing"])

@@ -593,6 +593,19 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
     assert (none.returncode, none.stderr) == (2, "confit-edge: *.flac: no sound files there\n")
 
 
+def test_a_folder_of_which_no_clip_can_be_heard_has_its_summary(home: Path, tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_text("this is not sound\n")
+    done = run(home, "listen", "tiny.onnx", "--source", tmp_path, "--json")
+    *failed, summary = lines(done)
+    assert (done.returncode, [Path(one["clip"]).name for one in failed]) == (1, ["a.wav", "b.wav"])
+    assert summary == {
+        "type": "summary", "source": str(tmp_path), "clips": 2, "failed": 2, "seconds": 0.0, "dropped_samples": 0,
+        "by_model": {"tiny": {"detections": {}, "withheld": {}}},
+    }  # fmt: skip
+    assert run(home, "listen", "tiny.onnx", "--source", tmp_path).stderr == done.stderr
+
+
 def test_a_source_without_any_sound_is_no_success(home: Path, tmp_path: Path) -> None:
     """Of `arecord | confit-edge` the first may have failed."""
     soundfile.write(tmp_path / "whole.wav", scene(16_000), 16_000)
