@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Self
 
 import typer
 from typer.core import TyperCommand
 
 from confit_edge.launched import speaks
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.names import shown, shown_in_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
@@ -93,6 +95,17 @@ def emit_failed(clip: str, error: object, json: bool) -> None:
     """The same, where stderr is told otherwise."""
     if json:
         emit("failed", clip=clip, error=str(error))
+
+
+@contextmanager
+def with_failed(json: bool) -> Iterator[None]:
+    """Where what ends the verb here is a clip that cannot be used, its line `failed` comes first."""
+    try:
+        yield
+    except ConfitError as error:
+        if error.clip is not None:
+            emit_failed(error.clip, error, json)
+        raise
 
 
 def on_a_terminal() -> bool:

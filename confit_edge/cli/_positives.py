@@ -13,7 +13,7 @@ from confit_edge.data.tables import read_table
 from confit_runtime.audio import load_clip, sound_seconds
 from confit_runtime.calibration import Positive, hear_positive, may_fire
 from confit_runtime.contract import Contract
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import UsageError, of_clip
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
 from confit_runtime.wording import counted, listed
@@ -108,7 +108,8 @@ def hear(loaded: Model, contract: Contract, clips: Sequence[Clip], json_lines: b
     wanted, heard = {contract.labels[place] for place in may_fire(contract)}, []
     with Bar(json_lines, before="clips") as bar:
         for done, clip in enumerate(clips, start=1):
-            rows = clip_rows(loaded, load_clip(clip.path, contract.sample_rate))
+            with of_clip(clip.path):
+                rows = clip_rows(loaded, load_clip(clip.path, contract.sample_rate))
             for label in clip.labels:
                 if label in wanted:
                     heard.append(hear_positive(contract, label, clip.group, rows, clip.labels))

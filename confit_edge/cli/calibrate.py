@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say
+from confit_edge.cli._console import Bar, Json, emit, say, with_failed
 from confit_edge.cli._thresholds import check_confidence
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix
@@ -126,8 +126,9 @@ def calibrate(
         refuse_calibrated(bake)
     paths = find_clips(negatives)
     contract = _only(loaded.contract, only) if only else loaded.contract
-    clips = read_positives(positives, contract, label_column, group_column) if positives else []
-    with Bar(json, before="hours") as bar:
+    with with_failed(json):
+        clips = read_positives(positives, contract, label_column, group_column) if positives else []
+    with with_failed(json), Bar(json, before="hours") as bar:
         recordings = score_recordings(
             loaded,
             paths,
@@ -147,7 +148,8 @@ def calibrate(
         chosen = dataclasses.replace(chosen, lowest=levels_of(contract))
     beware = calibrated.cautions(counts, chosen, contract, recordings)
     contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
-    heard = hear(loaded, contract, clips, json)
+    with with_failed(json):
+        heard = hear(loaded, contract, clips, json)
     report = {
         **calibrated.report(contract, places, counts, chosen, heard, confidence),
         "target_fa_per_hour": target_fa_per_hour,

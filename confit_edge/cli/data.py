@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, Verb, emit, say
+from confit_edge.cli._console import Bar, Json, Verb, emit, say, with_failed
 from confit_runtime.errors import UsageError
 from confit_runtime.files import check_suffix
 
@@ -219,7 +219,8 @@ def cut(
     from confit_runtime.labels import read_labelled
     from confit_runtime.recordings import refuse_twins
 
-    recordings = read_labelled(table)
+    with with_failed(json):
+        recordings = read_labelled(table)
     refuse_twins([recording.path for recording in recordings])
     stop_as_ctrl_c_does()
     report, errors = cut_out(table, recordings, out, margin, alone, rest, json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say, say_failed, tell
+from confit_edge.cli._console import Bar, Json, emit, say, say_failed, tell, with_failed
 from confit_edge.cli._sources import tell_narrow
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
 from confit_runtime.errors import AudioError, ConfitError, UsageError
@@ -71,7 +71,8 @@ def evaluate(
     loaded = with_thresholds(load(model), general, own)
     check_fire(own, [loaded])
     check_labels(model, loaded.contract.can_fire, "nothing to evaluate")
-    recordings = read_labelled(labelled)
+    with with_failed(json):
+        recordings = read_labelled(labelled)
     refuse_twins([recording.path for recording in recordings])
     _check_labels(labelled, recordings, loaded.contract)
     tell_narrow([recording.path for recording in recordings], loaded)

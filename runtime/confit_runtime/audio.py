@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.errors import AudioError, TooLongError, UsageError
+from confit_runtime.errors import AudioError, TooLongError, UsageError, of_clip
 from confit_runtime.lengths import is_joined, mp3_seconds
 
 Pcm = npt.NDArray[np.float32]
@@ -140,8 +140,11 @@ def _forward() -> type[Any]:
 
 
 def sound_seconds(path: str | Path) -> float:
-    """How long a sound file is, before it is decoded. Raises UsageError, and AudioError also where it holds no samples."""
-    with open_sound(path) as sound:
+    """How long a sound file is, before it is decoded.
+
+    Raises UsageError, and AudioError also where it holds no samples, with the file as their `clip`.
+    """
+    with of_clip(path), open_sound(path) as sound:
         samples = sum(map(len, decode(sound))) if sound.expected is None else sound.expected
         if not samples:
             raise AudioError(f"{path}: holds no samples")

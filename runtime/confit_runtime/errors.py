@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class ConfitError(Exception):
-    """The work could not be done. The command line prints the message on one line and exits with `exit_code`."""
+    """The work could not be done. The command line prints the message on one line and exits with `exit_code`.
+
+    `clip` is the sound file that could not be used, where it is one of several (`of_clip`).
+    """
 
     exit_code = 1
+    clip: str | None = None
 
 
 class UsageError(ConfitError):
@@ -41,3 +49,13 @@ class GalleryBusyError(GalleryError):
 
 class DeviceError(ConfitError):
     """No microphone, no PortAudio, or a device that went away."""
+
+
+@contextmanager
+def of_clip(path: str | Path) -> Iterator[None]:
+    """What is raised here is of this clip."""
+    try:
+        yield
+    except ConfitError as error:
+        error.clip = str(path)
+        raise

@@ -17,7 +17,7 @@ import numpy as np
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, StreamResampler, check_samples, decode, open_sound, sound_seconds
 from confit_runtime.digest import sha256
-from confit_runtime.errors import AudioError, UsageError
+from confit_runtime.errors import AudioError, UsageError, of_clip
 from confit_runtime.files import default_cache, write_whole
 from confit_runtime.model import Model
 from confit_runtime.rows import RowMaker
@@ -101,7 +101,8 @@ def score_recordings(
     """The recordings in sound files. `tell(name, seconds done, seconds in all)` is called as it goes on.
 
     Short files of one folder are one recording, for they were likely made together; a long one counts as several. What
-    was scored is in the cache at once, so that an hour is not lost with a process. Raises UsageError, AudioError.
+    was scored is in the cache at once, so that an hour is not lost with a process. Raises UsageError, AudioError, of a file
+    that cannot be used with its `clip`.
     """
     lengths = {path: sound_seconds(path) for path in paths}
     refuse_twins(paths)
@@ -109,7 +110,8 @@ def score_recordings(
     together: dict[str, list[tuple[Path, Floats, float]]] = {}
     found: list[Recording] = []
     for path, length in lengths.items():
-        rows, seconds = cache.rows(model, path, partial(_tell_sum, tell, path.name, done, whole))
+        with of_clip(path):
+            rows, seconds = cache.rows(model, path, partial(_tell_sum, tell, path.name, done, whole))
         done += length
         if seconds < SHORT_S:
             together.setdefault(str(path.parent), []).append((path, rows, seconds))

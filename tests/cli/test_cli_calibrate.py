@@ -601,7 +601,29 @@ def test_a_file_that_holds_nothing_is_refused_before_anything_is_heard(
         arguments += ["--positives", table] if at_fault != "negatives" else []
     code, out, err = confit(*arguments)
     fault = "no such file" if at_fault == "missing" else "holds no samples"
-    assert (code, out, err) == (2 if at_fault == "missing" else 1, "", f"confit-edge: {empty}: {fault}\n")
+    status = 2 if at_fault == "missing" else 1
+    assert (code, out, err) == (status, "", f"confit-edge: {empty}: {fault}\n")
+    code, out, err = confit(*arguments, "--json")
+    assert (code, json.loads(out)) == (status, {"type": "failed", "clip": str(empty), "error": f"{empty}: {fault}"})
+    assert err == f"confit-edge: {empty}: {fault}\n"
+
+
+@pytest.mark.parametrize("at_fault", ["negatives", "positives"])
+def test_a_damaged_file_that_ends_a_calibration_has_a_line_of_its_own(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path, at_fault: str
+) -> None:
+    """Which shows as it is heard."""
+    damaged, table = tmp_path / "x.flac", tmp_path / "x.csv"
+    soundfile.write(damaged, hiss(20, 11), RATE)
+    damaged.write_bytes(damaged.read_bytes()[:-9000])
+    table.write_text(f"path,label,split\n{sounds / 'clips' / 'low' / '1.wav'},low,test\nx.flac,low,test\n")
+    arguments = ["calibrate", model, "--target-fa-per-hour", 1000, "--negatives"]
+    arguments += [damaged] if at_fault == "negatives" else [sounds / "negatives", "--positives", table]
+    code, out, err = confit(*arguments, "--json")
+    (failed,) = map(json.loads, out.splitlines())
+    assert (code, failed["type"], failed["clip"]) == (1, "failed", str(damaged))
+    assert failed["error"].startswith(f"{damaged}: cannot be read as sound (")
+    assert err.endswith(f"confit-edge: {failed['error']}\n")
 
 
 def test_each_recording_and_each_sound_counts_once(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:

@@ -430,6 +430,11 @@ def test_cut_leaves_out_a_damaged_recording_and_says_so(field: Path) -> None:
     assert (done.returncode, failed["type"], failed["clip"]) == (1, "failed", str(broken))
     assert failed["error"].startswith(f"{broken}: cannot be read as sound")
     assert (report["type"], report["clips"], report["failed"]) == ("cut", 2, 1)
+    broken.write_text("no sound")
+    done = run("cut", field / "field" / "calls.csv", "-o", field / "none", "--json", cache=field / "cache")
+    (failed,) = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, failed["type"], failed["clip"]) == (1, "failed", str(broken))
+    assert done.stderr == f"confit-edge: {failed['error']}\n"
 
 
 @pytest.mark.parametrize(

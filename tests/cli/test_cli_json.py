@@ -80,11 +80,12 @@ def test_verbs_print_what_the_page_says(home: Path, confit: Confit) -> None:
         last = [line["type"] for line in lines][-1]
         assert "summary" not in [line["type"] for line in lines[:-1]], asked
         assert last == "summary" or {line["type"] for line in lines[:-1]} <= {"failed"}, asked
-    # of live sound, of a damaged recording, and of what is fetched other tests hold it
+    # of live sound, of damaged recordings, and of what is fetched other tests hold it
     elsewhere = {
         ("listen", "gap"),
         ("listen", "notice"),
         ("evaluate", "failed"),
+        ("calibrate", "failed"),
         ("data cut", "failed"),
         ("data fetch", "fetch"),
     }
