@@ -71,7 +71,7 @@ class Contract:
             value = getattr(self, field.name)
             _check_type(field.name, str(field.type), value)
             object.__setattr__(self, field.name, frozen(value))  # all streams of a model share it
-        check_schema("contract schema", self.schema, SCHEMA, self.version, "export it again from its run")
+        check_schema("contract schema", self.schema, SCHEMA, self.version, _anew(self.calibration))
         check_data(self.data)
         check_calibration(self.calibration)
         if not self.labels or len(set(self.labels)) != len(self.labels):
@@ -164,7 +164,7 @@ class Contract:
         if not isinstance(raw, dict):
             raise ModelError("the contract is not a JSON object")
         if isinstance(raw.get("schema"), int):  # before its keys, which may be others
-            check_schema("contract schema", raw["schema"], SCHEMA, raw.get("version"), "export it again from its run")
+            check_schema("contract schema", raw["schema"], SCHEMA, raw.get("version"), _anew(raw.get("calibration")))
         known = {field.name for field in dataclasses.fields(cls)}
         if extra := sorted(raw.keys() - known):
             raise ModelError(f"the contract has unknown keys ({', '.join(extra)}): {of_a_newer(raw.get('version'))}")
@@ -202,6 +202,14 @@ def check_schema(what: str, schema: int, known: int, version: object, anew: str)
         raise ModelError(f"{what} {schema} is of an older confit-edge, and this one reads {known}: {anew}")
     if schema > known:
         raise ModelError(f"{what} {schema} is newer than {known}, which this version reads: {of_a_newer(version)}")
+
+
+def _anew(calibration: object) -> str:
+    """How a model of an older schema is made again. Of one that ships who made a calibrated copy has no run."""
+    anew = "export it again from its run"
+    if isinstance(calibration, dict) and "device" in calibration:
+        anew += ", or, where it is a calibrated copy of a model that ships, calibrate that again"
+    return anew
 
 
 def of_a_newer(version: object) -> str:

@@ -70,6 +70,9 @@ def test_who_reads_a_file_of_another_version_is_told_what_to_do() -> None:
     raw = json.loads(CONTRACT.to_json())
     with pytest.raises(ModelError, match=rf"schema {SCHEMA - 1} is of an older confit-edge.*export it again"):
         Contract.from_json(json.dumps({**raw, "schema": SCHEMA - 1, "pool_hops": 7}))
+    baked = {**raw, "schema": SCHEMA - 1, "calibration": {"device": {}}}
+    with pytest.raises(ModelError, match=r"its run, or, where it is .* of a model that ships, calibrate that again$"):
+        Contract.from_json(json.dumps(baked))
     update = rf"written by confit-edge 9\.1, this is {re.escape(__version__)}: update confit-edge"
     with pytest.raises(ModelError, match=rf"schema {SCHEMA + 1} is newer.*{update}"):
         Contract.from_json(json.dumps({**raw, "schema": SCHEMA + 1, "version": "9.1", "colour": "red"}))
