@@ -28,6 +28,7 @@ from confit_runtime import (
     matcher,
     migrations,
     rows,
+    speaker,
     voiced,
 )
 from confit_runtime.contract import SCHEMA, Contract
@@ -82,15 +83,20 @@ class File:
             if end >= self.window:
                 yield hops, scores[0, 0], embedding[0, 0]
 
-    def embed(self, pcm: Floats) -> Floats:
+    def mean(self, pcm: Floats, output: str) -> Floats:
+        """Of a clip's rows."""
         lacking = max(0, self.window - len(pcm))
         pcm = np.pad(pcm, (lacking // 2, lacking - lacking // 2))
         pcm = np.pad(pcm, (0, -(len(pcm) - self.window) % self.hop))
         if self.state:  # whole, as the last digits of an int8 model are of a call
-            rows = self.ask(["embedding"], pcm)[0][0, self.warmup_hops :]
+            rows = self.ask([output], pcm)[0][0, self.warmup_hops :]
         else:
-            rows = np.array([embedding for _, _, embedding in self.rows(pcm)])
-        mean = rows.mean(axis=0)
+            rows = np.array([(scores, embedding)[output == "embedding"] for _, scores, embedding in self.rows(pcm)])
+        mean: Floats = rows.mean(axis=0)
+        return mean
+
+    def embed(self, pcm: Floats) -> Floats:
+        mean = self.mean(pcm, "embedding")
         return mean / np.linalg.norm(mean)
 
 
@@ -220,21 +226,26 @@ def decibel(frames: Floats) -> npt.NDArray[np.float64]:
     return np.maximum(10 * np.log10(np.square(frames.astype(np.float64)).mean(axis=1) + 1e-30), -120.0)
 
 
-def sound_parts(file: File, pcm: Floats) -> list[Floats]:
-    if len(pcm) <= file.window:
-        return [pcm]
+def sounding(pcm: Floats) -> list[list[int]]:
+    """The runs of frames that sound; none where the clip is one part."""
     frame = round(0.02 * RATE)
     centred = pcm - pcm.mean()
     levels = decibel(centred[: len(pcm) // frame * frame].reshape(-1, frame))
     loud, noise = sorted(levels)[-3], np.percentile(levels, 10)
-    if loud - noise < 10:
-        return [pcm]
     runs: list[list[int]] = []
+    if loud - noise < 10:
+        return runs
     for at in np.flatnonzero(levels >= max(noise + 10, loud - 30)).tolist():
         if runs and (at * frame - runs[-1][1]) < 0.6 * RATE:
             runs[-1][1] = (at + 1) * frame
         else:
             runs.append([at * frame, (at + 1) * frame])
+    return runs
+
+
+def sound_parts(file: File, pcm: Floats) -> list[Floats]:
+    if len(pcm) <= file.window or not (runs := sounding(pcm)):
+        return [pcm]
     long = [run for run in runs if run[1] - run[0] >= 0.1 * RATE] or runs
     parts, edge = [], round(0.15 * RATE)
     for start, end in long:
@@ -359,6 +370,20 @@ def test_questions_are_answered_as_the_page_tells(shipped: str, tmp_path: Path) 
     assert reasons >= ({None, "too low", "stranger"} if shipped == "digits" else {None, "too low"})
 
 
+def test_clips_are_classified_as_the_page_tells(digits: File) -> None:
+    model, edge = load("digits"), round(0.15 * RATE)
+    said = [word for label in ("three", "seven", "cat") for word in words(label, slice(3))]
+    quiet = np.zeros(2 * RATE, np.float32)
+    asked = [*said, *(np.concatenate([quiet, word, quiet]) for word in said), scene(said), said[0][: RATE // 4]]
+    for pcm in asked:
+        runs = sounding(pcm) if len(pcm) > digits.window else []
+        cut = pcm[max(0, runs[0][0] - edge) : runs[-1][1] + edge] if runs else pcm
+        scores, found = digits.mean(cut, "scores"), model.classify(pcm, RATE)
+        assert scores == pytest.approx(list(found.scores.values()), abs=1e-6)
+        assert (found.label, found.labels) == (digits.labels[scores.argmax()], (found.label,))
+    assert "three" in model.classify(asked[len(said)], RATE).labels
+
+
 def test_the_digests_are_where_the_page_says() -> None:
     model, data = load("digits"), (MODELS / "digits.onnx").read_bytes()
     contract = data.index(model.contract.to_json().encode())
@@ -392,11 +417,17 @@ CONSTANTS = {
         },
         "rows": {"HOPS_A_CALL": 256, "WINDOWS_A_CALL": 16},
         "enrollment": {"SHORTEST_SOUND_S": 0.1, "SHORTEST_VOICE_S": 0.5, "LEAST_VOICE_S": 4.0, "PRINT_S": 3.0},
+        "speaker": {
+            "RECENT_S": 6.0, "SLACK_S": 1.0, "VOICE_BEFORE_S": 3.0, "SHORTEST_WORD_S": 0.2, "WORD_S": (0.6, 0.3),
+            "LEAST_OF_WORD_S": 0.1, "WORD_SLACK": 0.1,
+        },
     }
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("module", [matcher, voiced, enrollment, rows], ids=lambda module: str(module.__name__))
+@pytest.mark.parametrize(
+    "module", [matcher, voiced, enrollment, rows, speaker], ids=lambda module: str(module.__name__)
+)
 def test_what_answers_hang_on_changes_with_the_schema_alone(module: Any) -> None:
     known = CONSTANTS[SCHEMA][module.__name__.rsplit(".", 1)[1]]
     assert {name: getattr(module, name) for name in known} == known, (
