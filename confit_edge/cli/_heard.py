@@ -71,6 +71,9 @@ class Heard:
             for item in listener.follow(source):
                 with self._room():
                     self._tell(item, listener, source)
+        except KeyboardInterrupt:
+            self._heard += 1  # in part
+            raise
         finally:
             self._seconds += listener.samples / source.rate
             self._dropped += listener.dropped_samples

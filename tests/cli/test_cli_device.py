@@ -593,6 +593,27 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
     assert (none.returncode, none.stderr) == (2, "confit-edge: *.flac: no sound files there\n")
 
 
+def test_the_clip_in_which_listening_is_stopped_counts(home: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", scene(16_000), 16_000)
+    soundfile.write(tmp_path / "b.flac", np.concatenate([scene(16_000), silence(1800)]), 16_000)
+    soundfile.write(tmp_path / "c.wav", scene(16_000), 16_000)
+    with subprocess.Popen(
+        [*COMMAND, "listen", "tiny.onnx", "--source", str(tmp_path), "--json"],
+        cwd=home,
+        env=environment(),
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        while not (json.loads(child.stdout.readline()).get("clip") or "").endswith("b.flac"):
+            pass
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == 0
+        *told, summary = map(json.loads, child.stdout.read().splitlines())
+    assert "heard" not in [one["type"] for one in told]
+    assert (summary["type"], summary["clips"], summary["failed"]) == ("summary", 2, 0)
+    assert 2.5 < summary["seconds"] < 1800
+
+
 def test_a_folder_of_which_no_clip_can_be_heard_has_its_summary(home: Path, tmp_path: Path) -> None:
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_text("this is not sound\n")
