@@ -163,7 +163,7 @@ class Contract:
             raise ModelError(f"the contract is not JSON ({error})") from error
         if not isinstance(raw, dict):
             raise ModelError("the contract is not a JSON object")
-        if isinstance(raw.get("schema"), int):  # before its keys, which may be others
+        if type(raw.get("schema")) is int:  # before its keys, which may be others
             check_schema("contract schema", raw["schema"], SCHEMA, raw.get("version"), _anew(raw.get("calibration")))
         known = {field.name for field in dataclasses.fields(cls)}
         if extra := sorted(raw.keys() - known):

@@ -98,7 +98,7 @@ def read_device_file(path: Path) -> DeviceFile:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({error}); calibrate again, or remove it") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
+    if not isinstance(raw, dict) or type(raw.get("schema")) is not int:
         raise ModelError(f"{path}: is not a device file; calibrate again, or remove it")
     check_schema(f"{path}: schema", raw["schema"], SCHEMA, raw.get("version"), "calibrate again, or remove it")
     fields = {field.name: field for field in dataclasses.fields(DeviceFile)}

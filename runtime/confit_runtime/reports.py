@@ -53,8 +53,11 @@ def _count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _similarity(value: object) -> bool:
-    return type(value) in (int, float) and -2 <= value <= 2  # type: ignore[operator]
+def _from_to(low: float, high: float, slack: float = 0.0) -> tuple[str, Check]:
+    def within(value: object) -> bool:
+        return type(value) in (int, float) and low - slack <= value <= high + slack  # type: ignore[operator]
+
+    return f"a number from {low:g} to {high:g}", within
 
 
 def _kind(value: object) -> bool:
@@ -88,8 +91,12 @@ _DATA: dict[str, tuple[str, Check]] = {
     "multi_label": ("true or false", _truth),
 }
 _CALIBRATION: dict[str, tuple[str, Check]] = dict.fromkeys(("enroll", "detection", "device"), ("an object", _object))
+_SIMILARITY = _from_to(-1, 1, slack=1e-6)  # a mean of cosines in float32 may be a little more
 _ENROLL: dict[str, tuple[str, Check]] = {
     "kind": ("speaker or sound", _kind),
-    **dict.fromkeys(("threshold", "margin", "genuine", "false_accept_rate"), ("a number from -2 to 2", _similarity)),
+    "threshold": _SIMILARITY,
+    "margin": _from_to(0, 2),
+    "genuine": _SIMILARITY,
+    "false_accept_rate": _from_to(0, 1),
     "trials": ("a count", _count),
 }

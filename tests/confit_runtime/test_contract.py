@@ -78,6 +78,8 @@ def test_who_reads_a_file_of_another_version_is_told_what_to_do() -> None:
         Contract.from_json(json.dumps({**raw, "schema": SCHEMA + 1, "version": "9.1", "colour": "red"}))
     with pytest.raises(ModelError, match=rf"unknown keys \(colour\): {update}"):
         Contract.from_json(json.dumps({**raw, "version": "9.1", "colour": "red"}))
+    with pytest.raises(ModelError, match="'schema' must be int, is 'True'"):  # which is no older one
+        Contract.from_json(json.dumps({**raw, "schema": True}))
 
 
 CLIPS = {"train": 60, "val": 40, "test": 0}
@@ -106,6 +108,29 @@ def test_data_and_calibration_are_read_in_the_form_that_export_writes() -> None:
         ("calibration", {"enroll": {"kind": "sound", "threshold": "high"}}, r"'calibration\.enroll\.threshold'"),
         ("calibration", {"enroll": {"kind": "sound", "genuine": 10**400}}, r"'calibration\.enroll\.genuine'"),
         ("calibration", {"enroll": {"kind": "sound", "margin": None}}, r"'calibration\.enroll\.margin'"),
+        (
+            "calibration",
+            {"enroll": {"kind": "sound", "threshold": 1.1}},
+            r"enroll\.threshold' must be a number from -1 to 1",
+        ),
+        (
+            "calibration",
+            {"enroll": {"kind": "sound", "threshold": -1.1}},
+            r"enroll\.threshold' must be a number from -1 to 1",
+        ),
+        (
+            "calibration",
+            {"enroll": {"kind": "sound", "genuine": 1.1}},
+            r"enroll\.genuine' must be a number from -1 to 1",
+        ),
+        ("calibration", {"enroll": {"kind": "sound", "margin": -0.1}}, r"enroll\.margin' must be a number from 0 to 2"),
+        ("calibration", {"enroll": {"kind": "sound", "margin": 2.1}}, r"enroll\.margin' must be a number from 0 to 2"),
+        (
+            "calibration",
+            {"enroll": {"kind": "sound", "false_accept_rate": -0.5}},
+            r"rate' must be a number from 0 to 1",
+        ),
+        ("calibration", {"enroll": {"kind": "sound", "false_accept_rate": 1.5}}, r"rate' must be a number from 0 to 1"),
         ("calibration", {"enroll": {"kind": "sound", "level": 1}}, "unknown keys: level"),
     ],
 )
