@@ -73,9 +73,6 @@ class Recipe:
     lora_rank: int = 0  # train low-rank adapters in place of an attention encoder (0: the encoder itself)
     # the batch: P classes x K clips
     classes_per_batch: int = 16
-    same_groups: bool = (
-        False  # a batch holds the same groups in each class: an anchor's group tells nothing of its class
-    )
     clips_per_class: int | None = None  # as many as make a batch of 64, at least 4, and not more than a class has
     accumulate: int = 1  # batches that one step of the optimiser stands on; each is contrasted for itself
     chunk_size: int = 0  # clips that a step embeds at a time, with what their gradient needs (0: the whole batch)

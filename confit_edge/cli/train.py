@@ -141,15 +141,6 @@ def train(
         int | None,
         option("Clips of each class in a batch; unsaid, as many as make 64, from 4 to what a class has.", METHOD),
     ] = None,
-    same_groups: Annotated[
-        bool | None,
-        option(
-            "The clips of a batch are of the same few groups (voices, recordings) in each class, so that the nearest of other"
-            " classes share the group: for groups never heard, where each has clips of most classes [no].",
-            METHOD,
-            "--same-groups/--no-same-groups",
-        ),
-    ] = None,
     accumulate: Annotated[
         int | None, option("Batches to a step of the optimiser; each is contrasted for itself [1].", METHOD)
     ] = None,

@@ -389,7 +389,6 @@ def balanced_batches(
     negatives: npt.NDArray[np.int64] | None = None,
     paced: int | None = None,
     steps: int | None = None,
-    groups: list[str] | None = None,
 ) -> Iterator[list[int]]:
     """Epoch `epoch` of batches of P classes x K clips: indices into the clips.
 
@@ -397,8 +396,7 @@ def balanced_batches(
     equally often. The round goes on from epoch to epoch where `rng` is the same at the start of each. A class with fewer
     than K clips gives the same clip more than once (augmented anew each time). An epoch has `steps` batches, or as many as
     hold each clip once on average, were K `paced` where that is given. `negatives` are clips of none of the classes, which come
-    round as one more class would. With the `groups` of all clips, their clips come round in an order of groups that all classes
-    share: where each group has clips of each class, those of a batch are of the same few, and negatives share the anchor's.
+    round as one more class would.
     """
     members = [np.flatnonzero(targets[:, column]) for column in range(targets.shape[1])]
     members.append(np.zeros(0, np.int64) if negatives is None else negatives)
@@ -409,11 +407,7 @@ def balanced_batches(
     clips = int(targets.any(axis=1).sum()) + len(members[-1])
     steps = steps or max(1, round(clips / (per_batch * (paced or clips_per_class))))
     class_order = _forever(np.array(present), rng)
-    if groups is None:
-        clip_order = {column: _forever(members[column], rng) for column in present}
-    else:
-        seed = int(rng.integers(2**32))
-        clip_order = {column: _by_group(members[column], groups, seed) for column in present}
+    clip_order = {column: _forever(members[column], rng) for column in present}
     waiting: list[int] = []  # classes whose turn came again within one batch
     for step in range((epoch + 1) * steps):
         chosen: list[int] = []
@@ -430,13 +424,3 @@ def balanced_batches(
 def _forever(items: npt.NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:
     while True:
         yield from (int(item) for item in rng.permutation(items))
-
-
-def _by_group(items: npt.NDArray[np.int64], groups: list[str], seed: int) -> Iterator[int]:
-    """Rounds through `items`, one of the `groups` after another; the order of the groups goes by `seed` alone."""
-    shared, own = np.random.default_rng(seed), np.random.default_rng([seed, *items])
-    names, group = np.unique(groups, return_inverse=True)
-    while True:
-        place = shared.permutation(len(names))[group]
-        mixed = own.permutation(items)  # the clips of one group
-        yield from (int(item) for item in mixed[np.argsort(place[mixed], kind="stable")])

@@ -14,12 +14,11 @@ from confit_edge.watching import Watcher
 from confit_runtime.audio import load_clip
 
 EPOCHS, SOUP = 14, 2
-# What `train` does by default; clips at other speeds, which stand for more voices; batches of the same voices in each word, so
-# that a voice tells nothing of the word; and weights averaged over the last half of a training and over two trainings, which
-# may help with voices never heard.
+# What `train` does by default, clips at other speeds, which stand for more voices, and weights averaged over the last half
+# of a training and over two trainings, which may help with voices never heard.
 WORDS: dict[str, Any] = {
-    "epochs": EPOCHS, "soup": SOUP, "averaging": 0.5, "speed": 0.15, "same_groups": True, "projection_dim": 128,
-    "probe_views": 4, "precision": "auto",
+    "epochs": EPOCHS, "soup": SOUP, "averaging": 0.5, "speed": 0.15, "projection_dim": 128, "probe_views": 4,
+    "precision": "auto",
 }  # fmt: skip
 Say = Callable[[str], None]
 

@@ -120,7 +120,7 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
         " clips of one word come to lie together and others apart (supervised contrastive learning, hard negatives weighing"
         " more). The weights of all are averaged, the encoder is frozen and judged by two probes. The same command:"
         f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
-        " --speed 0.15 --same-groups --projection-dim 128 --probe-views 4",
+        " --speed 0.15 --projection-dim 128 --probe-views 4",
     )
     demo.tell(
         "3. The rival",

@@ -62,10 +62,7 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
     per_class = recipe.clips_per_class or filling(known, recipe.classes_per_batch)
     shape, paced = (recipe.classes_per_batch, per_class), recipe.clips_per_class or LEAST_PER_CLASS
     steps = None if own is None else max(1, round(max(own / paced, len(corpus.train) / (2 * per_class))))
-    groups = clips.groups if recipe.same_groups else None
-    drawn = balanced_batches(
-        known, *shape, order, epoch=epoch, negatives=negatives, paced=paced, steps=steps, groups=groups
-    )
+    drawn = balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives, paced=paced, steps=steps)
     for batch in drawn:
         beside = rng.choice(strange, 2 * per_class if len(strange) else 0)
         yield batch + [int(row) for row in beside]

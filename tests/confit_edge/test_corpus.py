@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import pytest
@@ -401,48 +400,6 @@ def test_epochs_follow_one_another_without_beginning_anew() -> None:
 
     assert epoch(0) + epoch(1) != epoch(0) * 2
     assert len(epoch(0)) == len(epoch(1)) == 3
-
-
-def test_batches_of_the_same_groups_hold_few_groups_and_draw_each_clip_as_often() -> None:
-    """30 voices that each said 12 words twice: an anchor's voice is that of most of its batch's other words."""
-    groups = [f"voice {number % 30}" for number in range(12 * 60)]
-    targets = one_hot([60] * 12)
-
-    def batches(held: list[str] | None, epoch: int = 0) -> list[list[int]]:
-        return list(balanced_batches(targets, 12, 4, np.random.default_rng(3), epoch=epoch, groups=held))
-
-    for epoch in range(3):
-        for batch in batches(groups, epoch):
-            held = [Counter(groups[row] for row in batch if row // 60 == word) for word in range(12)]
-            assert all(held[0] == other for other in held)
-            assert len(held[0]) == 2
-    draws = Counter(row for epoch in range(4) for batch in batches(groups, epoch) for row in batch)
-    assert set(draws.values()) == {4}
-    assert batches(groups, 0) != batches(groups, 1)
-    assert len({groups[row] for row in batches(None)[0]}) > 10
-
-
-@pytest.mark.parametrize("sizes", [[3, 5, 8], [1, 9, 2]])
-def test_batches_of_groups_with_other_numbers_of_clips_are_balanced_all_the_same(sizes: list[int]) -> None:
-    targets, groups = one_hot(sizes), [str(number % 3) for number in range(sum(sizes))]
-    draws: Counter[int] = Counter()
-    for epoch in range(6):
-        for batch in balanced_batches(targets, 3, 2, np.random.default_rng(0), epoch=epoch, groups=groups):
-            assert Counter(int(targets[row].argmax()) for row in batch) == {0: 2, 1: 2, 2: 2}
-            draws.update(batch)
-    for column in range(3):
-        counts = [draws[int(row)] for row in np.flatnonzero(targets[:, column])]
-        assert max(counts) - min(counts) <= 1
-
-
-def test_a_recipe_makes_batches_of_the_same_groups(run_corpus: Corpus) -> None:
-    clips = run_corpus.training_clips()
-
-    def kinds(same: bool) -> float:
-        made = epoch_batches(clips, run_corpus, Recipe(clips_per_class=2, same_groups=same), 0)
-        return fmean(len({clips.groups[row] for row in batch}) for batch in made)
-
-    assert kinds(True) < kinds(False)
 
 
 def test_clips_without_a_label_are_drawn_where_they_are_named() -> None:
