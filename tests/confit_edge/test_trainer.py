@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders import Encoder, build, pretrained
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.machine import (
     enough_memory,
@@ -28,12 +29,13 @@ from confit_edge.pairtune.machine import (
     pick_precision,
     remarks_on_machine,
 )
-from confit_edge.pairtune.objectives import FineTune, make_objective
+from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.soup import averaged
 from confit_edge.pairtune.trainer import Fitted, SoFar, fit
-from confit_edge.pairtune.validation import head_probe, quick_sample, standard_error
+from confit_edge.pairtune.validation import head_from_probe, head_probe, quality, quick_sample, standard_error
+from confit_edge.probes.linear import LinearProbe
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -190,6 +192,11 @@ def test_of_epochs_that_validation_cannot_tell_apart_the_last_is_kept(
     assert module.weight.item() == kept
 
 
+def test_an_epoch_of_vanilla_fine_tuning_is_judged_by_its_own_head() -> None:
+    assert quality({"val_linear": 0.9, "val_head": 0.6}) == 0.6
+    assert quality({"val_linear": 0.9}) == 0.9
+
+
 @pytest.mark.parametrize(("classes", "clips", "each"), [(35, 12, 8), (5, 30, 10), (200, 5, 3), (5, 2, 2)])
 def test_the_probe_after_each_epoch_has_clips_enough_of_each_class(classes: int, clips: int, each: int) -> None:
     targets = np.eye(classes, dtype=np.int8)[np.random.default_rng(0).permutation(np.arange(classes * clips) % classes)]
@@ -262,6 +269,58 @@ def test_a_soup_is_the_mean_of_trainings_from_the_same_start(
     assert max(gone) < 2 * min(gone)
 
 
+# a head that starts as the probe and learns next to nothing, on an encoder that stays as it is: quick, and known beforehand
+STILL = replace(RECIPE, objective="finetune", freeze="all", head_init="probe", head_lr=1e-9, epochs=1)
+
+
+def test_trainings_of_a_soup_start_at_the_head_that_the_probe_gave(speech_embedding: Encoder, few: Corpus) -> None:
+    one, _ = trained(speech_embedding, few, STILL)
+    soup, _ = trained(speech_embedding, few, replace(STILL, soup=2))
+    assert [row["val_head"] for row in soup.history] == [one.history[0]["val_head"]] * 2
+    assert one.history[0]["val_head"] > 0.2
+
+
+def test_a_soup_that_goes_on_keeps_an_epoch_of_its_present_training(
+    speech_embedding: Encoder, few: Corpus, tmp_path: Path
+) -> None:
+    """The second training is spoilt at once; none of its epochs is as good as the first training's."""
+    recipe, made = replace(STILL, epochs=2, soup=2), list[Objective]()
+
+    def make(*of: Any) -> Objective:
+        made.append(make_objective(*of))
+        return made[-1]
+
+    def spoil(event: dict[str, Any]) -> None:
+        if event["stage"] == "step" and event["epoch"] >= 2:
+            made[-1].load_state_dict({name: torch.zeros_like(x) for name, x in made[-1].state_dict().items()})
+
+    def stop(event: dict[str, Any]) -> None:
+        spoil(event)
+        if event["stage"] == "epoch" and event["epoch"] == 3:
+            raise StoppedError
+
+    undisturbed, expected = trained(speech_embedding, few, recipe, watch=spoil, make=make)
+    with pytest.raises(StoppedError):
+        trained(speech_embedding, few, recipe, watch=stop, make=make, checkpoint_path=tmp_path / "checkpoint")
+    resumed, found = trained(
+        speech_embedding, few, recipe, watch=spoil, make=make, checkpoint_path=tmp_path / "checkpoint"
+    )
+    enough = undisturbed.history[0]["val_head"] - standard_error(undisturbed.history[0]["val_head"], len(few.val))
+    assert undisturbed.history[3]["val_head"] < enough
+    assert resumed.kept_epoch == undisturbed.kept_epoch == 3
+    assert same(found, expected)
+
+
+def test_each_epoch_hears_its_clips_in_another_way(attention: Encoder, few: Corpus) -> None:
+    alike = replace(few, train=replace(few.train, pcm=[few.train.pcm[0]] * len(few.train)))
+    encoder, heard = copy.deepcopy(attention), list[Tensor]()
+    encoder.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0]) if module.training else None)
+    fit(encoder, alike, replace(RECIPE, epochs=2), lr=1e-4, epochs=2)
+    first, second = heard[0], heard[len(heard) // 2]
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
+
+
 def test_a_recipe_without_a_rate_trains_an_encoder_at_its_own(speech_embedding: Encoder, few: Corpus) -> None:
     assert choose_lr(speech_embedding, few, RECIPE) == speech_embedding.learning_rate == 1e-3
     assert choose_lr(speech_embedding, few, replace(RECIPE, lr=(2e-4,))) == 2e-4
@@ -283,6 +342,19 @@ def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_em
     assert same(speech_embedding.state_dict(), before)  # tried on copies
     assert choose_lr(speech_embedding, few, replace(recipe, lr=(0.3,)), watch) == 0.3
     assert len(tried) == 2
+
+
+def test_a_rate_is_judged_by_the_epoch_that_its_training_keeps(speech_embedding: Encoder, few: Corpus) -> None:
+    """Of a head that overshoots, in one training, though the recipe has a soup of three."""
+    recipe = replace(STILL, head_init="random", head_lr=0.1, epochs=6, lr=(1e-3, 2e-3), seed=3)
+    fitted, _ = trained(speech_embedding, few, recipe)
+    reached = [quality(row) for row in fitted.history]
+    kept = reached[fitted.kept_epoch]
+    assert kept not in (reached[0], reached[-1])
+    events: list[dict[str, Any]] = []
+    choose_lr(speech_embedding, few, replace(recipe, epochs=9, search_epochs=6, soup=3), events.append)
+    assert [event["validation"] for event in events if event["stage"] == "search"] == [kept, kept]
+    assert {event["epoch"] for event in events if event["stage"] == "trying"} == set(range(6))
 
 
 def test_a_search_that_was_killed_goes_on(speech_embedding: Encoder, few: Corpus, tmp_path: Path) -> None:
@@ -380,11 +452,24 @@ def test_layers_learn_the_slower_the_lower_they_are(speech_embedding: Encoder) -
     layered = make_optimiser(speech_embedding, objective, replace(RECIPE, lr_decay=0.5), 1e-3)
     rates = {id(p): group["lr"] for group in layered.param_groups for p in group["params"]}
     assert len(rates) == len([*speech_embedding.parameters(), *objective.parameters()])
+    decays = {group["weight_decay"] for each in (plain, layered) for group in each.param_groups}
+    assert decays == {RECIPE.weight_decay} != {0.0}
     for index, block in enumerate(speech_embedding.blocks()):
         for module in block:
             for parameter in module.parameters():
                 assert rates[id(parameter)] == pytest.approx(1e-3 * 0.5 ** (5 - index))
     assert {rates[id(p)] for p in objective.parameters()} == {RECIPE.head_lr}
+
+
+@pytest.mark.parametrize(("lr", "head_lr"), [(1e-9, 1e-3), (1e-3, 1e-9)])
+def test_the_head_learns_at_a_rate_of_its_own(attention: Encoder, few: Corpus, lr: float, head_lr: float) -> None:
+    recipe = replace(RECIPE, objective="finetune", epochs=1, head_lr=head_lr)
+    torch.manual_seed(recipe.seed)
+    start = make_objective(recipe, attention.dim, len(few.classes), False).state_dict(prefix="objective.")
+    _, weights = trained(attention, few, recipe, lr=lr)
+    gone = {name: float((weights[name] - was).abs().max()) for name, was in {**attention.state_dict(), **start}.items()}
+    head = max(gone.pop(name) for name in start)
+    assert (head > 1e-4, max(gone.values()) > 1e-4) == (head_lr > lr, lr > head_lr)
 
 
 def test_steps_stand_on_several_batches_and_the_rest_of_an_epoch(speech_embedding: Encoder, few: Corpus) -> None:
@@ -416,6 +501,11 @@ def test_a_head_may_start_as_the_probe_of_the_encoder_as_it_is(
     random, _ = trained(speech_embedding, few, still)
     probed, _ = trained(speech_embedding, few, replace(still, head_init="probe"))
     assert random.history[0]["val_head"] < 0.6 < probed.history[0]["val_head"]
+    objective, cpu = FineTune(speech_embedding.dim, len(few.classes), multi_label=False), torch.device("cpu")
+    head_from_probe(objective, speech_embedding, few.train, few.val, cpu)
+    train, val = (embed_clips(speech_embedding, clips.pcm, cpu) for clips in (few.train, few.val))
+    probe = LinearProbe.fit(train, few.train.targets, val, few.val.targets)
+    np.testing.assert_allclose(head_probe(objective).scores(val), probe.scores(val), atol=1e-4)
     # with an unknown class, whose clips are background and fragments
     fitted, _ = trained(speech_embedding, run_corpus, replace(still, head_init="probe"))
     assert isinstance(fitted.objective, FineTune)
@@ -503,6 +593,13 @@ def test_masks_are_for_training_and_for_the_encoder_that_has_them(
         trained(attention, few, recipe)
 
 
+def test_batches_in_parts_are_refused_where_an_encoder_learns_from_a_whole_one(attention: Encoder, few: Corpus) -> None:
+    encoder = copy.deepcopy(attention)
+    encoder.add_module("norm", nn.BatchNorm1d(2))
+    with pytest.raises(UsageError, match="chunk_size"):
+        trained(encoder, few, replace(RECIPE, chunk_size=3))
+
+
 def test_auto_precision_is_one_of_the_two() -> None:
     cpu = torch.device("cpu")
     assert pick_precision("auto", cpu) in ("fp32", "bf16")
@@ -525,6 +622,7 @@ def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
         assert rates[:top] == sorted(rates[:top])
         assert rates[top:] == sorted(rates[top:], reverse=True)
     assert cosine_schedule(299, 300) < 0.001
+    assert [cosine_schedule(step, 300) for step in (0, 15)] == pytest.approx([1 / 31, 16 / 31])
     assert max(cosine_schedule(step, 300) for step in range(300)) == pytest.approx(1.0)
     averaged = [cosine_schedule(step, 300, averaging=0.5) for step in range(300)]
     assert max(averaged) == pytest.approx(1.0)
