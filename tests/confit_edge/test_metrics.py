@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -32,13 +34,16 @@ from confit_edge.probes.metrics import (
     interval,
     mean_average_precision,
     paired_difference,
+    precision_draws,
     precision_gains,
     ranked,
+    resampled_share_interval,
+    shares,
     worth_of_classes,
 )
 from confit_edge.probes.verification import CLIPS, Trials, all_pairs, read_trials, verify
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.intervals import clustered_share_interval, share_interval
+from confit_runtime.intervals import clustered_share_interval, grouped_share_interval, share_interval
 
 Scores = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
@@ -91,6 +96,12 @@ def test_of_several_labels_metrics_are_scikit_learns(seed: int, clips: int) -> N
         labels = None if average == "micro" else [0, 1, 2, 3]
         expected = f1_score(targets, decided, labels=labels, average=average, zero_division=0)
         assert judged.metrics[f"{average}_f1"].value == pytest.approx(expected)
+
+
+def test_of_several_labels_of_a_clip_each_is_a_right_answer() -> None:
+    targets = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 0]], np.int8)
+    scores = np.array([[0.1, 0.2, 0.9], [0.5, 0.6, 0.1], [0.9, 0.8, 0.7], [0.9, 0.1, 0.1]], np.float32)
+    assert correct(scores, targets).tolist() == [True, True, False, False]
 
 
 def test_a_precision_gains_what_a_little_more_weight_of_a_clip_brings() -> None:
@@ -191,6 +202,36 @@ def test_totals_are_sums_over_the_clips_of_the_groups_drawn() -> None:
         np.testing.assert_allclose(total, expected)
 
 
+def test_a_share_of_a_draw_is_of_the_clips_that_were_drawn() -> None:
+    """Groups are of one, two and three clips."""
+    values, resamples = np.array([1.0, 0, 1, 1, 0, 0]), Resamples.of(list("abbccc"), seed=3, draws=40)
+    weights = np.concatenate(list(resamples.weights()))
+    assert len(set(weights.sum(axis=1))) > 5
+    np.testing.assert_allclose(shares(values, resamples), weights @ values / weights.sum(axis=1))
+
+
+def test_draws_of_map_are_reversed_about_its_value() -> None:
+    scores, targets = some_scores(30, 0, several=True)
+    groups, value = [str(clip // 3) for clip in range(30)], mean_average_precision(scores, targets)
+    drawn = np.concatenate(list(Resamples.of(groups, 1, 200).weights())).astype(int)
+    draws = precision_draws(scores, targets, groups, seed=1)
+    assert draws.shape == (200,)
+    for found, of in zip(draws[:5], drawn, strict=False):
+        again = mean_average_precision(np.repeat(scores, of, axis=0), np.repeat(targets, of, axis=0))
+        assert found == pytest.approx(2 * value - again)
+
+
+@pytest.mark.parametrize("units", [2, 5, 30])
+def test_an_interval_of_few_groups_is_that_of_students_t(units: int) -> None:
+    """Draws of so many groups spread by (units - 1) / units too little, which is made up for."""
+    quantiles = norm.ppf((np.arange(9999) + 0.5) / 9999)
+    drawn, reach = 0.05 * quantiles * np.sqrt((units - 1) / units), 0.05 * student.ppf(0.975, units - 1)
+    assert interval(0.1, 0.1 + drawn, units) == pytest.approx((0.1 - reach, 0.1 + reach), abs=1e-3)
+    sizes = np.full(units, 20)
+    found = resampled_share_interval(0.6, 0.6 + drawn, sizes, 20.0 * units)
+    assert found == pytest.approx(clustered_share_interval(0.6, 0.05**2, sizes, worth=20.0 * units), abs=1e-4)
+
+
 def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     resamples = Resamples.of([str(clip) for clip in range(50)], seed=1, draws=30)
     whole = np.concatenate(list(resamples.counts()))
@@ -237,6 +278,7 @@ def test_draws_in_which_a_value_is_not_defined_do_not_count() -> None:
     assert interval(0.5, np.append(drawn, [np.nan] * 10), 8) == interval(0.5, drawn, 8)
     assert np.isnan(interval(1.0, np.full(5, np.nan), 8)).all()
     assert np.isnan(interval(1.0, np.ones(5), 1)).all()
+    assert np.isnan(resampled_share_interval(1.0, np.ones(5), np.array([7]), 7.0)).all()
 
 
 @pytest.mark.parametrize("units", [5, 6, 40])
@@ -267,6 +309,14 @@ def test_a_recall_stands_on_the_groups_that_hold_its_class() -> None:
     rows = judge(scores, targets, groups, list("abcdefghij"), multi_label=False).per_class
     assert (rows[0]["recall_low"], rows[0]["recall_high"]) == pytest.approx(share_interval(4, 6))
     assert rows[1]["recall_low"] == pytest.approx(share_interval(6, 6)[0])
+    # of three speakers in a class, one is not understood
+    few = np.eye(2, dtype=np.int8)[np.repeat([0, 1], 30)]
+    scores, groups = few.astype(np.float32), [str(clip // 10) for clip in range(60)]
+    scores[:10] = few[30]
+    row = judge(scores, few, groups, ["a", "b"], multi_label=False).per_class[0]
+    expected = grouped_share_interval(np.arange(30) >= 10, np.arange(30) // 10)
+    assert (row["recall_low"], row["recall_high"]) == pytest.approx(expected)
+    assert row["recall_low"] < share_interval(20, 30)[0] - 0.1
 
 
 @pytest.mark.parametrize("groups", [2, 4, 6, 12])
