@@ -527,6 +527,10 @@ def test_what_is_listened_to_begins_with_a_window_of_silence(model: Model) -> No
     stream = model.stream(lead_in=True)
     stream.accept(np.zeros(1, np.float32), RATE)
     assert stream.scores is not None
+    for rate in RATES[RATES.index(RATE) + 1 :]:  # what a resampler holds back is less than two hops
+        stream.reset()
+        stream.accept(np.zeros(2 * HOP * rate // RATE, np.float32), rate)
+        assert stream.scores is not None
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed"])
