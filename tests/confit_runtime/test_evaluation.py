@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from confit_runtime import AudioError, ConfitError, Model, load
 from confit_runtime.audio import Pcm
 from confit_runtime.evaluation import NEARBY_S, JudgedRecording, LocalPower, judge, snr_band, what_was_there
+from confit_runtime.evaluation_report import summarise
+from confit_runtime.intervals import grouped_share_interval, poisson_interval, resampled_interval
 from confit_runtime.labels import Labelled, read_labelled
 from confit_runtime.scoring import Heard, Score
 from tests import tiny_model
@@ -209,3 +211,42 @@ def test_labels_are_read_or_refused(cells: list[str], table: bool, tmp_path_fact
         for heard in recording.sounds:
             assert 0 <= heard.start_s <= heard.end_s < math.inf
             assert heard.label
+
+
+def test_recordings_are_summed_up_by_the_hour_and_the_intervals_are_of_recordings() -> None:
+    """Two hours: all that fires falsely is in the first recording, all that is missed in the second."""
+
+    def judged(
+        name: str, hours: float, found: list[bool], accepts: int, long_s: float, latency: float
+    ) -> JudgedRecording:
+        sounds = [Heard("low", 10.0 * at, 10.0 * at + long_s) for at in range(len(found))]
+        falsely = [Heard("mid", 10.0 * at + 5, 10.0 * at + 5.1) for at in range(accepts)]
+        score = Score([at if one else None for at, one in enumerate(found)], falsely)
+        told = [latency if one else None for one in found]
+        return JudgedRecording(name, 3600 * hours, sounds, [], score, [20.0] * len(found), told)
+
+    contract = tiny_model.contract()
+    window_s = contract.window / contract.sample_rate
+    recordings = [
+        judged("a", 1.0, [True] * 8, 9, window_s / 2, 0.1),
+        judged("b", 0.5, [False] * 4, 0, window_s / 2, 0.1),
+        judged("c", 0.5, [True] * 4, 0, 0.5, -0.2),  # longer than a window: heard before it ends
+    ]
+    report = summarise(recordings, contract, 0.95)
+    assert (report["recordings"], report["hours"], report["false_accepts"], report["fa_per_hour"]) == (3, 2.0, 9, 4.5)
+    clustered = resampled_interval(np.array([9, 0, 0]), np.array([1.0, 0.5, 0.5]))
+    spread = poisson_interval(9, 2.0)
+    assert clustered[0] < spread[0] < spread[1] < clustered[1]
+    assert report["fa_per_hour_interval"] == pytest.approx(clustered)
+    rejects, missed = report["false_rejects"], [False] * 8 + [True] * 4 + [False] * 4
+    assert (rejects["sounds"], rejects["missed"], rejects["frr"]) == (16, 4, 0.25)
+    assert rejects["frr_interval"] == pytest.approx(grouped_share_interval(missed, list("a" * 8 + "b" * 4 + "c" * 4)))
+    assert rejects["frr_interval"][1] > grouped_share_interval(missed, list(map(str, range(16))))[1] + 0.1
+    assert report["by_label"] == {"low": rejects}
+    assert (report["latency_s"]["median"], report["latency_s"]["most"]) == pytest.approx((0.1, 0.1))
+    assert report["latency_from_start_s"]["median"] == pytest.approx(0.3)
+    assert {one["file"] for one in report["not_heard"]} == {"b"}
+    assert {one["file"] for one in report["heard_falsely"]} == {"a"}
+    # of false accepts that are not in clusters the exact interval is the wider
+    even = [judged(name, 1.0, [True], 3, window_s / 2, 0.1) for name in "ab"]
+    assert summarise(even, contract, 0.95)["fa_per_hour_interval"] == pytest.approx(poisson_interval(6, 2.0))
