@@ -702,6 +702,30 @@ def test_clips_that_cannot_be_judged(model: Model, tmp_path: Path) -> None:
         model.embed(tmp_path / "clip.wav")
 
 
+def test_of_several_labels_those_are_heard_that_reach_their_thresholds(tmp_path: Path, model: Model) -> None:
+    """A label that never fires is heard from the middle on, and what is unknown is no answer."""
+    clip = tone(500, 0.5) + tone(1200, 0.5)
+    scores, nothing = model.classify(clip, RATE).scores, model.classify(silence(0.5), RATE)
+    assert nothing.label == "other"
+    assert max(scores["low"], scores["mid"]) > 0.1
+
+    def heard(clip: Floats, **on: float) -> tuple[str, tuple[str, ...]]:
+        levels = {label: {"on": level, "off": 0.05} for label, level in on.items()}
+        contract = tiny_model.contract(multi_label=True, thresholds=levels)
+        (tmp_path / "several.onnx").write_bytes(seal(tiny_model.graph(), contract))
+        found = load(tmp_path / "several.onnx").classify(clip, RATE)
+        return found.label, found.labels
+
+    low, mid = scores["low"], scores["mid"]
+    best = "low" if low > mid else "mid"
+    assert heard(clip, low=low - 0.01, mid=mid + 0.01, high=2.0, other=0.06) == (best, ("low",))
+    assert heard(clip, low=low + 0.01, mid=mid - 0.01, high=2.0, other=0.06) == (best, ("mid",))
+    assert heard(tone(3600, 0.5), low=0.9, mid=0.9, high=2.0, other=0.06) == ("high", ("high",))
+    label, labels = heard(silence(0.5), low=0.9, mid=0.9, high=0.9, other=0.06)
+    assert label != "other"
+    assert labels == ()
+
+
 def test_a_model_whose_scores_are_no_numbers_has_no_best_label(tmp_path: Path, model: Model) -> None:
     graph = onnx.load_from_string(tiny_model.graph())
     (bias,) = (entry for entry in graph.graph.initializer if entry.name == "bias")
