@@ -486,6 +486,21 @@ def test_a_gap_forgets_and_moves_the_clock(model: Model, gallery: Gallery, rate:
     assert heard(stream, [sound], rate) == wanted  # the clock begins anew after finish()
 
 
+def test_a_lead_in_lengthens_no_refractory_time_across_a_gap(model: Model) -> None:
+    slow = Model(model.path, dataclasses.replace(model.contract, refractory_s=1.5), model._session, model.digest)
+    sound, counts = np.concatenate([silence(0.3), tone(500, 0.3), silence(0.3)]), set()
+    for hops in range(0, 40, 4):
+        found = []
+        for lead_in in (False, True):
+            stream = slow.stream(lead_in=lead_in)
+            events = stream.accept(sound, RATE)
+            stream.skip(hops * HOP)
+            found.append([event.label for event in events + stream.accept(sound, RATE)])
+        assert found[0] == found[1], hops
+        counts.add(len(found[0]))
+    assert counts == {1, 2}
+
+
 def test_a_sound_is_not_pieced_together_across_a_gap(model: Model) -> None:
     half = tone(500, 0.12)
     assert heard(model.stream(), [half, half], RATE)
