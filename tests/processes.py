@@ -162,6 +162,8 @@ def main(manifest: str, out: str, *distill: str) -> None:
         _refusal(lambda: weights(corpus, seed=int(rank))),
         _refusal(lambda: fit(Drifting.pretrained(), corpus, Recipe(**BASE), lr=1e-4, epochs=1)),
         _refusal(lambda: refuse_on_one(mine)),
+        _refusal(lambda: join("cpu").refuse_other_command("train" if rank == "0" else "distill", resume=False)),
+        _refusal(lambda: join("cpu").each("its checkpoint" if rank == "0" else "its recipe", None)),
     ]
     others = {
         "left_out": of_layers_left_out(join("cpu")),

@@ -101,19 +101,42 @@ class Ranks:
             carrier.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(_broadcasted(carrier).tolist()))
 
-    def each(self, plain: Any) -> list[Any]:
-        """Every process's `plain` data, in their order."""
+    def each(self, what: str, plain: Any) -> list[Any]:
+        """Every process's `plain` data, in their order. Raises ConfitError, on each, where some tell of another `what`."""
         if self.count == 1:
             return [plain]
         from accelerate.utils import gather_object
 
         with _exchanging():
-            return list(gather_object([plain]))
+            every = list(gather_object([(what, plain)]))
+        for index, (its, _) in enumerate(every):
+            if its != every[0][0]:
+                raise ConfitError(
+                    f"process {index} tells of {its}, and process 0 of {every[0][0]}: they do not do the same; give all of"
+                    " them one command, and one version of confit-edge"
+                )
+        return [plain for _, plain in every]
 
-    def other(self, plain: Any) -> int | None:
+    def other(self, what: str, plain: Any) -> int | None:
         """The first process whose `plain` data (what JSON holds) are not those of process 0; None where all have the same."""
-        every = self.each(json.dumps(plain))  # as text, for not a number is not itself
+        every = self.each(what, json.dumps(plain))  # as text, for not a number is not itself
         return next((index for index, one in enumerate(every) if one != every[0]), None)
+
+    def refuse_other_command(self, verb: str, resume: bool) -> None:
+        """Raise UsageError, on every process, where some do another `verb`, or only some go on with what was begun.
+
+        To be asked before any other exchange: which of them follow depends on it.
+        """
+        every = self.each("its command", (verb, resume))
+        for index, (its, goes_on) in enumerate(every):
+            first, first_goes_on = every[0]
+            if its != first:
+                raise UsageError(f"process {index} is to {its}, and process 0 to {first}: give all of them one command")
+            if goes_on != first_goes_on:
+                with_it, without = (index, 0) if goes_on else (0, index)
+                raise UsageError(
+                    f"process {with_it} has --resume, and process {without} has not: give all of them one command"
+                )
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -128,7 +151,7 @@ class Ranks:
             failed = error
         except OSError as error:
             failed = ConfitError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        every = self.each((str(failed), failed.exit_code) if failed else None)
+        every = self.each("what failed", (str(failed), failed.exit_code) if failed else None)
         for index, said in enumerate(every):
             if said:
                 text, status = said
@@ -139,7 +162,7 @@ class Ranks:
         """Raise ConfitError, on every process, where the weights of `modules` are not the same on all of them."""
         if self.count == 1:
             return
-        every = self.each(_digests(modules))
+        every = self.each("its weights", _digests(modules))
         for index, digests in enumerate(every):
             if differ := sorted(name for name in every[0] if digests.get(name) != every[0][name]):
                 raise ConfitError(

@@ -81,7 +81,7 @@ def begun_alike(out: Path, ranks: Ranks) -> dict[str, Any] | None:
     """The same, of several processes. Raises UsageError, on each of them, where they see different ones."""
     with ranks.together():
         before = begun(out)
-    if other := ranks.other(before):
+    if other := ranks.other("what was begun", before):
         raise UsageError(
             f"{out}: process {other} sees another training there than process 0, or only one of them sees any; let all of"
             " them write to and read from one folder"
@@ -97,7 +97,9 @@ def begun_recipe(out: Path, device: str | None) -> Recipe | None:
     before = begun(out)
     if several():
         own = before["recipe"].get("device") if before else None
-        before = begun_alike(out, join(device or own or Recipe.device))
+        ranks = join(device or own or Recipe.device)
+        ranks.refuse_other_command("train", resume=True)
+        before = begun_alike(out, ranks)
     return Recipe.from_dict(before["recipe"], str(out)) if before else None
 
 
@@ -124,7 +126,8 @@ def refuse_apart(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
     `started` is what each is about to train, of its `corpus`.
     """
     size = sum(map(len, (corpus.train, corpus.val, corpus.test)))
-    every = ranks.each((started, f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"))
+    told_of = f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"
+    every = ranks.each("what it is to train", (started, told_of))
     first, clips = every[0]
     for index, (other, other_clips) in enumerate(every):
         told = (

@@ -91,6 +91,7 @@ def train(
 
     manifest, out = Path(manifest), Path(out)
     ranks = join(recipe.device)
+    ranks.refuse_other_command("distill" if teaching else "train", resume)
     tell = watch if watch and ranks.main else unwatched
     recipe = settled(recipe, ranks.device)
     check_utf8(manifest.resolve())  # which the run is to tell, after hours
@@ -210,7 +211,7 @@ def _tell_of_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
 def tell_left_out(problems: list[ClipProblem], ranks: Ranks, tell: Watcher) -> None:
     """Tell what was left out, on whichever process: one alone may have a clip that is damaged."""
     told: list[dict[str, Any]] = []
-    for index, events in enumerate(ranks.each(list(map(left_out, problems)))):
+    for index, events in enumerate(ranks.each("clips left out", list(map(left_out, problems)))):
         new = [event for event in events if event not in told]
         told += new
         for event in new:

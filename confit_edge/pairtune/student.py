@@ -54,6 +54,7 @@ def distill(
     teacher = runs.read_run(run)
     recipe, lesson = student_recipe(teacher.recipe, settings, source)
     ranks = join(recipe.device)
+    ranks.refuse_other_command("distill", resume)
     recipe = settled(recipe, ranks.device)
     teachers_place, folders = absolute(run), list(map(absolute, sounds))
     tell = watch if watch and ranks.main else unwatched

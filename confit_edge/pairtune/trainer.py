@@ -192,7 +192,7 @@ class Training:
         self.clips, self.augment = training_items(encoder, corpus, recipe), make_augmenter(encoder, corpus, recipe)
         sizes = list(map(len, epoch_batches(self.clips, corpus, recipe, 0)))
         self.batches = len(sizes)
-        if other := ranks.other(self._digest()):
+        if other := ranks.other("its recipe", self._digest()):
             raise UsageError(f"process {other} has another recipe, corpus, lr or number of epochs than process 0")
         self.steps = -(-self.batches // recipe.accumulate)
         self._refuse_parts_that_are_no_batch(min(sizes))
@@ -268,7 +268,9 @@ class Training:
         if checkpoint_path and self.ranks.everywhere(checkpoint_path):
             with self.ranks.together():
                 plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser, self._digest())
-            if other := self.ranks.other(plain):  # and all have read it before the first replaces or removes it
+            if other := self.ranks.other(
+                "its checkpoint", plain
+            ):  # and all have read it before the first replaces or removes it
                 raise UsageError(
                     f"{checkpoint_path}: process {other} sees another one; let all read from and write to one folder"
                 )

@@ -80,6 +80,18 @@ def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
     assert not (machines / "1" / "run").exists()
 
 
+def test_a_training_that_one_process_alone_is_to_go_on_with_is_refused(manifest: Path, tmp_path: Path) -> None:
+    run = f'[ "$RANK" = 0 ] || set -- "$@" --resume; exec "{sys.executable}" -P -m confit_edge train "$@"'
+    out = tmp_path / "run"
+    said = launch(
+        "--no-python", "sh", "-c", run, "sh", str(manifest), "-o", str(out), "--device", "cpu", status=1
+    ).stderr
+    assert "confit_edge/" not in said  # no traceback of ours
+    complaints = [line for line in said.splitlines() if line.startswith("confit-edge: ")]
+    assert complaints == ["confit-edge: process 1 has --resume, and process 0 has not: give all of them one command"]
+    assert not out.exists()
+
+
 def test_a_process_that_ends_is_told_of_in_one_line(manifest: Path, tmp_path: Path) -> None:
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
@@ -206,7 +218,7 @@ def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
 def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None:
     said = [(trained / f"refusals-{rank}.txt").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
     assert said[0] == said[1]
-    over_batch, one_device, diverged, apart, other, drifted, of_one = said[0]
+    over_batch, one_device, diverged, apart, other, drifted, of_one, another_verb, elsewhere = said[0]
     assert "normalises over the batch (layers.44)" in over_batch
     assert "--device cpu:0" in one_device
     assert "smaller lr" in diverged
@@ -214,6 +226,8 @@ def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None
     assert "process 1 has another recipe" in other
     assert "weights of process 1 are no longer those of process 0 (encoder." in drifted
     assert of_one == "no clip"
+    assert "process 1 is to distill, and process 0 to train" in another_verb
+    assert "process 1 tells of its recipe, and process 0 of its checkpoint" in elsewhere
 
 
 def test_gradients_that_not_all_have_and_what_the_first_reads_are_the_same_on_each(trained: Path) -> None:
