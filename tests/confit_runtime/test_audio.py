@@ -346,6 +346,17 @@ def test_resampling_keeps_time_and_pitch() -> None:
     )
 
 
+def test_a_microphone_of_the_models_own_rate_hears_with_a_soxr_that_cannot_be_loaded(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "soxr.py").write_text('raise ImportError("libsoxr.so.0: cannot open shared object file")')
+    monkeypatch.delitem(sys.modules, "soxr", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    scene = np.concatenate([silence(0.5), tone(500, 0.5), silence(0.5)])
+    microphone = Microphone(portaudio=FakePortAudio(scene, 16_000))
+    assert [event.label for event in listen(model, microphone, seconds=1.5)] == ["low"]
+
+
 def test_sound_of_the_models_own_rate_needs_no_soxr(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

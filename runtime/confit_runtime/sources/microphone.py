@@ -53,7 +53,7 @@ class Microphone:
         wait_s: float | None = None,
         portaudio: Any = None,
     ) -> None:
-        with suppress(ModuleNotFoundError):  # who hears at the model's own rate has no need of it
+        with suppress(ImportError):  # who hears at the model's own rate has no need of it
             import soxr  # noqa: F401 - Ctrl-C while its library loads ends the process by a signal: not while someone speaks
 
         self._portaudio = portaudio or import_portaudio()
