@@ -320,7 +320,11 @@ def weights_sha256(encoder: Encoder) -> str:
     """A digest of an encoder's weights: names, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
+        digest.update(f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}".encode())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The bytes of its values, of any type: NumPy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

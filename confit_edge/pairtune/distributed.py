@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from confit_edge.launched import several, speaks
 from confit_edge.pairtune.machine import named_device, pick_device
+from confit_edge.runs import bytes_of
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -307,9 +308,7 @@ def _broadcasted(tensor: Tensor) -> Tensor:
 def _digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Of each of their weights and buffers."""
     return {
-        f"{of}.{name}": hashlib.sha256(
-            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-        ).hexdigest()
+        f"{of}.{name}": hashlib.sha256(bytes_of(value)).hexdigest()
         for of, module in modules.items()
         for name, value in module.state_dict().items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -161,6 +162,28 @@ def test_the_digest_of_weights_sees_every_value_and_name() -> None:
         value = next(encoder.parameters()).view(-1)[:1]
         value.copy_(torch.nextafter(value, torch.tensor(9.0)))
     assert weights_sha256(encoder) != first
+
+
+def test_the_digest_of_weights_stays_what_it_was_and_knows_every_type() -> None:
+    encoder = pretrained("speech-embedding", 0.8)
+    buffers = {
+        "empty": torch.zeros(0),
+        "count": torch.tensor(3),
+        "heard": torch.tensor([True, False]),
+        "turned": torch.arange(6.0).view(2, 3).t(),
+        "float16": torch.ones(2, dtype=torch.float16),
+    }
+    for name, value in buffers.items():
+        encoder.register_buffer(name, value)
+    written = hashlib.sha256()  # as files tell that were written before
+    for name, value in sorted(encoder.state_dict().items()):
+        array = value.detach().numpy()
+        written.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
+    assert weights_sha256(encoder) == written.hexdigest()
+    encoder.register_buffer("brief", torch.ones(2, dtype=torch.bfloat16))
+    first = weights_sha256(encoder)
+    encoder.get_buffer("brief")[1] = 2
+    assert first != weights_sha256(encoder) != written.hexdigest()
 
 
 def test_of_few_clips_several_trainings_are_averaged(
