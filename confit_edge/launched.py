@@ -12,14 +12,10 @@ def several() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
-def speaks() -> bool:
-    """Whether this process says what all of its machine would say: they have one command line, and one terminal."""
-    return not several() or os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def refuse_several(verb: str, instead: str) -> None:
     """Raise UsageError where a launcher starts several processes of a `verb` that is one; `instead` says what to do."""
     if several():
         raise UsageError(
-            f"{verb} is one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}: start it without a launcher{instead}"
+            f"{verb} is one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}: start it without a launcher, or unset"
+            f" WORLD_SIZE{instead}"
         )

@@ -16,7 +16,6 @@ import typer
 
 from confit_edge.cli._console import Verb, say, say_error
 from confit_edge.heedless import speak_heedlessly
-from confit_edge.launched import speaks
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
@@ -114,8 +113,7 @@ def main() -> None:
     except BaseException as error:
         if not _interrupted(error):
             raise
-        if speaks():
-            say("confit-edge: stopped")
+        say("confit-edge: stopped")
         sys.exit(130)
 
 

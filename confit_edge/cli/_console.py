@@ -12,14 +12,11 @@ from typing import Annotated, Any, Self
 import typer
 from typer.core import TyperCommand
 
-from confit_edge.launched import speaks
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.names import shown, shown_in_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
 
-
-_MISUSED: type[Exception] = typer.BadParameter.__mro__[1]  # what typer calls click's UsageError differs by its version
 LARGEST = 1e12  # of anything that an option measures: seconds, shares, decibels
 
 
@@ -30,14 +27,6 @@ class Verb(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
-            return self._meant(ctx, args)
-        except (UsageError, _MISUSED) as error:
-            if speaks():
-                raise
-            raise typer.Exit(UsageError.exit_code) from error  # another process of this machine says it
-
-    def _meant(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # a shell asks what may come next
             return rest

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, emit, say
-from confit_edge.launched import several, speaks
+from confit_edge.launched import several
 from confit_runtime.names import shown
 from confit_runtime.wording import bounds, counted
 
@@ -91,11 +91,7 @@ def told_once() -> Iterator[None]:
     try:
         yield
     except ConfitError as error:
-        if not several() or "--debug" in sys.argv:
-            raise
-        from confit_edge.pairtune.distributed import said_already
-
-        if said_already(str(error)):
+        if "--debug" not in sys.argv and _said_already(str(error)):
             raise typer.Exit(error.exit_code) from error
         raise
 
@@ -106,13 +102,23 @@ def told_when_stopped(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if not speaks():
+        begun = (out / "started.json").is_file()
+        if _said_already("stopped"):
             pass
-        elif (out / "started.json").is_file():
+        elif begun:
             say(f"{out}: stopped; the same command with --resume goes on after the last epoch that ended")
         else:
             say(f"{out}: stopped before the first epoch began; nothing is written")
         raise typer.Exit(130) from None
+
+
+def _said_already(text: str) -> bool:
+    """Whether another process of this training says it."""
+    if not several():
+        return False
+    from confit_edge.pairtune.distributed import said_already
+
+    return said_already(text)
 
 
 def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bool, **of_verb: Any) -> None:

@@ -22,11 +22,10 @@ def demo(
     Trains PairTune and vanilla fine-tuning on 29 spoken words, compares them on unseen voices, exports one int8 file,
     listens to five noisy minutes, enrolls a word and two voices. Nothing is precomputed. Needs the export extra.
     """
-    from confit_edge.cli._training import TrainingBar, told_once
+    from confit_edge.cli._training import TrainingBar
     from confit_edge.launched import refuse_several
 
-    with told_once():
-        refuse_several("demo", "")
+    refuse_several("demo", "")
     from confit_edge.demo.story import run_demo
 
     def tell(text: str) -> None:

@@ -98,11 +98,9 @@ def study(
 
     Example: `confit-edge study temperature --data words.csv -o studies/temperature --jobs 2`
     """
-    from confit_edge.cli._training import told_once
     from confit_edge.launched import refuse_several
 
-    with told_once():
-        refuse_several("study", "; --jobs does several of its trials at once")
+    refuse_several("study", "; --jobs does several of its trials at once")
     from confit_edge.data.tables import check_utf8
     from confit_edge.files import alone
     from confit_edge.recipe import Recipe

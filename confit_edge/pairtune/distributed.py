@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.launched import several, speaks
+from confit_edge.launched import several
 from confit_edge.pairtune.machine import named_device, pick_device
 from confit_edge.runs import bytes_of
 from confit_runtime.errors import ConfitError, UsageError
@@ -263,11 +263,10 @@ def _apart(reason: object) -> UsageError:
 
 
 def said_already(text: str) -> bool:
-    """Whether another process says this; before they have met the first of each machine says all."""
-    if not several():
-        return False
+    """Whether another process says this. Before they have met none knows, and each says all: a launcher ends the others
+    with the first that fails."""
     if not _meeting.cache_info().currsize:
-        return not speaks()
+        return False
     try:
         return _meeting()[0].add(f"said {text}", 1) > 1
     except RuntimeError:  # with the process that kept what was said
