@@ -16,6 +16,8 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from datetime import timedelta
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 PIECE = 2**24  # values averaged in one exchange: 64 MB
 MEETING = timedelta(minutes=10)  # in which every process must have come
+SOON_S = 5.0  # in which they come where a launcher started them: after it a user is told that others are waited for
 WAITING = timedelta(hours=12)  # for one that works alone: the first validates, and writes
 
 
@@ -221,6 +225,8 @@ def join(device: str) -> Ranks:
 
 def _meet(kind: str) -> None:
     """Join the processes, each with a device of that `kind`. Raises UsageError where they cannot be."""
+    if kind != "cpu" and os.environ.get("LOCAL_RANK", "-1") in ("", "-1"):  # by which each takes its device
+        raise _apart("LOCAL_RANK is not set")
     store, rank, count = _meeting()
     try:
         store.set(f"kind {rank}", kind)
@@ -238,7 +244,7 @@ def _meet(kind: str) -> None:
     except (ValueError, RuntimeError, ImportError) as error:
         raise _apart(error) from error
     if state.num_processes != count:
-        raise _apart("LOCAL_RANK is not set")
+        raise _apart(f"accelerate does not join those on {kind}")
     # gloo's threads must not outlive the interpreter: now and then a process that did its work aborted as it ended
     atexit.register(state.destroy_process_group)
 
@@ -249,9 +255,33 @@ def _meeting() -> tuple[Store, int, int]:
     from torch.distributed.rendezvous import rendezvous  # some builds of torch, for small devices, have none of it
 
     try:
-        return next(iter(rendezvous("env://", timeout=MEETING)))
+        with _telling_of_the_others():
+            return next(iter(rendezvous("env://", timeout=MEETING)))
     except (ValueError, RuntimeError) as error:
         raise _apart(error) from error
+
+
+@contextmanager
+def _telling_of_the_others() -> Iterator[None]:
+    """Where process 0 waits long within, say for what: of a WORLD_SIZE that was inherited nobody else comes."""
+    telling = Timer(SOON_S, _tell_of_the_others)
+    telling.daemon = True
+    if os.environ.get("RANK") == "0":
+        telling.start()
+    try:
+        yield
+    finally:
+        telling.cancel()
+
+
+def _tell_of_the_others() -> None:
+    if sys.stderr is not None:  # closed: `print` would take stdout
+        size = os.environ["WORLD_SIZE"]
+        print(
+            f"waiting for the other processes (WORLD_SIZE is {size}; unset it to train alone)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _apart(reason: object) -> UsageError:

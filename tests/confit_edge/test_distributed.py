@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.distributed import Ranks
+from confit_edge.pairtune.distributed import Ranks, _meet
 from confit_edge.runs import read_run
+from confit_runtime.errors import UsageError
 from tests import processes
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +92,38 @@ def test_a_training_that_one_process_alone_is_to_go_on_with_is_refused(manifest:
     complaints = [line for line in said.splitlines() if line.startswith("confit-edge: ")]
     assert complaints == ["confit-edge: process 1 has --resume, and process 0 has not: give all of them one command"]
     assert not out.exists()
+
+
+def test_a_process_that_waits_for_others_says_so(manifest: Path, tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        port = str(server.getsockname()[1])
+    alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "confit_edge", "train", str(manifest), "-o", str(tmp_path / "run"), "--device", "cpu"],
+        env={**environment(), **alone},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ending = Timer(120, process.kill)
+    ending.start()
+    try:
+        assert process.stderr
+        said = next((line for line in process.stderr if line.startswith("waiting")), "")
+    finally:
+        ending.cancel()
+        process.kill()
+        process.communicate()
+    assert said == "waiting for the other processes (WORLD_SIZE is 2; unset it to train alone)\n"
+
+
+def test_a_process_without_its_place_on_the_machine_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UsageError, match=r"cannot be joined \(LOCAL_RANK is not set\)"):
+        _meet("cuda")
 
 
 def test_a_process_that_ends_is_told_of_in_one_line(manifest: Path, tmp_path: Path) -> None:
