@@ -235,9 +235,11 @@ def test_what_is_printed_is_utf8_whatever_the_terminal_speaks(tmp_path: Path, en
         cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
     )  # fmt: skip
     said = result.stderr.decode()
-    assert [json.loads(line).get("clip") for line in result.stdout.decode().splitlines()] == ["Zoë 🎵/a.wav", None], (
-        said
-    )
+    assert [json.loads(line).get("clip") for line in result.stdout.decode().splitlines()] == [
+        "Zoë 🎵/a.wav",
+        "keine ♪.wav",
+        None,
+    ], said
     assert "keine ♪.wav" in said
     assert "Traceback" not in said
 
