@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, emit_failed, tell
+from confit_edge.cli._console import Json, emit, tell, with_failed
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
 from confit_edge.cli._sources import tell_narrow
-from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.errors import ConfitError, UsageError, of_clip
 
 
 def verify(
@@ -47,11 +47,8 @@ def verify(
         with Gallery.open(gallery, loaded, threshold=threshold) as opened:
             matcher, settled = opened.matcher, kind or opened.kind
         tell_narrow([clip], loaded)
-        try:
+        with with_failed(json), of_clip(clip):
             embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
-        except ConfitError as error:
-            emit_failed(str(clip), error, json)
-            raise
         match = matcher.verify(name, embedding)
     except ConfitError as error:
         raise UsageError(str(error)) from error  # whose exit status is another than that of a no
