@@ -269,7 +269,7 @@ def main() -> None:
         + ("" if given.split == "test" else f" --split {given.split}"),
         "split": given.split,
         "seeds": SEEDS,
-        "enrolled": "3 utterances of 3 s a voice; asked by 6 of 3 s, of other recordings",
+        "enrolled": "3 utterances of 3 s and identified from 6 of 3 s, of other recordings",
         "voices": [voice.name for voice in chosen],
         "model": {
             "name": model.name,
