@@ -79,9 +79,7 @@ def root(cache: Path) -> Path:
     folder = cache / "aarch64" / "root"
     if not folder.is_dir():
         if not (shutil.which("apt-get") and shutil.which("dpkg")):
-            raise UsageError(
-                "the arm64 packages need apt-get and dpkg; run this on Debian 12, or in a container of it"
-            )
+            raise UsageError("the arm64 packages need apt-get and dpkg; run this on Debian 12, or in a container of it")
         print("fetching Debian's arm64 packages", file=sys.stderr)
         whole(folder, unpack)
     return folder

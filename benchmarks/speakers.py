@@ -234,7 +234,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--peer", metavar="PYTHON", help="a Python with Resemblyzer 0.1.4")
-    parser.add_argument("--split", default="test", choices=("dev", "test"), help="dev: the voices that scoring was chosen on")
+    parser.add_argument(
+        "--split", default="test", choices=("dev", "test"), help="dev: the voices that scoring was chosen on"
+    )
     parser.add_argument("--model", default="speakers")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
