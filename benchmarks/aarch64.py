@@ -238,7 +238,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         if shutil.which("qemu-aarch64") is None:
-            raise UsageError("qemu-aarch64 is not installed; apt install qemu-user")
+            raise UsageError("qemu-aarch64 is not installed; run apt install qemu-user")
         found = measure(given.cache.absolute(), given.epochs)
     except ConfitError as error:
         sys.exit(f"aarch64: {error}")

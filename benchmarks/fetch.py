@@ -149,7 +149,7 @@ def _decode_g722(source: Path, target: Path) -> None:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise UsageError("decoding the G.722 prompts needs PyAV; pip install --no-deps av") from error
+        raise UsageError("decoding the G.722 prompts needs PyAV; run pip install --no-deps av") from error
     for path in sorted(source.rglob("*.g722")):
         with av.open(str(path), format="g722") as container:
             frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]

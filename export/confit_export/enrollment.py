@@ -17,7 +17,7 @@ SPEAKER_COLUMNS = ("speaker", "group")  # a model labelled by one of these disti
 
 
 def kind_of_run(run: Run) -> Kind:
-    """Whether the run's model is for speakers or for sounds: for speakers if its encoder or its label column is."""
+    """Whether the run's model is for speakers or for sounds: for speakers with ge2e or a label column of speakers."""
     labelled = run.recipe.label_column in SPEAKER_COLUMNS
     return "speaker" if labelled or run.encoder.family == "ge2e" else "sound"
 

@@ -315,7 +315,7 @@ class _Work:
         )
         if is_ <= was:
             self.say(
-                f"fine-tuning did not bring it closer to fp32 (mean cosine {is_:.4f}, without {was:.4f}): not used"
+                f"fine-tuning did not bring it closer to fp32 (mean cosine {is_:.4f}, without {was:.4f}), so it is not used"
             )
             self.parity["qat_epochs"] = 0
             return before

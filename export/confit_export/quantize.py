@@ -83,7 +83,7 @@ class Quantizer:
     def _computed(self, layers: Collection[str]) -> onnx.ModelProto:
         """Compute `layers` in int8.
 
-        In a windowed model, convolutions over time get a scale per frame. In a stream they share one, since its state does.
+        In a windowed model, convolutions over time get a scale per frame. A stream's state holds one scale, so a stream has one.
         """
         windowed = [entry.name for entry in self.fp32.graph.input] == ["pcm"]
         framed = over_time(self.fp32).intersection(layers) if windowed else set[str]()
