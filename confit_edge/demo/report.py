@@ -58,18 +58,18 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         "<h2>Confusion</h2>",
         _image(out / "plots" / "confusion.png", "confusion of test clips"),
         "<h2>Enrolment</h2>",
-        f"<p>The word '{word['word']}', enrolled from three clips, is recognised in {word['correct']} of {word['n']} clips by"
-        f" other voices. Of {word['others_n']} clips of other words, {word['others_unknown']} get the right answer,"
-        " 'unknown'.</p>",
+        f"<p>The word '{word['word']}', enrolled from three clips: {word['correct']} of {word['n']} clips by other voices"
+        f" recognised; {word['others_unknown']} of {word['others_n']} clips of other words answered 'unknown', as they should"
+        " be.</p>",
         f"<p>Two voices are enrolled: {' and '.join(voices['voices'])}.</p>",
         "<ul>",
-        f"<li>With the encoder PairTuned on voices, one word at a time: of their {voices['n']} clips, {voices['correct']} get the"
-        f" right name and {voices['mistaken']} the name of the other; of {voices['unknown_n']} clips by strangers,"
-        f" {voices['unknown_correct']} get 'unknown'. Asked only which of the two is nearer, it is right for"
-        f" {voices['nearer_correct']} of {voices['n']} clips, which is {chance}.</li>",
-        f"<li>With the speaker model that ships, three words at a time: of their {shipped['n']} sentences,"
-        f" {shipped['correct']} get the right name and {shipped['mistaken']} the name of the other; of {shipped['unknown_n']}"
-        f" by strangers, {shipped['unknown_correct']} get 'unknown'.</li>",
+        f"<li>With the encoder PairTuned on voices, one word at a time: {voices['correct']} of their {voices['n']} clips named"
+        f" correctly, {voices['mistaken']} mistaken for the other; {voices['unknown_correct']} of {voices['unknown_n']} clips by"
+        f" strangers answered 'unknown'. Asked only which of the two is nearer: {voices['nearer_correct']} of {voices['n']} right,"
+        f" {chance}.</li>",
+        f"<li>With the speaker model that ships, three words at a time: {shipped['correct']} of their {shipped['n']} sentences"
+        f" named correctly, {shipped['mistaken']} mistaken for the other; {shipped['unknown_correct']} of {shipped['unknown_n']}"
+        " by strangers answered 'unknown'.</li>",
         "</ul>",
     ]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>confit-edge demo</title><style>{_STYLE}</style>"

@@ -296,8 +296,8 @@ def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
         refused = sum(gallery.match(model.embed(clip.path)).name is None for clip in others)
     demo.tell(
         "8. A new word, without training",
-        f"{KEPT_BACK!r} is enrolled from three clips. Spoken by {len(voices)} other voices, it is recognised in {right} of"
-        f" {len(rest)} clips. Of {len(others)} clips of other words, {refused} get the right answer, 'unknown'.",
+        f"{KEPT_BACK!r} is enrolled from three clips. Recognised: {right} of {len(rest)} clips by {len(voices)} other voices."
+        f" Answered 'unknown', as they should be: {refused} of {len(others)} clips of other words.",
     )
     return {
         "word": KEPT_BACK,

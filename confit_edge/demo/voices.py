@@ -84,10 +84,10 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     verdict = "better than chance" if forced.low > 0.5 else "no better than chance"
     informed = "carries information" if accepted > let_in + 0.1 else "is no better than chance"
     for paragraph in (
-        f"Own clips: of {len(own)} clips of {pair[0]} and {pair[1]}, {named} get the right name, {mistaken} the name of the"
-        " other, the rest 'unknown'.",
-        f"Asked only which of the two is nearer, the model is right for {forced} of the clips ({verdict}, which is 50 %).",
-        f"Strangers: of {len(strangers)} clips of {len(voices) - 2} other voices, {refused} get 'unknown'. The answer"
+        f"{pair[0]} and {pair[1]}: {named} of {len(own)} clips named correctly, {mistaken} mistaken for the other, the rest"
+        " 'unknown'.",
+        f"Asked only which of the two is nearer: {forced} right ({verdict}, which is 50 %).",
+        f"Strangers: {refused} of {len(strangers)} clips of {len(voices) - 2} other voices answered 'unknown'. The answer"
         f" 'unknown' {informed}: {100 * accepted:.0f} % of the enrolled voices' clips are accepted under their own name,"
         f" and {100 * let_in:.0f} % of the strangers' clips under either name.",
         "One word of 0.7 s is very little to recognise a voice by, and this encoder was made for words.",
@@ -134,8 +134,8 @@ def ask_speaker_model(demo: Demo, test: list[Clip], pair: list[str]) -> dict[str
     demo.say(
         fill(
             "The speaker model that ships (`speakers`), enrolled from fifteen words of each voice and tested with three other"
-            f" words at a time: of {len(own)} such sentences, {sum(own)} get the right name and {mistaken} the name of the other;"
-            f" of {len(strangers)} by strangers, {sum(strangers)} get 'unknown'. To recognise people, use this model.",
+            f" words at a time: {sum(own)} of {len(own)} such sentences named correctly, {mistaken} mistaken for the other;"
+            f" {sum(strangers)} of {len(strangers)} by strangers answered 'unknown'. To recognise people, use this model.",
             100,
         )
     )
