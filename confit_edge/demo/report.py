@@ -65,8 +65,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         "<ul>",
         f"<li>With the encoder PairTuned on voices, one word at a time: {voices['correct']} of their {voices['n']} clips named"
         f" correctly, {voices['mistaken']} mistaken for the other; {voices['unknown_correct']} of {voices['unknown_n']} clips by"
-        f" strangers answered 'unknown'. Asked only which of the two is nearer: {voices['nearer_correct']} of {voices['n']} right,"
-        f" {chance}.</li>",
+        f" strangers answered 'unknown'. Asked only which of the two is nearer: {voices['nearer_correct']} of {voices['n']}"
+        f" right, {chance}.</li>",
         f"<li>With the speaker model that ships, three words at a time: {shipped['correct']} of their {shipped['n']} sentences"
         f" named correctly, {shipped['mistaken']} mistaken for the other; {shipped['unknown_correct']} of {shipped['unknown_n']}"
         " by strangers answered 'unknown'.</li>",

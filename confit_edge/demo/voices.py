@@ -62,10 +62,8 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     voices = sorted({clip.group for clip in test})
     pair = [voices[index] for index in sorted(rng.choice(len(voices), 2, replace=False))]
     words = rng.permutation(sorted({clip.label for clip in test}))
-    heard, asked = (
-        set(words[:10]),
-        set(words[10:]),
-    )  # five words hold less than the 4 s that a gallery of voices needs for a name
+    # ten, because five words hold less than the 4 s that a gallery of voices needs for a name
+    heard, asked = set(words[:10]), set(words[10:])
     with Gallery.open(demo.out / "voices.db", model, create=True) as gallery:
         for voice in pair:
             clips = [clip for clip in test if clip.group == voice and clip.label in heard]
