@@ -155,7 +155,7 @@ def test_labels_that_no_draw_makes_even_are_refused(corpus: Corpus) -> None:
     targets = corpus.train.targets.copy()
     targets[:, 0] = 1
     several = replace(corpus, train=replace(corpus.train, targets=targets), multi_label=True)
-    with pytest.raises(UsageError, match="as many clips of each label"):
+    with pytest.raises(UsageError, match="equally many clips of every label"):
         find("shots").plan(several, Recipe())
 
 
