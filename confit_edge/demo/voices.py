@@ -84,7 +84,7 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     for paragraph in (
         f"{pair[0]} and {pair[1]}: {named} of {len(own)} clips named correctly, {mistaken} mistaken for the other, the rest"
         " 'unknown'.",
-        f"Asked only which of the two is nearer: {forced} right ({verdict}, which is 50 %).",
+        f"Asked only which of the two is nearer: {forced} right ({verdict}; chance is 50 %).",
         f"Strangers: {refused} of {len(strangers)} clips of {len(voices) - 2} other voices answered 'unknown'. The answer"
         f" 'unknown' {informed}: {100 * accepted:.0f} % of the enrolled voices' clips are accepted under their own name,"
         f" and {100 * let_in:.0f} % of the strangers' clips under either name.",

@@ -33,8 +33,8 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     shots = [count for count in SHOTS if count <= there and reached(corpus, Subset(shots=count), recipe.seed)]
     if not shots:
         raise UsageError(
-            f"{corpus.manifest.source}: study shots needs equally many clips of every label, and too few clips have only one label;"
-            " add such clips, or remove a label that most clips have"
+            f"{corpus.manifest.source}: study shots needs equally many clips of every label, and too few clips have only one"
+            " label; add such clips, or remove a label that most clips have"
         )
     trials = []
     for count in shots:
