@@ -260,7 +260,7 @@ def _warn(report: Report, *, dealt: bool) -> list[str]:
         )
     if len(report.classes) == 1 and not report.without_label:
         warnings.append(
-            f"there is only one class, {some(list(report.classes))}: train with --others, clips to distinguish it from"
+            f"there is only one class, {some(list(report.classes))}: to train, give clips of other sounds with --others"
         )
     if report.imbalance >= IMBALANCE:
         used = {label: stats.clips for label, stats in report.classes.items() if stats.clips}

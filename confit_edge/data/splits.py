@@ -83,7 +83,7 @@ def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
         ]
     if left_out := len(manifest) - len(test) - len(rest):
         clips_are = counted(left_out, "clip is", "clips are")
-        changed.append(f"{clips_are} left out of train and val, because their groups are also in test")
+        changed.append(f"{clips_are} left out of train and val, because test has clips of the same group")
     trained = {clip.group for clip in rest if clip.split == "train"}
     moved = sum(clip.split == "val" and clip.group in trained for clip in rest)
     fitted = replace(
@@ -97,7 +97,7 @@ def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
         )
     elif moved:
         clips_moved = counted(moved, "clip was", "clips were")
-        changed.append(f"{clips_moved} moved from val to train, because their groups are also in train")
+        changed.append(f"{clips_moved} moved from val to train, because train has clips of the same group")
     return with_splits(replace(manifest, clips=fitted.clips + test), seed=0), changed
 
 

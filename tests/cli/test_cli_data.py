@@ -136,7 +136,7 @@ def test_one_class_alone_is_looked_at_and_split(folder: Path) -> None:
     (folder / "one.csv").write_text("\n".join(["path,label,group", *clips]))
     done = run("check", folder / "one.csv", cache=folder / "cache")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "there is one class only, 'x': train it with --others" in done.stdout
+    assert "there is only one class, 'x': to train, give clips of other sounds with --others" in done.stdout
     done = run("split", folder / "one.csv", "-o", folder / "split.csv", cache=folder / "cache")
     assert done.returncode == 0, done.stderr
 
@@ -258,7 +258,7 @@ def test_fetch_writes_the_manifest_of_a_corpus_on_disk(emotions: Path, tmp_path:
 def test_fetch_takes_an_audio_folder(folder: Path) -> None:
     done = run("fetch", f"hf:{folder / 'set'}", "-o", folder / "m.csv", cache=folder / "cache")
     assert done.returncode == 2
-    assert "name it where a manifest is asked for" in done.stderr
+    assert "give it in place of a manifest" in done.stderr
     for split in ("train", "validation", "test"):
         for label in ("yes", "no"):
             person = {"train": "ann", "validation": "bob", "test": "cid"}[split]
@@ -373,7 +373,7 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     assert [(clip.labels, clip.group) for clip in made.clips] == [(("crow", "owl"), "dusk"), (("owl",), "dusk")]
     as_folder = run("check", out, cache=field / "cache")  # the names of folders would be no labels
     assert as_folder.returncode == 1
-    assert as_folder.stderr.endswith(f"; a manifest is given as itself: {out / 'manifest.csv'}\n")
+    assert as_folder.stderr.endswith(f"; to use its manifest, give {out / 'manifest.csv'}\n")
     alone = run("cut", table, "-o", field / "alone", "--alone", "--margin", "0.4", cache=field / "cache")
     assert "left out for --alone: 1 sound that another overlaps" in alone.stderr
     assert "beware" not in alone.stderr  # the margin gives what is short a length
