@@ -172,11 +172,12 @@ def test_what_cannot_be_trained_on_fails_the_check(folder: Path) -> None:
     (folder / "gone.csv").write_text("path,label\na.wav,x\nb.wav,y\nc.wav,x\nd.wav,y\n")
     done = run("check", folder / "gone.csv", cache=folder / "cache")
     assert done.returncode == 1
-    assert "cannot be trained on" in done.stdout
+    assert "cannot be used for training" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("header", "cure"), [("path,word", "name it with --label-column"), ("path;label", "is parted by commas")]
+    ("header", "cure"),
+    [("path,word", "name it with --label-column"), ("path;label", "separate the cells of a CSV by commas")],
 )
 def test_a_missing_column_says_what_to_do(folder: Path, header: str, cure: str) -> None:
     (folder / "other.csv").write_text(header + "\n")
@@ -290,7 +291,7 @@ def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> No
         (["emodb", "-o", out], "--root DIR"),
         (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "so its name ends with .csv"),
         (["imagenet", "-o", out, "--root", emotions], "not a corpus known by name (timit,"),
-        (["esc50", "-o", out, "--root", emotions], "no esc50 there"),
+        (["esc50", "-o", out, "--root", emotions], "esc50 is neither there nor"),
         (["emodb", "-o", out, "--root", emotions, "--fold", "6"], "has folds 1 to 5"),
         (["emodb", "-o", out, "--root", emotions, "--label-column", "word"], "--label-column is not for it"),
         ([f"hf:{emotions}", "-o", out, "--fold", "1"], "--fold is not for it"),

@@ -122,7 +122,9 @@ def test_a_class_without_training_clips_is_told_before_training(few: Corpus, man
     targets = few.train.targets.copy()
     targets[:, 2] = 0
     corpus = replace(few, train=replace(few.train, targets=targets))
-    with pytest.raises(UsageError, match=r"manifest.csv: no training clip is of 'seven'; every class needs one$"):
+    with pytest.raises(
+        UsageError, match=r"manifest.csv: no training clip has the class 'seven'; every class needs one$"
+    ):
         train_corpus(
             pretrained(SHORT.encoder, SHORT.window), corpus, SHORT, manifest=manifest, device=CPU, name="words"
         )
