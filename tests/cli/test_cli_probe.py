@@ -93,7 +93,7 @@ def test_the_encoder_that_a_run_began_with_may_have_moved(
         code, out, err = confit(verb, path, "--json", "--encoder", now)
         assert code == 0, err
         assert {row["encoder"] for row in of_type(out, kind)} == {"frozen now", "run"}
-        assert "not set beside" not in caplog.text
+        assert "is not compared with" not in caplog.text
         code, _, err = confit(verb, vanilla, "--encoder", now)
         assert code == 2
         assert "vanilla with speech-embedding): leave it out" in err
