@@ -13,7 +13,7 @@ from confit_runtime.errors import UsageError
 
 VAL_SHARE = 0.3  # kept out of training, to set thresholds
 NEAR = (0.15, 0.5)  # the share that whole recordings may make up instead; outside it, each recording is cut
-FEWEST_WHOLE = 5  # the fewest recordings of which whole ones are kept
+FEWEST_WHOLE = 5  # with fewer recordings than this, each is cut
 FEWEST_OF_KIND, MOST_KINDS = 3, 4  # recordings of a name that make a kind; with more kinds, names are voices or places
 
 
