@@ -1,4 +1,4 @@
-"""`confit-edge VERB`: one module a verb. What a verb needs is imported when it runs, so `listen` never loads torch."""
+"""`confit-edge VERB`: one module per verb. A verb imports what it needs when it runs, so `listen` never loads torch."""
 
 from __future__ import annotations
 
@@ -14,38 +14,25 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Verb, say, say_error
+from confit_edge.cli._console import Verb, Verbs, say, say_error
 from confit_edge.heedless import speak_heedlessly
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
 
-WIDE = 100  # columns of a terminal in which the tables of --help hold the longest option
+WIDE = 100  # columns: a terminal this wide shows the longest option in the tables of --help uncut
 
-VERBS = (  # in the order of --help
-    "demo",
-    "train",
-    "distill",
-    "probe",
-    "analyze",
-    "study",
-    "export",
-    "inspect",
-    "bench",
-    "listen",
-    "classify",
-    "calibrate",
-    "evaluate",
-    "enroll",
-    "identify",
-    "verify",
-    "record",
-    "devices",
-    "doctor",
-)
+PANELS = {  # of --help, with the verbs of each in order
+    "Start here": ("demo",),
+    "Record and prepare clips": ("devices", "doctor", "record", "data"),
+    "Train and compare": ("train", "distill", "probe", "analyze", "study"),
+    "Export a model": ("export", "inspect", "bench"),
+    "Listen, calibrate and evaluate": ("listen", "classify", "calibrate", "evaluate"),
+    "Enroll voices and sounds": ("enroll", "identify", "verify", "gallery"),
+}
 GROUPS = ("data", "gallery")  # of several verbs each
 
-_BROUGHT_BY = {  # the modules of each extra
+_BROUGHT_BY = {  # the modules that each extra installs
     "train": (
         *("torch", "transformers", "sklearn", "accelerate", "scipy", "threadpoolctl", "safetensors", "yaml", "pyarrow"),
         *("matplotlib", "pytorch_metric_learning", "peft", "torchaudio"),
@@ -55,8 +42,26 @@ _BROUGHT_BY = {  # the modules of each extra
     "index": ("usearch",),
     "hub": ("datasets",),
 }
-_NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "Failed to allocate memory")  # torch's, and onnxruntime's
-_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE)  # what reading never ends in
+_NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "Failed to allocate memory")  # of torch and onnxruntime
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE)  # only writing fails with these
+
+
+HELP = """Turn a few labelled clips into a calibrated, quantised audio classifier that listens on a CPU device.
+
+Try it without any data of your own:
+
+    confit-edge listen digits            # a model that ships, on your microphone
+    confit-edge demo                     # train, export and listen, in minutes
+
+Make your own model:
+
+    confit-edge record yes -o clips      # or bring a folder with one sub-folder per class
+    confit-edge train clips -o run
+    confit-edge export run -o yes.onnx
+    confit-edge listen yes.onnx
+
+`confit-edge VERB --help` explains a verb, with examples.
+"""
 
 
 def _print_version(asked: bool) -> None:
@@ -73,36 +78,37 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Tell the version, and what it runs on."
+            "--version", is_eager=True, callback=_print_version, help="Print the version, and those of onnxruntime and Python."
         ),
     ] = False,
 ) -> None: ...
 
 
 def command_line(verb: str = "") -> typer.Typer:
-    """What takes the arguments: of one verb alone, or, where that is none of them, of all.
+    """The parser of the command line: for `verb` alone, or for all verbs if there is no such verb.
 
-    All of them take 60 ms and 2 MB of each `listen` that starts on a device.
+    Loading all verbs would cost every `listen` that starts on a device 60 ms and 2 MB.
     """
     app = typer.Typer(
         name="confit-edge",
-        help="A handful of labelled clips to a calibrated, quantised, always-listening audio classifier on a CPU device.",
+        help=HELP,
+        cls=Verbs,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        # in a narrow table the names of options are cut; a pipe wants to be searched
+        # a narrow table cuts the names of options, and plain text in a pipe can be searched
         rich_markup_mode="markdown"
         if sys.stdout and sys.stdout.isatty() and shutil.get_terminal_size().columns >= WIDE
         else None,
-        epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage. Add --debug to any verb for a full traceback.",
+        epilog="Exit status: 0 success, 1 the work failed, 2 wrong usage. Add --debug to any verb for a full traceback.",
     )
     app.callback()(_options)
-    every = (*VERBS, *GROUPS)
-    for name in (verb,) if verb in every else every:
+    panels = {name: panel for panel, names in PANELS.items() for name in names}
+    for name in (verb,) if verb in panels else panels:
         module = import_module(f"confit_edge.cli.{name}")
         if name in GROUPS:
-            app.add_typer(module.app, name=name)
+            app.add_typer(module.app, name=name, rich_help_panel=panels[name])
         else:
-            app.command(cls=Verb)(getattr(module, name))
+            app.command(cls=Verb, rich_help_panel=panels[name])(getattr(module, name))
     return app
 
 
@@ -129,55 +135,55 @@ def _run() -> None:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = _extra_of(missing, arguments[:1])
-        if extra is None:  # our own, or of Python itself
+        if extra is None:  # one of ours, or of Python itself
             raise
         _fail(UsageError(f"this verb needs {missing}: pip install 'confit-edge[{extra}]'"), UsageError.exit_code)
-    except UnicodeEncodeError as error:  # a name of a file
+    except UnicodeEncodeError as error:  # a file name
         around = error.object[max(0, error.start - 60) : error.end + 20]
-        told = f"cannot be written: {around!r} is not UTF-8, as the name of a file may be; rename that"
+        told = f"cannot be written: {around!r} is not UTF-8, perhaps a file name; rename the file"
         _fail(ConfitError(told), ConfitError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_refused(error)), ConfitError.exit_code)
     except Exception as error:
         if not _without_memory(error):
             raise
-        _fail(ConfitError("not enough memory: give shorter files, or fewer at once"), ConfitError.exit_code)
+        _fail(ConfitError("not enough memory: give shorter files, or fewer of them at once"), ConfitError.exit_code)
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind it: typer makes a wordless exit of that, and a module that is loading an ImportError."""
+    """Whether Ctrl-C caused the error: typer turns it into a silent exit, and a module that is loading into an ImportError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__ if isinstance(error, SystemExit) else error.__cause__
     return error is not None
 
 
 def _speak_utf8() -> None:
-    """JSON is UTF-8 whatever the terminal's encoding, and names are of any script."""
+    """Print UTF-8 whatever the terminal's encoding: JSON requires it, and names may be in any script."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # and not None, as a daemon has
+        if isinstance(stream, io.TextIOWrapper):  # None in a daemon
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _check_encoding() -> None:
-    """Raise UsageError where the locale takes the names of files and people for another encoding, which garbles them."""
+    """Raise UsageError if the locale's encoding is not UTF-8, which would garble the names of files and people."""
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
-        raise UsageError(f"the locale's encoding is {encoding}, in which names would be garbled: set PYTHONUTF8=1")
+        raise UsageError(f"the locale's encoding is {encoding}, which would garble names: set PYTHONUTF8=1")
 
 
 def _extra_of(module: str, verb: list[str]) -> str | None:
-    """The extra to install where `module` is missing, None where no extra brings it."""
+    """The extra that installs `module`, or None if no extra does."""
     extra = next((extra for extra, modules in _BROUGHT_BY.items() if module in modules), None)
-    # the export extra brings what training needs, too
+    # the export extra also installs what training needs
     return "export" if extra == "train" and verb in (["demo"], ["export"]) else extra
 
 
 def _without_memory(error: Exception) -> bool:
-    """Whether the memory did not suffice, which each library tells by an error of its own."""
+    """Whether memory ran out, which every library reports with an error of its own."""
     return isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY)
 
 
 def _refused(error: OSError) -> str:
-    """What the system refused, without the temporary files that stand behind what was asked for."""
+    """What the system refused, naming the path the user gave rather than a temporary file made for it."""
     if error.filename is None:
         what = " ".join(str(error.strerror or error).split())
         return f"cannot be written: {what}" if error.errno in _OF_WRITING else what
@@ -187,7 +193,7 @@ def _refused(error: OSError) -> str:
 
 
 def _fail(error: Exception, status: int) -> None:
-    """End with one line; with --debug, with where the error came from before it."""
+    """Print the error in one line and exit; with --debug, print the traceback first."""
     if "--debug" in sys.argv:
         traceback.print_exc()
     say_error(error)

@@ -1,43 +1,102 @@
-"""How verbs speak: results to stdout (as JSON lines with --json), everything else to stderr."""
+"""What all verbs share: the layout of their help, and printing: results to stdout (JSON lines with --json), all else to stderr."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Self
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.names import shown, shown_in_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
 
-LARGEST = 1e12  # of anything that an option measures: seconds, shares, decibels
+LARGEST = 1e12  # largest sensible value of any option: seconds, shares, decibels
 
 
-class Verb(TyperCommand):
-    """A command whose options can be meant, in a folder that is there.
+class _Help:
+    """Help without rich, for pipes and narrow terminals: options in sections, lists and examples line by line.
 
-    typer lets `nan`, `inf`, `1e308` and the path without a name through.
+    Without rich, typer ignores `rich_help_panel` and joins the lines of lists and examples.
+    """
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        if text := getattr(self, "help", None):
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(_laid_out(text, formatter.width - formatter.current_indent))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):  # type: ignore[attr-defined]
+            if (row := param.get_help_record(ctx)) is not None:
+                general = "Arguments" if param.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(param, "rich_help_panel", None) or general, []).append(row)
+        _write_sections(sections, formatter)
+
+
+def _laid_out(text: str, width: int) -> str:
+    """Help text in which lists and examples keep their lines (`\\b` tells click so); list items are wrapped to `width`."""
+    blocks = []
+    for block in inspect.cleandoc(text).split("\n\n"):
+        if block.startswith("- "):
+            items = (" ".join(item.split()) for item in block[2:].split("\n- "))
+            wrapped = (textwrap.fill(item, width, initial_indent="- ", subsequent_indent="  ") for item in items)
+            blocks.append("\b\n" + "\n".join(wrapped))
+        else:
+            blocks.append(f"\b\n{block}" if block.startswith("    ") else block)
+    return "\n\n".join(blocks)
+
+
+def _write_sections(sections: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
+    for name, rows in sections.items():
+        if rows:
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
+class Verbs(_Help, TyperGroup):
+    """A command of several verbs, listed under their panels."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands), default=0)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, verb in self.commands.items():
+            row = (name.ljust(width), verb.get_short_help_str(formatter.width - 6 - width))
+            sections.setdefault(getattr(verb, "rich_help_panel", None) or "Commands", []).append(row)
+        _write_sections(sections, formatter)
+
+
+class Verb(_Help, TyperCommand):
+    """A command that checks its options and the current folder before it runs.
+
+    typer accepts `nan`, `inf`, `1e308` and an empty path; this class refuses them.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
-        if ctx.resilient_parsing:  # a shell asks what may come next
+        if ctx.resilient_parsing:  # the shell is completing a command line
             return rest
         for param in self.get_params(ctx):
             value = ctx.params.get(param.name or "")
             if param.type.name == "path" and "" in (value if isinstance(value, list | tuple) else [value]):
                 raise UsageError(
-                    f"{param.human_readable_name}: is empty (a variable that is not set?); . is the folder you are in"
+                    f"{param.human_readable_name}: is empty (is a variable not set?); use . for the current folder"
                 )
             if isinstance(value, float) and not abs(value) <= LARGEST:
-                raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a number that can be meant")
+                raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a usable number")
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -46,49 +105,49 @@ class Verb(TyperCommand):
 
 
 def _check_folder() -> None:
-    """Raise UsageError where the folder one is in was removed: libraries cannot be loaded there, and no error names it."""
+    """Raise UsageError if the current folder was removed: libraries fail to load there, with errors that do not say why."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise UsageError("the folder that you are in was removed: cd into another one") from error
+        raise UsageError("the current folder was removed: cd into another one") from error
 
 
 def emit(kind: str, /, **fields: Any) -> None:
-    """One JSON line on stdout, `{"type": kind, ...}`, flushed at once for whoever reads the pipe."""
+    """Print one JSON line on stdout, `{"type": kind, ...}`, and flush it at once for whoever reads the pipe."""
     print(shown_in_json(json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False)), flush=True)
 
 
 def tell(line: str) -> None:
-    """A line for a person, on stdout, whatever is in the names and labels that it tells."""
+    """Print a line for a person on stdout; control characters in names and labels are escaped."""
     print(shown(line), flush=True)
 
 
 def say(text: str = "") -> None:
-    """What a person is told besides, on stderr: a line, or several of our own."""
+    """Print a message for a person on stderr; line breaks in `text` are kept, so it must be our own text."""
     if sys.stderr is not None:  # closed: `print` would take stdout
         print("\n".join(map(shown, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def say_error(error: object) -> None:
-    """What failed, in one line, on stderr."""
+    """Print what failed, in one line, on stderr."""
     say(shown(f"confit-edge: {error}"))
 
 
 def say_failed(clip: str, error: object, json: bool) -> None:
-    """A clip that could not be used: on stderr, and for a program in a line of its own on stdout, too."""
+    """Report a clip that could not be used: on stderr and, with --json, as a line `failed` on stdout."""
     say_error(error)
     emit_failed(clip, error, json)
 
 
 def emit_failed(clip: str, error: object, json: bool) -> None:
-    """The same, where stderr is told otherwise."""
+    """Print the line `failed` alone, for callers that write to stderr themselves."""
     if json:
         emit("failed", clip=clip, error=str(error))
 
 
 @contextmanager
 def with_failed(json: bool) -> Iterator[None]:
-    """Where what ends the verb here is a clip that cannot be used, its line `failed` comes first."""
+    """If an error about a clip ends the verb inside this block, print the line `failed` for it first."""
     try:
         yield
     except ConfitError as error:
@@ -98,14 +157,14 @@ def with_failed(json: bool) -> Iterator[None]:
 
 
 def on_a_terminal() -> bool:
-    """Whether a person watches stderr, where a line can be drawn over."""
+    """Whether stderr is a terminal, where a line can be redrawn."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Bar:
-    """A bar with the time left on stderr, where that is a terminal and a person reads: none with --json.
+    """A progress bar with the time left, on stderr: shown only on a terminal, and not with --json.
 
-    `before` and `after` the time stand fields that `show` fills; `console` prints lines above the bar.
+    The fields `before` and `after` the time are filled by `show`; `console` prints lines above the bar.
     """
 
     def __init__(self, json_lines: bool, *, before: str, after: tuple[str, ...] = ()) -> None:
@@ -124,7 +183,7 @@ class Bar:
             transient=True,
             disable=json_lines or not self.console.is_terminal,
         )
-        self.rows: dict[str, Any] = {}  # the bar's task of each
+        self.rows: dict[str, Any] = {}  # the task of the bar for each row
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -134,7 +193,7 @@ class Bar:
         self.bar.stop()
 
     def show(self, what: str, total: float | None, done: float, *, row: str = "", **fields: Any) -> None:
-        """`done` of `total` (None: there is no telling) of `what`, which replaces what was shown before in this `row`."""
+        """Show `done` of `total` (None: unknown) of `what` in `row`, in place of what that row showed before."""
         what = shown(f"{row}: {what}" if row else what)
         if row in self.rows and self.bar.tasks[self.bar.task_ids.index(self.rows[row])].description != what:
             self.bar.remove_task(self.rows.pop(row))

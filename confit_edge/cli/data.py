@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, Verb, emit, say, with_failed
+from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, say, with_failed
 from confit_runtime.errors import UsageError
 from confit_runtime.files import check_suffix
 
@@ -23,7 +23,8 @@ WHOLES, ROUNDED = (1, 10, 100), 0.015  # what shares may sum to, and so far from
 UNEVEN = 0.1  # of all clips: a split that is so far from its share is told
 
 app = typer.Typer(
-    help="Look at labelled clips, split them, cut them out of recordings, or take in a published corpus.",
+    cls=Verbs,
+    help="Check, split, cut or fetch labelled clips for training.",
     no_args_is_help=True,
 )
 

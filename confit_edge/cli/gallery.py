@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, Verb, emit, say, tell
+from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, say, tell
 from confit_edge.cli._enrolled import GALLERY, GalleryFile, counts_text, prints_text
 from confit_runtime.errors import UsageError
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from confit_runtime.prints import Counts
 
 app = typer.Typer(
-    help="Look at and change who is enrolled. `confit-edge enroll` adds to it.",
+    cls=Verbs,
+    help="List, change, move and index the enrolled names of a gallery.\n\n`confit-edge enroll` adds names.",
     no_args_is_help=True,
     add_completion=False,
 )
