@@ -1,4 +1,4 @@
-"""What `calibrate` found: its report, the table it prints, its curve, and what to beware of."""
+"""What `calibrate` found: its report, the table it prints, its curve, and its warnings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from confit_runtime.intervals import FEWEST_GROUPS, grouped_share_interval, pois
 from confit_runtime.recordings import Recording
 from confit_runtime.wording import bounds, counted, listed
 
-SHOWN = 5  # labels named in a remark
-HIGH = 0.9  # a threshold that misses many a clip
-CURVE = "margin,fa_per_hour,"  # that a table of the curve begins with
-DEAF = 0.9  # of a label's clips that are missed
-FAR = round(1.0 / STEP)  # levels above what was fired at, in log odds of 1
+SHOWN = 5  # labels named in a warning
+HIGH = 0.9  # a threshold from which on many clips are missed
+CURVE = "margin,fa_per_hour,"  # the start of the curve's CSV
+DEAF = 0.9  # share of a label's clips that are missed
+FAR = round(1.0 / STEP)  # levels in log odds of 1: this far above all scores, a threshold is too high
 
 
 def report(
@@ -33,7 +33,7 @@ def report(
     heard: Sequence[Positive],
     confidence: float,
 ) -> dict[str, Any]:
-    """What was measured: of the whole model, and of each label at `places`."""
+    """The report of the whole model, and of each label at `places`."""
     hours, held_out = float(counts.hours.sum()), int(chosen.held_out.sum())
     fired = np.take_along_axis(counts.events.sum(axis=1), chosen.levels[:, None], axis=1)[:, 0]
     labels: dict[str, dict[str, Any]] = {}
@@ -63,7 +63,7 @@ def report(
 
 
 def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> dict[str, Any]:
-    """The false rejects of clips, with an interval that knows clips of one group to be alike; nothing of none."""
+    """The false rejects of clips, with an interval that treats clips of one group as alike; empty without clips."""
     if not missed:
         return {}
     low, high = grouped_share_interval(missed, groups, confidence)
@@ -71,19 +71,19 @@ def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> 
 
 
 def below(contract: Contract, chosen: Chosen) -> str:
-    """The labels whose thresholds would fall below those that `contract` came with, by a hundredth or more, and to what."""
+    """The labels whose thresholds would fall 0.01 or more below those of `contract`, with both values, as text."""
     fallen = []
     for label in contract.can_fire:
         came_with, level = contract.thresholds[label]["on"], chosen.thresholds[contract.labels.index(label)]
         if (fall := came_with - level) >= 0.01:
-            fallen.append((round(1e6 * fall), f"{label} ({came_with:.2f}, not {level:.2f})"))
+            fallen.append((round(1e6 * fall), f"{label} ({came_with:.2f} instead of {level:.2f})"))
     return _greatest(fallen)
 
 
 def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording]) -> list[str]:
-    """What to beware of, by the thresholds that `contract` came with.
+    """Warnings, judged by the thresholds that `contract` came with.
 
-    That is recordings that seem to hold the model's own sounds, labels raised for what others fired at, and few files.
+    They concern recordings that seem to hold the model's own sounds, labels raised because others fired, and too few files.
     """
     together, told = counts.events.sum(axis=1), []
     own_words, raised = [], []
@@ -91,20 +91,19 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
         place, on = contract.labels.index(label), contract.thresholds[label]["on"]
         at = int(np.searchsorted(LEVELS, on))
         level, fired = int(chosen.levels[place]), together[place]
-        if fired[at] and LEVELS[chosen.own[place]] > on:  # so often there that its own level had to rise
+        if fired[at] and LEVELS[chosen.own[place]] > on:  # it fired so often that its own level had to rise
             where = int(counts.events[place, :, at].argmax())
             most = f"{counts.events[place, where, at]} in {recordings[where].name}"
             own_words.append((int(fired[at]), f"{label} ({counted(int(fired[at]), 'time')}, {most})"))
         heard = np.flatnonzero(fired)
         top = int(heard[-1]) if len(heard) else 0
         if HIGH <= LEVELS[level] < NEVER and level - top >= FAR:
-            fired_at = f"fired at {LEVELS[top]:.2f}" if len(heard) else "never fired"
+            fired_at = f"fired up to {LEVELS[top]:.2f}" if len(heard) else "never fired"
             raised.append((level - top, f"{label} (to {LEVELS[level]:.3f}, {fired_at})"))
     if own_words:
         told.append(
-            "at the thresholds it came with, the model fires in these recordings: "
-            f"{_greatest(own_words)}. Where they hold the sound itself, the new thresholds make the model deaf to it: listen"
-            " there, and leave such recordings out"
+            f"at its former thresholds, the model fires in these recordings: {_greatest(own_words)}. Listen there: if a"
+            " recording holds the sound itself, the new thresholds make the model deaf to it; leave such recordings out"
         )
     if raised or chosen.margin >= FAR:
         heard_at = "; ".join(
@@ -112,24 +111,24 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             for one in decisive(counts, contract, recordings)
         )
         by = (
-            f" What raised it: {heard_at}. Where that is the sound itself, leave the recording out." if heard_at else ""
+            f" These set the margin: {heard_at}. If one is the sound itself, leave its recording out." if heard_at else ""
         )
-        what = f" far above anything that they fired for, {_greatest(raised)}" if raised else ""
+        what = f" far above every score they reached: {_greatest(raised)}" if raised else ""
         told.append(
-            f"the margin that is common to all labels raised them{what}.{by} A label that matters can be"
-            " calibrated by itself, into a copy of the model: --only LABEL --bake LABEL.onnx"
+            f"the margin common to all labels raised their thresholds{what}.{by} To calibrate one label by itself, into a"
+            " copy of the model: --only LABEL --bake LABEL.onnx"
         )
     files = {file for recording in recordings for file, _ in recording.places}
     if len(files) < FEWEST_GROUPS:
         told.append(
-            f"all hours are of {counted(len(files), 'file')}: cut into half hours, each counts as a recording,"
-            " though they are more alike than recordings of several days and rooms: the bound is for hours like these"
+            f"all hours come from {counted(len(files), 'file')}. Each half hour counts as a recording, but they are more"
+            " alike than recordings of several days and rooms, so the bound holds only for hours like these"
         )
     return told
 
 
 def _greatest(found: list[tuple[int, str]]) -> str:
-    """The greatest of them, and how many more there are."""
+    """The texts with the greatest numbers, and how many more there are."""
     return listed([text for _, text in sorted(found, key=lambda one: -one[0])], SHOWN)
 
 
@@ -139,8 +138,8 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
         threshold = f"{row['threshold']:.4f}" if row["fires"] else "never"
         print(f"{label:<16}{threshold:>10}{row['false_accepts']:>15}{_percent(row):>15}")
     print(
-        f"at most {report['fa_per_hour_bound']:.2f} false accepts an hour of all labels together"
-        f" ({100 * report['confidence']:g} % sure), from {report['hours']:.2f} hours in {report['recordings']} recordings"
+        f"at most {report['fa_per_hour_bound']:.2f} false accepts per hour for all labels together"
+        f" ({100 * report['confidence']:g} % confidence), from {report['hours']:.2f} hours in {counted(report['recordings'], 'recording')}"
     )
     if "frr" in report:
         low, high = report["frr_interval"]
@@ -149,9 +148,9 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
             f" {bounds(100 * low, 100 * high)}, {report['confusions']} taken for another label"
         )
     if silent := [label for label, row in report["by_label"].items() if not row["fires"]]:
-        say(f"never fires any more, for these recordings hold what sounds like it: {listed(silent)}")
+        say(f"no longer fires, because these recordings hold sounds like it: {listed(silent)}")
     if deaf := [label for label, row in report["by_label"].items() if row["fires"] and row.get("frr", 0.0) >= DEAF]:
-        say(f"hardly fires any more, for {100 * DEAF:g} % or more of its clips are missed: {listed(deaf)}")
+        say(f"hardly fires any more ({100 * DEAF:g} % or more of its clips are missed): {listed(deaf)}")
 
 
 def _percent(row: dict[str, Any]) -> str:
@@ -159,7 +158,7 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
-    """DET.csv, and DET.png beside it."""
+    """Write DET.csv, and DET.png next to it."""
     from confit_edge.geometry.plots import det, spared
     from confit_runtime.files import write_whole
 

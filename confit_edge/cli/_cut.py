@@ -1,4 +1,4 @@
-"""What `data cut` does with the labelled recordings of a table, and what it tells of the clips."""
+"""How `data cut` cuts the labelled recordings of a table, and what it reports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.labels import Labelled
 from confit_runtime.wording import counted, lasting, listed
 
-LONG_S = 3.0  # from here on a clip is some windows long: those that train by default are of 1 to 1.3 s
+LONG_S = 3.0  # a longer clip spans several windows, which are 1 to 1.3 s by default
 
 
 @dataclass
 class Written:
-    """What was cut: the clips, how long each is, and the stretches of the rest; and the recordings that are damaged."""
+    """What was cut: the clips, their lengths, the lengths of the rest, and the errors of damaged recordings."""
 
     clips: list[Clip] = field(default_factory=list)
     lengths_s: list[float] = field(default_factory=list)
@@ -43,10 +43,10 @@ def cut_out(
     rest: Path | None,
     json_lines: bool,
 ) -> tuple[dict[str, Any], Sequence[AudioError]]:
-    """Write the clips, their manifest and the rest, all of it or nothing; what there is to tell, and what failed.
+    """Write the clips, their manifest and the rest, all or nothing; return a report and the errors of damaged recordings.
 
-    Raises UsageError, before anything is written, where there is nothing to cut, where a sound has no length, and where a
-    recording is said to be of two groups.
+    Raises UsageError, before anything is written, if there is nothing to cut, if a sound has no length, or if a recording
+    belongs to two groups.
     """
     _check_places(out, rest)
     groups = [_group(table, recording) for recording in recordings]
@@ -94,7 +94,7 @@ def _cut_each(
     margin_s: float,
     bar: Bar,
 ) -> Written:
-    """Cut one recording after the other. Raises AudioError where none can be read to its end."""
+    """Cut one recording after another. Raises AudioError if none can be read to its end."""
     written, names = Written(), Names()
     several = any(len(piece.labels) > 1 for found in pieces for piece in found.kept)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
@@ -127,8 +127,10 @@ def _cut_each(
 
 
 def _named(names: Names, folder: Path, label: str, group: str, recording: str, piece: Piece, several: bool) -> Part:
-    """FOLDER/LABEL/GROUP/`RECORDING SECONDS`, which is read without the manifest as with it; where a clip has several labels
-    all lie in FOLDER itself, which is not read without it."""
+    """A clip's place: FOLDER/LABEL/GROUP/`RECORDING SECONDS`, a folder that `train` also reads without the manifest.
+
+    If any clip has several labels, all clips lie in FOLDER itself, which is read only with the manifest.
+    """
     span = (piece.start_s, piece.end_s)
     if several:
         return names.part(folder, [label, recording], span)
@@ -136,9 +138,9 @@ def _named(names: Names, folder: Path, label: str, group: str, recording: str, p
 
 
 def tell(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
-    """The clips in words."""
+    """Print the report for a person."""
     print(
-        f"{report['out']}: {counted(report['clips'], 'clip')}, {lasting(report['seconds'])}, of"
+        f"{report['out']}: {counted(report['clips'], 'clip')}, {lasting(report['seconds'])}, from"
         f" {counted(report['recordings'], 'recording')} ({counted(report['groups'], 'group')})"
     )
     width = max(map(len, report["by_label"]))
@@ -146,8 +148,8 @@ def tell(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
         print(f"  {label:<{width}}{clips:>6}")
     if report["rest"]:
         between = counted(report["rest"]["files"], "stretch", "stretches")
-        print(f"{report['rest']['out']}: {between} between them, {lasting(report['rest']['seconds'])}")
-        say("listen to the rest before you train with it: what nobody labelled there is learnt as nothing")
+        print(f"{report['rest']['out']}: {between} between the sounds, {lasting(report['rest']['seconds'])}")
+        say("listen to the rest before you train with it: sounds in it that nobody labelled are learnt as background")
     for text in _remarks(report):
         say(text)
     for error in errors:
@@ -158,22 +160,22 @@ def tell(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
 def _remarks(report: dict[str, Any]) -> Iterator[str]:
     if report["joined"]:
         yield (
-            f"several sounds are heard in {counted(report['joined'], 'clip')}, which have the labels of all, in the column"
-            " labels: a model is trained to tell each by itself. --alone leaves them out"
+            f"several sounds are heard in {counted(report['joined'], 'clip')}: the column labels holds all labels of a clip, and a"
+            " model learns to detect each independently. --alone leaves such clips out"
         )
     if report["overlapped"]:
-        yield f"left out for --alone: {counted(report['overlapped'], 'sound')} that another overlaps"
+        yield f"left out because of --alone: {counted(report['overlapped'], 'overlapping sound')}"
     if report["unknown_with_others"]:
-        yield f"left out: {counted(report['unknown_with_others'], 'sound')} of {UNKNOWN} in which a labelled one is heard"
+        yield f"left out because of a labelled sound in it: {counted(report['unknown_with_others'], f'{UNKNOWN} sound')}"
     if report["short"]:
         yield (
-            f"beware: shorter than {MIN_S:g} s, which training leaves out: {counted(report['short'], 'clip')} (the shortest"
-            f" {report['shortest_s']:.3f} s). --margin 0.3 keeps the sound around them"
+            f"beware: {counted(report['short'], 'clip')} shorter than {MIN_S:g} s (the shortest {report['shortest_s']:.3f} s),"
+            " which training leaves out. --margin 0.3 also keeps what is heard around each sound"
         )
     if report["long"]:
         yield (
-            f"beware: longer than {LONG_S:g} s: {counted(report['long'], 'clip')} (the longest {report['longest_s']:.1f} s)."
-            " Training cuts windows of 1 to 1.3 s from them (--window), and each is learnt as the label, pauses too: label single"
+            f"beware: {counted(report['long'], 'clip')} longer than {LONG_S:g} s (the longest {report['longest_s']:.1f} s):"
+            " training cuts windows of 1 to 1.3 s from them (--window) and learns each as the label, even a pause. Label single"
             " sounds, or choose a longer window"
         )
 
@@ -184,27 +186,27 @@ def _check_places(out: Path, rest: Path | None) -> None:
     inner, outer = (Path(os.path.abspath(place)) for place in (rest, out))
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise UsageError(
-            f"--rest {rest}: lies in -o {out} or around it, where it would be taken for a class; name another folder"
+            f"--rest {rest}: is inside -o {out} or contains it, so it would be read as a class; name another folder"
         )
 
 
 def _group(table: Path, recording: Labelled) -> str:
     if len(recording.groups) > 1:
         raise UsageError(
-            f"{table}: {recording.path} is of several groups ({listed(sorted(recording.groups))}), and no recording may be in two"
-            " splits: give it one"
+            f"{table}: {recording.path} has several groups ({listed(sorted(recording.groups))}), but a recording must stay in one"
+            " split; give it one group"
         )
     name = relative(recording.path.with_suffix(""), table if table.is_dir() else table.parent)
     return next(iter(recording.groups), name.encode(errors="backslashreplace").decode())
 
 
 def _refuse_none(table: Path, pieces: Sequence[Pieces]) -> None:
-    """Raise UsageError where there is nothing to cut."""
+    """Raise UsageError if there is nothing to cut."""
     if any(found.kept for found in pieces):
         return
     crossed = sum(found.crossed for found in pieces)
-    overlap = f"all its sounds ({crossed}) are overlapped by others, which --alone leaves out"
-    raise UsageError(f"{table}: {overlap if crossed else 'no sound is labelled in it'}, so there is no clip to cut")
+    overlap = f"every sound in it ({crossed}) overlaps another, and --alone leaves such sounds out"
+    raise UsageError(f"{table}: {overlap if crossed else 'it labels no sound'}, so there is no clip to cut")
 
 
 def _refuse_pointless(table: Path, recordings: Sequence[Labelled], pieces: Sequence[Pieces]) -> None:
@@ -216,6 +218,6 @@ def _refuse_pointless(table: Path, recordings: Sequence[Labelled], pieces: Seque
     ]
     if points:
         raise UsageError(
-            f"{table}: {listed(points, 1)} has no length: give it an end (in Audacity drag the label's edge over the sound), or"
-            " --margin 0.5, which takes so many seconds before and after it"
+            f"{table}: {listed(points, 1)} has no length; give it an end (in Audacity drag the label's edge over the sound), or"
+            " use --margin 0.5, which adds half a second before and after it"
         )

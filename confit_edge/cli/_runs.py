@@ -1,4 +1,4 @@
-"""What the verbs that read a run share: where the sound that it was trained on lies now, and the encoder it began with."""
+"""Options of the verbs that read a run: where its training sound and its encoder lie now."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 Background = Annotated[
-    Path | None, typer.Option(metavar="PLACE", help="The run's --background, where it has moved since training.")
+    Path | None, typer.Option(metavar="PLACE", help="The run's --background, if it has moved since training.")
 ]
 Beginning = Annotated[
     Path | None,
     typer.Option(
-        "--encoder", metavar="PLACE", help="The folder of the run's --encoder, where it has moved since training."
+        "--encoder", metavar="PLACE", help="The folder of the run's --encoder, if it has moved since training."
     ),
 ]
 Others = Annotated[
-    Path | None, typer.Option(metavar="PLACE", help="The run's --others, where they have moved since training.")
+    Path | None, typer.Option(metavar="PLACE", help="The run's --others, if they have moved since training.")
 ]

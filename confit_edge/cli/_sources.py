@@ -1,4 +1,4 @@
-"""How verbs are told of the PCM on stdin, where that is the source, and how they tell of clips that hold too little."""
+"""Options that describe PCM on stdin, and messages about clips that are too long or lack high frequencies."""
 
 from __future__ import annotations
 
@@ -16,21 +16,36 @@ from confit_runtime.errors import ConfitError, TooLongError
 if TYPE_CHECKING:
     from confit_runtime.model import Model
 
-Rate = Annotated[int | None, typer.Option("--rate", metavar="HZ", help="Sample rate of the PCM on stdin.")]
-Channels = Annotated[int, typer.Option("--channels", metavar="N", help="Channels of the PCM on stdin.")]
-Format = Annotated[str, typer.Option("--format", metavar="FORMAT", help="Samples of the PCM on stdin: s16le or f32le.")]
+_SOURCE = "Source"  # a panel of --help
+Rate = Annotated[
+    int | None,
+    typer.Option("--rate", metavar="HZ", help="Sample rate of the PCM on stdin.", rich_help_panel=_SOURCE),
+]
+Channels = Annotated[
+    int,
+    typer.Option("--channels", metavar="N", help="Number of channels of the PCM on stdin.", rich_help_panel=_SOURCE),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Sample format of the PCM on stdin: s16le or f32le.",
+        rich_help_panel=_SOURCE,
+    ),
+]
 
 
 def told_of(error: ConfitError, model: str, clip: str, *options: str) -> str:
-    """What is wrong with a clip, and of one that is too long how it is heard all the same."""
+    """What is wrong with a clip; for one that is too long, also the `listen` command that can hear it."""
     if not isinstance(error, TooLongError):
         return str(error)
     listen = ["confit-edge", "listen", model, "--source", clip, *options]
-    return f"{error}, or hear it with `{join(listen)}`"
+    return f"{error}, or run `{join(listen)}`"
 
 
 def tell_narrow(clips: Sequence[Path], model: Model) -> None:
-    """Say of the first clip that holds less than the model hears what it lacks. Others refuse those that cannot be opened."""
+    """Warn about the first clip whose rate lacks frequencies that the model hears; clips that cannot be opened are skipped."""
     from confit_runtime.audio import narrow, open_sound
 
     for clip in clips:

@@ -1,4 +1,4 @@
-"""What the verbs that train share: options, how a training is shown, and its probes at the end."""
+"""What the verbs that train share: options, the display of a training, and the table of its probes."""
 
 from __future__ import annotations
 
@@ -20,53 +20,57 @@ from confit_runtime.wording import bounds, counted
 if TYPE_CHECKING:
     from confit_edge.pairtune.session import Trained
 
-METHOD, MACHINE = "Method", "Machine"  # panels of --help
-BEHIND, FEW = 0.15, 20  # of the linear probe's accuracy, in so many clips: it has not learnt what the embedding holds
-MANY = 1000  # sounds of which a probe tells each tenth that it has heard, where there is no bar
+ENCODER, OBJECTIVE, SCHEDULE, MACHINE = "Encoder", "Objective", "Batch and schedule", "Machine"  # panels of --help
+# A linear probe this far behind the kNN probe, on at least FEW clips, has not learnt what the embedding holds.
+BEHIND, FEW = 0.15, 20
+MANY = 1000  # sounds from which on a probe without a bar prints a line for every tenth
 
 
 def option(help_text: str, panel: str, *names: str) -> Any:
-    """An option that is a key of the recipe: its default stands in the help, for None means that of the recipe."""
+    """An option that is a key of the recipe. The help states the default, because None means the recipe's value."""
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
 
 
 RecipeFile = Annotated[
     Path | None,
     typer.Option(
-        "--recipe", help="A YAML recipe, or the name of one that ships, such as esc50; flags given here win over it."
+        "--recipe", help="A YAML recipe, or the name of one that ships, such as esc50. Options given here override it."
     ),
 ]
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with a training that was stopped; the result is the same (on a CPU, bit for bit).",
+        help="Resume a stopped training. The result is the same as without the stop (on a CPU bit for bit).",
     ),
 ]
 TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard, into the run's `tensorboard`.")
+    bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard to the run's folder `tensorboard`.")
 ]
-Epochs = Annotated[int | None, option("Passes over the training clips [12].", METHOD)]
+Epochs = Annotated[int | None, option("Passes over the training clips [12].", SCHEDULE)]
 Rates = Annotated[
-    str | None, option("Learning rate of the encoder [its own]; several with commas are tried on validation.", METHOD)
+    str | None, option("Learning rate of the encoder [its own]. Of several, separated by commas, validation chooses.", SCHEDULE)
 ]
 Device = Annotated[str | None, option("auto (default), cpu, cuda, cuda:1, ...", MACHINE)]
-Precision = Annotated[str | None, option("fp32 (default), bf16, or auto: bf16 where it is faster.", MACHINE)]
+Precision = Annotated[str | None, option("fp32 (default), bf16, or auto: bf16 if the device computes in it, else fp32.", MACHINE)]
 
 
 def learning_rates(text: str) -> list[float]:
-    """Learning rates from `0.0005` or `0.0005,0.001`. Raises UsageError."""
+    """The learning rates in `0.0005` or `0.0005,0.001`. Raises UsageError."""
     from confit_runtime.errors import UsageError
 
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"--lr {text}: give a number, or several with commas between") from error
+        raise UsageError(f"--lr {text}: give a number, or several separated by commas") from error
 
 
 @contextmanager
 def naming_flags(flags: Collection[str], source: str) -> Iterator[None]:
-    """Name the flag, where a key of a recipe is refused that is one of `flags`, and not of `source`. Raises UsageError."""
+    """In errors about a recipe key, name the flag instead if the key came from `flags` and not from `source`.
+
+    Raises UsageError.
+    """
     from confit_runtime.errors import UsageError
 
     try:
@@ -85,7 +89,7 @@ def naming_flags(flags: Collection[str], source: str) -> Iterator[None]:
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Of several processes the first that fails says so for all that fail alike; with --debug each does."""
+    """Print an error that several processes share only once, by the first that fails; with --debug each prints it."""
     from confit_runtime.errors import ConfitError
 
     try:
@@ -98,7 +102,7 @@ def told_once() -> Iterator[None]:
 
 @contextmanager
 def told_when_stopped(out: Path) -> Iterator[None]:
-    """On Ctrl-C say that what was learnt is kept, and how to go on."""
+    """On Ctrl-C, say whether anything was saved, and how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -106,14 +110,14 @@ def told_when_stopped(out: Path) -> Iterator[None]:
         if _said_already("stopped"):
             pass
         elif begun:
-            say(f"{out}: stopped; the same command with --resume goes on after the last epoch that ended")
+            say(f"{out}: stopped; the same command with --resume continues after the last finished epoch")
         else:
-            say(f"{out}: stopped before the first epoch began; nothing is written")
+            say(f"{out}: stopped before the first epoch; nothing was written")
         raise typer.Exit(130) from None
 
 
 def _said_already(text: str) -> bool:
-    """Whether another process of this training says it."""
+    """Whether another process of this training has printed `text`."""
     if not several():
         return False
     from confit_edge.pairtune.distributed import said_already
@@ -122,13 +126,13 @@ def _said_already(text: str) -> bool:
 
 
 def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bool, **of_verb: Any) -> None:
-    """What a training on `device` came to, None where it was finished already: told by the first of its processes."""
+    """Print the result of a training on `device` (None: it was finished before), from the first of its processes only."""
     from confit_edge.pairtune.distributed import join
 
     if not join(device).main:
         return
     if trained is None:
-        say(f"{out}: this training is finished already")
+        say(f"{out}: this training was finished before; nothing to do")
         return
     info, metrics = trained.info, trained.metrics
     if json_lines:
@@ -139,7 +143,7 @@ def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bo
 
 
 def print_probes(metrics: dict[str, Any]) -> None:
-    """The table of probes, for a person, on stdout."""
+    """Print the table of probes on stdout, and warnings about them on stderr."""
     from confit_edge.pairtune.validation import standard_error
     from confit_edge.probes.metrics import Merit, named_probes
 
@@ -152,53 +156,53 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"  {bounds(100 * merit.low, 100 * merit.high)}"
             f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
             + (
-                f", {judged['own']['right']} of the {judged['own']['n']} that are not unknown"
+                f"; without unknown: {judged['own']['right']} of {judged['own']['n']} right"
                 if "own" in judged
                 else ""
             )
-            + (f", {100 * judged['map_weighed']:.1f} % weighed by typicality" if "map_weighed" in judged else "")
+            + (f"; {100 * judged['map_weighed']:.1f} % weighted by typicality" if "map_weighed" in judged else "")
             + (f" (validation {100 * _reached(result['val']):.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
     if (behind := _reached(knn) - _reached(linear)) >= BEHIND and linear["n"] >= FEW:
         say(
-            f"beware: the linear probe, which is what export writes, is {100 * behind:.0f} points behind the neighbours:"
-            " `confit-edge probe RUN` tells what is taken for what. Where much is taken for unknown, does the background hold"
-            " your classes?"
+            f"beware: the linear probe, which export writes, is {100 * behind:.0f} points behind the kNN probe;"
+            " `confit-edge probe RUN` shows which classes are confused. If many clips are taken for unknown, check that the"
+            " background holds none of your classes"
         )
     before, after = metrics.get("frozen", {}).get("linear", {}).get("val"), metrics["probes"]["linear"]["val"]
     if before and after and _reached(before) - _reached(after) > standard_error(_reached(after), after["n"]):
-        does, of = ("has a mAP of", "") if "map" in after else ("is right", " of the time")
-        cure = "more --unlabelled sound" if "teacher" in metrics else "--freeze all, which trains the probes alone"
+        what = "mAP" if "map" in after else "accuracy"
+        cure = "more --unlabelled sound" if "teacher" in metrics else "--freeze all, which trains only the probes"
         say(
-            f"beware: on validation the frozen encoder {does} {100 * _reached(before):.1f} %{of}, the trained one"
-            f" {100 * _reached(after):.1f} %: training has lost more than it taught. Try {cure}, or a smaller --lr; more"
-            " clips are better than either"
+            f"beware: validation {what} fell from {100 * _reached(before):.1f} % with the frozen encoder to"
+            f" {100 * _reached(after):.1f} % with the trained one: training made it worse. Try {cure}, or a smaller --lr;"
+            " more clips help more than either"
         )
 
 
 def _of(event: dict[str, Any]) -> str:
-    """What a number of an event is, where it is not the accuracy."""
+    """The name of an event's measure with a space, or nothing if it is the accuracy."""
     return "" if event["merit"] == "accuracy" else f"{event['merit']} "
 
 
 def _reached(found: dict[str, Any]) -> float:
-    """What choices are made by: mAP where clips have several labels, else accuracy."""
+    """The measure that choices are made by: mAP if clips have several labels, else accuracy."""
     return float(found.get("map", found["accuracy"]))
 
 
 class TrainingBar(Bar):
-    """Shows a training on stderr: a line an epoch and, on a terminal, a bar with the loss; or JSON lines on stdout."""
+    """Shows a training on stderr: a line per epoch and, on a terminal, a bar with the loss; or JSON lines on stdout."""
 
     def __init__(self, json_lines: bool) -> None:
         super().__init__(json_lines, before="count", after=("note",))
-        self.probed: dict[str, int] = {}  # tenths of the sounds of the probe that goes on, of each run
+        self.probed: dict[str, int] = {}  # by run: tenths of its sounds that the current probe has heard
 
     def __call__(self, event: dict[str, Any]) -> None:
-        stage, run = event["stage"], event.get("run", "")  # the name of one of several trainings at once
+        stage, run = event["stage"], event.get("run", "")  # named if several trainings run at once
         of = f"{run}: " if run else ""
         if self.json_lines:
-            kind = "probing" if stage == "probe" else stage  # what the verb `probe` finds is of the type `probe`
+            kind = "probing" if stage == "probe" else stage  # `probe` is the type of the results of the verb `probe`
             if stage not in ("step", "trying", "decode") and (stage != "probe" or self._is_news(run, event)):
                 known = {key: None if value != value else value for key, value in event.items()}  # JSON has no NaN
                 emit(kind, **{key: value for key, value in known.items() if key != "stage"})
@@ -217,7 +221,7 @@ class TrainingBar(Bar):
         elif stage == "decode":
             self._show(run, "decoding", event["total"], event["done"], "")
         elif stage == "epoch":
-            head = f", own head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
+            head = f", head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
             self.console.print(
                 f"{of}epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
                 f" validation probe {_of(event)}{100 * event['val_linear']:.1f} %{head}",
@@ -251,12 +255,12 @@ class TrainingBar(Bar):
         else:
             self._show(run, f"fitting the probes of {event['of']}", None, 0, "")
         news = self._is_news(run, event)
-        if news and not self.console.is_terminal:  # it may take minutes, in which nothing else is said
-            of, count = f"{run}: " if run else "", f": {done} of {total} sounds heard" if done else ""
+        if news and not self.console.is_terminal:  # probing may take minutes without any other line
+            of, count = f"{run}: " if run else "", f": {done} of {total} sounds" if done else ""
             self.console.print(f"{of}{what}{count}", highlight=False, markup=False, soft_wrap=True)
 
     def _is_news(self, run: str, event: dict[str, Any]) -> bool:
-        """Whether a probe begins, or another tenth of its many sounds has been heard."""
+        """Whether a probe starts, or has heard another tenth of its many sounds."""
         done, total = event["done"], event["total"]
         before, self.probed[run] = self.probed.get(run, 0), 10 * done // max(1, total)
         return not done or (total >= MANY and self.probed[run] > before)

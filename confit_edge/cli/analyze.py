@@ -1,4 +1,4 @@
-"""`confit-edge analyze`: what training did to the geometry of an embedding."""
+"""`confit-edge analyze`: how training changed the geometry of an embedding."""
 
 from __future__ import annotations
 
@@ -14,27 +14,35 @@ from confit_edge.cli._training import TrainingBar
 
 def analyze(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders that `confit-edge train` wrote.")],
-    split: Annotated[Literal["test", "val"], typer.Option(help="Whose clips to look at.")] = "test",
+    split: Annotated[Literal["test", "val"], typer.Option(help="Split whose clips to analyse.")] = "test",
     manifest: Annotated[
-        Path | None, typer.Option(help="Other clips to look at, or the runs' own where they have moved.")
+        Path | None, typer.Option(help="Other clips to analyse, or the runs' own if they have moved.")
     ] = None,
     background: Background = None,
     others: Others = None,
     encoder: Beginning = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A folder for tables, JSON, maps, spectra and contributions.")
+        Path | None, typer.Option("-o", "--out", help="Folder to write tables, JSON, maps, spectra and contributions to.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     json_lines: Json = False,
 ) -> None:
-    """Measure how embeddings fill their space, and how classes lie in it: before training, and after each run.
+    """Measure the geometry of embeddings before and after training.
 
-    The first table has the paper's columns: accuracy of a linear probe, the share of the one, three and five strongest
-    dimensions in the cosine of pairs, and IsoScore. The second has every measure; docs/geometry.md says what each is, and
-    what may be concluded from it. The third sets each run beside the encoder it started from. Intervals (95 %) leave
-    groups out in turn.
+    It measures how embeddings fill their space and how classes lie in it, and prints three tables:
 
-    Example: `confit-edge analyze runs/pairtune runs/finetune -o geometry`
+    - the paper's columns: accuracy of a linear probe, the share that the one, three and five strongest dimensions have in
+      the cosine of pairs, and IsoScore
+    - every measure; docs/geometry.md explains each one and what you may conclude from it
+    - each run compared with the encoder it started from
+
+    The 95 % intervals leave out one group after another. With -o the tables are also written, with maps, spectra and JSON.
+
+    Example:
+
+        confit-edge analyze runs/pairtune runs/finetune -o geometry
+
+    Next: `confit-edge probe` for accuracy, or `confit-edge export`.
     """
     from confit_edge.judging.geometry import analyse
     from confit_edge.pairtune.machine import pick_device
@@ -43,7 +51,7 @@ def analyze(
     from confit_runtime.files import make_folder
 
     if out:
-        make_folder(out)  # what is wrong with it is said before anything is measured
+        make_folder(out)  # so that a folder that cannot be written fails before anything is measured
     read = moved([read_run(path) for path in runs], background=background, others=others, encoder=encoder)
     with TrainingBar(json_lines) as bar:
         report = analyse(read, split=split, manifest=manifest, device=pick_device(device), tell=bar)

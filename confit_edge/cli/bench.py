@@ -1,4 +1,4 @@
-"""`confit-edge bench`: how fast models run on this machine, and how far that is from what the machine can do."""
+"""`confit-edge bench`: how fast models run on this machine, and how close that is to the machine's limit."""
 
 from __future__ import annotations
 
@@ -20,24 +20,28 @@ HEADS = ("model", "precision", "p50 ms", "p99 ms", "graph", "stream", "of limit"
 def bench(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model files, or names of shipped models.")],
     seconds: Annotated[
-        float, typer.Option(metavar="N", min=0.05, help="Processor time that each figure is measured for.")
+        float, typer.Option(metavar="N", min=0.05, help="Processor time in seconds to spend on each figure.")
     ] = 2.0,
     json: Json = False,
 ) -> None:
-    """Measure models on this machine: latency, processor time, memory, streams per core, time to the first score.
+    """Measure the speed and memory of models on this machine.
 
-    One thread throughout. **p50** and **p99** are wall time of one call, which moves the audio on by one hop.
-    **graph** is the processor time that one second of audio takes in the model alone, **stream** with resampling from
-    48 kHz and detection around it. **of limit** is how near the graph comes to what its multiply-adds must take at the
-    rates this machine was measured to have in the same onnxruntime. **MB** is the peak memory of a new process that
-    listens, **streams** how many one core carries in real time.
+    It prints one row per model. Everything runs on one thread.
 
-    Other programs that are busy make every figure worse: measure on an idle machine.
+    - p50, p99: wall time in ms of one call, which advances the audio by one hop
+    - graph: processor time per second of audio, in the model alone
+    - stream: the same, including resampling from 48 kHz and detection
+    - of limit: how close the graph comes to the time its multiply-adds need at the rates measured on this machine with the
+      same onnxruntime
+    - MB: peak memory of a new process that listens
+    - streams: how many streams one core carries in real time
+    - first score s: time from the start of a process to its first score, with the sound already there
+
+    Other busy programs make every figure worse, so measure on an idle machine.
 
     Examples:
 
         confit-edge bench digits
-
         confit-edge bench mymodel.onnx mymodel-int8.onnx --json
     """
     from confit_runtime import load
@@ -59,13 +63,13 @@ def bench(
     else:
         print(_table(rows))
         print(
-            f"\nThis machine, one thread: {rates.fp32 / 1e9:.0f} G multiply-adds a second in fp32,"
+            f"\nThis machine on one thread: {rates.fp32 / 1e9:.0f} G multiply-adds per second in fp32,"
             f" {rates.int8 / 1e9:.0f} G in int8"
         )
 
 
 def measure(model: Model, rates: Rates, seconds: float) -> dict[str, Any]:
-    """The figures of one model: the fields of its JSON line."""
+    """Measure one model; return the fields of its JSON line."""
     from confit_runtime.bench import call_latency, fresh_process, lowest_rtf, stream_rtf, streams_per_core
 
     contract = model.contract
@@ -75,7 +79,7 @@ def measure(model: Model, rates: Rates, seconds: float) -> dict[str, Any]:
     lowest = lowest_rtf(macs, rates) if macs else None
     say(f"measuring {model.name}: a stream")
     stream = stream_rtf(model, seconds)
-    say(f"measuring {model.name}: how many streams a core carries")
+    say(f"measuring {model.name}: streams per core")
     streams = streams_per_core(model)
     say(f"measuring {model.name}: a new process")
     fresh = fresh_process(model.path)
@@ -103,7 +107,7 @@ def _machine() -> dict[str, str]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Columns as wide as they need to be, numbers to the right."""
+    """The table, with columns as wide as their cells and numbers aligned to the right."""
     cells = [list(HEADS), *([*_cells(row)] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""`confit-edge calibrate`: thresholds for a target rate of false accepts, with the bound that they keep."""
+"""`confit-edge calibrate`: set thresholds for a target rate of false accepts, with the upper bound they keep."""
 
 from __future__ import annotations
 
@@ -24,79 +24,81 @@ def calibrate(
     negatives: Annotated[
         list[str],
         typer.Option(
-            metavar="SOUND", help="Recordings without the model's sounds: files, folders, patterns; may be repeated."
+            metavar="SOUND",
+            help="Recordings without the model's sounds: files, folders or patterns; may be repeated.",
         ),
     ],
     positives: Annotated[
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Clips of its sounds: a manifest (of which those of test count, where it has splits), or a folder with one"
-            " folder a label.",
+            help="Clips of the model's sounds, to measure false rejects: a manifest (if it has splits, only test counts) or"
+            " a folder with one sub-folder per label.",
         ),
     ] = None,
     label_column: Annotated[
         str | None,
-        typer.Option(help="Column of --positives that says what is heard [label, or labels, which holds several]."),
+        typer.Option(help="Column of --positives that holds the label [label; or labels, which holds several]."),
     ] = None,
     group_column: Annotated[
         str | None,
-        typer.Option(help="Column of --positives with the speaker or recording, whose clips are alike [group]."),
+        typer.Option(help="Column of --positives that holds the group: the speaker or recording [group]."),
     ] = None,
     target_fa_per_hour: Annotated[
-        float, typer.Option(metavar="RATE", help="False accepts an hour that the whole model may make at the most.")
+        float, typer.Option(metavar="RATE", help="Most false accepts per hour that the whole model may make.")
     ] = 0.5,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="LABEL", help="Let only this label fire; may be repeated. Fewer share the false accepts."),
+        typer.Option(metavar="LABEL", help="Let only this label fire; may be repeated. Fewer labels then share the allowed false accepts."),
     ] = None,
     lower: Annotated[
         bool,
         typer.Option(
             "--lower",
-            help="Let thresholds fall below those the model came with, too: where the recordings hold all that the device will"
-            " ever hear, speech and television among it.",
+            help="Also let thresholds fall below those the model came with. Use it only if the recordings hold everything the"
+            " device will ever hear, including speech and television.",
         ),
     ] = False,
-    confidence: Annotated[float, typer.Option(metavar="SHARE", help="How sure the bound is.")] = 0.95,
+    confidence: Annotated[float, typer.Option(metavar="SHARE", help="Confidence of the bound.")] = 0.95,
     bake: Annotated[
         Path | None,
         typer.Option(
             metavar="OUT.onnx",
-            help="Write the thresholds into a copy of the model, called OUT, not into a device file.",
+            help="Write the thresholds into a copy of the model called OUT instead of a device file.",
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="DET.png",
-            help="Draw false rejects against false accepts, whether or not the target can be kept; DET.csv beside it. Needs the"
-            " train extra.",
+            help="Plot false rejects against false accepts, even if the target cannot be kept, and write DET.csv next to it."
+            " Needs the train extra.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Set thresholds so that the model keeps a rate of false accepts, and say how sure that is.
+    """Set thresholds that keep a rate of false accepts.
 
-    Every recording is streamed through the model, hours of it if you have them: what a device hears all day, such as talk,
-    television and music, but none of the model's own sounds. The thresholds are the lowest at which the upper bound of
-    false accepts an hour, of all labels together, is at most the target, and not below those that the model came with: hours
-    in which little sounds would allow anything (--lower does). At 95 % and 0.5 an hour that takes six hours at the least.
-    Recordings, not minutes, are what the bound counts with: many short ones of many kinds say more than one long
-    one. Stopped, it goes on at the file that it was in.
+    You need hours of sound that the device hears all day, such as talk, television and music, but none of the model's own
+    sounds. For the defaults (95 % confidence, 0.5 false accepts per hour) you need at least six hours. The bound counts
+    recordings rather than minutes, so many short recordings of many kinds tell more than one long recording.
 
-    It writes MODEL.device.json beside the model, which every program that loads the model then reads. (Of a link: over that
-    of the file it leads to, if only that has one.)
+    `calibrate` streams every recording through the model. It sets the lowest thresholds at which the upper bound of false
+    accepts per hour, for all labels together, is at most the target. No threshold falls below the one the model came with,
+    because quiet recordings would allow any threshold; --lower lifts that limit. If you stop it, the same command resumes at
+    the file it was in.
+
+    It writes MODEL.device.json next to the model, and every program that loads the model reads it. If MODEL is a link and
+    only the file it links to has a device file, that one is overwritten.
 
     Examples:
 
         confit-edge calibrate words.onnx --negatives radio/ --negatives kitchen.flac
-
         confit-edge calibrate words.onnx --negatives radio/ --positives test/ --target-fa-per-hour 0.2 --plot det.png
-
         confit-edge calibrate words.onnx --negatives radio/ --only stop --only seven
-
         confit-edge calibrate digits --negatives radio/ --bake my-digits.onnx
+
+    Next: `confit-edge evaluate` on labelled recordings, or `confit-edge listen`.
     """
     import dataclasses
 
@@ -111,17 +113,17 @@ def calibrate(
 
     _check(target_fa_per_hour, confidence, bake, plot)
     if positives is None and (label_column or group_column):
-        raise UsageError("--label-column and --group-column are of --positives: give those, or leave them out")
+        raise UsageError("--label-column and --group-column are columns of --positives: give --positives too, or leave them out")
     loaded = load(model, calibrated=False)
     check_labels(model, loaded.contract.can_fire, "no thresholds to set")
     if bake is None and not Path(model).is_file():
-        raise UsageError(f"{model}: is shipped with the program; calibrate a copy of it with --bake OUT.onnx")
+        raise UsageError(f"{model}: is a shipped model; calibrate a copy of it with --bake OUT.onnx")
     if bake is None:
-        _check_place(device_path(loaded.path), "give --bake OUT.onnx in another")
+        _check_place(device_path(loaded.path), "write a copy to another folder with --bake OUT.onnx")
     else:
-        _check_place(bake, "name a --bake OUT.onnx in another")
+        _check_place(bake, "name another folder for --bake OUT.onnx")
     if bake is not None and bake.exists() and bake.samefile(loaded.path):
-        raise UsageError(f"--bake {bake}: is the model that is read; name another file, or leave --bake out")
+        raise UsageError(f"--bake {bake}: is the model being calibrated; name another file, or leave --bake out")
     if bake is not None:
         refuse_calibrated(bake)
     paths = find_clips(negatives)
@@ -166,8 +168,8 @@ def calibrate(
     if not chosen.met:
         hours = report["hours"]
         raise ConfitError(
-            f"{hours:.2f} hours cannot promise {target_fa_per_hour:g} false accepts an hour: with none at all it takes"
-            f" {hours + chosen.more_hours:.2f}, so {chosen.more_hours:.2f} more; these hours can promise"
+            f"{hours:.2f} hours are too few to promise {target_fa_per_hour:g} false accepts per hour: even without any it"
+            f" takes {hours + chosen.more_hours:.2f} hours, {chosen.more_hours:.2f} more; these hours are enough for"
             f" --target-fa-per-hour {_rounded_up(chosen.bound):g}"
         )
     written = _write(loaded, contract, {**report, "det": curve}, bake)
@@ -175,43 +177,43 @@ def calibrate(
         calibrated.print_table(contract, report)
     if kept:
         say(
-            f"kept at the threshold the model came with, for too little in these recordings is like it: {kept}."
-            " Where they hold all that the device will ever hear, --lower finds more of it"
+            f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
+            " If they hold everything the device will ever hear, --lower lowers it and misses fewer sounds"
         )
     say(f"wrote {written}")
 
 
 def _check(target: float, confidence: float, bake: Path | None, plot: Path | None) -> None:
     if not 0 < target < float("inf"):
-        raise UsageError(f"--target-fa-per-hour must be above 0, is {target:g}")
+        raise UsageError(f"--target-fa-per-hour must be above 0; it is {target:g}")
     check_confidence(confidence)
     if bake is not None:
         check_suffix(bake, ".onnx", "a model file's name", "--bake")
     if plot is not None:
         check_suffix(plot, ".png", "the plot's name", "--plot")
-        _check_place(plot, "name a --plot DET.png in another")
+        _check_place(plot, "name another folder for --plot DET.png")
         _check_table(plot)
         from confit_edge.geometry import plots  # noqa: F401 - without matplotlib it fails here, not after hours
 
 
 def _check_table(plot: Path) -> None:
-    """Raise UsageError where the table beside the plot would replace one of something else, such as labels."""
+    """Raise UsageError if the CSV next to the plot would replace another kind of file, such as labels."""
     from confit_edge.cli._calibrated import CURVE
 
     table = plot.with_suffix(".csv")
     if table.exists() and not table.read_bytes().startswith(CURVE.encode()):
-        raise UsageError(f"--plot {plot}: would replace {table}, which is no such curve; name another DET.png")
+        raise UsageError(f"--plot {plot}: would replace {table}, which is not such a curve; name another DET.png")
 
 
 def _check_place(path: Path, advice: str) -> None:
-    """Raises UsageError, before anything takes hours, where nothing can be written into the folder of `path`."""
+    """Raise UsageError, before the hours of work, if the folder of `path` cannot be written."""
     import tempfile
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written to its folder ({error.strerror}); {advice}") from error
+        raise UsageError(f"{path}: its folder cannot be written ({error.strerror}); {advice}") from error
 
 
 def _only(contract: Contract, labels: Sequence[str]) -> Contract:
@@ -219,25 +221,25 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
 
     labels = [plain(label) for label in labels]
     for label in labels:
-        fires = f"(what does: {known_names(label, contract.can_fire)})"
+        fires = f"(labels that fire: {known_names(label, contract.can_fire)})"
         if label == contract.unknown_label:
             raise UsageError(
-                f"--only {label}: stands for all that is no label of {contract.name}, and never fires {fires}"
+                f"--only {label}: stands for everything that is not a label of {contract.name}, and never fires {fires}"
             )
         if label not in contract.labels:
             near = nearest(label, contract.can_fire)
             hint = f"; did you mean {near!r}?" if near else ""
-            raise UsageError(f"--only {label}: is no label of {contract.name} that fires {fires}{hint}")
+            raise UsageError(f"--only {label}: is not a label of {contract.name} {fires}{hint}")
         if label not in contract.can_fire:
             raise UsageError(
-                f"--only {label}: {contract.name} was made with it set never to fire {fires}; calibrate the model that it was"
+                f"--only {label}: is set never to fire in {contract.name} {fires}; calibrate the model that {contract.name} was"
                 " made from"
             )
     return only(contract, labels)
 
 
 def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path | None) -> Path:
-    """The device file beside the model, or a copy of the model with the thresholds in its contract."""
+    """Write the device file, or with `bake` a copy of the model with the thresholds in its contract; return its path."""
     import dataclasses
     import datetime
 
@@ -271,7 +273,7 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
 
 
 def _rounded_up(rate: float) -> float:
-    """To two digits that are not below it."""
+    """The rate rounded up to two digits."""
     import math
 
     unit = 10 ** (math.floor(math.log10(rate)) - 1)

@@ -1,4 +1,4 @@
-"""`confit-edge classify`: which of a model's labels a clip is, whether or not it would fire."""
+"""`confit-edge classify`: the label of whole clips, whether or not it would fire."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ def classify(
     clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")],
     json: Json = False,
 ) -> None:
-    """Say of each clip, as a whole, which of the model's labels it is, with the scores of all.
+    """Print the best label of each whole clip, with scores.
 
-    A score is the mean over the clip. No threshold is asked: what would fire while the clip is heard, `listen --source
-    CLIP` tells. Only of a model of several labels all are named that reach their thresholds, and possibly none; with --json
-    `labels` lists them, and `nothing` in the summary counts the clips without. A clip that cannot be read, or is
-    longer than an hour, is reported (with --json in a line `failed`) and the others go on; the exit status is then 1.
+    A score is the mean over the clip, and thresholds play no part: `confit-edge listen MODEL --source CLIP` shows what would
+    fire while the clip is heard. A model with several labels per clip is different: every label that reaches its threshold
+    is named, possibly none. With --json, `labels` lists them, and `nothing` in the summary counts the clips without any.
+
+    A clip that cannot be read or is longer than an hour is reported (with --json as a line `failed`), the others are still
+    classified, and the exit status is 1.
 
     Examples:
 
         confit-edge classify digits recordings/
-
         confit-edge classify mymodel.onnx clip.wav --json
+
+    Next: `confit-edge evaluate` measures a model on labelled recordings.
     """
     from dataclasses import asdict
 

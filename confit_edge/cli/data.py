@@ -1,5 +1,4 @@
-"""`confit-edge data`: look at labelled clips before training on them, split them, cut them out of long recordings, and take in
-published corpora."""
+"""`confit-edge data`: check labelled clips before training, split them, cut them out of recordings, or fetch a corpus."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from confit_edge.data.splits import Fractions
 
 RATE = 16_000  # Hz, at which clips are compared
-WHOLES, ROUNDED = (1, 10, 100), 0.015  # what shares may sum to, and so far from it: a half per cent of each of three
-UNEVEN = 0.1  # of all clips: a split that is so far from its share is told
+WHOLES, ROUNDED = (1, 10, 100), 0.015  # sums that shares may have, and the tolerance: half a per cent for each of three
+UNEVEN = 0.1  # share of all clips: a split this far from its intended share is reported
 
 app = typer.Typer(
     cls=Verbs,
@@ -32,21 +31,21 @@ Source = Annotated[
     Path,
     typer.Argument(
         metavar="MANIFEST",
-        help="CSV, JSONL or Parquet with the columns path, label, group and split (the last two are optional), or a"
-        " folder with one sub-folder per class: CLASS/clip.wav or CLASS/GROUP/clip.wav.",
+        help="CSV, JSONL or Parquet with the columns path and label, and optionally group and split; or a folder with one"
+        " sub-folder per class: CLASS/clip.wav or CLASS/GROUP/clip.wav.",
     ),
 ]
 LabelColumn = Annotated[
-    str, typer.Option(help="Column that says what is heard. `labels` holds several, joined by a vertical bar.")
+    str, typer.Option(help="Column that holds the label. A column `labels` holds several, joined by a vertical bar.")
 ]
 GroupColumn = Annotated[
-    str, typer.Option(help="Column of what must stay in one split: the speaker, the recording, the kit.")
+    str, typer.Option(help="Column that holds the group, which must stay in one split: speaker, recording or kit.")
 ]
 SplitBy = Annotated[
     str | None,
     typer.Option(
-        help="Keep splits apart by this column instead, where the label is the group itself: to tell voices apart,"
-        " `--label-column group --split-by label` keeps each spoken word in one split. New splits are then made."
+        help="Keep splits apart by this column instead, if the label itself is the group. To tell voices apart, for instance,"
+        " `--label-column group --split-by label` keeps each spoken word in one split. This makes new splits."
     ),
 ]
 
@@ -57,14 +56,21 @@ def check(
     label_column: LabelColumn = "label",
     group_column: GroupColumn = "group",
     split_by: SplitBy = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where any clip cannot be used.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Also fail if a clip cannot be used.")] = False,
     json: Json = False,
 ) -> None:
-    """Decode every clip and report: classes, durations, damaged clips, duplicates, leaks between splits.
+    """Decode every clip and report problems before training.
 
-    Fails (exit 1) when it cannot be trained on, or when training on it would mislead: a group in two splits, or the same
-    sound in two splits or under two labels. With --strict also when a clip cannot be used; without it such clips are
-    reported, and training leaves them out.
+    The report covers classes, durations, damaged clips, duplicates and leaks between splits. The exit status is 1 if the
+    clips cannot be trained on, or if training would mislead: a group in two splits, or the same sound in two splits or under
+    two labels. Clips that cannot be used are reported, and training leaves them out; with --strict they fail the check too.
+
+    Examples:
+
+        confit-edge data check clips
+        confit-edge data check words.csv --strict --json
+
+    Next: `confit-edge train`.
     """
     from confit_edge.data.check import check as check_manifest
     from confit_edge.data.clips import ClipStore
@@ -87,29 +93,38 @@ def check(
 def split(
     source: Source,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="OUT.csv", help="The manifest to write: path, label, group, split.")
+        Path, typer.Option("--out", "-o", metavar="OUT.csv", help="The manifest to write, with the columns path, label, group and split.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Another seed deals the groups out differently.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the splits; another seed deals the groups out differently.")] = 0,
     fractions: Annotated[
         str,
         typer.Option(
             metavar="TRAIN/VAL/TEST",
-            help="Shares of train, val and test, which sum to 100, 10 or 1: 70/10/20, 8/2/0, 0.7/0.1/0.2."
-            " Of rounded ones (33/33/33) it is told what they are taken as.",
+            help="Shares of train, val and test, which sum to 100, 10 or 1: 70/10/20, 8/2/0, 0.7/0.1/0.2. Rounded shares"
+            " such as 33/33/33 are scaled to that sum, and `split` reports the result.",
         ),
     ] = "70/15/15",
     label_column: LabelColumn = "label",
     group_column: GroupColumn = "group",
     split_by: SplitBy = None,
     anew: Annotated[
-        bool, typer.Option("--anew", help="Make new splits although the manifest has some. Otherwise those are kept.")
+        bool, typer.Option("--anew", help="Make new splits even if the manifest has some, which are otherwise kept.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Split clips into train, val and test so that no group is torn apart and every class is in each, where it can be.
+    """Split clips into train, val and test by group.
 
-    Train fits, val chooses (epoch, thresholds), test is reported once. Clips that cannot be used are left out, as training
-    does; it makes the same splits by itself: write them down to keep them while the data grows, or to share them.
+    All clips of a group go to the same split, and every class is in each split where possible. Training learns from train,
+    chooses by val (epoch, thresholds) and reports on test once. Clips that cannot be used are left out, as in training.
+
+    `train` makes the same splits by itself. Write them to a manifest to keep them while the data grows, or to share them.
+
+    Examples:
+
+        confit-edge data split clips -o words.csv
+        confit-edge data split clips -o words.csv --fractions 70/10/20 --seed 1
+
+    Next: `confit-edge train words.csv -o run`.
     """
     from dataclasses import replace
 
@@ -122,10 +137,10 @@ def split(
     check_suffix(out, ".csv", "the manifest is written as CSV, so its name", "-o")
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(
-            f"-o {out}: is the manifest that is read, whose other columns would be lost; name another file"
+            f"-o {out}: is the manifest that is read, and its other columns would be lost; name another file"
         )
     if out.is_file() and not is_written(out):
-        raise UsageError(f"-o {out}: is there already, and is no manifest that this verb wrote; name another file")
+        raise UsageError(f"-o {out}: exists, and is not a manifest written by `data split`; name another file")
     manifest = read_manifest(
         source, label_column=label_column, group_column=group_column, split_by=split_by, alone=True
     )
@@ -152,14 +167,14 @@ def split(
         return
     print(f"{out}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
     if problems:
-        say(f"left out, being of no use: {left_out} (`confit-edge data check {quote(str(source))}` names them)")
+        say(f"left out clips that cannot be used: {left_out} (`confit-edge data check {quote(str(source))}` lists them)")
     if kept:
-        say("the manifest's own splits were kept; --anew makes new ones")
+        say("kept the splits that the manifest has; --anew makes new ones")
     elif any(abs(size / len(manifest) - share) > UNEVEN for size, share in zip(sizes.values(), shares, strict=True)):
         got = "/".join(f"{100 * size / len(manifest):.0f}" for size in sizes.values())
-        say(f"the groups are too few or too large to be shared out as {fractions}: the shares are {got}")
+        say(f"the groups are too few or too large to split them {fractions}: the shares are {got}")
     if sizes["test"] and missing["test"]:
-        say(f"not in test, for want of groups: {', '.join(missing['test'])}")
+        say(f"classes without clips in test, because they have too few groups: {', '.join(missing['test'])}")
 
 
 @app.command(cls=Verb)
@@ -168,11 +183,11 @@ def cut(
         Path,
         typer.Argument(
             metavar="TABLE",
-            help="What `evaluate` reads: a CSV (path,start_s,end_s,label), or recordings with Audacity's labels beside them.",
+            help="A CSV (path,start_s,end_s,label), or a folder of recordings with Audacity's labels next to them, as for `evaluate`.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where clips and their manifest.csv go: a new folder.")
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="The new folder to write clips and manifest.csv to.")
     ],
     margin: Annotated[
         float,
@@ -180,38 +195,42 @@ def cut(
             metavar="S",
             min=0.0,
             max=60.0,
-            help="Seconds of the recording around each sound, less where another is near.",
+            help="Seconds of the recording to keep before and after each sound; less if another sound is near.",
         ),
     ] = 0.0,
     alone: Annotated[
-        bool, typer.Option("--alone", help="Leave out sounds that another overlaps, so that each clip has one label.")
+        bool, typer.Option("--alone", help="Leave out sounds that overlap another, so that each clip has one label.")
     ] = False,
     rest: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Also write what lies between the sounds, for `train --background`. Unlabelled is not always empty: what"
-            " nobody labelled there is learnt as nothing.",
+            help="Also write the sound between the labelled sounds to this folder, for `train --background`. It may hold"
+            " sounds that nobody labelled, which training would learn as background.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make training clips of the labelled sounds in long recordings.
+    """Cut labelled sounds out of long recordings as clips.
 
-    Each sound becomes a clip, at the recording's own rate and with its channels: FLAC, or WAV where that cannot hold it, as of
-    floating point. FOLDER/manifest.csv tells path, label and group. The group is the recording, so that none stands in two
-    splits, or what a column `group` of the table says.
+    Each labelled sound becomes a clip with the recording's rate and channels. Clips are FLAC, or WAV if FLAC cannot hold the
+    samples (floating point). FOLDER/manifest.csv lists path, label and group. The group is the recording, so that no
+    recording is in two splits, unless the table has a column `group`.
 
-    Where labelled sounds overlap (by 0.05 s or more), a clip holds several, and it gets the labels of all, joined by a vertical
-    bar in the column `labels`: a model is then trained to tell each by itself. --alone leaves such clips out. A margin ends where
-    another labelled sound begins. A sound labelled unknown is of no class, and becomes no clip where one that is is heard in it.
+    - Sounds that overlap by 0.05 s or more share a clip. It gets all their labels, joined by a vertical bar in the column
+      `labels`, and a model learns to detect each label independently. --alone leaves such clips out.
+    - A margin ends where another labelled sound begins.
+    - A sound labelled unknown belongs to no class. It becomes no clip if a sound of a class is heard in it.
+    - A damaged recording is reported (with --json as a line `failed`) and left out, the others are still cut, and the exit
+      status is 1.
 
-    Keep some recordings out of the table, to `evaluate` the model on. One that turns out to be damaged is told (with --json
-    in a line `failed`) and left out, and the others go on; the exit status is then 1.
+    Keep some recordings out of the table, to `evaluate` the model on.
 
-    Examples:
+    Example:
 
         confit-edge data cut calls.csv -o clips --margin 0.3 --rest background
+
+    Next: `confit-edge data check clips/manifest.csv`, then train on it:
 
         confit-edge train clips/manifest.csv -o runs/birds --encoder yamnet --background background
     """
@@ -239,33 +258,38 @@ def fetch(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="A corpus that --list names, or hf:NAME_OR_FOLDER for a set of Hugging Face `datasets`.",
+            help="A corpus that --list shows, or hf:NAME_OR_FOLDER for a data set of Hugging Face `datasets`.",
         ),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(help="The folder that holds the corpus, itself or up to two folders below.")
+        Path | None, typer.Option(help="The folder that holds the corpus, directly or up to two folders below.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT.csv", help="The manifest to write.")] = None,
     fold: Annotated[
-        int | None, typer.Option(help="The fold to test on, from 1 (the first unless given); the next one is val.")
+        int | None, typer.Option(help="The fold to use as test, counted from 1 [1]; the next fold is val.")
     ] = None,
-    top: Annotated[int | None, typer.Option(min=2, help="Keep only so many classes, those with most clips.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Take what is there where clips are missing.")] = False,
-    subset: Annotated[str | None, typer.Option(help="For hf: the configuration of a set that has several.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="For hf: the column that says what is heard.")] = None,
+    top: Annotated[int | None, typer.Option(min=2, help="Keep only this many classes, those with the most clips.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Accept a corpus with missing clips.")] = False,
+    subset: Annotated[str | None, typer.Option(help="For hf: the configuration, if the data set has several.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="For hf: the column that holds the label.")] = None,
     group_column: Annotated[
-        str | None, typer.Option(help="For hf: the column of what must stay in one split: speaker, recording.")
+        str | None, typer.Option(help="For hf: the column that holds the group, which must stay in one split: speaker or recording.")
     ] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="Name the corpora, and where each is to be had.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List the known corpora, and where to get each.")] = False,
     json: Json = False,
 ) -> None:
-    """Write the manifest of a published corpus that is on this disk, with its groups and its published split.
+    """Write the manifest of a published corpus on this disk.
 
-    The tree and its counts are checked against what was published. Nothing is downloaded (but for sets of the Hugging
-    Face hub): --list says where each corpus is to be had. No group is in two splits: where the published ones tear a
-    group apart, what is changed is told.
+    The manifest holds the corpus's groups and its published split. No group is in two splits: if the published splits divide
+    a group, `fetch` changes them and reports what it changed. It checks the folders and the number of files against what was
+    published. It downloads nothing except data sets of the Hugging Face hub; --list shows where to get each corpus.
 
-    Example: `confit-edge data fetch esc50 --root ~/corpora --fold 2 -o esc50-fold2.csv`
+    Examples:
+
+        confit-edge data fetch --list
+        confit-edge data fetch esc50 --root ~/corpora --fold 2 -o esc50-fold2.csv
+
+    Next: `confit-edge data check esc50-fold2.csv`.
     """
     from confit_edge.data.corpora import CORPORA
     from confit_edge.data.corpora import fetch as fetch_corpus
@@ -284,13 +308,13 @@ def fetch(
     of_named = {"--root": root, "--fold": fold, "--top": top, "--partial": partial or None}
     for option, value in (of_named if name.startswith("hf:") else of_hub).items():
         if value is not None:
-            raise UsageError(f"data fetch {name}: {option} is not for it")
+            raise UsageError(f"data fetch {name}: {option} does not apply to it; leave it out")
     if name.startswith("hf:"):
         fetched = fetch_hub(
             name.removeprefix("hf:"), out, subset=subset, label_column=label_column, group_column=group_column
         )
     elif name not in CORPORA:
-        raise UsageError(f"{name}: not a corpus known by name ({', '.join(CORPORA)}), or hf:NAME_OR_FOLDER")
+        raise UsageError(f"{name}: not a known corpus; name one of {', '.join(CORPORA)}, or hf:NAME_OR_FOLDER")
     elif root is None:
         raise UsageError(f"data fetch {name}: name the folder that holds it, with --root DIR")
     else:
@@ -322,7 +346,7 @@ def _list_corpora(json: bool) -> None:
     if json:
         emit("summary", corpora=len(CORPORA))
     say(
-        "Each reader was tested on a small tree of the published shape and has not met the real corpus yet: check with"
+        "The readers were tested on small folders in the published layout, not on the real corpora: check the result with"
         " `confit-edge data check`."
     )
 
@@ -330,7 +354,7 @@ def _list_corpora(json: bool) -> None:
 def parse_fractions(text: str) -> Fractions:
     """`70/10/20`, `7/1/2` or `0.7/0.1/0.2` as three fractions that sum to 1. Raises UsageError.
 
-    Rounded ones, such as thirds, are brought to that sum; as they may be a slip of the pen, what they are taken as is said.
+    Rounded shares, such as thirds, are scaled to that sum; because they may be a typing error, the result is printed.
     """
     try:
         train, val, test = (float(part) for part in text.split("/"))
@@ -343,15 +367,15 @@ def parse_fractions(text: str) -> Fractions:
         ) from error
     whole = min(WHOLES, key=lambda whole: abs(total / whole - 1))
     if abs(total - whole) > ROUNDED * whole:
-        raise UsageError(f"--fractions {text}: sums to {total:g}; shares of train, val and test sum to 100, 10 or 1")
+        raise UsageError(f"--fractions {text}: sums to {total:g}; the shares of train, val and test must sum to 100, 10 or 1")
     shares = train / total, val / total, test / total
     if not isclose(total, whole):
         say(
-            f"--fractions {text}: sums to {total:g}, so it is taken as {'/'.join(f'{100 * share:.1f}' for share in shares)}"
+            f"--fractions {text}: sums to {total:g}, so it is scaled to {'/'.join(f'{100 * share:.1f}' for share in shares)}"
         )
     return shares
 
 
 def _decoding(bar: Bar) -> Callable[[int, int], None]:
-    """Shows in the bar how many clips are decoded."""
+    """A callback that shows in the bar how many clips are decoded."""
     return lambda done, total: bar.show("decoding", total, done, clips=f"{done} of {total}")

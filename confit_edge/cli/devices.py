@@ -1,4 +1,4 @@
-"""`confit-edge devices`: the microphones there are."""
+"""`confit-edge devices`: list the microphones."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from confit_runtime.wording import counted
 
 
 def devices(json: Json = False) -> None:
-    """List the microphones, the default one marked with `*`. Listen to one with `--source mic:INDEX` or `mic:NAME`.
+    """List the microphones of this machine.
 
-    The first rate is the device's own, at which it is opened; then come the others of the usual rates it can do now.
+    Each line shows the index, name, rates and channels of a microphone; `*` marks the default. The first rate is the
+    device's own, at which it is opened; the other usual rates that it supports now follow in brackets. Use a microphone
+    with `--source mic:INDEX` or `--source mic:NAME`.
 
     Examples:
 
         confit-edge devices
-
         confit-edge listen digits --source mic:2
+
+    Next: `confit-edge doctor` checks a microphone.
     """
     from confit_runtime.sources import input_devices
 
@@ -36,5 +39,5 @@ def devices(json: Json = False) -> None:
         emit("summary", devices=len(found))
     if not found:
         raise DeviceError(
-            "no microphone found: plug one in, or hear a file with `confit-edge listen MODEL --source FILE`"
+            "no microphone found: plug one in, or listen to a file with `confit-edge listen MODEL --source FILE`"
         )

@@ -1,4 +1,4 @@
-"""`confit-edge distill`: teach a small streaming encoder what a trained attention encoder knows."""
+"""`confit-edge distill`: train a small streaming encoder to embed as a trained attention encoder does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from confit_edge.cli._training import (
 )
 from confit_runtime.errors import UsageError
 
-_LESSON = "Lesson"
+_LESSON = "Distillation"  # a panel of --help
 
 
 @told_once()
@@ -39,17 +39,17 @@ def distill(
     student: Annotated[
         str | None,
         typer.Option(
-            help="The encoder to teach, as --encoder of `confit-edge train` [the recipe's, else speech-embedding].",
+            help="The encoder to train, named as for --encoder of `confit-edge train` [the recipe's, else speech-embedding].",
             show_default=False,
         ),
     ] = None,
     unlabelled: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Any sound like what the device will hear (folder or file); may be repeated. No labels needed."
+            help="Sound like what the device will hear (folder or file), without labels; may be repeated."
         ),
     ] = None,
-    manifest: Annotated[Path | None, typer.Option(help="The teacher's own clips, where they have moved.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="The teacher's own clips, if they have moved since training.")] = None,
     background: Background = None,
     others: Others = None,
     recipe: RecipeFile = None,
@@ -59,38 +59,41 @@ def distill(
     epochs: Epochs = None,
     lr: Rates = None,
     unlabelled_per_batch: Annotated[
-        int | None, option("Windows of unlabelled sound beside the clips of a batch [64].", _LESSON)
+        int | None, option("Windows of unlabelled sound added to the clips of each batch [64].", _LESSON)
     ] = None,
     embedding_weight: Annotated[
-        float | None, option("Of the distance to the teacher's embedding, through a linear map [1].", _LESSON)
+        float | None, option("Weight of the distance to the teacher's embedding, through a linear map [1].", _LESSON)
     ] = None,
     similarity_weight: Annotated[
-        float | None, option("Of the distance to the teacher's similarities within a batch [1].", _LESSON)
+        float | None, option("Weight of the distance to the teacher's similarities within a batch [1].", _LESSON)
     ] = None,
     similarity_temperature: Annotated[
-        float | None, option("The lower, the more the nearest neighbours count [0.1].", _LESSON)
+        float | None, option("Temperature of those similarities: the lower, the more the nearest neighbours count [0.1].", _LESSON)
     ] = None,
     supervised_weight: Annotated[
-        float | None, option("Of the contrastive loss on labelled clips; 0: the teacher alone [1].", _LESSON)
+        float | None, option("Weight of the contrastive loss on labelled clips; 0: learn from the teacher alone [1].", _LESSON)
     ] = None,
     device: Device = None,
     precision: Precision = None,
 ) -> None:
-    """Teach a small encoder what a trained one knows, and write its run.
+    """Train a small encoder to imitate a trained one.
 
-    The student hears what the teacher hears, from the teacher's own training clips and from sound without labels, and
-    learns to embed it alike: each sound as the teacher does (through a linear map), and all of a batch as similar to each
-    other as the teacher finds them. What it learns on (clips, splits, window, augmentation) is as in the teacher's
-    recipe; how it learns begins with the defaults and is changed by --recipe. The result is a run like any other.
+    Use it when the encoder that works best is too slow for the device. The student hears the same sound as the teacher: the
+    teacher's own training clips and, with --unlabelled, sound without labels. It learns to embed each sound as the teacher
+    does (through a linear map), and to find the sounds of a batch as similar to each other as the teacher finds them.
 
-    Several GPUs: `torchrun --nproc-per-node 2 -m confit_edge distill ...`, or `accelerate launch -m confit_edge distill ...`;
-    docs/training.md tells what they share.
+    The teacher's recipe sets what the student learns on: clips, splits, window and augmentation. How it learns starts from
+    the defaults, and --recipe changes it. The result is a run folder like that of `train`.
 
     Examples:
 
         confit-edge distill runs/whisper -o runs/student
-
         confit-edge distill runs/whisper -o runs/student --unlabelled recordings/ --epochs 30
+
+    To use several GPUs, start it with `torchrun --nproc-per-node 2 -m confit_edge distill ...` or
+    `accelerate launch -m confit_edge distill ...`; docs/training.md explains what they share.
+
+    Next: `confit-edge export`, or `confit-edge probe` to compare the student with its teacher.
     """
     given: dict[str, Any] = {
         "encoder": student,

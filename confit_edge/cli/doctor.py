@@ -1,4 +1,4 @@
-"""`confit-edge doctor`: measure a microphone for a few seconds, and say in plain words what to do about it."""
+"""`confit-edge doctor`: measure a microphone for a few seconds, and say in plain words what to improve."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ def doctor(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="mic, mic:INDEX, mic:NAME (#N: its channel N), a sound file, a URL, or - for raw PCM on stdin.",
+            help="mic, mic:INDEX, mic:NAME (append #N for channel N), a sound file, a URL, or - for raw PCM on stdin.",
+            rich_help_panel="Source",
         ),
     ] = "mic",
     rate: Rate = None,
     channels: Channels = 1,
     pcm_format: Format = "s16le",
-    seconds: Annotated[float, typer.Option(metavar="N", min=1.0, max=600.0, help="How long to measure.")] = 8.0,
+    seconds: Annotated[float, typer.Option(metavar="N", min=1.0, max=600.0, help="Seconds to measure.")] = 8.0,
     json: Json = False,
 ) -> None:
-    """Measure rate, level, clipping, noise floor, DC offset and dropouts of a microphone, and give advice.
+    """Measure a microphone and advise what to improve.
 
-    Be quiet for the first half, then speak as you will to the device, from where you will stand. Exits with 1 where
-    something is bad enough that little would be recognised.
+    It measures the rate, level, clipping, noise floor, DC offset and dropouts. Be quiet for the first half, then speak as you
+    will later, from where you will stand. The exit status is 1 if something is so bad that little would be recognised.
 
     Examples:
 
         confit-edge doctor
-
         confit-edge doctor --source mic:USB --seconds 20
-
         confit-edge doctor --source recording.wav --json
-
         arecord -q -t raw -f S16_LE -r 16000 | confit-edge doctor --source - --rate 16000
+
+    Next: `confit-edge listen`, or `confit-edge record` to collect clips.
     """
     from confit_runtime.soundcheck import findings, soundcheck
     from confit_runtime.sources import Microphone, open_source
@@ -77,7 +77,7 @@ def doctor(
 
 
 def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple[float, int]]]:
-    """Sound without its gaps, how many samples were lost for which reason, and when how many samples had come."""
+    """The sound without gaps, the samples lost by reason, and the arrivals: at which time how many samples had come."""
     import numpy as np
 
     from confit_edge.cli._live import level_line, say_alone
@@ -109,10 +109,10 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple
 
 
 def _slip(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:
-    """What is wrong with the rate, where sound comes more than 5 % faster or slower than it should.
+    """A finding if sound comes more than 5 % faster or slower than its rate, else None.
 
-    `arrivals` says when how many samples had come. Both halves of the time must tell the same: a machine that was busy
-    for a moment hears what had queued up all at once.
+    `arrivals` holds pairs of a time and the samples that had come by then. Both halves of the time must agree: a machine that
+    was busy for a moment gets the queued sound all at once.
     """
     from confit_runtime.soundcheck import Finding
 
@@ -126,7 +126,7 @@ def _slip(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:
     if not (all(real > 1.05 * rate for real in halves) or all(real < 0.95 * rate for real in halves)):
         return None
     return Finding(
-        "bad", f"delivers {sum(halves) / 2:,.0f} samples a second, though its rate is {rate:,}: a driver's fault"
+        "bad", f"delivers {sum(halves) / 2:,.0f} samples per second, though its rate is {rate:,}: a fault of the driver"
     )
 
 
@@ -143,7 +143,7 @@ def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> 
         ("clipped", f"{check.clipped:.3%}"),
         ("DC offset", f"{check.dc_offset:+.4f}"),
         ("bandwidth", f"{check.bandwidth_hz / 1000:.1f} kHz"),
-        ("dropouts", f"{dropped / check.rate:.2f} s lost, broken off {check.holes} times"),
+        ("dropouts", f"{dropped / check.rate:.2f} s lost, {check.holes} breaks in the sound"),
     ]
     for what, value in rows:
         tell(f"  {what:<12} {value}")

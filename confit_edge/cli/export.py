@@ -1,4 +1,4 @@
-"""`confit-edge export`: a run becomes one ONNX file for a device, if it passes the gate."""
+"""`confit-edge export`: turn a run into one ONNX file for a device, if it passes the gate."""
 
 from __future__ import annotations
 
@@ -16,75 +16,112 @@ if TYPE_CHECKING:
 
 Choice = TypeVar("Choice", bound=str)
 
+_QUANTISATION, _GATE, _CONTRACT = "Quantisation", "Gate", "Contract"  # panels of --help
+
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The model file to write (.onnx).")],
-    quantize: Annotated[bool, typer.Option("--quantize/--no-quantize", help="By a scheme, or fp32.")] = True,
+    quantize: Annotated[bool, typer.Option("--quantize/--no-quantize", help="Quantise by --scheme, or keep fp32.", rich_help_panel=_QUANTISATION)] = True,
     scheme: Annotated[
         str | None,
         typer.Option(
-            help="static (default): int8 with fixed scales; dynamic: scales from each window (windowed models only); weight-only:"
-            " int8 weights, computed in fp32; fp16: weights of half the size, computed in fp32."
+            help="static (default): int8 with fixed scales; dynamic: int8 with scales from each window (windowed models"
+            " only); weight-only: int8 weights, computed in fp32; fp16: fp16 weights, half the size, computed in fp32.",
+            rich_help_panel=_QUANTISATION,
         ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help="portable (default): right on every processor; avx2; avx512-vnni: 8-bit weights, wrong on x86 without VNNI;"
-            " arm64."
+            help="Processor: portable (default, correct on every processor), avx2, avx512-vnni (8-bit weights, wrong"
+            " results on x86 without VNNI) or arm64.",
+            rich_help_panel=_QUANTISATION,
         ),
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help="How ranges are drawn from training clips: minmax (default), entropy or percentile."),
+        typer.Option(
+            help="How int8 ranges are taken from training clips: minmax (default), entropy or percentile.",
+            rich_help_panel=_QUANTISATION,
+        ),
     ] = None,
     keep_fp32: Annotated[
         list[str] | None,
-        typer.Option(help="Leave layers whose name begins so in fp32; give it again for more.", metavar="NAME"),
+        typer.Option(
+            help="Keep layers whose name starts with NAME in fp32; may be repeated.",
+            metavar="NAME",
+            rich_help_panel=_QUANTISATION,
+        ),
     ] = None,
     fuse_activations: Annotated[
         bool,
         typer.Option(
             "--fuse-activations",
-            help="Exchange activations for ones that runtimes fuse: a faster stream, nearly the same.",
+            help="Replace activations by ones that runtimes can fuse: a faster stream, with nearly the same results.",
+            rich_help_panel=_QUANTISATION,
         ),
     ] = False,
-    qat_epochs: Annotated[int, typer.Option(help="Epochs of quantisation-aware fine-tuning before.", min=0)] = 0,
+    qat_epochs: Annotated[
+        int,
+        typer.Option(
+            help="Epochs of quantisation-aware fine-tuning before quantising.", min=0, rich_help_panel=_QUANTISATION
+        ),
+    ] = 0,
     sweep_minutes: Annotated[
         float,
         typer.Option(
-            help="How long to look for the layers that hurt, where the gate fails; continued next time.", min=0.0
+            help="Minutes to search for the layers that lose accuracy, if the gate fails. The next export continues the"
+            " search.",
+            min=0.0,
+            rich_help_panel=_GATE,
         ),
     ] = 20.0,
-    force: Annotated[bool, typer.Option("--force", help="Write the file though the gate fails; it says so.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write the file even if the gate fails; its contract records that.", rich_help_panel=_GATE
+        ),
+    ] = False,
     kind: Annotated[
         Literal["speaker", "sound"] | None,
         typer.Option(
-            help="What names are enrolled with it: a speaker, or a sound. Unsaid: speaker with the encoder ge2e or the label"
-            " column speaker or group, else sound."
+            help="What is enrolled with the model: speakers or sounds [speaker with the encoder ge2e or the label column"
+            " speaker or group, else sound].",
+            rich_help_panel=_CONTRACT,
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="The run's manifest, where it has moved since training.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The run's manifest, if it has moved since training.")] = None,
     background: Background = None,
     others: Others = None,
-    license: Annotated[str, typer.Option(help="The licence that goes into the model's contract.")] = "unspecified",
+    license: Annotated[
+        str, typer.Option(help="Licence to record in the model's contract.", rich_help_panel=_CONTRACT)
+    ] = "unspecified",
     json_lines: Json = False,
 ) -> None:
-    """Write one model file: front end, encoder, pooling, head and state in one graph, with its contract inside.
+    """Turn a run into one ONNX model file for a device.
 
-    Ranges for int8 come from training clips, thresholds from a stream composed of validation clips. The gate: at most half a
-    point of validation accuracy lost against fp32, a mean cosine of embeddings of at least 0.99, streaming equal to offline.
-    Where int8 does not pass, the layers that hurt most stay in fp32 until it does; where that does not help, no file is
-    written and those layers are named. A card (.md) with the measured speed is written beside the model.
+    The file holds the front end, encoder, pooling, head and streaming state in one graph, and the model's contract. A card
+    (.md) with the measured speed is written next to it. Ranges for int8 come from training clips; thresholds come from a
+    stream composed of validation clips.
+
+    The model must pass the gate:
+
+    - at most half a point of validation accuracy lost compared with fp32
+    - a mean cosine of at least 0.99 between its embeddings and those of fp32
+    - the same results in streaming as offline
+
+    If int8 fails the gate, export keeps the layers that lose most in fp32 until it passes. If that does not help, it writes
+    no file and names those layers.
 
     Examples:
 
-    `confit-edge export runs/words -o words.onnx`
+        confit-edge export runs/words -o words.onnx
+        confit-edge export runs/words -o words.onnx --target avx512-vnni --calibration percentile
+        confit-edge export runs/speakers -o speakers.onnx --no-quantize
 
-    `confit-edge export runs/words -o words.onnx --target avx512-vnni --calibration percentile`
-
-    `confit-edge export runs/speakers -o speakers.onnx --no-quantize`
+    Next: `confit-edge listen words.onnx`, then `confit-edge calibrate` on recordings from the device. For a model of voices:
+    `confit-edge enroll`.
     """
     from confit_edge.runs import moved, read_run, run_corpus
     from confit_export.calibration import CALIBRATIONS
@@ -123,8 +160,8 @@ def export(
     timing = time_model(made)
     card = write_card(made, timing)
     if kind_of(made.contract) == "speaker":
-        how = "as asked for" if kind else "by its encoder or its label column; --kind sound makes it one for sounds"
-        say(f"it is a model for voices ({how}): who is enrolled with it is a speaker")
+        how = "as --kind asks" if kind else "because of its encoder or label column; --kind sound makes it one for sounds"
+        say(f"this is a model for voices ({how}): every name enrolled with it is a speaker")
     contract, advice = made.contract, recommendation(made.contract, timing)
     if advice:
         say(advice)
@@ -154,13 +191,13 @@ def export(
         )
         return
     say(
-        f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms a call"
-        f" (fp32 {timing.fp32.p50_ms:.2f}); card {card}. Next: {_next_step(contract, out)}"
+        f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms per call"
+        f" (fp32 {timing.fp32.p50_ms:.2f} ms); card {card}. Next: {_next_step(contract, out)}"
     )
 
 
 def _next_step(contract: Contract, out: Path) -> str:
-    """What to do with the model: of one for voices enroll, of one that hears its sounds listen, of one that does not mend it."""
+    """The next step: enroll for a model of voices, listen for one that detects its sounds, improve one that does not."""
     from confit_export.export import hears
     from confit_runtime.enrollment import kind_of
 
@@ -169,12 +206,15 @@ def _next_step(contract: Contract, out: Path) -> str:
     if kind_of(contract) == "speaker":
         return enroll
     if hears(contract.calibration["detection"]):
-        return f"{listen}; for names that it was not trained on, {enroll}"
-    return f"train with more clips of more voices, and --background; or let it fire sooner, and falsely: {listen} --threshold 0.3"
+        return f"{listen}; to add names it was not trained on: {enroll}"
+    return (
+        "train with more clips of more voices, and with --background; or let it fire more easily, with more false accepts:"
+        f" {listen} --threshold 0.3"
+    )
 
 
 def _one_of(option: str, given: str | None, choices: tuple[Choice, ...]) -> Choice:
-    """The choice that was given, or else the first."""
+    """The given choice, or the first if none was given. Raises UsageError."""
     from confit_runtime.errors import UsageError
 
     for choice in choices:

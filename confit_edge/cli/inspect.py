@@ -1,4 +1,4 @@
-"""`confit-edge inspect`: what a model file is, how it measured, and how fast it is here."""
+"""`confit-edge inspect`: what a model file holds, how accurate it was, and how fast it is on this machine."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from confit_runtime.errors import ConfitError
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of one that ships.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
     measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Also measure speed and memory on this machine (seconds).")
+        bool, typer.Option("--measure/--no-measure", help="Also measure speed and memory on this machine (takes seconds).")
     ] = True,
     json_lines: Json = False,
 ) -> None:
-    """Tell what a model file holds: size, parameters, multiply-adds, layers by precision, accuracy, thresholds.
+    """Show what a model file holds and how fast it runs here.
 
-    Works where only the device install is: everything comes from the contract inside the file. Latency, processor time
-    per second of audio and peak memory are measured here and now, on one thread; where that fails, the rest is told all the
-    same, and the exit status is 1. The thresholds are those that `listen` uses: of MODEL.device.json, where `calibrate` left
-    one beside the model (or beside the file it is a link to).
+    It prints size, parameters, multiply-adds, layers by precision, accuracy and thresholds, all from the contract inside the
+    file, so the device install is enough. It also measures latency, processor time per second of audio and peak memory on
+    this machine, on one thread. If measuring fails, the rest is still printed and the exit status is 1.
+
+    The thresholds are those that `listen` uses: if `calibrate` left a MODEL.device.json next to the model (or next to the
+    file that the model links to), they come from there.
 
     Examples:
 
-    `confit-edge inspect words.onnx`
+        confit-edge inspect words.onnx
+        confit-edge inspect digits --no-measure --json
 
-    `confit-edge inspect digits --no-measure --json`
+    Next: `confit-edge bench` to compare models, or `confit-edge listen`.
     """
     from dataclasses import asdict
 
@@ -46,7 +49,7 @@ def inspect(
         latency = call_latency(loaded)
         measured |= asdict(latency)
         rows += [
-            ("latency of a call here, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
+            ("latency per call here, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
             ("processor time per second of audio", f"{latency.cpu_rtf:.4f} s"),
         ]
         try:

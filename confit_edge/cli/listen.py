@@ -1,4 +1,4 @@
-"""`confit-edge listen`: run models on a microphone, a file, a pipe or a network stream, and print what they hear."""
+"""`confit-edge listen`: run models on a microphone, a file, a pipe or a network stream, and print what they detect."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
     from confit_runtime.stream import Stream
 
+_SOURCE, _DETECTION, _NAMES = "Source", "Detection", "Enrolled names and speakers"  # panels of --help
+
 
 def listen(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model files, or names of shipped models.")],
@@ -28,8 +30,9 @@ def listen(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="mic, mic:INDEX, mic:NAME (#N: its channel N), a sound file, a folder of clips or a 'pattern*', an rtsp://"
-            " or http:// URL, or - for raw PCM on stdin.",
+            help="mic, mic:INDEX, mic:NAME (append #N for channel N), a sound file, a folder of clips, a 'pattern*', an"
+            " rtsp:// or http:// URL, or - for raw PCM on stdin.",
+            rich_help_panel=_SOURCE,
         ),
     ] = "mic",
     rate: Rate = None,
@@ -39,82 +42,95 @@ def listen(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Also tell when a name enrolled in this gallery is heard; may be repeated, once for each model.",
+            help="Also report names enrolled in this gallery; may be repeated, once per model.",
+            rich_help_panel=_NAMES,
         ),
     ] = None,
     speaker_model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Name who spoke at each detection, from this model's --gallery."),
+        typer.Option(
+            metavar="MODEL",
+            help="Name the speaker of each detection, with this model and its --gallery.",
+            rich_help_panel=_NAMES,
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[MODEL:]NAME",
-            help="Tell only what this speaker said, of all models (alarms are kept back, too) or of one; may be repeated.",
+            help="Report only what this speaker says, for all models (alarms are then withheld too) or for one; may be"
+            " repeated.",
+            rich_help_panel=_NAMES,
         ),
     ] = None,
     save_triggers: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Keep the sound of each detection there, as FLAC; of more than 10,000 the oldest go."
+            metavar="DIR",
+            help="Save the sound of each detection in this folder, as FLAC; beyond 10,000 files the oldest are deleted.",
         ),
     ] = None,
     threshold: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[LABEL=]VALUE", help=f"{FIRE_AT}; for an enrolled NAME=VALUE the similarity. May be repeated."
+            metavar="[LABEL=]VALUE",
+            help=f"{FIRE_AT} For an enrolled name, NAME=VALUE sets the similarity it needs. May be repeated.",
+            rich_help_panel=_DETECTION,
         ),
     ] = None,
     hold: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[LABEL=]SECONDS",
-            help="What pauses for no longer than this and goes on is one sound, as an alarm that beeps is; of all, or of one"
-            " label or enrolled name; of a word, who says it meanwhile is not heard. May be repeated.",
+            help="Treat a sound that pauses for no longer than this as one sound, such as a beeping alarm: for everything,"
+            " or for one label or enrolled name. On a word, another person saying it during the hold is not reported. May be"
+            " repeated.",
+            rich_help_panel=_DETECTION,
         ),
     ] = None,
     gate: Annotated[
         str | None,
         typer.Option(
             metavar="GATE",
-            help="Let the model sleep in silence: a level in dBFS (-50), auto (above the noise), or speech (needs the vad"
-            " extra).",
+            help="Let the model sleep in silence, until the sound reaches a level in dBFS (such as -50), rises above the"
+            " noise (auto), or is speech (speech; needs the vad extra).",
+            rich_help_panel=_DETECTION,
         ),
     ] = None,
     ends: Annotated[
         bool,
         typer.Option(
-            "--ends", help="Also tell when each sound that was detected is over, for a sensor that is on or off."
+            "--ends",
+            help="Also report the end of each detected sound, for a sensor that is on or off.",
+            rich_help_panel=_DETECTION,
         ),
     ] = False,
     seconds: Annotated[float | None, typer.Option(metavar="N", min=0.0, help="Stop after N seconds of sound.")] = None,
     json: Json = False,
 ) -> None:
-    """Listen, and print a line for each detection: when the sound was, what it was, its score.
+    """Run models on live or recorded sound and print detections.
 
-    Ends with the file, after --seconds, or on Ctrl-C, with a summary. A microphone that is unplugged and a stream that
-    breaks off are waited for. When whoever reads stdout leaves, it ends: with an error, unless the source is a recording.
-    On a terminal a microphone's level and the best scores are shown as they come.
+    Each detection is a line with the time of the sound, its label and its score. On a terminal, the microphone's level and
+    the best scores are shown live. Listening ends at the end of the file, after --seconds or on Ctrl-C, and prints a
+    summary. If a microphone is unplugged or a network stream breaks off, `listen` waits for it to return. If the reader of
+    stdout goes away, `listen` ends: with an error, unless the source is a recording.
 
     Examples:
 
         confit-edge listen digits
-
         confit-edge listen digits --source recording.flac --json
-
         arecord -q -t raw -f S16_LE -r 16000 | confit-edge listen digits --source - --rate 16000
-
         confit-edge listen digits --source rtsp://camera.local/stream
-
-        confit-edge listen mymodel.onnx --source mic:USB --gallery house.db --threshold yes=0.8
-
-        confit-edge listen digits --speaker-model speakers --gallery people.db --only ada
-
-        confit-edge listen digits alarms.onnx --speaker-model speakers --gallery people.db --only digits:ada
-
         confit-edge listen digits --save-triggers triggers/
 
+    With enrolled names, speakers, and sounds that last:
+
+        confit-edge listen mymodel.onnx --source mic:USB --gallery house.db --threshold yes=0.8
+        confit-edge listen digits --speaker-model speakers --gallery people.db --only ada
+        confit-edge listen digits alarms.onnx --speaker-model speakers --gallery people.db --only digits:ada
         confit-edge listen alarms.onnx --ends --hold "smoke alarm=5" --json
+
+    Next: `confit-edge calibrate` to set thresholds for a rate of false accepts, or `confit-edge evaluate` to measure them.
     """
     from confit_edge.cli._galleries import opened as galleries_opened
     from confit_edge.cli._heard import Heard
@@ -149,7 +165,7 @@ def listen(
             try:
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened, while_read(opened):
                     if opened.live and sys.stdout is None and save_triggers is None:
-                        raise UsageError("stdout is closed, so nobody would hear of what is detected: give it a reader")
+                        raise UsageError("stdout is closed, so detections would be lost: give it a reader, or --save-triggers")
                     with_view = [*placed.taps, *heard.taps(opened)]
                     listener = Listener(streams, opened.name, opened.rate, taps=with_view, seconds=seconds)
                     heard.tell_all(listener, stopped.between_pieces(opened))
@@ -165,19 +181,19 @@ def listen(
 def _streams(
     models: list[Model], galleries: dict[int, Gallery], *, gate: str | None, ends: bool, hold: Hold
 ) -> list[Stream]:
-    """A stream for each model, with its gallery where it has one. Raises UsageError on a model that would hear nothing."""
+    """A stream for each model, with its gallery if it has one. Raises UsageError on a model that could report nothing."""
     from confit_runtime.gates import make_gate
 
     for at, model in enumerate(models):
         if not model.contract.can_fire and at not in galleries:
-            raise UsageError(f"{model.name} has nothing that fires: give --gallery, with the names enrolled for it")
+            raise UsageError(f"{model.name} has no label that fires: give --gallery with names enrolled for it")
     return [
         model.stream(
             galleries.get(at),
             lead_in=None,
             gate=None if gate is None else make_gate(gate, model.contract.sample_rate),
             ends=ends,
-            hold=hold if at in galleries else hold.among(model.labels),  # a label of another model is none of this
+            hold=hold if at in galleries else hold.among(model.labels),  # without the labels of other models
         )
         for at, model in enumerate(models)
     ]

@@ -1,4 +1,4 @@
-"""`confit-edge probe`: judge what a run learnt by fresh probes on its frozen encoder, beside what it started from."""
+"""`confit-edge probe`: judge a run by fresh probes on its frozen encoder, compared with the encoder it started from."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def probe(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")],
     baseline: Annotated[
         list[Path] | None,
-        typer.Option(help="Another run to set beside it, such as vanilla fine-tuning; may be repeated."),
+        typer.Option(help="Another run to compare with, such as vanilla fine-tuning; may be repeated."),
     ] = None,
     split: Annotated[
-        Literal["test", "val"], typer.Option(help="Report on test, once; look at val while you still choose.")
+        Literal["test", "val"], typer.Option(help="Clips to report on. Use val while you still make choices, and test once at the end.")
     ] = "test",
     manifest: Annotated[
-        Path | None, typer.Option(help="Other clips to probe with, or the run's own where they have moved.")
+        Path | None, typer.Option(help="Other clips to probe with, or the run's own if they have moved.")
     ] = None,
     background: Background = None,
     others: Others = None,
@@ -30,23 +30,31 @@ def probe(
     trials: Annotated[
         Path | None,
         typer.Option(
-            help="Pairs for the equal error rate, lines `1 CLIP CLIP` or `0 CLIP CLIP` (a name that holds a space in double"
-            " quotes, or the line parted by tabs) [all pairs]."
+            help="File of pairs for the equal error rate, one per line: `1 CLIP CLIP` if they match, else `0 CLIP CLIP` [all"
+            " pairs]. If a name holds a space, put it in double quotes or separate the line by tabs."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="A folder for tables, plots and JSON.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write tables, plots and JSON to.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     json_lines: Json = False,
 ) -> None:
-    """Fit a linear and a kNN probe to the frozen encoder, and judge them on clips of unseen groups.
+    """Score a run's frozen encoder with linear and kNN probes.
 
-    The pre-trained encoder as it was, each --baseline and RUN are probed alike, on the same clips. Training clips fit the
-    probes; validation chooses regularisation, k and the kNN's metric. Where a clip has one label: accuracy, balanced
-    accuracy, macro F1. Where it has several: mAP, macro and micro F1. For pairs of clips (of speakers, for instance): the
-    equal error rate of the cosine. Intervals (95 %) are of groups: clips of one group count as alike. Those of differences
-    are paired, and resample groups.
+    RUN, each --baseline and the pre-trained encoder are probed in the same way on the same clips. Training clips fit the
+    probes; validation chooses the regularisation, k and the kNN's metric; the report is on clips of unseen groups:
 
-    Example: `confit-edge probe runs/pairtune --baseline runs/finetune -o probe`
+    - if clips have one label: accuracy, balanced accuracy and macro F1
+    - if clips have several labels: mAP, macro F1 and micro F1
+    - for pairs of clips, for instance of speakers: the equal error rate of the cosine
+
+    The 95 % intervals are over groups, because clips of one group resemble each other. Intervals of differences are paired
+    and resample groups. The tables are printed; with -o they are also written, with plots and JSON.
+
+    Example:
+
+        confit-edge probe runs/pairtune --baseline runs/finetune -o probe
+
+    Next: `confit-edge export`, or `confit-edge analyze` to see how the embeddings changed.
     """
     from confit_edge.judging.probe import side_by_side
     from confit_edge.pairtune.machine import pick_device
@@ -55,7 +63,7 @@ def probe(
     from confit_runtime.files import make_folder
 
     if out:
-        make_folder(out)  # what is wrong with it is said before anything is measured
+        make_folder(out)  # so that a folder that cannot be written fails before anything is measured
     runs = moved(
         [read_run(path) for path in [*(baseline or []), run]], background=background, others=others, encoder=encoder
     )

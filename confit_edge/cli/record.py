@@ -1,4 +1,4 @@
-"""`confit-edge record`: collect clips of one class from the microphone, one after another, and judge each at once."""
+"""`confit-edge record`: record clips of one class from the microphone and check each at once."""
 
 from __future__ import annotations
 
@@ -23,45 +23,47 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("path", "label", "group")
-MOST_REFUSED = 5  # in succession: then something is wrong that trying again does not mend
+MOST_REFUSED = 5  # in succession: then something is wrong that trying again does not fix
 
 
 def record(
-    label: Annotated[str, typer.Argument(metavar="LABEL", help="What is heard in the clips.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the clips go: DIR/LABEL/GROUP/.")],
-    count: Annotated[int, typer.Option(metavar="N", min=1, help="How many clips to record.")] = 10,
-    seconds: Annotated[float, typer.Option(metavar="S", min=0.2, max=60.0, help="How long each is.")] = 2.0,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="The class of the clips: what is heard in them.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write to: clips go to DIR/LABEL/GROUP/.")],
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of clips to record.")] = 10,
+    seconds: Annotated[float, typer.Option(metavar="S", min=0.2, max=60.0, help="Length of each clip in seconds.")] = 2.0,
     group: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Who speaks, or where: splits keep a group together. Default: date and time."
+            metavar="NAME",
+            help="Who speaks, or where; clips of one group are never in two splits [date and time].",
         ),
     ] = None,
     source: Annotated[
-        str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME (#N: its channel N) or a URL.")
+        str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME (append #N for channel N) or a URL.")
     ] = "mic",
-    countdown: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to get ready before each.")] = 1.5,
-    form: Annotated[Literal["flac", "wav"], typer.Option("--format", help="How clips are written.")] = "flac",
+    countdown: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to get ready before each clip.")] = 1.5,
+    form: Annotated[Literal["flac", "wav"], typer.Option("--format", help="Format of the clip files.")] = "flac",
     trim: Annotated[
         bool,
-        typer.Option(help="Cut the quiet before and after the sound. --no-trim: also keep what is quiet throughout."),
+        typer.Option(help="Cut the quiet before and after the sound. --no-trim also keeps clips that are quiet throughout."),
     ] = True,
     json: Json = False,
 ) -> None:
     """Record clips of one class, to train on or to enroll.
 
-    Each clip is judged when it was recorded: one that is clipped, silent or torn is refused and recorded again. Clips go
-    to DIR/LABEL/GROUP/, and a row for each to DIR/manifest.csv: train on either. Record every class with the same
-    microphone, in at least three groups (people, rooms, days), and one called unknown, which never fires, with what else is
-    heard there.
+    Each clip is checked as soon as it is recorded; a clip that is clipped, silent or has gaps is refused and recorded
+    again. Clips go to DIR/LABEL/GROUP/, and each gets a row in DIR/manifest.csv. You can train on the folder or on the
+    manifest.
+
+    Record every class with the same microphone, in at least three groups (people, rooms, days). Also record a class called
+    unknown, which never fires, with the other sounds of the place.
 
     Examples:
 
         confit-edge record yes -o clips --count 10 --group ada
-
         confit-edge record unknown -o clips --count 20 --seconds 5 --no-trim
 
-        confit-edge train clips -o run
+    Next: `confit-edge data check clips`, then `confit-edge train clips -o run`.
     """
     from confit_edge.cli._stopped import UntilStopped
     from confit_runtime.files import make_folder
@@ -69,18 +71,18 @@ def record(
     from confit_runtime.sources import open_source, without_secrets
 
     if source == "-":
-        raise UsageError("--source -: clips are recorded from a microphone or a stream, not from a pipe")
+        raise UsageError("--source -: record takes a microphone or a stream, not a pipe")
     group = _folder_name("--group", group or time.strftime("%Y%m%d-%H%M%S"))
     label = _folder_name("LABEL", label)
     folder = out / label / group
-    if (out / MANIFEST).exists():  # what is wrong with it, or with the folders, is said before anything is recorded
+    if (out / MANIFEST).exists():  # so that a faulty manifest or folder fails before anything is recorded
         with _alone(out / MANIFEST):
             _without_torn(out / MANIFEST)
     with open_source(source) as opened:
         check_live(opened)
         for place in (out, folder):
             make_folder(place)
-        say(f"{label}: {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C ends it")
+        say(f"{label}: recording {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C stops")
         kept = refused = in_succession = 0
         try:
             with UntilStopped() as stopped:
@@ -98,11 +100,11 @@ def record(
                         emit("refused", label=label, reason=take.fault, peak_db=round(take.check.peak_db, 1))
                     if in_succession == MOST_REFUSED:
                         raise ConfitError(
-                            f"{MOST_REFUSED} clips in succession could not be used ({take.fault}); see `confit-edge doctor"
+                            f"{MOST_REFUSED} clips in a row could not be used ({take.fault}); see `confit-edge doctor"
                             f" --source {without_secrets(source)}`"
                         )
             if kept < count:
-                say()  # below the level, as it was drawn last
+                say()  # a new line below the level that was drawn last
         finally:
             say(f"{label}: {counted(kept, 'clip')} kept, {refused} refused, in {folder}")
             if json:
@@ -135,7 +137,7 @@ def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: 
 
 
 def _folder_name(what: str, text: str) -> str:
-    """A label or group that can also be a folder's name. Raises UsageError on one that cannot."""
+    """A label or group as the name of a folder. Raises UsageError if it cannot be one."""
     from confit_runtime.names import fits_a_file_name, plain
 
     name = plain(text)
@@ -145,7 +147,7 @@ def _folder_name(what: str, text: str) -> str:
 
 
 def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -> Path:
-    """Write a clip under the next free number, and its row of the manifest, or neither; others may record here, too."""
+    """Write a clip under the next free number and its row in the manifest, or neither. Other recorders may use the folder too."""
     import soundfile
 
     from confit_runtime.files import write_whole
@@ -160,7 +162,7 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
         try:
             write_whole(path, sound.getvalue())
             _append(manifest, former, [path.relative_to(out).as_posix(), label, group])
-        except BaseException:  # such as a full disk
+        except BaseException:  # for instance a full disk
             os.truncate(manifest, len(former))
             path.unlink(missing_ok=True)
             raise
@@ -168,13 +170,13 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
 
 
 def _number(file: Path) -> int:
-    """That of a clip, 0 of any other file."""
+    """The number of a clip, 0 for any other file."""
     return int(file.stem) if file.stem.isdecimal() else 0
 
 
 @contextmanager
 def _alone(manifest: Path) -> Iterator[None]:
-    """Wait until nobody else writes it: no two recorders take one number, and no row is lost."""
+    """Lock the manifest, so that no two recorders take the same number and no row is lost."""
     from confit_runtime.files import lock
 
     with manifest.open("ab") as file:
@@ -183,19 +185,19 @@ def _alone(manifest: Path) -> Iterator[None]:
 
 
 def _rows(manifest: Path, data: bytes) -> list[list[str]]:
-    """The rows of a manifest, its columns among them. Raises UsageError."""
+    """The rows of a manifest, including its header. Raises UsageError."""
     try:
-        text = data.decode("utf-8-sig")  # Excel writes a mark before it
+        text = data.decode("utf-8-sig")  # Excel writes a byte order mark
     except UnicodeDecodeError as error:
-        raise UsageError(f"{manifest}: is not UTF-8; save it as UTF-8, or record into another folder") from error
+        raise UsageError(f"{manifest}: is not UTF-8; save it as UTF-8, or record to another folder") from error
     rows = list(csv.reader(io.StringIO(text)))
     if rows and tuple(rows[0]) != COLUMNS:
-        raise UsageError(f"{manifest}: its columns are not {', '.join(COLUMNS)}; record into another folder")
+        raise UsageError(f"{manifest}: its columns are not {', '.join(COLUMNS)}; record to another folder")
     return rows
 
 
 def _append(manifest: Path, former: bytes, row: Sequence[str]) -> None:
-    """Add a row to a manifest in which `former` is, and what its columns are where that is nothing yet."""
+    """Add a row to a manifest that holds `former`; to an empty one also its header."""
     from confit_runtime.files import naming
 
     rows = [row] if _rows(manifest, former) else [COLUMNS, row]
@@ -206,9 +208,10 @@ def _append(manifest: Path, former: bytes, row: Sequence[str]) -> None:
 
 
 def _without_torn(manifest: Path) -> bytes:
-    """What is in a manifest, after its last row was cut off and told of, where that was not written to its end.
+    """The content of a manifest; a last row that was only partly written is removed first, with a warning.
 
-    So it is where who recorded was killed, or the power failed. Raises UsageError where it cannot be read, or has other columns.
+    That happens when the recorder was killed or the power failed. Raises UsageError if the manifest cannot be read or has
+    other columns.
     """
     data = manifest.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
@@ -221,15 +224,15 @@ def _without_torn(manifest: Path) -> bytes:
     clips = [file.relative_to(manifest.parent).as_posix() for file in manifest.parent.glob("*/*/*") if _number(file)]
     without = sorted(clip for clip in clips if clip.startswith(begun) and clip not in names)
     os.truncate(manifest, len(whole))
-    then = f". Without a row: {listed(without)}; add one, or remove the clip" if without else ""
+    then = f". Clips without a row: {listed(without)}; add their rows, or remove the clips" if without else ""
     say(
-        f"beware: {manifest}: its last row was not written to its end, and is removed: {torn.decode(errors='replace')!r}{then}"
+        f"beware: {manifest}: its last row was only partly written and was removed: {torn.decode(errors='replace')!r}{then}"
     )
     return whole
 
 
 def _is_torn(last: bytes, first: bool) -> bool:
-    """Whether a row that no line's end follows is the beginning of one of ours: an editor also leaves a whole one so."""
+    """Whether a last row without a line end is a partly written one of ours; an editor may leave a complete row like that."""
     if first:
         ours = _line(COLUMNS)
     elif len(cells := _cells(last)) < len(COLUMNS):

@@ -1,4 +1,4 @@
-"""`confit-edge study`: put one of the open questions to your own clips, over several seeds, and read what they answer."""
+"""`confit-edge study`: answer one of the method's open questions on your own clips, over several seeds."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
+            metavar="STUDY",
             help="batch, classes, convergence, dimensions, isotropy, mining, shots, temperature or unseen.",
             show_default=False,
         ),
     ],
     manifest: Annotated[
         Path,
-        typer.Option("--data", help="The manifest, or a folder with one sub-folder per class.", show_default=False),
+        typer.Option("--data", help="Your clips: a manifest, or a folder with one sub-folder per class.", show_default=False),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            "-o", "--out", help="The folder of the study; where it holds one, it is gone on with.", show_default=False
+            "-o", "--out", help="The folder to write. If it holds this study already, it is resumed.", show_default=False
         ),
     ],
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="How often each trial is done, each time with the next seed [3].")
+        int | None, typer.Option(min=1, help="How often to repeat each trial, each time with the next seed [3].")
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A YAML recipe, or the name of one that ships, of what the study does not vary: encoder, epochs, ...",
+            help="A YAML recipe, or the name of one that ships, for what the study does not vary: encoder, epochs, ...",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +50,7 @@ def study(
         int | None,
         typer.Option(
             min=1,
-            help="Train on so many groups (voices, kits) only, drawn by each seed: for data on which all do well.",
+            help="Train on only this many groups (voices, kits), a different draw for each seed. Use it if all trials do well.",
             show_default=False,
         ),
     ] = None,
@@ -57,7 +58,7 @@ def study(
         list[Path] | None,
         typer.Option(
             "--from",
-            help="isotropy only: a run or another study's folder to read in place of training (several times for several).",
+            help="isotropy only: a run, or another study's folder, to read instead of training; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -65,42 +66,49 @@ def study(
         Path | None,
         typer.Option(
             metavar="PLACE",
-            help="isotropy only: the --background of runs in --from, where it has moved since training.",
+            help="isotropy only: the --background of runs in --from, if it has moved since training.",
         ),
     ] = None,
     others: Annotated[
         Path | None,
         typer.Option(
-            metavar="PLACE", help="isotropy only: the --others of runs in --from, where they have moved since training."
+            metavar="PLACE", help="isotropy only: the --others of runs in --from, if they have moved since training."
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trials done at once, each in a process with one thread.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials to run at once, each in a process with one thread.")] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would do, and what that would cost.")
+        bool, typer.Option("--dry-run", help="Only print the plan and what it would cost.")
     ] = False,
     json_lines: Json = False,
 ) -> None:
     """Answer one of the method's open questions on your own clips.
 
-    A study is a plan of trainings. It says what they cost before it begins, keeps each as it ends (stopped, the same
-    command goes on), and writes a table, a plot and conclusions with 95 % intervals over seeds and test groups. It tells
-    accuracy on test; where clips may have several labels, mAP.
+    A study is a plan of trainings, called trials:
 
-    - **temperature**: of the contrastive loss, from 0.01 to 1
-    - **mining**: contrastive losses x ways of mining hard pairs
-    - **batch**: size of the batch x length of the window x hardness
-    - **shots**: 1 to 20 clips a class, and classes with unequal numbers of clips
-    - **classes**: the gain over vanilla fine-tuning against the number of classes
-    - **unseen**: classes that were never trained, and sound that comes another way
-    - **convergence**: accuracy by epoch of each objective
-    - **dimensions**: is it the balance of an embedding's dimensions that makes it accurate?
-    - **isotropy**: does the geometry of an embedding tell how accurate it is?
+    - temperature: the temperature of the contrastive loss, from 0.01 to 1
+    - mining: contrastive losses x ways of mining hard pairs
+    - batch: batch size x window length x hardness
+    - shots: 1 to 20 clips per class, and classes with unequal numbers of clips
+    - classes: the gain over vanilla fine-tuning by number of classes
+    - unseen: classes that were never trained, and clips recorded in another way
+    - convergence: accuracy by epoch for each objective
+    - dimensions: does the balance of an embedding's dimensions make it accurate?
+    - isotropy: does the geometry of an embedding predict how accurate it is?
 
-    Example: `confit-edge study temperature --data words.csv -o studies/temperature --jobs 2`
+    The study prints its cost before it starts and saves every trial as it ends; if you stop it, the same command resumes
+    it. It writes a table, a plot and conclusions, with 95 % intervals over seeds and test groups. The measure is accuracy
+    on test or, if clips may have several labels, mAP.
+
+    Examples:
+
+        confit-edge study temperature --data words.csv -o studies/temperature --dry-run
+        confit-edge study temperature --data words.csv -o studies/temperature --jobs 2
+
+    Next: `confit-edge train` with the setting that did best.
     """
     from confit_edge.launched import refuse_several
 
-    refuse_several("study", "; --jobs does several of its trials at once")
+    refuse_several("study", "; --jobs runs several of its trials at once")
     from confit_edge.data.tables import check_utf8
     from confit_edge.files import alone
     from confit_edge.recipe import Recipe
@@ -112,15 +120,15 @@ def study(
     if earlier:
         for option, given in (("--seeds", seeds), ("--train-groups", train_groups)):
             if given is not None:
-                raise UsageError(f"{option} is of trainings, and --from reads what was trained before: leave it out")
+                raise UsageError(f"{option} is for new trainings, but --from reads finished ones: leave it out")
     places = {"background": background, "others": others}
     for key, place in places.items():
         if place is not None and not earlier:
             raise UsageError(
-                f"--{key} is of runs in --from: a study itself takes it from its recipe, key '{key}' of --recipe"
+                f"--{key} is only for runs in --from; for new trainings set the key '{key}' in --recipe"
             )
     for argument in sys.argv[1:]:
-        check_utf8(Path(argument))  # results tell the command
+        check_utf8(Path(argument))  # the results include the command
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
     with nullcontext() if dry_run else alone(out, "study"), StudyBar(json_lines) as progress:
@@ -150,7 +158,7 @@ class StudyBar(Bar):
         self.planned: Planned | None = None
 
     def cost(self, planned: Planned, jobs: int) -> None:
-        """Say what is to be done; from here on the bar is of the trials, each as long as it should take."""
+        """Print the plan and its cost; from then on the bar shows the trials, each weighted by its expected time."""
         self.planned = planned
         done = len(planned.done)
         if self.json_lines:
@@ -163,7 +171,7 @@ class StudyBar(Bar):
                 jobs=jobs,
             )
         else:
-            before = f", {done} of them done before" if done else ""
+            before = f", {done} of them done already" if done else ""
             say(
                 f"{planned.study.question}\n{len(planned.trials)} trials{before}: about {duration(planned.cpu_seconds)} of"
                 f" CPU time, {duration(planned.cpu_seconds / jobs)} with --jobs {jobs}"
