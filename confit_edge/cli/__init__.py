@@ -78,7 +78,10 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version, and those of onnxruntime and Python."
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version, and those of onnxruntime and Python.",
         ),
     ] = False,
 ) -> None: ...

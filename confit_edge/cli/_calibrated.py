@@ -111,7 +111,9 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             for one in decisive(counts, contract, recordings)
         )
         by = (
-            f" These set the margin: {heard_at}. If one is the sound itself, leave its recording out." if heard_at else ""
+            f" These set the margin: {heard_at}. If one is the sound itself, leave its recording out."
+            if heard_at
+            else ""
         )
         what = f" far above every score they reached: {_greatest(raised)}" if raised else ""
         told.append(

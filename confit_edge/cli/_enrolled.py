@@ -1,4 +1,4 @@
-"""What the verbs about enrolled names share: their options, and how prints and a refusal are told."""
+"""What the verbs about enrolled names share: options, and the wording of prints and refusals."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ if TYPE_CHECKING:
     from confit_runtime.matcher import Match
     from confit_runtime.prints import Counts
 
-GALLERY = Path("gallery.db")  # unless --gallery names another
-GalleryFile = Annotated[Path, typer.Option("--gallery", metavar="FILE", help="Where enrolled names are kept.")]
+GALLERY = Path("gallery.db")  # the default of --gallery
+GalleryFile = Annotated[
+    Path, typer.Option("--gallery", metavar="FILE", help="The gallery: the file that holds the enrolled names.")
+]
 KindOption = Annotated[
     Literal["speaker", "sound"] | None,
     typer.Option(
         "--kind",
-        help="What a name is: a speaker (of whom only the voice is heard, long pauses cut) or a sound. If not you, the"
-        " gallery says which, and of a new one the model.",
+        help="What a name stands for: a speaker (only the voice counts, and long pauses are cut) or a sound [as the gallery"
+        " says, or the model for a new gallery].",
     ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(metavar="SIMILARITY", help="Needed for a name, -1 to 1, instead of what is calibrated."),
+    typer.Option(
+        metavar="SIMILARITY", help="Similarity that a name needs, from -1 to 1, instead of the calibrated one."
+    ),
 ]
 
 
@@ -34,19 +38,19 @@ def prints_text(count: int, negative: bool = False) -> str:
 
 
 def counts_text(counts: Counts) -> str:
-    """`2 prints and 1 negative print`; what there is none of is left out."""
+    """`2 prints and 1 negative print`; a kind that is absent is left out."""
     told = [prints_text(number, negative) for number, negative in zip(counts, (False, True), strict=True) if number]
     return " and ".join(told) or prints_text(0)
 
 
 def why_not(match: Match, name: str) -> str:
-    """Which rule refused `name`, whose score the match gives."""
+    """The rule that refused `name`, whose score is in the match."""
     score, needed = f"{match.score:.2f}", f"{match.threshold:.2f}"
     return {
         "too low": f"needs {needed}" if score != needed else f"just below the {needed} needed",
         "negative": f"but a negative print of {name} is nearer",
         "stranger": "but strangers in the model's cohort are nearer",
         "other": f"but {match.runner_up} is nearer, {match.runner_up_score or 0.0:.2f}",
-        "too close": "too close to the next to tell",
+        "too close": "too close to the runner-up to decide",
         "nobody": "nobody is enrolled",
     }[match.reason or "nobody"]

@@ -1,4 +1,4 @@
-"""Which gallery is whose, and what taps `listen` needs for them: speakers named, false alarms dropped, triggers kept."""
+"""The galleries of `listen`: which model each belongs to, and the taps that name speakers, veto and save detections."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 class Placed:
     """Galleries by the models they were enrolled with, and the taps that use them."""
 
-    of_model: dict[int, Gallery] = field(default_factory=dict)  # by place among the models
+    of_model: dict[int, Gallery] = field(default_factory=dict)  # by index of the model
     voices: Gallery | None = None  # of the speaker model
     taps: list[Tap] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
-        """All that are enrolled."""
+        """All enrolled names."""
         galleries = [*self.of_model.values(), *([self.voices] if self.voices is not None else [])]
         return list(dict.fromkeys(name for gallery in galleries for name in gallery.names()))
 
@@ -47,19 +47,19 @@ def opened(
     save: Path | None,
     thresholds: dict[str, float],
 ) -> Iterator[Placed]:
-    """The galleries, open for as long as somebody listens; `thresholds` are for names in them, by hand.
+    """The galleries, open while `listen` runs; `thresholds` by name override the calibrated ones.
 
-    Raises UsageError when the options do not fit together, GalleryError on a gallery of none of the models.
+    Raises UsageError if the options do not fit together, GalleryError on a gallery that belongs to none of the models.
     """
     if not (paths or speaker_model or only or save):
-        yield Placed()  # who only listens is spared SQLite and what stands on it: 2 MB
+        yield Placed()  # plain listening is spared SQLite and what uses it: 2 MB
         return
     from confit_runtime.gallery import Gallery
     from confit_runtime.speaker import SpeakerTap, VetoTap
 
     if speaker_model is None and only:
         raise UsageError(
-            "--only names who may speak: give --speaker-model (speakers, or a file) and its --gallery, too"
+            "--only needs to know who speaks: also give --speaker-model (speakers, or a file) and its --gallery"
         )
     with ExitStack() as stack:
         placed = Placed()
@@ -68,7 +68,7 @@ def opened(
                 own = {name: level for name, level in thresholds.items() if name in unread.names()}
                 owners = [at for at, model in enumerate(models) if model.contract.embedding_id == unread.embedding_id]
             if speaker_model is not None and (speaker_model.contract.embedding_id == unread.embedding_id or not owners):
-                # one of none of the models is refused here, or below
+                # a gallery of none of the models is refused here or below
                 _check_alone(path, placed.voices, speaker_model)
                 placed.voices = stack.enter_context(Gallery.open(path, speaker_model, thresholds=own))
                 continue
@@ -89,37 +89,39 @@ def opened(
 
 
 def _check_alone(path: Path, other: Gallery | None, model: Model) -> None:
-    """Raise UsageError where a model has a gallery already."""
+    """Raise UsageError if the model already has a gallery."""
     if other is not None:
         raise UsageError(
-            f"--gallery {path}: {model.name} has {other.path} already, and listens with one: join them, with"
+            f"--gallery {path}: {model.name} already has {other.path}, and a model uses only one gallery; join them with"
             f" `confit-edge gallery import {shlex.quote(str(path))} --gallery {shlex.quote(str(other.path))}`"
         )
 
 
 def _of_speakers(placed: Placed, speaker_model: Model) -> Gallery:
-    """The gallery of the speaker model. Raises UsageError when it was not given, or holds no voices."""
+    """The gallery of the speaker model. Raises UsageError if it was not given or holds sounds."""
     from confit_runtime.shipped import as_asked_for
 
     given = f"--speaker-model {as_asked_for(speaker_model.path)}"
-    how = "`confit-edge enroll` makes one"
+    how = "create one with `confit-edge enroll`"
     if placed.voices is None and placed.of_model:
-        others = ", ".join(f"{one.path} is of {one.binding.model or 'another'}" for one in placed.of_model.values())
-        raise UsageError(f"{given}: needs a --gallery that was enrolled with it ({others}): {how}")
+        others = ", ".join(
+            f"{one.path} belongs to {one.binding.model or 'another model'}" for one in placed.of_model.values()
+        )
+        raise UsageError(f"{given}: needs a --gallery that was enrolled with it ({others}); {how}")
     if placed.voices is None:
-        raise UsageError(f"{given}: needs the --gallery of those who may be named: {how}")
+        raise UsageError(f"{given}: needs the --gallery of the speakers to name; {how}")
     if placed.voices.binding.kind == "sound":
         raise UsageError(
-            f"{given}: {placed.voices.path} holds sounds, and only voices can be named: enroll them with `speakers`, or"
-            " with --kind speaker"
+            f"{given}: {placed.voices.path} holds sounds, but only voices can be named as speakers; enroll them with the model"
+            " `speakers`, or with --kind speaker"
         )
     return placed.voices
 
 
 def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str, list[str]]:
-    """`--only` by the names of models: what `MODEL:NAME` says of one, and a bare NAME of all.
+    """The names of `--only` by model: `MODEL:NAME` counts for one model, a bare NAME for all.
 
-    Raises UsageError where nobody is enrolled as NAME.
+    Raises UsageError if NAME is not enrolled.
     """
     from confit_runtime.names import clean_name, known_names
 
@@ -131,7 +133,7 @@ def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str,
         if name not in enrolled:
             there = known_names(name, list(enrolled)) or "nobody"
             known = ", ".join(model.name for model in models)
-            hint = f"; before a colon stands a model: {known}" if ":" in name else ""
+            hint = f"; before a colon give a model: {known}" if ":" in name else ""
             raise UsageError(f"--only {option}: is not enrolled in {voices.path} (enrolled: {there}{hint})")
         for model in of or [model.name for model in models]:
             wanted[model] += [name] if name not in wanted[model] else []
@@ -139,13 +141,13 @@ def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str,
 
 
 def _tell_only(wanted: dict[str, list[str]], models: list[Model], placed: Placed) -> None:
-    """An alarm says nothing and is of nobody: who wants it told must see that it is not."""
+    """Print what --only lets through: an alarm has no speaker, so a user who wants it must see that it is withheld."""
     told = []
     for at, model in enumerate(models):
         enrolled = placed.of_model[at].names() if at in placed.of_model else ()
         who = f"only from {' or '.join(wanted[model.name])}" if model.name in wanted else "from anybody"
         told.append(f"{listed([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
-    say(f"told: {'; '.join(told)}")
+    say(f"reporting: {'; '.join(told)}")
 
 
 def _save_tap(folder: Path, models: list[Model]) -> SaveTap:
@@ -155,5 +157,5 @@ def _save_tap(folder: Path, models: list[Model]) -> SaveTap:
         return SaveTap(folder, models)
     except OSError as error:
         raise UsageError(
-            f"--save-triggers {folder}: is no folder that can be made and written ({error.strerror}): choose another"
+            f"--save-triggers {folder}: the folder cannot be created or written ({error.strerror}); choose another"
         ) from error

@@ -1,4 +1,4 @@
-"""How `listen` tells what was heard: a line for each detection, what was lost, and a summary at the end."""
+"""What `listen` prints: a line for each detection, lost sound, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Heard:
-    """Prints what listeners hear as they hear it, and a summary when it is left, however it is left.
+    """Prints what listeners hear as they hear it, and a summary when the block ends, however it ends.
 
-    Where the source is a folder, `name` is its, `clips` says so, each line names its clip, and each clip has a line `heard`
-    (or, for a person, that nothing was heard in it) of its own.
+    If the source is a folder, `name` is its name and `clips` is true. Each line then names its clip, and each clip also gets a
+    line `heard` of its own (without --json: a line if nothing was heard in it).
     """
 
     def __init__(self, name: str, streams: Sequence[Stream], *, json: bool, clips: bool = False) -> None:
@@ -37,7 +37,7 @@ class Heard:
         self._seconds, self._dropped = 0.0, 0
         self._heard = self._failed = 0  # clips
         self._began = False
-        self._narrow: set[tuple[str, ...]] = set()  # models of which a person was told what the source lacks
+        self._narrow: set[tuple[str, ...]] = set()  # models for which it was reported what the source lacks
         self._view: LiveView | None = None
 
     def __enter__(self) -> Self:
@@ -48,13 +48,13 @@ class Heard:
     ) -> None:
         if self._view is not None:
             self._view.stop()
-        # of what failed before any sound came its error says all, to a person
+        # if it failed before any sound came, a person needs only the error
         told = self._json or self._seconds or not (error or self._failed)
         if self._began and told and not isinstance(error, BrokenPipeError):
             self._summary()
 
     def taps(self, source: Source) -> list[Tap]:
-        """What must hear `source` for the live view: one where it is live and stderr is a terminal."""
+        """The taps for `source`: the live view if it is live and stderr is a terminal, else none."""
         if not (source.live and on_a_terminal()):
             return []
         from confit_edge.cli._live import LiveView
@@ -63,10 +63,10 @@ class Heard:
         return [self._view]
 
     def tell_all(self, listener: Listener, source: Source) -> None:
-        """All that the listener hears of the source, until it ends. Raises AudioError where that gave no sound at all."""
+        """Print all that the listener hears, until the source ends. Raises AudioError if that gave no sound at all."""
         self._began, before = True, self._counts.copy()
         if not self._clips:
-            self._name = source.name  # of a URL, without its secrets
+            self._name = source.name  # a URL is shown without its secrets
         try:
             for item in listener.follow(source):
                 with self._room():
@@ -79,13 +79,13 @@ class Heard:
             self._dropped += listener.dropped_samples
             self._withheld += listener.withheld
         if not (listener.samples or listener.full):
-            raise AudioError(f"{source.name}: ended without any sound; look at what should have made it")
+            raise AudioError(f"{source.name}: ended without any sound; check what should produce it")
         if self._clips:
             self._heard += 1
             self._tell_clip(source.name, self._counts - before, listener)
 
     def fail(self, clip: str, error: object) -> None:
-        """A clip of a folder cannot be heard; the others are worth it all the same."""
+        """Report a clip of a folder that cannot be heard; the others are still heard."""
         self._began = True
         self._failed += 1
         say_failed(clip, error, self._json)
@@ -95,7 +95,7 @@ class Heard:
 
     def _tell(self, item: Detection | Ended | Gap | Notice, listener: Listener, source: Source) -> None:
         if isinstance(item, Notice):
-            if item.models not in self._narrow:  # of a folder's clips the first is named
+            if item.models not in self._narrow:  # for a folder, the notice names only the first clip
                 say(item.text)
             if item.state == "narrow":
                 self._narrow.add(item.models)
@@ -103,7 +103,7 @@ class Heard:
             self._emit("notice", source, time.time() if known else None, state=item.state, text=item.text)
         elif isinstance(item, Gap):
             seconds = item.samples / source.rate
-            say(f"{seconds:.2f} s of sound were lost: {item.reason}")
+            say(f"lost {seconds:.2f} s of sound: {item.reason}")
             at = listener.time_of(listener.samples - item.samples)
             self._emit("gap", source, at, samples=item.samples, seconds=round(seconds, 3), reason=item.reason)
         elif isinstance(item, Ended):
@@ -122,7 +122,7 @@ class Heard:
         self._line("ended", ended, f"ended at {ended.end_s:.2f} s", source, at)
 
     def _emit(self, kind: str, source: Source, at: float | None, **fields: Any) -> None:
-        """A line for a program: where it was heard, and when, where that is known."""
+        """With --json, print a line with the source and, if known, the time."""
         if not self._json:
             return
         clip = {"clip": source.name} if self._clips else {}
@@ -145,7 +145,7 @@ class Heard:
             tell(f"{clip}: nothing")
 
     def _summary(self) -> None:
-        """How often each model heard what."""
+        """Print how often each model heard each label."""
         if self._json:
             of_all = {"clips": self._heard + self._failed, "failed": self._failed} if self._clips else {}
             self._emit_counts("summary", self._counts, self._withheld, self._seconds, self._dropped, **of_all)
@@ -153,7 +153,7 @@ class Heard:
         for name in [stream.model.name for stream in self._streams]:
             heard = _listed(_of(name, self._counts)) or "nothing"
             withheld = _listed(_of(name, self._withheld))
-            more = f"; kept back: {withheld}" if withheld else ""
+            more = f"; withheld: {withheld}" if withheld else ""
             say(f"{name}: {heard} in {self._seconds:.1f} s{more}")
 
     def _emit_counts(
@@ -184,5 +184,5 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _of(name: str, counts: Counter[tuple[str, str]]) -> Counter[str]:
-    """What the model of that name heard."""
+    """The counts of the model of that name, by label."""
     return Counter({label: count for (model, label), count in counts.items() if model == name})

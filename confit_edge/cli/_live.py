@@ -1,4 +1,4 @@
-"""What a terminal shows while one listens or records: the level, the best scores now, and what was heard last."""
+"""What a terminal shows during listening and recording: the level, the best scores, and the last detections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HOLD_S = 1.5  # how long the mark of the loudest moment stays
 
 
 class LiveView(Tap):
-    """A few lines at the bottom of the terminal behind stderr, drawn ten times a second, until it goes away."""
+    """A few lines at the bottom of the terminal on stderr, redrawn ten times a second until stopped."""
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self._streams = streams
@@ -57,7 +57,7 @@ class LiveView(Tap):
     def skip(self, samples: int) -> None:
         self._samples += samples
         self._dropped += samples
-        self._note = "  nothing comes"
+        self._note = "  no sound"
         self._show()
 
     def judge(self, detection: Detection) -> Detection:
@@ -66,7 +66,7 @@ class LiveView(Tap):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Make room for a line on this terminal."""
+        """Hide the view while a line is printed on this terminal."""
         began = self._live.is_started
         self._live.stop()
         yield
@@ -104,7 +104,7 @@ class LiveView(Tap):
 
 
 def meter(peak: float, held: float = 0.0) -> str:
-    """A level 0..1 as a bar from -60 dB to 0 dB, with a mark where the loudest moment was."""
+    """A level 0..1 as a bar from -60 dB to 0 dB, with a mark at the loudest recent moment."""
     bar = list("#" * round(WIDTH * (1 - decibel(peak, FLOOR_DB) / FLOOR_DB)))
     bar += "-" * (WIDTH - len(bar))
     if held > 0:
@@ -113,14 +113,14 @@ def meter(peak: float, held: float = 0.0) -> str:
 
 
 def say_alone(text: str) -> None:
-    """A line for a person, where `level_line` may stand."""
+    """Print a line for a person, erasing the line of `level_line` first."""
     if on_a_terminal():
         _clear_line()
     say(text)
 
 
 def level_line() -> Callable[[float, Pcm], None]:
-    """What shows the countdown, the time to go and the level on one line of the terminal, ten times a second."""
+    """A callback that shows the countdown, the time left and the level on one line of the terminal, ten times a second."""
     peak, shown = 0.0, 0.0
 
     def show(to_go: float, pcm: Pcm) -> None:
@@ -137,11 +137,11 @@ def level_line() -> Callable[[float, Pcm], None]:
 
 
 def _clear_line() -> None:
-    """Of the terminal. Apart from any text, of which `say` would escape it."""
+    """Erase the current line of the terminal. Printed here because `say` would escape the control codes."""
     print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as H:MM:SS, without the hours where there are none."""
+    """Seconds as H:MM:SS, or M:SS below one hour."""
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -1,4 +1,4 @@
-"""What is odd about clips that are to be enrolled: said before they are, for it spoils answers later."""
+"""Warnings about clips that are about to be enrolled and would spoil answers later."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
     from confit_runtime.model import Model
 
-MANY_SOUNDS = 5  # in one clip: more look like a recording that holds other sounds, too
+MANY_SOUNDS = 5  # in one clip: more suggest a recording that also holds other sounds
 
 
 def tell_odd(
     name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None, kind: Kind, *, negative: bool
 ) -> None:
-    """Say of what was taken for `name`, or as `negative` of it, what would spoil answers."""
+    """Warn about prints of `name`, or negative prints of it, that would spoil answers."""
     if kind == "sound":
         _tell_quiet(model, taken)
         _tell_many(taken)
@@ -38,89 +38,89 @@ def tell_odd(
 
 
 def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None:
-    """Say so where most of the sounds are what the model has a label for: that fires, and the cohort holds such sounds."""
+    """Warn if the model has a label for most of the sounds: the label fires too, and the cohort holds such sounds."""
     sounds = [sound for _, one in taken for sound in one.sounds]
     labels = Counter(label for sound in sounds for label in model.classify(sound, model.contract.sample_rate).labels)
     label, count = (labels.most_common(1) or [("", 0)])[0]
     if own := [one for one in model.contract.target_labels if one.casefold() == name.casefold()]:
         say(
-            f"beware: {own[0]!r} is a label of {model.name} too, so where both fire one sound is told twice; take another name"
+            f"beware: {own[0]!r} is also a label of {model.name}, so a sound may be reported twice; choose another name"
         )
     elif 2 * count > len(sounds) and label in model.contract.target_labels:
         say(
-            f"beware: most of these sound like {label!r}, which {model.name} knows and fires for; as {name!r} they will often"
-            " be answered as a stranger"
+            f"beware: most of these sounds are like {label!r}, a label of {model.name}, which will fire too; asked for {name!r},"
+            " they will often be taken for a stranger"
         )
 
 
 def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
-    """Say which clips are to the model hardly more than a quiet room: what is enrolled of them would fire in one."""
+    """Warn about clips that to the model resemble a quiet room, where the name would then fire."""
     from confit_runtime.enrollment import QUIET_ALIKE
 
     for clip, alike in _alike(taken, model.quiet):
         if alike >= QUIET_ALIKE:
             say(
-                f"beware: {clip}: is to {model.name} hardly more than a quiet room ({alike:.2f} alike), and may be told in any:"
-                " record it louder, or nearer"
+                f"beware: {clip}: to {model.name} it is almost like a quiet room (similarity {alike:.2f}), so the name may fire"
+                " in any; record it louder or nearer"
             )
 
 
 def _alike(taken: list[tuple[str, Taken]], others: Floats) -> Iterator[tuple[str, float]]:
-    """Of each clip the highest cosine of one of its prints with one of `others [n, dim]`."""
+    """For each clip, the highest cosine between one of its prints and one of `others [n, dim]`."""
     for clip, one in taken:
         yield clip, float((one.embeddings @ others.T).max(initial=-1.0))
 
 
 def _prints(name: str, gallery: Gallery | None) -> tuple[list[Floats], list[Floats]]:
-    """The prints of a name, each `[dim]`, and its negative ones; none of a name that is not enrolled."""
+    """The prints of a name, each `[dim]`, and its negative prints; both empty if the name is not enrolled."""
     prints = gallery.prints(name) if gallery is not None and gallery.counts_of(name).prints else []
     own, negative = ([one.embedding for one in prints if one.negative == wanted] for wanted in (False, True))
     return own, negative
 
 
 def _tell_many(taken: list[tuple[str, Taken]]) -> None:
-    """Say which clips hold many sounds: each becomes a print, and what is no such sound is then told as one."""
+    """Warn about clips that hold many sounds: each becomes a print, and a wrong one makes the name fire for it."""
     for clip, one in taken:
         if len(one.sounds) > MANY_SOUNDS:
             say(
-                f"beware: {clip}: holds {len(one.sounds)} sounds, parted by pauses, and each becomes a print: if some are"
-                " something else, cut it"
+                f"beware: {clip}: holds {len(one.sounds)} sounds separated by pauses, and each becomes a print; if some are"
+                " something else, cut them out"
             )
 
 
 def _tell_plain(model: Model, taken: list[tuple[str, Taken]]) -> None:
-    """Say which clips the model can hardly tell from any beep, hum or knock: a name of them is told in all of those."""
+    """Warn about clips that the model can hardly tell from any beep, hum or knock, for which the name would then fire."""
     from confit_runtime.matcher import Levels
 
     threshold = Levels.of(model.contract, None, None).threshold
     for clip, alike in _alike(taken, model.plain):
         if alike >= (1.0 + threshold) / 2:
             say(
-                f"beware: {clip}: is to {model.name} much like any beep, hum or knock ({alike:.2f} alike to one that was made"
-                " up), and may be told of any: enroll it with a model that was trained on such sounds, and on more than a few"
+                f"beware: {clip}: to {model.name} it is much like any beep, hum or knock (similarity {alike:.2f} to a synthetic"
+                " one), so the name may fire for any; enroll it with a model that was trained on many such sounds"
             )
 
 
 def _tell_no_voice(model: Model, taken: list[tuple[str, Taken]]) -> None:
-    """Say which clips are nearer to beeps and knocks than to any voice of the model's: music, or a machine."""
+    """Warn about clips that are nearer to beeps and knocks than to any voice of the cohort: music, or a machine."""
     if not len(model.cohort):
         return
     for clip, one in taken:
         if ((one.embeddings @ model.plain.T).max(axis=1) > (one.embeddings @ model.cohort.T).max(axis=1)).any():
             say(
-                f"beware: {clip}: is to {model.name} in part more like a hum or a knock than like any voice (music? a machine?):"
-                " enroll somebody who speaks alone"
+                f"beware: {clip}: to {model.name} it is partly more like a hum or a knock than like any voice (music? a machine?);"
+                " enroll a voice that speaks alone"
             )
 
 
 def _tell_deaf(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | None) -> None:
-    """Say how many of a name's own prints are nearer to what is negative of it, now or before, than to the name's others."""
+    """Warn about prints of a name that are nearer to its negative prints, new or old, than to its other prints."""
     import numpy as np
 
     from confit_runtime.matcher import print_score
 
     own, before = _prints(name, gallery)
-    if len(own) < 2:  # of one alone nothing tells how near another would be
+    if len(own) < 2:  # a single print does not show how near another would be
         return
     negatives = np.concatenate([*(row[None] for row in before), *(one.embeddings for _, one in taken)])
     lost = sum(
@@ -129,8 +129,8 @@ def _tell_deaf(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | Non
     )
     if lost:
         say(
-            f"beware: of the {len(own)} prints of {name} {lost} are nearer to what is not {name} than to its others: such sounds"
-            " will not be told as it any more"
+            f"beware: {lost} of the {len(own)} prints of {name} are nearer to its negative prints than to its other prints;"
+            f" such sounds will no longer be recognised as {name}"
         )
 
 
@@ -139,8 +139,8 @@ def _tell_taken_for_others(name: str, taken: list[tuple[str, Taken]], gallery: G
     others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
     for other in (enrolled for enrolled in others if enrolled not in (None, name)):
         say(
-            f"beware: {others[other]} of {others.total()} prints are answered as {other!r}, who is enrolled: is it the"
-            " same? Of two names that are equally near the answer is unknown"
+            f"beware: {others[other]} of {others.total()} prints are recognised as {other!r}, which is enrolled: is it the"
+            " same? If two names are equally near, the answer is unknown"
         )
 
 
@@ -152,14 +152,14 @@ def _tell_unlike_the_rest(name: str, taken: list[tuple[str, Taken]], model: Mode
     known, _ = _prints(name, gallery)
     clips = [clip for clip, one in taken for _ in one.embeddings]
     every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
-    if len(every) <= 2:  # of two, neither is the odd one
+    if len(every) <= 2:  # with two prints, neither is the odd one
         return
     needed = Levels.of(model.contract, None, None).threshold
     for at, clip in enumerate(clips, start=len(known)):
         score = print_score(np.delete(every, at, axis=0), every[at])
         if score < needed:
             say(
-                f"beware: {clip}: is unlike the rest of {name} ({score:.2f}, and {needed:.2f} is needed to be known by"
-                " it): noise, or somebody else? One such print lets others pass for the name; `confit-edge gallery show`"
-                " tells how alike they are"
+                f"beware: {clip}: is unlike the rest of {name} (similarity {score:.2f}; recognition needs {needed:.2f}): noise,"
+                f" or somebody else? One such print lets others pass as {name}; `confit-edge gallery show` shows how alike the"
+                " prints are"
             )

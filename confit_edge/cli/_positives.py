@@ -1,4 +1,4 @@
-"""The clips of a model's sounds that `calibrate` is given, and what is heard in them."""
+"""The clips given to `calibrate` as --positives, and what the model hears in them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from confit_runtime.wording import counted, listed
 def read_positives(
     source: Path, contract: Contract, label_column: str | None = None, group_column: str | None = None
 ) -> list[Clip]:
-    """The clips that hold a label that can fire; of several labels where the model tells several; only those of test
-    where it has such.
+    """The clips with a label that can fire; only those of test if there are any.
 
-    The columns are those of `read_manifest`. Raises UsageError, and AudioError on a clip that cannot be opened as sound:
-    before anything takes hours.
+    Clips with several labels are kept only for a model that detects several. The columns are those of `read_manifest`. Raises
+    UsageError, and AudioError on a clip that cannot be opened as sound, before the hours of work.
     """
     wanted = [contract.labels[place] for place in may_fire(contract)]
     column, group_by = label_column or "label", group_column or "group"
@@ -47,10 +46,12 @@ def read_positives(
             group, split = str(row.get(group_by) or row["path"]), str(row.get("split") or "").strip() or None
             found.append(Clip((folder / str(row["path"])).absolute(), labels, group, split))
     if several:
-        say(f"{source}: left out {counted(several, 'clip')} of several labels, for {contract.name} tells one of a clip")
+        say(
+            f"{source}: left out {counted(several, 'clip')} with several labels, because {contract.name} gives a clip one label"
+        )
     if others:
         named = listed([f"{label} ({clips})" for label, clips in sorted(others.items())])
-        say(f"{source}: left out, being none of the labels that can fire: {named}")
+        say(f"{source}: left out clips without a label that can fire: {named}")
     if not found:
         raise UsageError(f"{source}: holds none of the labels that can fire ({listed(wanted)})")
     asked = "".join(
@@ -63,38 +64,36 @@ def read_positives(
         sound_seconds(clip.path)
     if len(found) > 1 and all(clip.alone for clip in found):
         say(
-            f"beware: {source}: does not tell which clips are of one speaker or one recording, so the interval of what is"
-            " missed takes each as independent and is too narrow where one gave several: a column `group` tells, or name it"
-            " with --group-column"
+            f"beware: {source}: has no groups, so the interval of missed clips treats each clip as independent and is too"
+            " narrow if a speaker or recording gave several; add a column `group`, or name one with --group-column"
         )
     return found
 
 
 def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str], asked: str) -> list[Clip]:
-    """The clips of test, or all where none is known to be, which is told: what a model was learnt from it misses less of.
+    """The clips of test, or all clips, with a warning, if none is known to be: a model misses fewer of its training clips.
 
-    `asked` are the options that say how `source` is read, for a command on it.
+    `asked` are the options by which `source` was read, for a command in the warning.
     """
     test = [clip for clip in clips if clip.split == "test"]
     if test and len(test) < len(clips):
         say(
-            f"{source}: left out {counted(len(clips) - len(test), 'clip')} of other splits than test, for what the model was"
-            " learnt from it misses less of (without the column `split` all are heard)"
+            f"{source}: left out {counted(len(clips) - len(test), 'clip')} of other splits than test, because a model misses"
+            " fewer of the clips it was trained on (without the column `split`, all clips count)"
         )
         if untold := sorted({label for clip in clips for label in clip.labels if label in wanted} - _labels(test)):
-            say(f"beware: {source}: has no clip of test of {', '.join(untold)}: what is missed of it is not known")
+            say(f"beware: {source}: has no test clip of {', '.join(untold)}, so its misses are not measured")
     elif not test and any(clip.split for clip in clips):
         say(
-            f"beware: {source}: has splits, and none of these clips is of test: if the model was learnt from them, it misses more"
-            " of others"
+            f"beware: {source}: has splits, but none of these clips is in test; if the model was trained on them, it will miss"
+            " more of other clips"
         )
     elif not test:
         say(
-            f"beware: {source}: does not tell which clips are of test, so all of it counts ({counted(len(clips), 'clip')}): if"
-            " the model was learnt from some, it misses more of others. `confit-edge data split"
-            f" {quote(str(source))} -o OUT.csv{asked}` tells them apart, as `train` did of the same clips: give it the --seed,"
-            " --label-column, --group-column and --split-by that the training was given, or clips it learnt from are among"
-            " those of test"
+            f"beware: {source}: has no splits, so all of it counts ({counted(len(clips), 'clip')}); if the model was trained on"
+            f" some of them, it will miss more of other clips. `confit-edge data split {quote(str(source))} -o OUT.csv{asked}`"
+            " makes the splits that `train` made of the same clips. Give it the training's --seed, --label-column,"
+            " --group-column and --split-by, or its test will hold training clips"
         )
     return test or clips
 
@@ -104,7 +103,7 @@ def _labels(clips: list[Clip]) -> set[str]:
 
 
 def hear(loaded: Model, contract: Contract, clips: Sequence[Clip], json_lines: bool) -> list[Positive]:
-    """What is heard of each label of each clip that can fire."""
+    """What the model hears of each label that can fire in each clip."""
     wanted, heard = {contract.labels[place] for place in may_fire(contract)}, []
     with Bar(json_lines, before="clips") as bar:
         for done, clip in enumerate(clips, start=1):

@@ -1,4 +1,4 @@
-"""How verbs end in good order: on Ctrl-C, on SIGTERM, which stops a service, and where the terminal goes."""
+"""How verbs end in good order: on Ctrl-C, on SIGTERM (which stops a service), and when the terminal closes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ if TYPE_CHECKING:
 
 
 def stop_as_ctrl_c_does() -> None:
-    """From here on these signals end the process as Ctrl-C does, so that what it has begun is removed."""
+    """From now on SIGTERM and SIGHUP end the process as Ctrl-C does, so that unfinished files are removed."""
     _on_others(_interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a terminal that goes may send it twice, and removing would stop
+    signal.signal(number, signal.SIG_IGN)  # a closing terminal may send it twice, which would stop the removal
     raise KeyboardInterrupt
 
 
 def _on_others(stop: Callable[[int, FrameType | None], None]) -> None:
-    """Call `stop` on those that are not Ctrl-C."""
+    """Call `stop` on SIGTERM and SIGHUP."""
     signal.signal(signal.SIGTERM, stop)
-    # Windows has no SIGHUP, and who ignores it, as `nohup` does, goes on
+    # Windows has no SIGHUP; a process that ignores it, as under `nohup`, keeps running
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, stop)
 
 
 class UntilStopped:
-    """A block that such a signal ends: at once where sound is waited for, else when the piece that came last has been heard.
+    """A block that Ctrl-C, SIGTERM or SIGHUP ends: at once while it waits for sound, else after the current piece.
 
-    So what is detected in that is told, and kept where it is to be kept, as is a clip that it completes. A second signal
-    ends it at once.
+    So a detection in that piece is still reported and saved, and a clip that it completes is kept. A second signal ends the
+    block at once.
     """
 
     def __init__(self) -> None:
         self._hearing = self._wanted = False
 
     def __enter__(self) -> Self:
-        signal.signal(signal.SIGINT, self._stop)  # a job in a script's background is started with it ignored
+        signal.signal(signal.SIGINT, self._stop)  # a background job of a script starts with SIGINT ignored
         _on_others(self._stop)
         return self
 
@@ -56,11 +56,11 @@ class UntilStopped:
         self._wanted = True
 
     def between_pieces(self, source: Source) -> Source:
-        """The source, which is left between two of its pieces."""
+        """The source, ended by a signal only between two pieces."""
         return _BetweenPieces(source, self)
 
     def pieces(self, source: Source) -> Iterator[Chunk | Gap | Notice | Pause]:
-        """What the source gives; raises KeyboardInterrupt in place of the next piece when a signal came meanwhile."""
+        """The pieces of the source. Raises KeyboardInterrupt instead of the next piece if a signal came meanwhile."""
         pieces = iter(source)
         while True:
             self._hearing = False
@@ -74,7 +74,7 @@ class UntilStopped:
 
 
 class _BetweenPieces:
-    """A source that is open, and is left as `UntilStopped` says."""
+    """An open source that ends as `UntilStopped` describes."""
 
     def __init__(self, source: Source, until: UntilStopped) -> None:
         self._source, self._until = source, until
@@ -86,7 +86,7 @@ class _BetweenPieces:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Whoever opened the source closes it."""
+        """Do nothing: whoever opened the source closes it."""
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
         return self._until.pieces(self._source)

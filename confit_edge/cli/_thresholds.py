@@ -1,4 +1,4 @@
-"""`--threshold`, `--hold` and `--confidence`, of the verbs that listen and judge."""
+"""The options `--threshold`, `--hold` and `--confidence` of the verbs that listen and evaluate."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
 
 FIRE_AT = (
-    "Fire at this score: VALUE for all labels but those that are set never to fire, LABEL=VALUE for one, in whatever order they"
-    " are given"
+    "Score to fire at: VALUE for all labels except those set never to fire, LABEL=VALUE for one label, which overrides VALUE in"
+    " any order."
 )
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise UsageError where a --confidence is none that a bound can have."""
+    """Raise UsageError if no bound can have this confidence."""
     if not 0.5 <= confidence < 1:
-        raise UsageError(f"--confidence must be from 0.5 to below 1, is {confidence:g}")
+        raise UsageError(f"--confidence must be from 0.5 to below 1; it is {confidence:g}")
 
 
 def levels(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:
-    """`--threshold` as it was given: what a bare VALUE says for all labels that can fire, and what `LABEL=VALUE` says for one."""
+    """The values of `--threshold`: the bare VALUE for all labels that can fire, and those of `LABEL=VALUE` by label."""
     return _numbers(
-        "--threshold", options, "VALUE, a number (of a label above 0 and at most 1, of a name from -1 to 1)"
+        "--threshold", options, "VALUE, a number (for a label above 0 and at most 1, for a name from -1 to 1)"
     )
 
 
 def held(options: Sequence[str]) -> Hold:
-    """`--hold` as it was given. Raises UsageError."""
+    """The values of `--hold`. Raises UsageError."""
     from confit_runtime.detect import Hold
 
     general, own = _numbers("--hold", options, "SECONDS, a number")
@@ -59,7 +59,7 @@ def _numbers(name: str, options: Sequence[str], expected: str) -> tuple[float | 
 
 
 def with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
-    """The model, firing at what was given; what was set never to fire, only where it is named."""
+    """The model with the given thresholds; a label set never to fire fires only if it is named."""
     found = {} if general is None else dict.fromkeys(model.contract.can_fire, general)
     named = {label: own[plain(label)] for label in model.contract.target_labels if plain(label) in own}
     return model.with_thresholds(found | named)
@@ -68,16 +68,16 @@ def with_thresholds(model: Model, general: float | None, own: dict[str, float]) 
 def check_fire(
     own: Mapping[str, float], models: Sequence[Model], names: Sequence[str] = (), option: str = "--threshold"
 ) -> None:
-    """Raise UsageError on an option for what never fires: no label, or the one for everything else, and no name."""
+    """Raise UsageError if `option` names neither a label that can fire nor an enrolled name."""
     labels = list(dict.fromkeys(label for model in models for label in model.contract.target_labels))
     silent = {plain(label) for model in models for label in model.labels} - set(map(plain, labels))
     known = set(map(plain, [*labels, *names]))
     for label, level in own.items():
         if label not in known:
             enrolled = f"; enrolled: {known_names(label, names)}" if names else ""
-            fires = f"(what fires: {known_names(label, labels) or 'no label'}{enrolled})"
+            fires = f"(labels that fire: {known_names(label, labels) or 'none'}{enrolled})"
             near = nearest(label, [*labels, *names])
             hint = f"; did you mean {near!r}?" if near else ""
-            unknown = "is no label, and no name that is enrolled" if names else "is no label"
+            unknown = "is neither a label nor an enrolled name" if names else "is not a label"
             what = "never fires" if label in silent else unknown
             raise UsageError(f"{option} {label}={level:g}: {label!r} {what} {fires}{hint}")

@@ -49,10 +49,13 @@ TensorBoard = Annotated[
 ]
 Epochs = Annotated[int | None, option("Passes over the training clips [12].", SCHEDULE)]
 Rates = Annotated[
-    str | None, option("Learning rate of the encoder [its own]. Of several, separated by commas, validation chooses.", SCHEDULE)
+    str | None,
+    option("Learning rate of the encoder [its own]. Of several, separated by commas, validation chooses.", SCHEDULE),
 ]
 Device = Annotated[str | None, option("auto (default), cpu, cuda, cuda:1, ...", MACHINE)]
-Precision = Annotated[str | None, option("fp32 (default), bf16, or auto: bf16 if the device computes in it, else fp32.", MACHINE)]
+Precision = Annotated[
+    str | None, option("fp32 (default), bf16, or auto: bf16 if the device computes in it, else fp32.", MACHINE)
+]
 
 
 def learning_rates(text: str) -> list[float]:
@@ -155,11 +158,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"{name:<30} {'mAP ' if 'map' in judged else ''}{100 * merit.value:5.1f} %"
             f"  {bounds(100 * merit.low, 100 * merit.high)}"
             f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
-            + (
-                f"; without unknown: {judged['own']['right']} of {judged['own']['n']} right"
-                if "own" in judged
-                else ""
-            )
+            + (f"; without unknown: {judged['own']['right']} of {judged['own']['n']} right" if "own" in judged else "")
             + (f"; {100 * judged['map_weighed']:.1f} % weighted by typicality" if "map_weighed" in judged else "")
             + (f" (validation {100 * _reached(result['val']):.1f} %)" if result["test"] and result["val"] else "")
         )

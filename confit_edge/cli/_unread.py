@@ -1,4 +1,4 @@
-"""What `listen` does when whoever read its stdout has left: a recording ends without a word, live sound with an error."""
+"""What `listen` does when the reader of its stdout has gone: a recording ends silently, live sound with an error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from confit_runtime.errors import ConfitError
 if TYPE_CHECKING:
     from confit_runtime.sources import Source
 
-LOOK_MS = 200  # between looks whether listening is over
+LOOK_MS = 200  # interval at which the watcher checks whether listening is over
 
 
 @contextmanager
 def quiet_when_unread() -> Iterator[None]:
-    """End without a word when whoever read our stdout has left, as `| head -1` does."""
+    """End silently when the reader of stdout has gone, as with `| head -1`."""
     try:
         yield
     except BrokenPipeError:
@@ -29,10 +29,10 @@ def quiet_when_unread() -> Iterator[None]:
 
 @contextmanager
 def while_read(source: Source) -> Iterator[None]:
-    """Of live sound, raise ConfitError soon after whoever read our stdout has left, rather than at the next detection.
+    """For live sound, raise ConfitError soon after the reader of stdout has gone, not only at the next detection.
 
-    That one would be lost, and a service that ends as if all were well is not started again. Where stdout cannot be
-    polled (Windows) it is the next line that fails.
+    That detection would be lost, and a service that seems to end well is not restarted. If stdout cannot be polled (Windows),
+    the next line fails instead.
     """
     if not source.live or sys.stdout is None:
         yield
@@ -44,7 +44,7 @@ def while_read(source: Source) -> Iterator[None]:
         yield
     except BrokenPipeError:
         left.set()
-    except ConfitError:  # stopped before any sound came, the source is said to have none
+    except ConfitError:  # a source stopped before any sound came is reported as having none
         if not left.is_set():
             raise
     finally:
@@ -52,15 +52,15 @@ def while_read(source: Source) -> Iterator[None]:
         watcher.join()
     if left.is_set():
         _write_no_more()
-        raise ConfitError("whoever read stdout has left, and would not hear of what is detected: listening ended")
+        raise ConfitError("the reader of stdout has gone, so detections would be lost: listening ended")
 
 
 def _watch(descriptor: int, source: Source, over: Event, left: Event) -> None:
-    """Stop the source when a descriptor has no reader any more."""
+    """Stop the source when the descriptor no longer has a reader."""
     if not hasattr(select, "poll"):
         return
     poll = select.poll()
-    poll.register(descriptor, 0)  # errors are told unasked
+    poll.register(descriptor, 0)  # errors are reported without being asked for
     while not over.is_set():
         if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(LOOK_MS)):
             left.set()
@@ -69,5 +69,5 @@ def _watch(descriptor: int, source: Source, over: Event, left: Event) -> None:
 
 
 def _write_no_more() -> None:
-    """Python flushes stdout once more when it exits."""
+    """Send further output to the null device: Python flushes stdout once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

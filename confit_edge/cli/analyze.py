@@ -22,7 +22,8 @@ def analyze(
     others: Others = None,
     encoder: Beginning = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder to write tables, JSON, maps, spectra and contributions to.")
+        Path | None,
+        typer.Option("-o", "--out", help="Folder to write tables, JSON, maps, spectra and contributions to."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     json_lines: Json = False,

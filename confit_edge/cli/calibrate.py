@@ -49,7 +49,10 @@ def calibrate(
     ] = 0.5,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="LABEL", help="Let only this label fire; may be repeated. Fewer labels then share the allowed false accepts."),
+        typer.Option(
+            metavar="LABEL",
+            help="Let only this label fire; may be repeated. Fewer labels then share the allowed false accepts.",
+        ),
     ] = None,
     lower: Annotated[
         bool,
@@ -113,7 +116,9 @@ def calibrate(
 
     _check(target_fa_per_hour, confidence, bake, plot)
     if positives is None and (label_column or group_column):
-        raise UsageError("--label-column and --group-column are columns of --positives: give --positives too, or leave them out")
+        raise UsageError(
+            "--label-column and --group-column are columns of --positives: give --positives too, or leave them out"
+        )
     loaded = load(model, calibrated=False)
     check_labels(model, loaded.contract.can_fire, "no thresholds to set")
     if bake is None and not Path(model).is_file():

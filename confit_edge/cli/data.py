@@ -93,9 +93,17 @@ def check(
 def split(
     source: Source,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="OUT.csv", help="The manifest to write, with the columns path, label, group and split.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT.csv",
+            help="The manifest to write, with the columns path, label, group and split.",
+        ),
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the splits; another seed deals the groups out differently.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the splits; another seed deals the groups out differently.")
+    ] = 0,
     fractions: Annotated[
         str,
         typer.Option(
@@ -167,7 +175,9 @@ def split(
         return
     print(f"{out}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
     if problems:
-        say(f"left out clips that cannot be used: {left_out} (`confit-edge data check {quote(str(source))}` lists them)")
+        say(
+            f"left out clips that cannot be used: {left_out} (`confit-edge data check {quote(str(source))}` lists them)"
+        )
     if kept:
         say("kept the splits that the manifest has; --anew makes new ones")
     elif any(abs(size / len(manifest) - share) > UNEVEN for size, share in zip(sizes.values(), shares, strict=True)):
@@ -268,12 +278,17 @@ def fetch(
     fold: Annotated[
         int | None, typer.Option(help="The fold to use as test, counted from 1 [1]; the next fold is val.")
     ] = None,
-    top: Annotated[int | None, typer.Option(min=2, help="Keep only this many classes, those with the most clips.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=2, help="Keep only this many classes, those with the most clips.")
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept a corpus with missing clips.")] = False,
     subset: Annotated[str | None, typer.Option(help="For hf: the configuration, if the data set has several.")] = None,
     label_column: Annotated[str | None, typer.Option(help="For hf: the column that holds the label.")] = None,
     group_column: Annotated[
-        str | None, typer.Option(help="For hf: the column that holds the group, which must stay in one split: speaker or recording.")
+        str | None,
+        typer.Option(
+            help="For hf: the column that holds the group, which must stay in one split: speaker or recording."
+        ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the known corpora, and where to get each.")] = False,
     json: Json = False,
@@ -367,7 +382,9 @@ def parse_fractions(text: str) -> Fractions:
         ) from error
     whole = min(WHOLES, key=lambda whole: abs(total / whole - 1))
     if abs(total - whole) > ROUNDED * whole:
-        raise UsageError(f"--fractions {text}: sums to {total:g}; the shares of train, val and test must sum to 100, 10 or 1")
+        raise UsageError(
+            f"--fractions {text}: sums to {total:g}; the shares of train, val and test must sum to 100, 10 or 1"
+        )
     shares = train / total, val / total, test / total
     if not isclose(total, whole):
         say(

@@ -11,9 +11,7 @@ from confit_edge.cli._console import Json, emit, say
 
 
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="The folder to write.")
-    ] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     json_lines: Json = False,
 ) -> None:

@@ -45,11 +45,11 @@ def distill(
     ] = None,
     unlabelled: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Sound like what the device will hear (folder or file), without labels; may be repeated."
-        ),
+        typer.Option(help="Sound like what the device will hear (folder or file), without labels; may be repeated."),
     ] = None,
-    manifest: Annotated[Path | None, typer.Option(help="The teacher's own clips, if they have moved since training.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="The teacher's own clips, if they have moved since training.")
+    ] = None,
     background: Background = None,
     others: Others = None,
     recipe: RecipeFile = None,
@@ -68,10 +68,12 @@ def distill(
         float | None, option("Weight of the distance to the teacher's similarities within a batch [1].", _LESSON)
     ] = None,
     similarity_temperature: Annotated[
-        float | None, option("Temperature of those similarities: the lower, the more the nearest neighbours count [0.1].", _LESSON)
+        float | None,
+        option("Temperature of those similarities: the lower, the more the nearest neighbours count [0.1].", _LESSON),
     ] = None,
     supervised_weight: Annotated[
-        float | None, option("Weight of the contrastive loss on labelled clips; 0: learn from the teacher alone [1].", _LESSON)
+        float | None,
+        option("Weight of the contrastive loss on labelled clips; 0: learn from the teacher alone [1].", _LESSON),
     ] = None,
     device: Device = None,
     precision: Precision = None,

@@ -1,4 +1,4 @@
-"""`confit-edge enroll`: teach a model a new name on the device, from a few clips or the microphone."""
+"""`confit-edge enroll`: add a name to a gallery on the device, from a few clips or the microphone."""
 
 from __future__ import annotations
 
@@ -24,60 +24,79 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
 
 COUNTDOWN_S = 1.5
+_MIC = "Microphone"  # a panel of --help
 
 
 def enroll(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what the clips are.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of who or what is heard in the clips.")],
     clips: Annotated[
         list[str] | None, typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")
     ] = None,
     gallery: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where enrolled names are kept; made when it is not there.")
+        Path,
+        typer.Option(metavar="FILE", help="The gallery: the file that holds the enrolled names; created if missing."),
     ] = GALLERY,
-    mic: Annotated[bool, typer.Option("--mic", help="Record the clips now, from the microphone.")] = False,
+    mic: Annotated[
+        bool, typer.Option("--mic", help="Record the clips now, from the microphone.", rich_help_panel=_MIC)
+    ] = False,
     source: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Where --mic records: mic (default), mic:INDEX, mic:NAME (#N: its channel N) or a URL.",
+            help="Where --mic records: mic (default), mic:INDEX, mic:NAME (append #N for channel N) or a URL.",
+            rich_help_panel=_MIC,
         ),
     ] = None,
     takes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Clips to record with --mic (default 3).")
+        int | None, typer.Option(metavar="N", min=1, help="Clips to record with --mic [3].", rich_help_panel=_MIC)
     ] = None,
     take_seconds: Annotated[
         float | None,
-        typer.Option("--seconds", metavar="S", min=0.5, help="Length of each clip recorded with --mic (default 4)."),
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            min=0.5,
+            help="Length of each clip that --mic records, in seconds [4].",
+            rich_help_panel=_MIC,
+        ),
     ] = None,
     kind: KindOption = None,
     negative: Annotated[
         bool,
         typer.Option(
-            "--negative", help="The clips were taken for NAME (enrolled, or a label of the model) and are not it."
+            "--negative",
+            help="Enroll counter-examples: clips taken for NAME (an enrolled name or a label) that are not it.",
         ),
     ] = False,
     keep_audio: Annotated[
-        bool, typer.Option("--keep-audio", help="Keep the sound too, so that another model can enroll it again.")
+        bool,
+        typer.Option(
+            "--keep-audio", help="Also store the sound, so that `gallery re-enroll` can enroll it with another model."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Enroll a name from a few clips: each becomes a print in the gallery, no training needed.
+    """Enroll a voice or sound from a few clips, without training.
 
-    All clips are enrolled or none is: each that is silent, too short or unreadable is named, and nothing is written then.
-    Of a sound one clip is enough, if the model was trained on sounds of its kind: one of words takes all beeps for one. A
-    voice needs 4 s of speech in all, better 10 s, and 0.5 s in each clip, recorded as it will be heard later; run it again
-    to add more. What the name has already is left out. Ask people before you enroll their voice.
+    Each clip becomes one or more prints, which are embeddings stored in the gallery file.
+
+    - A voice needs 4 s of speech in all, better 10 s, and 0.5 s in each clip, recorded as it will be heard later.
+    - A sound needs one clip, if the model was trained on sounds of its kind. A model of words, for instance, takes all beeps
+      for the same sound.
+
+    Either all clips are enrolled or none: if a clip is silent, too short or unreadable, it is named and nothing is written.
+    Run the command again to add clips; prints that the name already has are left out. Ask people before you enroll their
+    voice.
 
     Examples:
 
         confit-edge enroll speakers ada ada-1.wav ada-2.wav ada-3.wav
-
         confit-edge enroll speakers ada --mic
-
         confit-edge enroll mymodel.onnx doorbell recordings/doorbell/ --gallery house.db
-
         confit-edge enroll mymodel.onnx doorbell triggers/tv-*.flac --negative
+
+    Next: `confit-edge identify` on other clips, or `confit-edge listen MODEL --gallery gallery.db`.
     """
     import numpy as np
 
@@ -108,10 +127,10 @@ def enroll(
         taken = _taken(loaded, sounds, settled, json)
         tell_odd(name, taken, loaded, there, settled, negative=negative)
         embeddings = np.concatenate([one.embeddings for _, one in taken])
-        # a clip's seconds are shared out: of voices its prints are of equal length
+        # the seconds of a clip are divided equally: the prints of a voice have equal lengths
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
         blobs = to_blobs(embeddings)
-        # before a gallery is made: who has too little is refused with nothing written
+        # checked before a gallery is created, so that a name with too little sound leaves nothing behind
         already = there.already(name, blobs, negative=negative) if there else Already()
         sources, of_each = [clip for clip, _, _ in prints], [of_print for _, _, of_print in prints]
         places, seconds = admitted(name, blobs, sources, of_each, already, None if negative else settled, gallery)
@@ -128,7 +147,7 @@ def enroll(
                 kind=settled,
             )
             there = opened
-        assert there is not None  # prints are left out for being there
+        assert there is not None  # prints are only left out if a gallery has them
         total = there.counts_of(name)[negative]
     if json:
         emit(
@@ -142,33 +161,33 @@ def enroll(
     else:
         tell(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
     if left_out:
-        kept = ", and their audio is not kept" if keep_audio else ""
-        say(f"{prints_text(left_out, negative)} left out: {name} has the same already, or they were given twice{kept}")
+        kept = "; their audio is not kept" if keep_audio else ""
+        say(f"{prints_text(left_out, negative)} left out: already enrolled as {name}, or given twice{kept}")
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
 
 
 def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object]) -> None:
-    """Raise UsageError unless there are clips or a microphone, and the options of a microphone are for one."""
+    """Raise UsageError unless exactly one of clips and --mic is given, and options of --mic only with it."""
     if bool(clips) == mic:
-        raise UsageError("enroll takes clips, or --mic to record them: one of the two")
+        raise UsageError("enroll takes either clips or --mic to record them; give one of the two")
     given = [option for option, value in for_mic.items() if value is not None]
     if given and not mic:
-        raise UsageError(f"{given[0]} is for --mic; clips that are there are taken as they are")
+        raise UsageError(f"{given[0]} applies only to --mic; add --mic, or leave it out for existing clips")
 
 
 def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None:
-    """Raise UsageError unless something may be taken for `name`: it is enrolled, or a label that fires."""
+    """Raise UsageError unless `name` is enrolled or a label that fires."""
     labels = contract.target_labels
     enrolled = list(gallery.names()) if gallery is not None else []
     if name not in [*labels, *enrolled]:
         raise UsageError(
-            f"--negative {name}: nothing is taken for it: it is neither enrolled ({known_names(name, enrolled) or 'nobody'})"
-            f" nor a label of {contract.name} that fires ({known_names(name, labels) or 'it has none'})"
+            f"--negative {name}: is neither enrolled (enrolled: {known_names(name, enrolled) or 'nobody'}) nor a label of"
+            f" {contract.name} that fires ({known_names(name, labels) or 'none'})"
         )
 
 
 def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind, json: bool) -> list[tuple[str, Taken]]:
-    """What each clip gives. Raises AudioError when one cannot be used, having named all that cannot where several."""
+    """What each clip yields. Raises AudioError if a clip cannot be used; several such clips are all named first."""
     from confit_runtime.audio import load_clip
     from confit_runtime.enrollment import take
 
@@ -191,13 +210,13 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind, j
 
 
 def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
-    """Clips from the microphone at the model's rate, each announced; one that is clipped or silent is recorded again."""
+    """Record clips at the model's rate, announcing each; a clip that is clipped or silent is recorded again."""
     from confit_edge.cli._live import level_line, say_alone
     from confit_runtime.audio import narrow, resample
     from confit_runtime.recording import record_clip
     from confit_runtime.sources import open_source, without_secrets
 
-    shown = without_secrets(source)  # it stands in the gallery
+    shown = without_secrets(source)  # it is stored in the gallery
     wanted = "speak a sentence or two, as you will later" if kind == "speaker" else "make the sound"
     recorded: list[tuple[str, Pcm]] = []
     with open_source(source) as opened:

@@ -1,4 +1,4 @@
-"""`confit-edge evaluate`: how a model does on long labelled recordings."""
+"""`confit-edge evaluate`: measure a model on long labelled recordings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from confit_runtime.contract import Contract
     from confit_runtime.labels import Labelled
 
-SHOWN = 5  # places of what was heard falsely, and of what was not heard; --json has them all
+SHOWN = 5  # places printed of false accepts and of missed sounds; --json lists all
 
 
 def evaluate(
@@ -28,36 +28,43 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="LABELLED",
-            help="A CSV (path,start_s,end_s,label), or recordings with Audacity's labels beside them.",
+            help="A CSV (path,start_s,end_s,label), or a folder of recordings with Audacity's labels next to them.",
         ),
     ],
     threshold: Annotated[
-        list[str] | None, typer.Option(metavar="[LABEL=]VALUE", help=f"{FIRE_AT}. May be repeated.")
+        list[str] | None, typer.Option(metavar="[LABEL=]VALUE", help=f"{FIRE_AT} May be repeated.")
     ] = None,
-    confidence: Annotated[float, typer.Option(metavar="SHARE", help="How sure the intervals are.")] = 0.95,
+    confidence: Annotated[float, typer.Option(metavar="SHARE", help="Confidence of the intervals.")] = 0.95,
     json: Json = False,
 ) -> None:
-    """Score a model on long labelled recordings, in the terms that calibrate promises.
+    """Measure false accepts and misses on labelled recordings.
 
-    False accepts an hour, false rejects by label and by signal-to-noise ratio, latency, and what fired for what. The model
-    listens as `listen` does, with the thresholds of its device file where it has one. A detection is true from a quarter of
-    a second before a sound with its label to a second after its end; everything else is a false accept, two within a second
-    being one. Sounds of labels that are set never to fire are counted apart, not as missed.
+    It prints false accepts per hour, false rejects by label and by signal-to-noise ratio, latency, and what fired for what.
+    The model listens as `listen` does, with the thresholds of its device file if it has one.
 
-    The CSV names recordings relative to itself; one without any of the model's sounds is a row with only its path. Sounds that
-    overlap have a row each, or one with their labels joined by a vertical bar (owl|crow), under label or labels. In
-    Audacity, File > Export > Export Labels writes name.txt; keep it beside name.wav, and give the folder. Labels of other
-    sounds tell what a false accept was, and may be all that there are; a sound to be found needs a start and an end. A
-    recording that turns out to be damaged is reported (with --json in a line `failed`) and left out, and the others go on; the
-    exit status is then 1.
+    - A detection is correct from a quarter of a second before a sound with its label until a second after the sound's end.
+    - Every other detection is a false accept; two within a second count as one.
+    - Sounds of labels that are set never to fire are counted separately, not as missed.
+    - A damaged recording is reported (with --json as a line `failed`) and left out, the others are still measured, and the
+      exit status is 1.
+
+    Label the recordings in one of two ways:
+
+    - A CSV with the columns path, start_s, end_s and label (or labels). Paths are relative to the CSV. Overlapping sounds have
+      a row each, or one row with their labels joined by a vertical bar (owl|crow). A recording without any of the model's
+      sounds is a row with only its path.
+    - A folder with Audacity labels: File > Export > Export Labels writes name.txt; keep it next to name.wav.
+
+    A sound to be found needs a start and an end. Labels of other sounds show what caused a false accept; a recording may have
+    only such labels.
 
     Examples:
 
         confit-edge evaluate words.onnx kitchen/labels.csv
-
         confit-edge evaluate words.onnx kitchen/ --json
-
         confit-edge evaluate words.onnx kitchen/ --threshold yes=0.8
+
+    Next: `confit-edge calibrate` if it fires too often, or `confit-edge train` with more clips if it misses too much.
     """
     from confit_runtime import load
     from confit_runtime.evaluation import judge
@@ -110,9 +117,9 @@ def evaluate(
 
 
 def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contract) -> None:
-    """Warn of labels that the model does not have.
+    """Warn about labels that the model does not have.
 
-    Raises UsageError where none is the model's but one is near to it, and on a point where a sound is to be found.
+    Raises UsageError if no label is the model's but one looks misspelt, and if a sound to be found has no length.
     """
     fires = set(contract.can_fire)
     points = [
@@ -124,7 +131,7 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
     if points:
         more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
         raise UsageError(
-            f"{source}: {points[0]}{more} has no length, and what is heard is matched with where a sound begins and ends:"
+            f"{source}: {points[0]}{more} has no length, but detections are matched with the start and end of a sound;"
             " give it an end (in Audacity drag the label's edge over the sound)"
         )
     own = contract.target_labels
@@ -132,19 +139,19 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
     if not (strange := sorted(found - set(contract.labels))):
         return
     near = {label: nearest(label, own) for label in strange}
-    strange.sort(key=lambda label: not near[label])  # of many those that are misspelt are told
+    strange.sort(key=lambda label: not near[label])  # if there are many, list the misspelt ones first
     named = listed([f"{label} ({near[label]}?)" if near[label] else label for label in strange])
     if found & set(own):
         say(f"{source}: labels that {contract.name} does not have: {named}; they count as other sounds")
         return
-    none = f"{source}: holds none of the labels that {contract.name} can tell ({listed(own)}), but {named}"
+    none = f"{source}: holds none of the labels that {contract.name} detects ({listed(own)}), but {named}"
     if any(near.values()):
-        raise UsageError(f"{none}: correct what is misspelt, and give what is another sound another name")
+        raise UsageError(f"{none}; correct misspelt labels, and rename labels of other sounds")
     say(f"{none}; they count as other sounds, and only false accepts are measured")
 
 
 def _thresholds(contract: Contract) -> dict[str, Any]:
-    """Where the thresholds are from, and what a calibration says of itself."""
+    """Where the thresholds come from, and for a calibration its file, date, target and bound."""
     if "device" not in contract.calibration:
         return {"from": "export"}
     report = contract.calibration["device"]
@@ -159,17 +166,17 @@ def _print(report: dict[str, Any]) -> None:
     recordings = counted(report["recordings"], "recording")
     print(
         f"{counted(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
-        f" {report['fa_per_hour']:.2f} an hour {bounds(low, high, '.2f')}"
+        f" {report['fa_per_hour']:.2f} per hour {bounds(low, high, '.2f')}"
     )
     if report["failed"]:
         all_of_them = counted(report["recordings"] + report["failed"], "recording")
-        print(f"not of all: {report['failed']} of {all_of_them} cannot be read as sound and count for nothing here")
+        print(f"incomplete: {report['failed']} of {all_of_them} could not be read and is not counted")
     given = (
-        f", but for --threshold {' '.join(report['thresholds_of']['given'])}"
+        f", except --threshold {' '.join(report['thresholds_of']['given'])}"
         if "given" in report["thresholds_of"]
         else ""
     )
-    print(f"thresholds of {_origin(report['thresholds_of'])}{given}")
+    print(f"thresholds from {_origin(report['thresholds_of'])}{given}")
     if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     bands = [(f"SNR {band}", row) for band, row in report["snr"].items()]
@@ -182,31 +189,31 @@ def _print(report: dict[str, Any]) -> None:
         print(f"{name:<20}{sounds:>8}{'-':>8}  set never to fire")
     if report["recordings"] < FEWEST_GROUPS and report["false_rejects"]["sounds"]:
         print(
-            "\nthese intervals are wide, for sounds of one recording are missed together:"
-            f" {FEWEST_GROUPS} recordings or more narrow them"
+            "\nthese intervals are wide because sounds of one recording tend to be missed together;"
+            f" {FEWEST_GROUPS} or more recordings narrow them"
         )
     if report["latency_s"] or report["latency_from_start_s"]:
         print()
     _print_latency("a sound's end", report["latency_s"])
     _print_latency("the start of a sound longer than the model's window", report["latency_from_start_s"])
     for row in report["fired_for"]:
-        tell(f"{row['times']:>4} x {row['heard']} was heard, there was {row['was']}")
-    for what, rows in (("heard falsely", report["heard_falsely"]), ("not heard", report["not_heard"])):
+        tell(f"{row['times']:>4} x {row['heard']} fired, label there: {row['was']}")
+    for what, rows in (("false accepts", report["heard_falsely"]), ("missed sounds", report["not_heard"])):
         _print_places(what, rows)
 
 
 def _print_latency(place: str, latency: dict[str, float]) -> None:
     if latency:
-        print(f"told {latency['median']:+.2f} s from {place} (median), {latency['p90']:+.2f} s for nine of ten")
+        print(f"reported {latency['median']:+.2f} s from {place} (median), {latency['p90']:+.2f} s (90th percentile)")
 
 
 def _print_places(what: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Where the first of them are, to be listened to."""
+    """Print where the first of them are, so that a person can listen."""
     if not rows:
         return
     print(f"\n{what}" + (f", {SHOWN} of {len(rows)} (--json lists them all)" if len(rows) > SHOWN else ""))
     for row in rows[:SHOWN]:
-        score = f" ({row['score']:.2f}), there was {row['was']}" if "score" in row else ""
+        score = f" ({row['score']:.2f}), label there: {row['was']}" if "score" in row else ""
         tell(f"  {row['file']}  {row['start_s']:.2f} to {row['end_s']:.2f} s  {row['label']}{score}")
 
 
@@ -214,10 +221,10 @@ def _origin(thresholds: dict[str, Any]) -> str:
     if thresholds["from"] == "export":
         return "the export"
     target = (
-        f", for {thresholds['target_fa_per_hour']:g} false accepts an hour"
+        f", for {thresholds['target_fa_per_hour']:g} false accepts per hour"
         if "target_fa_per_hour" in thresholds
         else ""
     )
     if "file" in thresholds:
         return f"{thresholds['file']}, made on {thresholds['made']}{target}"
-    return f"a calibration that was baked into the model{target}"
+    return f"a calibration baked into the model{target}"

@@ -22,7 +22,12 @@ _QUANTISATION, _GATE, _CONTRACT = "Quantisation", "Gate", "Contract"  # panels o
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The model file to write (.onnx).")],
-    quantize: Annotated[bool, typer.Option("--quantize/--no-quantize", help="Quantise by --scheme, or keep fp32.", rich_help_panel=_QUANTISATION)] = True,
+    quantize: Annotated[
+        bool,
+        typer.Option(
+            "--quantize/--no-quantize", help="Quantise by --scheme, or keep fp32.", rich_help_panel=_QUANTISATION
+        ),
+    ] = True,
     scheme: Annotated[
         str | None,
         typer.Option(
@@ -160,7 +165,9 @@ def export(
     timing = time_model(made)
     card = write_card(made, timing)
     if kind_of(made.contract) == "speaker":
-        how = "as --kind asks" if kind else "because of its encoder or label column; --kind sound makes it one for sounds"
+        how = (
+            "as --kind asks" if kind else "because of its encoder or label column; --kind sound makes it one for sounds"
+        )
         say(f"this is a model for voices ({how}): every name enrolled with it is a speaker")
     contract, advice = made.contract, recommendation(made.contract, timing)
     if advice:

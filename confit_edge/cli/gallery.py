@@ -1,4 +1,4 @@
-"""`confit-edge gallery`: look at and change who is enrolled."""
+"""`confit-edge gallery`: list, change, move and index enrolled names."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that is enrolled.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An enrolled name.")]
 
 
 @app.command("list", cls=Verb)
 def list_(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
-    """List the enrolled names, how many prints each has, and from how much sound.
+    """List the enrolled names.
 
-    Example: confit-edge gallery list --gallery house.db
+    Each line shows a name, how many prints it has, and the seconds of sound they come from.
+
+    Example:
+
+        confit-edge gallery list --gallery house.db
     """
     from confit_runtime.gallery import Gallery
 
@@ -50,11 +54,14 @@ def list_(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
 
 @app.command(cls=Verb)
 def show(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None:
-    """Show a name's prints: where each came from, and how alike it is to the others (their mean cosine).
+    """Show the prints of a name and how alike they are.
 
-    A print much less alike than the rest is worth listening to again: it may be noise, or somebody else.
+    Each line shows where a print came from and its mean cosine with the name's other prints. If one print is much less alike
+    than the rest, listen to its sound again: it may be noise, or somebody else.
 
-    Example: confit-edge gallery show ada
+    Example:
+
+        confit-edge gallery show ada
     """
     from confit_runtime.gallery import Gallery
     from confit_runtime.names import clean_name
@@ -64,7 +71,7 @@ def show(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None
         prints = opened.prints(name)
     positive = [one.embedding for one in prints if not one.negative]
     for one in prints:
-        # a negative print is compared with all of the name's, another one with the rest of them
+        # a negative print is compared with all prints of the name, a print with all others
         cosines = [float(other @ one.embedding) for other in positive if other is not one.embedding]
         alike = sum(cosines) / len(cosines) if cosines else None
         if json:
@@ -87,13 +94,15 @@ def show(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None
 @app.command(cls=Verb)
 def rename(
     old: Name,
-    new: Annotated[str, typer.Argument(metavar="NEW", help="A name that is not enrolled yet.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The new name, which must not be enrolled yet.")],
     gallery: GalleryFile = GALLERY,
     json: Json = False,
 ) -> None:
-    """Give a name's prints another name.
+    """Rename an enrolled name.
 
-    Example: confit-edge gallery rename ada "Ada Lovelace"
+    Example:
+
+        confit-edge gallery rename ada "Ada Lovelace"
     """
     from confit_runtime.gallery import Gallery
     from confit_runtime.names import clean_name
@@ -109,9 +118,11 @@ def rename(
 
 @app.command(cls=Verb)
 def remove(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None:
-    """Forget a name; nothing of it stays in the file.
+    """Delete a name; nothing of it stays in the file.
 
-    Example: confit-edge gallery remove ada
+    Example:
+
+        confit-edge gallery remove ada
     """
     from confit_runtime.gallery import Gallery
     from confit_runtime.names import clean_name
@@ -122,21 +133,23 @@ def remove(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> No
     if json:
         emit("removed", name=name, **had._asdict())
     else:
-        tell(f"{name} is forgotten, with {counts_text(had)}")
+        tell(f"removed {name}, with {counts_text(had)}")
 
 
 @app.command(cls=Verb)
 def export(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The gallery file to write; a new one.")],
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Which names; all, when none is given.")
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The new gallery file to write.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="The names to export [all].")] = None,
     gallery: GalleryFile = GALLERY,
     json: Json = False,
 ) -> None:
-    """Write some names, or all, into a gallery file of their own, to carry them to another device.
+    """Copy names to a new gallery file for another device.
 
-    Example: confit-edge gallery export ada --out ada.db
+    Example:
+
+        confit-edge gallery export ada --out ada.db
+
+    Next: `confit-edge gallery import ada.db` on the other device.
     """
     from confit_runtime.gallery import Gallery
     from confit_runtime.transfer import export_names
@@ -148,13 +161,17 @@ def export(
 
 @app.command("import", cls=Verb)
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A gallery file, as `gallery export` writes it.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A gallery file, for instance from `gallery export`.")],
     gallery: GalleryFile = GALLERY,
     json: Json = False,
 ) -> None:
-    """Add the names of another gallery file to this one; prints that it has already are left out.
+    """Add the names of another gallery file to this one.
 
-    Example: confit-edge gallery import ada.db
+    Prints that this gallery already has are left out.
+
+    Example:
+
+        confit-edge gallery import ada.db
     """
     from confit_runtime.gallery import Gallery
     from confit_runtime.transfer import export_names, import_names
@@ -171,26 +188,29 @@ def import_(
         left_out = sum(map(sum, given.counts().values())) - sum(map(sum, added.values()))
     _tell("imported", added, str(gallery), f"added to {gallery}", json, left_out=left_out)
     if left_out:
-        say(f"{prints_text(left_out)} left out: {gallery} has the same already")
+        say(f"{prints_text(left_out)} left out: already in {gallery}")
 
 
 @app.command("re-enroll", cls=Verb)
 def re_enroll(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that the gallery is to be for.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The new model for the gallery.")],
     gallery: GalleryFile = GALLERY,
     kind: Annotated[
         Literal["speaker", "sound"] | None,
         typer.Option(
-            "--kind", help="What the names are, where the gallery does not tell or the model is of the other kind."
+            "--kind", help="What the names stand for, if the gallery does not say or the model is for the other kind."
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make every print anew with another model, from the audio that `enroll --keep-audio` kept.
+    """Recompute every print with another model.
 
-    A gallery of voices stays one: a model for sounds is refused, unless --kind says what it is to be.
+    It uses the audio that `enroll --keep-audio` stored. A gallery of voices stays a gallery of voices: a model for sounds is
+    refused unless you give --kind.
 
-    Example: confit-edge gallery re-enroll newmodel.onnx
+    Example:
+
+        confit-edge gallery re-enroll newmodel.onnx
     """
     from confit_runtime import load
     from confit_runtime.gallery import Gallery
@@ -199,16 +219,19 @@ def re_enroll(
     loaded = load(model)
     with Gallery.open(gallery) as opened:
         made = enroll_again(opened, loaded, kind)
-    _tell("re-enrolled", made, str(gallery), f"made anew with {loaded.name}", json)
+    _tell("re-enrolled", made, str(gallery), f"recomputed with {loaded.name}", json)
 
 
 @app.command(cls=Verb)
 def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
-    """Make an index beside a gallery of more than 100 000 prints: minutes once, milliseconds for each question after.
+    """Build a search index for a gallery of over 100 000 prints.
 
-    A million prints take half an hour of one core, and all cores work at it.
+    The index is written next to the gallery. Building takes minutes once; after that each query takes milliseconds. A million
+    prints take half an hour of one core's time, and the work is spread over all cores.
 
-    Example: confit-edge gallery index --gallery archive.db
+    Example:
+
+        confit-edge gallery index --gallery archive.db
     """
     from confit_runtime.gallery import Gallery
 
@@ -218,7 +241,7 @@ def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     if json:
         emit("indexed", gallery=str(gallery), prints=prints, path=path)
     else:
-        tell(f"{path}: an index of {prints_text(prints)}")
+        tell(f"{path}: index of {prints_text(prints)}")
 
 
 def _show(bar: Bar, what: str, done: int, total: int) -> None:
@@ -236,7 +259,7 @@ def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool,
 
 
 def _emit_summary(names: dict[str, Counts], path: str, **more: int) -> None:
-    """How many prints there are, and of how many names: one of which none came is not counted."""
+    """Emit how many names and prints there are; names without prints do not count."""
     counted = names.values()
     emit(
         "summary",

@@ -1,4 +1,4 @@
-"""`confit-edge identify`: which enrolled name a clip is nearest to, or that it is nobody's."""
+"""`confit-edge identify`: the enrolled name of a clip, or that it is unknown."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ def identify(
     threshold: Threshold = None,
     json: Json = False,
 ) -> None:
-    """Say for each clip which enrolled name it is, with its score and the runner-up; or that it is unknown.
+    """Print which enrolled name each clip belongs to.
 
-    A clip is unknown when its best score is too low, when two names are too close to tell, or when it is nearer to a
-    stranger or to a negative print; which of these it was is said. A clip that cannot be read, or is
-    longer than an hour, is reported (with --json in a line `failed`) and the others go on; the exit status is then 1.
+    Each line shows the name with its score and the runner-up, or that the clip is unknown and why: the best score is too
+    low, two names are too close to decide, or the clip is nearer to a stranger or to a negative print.
+
+    A clip that cannot be read or is longer than an hour is reported (with --json as a line `failed`), the others are still
+    identified, and the exit status is 1.
 
     Examples:
 
         confit-edge identify speakers visitor.wav
-
         confit-edge identify mymodel.onnx recordings/ --gallery house.db --json
+
+    Next: `confit-edge listen MODEL --gallery FILE` reports enrolled names live.
     """
     from confit_runtime import load
     from confit_runtime.audio import load_clip
@@ -49,7 +52,7 @@ def identify(
     with Gallery.open(gallery, loaded, threshold=threshold) as opened:
         settled = kind or opened.kind
         if not opened.names():
-            raise UsageError(f"{gallery}: nobody is enrolled; begin with `confit-edge enroll {model} NAME CLIP...`")
+            raise UsageError(f"{gallery}: nobody is enrolled; start with `confit-edge enroll {model} NAME CLIP...`")
         tell_narrow(paths, loaded)
         for path in paths:
             clip = str(path)
@@ -71,7 +74,7 @@ def identify(
 
 
 def _told(match: Match) -> str:
-    """An answer with its score, and what else there was."""
+    """The answer with its score, the reason if it is unknown, and the runner-up."""
     then = f"then {match.runner_up} {match.runner_up_score:.2f}" if match.runner_up else ""
     if match.name is not None:
         return f"{match.name}  {match.score:.2f}" + (f"  ({then})" if then else "")

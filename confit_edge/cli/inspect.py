@@ -14,7 +14,8 @@ from confit_runtime.errors import ConfitError
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
     measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Also measure speed and memory on this machine (takes seconds).")
+        bool,
+        typer.Option("--measure/--no-measure", help="Also measure speed and memory on this machine (takes seconds)."),
     ] = True,
     json_lines: Json = False,
 ) -> None:

@@ -165,7 +165,9 @@ def listen(
             try:
                 with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened, while_read(opened):
                     if opened.live and sys.stdout is None and save_triggers is None:
-                        raise UsageError("stdout is closed, so detections would be lost: give it a reader, or --save-triggers")
+                        raise UsageError(
+                            "stdout is closed, so detections would be lost: give it a reader, or --save-triggers"
+                        )
                     with_view = [*placed.taps, *heard.taps(opened)]
                     listener = Listener(streams, opened.name, opened.rate, taps=with_view, seconds=seconds)
                     heard.tell_all(listener, stopped.between_pieces(opened))

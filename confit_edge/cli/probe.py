@@ -19,7 +19,8 @@ def probe(
         typer.Option(help="Another run to compare with, such as vanilla fine-tuning; may be repeated."),
     ] = None,
     split: Annotated[
-        Literal["test", "val"], typer.Option(help="Clips to report on. Use val while you still make choices, and test once at the end.")
+        Literal["test", "val"],
+        typer.Option(help="Clips to report on. Use val while you still make choices, and test once at the end."),
     ] = "test",
     manifest: Annotated[
         Path | None, typer.Option(help="Other clips to probe with, or the run's own if they have moved.")

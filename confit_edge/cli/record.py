@@ -28,9 +28,13 @@ MOST_REFUSED = 5  # in succession: then something is wrong that trying again doe
 
 def record(
     label: Annotated[str, typer.Argument(metavar="LABEL", help="The class of the clips: what is heard in them.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write to: clips go to DIR/LABEL/GROUP/.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write to: clips go to DIR/LABEL/GROUP/.")
+    ],
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of clips to record.")] = 10,
-    seconds: Annotated[float, typer.Option(metavar="S", min=0.2, max=60.0, help="Length of each clip in seconds.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="S", min=0.2, max=60.0, help="Length of each clip in seconds.")
+    ] = 2.0,
     group: Annotated[
         str | None,
         typer.Option(
@@ -41,11 +45,15 @@ def record(
     source: Annotated[
         str, typer.Option(metavar="SOURCE", help="mic, mic:INDEX, mic:NAME (append #N for channel N) or a URL.")
     ] = "mic",
-    countdown: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to get ready before each clip.")] = 1.5,
+    countdown: Annotated[
+        float, typer.Option(metavar="S", min=0.0, help="Seconds to get ready before each clip.")
+    ] = 1.5,
     form: Annotated[Literal["flac", "wav"], typer.Option("--format", help="Format of the clip files.")] = "flac",
     trim: Annotated[
         bool,
-        typer.Option(help="Cut the quiet before and after the sound. --no-trim also keeps clips that are quiet throughout."),
+        typer.Option(
+            help="Cut the quiet before and after the sound. --no-trim also keeps clips that are quiet throughout."
+        ),
     ] = True,
     json: Json = False,
 ) -> None:

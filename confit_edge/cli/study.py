@@ -28,12 +28,17 @@ def study(
     ],
     manifest: Annotated[
         Path,
-        typer.Option("--data", help="Your clips: a manifest, or a folder with one sub-folder per class.", show_default=False),
+        typer.Option(
+            "--data", help="Your clips: a manifest, or a folder with one sub-folder per class.", show_default=False
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            "-o", "--out", help="The folder to write. If it holds this study already, it is resumed.", show_default=False
+            "-o",
+            "--out",
+            help="The folder to write. If it holds this study already, it is resumed.",
+            show_default=False,
         ),
     ],
     seeds: Annotated[
@@ -76,9 +81,7 @@ def study(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials to run at once, each in a process with one thread.")] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the plan and what it would cost.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan and what it would cost.")] = False,
     json_lines: Json = False,
 ) -> None:
     """Answer one of the method's open questions on your own clips.
@@ -124,9 +127,7 @@ def study(
     places = {"background": background, "others": others}
     for key, place in places.items():
         if place is not None and not earlier:
-            raise UsageError(
-                f"--{key} is only for runs in --from; for new trainings set the key '{key}' in --recipe"
-            )
+            raise UsageError(f"--{key} is only for runs in --from; for new trainings set the key '{key}' in --recipe")
     for argument in sys.argv[1:]:
         check_utf8(Path(argument))  # the results include the command
     question = find(name)

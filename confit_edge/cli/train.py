@@ -89,7 +89,10 @@ def train(
     ] = None,
     layers: Annotated[
         int | None,
-        option("Use only the first layers of a transformers checkpoint, this many; fewer suit small devices [all].", ENCODER),
+        option(
+            "Use only the first layers of a transformers checkpoint, this many; fewer suit small devices [all].",
+            ENCODER,
+        ),
     ] = None,
     pooling: Annotated[
         str | None,
@@ -130,12 +133,8 @@ def train(
             OBJECTIVE,
         ),
     ] = None,
-    temperature: Annotated[
-        float | None, option("Temperature of supcon, nt-xent and n-pairs [0.1].", OBJECTIVE)
-    ] = None,
-    loss_margin: Annotated[
-        float | None, option("Cosine margin of triplet and proxy-anchor [0.1].", OBJECTIVE)
-    ] = None,
+    temperature: Annotated[float | None, option("Temperature of supcon, nt-xent and n-pairs [0.1].", OBJECTIVE)] = None,
+    loss_margin: Annotated[float | None, option("Cosine margin of triplet and proxy-anchor [0.1].", OBJECTIVE)] = None,
     mining: Annotated[
         str | None,
         option(
@@ -199,7 +198,9 @@ def train(
     ] = None,
     soup: Annotated[
         int | None,
-        option("Train this many times from the same start and average the weights [4 with few clips, else 1].", SCHEDULE),
+        option(
+            "Train this many times from the same start and average the weights [4 with few clips, else 1].", SCHEDULE
+        ),
     ] = None,
     patience: Annotated[
         int | None,
@@ -228,12 +229,8 @@ def train(
         float | None, option("Slow clips down or speed them up by up to this share; at most 0.5 [0].", _SOUND)
     ] = None,
     noise_probability: Annotated[float | None, option("Share of clips with noise mixed in [0.7].", _SOUND)] = None,
-    snr_low: Annotated[
-        float | None, option("Signal-to-noise ratio of the loudest noise, in dB [0].", _SOUND)
-    ] = None,
-    snr_high: Annotated[
-        float | None, option("Signal-to-noise ratio of the softest noise, in dB [15].", _SOUND)
-    ] = None,
+    snr_low: Annotated[float | None, option("Signal-to-noise ratio of the loudest noise, in dB [0].", _SOUND)] = None,
+    snr_high: Annotated[float | None, option("Signal-to-noise ratio of the softest noise, in dB [15].", _SOUND)] = None,
     spec_augment: Annotated[
         bool | None,
         option("Mask stretches of time and bands of frequency [no].", _SOUND, "--spec-augment/--no-spec-augment"),

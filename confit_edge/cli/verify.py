@@ -1,4 +1,4 @@
-"""`confit-edge verify`: is a clip who it is said to be?"""
+"""`confit-edge verify`: whether a clip is the name it is claimed to be."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from confit_runtime.errors import ConfitError, UsageError, of_clip
 
 def verify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who the clip is said to be: a name that is enrolled.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The enrolled name that the clip is claimed to be.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A sound file.")],
     gallery: GalleryFile = GALLERY,
     kind: KindOption = None,
     threshold: Threshold = None,
     json: Json = False,
 ) -> None:
-    """Say whether a clip is NAME. The exit status tells it too: 0 yes, 1 no, 2 it could not be told.
+    """Check whether a clip belongs to an enrolled name.
 
-    It is when its score for NAME reaches what is needed and neither anybody else who is enrolled, nor a stranger, nor a
-    negative print is nearer; where it is not, which of these it was is said. It need not be clearly nearer than others: of two
-    names that are too close to tell `identify` answers unknown, and the nearer of them is still verified. A voice is no
-    password: a recording of it passes just as well.
+    The exit status is 0 for yes, 1 for no, and 2 if it could not be decided.
+
+    The answer is yes if the clip's score for NAME reaches the threshold and no other enrolled name, stranger or negative
+    print is nearer. Otherwise the reason is printed. NAME need not be clearly nearer than others: if two names are too close
+    to decide, `identify` answers unknown, but the nearer of them is still verified.
+
+    A voice is no password: a recording of it passes just as well.
 
     Examples:
 
         confit-edge verify speakers ada visitor.wav
-
         confit-edge verify mymodel.onnx doorbell clip.flac --gallery house.db --json
     """
     from confit_runtime import load
@@ -51,7 +53,7 @@ def verify(
             embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
         match = matcher.verify(name, embedding)
     except ConfitError as error:
-        raise UsageError(str(error)) from error  # whose exit status is another than that of a no
+        raise UsageError(str(error)) from error  # so that its exit status differs from that of a no
     if json:
         fields = {key: value for key, value in dataclasses.asdict(match).items() if key != "name"}
         emit("verification", clip=str(clip), name=name, verified=match.name is not None, **fields)
