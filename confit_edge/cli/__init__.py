@@ -50,15 +50,15 @@ HELP = """Turn a few labelled clips into a calibrated, quantised audio classifie
 
 Try it without any data of your own:
 
-    confit-edge listen digits            # a model that ships, on your microphone
-    confit-edge demo                     # train, export and listen, in minutes
+    confit-edge listen digits          # a shipped model, on your microphone
+    confit-edge demo                   # train, export and listen in minutes
 
 Make your own model:
 
-    confit-edge record yes -o clips      # or bring a folder with one sub-folder per class
+    confit-edge record yes -o clips    # for every class; or bring your clips
     confit-edge train clips -o run
-    confit-edge export run -o yes.onnx
-    confit-edge listen yes.onnx
+    confit-edge export run -o words.onnx
+    confit-edge listen words.onnx
 
 `confit-edge VERB --help` explains a verb, with examples.
 """

@@ -141,7 +141,8 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
         print(f"{label:<16}{threshold:>10}{row['false_accepts']:>15}{_percent(row):>15}")
     print(
         f"at most {report['fa_per_hour_bound']:.2f} false accepts per hour for all labels together"
-        f" ({100 * report['confidence']:g} % confidence), from {report['hours']:.2f} hours in {counted(report['recordings'], 'recording')}"
+        f" ({100 * report['confidence']:g} % confidence), from {report['hours']:.2f} hours in"
+        f" {counted(report['recordings'], 'recording')}"
     )
     if "frr" in report:
         low, high = report["frr_interval"]

@@ -1,4 +1,4 @@
-"""What all verbs share: the layout of their help, and printing: results to stdout (JSON lines with --json), all else to stderr."""
+"""What all verbs share: the layout of help, and printing: results to stdout (JSON lines with --json), all else to stderr."""
 
 from __future__ import annotations
 
@@ -44,16 +44,20 @@ class _Help:
 
 
 def _laid_out(text: str, width: int) -> str:
-    """Help text in which lists and examples keep their lines (`\\b` tells click so); list items are wrapped to `width`."""
-    blocks = []
-    for block in inspect.cleandoc(text).split("\n\n"):
-        if block.startswith("- "):
-            items = (" ".join(item.split()) for item in block[2:].split("\n- "))
-            wrapped = (textwrap.fill(item, width, initial_indent="- ", subsequent_indent="  ") for item in items)
-            blocks.append("\b\n" + "\n".join(wrapped))
-        else:
-            blocks.append(f"\b\n{block}" if block.startswith("    ") else block)
-    return "\n\n".join(blocks)
+    """Help text wrapped to `width`, in which examples and list items keep their lines; `\\b` tells click to leave it so."""
+
+    def wrapped(block: str) -> str:
+        if block.startswith("    "):  # examples
+            return block
+        if not block.startswith("- "):
+            return textwrap.fill(" ".join(block.split()), width, break_on_hyphens=False)
+        items = (" ".join(item.split()) for item in block[2:].split("\n- "))
+        return "\n".join(
+            textwrap.fill(item, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+            for item in items
+        )
+
+    return "\n\n".join(f"\b\n{wrapped(block)}" for block in inspect.cleandoc(text).split("\n\n"))
 
 
 def _write_sections(sections: dict[str, list[tuple[str, str]]], formatter: Any) -> None:

@@ -160,7 +160,7 @@ def tell(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
 def _remarks(report: dict[str, Any]) -> Iterator[str]:
     if report["joined"]:
         yield (
-            f"several sounds are heard in {counted(report['joined'], 'clip')}: the column labels holds all labels of a clip, and a"
+            f"several sounds are heard in {counted(report['joined'], 'clip')}: the column labels holds all labels of each, and a"
             " model learns to detect each independently. --alone leaves such clips out"
         )
     if report["overlapped"]:

@@ -193,7 +193,7 @@ def cut(
         Path,
         typer.Argument(
             metavar="TABLE",
-            help="A CSV (path,start_s,end_s,label), or a folder of recordings with Audacity's labels next to them, as for `evaluate`.",
+            help="As for `evaluate`: a CSV (path,start_s,end_s,label), or recordings with Audacity's labels next to them.",
         ),
     ],
     out: Annotated[
@@ -224,8 +224,8 @@ def cut(
     """Cut labelled sounds out of long recordings as clips.
 
     Each labelled sound becomes a clip with the recording's rate and channels. Clips are FLAC, or WAV if FLAC cannot hold the
-    samples (floating point). FOLDER/manifest.csv lists path, label and group. The group is the recording, so that no
-    recording is in two splits, unless the table has a column `group`.
+    samples (floating point). FOLDER/manifest.csv lists path, label and group. The group is what the
+    table's column `group` says or, without one, the recording, so that no recording is in two splits.
 
     - Sounds that overlap by 0.05 s or more share a clip. It gets all their labels, joined by a vertical bar in the column
       `labels`, and a model learns to detect each label independently. --alone leaves such clips out.

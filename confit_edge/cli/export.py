@@ -76,7 +76,7 @@ def export(
     sweep_minutes: Annotated[
         float,
         typer.Option(
-            help="Minutes to search for the layers that lose accuracy, if the gate fails. The next export continues the"
+            help="Minutes to search for the layers that cost accuracy, if the gate fails. The next export continues the"
             " search.",
             min=0.0,
             rich_help_panel=_GATE,
@@ -116,7 +116,7 @@ def export(
     - a mean cosine of at least 0.99 between its embeddings and those of fp32
     - the same results in streaming as offline
 
-    If int8 fails the gate, export keeps the layers that lose most in fp32 until it passes. If that does not help, it writes
+    If int8 fails the gate, export keeps the layers that cost most accuracy in fp32 until it passes. If that does not help, it writes
     no file and names those layers.
 
     Examples:

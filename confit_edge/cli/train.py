@@ -90,7 +90,7 @@ def train(
     layers: Annotated[
         int | None,
         option(
-            "Use only the first layers of a transformers checkpoint, this many; fewer suit small devices [all].",
+            "Number of layers of a transformers checkpoint to use, counted from the input [all]. Fewer suit small devices.",
             ENCODER,
         ),
     ] = None,
@@ -161,7 +161,8 @@ def train(
     head_init: Annotated[
         str | None,
         option(
-            "Start of finetune's head: random (default), or probe: a linear probe of the untrained encoder.", OBJECTIVE
+            "Start of finetune's head: random (default), or probe: a linear probe of the encoder before training.",
+            OBJECTIVE,
         ),
     ] = None,
     epochs: Epochs = None,
