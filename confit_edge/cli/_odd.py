@@ -108,8 +108,8 @@ def _tell_no_voice(model: Model, taken: list[tuple[str, Taken]]) -> None:
     for clip, one in taken:
         if ((one.embeddings @ model.plain.T).max(axis=1) > (one.embeddings @ model.cohort.T).max(axis=1)).any():
             say(
-                f"beware: {clip}: to {model.name} it is partly more like a hum or a knock than like any voice (music, a machine?);"
-                " enroll a voice that speaks alone"
+                f"beware: {clip}: to {model.name} it is partly more like a hum or a knock than like any voice (music? a"
+                " machine?); enroll a voice that speaks alone"
             )
 
 

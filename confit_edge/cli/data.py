@@ -227,8 +227,8 @@ def cut(
     samples (floating point). FOLDER/manifest.csv lists path, label and group. The group is what the
     table's column `group` says or, without one, the recording, so that no recording is in two splits.
 
-    - Sounds that overlap by 0.05 s or more share a clip. It gets all their labels, joined by a vertical bar in the column
-      `labels`, and a model learns to detect each label independently. --alone leaves such clips out.
+    - If labelled sounds overlap by 0.05 s or more, their clips get the labels of all of them, joined by a vertical bar in the
+      column `labels`, and a model learns to detect each label independently. --alone leaves such clips out.
     - A margin ends where another labelled sound begins.
     - A sound labelled unknown belongs to no class. It becomes no clip if a sound of a class is heard in it.
     - A damaged recording is reported (with --json as a line `failed`) and left out, the others are still cut, and the exit

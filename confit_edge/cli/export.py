@@ -116,8 +116,8 @@ def export(
     - a mean cosine of at least 0.99 between its embeddings and those of fp32
     - the same results in streaming as offline
 
-    If int8 fails the gate, export keeps the layers that cost most accuracy in fp32 until it passes. If that does not help, it writes
-    no file and names those layers.
+    If int8 fails the gate, export keeps the layers that cost most accuracy in fp32 until it passes. If that does not help, it
+    writes no file and names those layers.
 
     Examples:
 
