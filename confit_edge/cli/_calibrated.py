@@ -102,7 +102,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             raised.append((level - top, f"{label} (to {LEVELS[level]:.3f}, {fired_at})"))
     if own_words:
         told.append(
-            f"at its former thresholds, the model fires in these recordings: {_greatest(own_words)}. Listen there: if a"
+            f"at the thresholds it came with, the model fires in these recordings: {_greatest(own_words)}. Listen there: if a"
             " recording holds the sound itself, the new thresholds make the model deaf to it; leave such recordings out"
         )
     if raised or chosen.margin >= FAR:

@@ -133,7 +133,7 @@ def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str,
         if name not in enrolled:
             there = known_names(name, list(enrolled)) or "nobody"
             known = ", ".join(model.name for model in models)
-            hint = f"; before a colon give a model: {known}" if ":" in name else ""
+            hint = f"; what stands before a colon must be a model: {known}" if ":" in name else ""
             raise UsageError(f"--only {option}: is not enrolled in {voices.path} (enrolled: {there}{hint})")
         for model in of or [model.name for model in models]:
             wanted[model] += [name] if name not in wanted[model] else []

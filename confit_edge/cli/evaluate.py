@@ -170,7 +170,7 @@ def _print(report: dict[str, Any]) -> None:
     )
     if report["failed"]:
         all_of_them = counted(report["recordings"] + report["failed"], "recording")
-        print(f"incomplete: {report['failed']} of {all_of_them} could not be read and is not counted")
+        print(f"incomplete: {report['failed']} of {all_of_them} could not be read; the figures leave them out")
     given = (
         f", except --threshold {' '.join(report['thresholds_of']['given'])}"
         if "given" in report["thresholds_of"]

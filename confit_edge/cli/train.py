@@ -90,7 +90,7 @@ def train(
     layers: Annotated[
         int | None,
         option(
-            "Number of layers of a transformers checkpoint to use, counted from the input [all]. Fewer suit small devices.",
+            "How many layers of a transformers checkpoint to use, counted from the input; all unless given. Fewer suit small devices.",
             ENCODER,
         ),
     ] = None,

@@ -135,11 +135,11 @@ def test_recordings_that_hold_the_models_own_sounds_are_told_of(
     assert f"fires in these recordings: low (10 times, 10 in {tmp_path / 'own.flac'})" in caution
     assert caution in err
     assert "mid (to " in raised  # by the margin that this recording asks of the others
-    where = re.search(rf"What raised it: low at [01]\.\d+ in {tmp_path / 'own.flac'} at ([0-9.]+) s", raised)
+    where = re.search(rf"These set the margin: low at [01]\.\d+ in {tmp_path / 'own.flac'} at ([0-9.]+) s", raised)
     assert where is not None, raised
     assert float(where[1]) % 7.3 == pytest.approx(0.15, abs=0.4)  # in the middle of one of the tones
     (few,) = json.loads(confit("calibrate", model, *arguments[2:], "--only", "mid", "--json")[1])["cautions"]
-    assert "all hours are of 1 file:" in few
+    assert "all hours come from 1 file." in few
     assert json.loads(confit("calibrate", model, *arguments[:2], *arguments[4:], "--json")[1])["cautions"] == []
 
 
@@ -155,9 +155,9 @@ def test_a_label_that_others_raised_is_told_of(model: Path) -> None:
     rows[20:30, mid] = 0.98
     recordings = [Recording(f"r{at}", [rows if at == 0 else 0 * rows], 7200.0, [(f"{at}.wav", 0.0)]) for at in range(4)]
     caution, few = cautions(counts, chosen, contract, recordings)
-    assert "What raised it: mid at 0.980 in 0.wav at " in caution
+    assert "These set the margin: mid at 0.980 in 0.wav at " in caution
     assert "4 files" in few
-    assert "low (to 0.990, fired at 0.3" in caution
+    assert "low (to 0.990, fired up to 0.3" in caution
     assert "high (to 0.990, never fired)" in caution
     assert "mid (" not in caution
 
@@ -170,7 +170,7 @@ def test_a_threshold_that_falls_by_nothing_is_not_told_of() -> None:
     level = int(np.argmin(np.abs(LEVELS - 0.5)))
     kept = replace(chosen, own=np.full(len(contract.labels), level), margin=0)
     assert below(contract, kept) == ""
-    assert below(contract, replace(kept, margin=-1)).startswith("low (0.50, not 0.49)")
+    assert below(contract, replace(kept, margin=-1)).startswith("low (0.50 instead of 0.49)")
 
 
 def test_hours_in_which_little_sounds_allow_nothing(confit: Confit, model: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_hours_in_which_little_sounds_allow_nothing(confit: Confit, model: Path,
     code, _, err = confit(*arguments)
     assert code == 0, err
     assert "kept at the threshold the model came with" in err
-    assert "low (0.60, not 0.05)" in err
+    assert "low (0.60 instead of 0.05)" in err
     assert {label: level["on"] for label, level in load(model).contract.thresholds.items()} == before
     code, out, err = confit(*arguments, "--lower", "--json")
     assert code == 0, err
@@ -213,7 +213,7 @@ def test_a_label_that_was_set_never_to_fire_is_not_calibrated(confit: Confit, so
     assert confit("calibrate", model, *target, "--only", "low", "--bake", baked)[0] == 0
     code, _, err = confit("calibrate", baked, *target, "--only", "mid")
     assert code == 2
-    assert "--only mid: low was made with it set never to fire (what does: low); calibrate the model" in err
+    assert "--only mid: is set never to fire in low (labels that fire: low); calibrate the model" in err
 
 
 def test_a_curve_replaces_no_table_of_something_else(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
@@ -252,9 +252,9 @@ def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> Non
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["label"] for event in events if event["type"] == "detection"] == ["mid"]
     for label, told in (
-        ("parrot", "is no label of tiny that fires (what does: low, mid, high)"),
-        ("Lowe", "is no label of tiny that fires (what does: low, mid, high); did you mean 'low'?"),
-        ("other", "stands for all that is no label of tiny, and never fires (what does: low, mid, high)"),
+        ("parrot", "is not a label of tiny (labels that fire: low, mid, high)"),
+        ("Lowe", "is not a label of tiny (labels that fire: low, mid, high); did you mean 'low'?"),
+        ("other", "stands for everything that is not a label of tiny, and never fires (labels that fire: low, mid, high)"),
     ):
         code, _, err = confit("calibrate", model, *target, "--only", label)
         assert (code, err) == (2, f"confit-edge: --only {label}: {told}\n")
@@ -302,7 +302,7 @@ def test_labelled_recordings_are_scored(confit: Confit, sounds: Path, model: Pat
     assert 0.6 <= falsely["score"] <= 1
     assert report["not_heard"] == [{"file": kitchen, "start_s": 6.5, "end_s": 6.8, "label": "low"}]
     _, out, _ = confit("evaluate", model, sounds / labelled)
-    heard, missed = out.split("heard falsely\n")[1].split("\n\nnot heard\n")
+    heard, missed = out.split("\n\nfalse accepts\n")[1].split("\n\nmissed sounds\n")
     assert f"  {kitchen}  {falsely['start_s']:.2f} to {falsely['end_s']:.2f} s  high (" in heard
     assert missed == f"  {kitchen}  6.50 to 6.80 s  low\n"
     low, high = report["fa_per_hour_interval"]
@@ -328,8 +328,8 @@ def test_latency_is_from_the_start_of_what_is_longer_than_the_window(
     assert -0.1 < report["latency_s"]["most"] < 0.3
     assert 0 < report["latency_from_start_s"]["most"] < 0.3
     _, out, _ = confit("evaluate", model, tmp_path)
-    (end,) = re.findall(r"\n\ntold ([+-][0-9.]+) s from a sound's end \(median\), ", out)
-    (start,) = re.findall(r"\ntold ([+-][0-9.]+) s from the start of a sound longer than the model's window", out)
+    (end,) = re.findall(r"\n\nreported ([+-][0-9.]+) s from a sound's end \(median\), ", out)
+    (start,) = re.findall(r"\nreported ([+-][0-9.]+) s from the start of a sound longer than the model's window", out)
     assert float(end) == pytest.approx(report["latency_s"]["median"], abs=0.006)
     assert float(start) == pytest.approx(report["latency_from_start_s"]["median"], abs=0.006)
 
@@ -344,9 +344,9 @@ def test_what_cannot_be_written_is_said_before_hours_pass(
     before, taken = model.read_bytes(), model.parent / "a-file"
     taken.touch()
     for option, value, fault in (
-        ("--bake", model, "is the model that is read"),
-        ("--bake", taken / "x.onnx", "cannot be written to its folder"),
-        ("--plot", taken / "x.png", "cannot be written to its folder"),
+        ("--bake", model, "is the model being calibrated"),
+        ("--bake", taken / "x.onnx", "its folder cannot be written"),
+        ("--plot", taken / "x.png", "its folder cannot be written"),
         ("--plot", "x.png", "needs matplotlib"),
     ):
         monkeypatch.delitem(sys.modules, "confit_edge.geometry.plots", raising=False)
@@ -379,21 +379,21 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     table.write_text(f"{head}{kitchen},2.0,2.3,Low\n{kitchen},5.3,5.6,parrot\n", encoding="utf-8")
     code, _, err = confit("evaluate", model, table)
     assert code == 2
-    assert "holds none of the labels that tiny can tell (low, mid, high), but Low (low?), parrot" in err
-    assert "correct what is misspelt" in err
+    assert "holds none of the labels that tiny detects (low, mid, high), but Low (low?), parrot" in err
+    assert "correct misspelt labels" in err
     table.write_text(f"{head}{kitchen},2.0,2.3,dishwasher\n{kitchen},8.0,8.3,parrot\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, table)
     assert code == 0
     assert "but dishwasher, parrot; they count as other sounds, and only false accepts are measured" in err
     assert out.startswith("3 false accepts in")
-    assert "1 x low was heard, there was dishwasher" in out
+    assert "1 x low fired, label there: dishwasher" in out
     assert "false rejects" not in out
     table.write_text(f"{head}{kitchen},2.0,2.3,Low\n{kitchen},5.3,5.6,mid\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, table)
     assert code == 0
     assert "labels that tiny does not have: Low (low?); they count as other sounds" in err
     assert "hours of 1 recording:" in out
-    assert "these intervals are wide, for sounds of one recording are missed together: 5 recordings or more" in out
+    assert "these intervals are wide because sounds of one recording tend to be missed together; 5 or more recordings" in out
     table.write_text(f"{head}{kitchen},2.0,2.3,low\n{sounds / 'labelled' / 'hall.wav'}\n", encoding="utf-8")
     code, out, _ = confit("evaluate", model, table)
     assert code == 0
@@ -415,12 +415,12 @@ def test_of_several_labels_each_is_a_positive_and_none_is_another(
     assert code == 0, err
     report = json.loads(out.splitlines()[-1])
     assert (report["clips"], report["confusions"], report["frr"]) == (3, 0, 0)
-    assert "left out, being none of the labels that can fire: no label (1), parrot (1)" in err
+    assert "left out clips without a label that can fire: no label (1), parrot (1)" in err
     assert "of 3 sounds missed" in confit("calibrate", several, *options)[1]
     code, out, err = confit("calibrate", model, *options, "--json")
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["clips"] == 1
-    assert "left out 1 clip of several labels, for tiny tells one of a clip" in err
+    assert "left out 1 clip with several labels, because tiny gives a clip one label" in err
 
 
 def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
@@ -433,19 +433,19 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
             "test",
             2,
             0.5,
-            "left out 2 clips of other splits than test, for what the model was learnt from it misses less of",
+            "left out 2 clips of other splits than test, because a model misses fewer of the clips it was trained on",
         ),
         (
             "val",
             4,
             0.25,
-            "has splits, and none of these clips is of test: if the model was learnt from them, it misses more",
+            "has splits, but none of these clips is in test; if the model was trained on them, it will miss more",
         ),
         (
             "",
             4,
             0.25,
-            "does not tell which clips are of test, so all of it counts (4 clips): if the model was learnt from some",
+            "has no splits, so all of it counts (4 clips); if the model was trained on some",
         ),
     ):
         splits = [of_two, of_two, *(["train", ""] if of_two else ["", ""])]
@@ -461,9 +461,9 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
     ]
     manifest.write_text(f"path,label,split\n{''.join(rows)}", encoding="utf-8")
     _, _, err = confit("calibrate", model, *options)
-    assert "m.csv: has no clip of test of high: what is missed of it is not known" in err
+    assert "m.csv: has no test clip of high, so its misses are not measured" in err
     _, _, err = confit("calibrate", model, *options[:4], "--positives", sounds / "clips")
-    assert f"`confit-edge data split {sounds / 'clips'} -o OUT.csv` tells them apart" in err
+    assert f"`confit-edge data split {sounds / 'clips'} -o OUT.csv` makes the splits" in err
 
 
 def test_positives_have_the_columns_of_the_training(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
@@ -478,8 +478,8 @@ def test_positives_have_the_columns_of_the_training(confit: Confit, sounds: Path
         assert code == 0, err
         upper.append(json.loads(out)["frr_interval"][1])
         asked = " ".join(["--label-column", "word", *more])
-        assert f"`confit-edge data split {manifest} -o OUT.csv {asked}` tells them apart" in err
-        assert ("takes each as independent" in err) == (not more)
+        assert f"`confit-edge data split {manifest} -o OUT.csv {asked}` makes the splits" in err
+        assert ("treats each clip as independent" in err) == (not more)
     assert upper[0] < upper[1]
     for wrong, named in (("--label-column", "'words'"), ("--group-column", "'words'")):
         code, _, err = confit("calibrate", model, *options, wrong, "words")
@@ -487,7 +487,7 @@ def test_positives_have_the_columns_of_the_training(confit: Confit, sounds: Path
         assert f"{manifest}: there is no column {named}" in err
     code, _, err = confit("calibrate", model, *options[:5], "--group-column", "voice")
     assert code == 2
-    assert "are of --positives" in err
+    assert "are columns of --positives" in err
 
 
 def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path
     never = ("--threshold", "1.01", "--threshold", "mid=0.5")
     code, out, _ = confit("evaluate", model, labels, *never[2:])
     assert code == 0
-    assert "thresholds of the export, but for --threshold mid=0.5\n" in out
+    assert "thresholds from the export, except --threshold mid=0.5\n" in out
     code, _, err = confit("evaluate", model, labels, *never)
     assert (code, "above 0 and at most 1" in err) == (2, True)
     strict = json.loads(confit("evaluate", model, labels, "--threshold", "1", "--threshold", "mid=0.5", "--json")[1])
@@ -515,7 +515,7 @@ def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path
         strict["by_label"]["low"]["missed"] == strict["by_label"]["low"]["sounds"] > at_own["by_label"]["low"]["missed"]
     )
     code, _, err = confit("evaluate", model, labels, "--threshold", "lo=0.5")
-    assert (code, "'lo' is no label (what fires: low, mid, high); did you mean 'low'?" in err) == (2, True)
+    assert (code, "'lo' is not a label (labels that fire: low, mid, high); did you mean 'low'?" in err) == (2, True)
 
 
 def test_a_bare_threshold_does_not_bring_back_what_was_set_never_to_fire(
@@ -566,7 +566,7 @@ def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
     assert report == {**whole, "failed": 1}
     code, out, _ = confit("evaluate", model, tmp_path)
     assert code == 1
-    assert "\nnot of all: 1 of 2 recordings cannot be read as sound and count for nothing here\n" in out
+    assert "\nincomplete: 1 of 2 recordings could not be read; the figures leave them out\n" in out
     (tmp_path / "a.txt").write_text("1\t2\tlow\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, damaged)  # nothing is left
     assert (code, out, err) == (1, "", f"confit-edge: {one['error']}\n")
@@ -659,7 +659,7 @@ def test_each_recording_and_each_sound_counts_once(confit: Confit, sounds: Path,
 def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confit, sounds: Path, model: Path) -> None:
     code, out, _ = confit("evaluate", model, sounds / "labels.csv")
     assert code == 0
-    assert "\nthresholds of the export\n" in out
+    assert "\nthresholds from the export\n" in out
     assert "\nSNR 20 dB and more " in out
     assert "never to fire" not in out
     arguments = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--only", "mid")
@@ -667,7 +667,7 @@ def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confi
     code, out, _ = confit("evaluate", model, sounds / "labels.csv")
     path, today = model.with_suffix(".device.json"), datetime.date.today().isoformat()
     assert code == 0
-    assert f"\nthresholds of {path}, made on {today}, for 20 false accepts an hour\n" in out
+    assert f"\nthresholds from {path}, made on {today}, for 20 false accepts per hour\n" in out
     assert f"{'all':<20}{1:>8}{0:>8}" in out
     assert f"{'low':<20}{2:>8}{'-':>8}  set never to fire\n" in out
     report = json.loads(confit("evaluate", model, sounds / "labels.csv", "--json")[1])
@@ -680,7 +680,7 @@ def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confi
     baked = model.parent / "baked.onnx"
     assert confit("calibrate", model, *arguments, "--bake", baked)[0] == 0
     out = confit("evaluate", baked, sounds / "labels.csv")[1]
-    assert "\nthresholds of a calibration that was baked into the model, for 20 false accepts an hour\n" in out
+    assert "\nthresholds from a calibration baked into the model, for 20 false accepts per hour\n" in out
 
 
 def test_joined_labels_are_a_sound_each(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     (folder / "notes.csv").write_text("precious,column\n1,2\n")
     refused = run("split", out, "-o", folder / "notes.csv", cache=folder / "cache")
     assert refused.returncode == 2
-    assert "is no manifest that this verb wrote" in refused.stderr
+    assert "is not a manifest written by `data split`" in refused.stderr
     assert (folder / "notes.csv").read_text() == "precious,column\n1,2\n"
     over = run("split", out, "-o", folder / "again.csv", cache=folder / "cache")
     assert over.returncode == 0, over.stderr  # what it wrote itself it writes anew
@@ -276,7 +276,7 @@ def test_fetch_takes_an_audio_folder(folder: Path) -> None:
 def test_fetch_lists_the_corpora_and_says_they_were_not_met(tmp_path: Path) -> None:
     shown = run("fetch", "--list", cache=tmp_path)
     assert shown.returncode == 0
-    assert "has not met the real corpus" in shown.stderr
+    assert "not on the real corpora" in shown.stderr
     *lines, summary = map(json.loads, run("fetch", "--list", "--json", cache=tmp_path).stdout.splitlines())
     assert summary == {"type": "summary", "corpora": len(lines)}
     assert {"timit", "gtzan", "esc50", "mswc", "emodb"} <= {line["name"] for line in lines}
@@ -290,11 +290,11 @@ def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> No
         (["emodb"], "data fetch emodb: name the manifest to write, with -o OUT.csv"),
         (["emodb", "-o", out], "--root DIR"),
         (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "so its name ends with .csv"),
-        (["imagenet", "-o", out, "--root", emotions], "not a corpus known by name (timit,"),
+        (["imagenet", "-o", out, "--root", emotions], "not a known corpus; name one of timit,"),
         (["esc50", "-o", out, "--root", emotions], "esc50 is neither there nor"),
         (["emodb", "-o", out, "--root", emotions, "--fold", "6"], "has folds 1 to 5"),
-        (["emodb", "-o", out, "--root", emotions, "--label-column", "word"], "--label-column is not for it"),
-        ([f"hf:{emotions}", "-o", out, "--fold", "1"], "--fold is not for it"),
+        (["emodb", "-o", out, "--root", emotions, "--label-column", "word"], "--label-column does not apply to it"),
+        ([f"hf:{emotions}", "-o", out, "--fold", "1"], "--fold does not apply to it"),
     ]:
         done = run("fetch", *arguments, cache=tmp_path)
         assert done.returncode == 2, arguments
@@ -325,14 +325,14 @@ def test_cut_makes_clips_of_a_table_of_times(field: Path) -> None:
     done = run("cut", table, "-o", out, "--rest", field / "rest", cache=field / "cache")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"{out}/manifest.csv: 4 clips, 6.5 s, of 3 recordings (2 groups)",
+        f"{out}/manifest.csv: 4 clips, 6.5 s, from 3 recordings (2 groups)",
         "  crow        1",
         "  owl         2",
         "  unknown     1",
-        f"{field / 'rest'}: 5 stretches between them, 24.5 s",
+        f"{field / 'rest'}: 5 stretches between the sounds, 24.5 s",
     ]
-    assert "what nobody labelled there is learnt as nothing" in done.stderr
-    assert "longer than 3 s: 1 clip (the longest 4.5 s)" in done.stderr
+    assert "sounds in it that nobody labelled are learnt as background" in done.stderr
+    assert "1 clip longer than 3 s (the longest 4.5 s)" in done.stderr
     assert (out / "manifest.csv").read_text().splitlines() == [
         "path,label,group",
         "owl/a_night/night 00001.000.flac,owl,a/night",
@@ -376,7 +376,7 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     assert as_folder.returncode == 1
     assert as_folder.stderr.endswith(f"; to use its manifest, give {out / 'manifest.csv'}\n")
     alone = run("cut", table, "-o", field / "alone", "--alone", "--margin", "0.4", cache=field / "cache")
-    assert "left out for --alone: 1 sound that another overlaps" in alone.stderr
+    assert "left out because of --alone: 1 overlapping sound" in alone.stderr
     assert "beware" not in alone.stderr  # the margin gives what is short a length
     (clip,) = read_manifest(field / "alone" / "manifest.csv", alone=True).clips
     assert soundfile.info(clip.path).duration == pytest.approx(0.82)
@@ -401,7 +401,7 @@ def test_cut_groups_as_the_table_says(field: Path) -> None:
     table.write_text("\n".join([*rows, "dusk.wav,3,4,crow,june"]), encoding="utf-8")
     torn = run("cut", table, "-o", field / "torn", cache=field / "cache")
     assert torn.returncode == 2
-    assert "dusk.wav is of several groups (june, may), and no recording may be in two splits" in torn.stderr
+    assert "dusk.wav has several groups (june, may), but a recording must stay in one split" in torn.stderr
 
 
 def test_cut_groups_recordings_by_their_names_of_whatever_bytes(tmp_path: Path) -> None:
@@ -442,9 +442,9 @@ def test_cut_leaves_out_a_damaged_recording_and_says_so(field: Path) -> None:
     ("rows", "options", "says"),
     [
         ("dusk.wav,3,3,owl", [], "owl at 3 s of"),
-        ("dusk.wav", [], "no sound is labelled in it, so there is no clip to cut"),
-        ("dusk.wav,1,2,owl|crow", ["--alone"], "all its sounds (1) are overlapped by others, which --alone leaves out"),
-        ("dusk.wav,1,2,owl", ["--rest", "clips/rest"], "where it would be taken for a class"),
+        ("dusk.wav", [], "it labels no sound, so there is no clip to cut"),
+        ("dusk.wav,1,2,owl|crow", ["--alone"], "every sound in it (1) overlaps another, and --alone leaves such sounds out"),
+        ("dusk.wav,1,2,owl", ["--rest", "clips/rest"], "so it would be read as a class"),
         ("dusk.wav,1,2,owl\nempty.wav\ncopy.wav", [], "are the same"),
     ],
 )

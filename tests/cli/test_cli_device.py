@@ -177,7 +177,7 @@ def test_listen_takes_what_beeps_for_one_sound_where_it_is_asked_to(home: Path, 
         for more in ([], ["--gate", "-50"]):  # which sleeps through the pauses
             found = places(*hold.split(), *more)
             assert found == [("detection", 0), ("ended", 6.5), ("detection", 12), ("ended", 12.5)], (hold, more)
-    for wrong, what in (("low=x", "expected LABEL=SECONDS"), ("-1", "may pause"), ("lov=3", "is no label")):
+    for wrong, what in (("low=x", "expected LABEL=SECONDS"), ("-1", "may pause"), ("lov=3", "is not a label")):
         done = run(home, *asked, f"--hold={wrong}")
         assert (done.returncode, what in done.stderr) == (2, True), done.stderr
 
@@ -440,7 +440,7 @@ def test_of_live_sound_listening_fails_soon_when_nobody_reads(
         closed = time.monotonic()
         assert child.wait(timeout=30) == 1
         assert time.monotonic() - closed < 3.0
-        assert child.stderr.read().splitlines()[-1].startswith("confit-edge: whoever read stdout has left")
+        assert child.stderr.read().splitlines()[-1].startswith("confit-edge: the reader of stdout has gone")
 
 
 def test_with_a_reader_live_sound_that_ends_or_is_stopped_is_no_error(home: Path) -> None:
@@ -502,7 +502,7 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
     assert (summary["source"], summary["dropped_samples"]) == ("mic:usb mic", 4410 + told[4]["samples"])
     assert summary["seconds"] >= 3.5
     lost, gone, _ = done.stderr.splitlines()
-    assert lost == "0.10 s of sound were lost: this machine could not keep up"
+    assert lost == "lost 0.10 s of sound: this machine could not keep up"
     assert gone == "USB Mic: Audio (hw:1,0) went away (unplugged?); waiting for it to come back"
 
 
@@ -837,8 +837,8 @@ def test_a_row_that_was_not_written_to_its_end_goes_and_its_clip_is_named(
     told = capsys.readouterr().err
     if without:
         names = ", ".join(f"low/Zoë/{name}.wav" for name in without)
-        assert told.startswith(f"beware: {manifest}: its last row was not written to its end, and is removed: ")
-        assert told.endswith(f". Without a row: {names}; add one, or remove the clip\n")
+        assert told.startswith(f"beware: {manifest}: its last row was only partly written and was removed: ")
+        assert told.endswith(f". Clips without a row: {names}; add their rows, or remove the clips\n")
     else:
         assert told == ""
 
@@ -962,13 +962,13 @@ def test_prints_and_negative_ones_are_told_apart(home: Path, tmp_path: Path) -> 
     assert lines(again)[-1] == {
         "type": "summary", "gallery": "three.db", "names": 0, "prints": 0, "negative_prints": 0, "left_out": 5
     }  # fmt: skip
-    assert again.stderr == "5 prints left out: three.db has the same already\n"
+    assert again.stderr == "5 prints left out: already in three.db\n"
     assert lines(run(tmp_path, "gallery", "show", "bell", *one, "--json"))[-1].items() >= both.items()
     assert run(tmp_path, "gallery", "export", "-o", "four.db", *one).stdout == (
         "bell: 3 prints and 1 negative print written to four.db\nlow: 1 negative print written to four.db\n"
     )
     removed = run(tmp_path, "gallery", "remove", "bell", *one)
-    assert removed.stdout == "bell is forgotten, with 3 prints and 1 negative print\n"
+    assert removed.stdout == "removed bell, with 3 prints and 1 negative print\n"
     assert lines(run(tmp_path, "gallery", "remove", "bell", "--gallery", "two.db", "--json"))[0].items() >= both.items()
 
 
@@ -1154,11 +1154,11 @@ def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:
     soundfile.write(home / "known.wav", tone(500, 0.5), 16_000)
     done = run(home, "enroll", "tiny.onnx", "eve", "known.wav", "--gallery", "known.db")
     assert done.returncode == 0, done.stderr
-    assert "most of these sound like 'low'" in done.stderr
+    assert "most of these sounds are like 'low'" in done.stderr
     assert "beware" not in run(home, "enroll", "tiny.onnx", "buzz", "buzz.wav", "--gallery", "known.db").stderr
     for name in ("low", "Low"):
         said = run(home, "enroll", "tiny.onnx", name, "buzz.wav", "--gallery", "labels.db").stderr
-        assert "beware: 'low' is a label of tiny too" in said
+        assert "beware: 'low' is also a label of tiny" in said
 
 
 @pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])
@@ -1181,10 +1181,10 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen text.onnx --source scene.flac", 1, "text.onnx: is not"),
         ("listen tiny.onnx tiny.onnx --source scene.flac", 2, "2 of the models are named tiny"),
         ("classify speakers bells", 2, "speakers: has no label that fires, so nothing to classify: it is for `enroll`"),
-        ("listen mute.onnx --source scene.flac", 2, "mute has nothing that fires: give --gallery"),
+        ("listen mute.onnx --source scene.flac", 2, "mute has no label that fires: give --gallery"),
         ("listen tiny.onnx --source=", 2, "a source or clip without a name"),
         ("record low -o clips --source scene.flac", 2, "scene.flac: is a recording already"),
-        ("record low -o clips --source -", 2, "not from a pipe"),
+        ("record low -o clips --source -", 2, "not a pipe"),
         ("listen tiny.onnx --source text.wav", 1, "text.wav: cannot be read as sound"),
         ("listen tiny.onnx --source nothing.wav", 2, "nothing.wav: no such file"),
         ("listen tiny.onnx --source -", 2, "--rate"),
@@ -1193,11 +1193,11 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         (
             "listen tiny.onnx --source scene.flac --threshold yes=0.5",
             2,
-            "'yes' is no label (what fires: low, mid, high)",
+            "'yes' is not a label (labels that fire: low, mid, high)",
         ),
         ("listen tiny.onnx --source scene.flac --threshold midd=0.5", 2, "low, mid, high); did you mean 'mid'?"),
-        ("listen tiny.onnx --source scene.flac --threshold other=0.5", 2, "'other' never fires (what fires: low,"),
-        ("listen tiny.onnx --source scene.flac --threshold low=high", 2, "VALUE, a number (of a label above 0 and"),
+        ("listen tiny.onnx --source scene.flac --threshold other=0.5", 2, "'other' never fires (labels that fire: low,"),
+        ("listen tiny.onnx --source scene.flac --threshold low=high", 2, "VALUE, a number (for a label above 0 and"),
         ("listen tiny.onnx --source scene.flac --threshold 60", 2, "above 0 and at most 1"),
         ("listen tiny.onnx --source scene.flac --threshold low=0", 2, "above 0 and at most 1"),
         ("listen tiny.onnx --source scene.flac --channels 7", 2, "--channels is for source '-'"),

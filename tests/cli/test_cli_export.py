@@ -76,7 +76,7 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
     out, gallery = tmp_path / "voices.onnx", tmp_path / "voices.db"
     code, _, err = confit("export", run_path, "-o", out, "--no-quantize", "--kind", "speaker")
     assert code == 0, err
-    assert "it is a model for voices (as asked for)" in err
+    assert "this is a model for voices (as --kind asks)" in err
     assert load(out).contract.calibration["enroll"]["kind"] == "speaker"
     assert "confit-edge enroll voices.onnx NAME CLIP..." in out.with_suffix(".md").read_text(encoding="utf-8")
     word = next((DATA / "words" / "seven").glob("*.ogg"))
@@ -130,7 +130,7 @@ def test_inspect_tells_what_it_knows_where_measuring_fails(confit: Confit, monke
 
     monkeypatch.setattr("confit_runtime.bench.fresh_process", fails)
     code, out, err = confit("inspect", "digits")
-    assert (code, "thresholds" in out, "latency of a call here" in out, "peak memory" in out) == (1, True, True, False)
+    assert (code, "thresholds" in out, "latency per call here" in out, "peak memory" in out) == (1, True, True, False)
     assert "a new process could not run it" in err
     code, out, _ = confit("inspect", "digits", "--json")
     told = json.loads(out)

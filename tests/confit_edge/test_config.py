@@ -40,9 +40,9 @@ def test_every_key_is_a_flag_of_train_and_every_flag_a_key() -> None:
 # what the encoder or the clips settle, where a recipe leaves it open
 SETTLED = {
     "lr": "[its own]",
-    "gain": f" {Encoder.gain:g}, of yamnet {YAMNet.gain:g}.",
-    "soup": f" {SOUP_OF_FEW} of few clips, else 1.",
-    "clips_per_class": f" as many as make {BATCH}, from {LEAST_PER_CLASS} to what a class has.",
+    "gain": f"[{Encoder.gain:g}; with the encoder yamnet {YAMNet.gain:g}].",
+    "soup": f"[{SOUP_OF_FEW} with few clips, else 1].",
+    "clips_per_class": f"[as many as fill a batch of {BATCH}, at least {LEAST_PER_CLASS}, at most what half of the classes have].",
 }
 
 
