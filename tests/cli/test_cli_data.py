@@ -107,7 +107,7 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     anew = run("split", out, "-o", folder / "anew.csv", "--anew", "--fractions", "50/50/0", cache=folder / "cache")
     assert anew.returncode == 0, anew.stderr
     assert "test 0" in anew.stdout
-    assert "to be shared out as 50/50/0: the shares are 67/33/0" in anew.stderr
+    assert "to split them 50/50/0: the shares are 67/33/0" in anew.stderr
 
 
 def shown_at_a_terminal(*arguments: str | Path, cache: Path) -> str:
@@ -145,7 +145,7 @@ def test_split_leaves_out_what_cannot_be_used(folder: Path) -> None:
     (folder / "set" / "yes" / "ann" / "1.wav").write_text("text")
     done = run("split", folder / "set", "-o", folder / "m.csv", cache=folder / "cache")
     assert done.returncode == 0, done.stderr
-    assert "left out, being of no use: 1 unreadable (`confit-edge data check" in done.stderr
+    assert "left out clips that cannot be used: 1 unreadable (`confit-edge data check" in done.stderr
     made = read_manifest(folder / "m.csv")
     assert len(made) == 11
     assert "1.wav" not in {clip.path.name for clip in made.clips if clip.path.parts[-3:-1] == ("yes", "ann")}
@@ -199,7 +199,7 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
             (["split", folder / "set", "-o", out, "--fractions", bad], "70/10/20")
             for bad in ("70/30", "1/0/1", "a/b/c")
         ],
-        (["split", folder / "set", "-o", out, "--fractions", "80/20/10"], "sums to 110; shares"),
+        (["split", folder / "set", "-o", out, "--fractions", "80/20/10"], "sums to 110; the shares"),
     ]:
         done = run(*arguments, cache=folder / "cache")
         assert done.returncode == 2, arguments
@@ -214,8 +214,8 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
         ("7/1/2", 0.7, ""),
         ("0.7/0.1/0.2", 0.7, ""),
         ("80/20/0", 0.8, ""),
-        ("33/33/33", 1 / 3, "sums to 99, so it is taken as 33.3/33.3/33.3"),
-        ("70/15/16", 70 / 101, "sums to 101, so it is taken as 69.3/14.9/15.8"),
+        ("33/33/33", 1 / 3, "sums to 99, so it is scaled to 33.3/33.3/33.3"),
+        ("70/15/16", 70 / 101, "sums to 101, so it is scaled to 69.3/14.9/15.8"),
     ],
 )
 def test_shares_are_of_a_whole_and_what_rounded_ones_are_taken_as_is_said(

@@ -1030,7 +1030,7 @@ def test_of_a_clip_that_is_too_long_it_is_told_how_it_is_heard(home: Path, tmp_p
     clip = tmp_path / "an hour.flac"
     soundfile.write(clip, np.ones(3_660_000, np.int16), 1000)
     too_long = f"confit-edge: {clip}: is longer than the 60 minutes that are read whole: cut it"
-    listen = f"or hear it with `confit-edge listen tiny.onnx --source '{clip}'"
+    listen = f"or run `confit-edge listen tiny.onnx --source '{clip}'"
     told = run(home, "classify", "tiny.onnx", str(clip)).stderr.splitlines()
     assert told[-1] == f"{too_long}, {listen}`"
     told = run(home, "identify", "tiny.onnx", str(clip), "--gallery", "house.db").stderr.splitlines()
@@ -1207,8 +1207,8 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
             2,
             "`confit-edge gallery import copy.db --gallery house.db`",
         ),
-        ("enroll tiny.onnx eve buzz.wav --takes 9 --gallery house.db", 2, "--takes is for --mic"),
-        ("enroll tiny.onnx eve buzz.wav --source mic:USB --gallery house.db", 2, "--source is for --mic"),
+        ("enroll tiny.onnx eve buzz.wav --takes 9 --gallery house.db", 2, "--takes applies only to --mic"),
+        ("enroll tiny.onnx eve buzz.wav --source mic:USB --gallery house.db", 2, "--source applies only to --mic"),
         ("listen tiny.onnx --source scene.flac --gallery text.wav", 1, "text.wav: is not a gallery"),
         ("listen other.onnx --source scene.flac --gallery house.db", 1, "house.db: was enrolled with another model"),
         ("identify other.onnx buzz.wav --gallery house.db", 1, "house.db: was enrolled with another model"),
