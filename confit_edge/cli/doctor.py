@@ -13,6 +13,7 @@ import typer
 from confit_edge.cli._console import Json, emit, on_a_terminal, say, tell
 from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import AudioError, DeviceError
+from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -143,7 +144,7 @@ def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> 
         ("clipped", f"{check.clipped:.3%}"),
         ("DC offset", f"{check.dc_offset:+.4f}"),
         ("bandwidth", f"{check.bandwidth_hz / 1000:.1f} kHz"),
-        ("dropouts", f"{dropped / check.rate:.2f} s lost, {check.holes} breaks in the sound"),
+        ("dropouts", f"{dropped / check.rate:.2f} s lost, {counted(check.holes, 'break')} in the sound"),
     ]
     for what, value in rows:
         tell(f"  {what:<12} {value}")

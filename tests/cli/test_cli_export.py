@@ -93,12 +93,12 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
         (
             "sound",
             9,
-            "confit-edge listen 'my words.onnx'; for names that it was not trained on, confit-edge enroll 'my",
+            "confit-edge listen 'my words.onnx'; to add names it was not trained on: confit-edge enroll 'my",
         ),
         (
             "sound",
             1,
-            "train with more clips of more voices, and --background; or let it fire sooner, and falsely: confit-edge listen",
+            "train with more clips of more voices, and with --background; or let it fire more easily, with more false accepts: confit-edge listen",
         ),
         ("speaker", 1, "confit-edge enroll 'my words.onnx' NAME CLIP..."),
     ],
