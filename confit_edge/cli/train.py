@@ -90,7 +90,8 @@ def train(
     layers: Annotated[
         int | None,
         option(
-            "How many layers of a transformers checkpoint to use, counted from the input; all unless given. Fewer suit small devices.",
+            "How many layers of a transformers checkpoint to use, counted from the input; all unless given. Fewer suit"
+            " small devices.",
             ENCODER,
         ),
     ] = None,

@@ -254,7 +254,10 @@ def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> Non
     for label, told in (
         ("parrot", "is not a label of tiny (labels that fire: low, mid, high)"),
         ("Lowe", "is not a label of tiny (labels that fire: low, mid, high); did you mean 'low'?"),
-        ("other", "stands for everything that is not a label of tiny, and never fires (labels that fire: low, mid, high)"),
+        (
+            "other",
+            "stands for everything that is not a label of tiny, and never fires (labels that fire: low, mid, high)",
+        ),
     ):
         code, _, err = confit("calibrate", model, *target, "--only", label)
         assert (code, err) == (2, f"confit-edge: --only {label}: {told}\n")
@@ -393,7 +396,10 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     assert code == 0
     assert "labels that tiny does not have: Low (low?); they count as other sounds" in err
     assert "hours of 1 recording:" in out
-    assert "these intervals are wide because sounds of one recording tend to be missed together; 5 or more recordings" in out
+    assert (
+        "these intervals are wide because sounds of one recording tend to be missed together; 5 or more recordings"
+        in out
+    )
     table.write_text(f"{head}{kitchen},2.0,2.3,low\n{sounds / 'labelled' / 'hall.wav'}\n", encoding="utf-8")
     code, out, _ = confit("evaluate", model, table)
     assert code == 0

@@ -443,7 +443,11 @@ def test_cut_leaves_out_a_damaged_recording_and_says_so(field: Path) -> None:
     [
         ("dusk.wav,3,3,owl", [], "owl at 3 s of"),
         ("dusk.wav", [], "it labels no sound, so there is no clip to cut"),
-        ("dusk.wav,1,2,owl|crow", ["--alone"], "every sound in it (1) overlaps another, and --alone leaves such sounds out"),
+        (
+            "dusk.wav,1,2,owl|crow",
+            ["--alone"],
+            "every sound in it (1) overlaps another, and --alone leaves such sounds out",
+        ),
         ("dusk.wav,1,2,owl", ["--rest", "clips/rest"], "so it would be read as a class"),
         ("dusk.wav,1,2,owl\nempty.wav\ncopy.wav", [], "are the same"),
     ],

@@ -1196,7 +1196,11 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
             "'yes' is not a label (labels that fire: low, mid, high)",
         ),
         ("listen tiny.onnx --source scene.flac --threshold midd=0.5", 2, "low, mid, high); did you mean 'mid'?"),
-        ("listen tiny.onnx --source scene.flac --threshold other=0.5", 2, "'other' never fires (labels that fire: low,"),
+        (
+            "listen tiny.onnx --source scene.flac --threshold other=0.5",
+            2,
+            "'other' never fires (labels that fire: low,",
+        ),
         ("listen tiny.onnx --source scene.flac --threshold low=high", 2, "VALUE, a number (for a label above 0 and"),
         ("listen tiny.onnx --source scene.flac --threshold 60", 2, "above 0 and at most 1"),
         ("listen tiny.onnx --source scene.flac --threshold low=0", 2, "above 0 and at most 1"),

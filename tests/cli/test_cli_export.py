@@ -98,7 +98,8 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
         (
             "sound",
             1,
-            "train with more clips of more voices, and with --background; or let it fire more easily, with more false accepts: confit-edge listen",
+            "train with more clips of more voices, and with --background; or let it fire more easily, with more false"
+            " accepts: confit-edge listen",
         ),
         ("speaker", 1, "confit-edge enroll 'my words.onnx' NAME CLIP..."),
     ],

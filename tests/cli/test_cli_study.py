@@ -134,7 +134,10 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
         (["isotropy", "--from", "a/run", "--from", "b/run"], r"--from: 2 folders are named run"),
         (["isotropy", "--from", "x", "--seeds", "2"], r"--seeds is for new trainings"),
         (["isotropy", "--from", "x", "--train-groups", "2"], r"--train-groups is for new trainings"),
-        (["isotropy", "--background", "x"], r"--background is only for runs in --from; .* key 'background' in --recipe"),
+        (
+            ["isotropy", "--background", "x"],
+            r"--background is only for runs in --from; .* key 'background' in --recipe",
+        ),
         (["shots", "-o", __file__], r"is a file; -o names a folder for the study"),
         (
             ["shots", "-o", f"{__file__}/x/y", "--dry-run"],

@@ -42,7 +42,9 @@ SETTLED = {
     "lr": "[its own]",
     "gain": f"[{Encoder.gain:g}; with the encoder yamnet {YAMNet.gain:g}].",
     "soup": f"[{SOUP_OF_FEW} with few clips, else 1].",
-    "clips_per_class": f"[as many as fill a batch of {BATCH}, at least {LEAST_PER_CLASS}, at most what half of the classes have].",
+    "clips_per_class": (
+        f"[as many as fill a batch of {BATCH}, at least {LEAST_PER_CLASS}, at most what half of the classes have]."
+    ),
 }
 
 
