@@ -51,14 +51,14 @@ def restore(
             plain, of = json.loads(file.metadata()["plain"]), file.metadata().get("training")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfitError(f"{path}: the checkpoint is damaged ({error}); train anew without --resume") from error
+        raise ConfitError(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error
 
     if of is None:
         raise ConfitError(
-            f"{path}: the checkpoint is of an earlier version of confit-edge; train anew without --resume"
+            f"{path}: the checkpoint is from an earlier version of confit-edge; remove it to train from the start"
         )
     if of != training:
-        raise ConfitError(f"{path}: the checkpoint is of another training; train anew without --resume")
+        raise ConfitError(f"{path}: the checkpoint belongs to another training; remove it to train from the start")
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -67,7 +67,9 @@ def restore(
         for name, module in modules.items():
             module.load_state_dict(under(f"{name}."), strict=True)
     except RuntimeError as error:
-        raise ConfitError(f"{path}: the checkpoint is of another training; train anew without --resume") from error
+        raise ConfitError(
+            f"{path}: the checkpoint belongs to another training; remove it to train from the start"
+        ) from error
     described = optimiser.state_dict()
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
