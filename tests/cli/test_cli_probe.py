@@ -60,7 +60,7 @@ def test_the_sound_of_a_run_may_have_moved(run_path: Path, background: Path, con
         code, _, err = confit(*verb, tmp_path / "run")
         assert code == 2
         assert "then: the --background that" in err
-        assert "say where it is now (--background)" in err
+        assert "give its current path (--background)" in err
         code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now")
         assert code == 0, err
         code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now", "--others", tmp_path)

@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
         )
     with pytest.raises(ConfitError, match=str(path)) as caught:
         checkpoint.restore(path, *training(1), "a training")
-    assert "without --resume" in str(caught.value)
+    assert "remove it to train from the start" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -186,7 +186,7 @@ print(pretrained('owner/tiny', 0.5).preprocessor)
 def test_a_checkpoint_that_hears_another_rate_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "telephone")
     Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(folder)
-    with pytest.raises(UsageError, match="hears sound at 8000 Hz"):
+    with pytest.raises(UsageError, match="expects sound at 8000 Hz"):
         pretrained(str(folder), 1.0)
 
 
@@ -556,11 +556,11 @@ def test_a_folder_without_a_checkpoint_and_damaged_weights_are_refused(
     [
         ("preprocessor_config.json", {"feature_extractor_type": "Nope"}, "Unrecognized feature extractor"),
         ("preprocessor_config.json", [], "cannot be read"),
-        ("config.json", {"hidden_size": 33}, "is of no model that can be built"),
-        ("config.json", {"num_attention_heads": 0}, "is of no model that can be built"),
-        ("config.json", {"conv_stride": [0] * 7}, "is of no model that can be built"),
+        ("config.json", {"hidden_size": 33}, "describes no model that can be built"),
+        ("config.json", {"num_attention_heads": 0}, "describes no model that can be built"),
+        ("config.json", {"conv_stride": [0] * 7}, "describes no model that can be built"),
         ("config.json", {"layer_norm_eps": float("nan")}, "embeddings are not finite"),
-        ("config.json", [], "neither an encoder's name"),
+        ("config.json", [], "not a built-in encoder"),
     ],
 )
 def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
@@ -579,16 +579,16 @@ def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("std", None, "has the std None, which must be a number above 0"),
-        ("std", [1, 2] * 50, r"has the std \[1, 2, .*, which must be a number above 0"),
-        ("std", 0, "has the std 0, which must be a number above 0"),
-        ("std", 1e-45, "tell, embeddings are not finite numbers"),
-        ("std", True, "has the std True, which must be a number above 0"),
-        ("mean", "a", "has the mean 'a', which must be a finite number"),
-        ("mean", float("nan"), "has the mean nan, which must be a finite number"),
-        ("mean", 10**400, "has the mean 10+, which must be a finite number"),
-        ("do_normalize", "no", "has the do_normalize 'no', which must be true or false"),
-        ("sampling_rate", "16000", "has the sampling_rate '16000', which must be a finite number"),
+        ("std", None, "sets std to None; it must be a number above 0"),
+        ("std", [1, 2] * 50, r"sets std to \[1, 2, .*; it must be a number above 0"),
+        ("std", 0, "sets std to 0; it must be a number above 0"),
+        ("std", 1e-45, "json, embeddings are not finite numbers"),
+        ("std", True, "sets std to True; it must be a number above 0"),
+        ("mean", "a", "sets mean to 'a'; it must be a finite number"),
+        ("mean", float("nan"), "sets mean to nan; it must be a finite number"),
+        ("mean", 10**400, "sets mean to 10+; it must be a finite number"),
+        ("do_normalize", "no", "sets do_normalize to 'no'; it must be true or false"),
+        ("sampling_rate", "16000", "sets sampling_rate to '16000'; it must be a finite number"),
     ],
 )
 def test_a_feature_extractor_with_a_value_of_the_wrong_kind_is_refused(
