@@ -23,10 +23,10 @@ Pooling = Literal["mean", "masked", "attentive"]
 Loss = Literal["supcon", "triplet", "nt-xent", "n-pairs", "proxy-anchor"]
 Mining = Literal["hardness", "none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"]
 
-LONGEST_SHOWN = 200  # characters of a value that is refused
+LONGEST_SHOWN = 200  # characters of an invalid value in a message
 
-# The mining each loss can use: a weight between none and all needs supcon, n-pairs takes its negatives from the other
-# classes' pairs, and proxy-anchor compares no pairs of clips at all.
+# The mining each loss can use. Only supcon takes weights between 0 and 1 (hardness); n-pairs takes its negatives from the
+# pairs of the other classes, and proxy-anchor does not compare pairs of clips at all.
 _MINING: dict[Loss, tuple[Mining, ...]] = {
     "supcon": typing.get_args(Mining),
     "triplet": ("none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"),
@@ -38,7 +38,7 @@ _MINING: dict[Loss, tuple[Mining, ...]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every key of a recipe, with its default. Lengths in seconds, levels in dB."""
+    """Every key of a recipe, with its default. Lengths are in seconds, levels in dB."""
 
     encoder: str = "speech-embedding"
     objective: Literal["pairtune", "finetune"] = "pairtune"
@@ -175,8 +175,8 @@ class Recipe:
             raise UsageError("recipe key 'head_init' probe needs the objective finetune: pairtune has no head")
         if self.objective == "pairtune" and self.mining not in _MINING[self.loss]:
             raise UsageError(
-                f"recipe key 'loss' {self.loss} cannot use recipe key 'mining' {self.mining}; it can use"
-                f" {', '.join(_MINING[self.loss])}"
+                f"recipe key 'loss' {self.loss} cannot use recipe key 'mining' {self.mining}; use mining"
+                f" {' or '.join(_MINING[self.loss])}"
             )
         if self.snr_low > self.snr_high:
             raise UsageError(
@@ -315,7 +315,7 @@ def check_type(key: str, hint: Any, value: Any) -> None:
     else:
         good = _is(value, hint)
     if not good:
-        raise UsageError(f"recipe key '{key}' has the value {_shown(value)}, which is of the wrong type")
+        raise UsageError(f"recipe key '{key}' has the value {_shown(value)}, which has the wrong type")
 
 
 def _shown(value: Any) -> str:

@@ -42,8 +42,8 @@ def copy_of(encoder: Encoder) -> Encoder:
         return copy.deepcopy(encoder)
     except RuntimeError as error:
         raise UsageError(
-            f"encoder {type(encoder).__name__}: cannot be copied ({error}); if it uses torch.nn.utils.weight_norm, take that"
-            " of torch.nn.utils.parametrizations instead"
+            f"encoder {type(encoder).__name__}: cannot be copied ({error}); if it uses torch.nn.utils.weight_norm, use the"
+            " one in torch.nn.utils.parametrizations instead"
         ) from error
 
 

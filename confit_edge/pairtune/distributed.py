@@ -118,7 +118,7 @@ class Ranks:
         for index, (its, _) in enumerate(every):
             if its != every[0][0]:
                 raise ConfitError(
-                    f"process {index} reports {its}, but process 0 reports {every[0][0]}: they do different things; give"
+                    f"process {index} reports {its}, but process 0 reports {every[0][0]}: they are out of step; give"
                     " all processes the same command and the same version of confit-edge"
                 )
         return [plain for _, plain in every]

@@ -140,7 +140,7 @@ def refuse_apart(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
         )
         if changed := _differences(first, other, "there", told):
             raise UsageError(
-                f"process {index} would not train the same as process 0, as these differ: {', '.join(changed)};"
+                f"process {index} would train something different from process 0; these differ: {', '.join(changed)};"
                 " give all processes the same command and the same data"
             )
 

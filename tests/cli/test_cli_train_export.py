@@ -460,7 +460,11 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--lr", "1e6", "--epochs", "1", "--soup", "1"], 1, ["lr"]),
         (["good.csv", "-o", "notes.txt"], 2, ["notes.txt"]),
         (["good.csv", "-o", "."], 2, ["not empty"]),
-        (["good.csv", "-o", "notes.txt/run"], 2, ["notes.txt/run: cannot create this folder, because notes.txt is a file"]),
+        (
+            ["good.csv", "-o", "notes.txt/run"],
+            2,
+            ["notes.txt/run: cannot create this folder, because notes.txt is a file"],
+        ),
         (["good.csv", "--encoder", "speech-embeding"], 2, ["speech-embedding, ge2e, yamnet"]),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else str(part),

@@ -243,7 +243,9 @@ def test_an_encoder_of_a_programs_own(beside_words: Path) -> None:
     assert weights_sha256(again.encoder) == weights_sha256(trained.encoder) != trained.info.encoder_sha256
     assert "\nsmall trained" in (beside_words / "runs" / "small" / "README.md").read_text()
     assert load(beside_words / "small.onnx").contract.encoder["name"] == "small"
-    with pytest.raises(ConfitError, match=r"does not know the encoder family 'small'; pass an encoder of your own.*encoder="):
+    with pytest.raises(
+        ConfitError, match=r"does not know the encoder family 'small'; pass an encoder of your own.*encoder="
+    ):
         read_run("runs/small")
     with pytest.raises(UsageError, match=r"its encoder is \{.*48\}, but the one given is \{.*40\}$"):
         read_run("runs/small", encoder=names["Small"](40))

@@ -213,7 +213,7 @@ def test_what_a_loss_cannot_mine_is_refused_with_what_it_can(loss: Loss, mining:
     if (loss, mining) in TAKEN:
         assert isinstance(make(loss, mining), PairTune)
         return
-    with pytest.raises(UsageError, match=f"'loss' {loss} cannot use recipe key 'mining' {mining}; it takes none"):
+    with pytest.raises(UsageError, match=f"'loss' {loss} cannot use recipe key 'mining' {mining}; use mining none"):
         recipe_of(loss, mining)
 
 

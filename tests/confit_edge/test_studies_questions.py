@@ -232,7 +232,7 @@ def test_isotropy_is_told_where_the_background_of_a_run_is_now(
     moved = prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"background": now})
     shutil.copytree(background, there)
     assert list(prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost]).trials) == list(moved.trials)
-    with pytest.raises(UsageError, match="was used to train .*; leave it out"):
+    with pytest.raises(UsageError, match=r"was used to train .*; leave it out"):
         prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"others": now})
 
 

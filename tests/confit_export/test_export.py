@@ -541,7 +541,9 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     with pytest.raises(UsageError, match=r"it has no clip of 'yes'; it has 'yess', which the run does not know$"):
         run_corpus(run, other)
     other.write_text(other.read_text().replace(",yess,", ",no,").replace(",stop,", ",yes,").replace(",no,", ",stop,"))
-    with pytest.raises(UsageError, match=rf"same classes, but different sound, labels, splits or background {earlier}$"):
+    with pytest.raises(
+        UsageError, match=rf"same classes, but different sound, labels, splits or background {earlier}$"
+    ):
         run_corpus(run, other)
 
 
