@@ -65,7 +65,7 @@ def test_the_sound_of_a_run_may_have_moved(run_path: Path, background: Path, con
         assert code == 0, err
         code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now", "--others", tmp_path)
         assert code == 2
-        assert "trained without" in err
+        assert "was used to train" in err
 
 
 def test_the_encoder_that_a_run_began_with_may_have_moved(

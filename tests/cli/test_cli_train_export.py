@@ -434,11 +434,11 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
             2,
             ["confit-edge: --snr-low (20.0) and --snr-high (10.0) are"],
         ),
-        (["good.csv", "--snr-low", "20"], 2, ["confit-edge: --snr-low (20.0) and --snr-high (15.0) are"]),
+        (["good.csv", "--snr-low", "20"], 2, ["confit-edge: --snr-low (20.0) must not be above --snr-high (15.0)"]),
         (
             ["good.csv", "--recipe", "soft.yaml", "--snr-low", "20"],
             2,
-            ["confit-edge: soft.yaml: --snr-low (20.0) and recipe key 'snr_high' (10) are"],
+            ["confit-edge: soft.yaml: --snr-low (20.0) must not be above recipe key 'snr_high' (10)"],
         ),
         (["good.csv", "--recipe", "layers.yaml"], 2, ["confit-edge: recipe key 'layers' is for attention encoders"]),
         (

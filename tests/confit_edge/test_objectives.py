@@ -203,7 +203,7 @@ def test_proxies_are_learnt_kept_in_the_state_and_one_for_each_class() -> None:
 
 @pytest.mark.parametrize("loss", VARIANTS)
 def test_several_labels_are_refused_by_what_takes_one(loss: Loss) -> None:
-    with pytest.raises(UsageError, match=f"'loss': {loss} .* use supcon"):
+    with pytest.raises(UsageError, match=f"'loss' {loss} needs .* use supcon"):
         make_objective(recipe_of(loss, "none"), 10, 4, multi_label=True)
 
 
