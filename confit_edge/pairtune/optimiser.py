@@ -45,7 +45,9 @@ def _named(encoder: Encoder, freeze: str) -> list[nn.Module]:
         return [module for block in blocks for module in block] if encoder.learned_pooling() else [encoder]
     count = 1 if freeze == "features" else 1 + int(freeze)
     if count > len(blocks):
-        raise UsageError(f"recipe key 'freeze' is {freeze}, but this encoder has only {counted(len(blocks) - 1, 'layer')}")
+        raise UsageError(
+            f"recipe key 'freeze' is {freeze}, but this encoder has only {counted(len(blocks) - 1, 'layer')}"
+        )
     return [module for block in blocks[:count] for module in block]
 
 
