@@ -420,7 +420,7 @@ def test_a_plot_that_cannot_be_drawn_costs_no_run(cut: Callable[..., Path], tmp_
         ({"lora_rank": 4, "soup": None}, "'lora_rank'"),
         ({"freeze": "40"}, "'freeze' is 40"),
         ({"encoder": "ge2e", "window": 1.6, "spec_augment": True}, "'spec_augment'"),
-        ({"label_column": "labels", "loss": "triplet", "mining": "semi-hard"}, "'loss': triplet"),
+        ({"label_column": "labels", "loss": "triplet", "mining": "semi-hard"}, "'loss' triplet"),
     ],
 )
 def test_a_recipe_that_cannot_be_done_leaves_nothing(
