@@ -22,6 +22,7 @@ from confit_edge.encoders.pooling import LayerWeights, heard, time_pool
 from confit_edge.recipe import Pooling
 from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.wording import counted, listed
 
 log = logging.getLogger(__name__)
 skip_native_library()  # transformers imports torchaudio where it is installed
@@ -302,10 +303,9 @@ def refuse_missing(name: str, loading: dict[str, Any]) -> None:
     """Raise ConfitError when loading left an encoder weight random (decoder weights do not matter)."""
     absent = [key for key in loading["missing_keys"] if "decoder" not in key and not key.endswith(_MAY_MISS)]
     wrong = [str(entry[0]) for entry in loading["mismatched_keys"]]
-    if absent or wrong:
-        listed = ", ".join(sorted(absent + wrong)[:3])
+    if lacking := sorted(absent + wrong):
         raise ConfitError(
-            f"--encoder {name}: the checkpoint lacks {len(absent) + len(wrong)} encoder weights ({listed}, ...),"
+            f"--encoder {name}: the checkpoint lacks {counted(len(lacking), 'encoder weight')} ({listed(lacking, 3)}),"
             " which would stay random: is it a checkpoint of this architecture?"
         )
 

@@ -178,7 +178,9 @@ print(pretrained('owner/tiny', 0.5).preprocessor)
     offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, timeout=120)
     refused, found = done.stdout.splitlines()
-    assert refused.startswith("--encoder owner/tiny: without a connection to the hub, it is not known whether it has a preproc")
+    assert refused.startswith(
+        "--encoder owner/tiny: without a connection to the hub, it is not known whether it has a preproc"
+    )
     assert found == "{'do_normalize': False}", done.stderr
     assert "owner/tiny: has no preprocessor_config.json" in done.stderr
 
