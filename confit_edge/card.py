@@ -56,7 +56,7 @@ def _kept(info: RunInfo) -> str:
     recipe = info.recipe
     if (recipe["soup"] or 1) > 1:
         return f"weights averaged over {recipe['soup']} trainings of {recipe['epochs']} epochs"
-    return f"kept from epoch {info.kept_epoch} of {recipe['epochs']}"
+    return f"weights kept from epoch {info.kept_epoch} of {recipe['epochs']}"
 
 
 def _taught(info: RunInfo) -> str:

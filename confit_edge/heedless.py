@@ -1,6 +1,6 @@
 """A stderr that cannot fail: messages must not end the work when their reader is gone or their disk is full.
 
-That happens to a job that outlives the ssh session it was started in. A broken stdout still is an error, as stdout
+That happens to a job that outlives the ssh session it was started in. A broken stdout is still an error, as stdout
 carries results.
 """
 

@@ -78,8 +78,8 @@ class Ranks:
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace each gradient by its mean over processes.
 
-        A gradient that is missing on some processes, as when LayerDrop skipped a layer there, counts as zero there. One
-        that is missing on all stays None.
+        A gradient that is missing on some processes, as when a layer was skipped at random, counts as zero there. One that
+        is missing on all stays None.
         """
         if self.count == 1:
             return

@@ -46,8 +46,8 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
 
     An epoch has enough batches to use each clip of the classes once on average. Where the recipe leaves K open, few classes
     give more clips each (see `filling`), in the number of steps that K = 4 would take. With a single class (a wake word),
-    the unknown class is the second of the P. The length of an epoch then counts its labelled clips only, since there are
-    many times as many pieces of background and fragments.
+    the unknown class is the second of the P. The length of an epoch then depends on labelled clips only, as background
+    and fragments are many times as many.
     """
     order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
     known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
