@@ -96,7 +96,7 @@ def test_the_encoder_that_a_run_began_with_may_have_moved(
         assert "not set beside" not in caplog.text
         code, _, err = confit(verb, vanilla, "--encoder", now)
         assert code == 2
-        assert "vanilla with speech-embedding): leave it out" in err
+        assert "vanilla with speech-embedding); leave it out" in err
     code, _, err = confit("probe", path, "--encoder", tmp_path / "nowhere")
     assert (code, "nowhere: no such folder" in err) == (2, True)
 

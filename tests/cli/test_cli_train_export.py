@@ -167,7 +167,7 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (info["recipe"]["epochs"], info["recipe"]["clips_per_class"]) == (1, 2)
     assert "epoch 1/1: loss" in err
-    assert "3 classes ('seven', 'stop', 'yes'): 12 clips of 4 groups to train, " in err
+    assert "3 classes ('seven', 'stop', 'yes'): 12 clips of 4 groups for training, " in err
     assert "beware: classes 'seven', 'stop', 'yes' have no clip in test, so nothing is reported of them" in err
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("frozen encoder, linear probe", "frozen encoder, kNN probe", "trained, linear probe", "trained, kNN probe")
@@ -432,7 +432,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             ["good.csv", "--snr-low", "20", "--snr-high", "10"],
             2,
-            ["confit-edge: --snr-low (20.0) and --snr-high (10.0) are"],
+            ["confit-edge: --snr-low (20.0) must not be above --snr-high (10.0)"],
         ),
         (["good.csv", "--snr-low", "20"], 2, ["confit-edge: --snr-low (20.0) must not be above --snr-high (15.0)"]),
         (
