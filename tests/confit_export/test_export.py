@@ -525,7 +525,7 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
-    with pytest.raises(UsageError, match=r"trained on: val had 15 clips of 3 groups, has 14 clips of 3 groups$"):
+    with pytest.raises(UsageError, match=r"trained on: val had 15 clips of 3 groups and now has 14 clips of 3 groups$"):
         run_corpus(run, fewer)
     first = tmp_path / "found" / sorted(os.listdir(tmp_path / "found"))[0]
     first.write_bytes(b"no sound")
@@ -534,7 +534,7 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     with pytest.raises(UsageError, match=rf"{shorter}.*; left out: .*{first.name} cannot be read as sound \("):
         run_corpus(found)
     first.unlink()
-    with pytest.raises(UsageError, match=rf"{shorter} thresholds lasted [0-9.]+ s, lasts [0-9.]+ s {earlier}$"):
+    with pytest.raises(UsageError, match=rf"{shorter} thresholds lasted [0-9.]+ s and now lasts [0-9.]+ s {earlier}$"):
         run_corpus(found)
     other = tmp_path / "other.csv"
     other.write_text(fewer.read_text().replace(",yes,", ",yess,") + f"\n{manifest.parent}/{rows[-1]}")
