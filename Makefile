@@ -1,5 +1,5 @@
-# Two commands on a fresh machine: `make demo` runs the main job, `make test` the tests. Each makes .venv first.
-# `demo` makes demo-out anew; another folder, OUT=..., must be new or empty. `clean` removes what is made by default.
+# Two commands for a fresh machine: `make demo` runs the demo, `make test` the tests. Each creates .venv first if needed.
+# `demo` replaces the folder demo-out; any other folder, OUT=..., must be new or empty. `clean` removes the default outputs.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
@@ -11,7 +11,7 @@ INSTALLED := $(subst $(space),\ ,$(VENV))/.installed
 .PHONY: demo test lint types clean
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("confit-edge needs Python 3.11 or newer; name one with PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import sys; sys.exit("confit-edge needs Python 3.11 or newer; choose one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) $(TORCH)
 	$(PIP) -e '.[export,dev]'

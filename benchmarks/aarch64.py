@@ -1,14 +1,14 @@
-"""The same files on aarch64: rows and events under qemu-user beside those of this machine.
+"""Compares rows and events of the same model files on aarch64, under qemu-user, with those on this machine.
 
     python -m benchmarks.aarch64
 
-writes benchmarks/results/aarch64.json. It needs qemu-user, apt-get and dpkg (Debian 12); nothing else is installed: Debian's
-arm64 libc and Python and PyPI's aarch64 wheels, of the versions that are installed here, go into the cache. The models are
-those that ship and a run of a few words, trained here and exported by three recipes; all hear the same twenty seconds of real
-and synthetic speech over music. The 8-bit weights of `arm64` are right on this side with VNNI only (`vnni` in the results).
+Writes benchmarks/results/aarch64.json. It needs qemu-user, apt-get and dpkg (Debian 12), and installs nothing: Debian's arm64
+libc and Python, and PyPI's aarch64 wheels in the versions installed here, go into the cache. The models are the shipped ones and
+a run of a few words, trained here and exported with three recipes. All hear the same twenty seconds of real and synthetic speech
+over music. The 8-bit weights of `arm64` are computed correctly on an x86 machine only with VNNI (`vnni` in the results).
 
-qemu 7 shows a program the host's /proc/cpuinfo, on which onnxruntime's aarch64 wheel ends by a segmentation fault as it is
-imported; so one of a Cortex-A72 stands in the root.
+qemu 7 shows programs the /proc/cpuinfo of the host, which makes onnxruntime's aarch64 wheel crash with a segmentation fault on
+import. So the root folder holds the /proc/cpuinfo of a Cortex-A72.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from confit_runtime.audio import load_clip, resample
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.shipped import MODELS
 
-PROCESSORS = ("cortex-a72", "max")  # a Raspberry Pi 4's, without products of int8; and all that qemu knows
+PROCESSORS = ("cortex-a72", "max")  # that of a Raspberry Pi 4, without int8 products; and every feature qemu knows
 PACKAGES = (
     "libc6", "libexpat1", "libffi8", "libgcc-s1", "libpython3.11-minimal", "libpython3.11-stdlib", "libsqlite3-0", "libssl3",
     "libstdc++6", "python3.11-minimal", "zlib1g",
@@ -57,7 +57,7 @@ CPU revision\t: 3
 
 """
 WORDS = ("one", "two", "seven", "nine", "stop", "yes")
-VOICE = "bm_george"  # of the split test
+VOICE = "bm_george"  # from the test split
 RECIPES: dict[str, dict[str, Any]] = {
     "fp32": {"quantize": False},
     "static, portable": {},
@@ -75,20 +75,18 @@ print(platform.machine())
 
 
 def root(cache: Path) -> Path:
-    """A folder with Debian's arm64 libc and Python, and `packages.json`, the versions of what is in it."""
+    """Return a folder with Debian's arm64 libc and Python, and their versions in `packages.json`."""
     folder = cache / "aarch64" / "root"
     if not folder.is_dir():
         if not (shutil.which("apt-get") and shutil.which("dpkg")):
-            raise UsageError(
-                "the arm64 packages need apt-get and dpkg (Debian 12): run it there, or in a container of it"
-            )
+            raise UsageError("the arm64 packages need apt-get and dpkg; run this on Debian 12, or in a container of it")
         print("fetching Debian's arm64 packages", file=sys.stderr)
         whole(folder, unpack)
     return folder
 
 
 def unpack(target: Path) -> None:
-    """Debian's packages, by a state of apt's own: that of the machine stays as it is."""
+    """Download and unpack Debian's packages with a separate apt state, so that the machine's own stays as it is."""
     debs = target.parent / "debs"
     (debs / "lists" / "partial").mkdir(parents=True)
     options = [f"Dir::State={debs}", "Dir::State::status=/dev/null", f"Dir::Cache={debs}", "APT::Sandbox::User=root"]
@@ -105,7 +103,7 @@ def unpack(target: Path) -> None:
 
 
 def wheels(cache: Path) -> Path:
-    """A folder with PyPI's aarch64 wheels of what a device installs, in the versions that are installed here."""
+    """Return a folder with PyPI's aarch64 wheels of a device install, in the versions that are installed here."""
     pins = [f"{name}=={version(name)}" for name in DEVICE]
     folder = cache / "aarch64" / "_".join(pins)
     if not folder.is_dir():
@@ -117,9 +115,9 @@ def wheels(cache: Path) -> Path:
 
 
 def scene(folder: Path) -> float:
-    """Ten digits of a person, then the words of a synthetic voice, over music; its seconds.
+    """Write a scene, ten digits by a person and then words by a synthetic voice, over music; return its seconds.
 
-    `rows.wav` has the models' own rate: its samples are the same on both sides. `listen.wav` is resampled on each side.
+    `rows.wav` has the models' own rate, so its samples are the same on both sides. `listen.wav` is resampled on each side.
     """
     clips = sorted((DATA / "digits-real").glob("*.ogg"))
     clips += [DATA / "words" / word / f"{VOICE}.ogg" for word in WORDS]
@@ -133,7 +131,7 @@ def scene(folder: Path) -> float:
 
 
 def exports(folder: Path, epochs: int) -> dict[str, Path]:
-    """The models that ship, and a run of a few words by each of `RECIPES`."""
+    """Return the shipped models, and a run of a few words exported with each of `RECIPES`."""
     words = read_manifest(DATA / "words" / "manifest.csv")
     some = tuple(clip for clip in words.clips if clip.label in WORDS)
     write_manifest(replace(words, clips=some, source=folder / "words.csv"), folder / "words.csv")
@@ -150,7 +148,7 @@ def exports(folder: Path, epochs: int) -> dict[str, Path]:
 
 
 def heard(python: list[str], environment: dict[str, str], model: Path, work: Path) -> dict[str, Any]:
-    """What a model makes of the scene in the programs of `python`: its rows, and the lines of `listen`."""
+    """Run a model on the scene with the interpreter `python`; return its rows, and the detections of `listen`."""
     out = work / "rows.npz"
     where = run([*python, "-c", ROWS, str(model), str(work / "rows.wav"), str(out)], environment, work).strip()
     gallery = ["--gallery", "voices.db"] if model.stem == "speakers" else []
@@ -161,7 +159,7 @@ def heard(python: list[str], environment: dict[str, str], model: Path, work: Pat
 
 
 def compared(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
-    """The greatest differences, and whether the same events were told, at the same samples."""
+    """Return the largest differences, and whether both sides reported the same events at the same samples."""
     if there["machine"] != "aarch64":
         raise ConfitError(f"qemu-aarch64 ran a program of {there['machine']}")
     at = [
@@ -184,7 +182,7 @@ def greatest(one: Any, other: Any) -> float:
 
 
 def run(command: list[str], environment: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-    """What a program prints. Raises ConfitError with its last words where it fails."""
+    """Run a program and return its output. Raises ConfitError with the end of its stderr if it fails."""
     done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         raise ConfitError(f"{' '.join(command)[:200]} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
@@ -192,7 +190,7 @@ def run(command: list[str], environment: dict[str, str] | None = None, cwd: Path
 
 
 def measure(cache: Path, epochs: int) -> dict[str, Any]:
-    """Each model on each processor, beside this machine."""
+    """Compare each model on each processor with this machine."""
     debian, site = root(cache), wheels(cache)
     sources = [str(ROOT), str(ROOT / "runtime")]
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -234,13 +232,13 @@ def measure(cache: Path, epochs: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=2, help="of the words")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of training on the words")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "aarch64.json")
     given = parser.parse_args()
     try:
         if shutil.which("qemu-aarch64") is None:
-            raise UsageError("qemu-aarch64 is not installed: apt install qemu-user")
+            raise UsageError("qemu-aarch64 is not installed; run apt install qemu-user")
         found = measure(given.cache.absolute(), given.epochs)
     except ConfitError as error:
         sys.exit(f"aarch64: {error}")

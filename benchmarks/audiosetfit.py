@@ -1,13 +1,15 @@
-"""audiosetfit 0.1.0 beside PairTune: the same splits, the same Whisper encoder and window, as many clips learnt from.
+"""Compares audiosetfit 0.1.0 with PairTune: same splits, same Whisper encoder and window, same number of clips learnt from.
 
     python -m benchmarks.audiosetfit --encoder DIR/whisper-tiny.en-encoder
 
-writes benchmarks/results/audiosetfit.json. audiosetfit is installed into the cache without its dependencies (torch must not
-move; it is given decoded clips, so it needs no others). As it comes it hears 30 seconds whatever the clip: `--seconds 30`. By
-default its body is loaded from a copy of the checkpoint whose position table is cut to the window that PairTune gets, which
-makes it some fifteen times faster. The budget is clips learnt from, each time a clip is counts; PairTune is also given a third of
-it (`confit_edge_third`), for it watches validation after each epoch, which takes time and audiosetfit does not. Both choose
-their learning rate on validation, each rate with the whole budget; the time is that of the rate they chose: training, fitting
+Writes benchmarks/results/audiosetfit.json. audiosetfit is installed into the cache without its dependencies: the version of
+torch must not change, and it gets decoded clips, so it needs no others. Unmodified, it hears 30 seconds whatever the length of
+the clip (`--seconds 30`). By default its body is loaded from a copy of the checkpoint whose position table is cut to PairTune's
+window, which makes it some fifteen times faster.
+
+The budget is the number of clips learnt from, where a clip counts each time. PairTune is also measured with a third of the
+budget (`confit_edge_third`), because it checks validation after each epoch, which takes time; audiosetfit does not. Both choose
+their learning rate on validation, with the whole budget for each rate. The time is that of the chosen rate: training, fitting
 the head or the probes, and embedding validation and test. Both compute in float32.
 """
 
@@ -42,9 +44,9 @@ from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError
 
 VERSION = "0.1.0"
-WINDOW_S = 2  # of PairTune, in whole seconds: what audiosetfit's feature extractor can be told
+WINDOW_S = 2  # of PairTune, in whole seconds, as audiosetfit's feature extractor requires
 PAIRS = 16  # its default batch, of two clips each
-THEIR_RATES = (2e-5, 1e-4, 3e-4)  # its default first
+THEIR_RATES = (2e-5, 1e-4, 3e-4)  # the default comes first
 OUR_RATES = (4e-5, 1e-4, 2.4e-4)
 CPU = torch.device("cpu")
 
@@ -52,7 +54,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Columns(dict[str, list[Any]]):
-    """As much of a data set as audiosetfit asks of one."""
+    """The part of a data set's interface that audiosetfit uses."""
 
     @property
     def column_names(self) -> list[str]:
@@ -64,7 +66,7 @@ def columns(clips: Clips) -> Columns:
 
 
 def install(cache: Path) -> None:
-    """audiosetfit into a folder of the cache, which is put on the path."""
+    """Install audiosetfit into a folder of the cache, and put that on the path."""
     folder = cache / "audiosetfit"
     if not folder.is_dir():
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
@@ -73,7 +75,7 @@ def install(cache: Path) -> None:
 
 
 def short_copy(checkpoint: Path, target: Path, seconds: int) -> Path:
-    """The checkpoint with its position table and its feature extractor cut to so many seconds."""
+    """Write a copy of the checkpoint with its position table and feature extractor cut to `seconds`."""
     from safetensors.torch import load_file, save_file
 
     target.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def short_copy(checkpoint: Path, target: Path, seconds: int) -> Path:
 
 
 def assert_loaded(encoder: torch.nn.Module, directory: Path) -> int:
-    """How many weights the encoder holds as the directory does. Raises ConfitError when any is other or missing."""
+    """Return the number of weights of the encoder. Raises ConfitError if any differs from the directory or is missing there."""
     from safetensors.torch import load_file
 
     stored = {
@@ -102,12 +104,12 @@ def assert_loaded(encoder: torch.nn.Module, directory: Path) -> int:
     }
     for name, weight in encoder.state_dict().items():
         if name not in stored or not torch.equal(weight, stored[name].to(weight.dtype)):
-            raise ConfitError(f"{directory}: audiosetfit's body does not hold its weight {name}")
+            raise ConfitError(f"{directory}: audiosetfit's body does not hold the weight {name} from there")
     return len(encoder.state_dict())
 
 
 def theirs(directory: Path, corpus: Corpus, steps: int, seed: int) -> dict[str, Any]:
-    """audiosetfit's own trainer and head, at each rate; what the rate best on validation gives."""
+    """Run audiosetfit's own trainer and head at each rate; return the result of the rate that is best on validation."""
     from audiosetfit import AudioSetFitModel, Trainer, TrainingArguments  # type: ignore[import-not-found]
 
     tried = []
@@ -127,16 +129,16 @@ def theirs(directory: Path, corpus: Corpus, steps: int, seed: int) -> dict[str, 
 
 
 def predicted(model: Any, clips: Clips) -> Bools:
-    """Whether its prediction is the class of each clip."""
+    """Return whether the prediction for each clip is right."""
     found = model.predict([np.array(pcm) for pcm in clips.pcm], use_labels=False)
     labels = sorted({f"{label:03d}" for label in clips.labels})
     if len(model.labels) != len(labels):
-        raise ConfitError("audiosetfit was trained on other classes than it is tested on")
+        raise ConfitError("audiosetfit was trained on different classes from those it is tested on")
     return np.equal([model.labels[index] for index in found], [f"{label:03d}" for label in clips.labels])
 
 
 def ours(checkpoint: Path, corpus: Corpus, epochs: int, seed: int) -> dict[str, Any]:
-    """PairTune and its probes, at each rate; what the rate best on validation gives."""
+    """Run PairTune and its probes at each rate; return the result of the rate that is best on validation."""
     encoder = pretrained(str(checkpoint), WINDOW_S)
     recipe = Recipe(seed=seed, epochs=epochs, window=float(WINDOW_S), device="cpu")
     tried = []
@@ -156,7 +158,7 @@ def ours(checkpoint: Path, corpus: Corpus, epochs: int, seed: int) -> dict[str, 
 
 
 class Clock:
-    """Wall and processor seconds since it was made."""
+    """Measures wall and processor seconds since its creation."""
 
     def __init__(self) -> None:
         self.wall, self.processor = time.perf_counter(), time.process_time()
@@ -169,7 +171,7 @@ class Clock:
 
 
 def compare(task: str, checkpoint: Path, cache: Path, seed: int, epochs: int, seconds: int) -> dict[str, Any]:
-    """One row, with as many clips learnt from on both sides."""
+    """Measure one row, with the same number of clips learnt from on both sides."""
     corpus = read_corpus(build(TASKS[task], cache, seed), rate=16_000, seed=seed)
     passes = clips_learnt_from(corpus, epochs, seed)
     directory = short_copy(checkpoint, cache / "tasks" / f"audiosetfit-body-{seconds}", seconds)
@@ -200,7 +202,7 @@ def compare(task: str, checkpoint: Path, cache: Path, seed: int, epochs: int, se
 
 
 def clips_learnt_from(corpus: Corpus, epochs: int, seed: int) -> int:
-    """Over all batches of PairTune, a clip counting each time; with few classes it is several times those there are."""
+    """Count the clips in all batches of PairTune, each time; with few classes a clip is used several times per epoch."""
     clips, recipe = corpus.training_clips(), Recipe(seed=seed)
     return sum(len(batch) for epoch in range(epochs) for batch in epoch_batches(clips, corpus, recipe, epoch))
 
@@ -220,7 +222,7 @@ def interval(right: Bools, groups: list[str]) -> list[float]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the rows of each task."""
+    """Return means over the rows of each task."""
     tasks = {}
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]
@@ -239,7 +241,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument(
-        "--seconds", type=int, default=WINDOW_S, help="that audiosetfit hears of a clip (30: as it comes)"
+        "--seconds", type=int, default=WINDOW_S, help="seconds of a clip that audiosetfit hears (30: unmodified)"
     )
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "audiosetfit.json")

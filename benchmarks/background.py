@@ -1,10 +1,10 @@
-"""Makes the speech of the demo's training background, so that its speakers are not those of the test background.
+"""Makes the speech of the demo's training background, by speakers other than those of the test background.
 
     python -m benchmarks.background [--cache DIR]
 
-needs `python -m benchmarks.fetch`, and writes speech-fr.ogg and speech-ru.ogg beside the music in the demo's data: two
-minutes of telephone prompts of one speaker each. Left out are digits, letters, menus (which read out digits, and three in
-Russian is nearly three) and short prompts, where the demo's words or words like them might be.
+Needs `python -m benchmarks.fetch`; writes speech-fr.ogg and speech-ru.ogg next to the music in the demo's data: two minutes of
+telephone prompts by one speaker each. It leaves out digits, letters, menus (which read out digits, and the Russian word for
+three sounds nearly like the English one) and short prompts, because they might hold the demo's words or similar ones.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from confit_runtime.audio import Pcm, load_clip
 RATE, SECONDS, PAUSE_S, SHORT_S = 16_000, 120, 0.25, 1.2
 LEFT_OUT = {"dictate", "digits", "followme", "letters", "phonetic", "silence"}
 MENUS = ("basic", "conf", "demo", "dir", "if-", "priv", "screen", "vm-")
-TEN_KBIT = 0.985  # a second, in the terms of libsndfile: all data of the demo have to stay below 6 MB
+TEN_KBIT = 0.985  # per second, as libsndfile's compression level: all data of the demo must stay below 6 MB
 
 
 def prompts(language: str, cache: Path) -> Pcm:
-    """`SECONDS` of the prompts of a language in a shuffled order, a pause after each."""
+    """Return `SECONDS` of the prompts of a language in shuffled order, with a pause after each."""
     folder = cache / "decoded" / f"asterisk-core-sounds-{language}-g722"
     paths = [
         path

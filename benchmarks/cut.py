@@ -1,4 +1,4 @@
-"""Parts of a streaming model, which the published graph is: it begins at log-mel frames and ends at embedding frames."""
+"""Cuts a streaming model into parts, to match the published graph, from log-mel frames to embedding frames."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _REST_OF_LOG = ("Add", "Clip", "Div", "Max", "Mul", "Reshape", "Sub", "Transpose
 
 
 def without_front_end(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """The model from its log-mel frames to all outputs that depend on them, and the name of that new input.
+    """Return the model from its log-mel frames to all outputs that depend on them, and the name of that new input.
 
-    What remains takes the frames instead of `pcm`, and the states of the layers behind them.
+    The rest takes the frames instead of `pcm`, and the states of the layers after them.
     """
     graph = model.graph
     frames = mel_frames(graph)
@@ -20,16 +20,16 @@ def without_front_end(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     outputs = [output for output in graph.output if output.name in depends]
     nodes, wanted = _needed(graph, {output.name for output in outputs}, {frames})
     if "pcm" in wanted:
-        raise ValueError("the model looks at its samples behind its log-mel frames: it cannot be cut there")
+        raise ValueError("the model uses its samples again after the log-mel frames, so it cannot be cut there")
     taken = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, ["streams", 1, "frames", "bands"])
     inputs = [taken, *(one for one in graph.input if one.name in wanted)]
     return _part(model, nodes, inputs, outputs), frames
 
 
 def network(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
-    """The model from its log-mel frames to the encoder's embedding frames, before their mean, normalisation and head.
+    """Return the model from its log-mel frames to the encoder's embedding frames, before mean, normalisation and head.
 
-    Beside it the names of its input and of its output; the states are those of the layers between.
+    Also return the names of its input and output. Its states are those of the layers in between.
     """
     rest, frames = without_front_end(model)
     (last,) = [node.output[0] for node in rest.graph.node if node.op_type == "Squeeze"]
@@ -42,7 +42,7 @@ def network(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
 
 
 def front_end(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The other part: from samples to log-mel frames, with the states on the way."""
+    """Return the other part, from samples to log-mel frames, with its states."""
     graph = model.graph
     frames = mel_frames(graph)
     _, wanted = _needed(graph, {frames}, set())
@@ -54,7 +54,7 @@ def front_end(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def mel_frames(graph: onnx.GraphProto) -> str:
-    """The name of the log-mel frames: what the graph's logarithm becomes before a layer takes it."""
+    """Return the name of the log-mel frames: the logarithm's output as the first layer takes it."""
     (log,) = [node for node in graph.node if node.op_type == "Log"]
     name = log.output[0]
     while True:
@@ -65,7 +65,7 @@ def mel_frames(graph: onnx.GraphProto) -> str:
 
 
 def _depending(graph: onnx.GraphProto, name: str) -> set[str]:
-    """`name` and all that is computed from it. A quantiser leaves nodes in any order."""
+    """Return `name` and everything computed from it. A quantiser leaves nodes in any order."""
     found, before = {name}, 0
     while len(found) > before:
         before = len(found)
@@ -74,7 +74,7 @@ def _depending(graph: onnx.GraphProto, name: str) -> set[str]:
 
 
 def _needed(graph: onnx.GraphProto, outputs: set[str], given: set[str]) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes that `outputs` need when `given` is there, and the names that they take."""
+    """Return the nodes that `outputs` need when `given` is available, and the names they take."""
     makers = {made: node for node in graph.node for made in node.output}
     wanted, waiting = set(), list(outputs)
     while waiting:

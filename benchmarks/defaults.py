@@ -1,10 +1,10 @@
-"""Which mining, and which other settings of PairTune, should a recipe start from?
+"""Compares minings and other settings of PairTune, to choose the defaults of a recipe.
 
     python -m benchmarks.defaults --seeds 0 1 2 --jobs 2
 
-writes benchmarks/results/defaults.json: a row for each setting, task and seed. A setting changes one thing of its rival;
-all start from the same encoder, with the same clips, epochs and seed. A default is chosen by accuracy on validation; test
-is there to see whether the choice holds. Rows that are there already are left.
+Writes benchmarks/results/defaults.json: one row per setting, task and seed. A setting differs from its rival in one thing; both
+start from the same encoder, with the same clips, epochs and seed. Defaults are chosen by accuracy on validation, and test
+shows whether the choice holds. Existing rows are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError
 
 WINDOW = 1.28
-# Each is whole: what a recipe starts from today changes none of them, but the minings, which begin there with the rate of then.
+# Each setting is complete, so today's recipe defaults do not change it. Only the minings start there, with their old rate.
 FORMER: dict[str, Any] = {"lr": (1e-3,), "projection_layers": 2, "clips_per_class": 4, "probe_views": 3}
 LINEAR = {**FORMER, "projection_layers": 1}
 FILLED = {**LINEAR, "clips_per_class": None}
@@ -53,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "wide": {**LINEAR, "classes_per_batch": 32},
     "views-8": {**FILLED, "probe_views": 8},
 }
-# What a setting changes one thing of, and is compared with on the same tasks and seeds.
+# The settings that each one differs from in one thing, and is compared with on the same tasks and seeds.
 RIVALS: dict[str, tuple[str, ...]] = {
     **{mining: ("none",) for mining in typing.get_args(Mining) if mining != "none"},
     "former-averaging": ("former",),
@@ -61,9 +61,9 @@ RIVALS: dict[str, tuple[str, ...]] = {
     "linear-averaging": ("linear",),
     "filled": ("linear",),
     "wide": ("linear",),
-    "views-8": ("filled", "hardness"),  # which is the same at half the rate
+    "views-8": ("filled", "hardness"),  # hardness is the same at half the rate
 }
-LEFT_OUT = ("words",)  # nearly every clip of it is right whatever the setting; noisy-words has the same words
+LEFT_OUT = ("words",)  # nearly every clip is right with any setting; noisy-words has the same words
 
 
 def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
@@ -94,7 +94,7 @@ def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
 
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
-    """Of each setting: its accuracies, and paired differences from its rival where both were measured."""
+    """Return each setting's accuracies, and its paired differences from its rivals where both were measured."""
     of = {(row["setting"], row["task"], row["seed"]): row for row in rows}
     found: dict[str, Any] = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
@@ -117,7 +117,7 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
 
 
 def on_validation(pairs: list[tuple[Row, Row]], key: str) -> dict[str, float]:
-    """The mean difference, and its 95 % interval over tasks."""
+    """Return the mean difference, and its 95 % interval over tasks."""
     tasks = _tasks([row for row, _ in pairs])
     gains = [mean(row[key] - other[key] for row, other in pairs if row["task"] == task) for task in tasks]
     low, high = task_interval(np.array(gains))
@@ -125,7 +125,7 @@ def on_validation(pairs: list[tuple[Row, Row]], key: str) -> dict[str, float]:
 
 
 def on_test(pairs: list[tuple[Row, Row]], probe: str) -> dict[str, Any]:
-    """The mean difference, with 95 % intervals over the groups of each task and over tasks."""
+    """Return the mean difference, with 95 % intervals over the groups of each task and over tasks."""
     merged: dict[str, list[Row]] = {}
     for row, other in pairs:
         groups = row["test_groups"]
@@ -140,7 +140,7 @@ def _tasks(rows: list[Row]) -> list[str]:
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """Accuracy over all tasks and seeds of a setting; and points from its rival, on the tasks and seeds of both."""
+    """Return a table: each setting's accuracy over all its tasks and seeds, and its points from rivals on shared ones."""
     lines = ["| setting | val | test | kNN | rival | val | val, kNN | test | test, kNN |", "|---" * 9 + "|"]
     for setting, found in summary.items():
         cells = [setting, *(f"{100 * found[key]:.1f}" for key in ("val_linear", "linear", "knn"))]
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=tasks, choices=TASKS, metavar="TASK")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes, of one thread each")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "defaults.json")
     given = parser.parse_args()
@@ -176,7 +176,7 @@ def run(given: argparse.Namespace) -> None:
         for setting in given.settings
         if (task, setting, seed) not in there
     ]
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the processes read these when they load torch
     with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:
         for done, future in enumerate(as_completed([pool.submit(measure, *job) for job in jobs]), start=1):
             row = future.result()
@@ -190,7 +190,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def write(out: Path, rows: list[Row]) -> None:
-    """Everything so far, in an order that does not depend on which row was done first."""
+    """Write all rows so far, in an order that does not depend on which was done first."""
     rows.sort(key=lambda row: (list(SETTINGS).index(row["setting"]), list(TASKS).index(row["task"]), row["seed"]))
     names = {key: list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("seed", "task", "setting")}
     command = (

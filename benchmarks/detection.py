@@ -1,22 +1,24 @@
-"""Is a promise of false accepts kept, and what does it cost in false rejects? confit-edge beside two peers.
+"""Is a promised rate of false accepts kept, and how many misses does it cost? Compares confit-edge with two peers.
 
     python -m benchmarks.detection [--cache DIR] [--seeds N...]
 
-needs `python -m benchmarks.fetch`, and writes benchmarks/results/detection.json. The words that ship with confit-edge are
-learnt as the demo learns them; then every method is calibrated by the same rules for the same rate of false accepts on the
-same hours of speech and music (`benchmarks.negatives`), and judged on the test voices: as recorded, and at 10 dB over sound
-that was heard neither in training nor in calibration. The peers:
+Needs `python -m benchmarks.fetch`; writes benchmarks/results/detection.json. The models learn the words that ship with
+confit-edge, as the demo does. Then every method is calibrated by the same rules, for the same rate of false accepts, on the same
+hours of speech and music (`benchmarks.negatives`). It is judged on the test voices: as recorded, and at 10 dB over sound that
+neither training nor calibration has heard. The peers:
 
-- a head: logistic regression on the embedding of the frozen encoder, the way of openWakeWord, with the same augmented
-  clips, background, smoothing and hysteresis as ours;
+- a head: logistic regression on the embedding of the frozen encoder, as in openWakeWord, with the same augmented clips,
+  background, smoothing and hysteresis as ours;
 - dynamic time warping: the method that local-wake 0.1.2 publishes (frames of the same frozen encoder, cosine distance
-  normalised by both lengths, the nearest of four references a word), with a look at each hop where it looks each 0.25 s, and
-  with the buffer, of three lengths, that is best on the validation voices.
+  normalised by both lengths, the nearest of four references per word). It is evaluated at every hop, where local-wake does so
+  every 0.25 s, and with whichever of three buffer lengths is best on the validation voices.
 
-Beside the peers stand two models that each lack a part of ours: the typicality that scores are weighed by, and PairTune.
+The comparison also includes two models that each lack one part of ours: one without the typicality that weights the scores,
+and one without PairTune.
 
-Each rate is measured where it was not calibrated: every recording with the thresholds that all others give. Coverage is the
-share of splits in which the promise made on one part held on the other: one recording left out, and halves at random.
+Each rate is measured on recordings that did not calibrate it: every recording, with the thresholds from all the others. Coverage
+is the share of splits in which the promise made on one part held on the other, with one recording left out, and with random
+halves.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Method:
-    """What a method makes of everything: rows of the recordings, and of each clip in each condition."""
+    """The score rows of a method for every recording, and for every clip in every condition."""
 
     contract: Contract
     recordings: list[Recording]
@@ -87,7 +89,7 @@ class Method:
 
 
 def measure(method: Method, seed: int) -> dict[str, Any]:
-    """Everything that is reported of one method."""
+    """Return everything that is reported for one method."""
     counts = count_false_accepts(method.contract, method.recordings)
     chosen = choose(counts, TARGET, CONFIDENCE)
     hours, held_out = float(counts.hours.sum()), _left_out(counts)
@@ -153,7 +155,7 @@ def _at(target: float, counts: Counts, method: Method) -> dict[str, Any]:
 
 
 def _fewer(count: int, chosen: Chosen, method: Method, counts: Counts) -> dict[str, Any]:
-    """Calibrated for some words alone: those that the validation voices, which nothing is reported of, are best heard in."""
+    """Calibrate for only `count` words: those missed least on the validation voices, for which nothing is reported."""
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
     missed = Counter[str]()
     for clip, rows in method.clips["validation"]:
@@ -181,7 +183,7 @@ def _missed(contract: Contract, heard: list[Positive]) -> dict[str, Any]:
 
 
 def _left_out(counts: Counts) -> list[tuple[int, float]]:
-    """False accepts in each recording at the thresholds that the others give, and what these promise."""
+    """Return the false accepts in each recording at the thresholds from all the others, and the rate these promise."""
     places = np.arange(len(counts.hours))
     found = []
     for place in places:
@@ -191,7 +193,7 @@ def _left_out(counts: Counts) -> list[tuple[int, float]]:
 
 
 def _halves(counts: Counts, seed: int) -> list[tuple[float, float]]:
-    """The rate in one half of the recordings at the thresholds of the other, and what that promised."""
+    """Return the rate in one half of the recordings at the thresholds of the other half, and the rate that half promised."""
     rng, found = np.random.default_rng([seed, 30]), []
     for _ in range(HALVES):
         order = rng.permutation(len(counts.hours))
@@ -218,7 +220,7 @@ def clips_of(split: str) -> list[Clip]:
 
 
 def conditions(clips: list[Clip], seed: int) -> dict[str, list[tuple[Clip, Pcm]]]:
-    """Each clip as recorded, and in the middle of sound that is 10 dB softer."""
+    """Return each clip as recorded, and in the middle of background that is 10 dB softer."""
     rng = np.random.default_rng([seed, 31])
     background = [load_clip(path, RATE) for path in sorted((DATA / "background" / "test").glob("*.ogg"))]
     clean = [(clip, load_clip(clip.path, RATE)) for clip in clips]
@@ -238,11 +240,11 @@ def conditions(clips: list[Clip], seed: int) -> dict[str, list[tuple[Clip, Pcm]]
 def by_model(
     model: Model, paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], cache: Path, say: Say
 ) -> Method:
-    """A model file: its rows."""
+    """Return a model file as a method, with its rows."""
     told: set[str] = set()
 
     def tell(name: str, done: float, whole: float) -> None:
-        if name not in told:  # a line a recording, not a block
+        if name not in told:  # one line per recording, not per block
             told.add(name)
             say(f"{name} {done / whole:.0%}")
 
@@ -252,7 +254,7 @@ def by_model(
 
 
 class Warping:
-    """Dynamic time warping on frames of the frozen encoder: the nearest of a word's references."""
+    """Dynamic time warping on frames of the frozen encoder, with the nearest of a word's references."""
 
     def __init__(self, seed: int) -> None:
         import torch
@@ -271,7 +273,7 @@ class Warping:
                 self.references.append((place, self.frames(_trimmed(load_clip(own[chosen].path, RATE)))))
 
     def frames(self, pcm: Pcm) -> Floats:
-        """Frames `[hops, 96]` of length 1, the first ending with the window's last sample."""
+        """Return frames `[hops, 96]` of unit length; the first ends with the last sample of the window."""
         import torch
 
         short = max(0, self.encoder.window - len(pcm))
@@ -280,7 +282,7 @@ class Warping:
         return rows
 
     def rows(self, frames: Floats, buffer: int) -> Floats:
-        """Scores `[hops, words]`: 0.5 at a distance of 0.3, and nearer 1 the nearer a reference is."""
+        """Return scores `[hops, words]`: 0.5 at a distance of 0.3, and closer to 1 the closer a reference is."""
         nearest = np.full((max(0, len(frames) - buffer + 1), len(self.words)), np.inf, np.float32)
         if len(nearest):
             for place, reference in self.references:
@@ -313,8 +315,11 @@ class Warping:
 
 
 def warped(frames: Floats, reference: Floats, buffer: int) -> npt.NDArray[np.float32]:
-    """The distance of each `buffer` frames in succession to a reference: the least cost of an alignment of all frames of
-    both, by steps of one in either or both, over the sum of their lengths."""
+    """Return the distance of every `buffer` consecutive frames to a reference.
+
+    It is the lowest cost of an alignment of all frames of both, in steps of one in either or both, divided by the sum of
+    their lengths.
+    """
     apart = 1 - frames @ reference.T
     count, length = len(frames) - buffer + 1, len(reference)
     row = np.full((length, count), np.inf, np.float32)
@@ -330,14 +335,14 @@ def warped(frames: Floats, reference: Floats, buffer: int) -> npt.NDArray[np.flo
 
 
 def _trimmed(pcm: Pcm) -> Pcm:
-    """Without the 0.1 s of silence on each side that every clip ships with."""
+    """Return a clip without the 0.1 s of silence that every shipped clip has on each side."""
     return pcm[RATE // 10 : -RATE // 10]
 
 
 def train_model(out: Path, seed: int, say: Say, *, frozen: bool = False, typical: bool = True) -> Path:
-    """A model file of the words with the demo's background: PairTuned as the demo does, or a head on the frozen encoder.
+    """Make a model file of the words with the demo's background: PairTuned as in the demo, or a head on the frozen encoder.
 
-    Its scores are probabilities times typicality, or, where not `typical`, probabilities.
+    Its scores are probabilities times typicality or, without `typical`, plain probabilities.
     """
     keys: dict[str, Any] = {**WORDS, "frozen_baseline": False, "seed": seed}
     if frozen:
@@ -351,9 +356,9 @@ def train_model(out: Path, seed: int, say: Say, *, frozen: bool = False, typical
 def make_file(
     manifest: Path, run: Path, recipe: Recipe, out: Path, say: Say, *, quantize: bool = True, typical: bool = True
 ) -> Corpus:
-    """Train `run` and export it to `out`, each unless it is there; the corpus it learnt from.
+    """Train `run` and export it to `out`, each only if it does not exist yet; return the training corpus.
 
-    Its scores are probabilities times typicality, or, where not `typical`, probabilities.
+    The model's scores are probabilities times typicality or, without `typical`, plain probabilities.
     """
     if not (run / "run.json").is_file():
         train(manifest, run, recipe)
@@ -369,7 +374,7 @@ def make_file(
 def dtw(
     paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], like: Contract, seed: int, cache: Path, say: Say
 ) -> tuple[Method, int]:
-    """The warping method with the buffer that misses fewest words of the validation voices."""
+    """Return the warping method with the buffer that misses the fewest words of the validation voices, and that buffer."""
     warping, kept = Warping(seed), cache / "tasks" / "detection" / "frames"
     frames = []
     for path in paths:
@@ -398,7 +403,7 @@ def dtw(
 
 
 def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
-    """Everything of one training of each method."""
+    """Train every method once, with `seed`, and measure it."""
     work = cache / "tasks" / "detection" / f"seed{seed}"
     work.mkdir(parents=True, exist_ok=True)
     ours = load(train_model(work / "words.onnx", seed, say), calibrated=False)
@@ -431,7 +436,7 @@ def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
 
 
 def shares_missed(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each method the shares missed, mean of the trainings, least and most: by target, and with fewer words at `TARGET`."""
+    """Return the shares missed by each method (mean, least and most over trainings) by target, and by fewer words at `TARGET`."""
 
     def spread(values: list[float]) -> list[float]:
         return [mean(values), min(values), max(values)]

@@ -1,13 +1,17 @@
-"""Does a student distilled from a PairTuned attention encoder beat the student that is PairTuned itself?
+"""Does a student distilled from a PairTuned attention encoder beat a student that is PairTuned itself?
 
     python -m benchmarks.distill --teacher DIR/whisper-tiny.en-encoder --seeds 0 1 2
 
-writes benchmarks/results/distill.json after each row: a row for each task and seed. Of each task the sounds of the training
-groups that the seed did not draw are the sound without labels; none of their groups stands in validation or test. The
-teacher is PairTuned on the training clips. Every student is the speech_embedding encoder and takes the same number of
-steps with the same labelled clips, `--long` times those of the task: `direct` is PairTuned, at the learning rate that is
-best on validation; `distilled` has the teacher, and the unlabelled sound beside the clips; `distilled_clips` has the
-teacher alone. The epoch of each is chosen on validation. Rows that are there already are left.
+Writes benchmarks/results/distill.json after each row, with one row per task and seed. Existing rows are kept. The unlabelled
+sound of a task comes from the training groups that the seed did not draw; none of these groups is in validation or test. The
+teacher is PairTuned on the training clips. Every student is the speech_embedding encoder, and takes the same number of steps
+with the same labelled clips, `--long` times those of the task:
+
+- `direct` is PairTuned, at the learning rate that is best on validation;
+- `distilled` has the teacher, with the unlabelled sound in addition to the clips;
+- `distilled_clips` has the teacher, with the clips alone.
+
+The epoch of each is chosen on validation.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ PROBES = ("linear", "knn")
 
 
 class Row:
-    """One task with one seed: every encoder judged on the same test clips."""
+    """One task with one seed, where every encoder is judged on the same test clips."""
 
     def __init__(self, task: Task, seed: int, given: argparse.Namespace) -> None:
         self.task, self.seed, self.given = task, seed, given
@@ -112,7 +116,7 @@ class Row:
         self.judge(name, encoder)
 
     def judge(self, name: str, encoder: Encoder) -> None:
-        views = 1 if name == "teacher" else self.recipe.probe_views  # it is slow, and in no claim but as the bound
+        views = 1 if name == "teacher" else self.recipe.probe_views  # it is slow, and serves only as the bound
         found = dual_probe(encoder, self.corpus, replace(self.recipe, probe_views=views), CPU)
         for probe, judge in zip(PROBES, (found.linear, found.knn), strict=True):
             key = f"{name}_{probe}"
@@ -122,7 +126,7 @@ class Row:
 
 
 def left_over(task: Task, cache: Path, corpus: Corpus) -> list[Pcm]:
-    """The sounds of training groups that were not drawn for the corpus."""
+    """Return the training sounds that were not drawn for the corpus."""
     drawn = {path.resolve() for split in (corpus.train, corpus.val, corpus.test) for path in split.paths}
     store = ClipStore(RATE)
     sounds = [one for one in unique(task.gather(cache)) if one.split == "train" and one.path.resolve() not in drawn]
@@ -130,7 +134,7 @@ def left_over(task: Task, cache: Path, corpus: Corpus) -> list[Pcm]:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each other encoder against `direct`, by probe: paired differences by task (resampling test groups), and over tasks."""
+    """Compare each encoder with `direct`, by probe: paired differences by task (resampling test groups) and over tasks."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     of_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
     return {
@@ -148,7 +152,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True, help="a transformers checkpoint: a local directory or a hub name")
     parser.add_argument("--teacher-epochs", type=int, default=3)
     parser.add_argument("--students", nargs="+", default=list(STUDENTS[:2]), choices=STUDENTS)
-    parser.add_argument("--long", type=int, default=2, help="students train for so many times the task's epochs")
+    parser.add_argument("--long", type=int, default=2, help="students train this many times the task's epochs")
     parser.add_argument("--tasks", nargs="+", default=["speakers", "noisy-words"], choices=TASKS, metavar="TASK")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path, default=CACHE)

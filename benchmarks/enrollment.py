@@ -1,17 +1,16 @@
-"""What docs/enrollment.md tells of names: how loud, how long, and of what they are enrolled, and what listening for them costs.
+"""Measures the figures of docs/enrollment.md: how level, length and material affect enrolled names, and the cost of listening.
 
     python -m benchmarks.enrollment [--cache DIR] [--sections levels words]
 
-needs `python -m benchmarks.fetch`, and writes benchmarks/results/enrollment.json; a section that is not measured stays as it
-is there.
+Needs `python -m benchmarks.fetch`; writes benchmarks/results/enrollment.json. A section that is not measured stays as it is.
 
-cost    processor time for each second of sound of the models that ship
-levels  real voices (`benchmarks.voices`, split test), enrolled at full scale or softer, asked about at other levels
-words   the demo's test voices, four enrolled from four sentences each: who is named by `listen --speaker-model` when a digit
-        is said alone, and what it brings to enroll other digits beside the sentences, or to set the names' level to 0.5
-alike   prints of music, of drums and of voices that `enroll` says are more like a hum or a knock than like a voice
-sounds  samples of instruments, each enrolled with `digits` from one clip: how many of the others are answered as it, and of
-        how many `enroll` says that the model can hardly tell them from any beep, as beside words
+cost    processor time of the shipped models per second of sound
+levels  real voices (`benchmarks.voices`, split test), enrolled at full scale or softer, and identified at other levels
+words   the demo's test voices, four of them enrolled from four sentences each: whom `listen --speaker-model` names when somebody
+        says a single digit, and the effect of also enrolling other digits, or of setting the names' level to 0.5
+alike   music, drums and voices: how many prints `enroll` reports as more like a hum or a knock than a voice
+sounds  samples of instruments, each enrolled with `digits` from one clip: how many other instruments are taken for it, and for
+        how many `enroll` warns that the model can hardly distinguish them from any beep; compared with words
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ from confit_runtime.speaker import SpeakerTap
 from confit_runtime.voiced import cut_to_voice
 
 OUT = RESULTS / "enrollment.json"
-ENROLLED_DB, ASKED_DB = (0.0, -25.0), (0.0, -5.0, -10.0, -15.0, -20.0, -25.0)  # of the loudest sample, of full scale
+ENROLLED_DB, ASKED_DB = (0.0, -25.0), (0.0, -5.0, -10.0, -15.0, -20.0, -25.0)  # peak level relative to full scale
 DRAWS, ENROLLED = 5, 4
-BY_HAND = 0.5  # the level of a name that is set with --threshold
+BY_HAND = 0.5  # a name's level set with --threshold
 PIECE_S, PIECES = 10.0, 20
 VOICES = {"prompts, four languages": ("prompts",), "actors": ("actors",), "volunteers": ("klettres", "ktuberling")}
 MUSIC = ("moh-", "wesnoth-", "singularity-")  # recordings of `benchmarks.negatives`
@@ -100,7 +99,7 @@ def answer(gallery: Gallery, model: Model, pcm: Floats) -> str | None:
 
 
 def words(cache: Path) -> list[dict[str, Any]]:
-    """With half of the digits asked about, and the other half enrolled where words are."""
+    """Ask about half of the digits; the other half is enrolled in the arm that also enrolls words."""
     spoken, model, digits = handover.Voices(), load("speakers"), load("digits")
     told: dict[str, list[tuple[str, str | None, bool]]] = defaultdict(
         list
@@ -144,7 +143,7 @@ def words(cache: Path) -> list[dict[str, Any]]:
 
 
 def enroll_words(gallery: Gallery, model: Model, spoken: handover.Voices, names: list[str], beside: list[str]) -> None:
-    """Each word by itself, as it will be said, where it is long enough for a print."""
+    """Enroll each word by itself, as it will be said, if it is long enough for a print."""
     for name in names:
         for word in beside:
             with suppress(AudioError):
@@ -153,7 +152,7 @@ def enroll_words(gallery: Gallery, model: Model, spoken: handover.Voices, names:
 
 
 def named(digits: Model, tap: SpeakerTap, clip: Floats) -> list[str | None]:
-    """Who said the digit that is heard, if one is, in a quiet room."""
+    """Return the name given to each digit detected in `clip`, played in a quiet room."""
     quiet = 1e-3 * np.random.default_rng(0).standard_normal(len(clip) + 3 * RATE)
     quiet[3 * RATE // 2 :][: len(clip)] += clip
     listener = Listener([digits.stream()], "clip", RATE, taps=[tap])
@@ -170,7 +169,7 @@ def alike(cache: Path) -> list[dict[str, Any]]:
     for kind, pieces in kinds:
         found = []
         for source, pcm in pieces:
-            with suppress(AudioError):  # silent, or nothing that passes for a voice: `enroll` refuses it
+            with suppress(AudioError):  # silent, or nothing like a voice, so `enroll` refuses it
                 for row in take(model, pcm, "speaker", source).embeddings:
                     found.append((bool((beeps @ row).max() > (people @ row).max()), source))
         rows.append({"of": kind, **share(found), "sources": len({source for _, source in found})})
@@ -179,7 +178,7 @@ def alike(cache: Path) -> list[dict[str, Any]]:
 
 
 def music(cache: Path) -> Iterator[tuple[str, Floats]]:
-    """The middle of each piece."""
+    """Yield the middle of each piece of music."""
     for path in negatives.join(cache):
         if path.name.startswith(MUSIC):
             pcm = load_clip(path, RATE)
@@ -188,7 +187,7 @@ def music(cache: Path) -> Iterator[tuple[str, Floats]]:
 
 
 def drumming(cache: Path) -> Iterator[tuple[str, Floats]]:
-    """Of each kit its samples, one after another."""
+    """Yield the samples of each kit, one after another."""
     kits: dict[str, list[Path]] = defaultdict(list)
     for sound in drums(cache):
         kits[sound.group].append(sound.path)
@@ -199,7 +198,7 @@ def drumming(cache: Path) -> Iterator[tuple[str, Floats]]:
 
 
 def speech(cache: Path, origins: tuple[str, ...]) -> Iterator[tuple[str, Floats]]:
-    """What the test voices of some origins are enrolled and asked with, each utterance of 3 s."""
+    """Yield the utterances of 3 s that test voices of some origins are enrolled and asked with."""
     for voice in voices(cache):
         if voice.split == "test" and voice.origin in origins:
             one = draw(voice, 0)
@@ -210,7 +209,7 @@ def sounds(cache: Path) -> dict[str, Any]:
     model = load("digits")
     firsts: dict[str, Path] = {}
     for sound in instruments(cache):
-        firsts.setdefault(sound.group, sound.path)  # one of each instrument
+        firsts.setdefault(sound.group, sound.path)  # one sample per instrument
     prints = {name: list(take(model, load_clip(path, RATE), "sound", name).embeddings) for name, path in firsts.items()}
     asked = {name: embed_query(model, load_clip(path, RATE), "sound", name) for name, path in firsts.items()}
     told = []
@@ -235,7 +234,7 @@ def like_a_beep(rows: list[Floats], model: Model, level: float) -> dict[str, Any
 
 
 def share(hits: list[tuple[bool, str]]) -> dict[str, Any]:
-    """The share of hits, with an interval that knows how unlike their groups are."""
+    """Return the share of hits, with an interval that accounts for differences between groups."""
     right, groups = zip(*hits, strict=True)
     low, high = grouped_share_interval(right, groups)
     return {
@@ -256,7 +255,7 @@ def gallery_of(model: Model, thresholds: dict[str, float] | None = None) -> Iter
 
 
 def enroll(gallery: Gallery, name: str, rows: list[Floats], seconds: float) -> None:
-    """Though a voice has less than 4 s: some volunteers speak little."""
+    """Enroll even a voice with less than 4 s, because some volunteers speak little."""
     gallery.enroll(name, np.stack(rows), sources=[name] * len(rows), voiced_s=seconds, carried=True)
 
 

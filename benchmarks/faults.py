@@ -1,9 +1,9 @@
-"""What goes wrong on a device, done on purpose: kills, full disks, foreign and damaged files.
+"""Provokes what can go wrong on a device: kills, full disks, foreign and damaged files.
 
     python -m benchmarks.faults [PART...]
 
-Each part writes its row into the results and leaves the others as they are. A row counts what was tried and what came
-out; `failures` holds anything but a clear error, and should be empty.
+Each part writes its row into the results and leaves the others as they are. A row counts the attempts and their outcomes.
+`failures` lists every outcome other than success or a clear error, and should be empty.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from confit_runtime.gallery import Gallery
 OUT = Path(__file__).with_name("results") / "faults.json"
 KILLS = 200
 MUTATIONS = 25_000  # of each of four kinds of file
-SLOWEST_S = 20.0  # a mutated file that takes longer hangs
+SLOWEST_S = 20.0  # a mutated file that takes longer counts as a hang
 
 ENROLLER = """
 import sys
@@ -56,7 +56,7 @@ with Gallery.open(sys.argv[1]) as gallery:
 
 
 def kills(work: Path, model: Model) -> dict[str, Any]:
-    """kill -9 at random moments while prints are committed; after each, every acknowledged one must be there."""
+    """Run kill -9 at random moments while prints are committed; after each kill, every acknowledged print must be there."""
     path, rng = new_gallery(work, model), random.Random(0)
     committed = unacknowledged = journals = 0
     failures: list[str] = []
@@ -79,7 +79,7 @@ def kills(work: Path, model: Model) -> dict[str, Any]:
             failures.append(f"kill {number}: {error}")
             break
         if added not in (3 * acknowledged, 3 * acknowledged + 3):
-            failures.append(f"kill {number}: {acknowledged} enrolments were acknowledged, {added} prints are there")
+            failures.append(f"kill {number}: {acknowledged} enrolments were acknowledged, but {added} prints are there")
         committed += acknowledged
         unacknowledged += added > 3 * acknowledged
     return {
@@ -92,7 +92,7 @@ def kills(work: Path, model: Model) -> dict[str, Any]:
 
 
 def disk_full(work: Path, model: Model) -> dict[str, Any]:
-    """Enrolling until a limit on the file's size, and until a small file system, is full: an error, and nothing lost."""
+    """Enroll until a file size limit is reached, and until a small file system is full: an error, and nothing lost."""
     row: dict[str, Any] = {"failures": []}
     path = new_gallery(work, model)
 
@@ -124,11 +124,11 @@ def _until_full(path: Path, model: Model, failures: list[str], limited: Callable
     acknowledged = len(done.stdout.splitlines()) - 1
     said = done.stderr.strip().splitlines()[-1] if done.stderr else ""
     if "GalleryError" not in said:
-        failures.append(f"a full disk said: {said}")
+        failures.append(f"a full disk gave: {said}")
     with Gallery.open(path, model) as gallery:
         added = gallery.names()["ada"] - before
     if added != 3 * acknowledged:
-        failures.append(f"a full disk: {acknowledged} enrolments were acknowledged, {added} prints are there")
+        failures.append(f"a full disk: {acknowledged} enrolments were acknowledged, but {added} prints are there")
     return {
         "acknowledged_enrolments": acknowledged,
         "prints": added,
@@ -137,7 +137,7 @@ def _until_full(path: Path, model: Model, failures: list[str], limited: Callable
 
 
 def two_writers(work: Path, model: Model) -> dict[str, Any]:
-    """Two processes enroll at once: all prints of both are there."""
+    """Let two processes enroll at the same time; all prints of both must be there."""
     path, each = new_gallery(work, model), 60
     children = [
         subprocess.Popen([sys.executable, "-c", ENROLLER, path, name, str(each)], stdout=subprocess.DEVNULL)
@@ -151,7 +151,7 @@ def two_writers(work: Path, model: Model) -> dict[str, Any]:
 
 
 def foreign(work: Path, model: Model) -> dict[str, Any]:
-    """A read-only folder, a gallery from the future, one of another model: refused or read, with one clear line."""
+    """Open a gallery from the future, and one of another model: each must be refused with one clear line."""
     said, failures = {}, []
     path = new_gallery(work, model)
     with sqlite3.connect(path) as db:
@@ -172,7 +172,7 @@ def foreign(work: Path, model: Model) -> dict[str, Any]:
 
 
 def mutations(work: Path, model: Model) -> dict[str, Any]:
-    """Files with random bytes overwritten, removed, repeated or cut: read, or refused with an error of ours."""
+    """Read files with random bytes overwritten, removed, repeated or cut off: each must be read, or refused with our error."""
     from confit_edge.data.manifest import read_manifest
     from confit_runtime.audio import load_clip
     from confit_runtime.contract import Contract, read_sealed
@@ -198,7 +198,7 @@ def mutations(work: Path, model: Model) -> dict[str, Any]:
         "clips": (_clips(work), lambda path: load_clip(path, 16_000)),
     }
     for kind, (originals, read) in kinds.items():
-        count = MUTATIONS if kind != "model files" else 2_000  # megabytes each, and a digest refuses them all
+        count = MUTATIONS if kind != "model files" else 2_000  # they have megabytes each, and a digest refuses them all
         row[kind] = _mutate(work / kind.replace(" ", "-"), originals, read, count, row["failures"])
         print(f"{kind}: {row[kind]}", file=sys.stderr, flush=True)
     row["files"] = sum(row[kind]["files"] for kind in kinds)
@@ -224,7 +224,7 @@ def _mutate(
             outcomes["refused"] += 1
             if "\n" in str(error):
                 failures.append(f"{name} {number}: more than one line: {error!r}")
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
+        except Exception as error:  # noqa: BLE001 - any other exception is what this looks for
             failures.append(f"{name} {number}: {type(error).__name__}: {error}")
             shutil.copy(path, folder.parent / f"failed-{number}-{name}")
         signal.alarm(0)
@@ -237,7 +237,7 @@ def _hangs(number: int, frame: object) -> None:
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with one to eight changes, most of them where headers are."""
+    """Return the bytes with one to eight changes, most of them where headers are."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8)):
         at = rng.randrange(min(len(changed), 400) if rng.random() < 0.5 else len(changed)) if changed else 0
@@ -274,7 +274,7 @@ def _clips(work: Path) -> list[tuple[str, bytes]]:
 
 
 def new_gallery(work: Path, model: Model) -> Path:
-    """A gallery of two names in a folder of its own."""
+    """Make a gallery of two names in a folder of its own."""
     path = Path(tempfile.mkdtemp(dir=work)) / "gallery.db"
     rng, dim = np.random.default_rng(0), model.contract.embedding_dim
     with Gallery.open(path, model, create=True) as gallery:
@@ -295,11 +295,11 @@ PARTS: dict[str, Callable[[Path, Model], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     model = load("speakers")
     for part in given.parts or PARTS:
         with tempfile.TemporaryDirectory(prefix="confit-faults-") as folder:

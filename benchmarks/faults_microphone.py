@@ -1,14 +1,16 @@
-"""Microphones that fail while somebody speaks: what is still heard, and what becomes of the clock.
+"""Makes microphones fail while somebody speaks, and measures which words are still heard and how exact the clock stays.
 
     python -m benchmarks.faults_microphone
 
-puts its rows under `microphone` into benchmarks/results/faults.json. The shipped model listens, through `Microphone`
-and `Listener`, to ten digits by a person (and counts those that it hears without a fault); PortAudio is the stand-in
-that the tests use, at 48 kHz. A fault strikes in a pause drawn by the seed, so that every word must still be heard,
-once, where it was: the clock error is the distance, in samples of 48 kHz, between where a word was heard and where it
-is heard without a fault, moved by the gaps that were told. (The grid of 80 ms hops begins anew after a gap: up to one
-hop, 3,840 samples, is no error of the clock.) The gap error is how far the gaps are, in milliseconds, from the time in
-which the stand-in delivered nothing: when it is back, its first block comes up to two seconds late.
+Writes its rows under `microphone` into benchmarks/results/faults.json. The shipped model listens, through `Microphone` and
+`Listener`, to ten digits by a person; the digits that it hears without a fault are the reference. PortAudio is the stand-in
+that the tests use, at 48 kHz. A fault strikes in a pause drawn by the seed, so every word must still be heard, once and in its
+place.
+
+The clock error is the distance, in samples at 48 kHz, between where a word is heard with the fault and where it is heard
+without, moved by the reported gaps. The grid of 80 ms hops starts again after a gap, so up to one hop (3,840 samples) is not an
+error of the clock. The gap error is the difference, in milliseconds, between the reported gaps and the time in which the
+stand-in delivered nothing; when the microphone is back, its first block comes up to two seconds late.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 
 RATE, BLOCK = 48_000, 3_840
 TRIALS, SEED = 25, 0
-LATE_S = 2.0  # at most, from the opening of a microphone that is back to its first block
-PAUSE_S = 3.0  # a window and two hops on either side of the gap, so that each word is heard as it is without one
+LATE_S = 2.0  # at most, from reopening a microphone that is back to its first block
+PAUSE_S = 3.0  # a window and two hops on either side of the gap, so that a gap does not affect any word
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FAULTS = ("overflows", "NaN", "vanishes", "stalls", "changes rate")
 
 
 def scene() -> tuple[Pcm, list[int]]:
-    """The words with pauses between them, and the block at the middle of each pause but the last."""
+    """Return the words with pauses between them, and the block at the middle of each pause except the last."""
     parts, middles = [np.zeros(round(PAUSE_S * RATE), np.float32)], []
     for word in WORDS:
         parts += [load_clip(DATA / "digits-real" / f"{word}.ogg", RATE), np.zeros(round(PAUSE_S * RATE), np.float32)]
@@ -45,10 +47,10 @@ def scene() -> tuple[Pcm, list[int]]:
 
 
 def machine_that_fails(fault: str, pcm: Pcm, block: int, rng: np.random.Generator) -> FakePortAudio:
-    """A PortAudio whose microphone hears `pcm`, and fails at `block`."""
+    """Return a PortAudio whose microphone hears `pcm` and fails at `block`."""
     if fault == "overflows":
         lost = int(rng.integers(1, BLOCK * 5))
-        # what is lost lies in the pause: the stand-in skips it
+        # the lost samples lie in the pause; the stand-in skips them
         return FakePortAudio(np.insert(pcm, block * BLOCK, np.zeros(lost, np.float32)), RATE, overflows={block: lost})
     if fault == "NaN":
         return FakePortAudio(pcm, RATE, faulty=tuple(range(block, block + int(rng.integers(1, 3)))))
@@ -61,7 +63,7 @@ def machine_that_fails(fault: str, pcm: Pcm, block: int, rng: np.random.Generato
 
 
 def listen(model: Model, portaudio: FakePortAudio, samples: int) -> tuple[list[Detection], list[tuple[int, int]]]:
-    """What is heard of the microphone's first `samples` beside its gaps; and the gaps, (samples heard before, length)."""
+    """Return what is heard in the first `samples`, not counting gaps; and the gaps, as (samples heard before, length)."""
     microphone = Microphone(portaudio=portaudio, queue_s=120.0, stall_s=LATE_S + 0.5)
     listener = Listener([model.stream(lead_in=True)], microphone.name, RATE)
     found, gaps = [], []
@@ -76,7 +78,7 @@ def listen(model: Model, portaudio: FakePortAudio, samples: int) -> tuple[list[D
 
 
 def row(model: Model, fault: str) -> dict[str, Any]:
-    """`TRIALS` faults of one kind."""
+    """Run `TRIALS` faults of one kind."""
     rng = np.random.default_rng([SEED, FAULTS.index(fault)])
     pcm, middles = scene()
     clean, _ = listen(model, FakePortAudio(pcm, RATE), len(pcm) - BLOCK)
@@ -84,13 +86,13 @@ def row(model: Model, fault: str) -> dict[str, Any]:
     errors, gap_errors = [], []
     for _ in range(TRIALS):
         portaudio = machine_that_fails(fault, pcm, int(rng.choice(middles)), rng)
-        found, gaps = listen(model, portaudio, len(pcm) - 8 * BLOCK)  # gaps of NaN and the resampler hold some back
+        found, gaps = listen(model, portaudio, len(pcm) - 8 * BLOCK)  # gaps of NaN and the resampler keep some back
         struck, length = gaps[0][0], sum(samples for _, samples in gaps)
         if away := portaudio.away_s:
             gap_errors.append(1000 * abs(length / RATE - away))
         left = list(found)
         for event in clean:
-            # a block of NaN is lost in its place, all other gaps come on top of the sound
+            # a block of NaN replaces sound; all other gaps add to it
             moved = length if fault != "NaN" and event.start_sample > struck else 0
             match = next((one for one in left if one.label == event.label), None)
             if match is None:

@@ -1,10 +1,10 @@
-"""Fetch the real sound that the benchmarks stand on: Debian packages, checked by hash, unpacked into a cache.
+"""Fetches the real sound for the benchmarks: Debian packages, checked by hash and unpacked into a cache.
 
     python -m benchmarks.fetch [--cache DIR]
 
-Nothing is installed and nothing of it is committed. The cache (default ~/.cache/confit-edge/benchmarks) then holds
-`packages/NAME/` as `dpkg -x` leaves it, `packages.json` with the versions and hashes, and `decoded/` with what soundfile
-cannot read as it is: G.722 prompts and the samples of the sound font, as FLAC.
+Nothing is installed, and none of it is committed. The cache (default ~/.cache/confit-edge/benchmarks) then holds
+`packages/NAME/` as unpacked by `dpkg -x`, `packages.json` with the versions and hashes, and `decoded/` with FLAC copies of what
+soundfile cannot read: G.722 prompts and the samples of the sound font.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CACHE = Path.home() / ".cache" / "confit-edge" / "benchmarks"
 
 @dataclass(frozen=True)
 class Package:
-    """A Debian package: the version and the SHA-256 of its file, as the results were measured with."""
+    """A Debian package, with the version and SHA-256 of the file that the results were measured with."""
 
     name: str
     version: str
@@ -97,9 +97,9 @@ PACKAGES = (
 
 
 def fetch(cache: Path = CACHE) -> None:
-    """Fill the cache; what is there already is left as it is. Raises ConfitError when a package is another than recorded."""
+    """Fill the cache; existing parts stay as they are. Raises ConfitError if a package is not the recorded one."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise UsageError("fetching needs apt-get and dpkg (Debian 12): run it there, or in a container of it")
+        raise UsageError("fetching needs apt-get and dpkg; run it on Debian 12, or in a container of it")
     (cache / "packages").mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
         if not (cache / "packages" / package.name).is_dir():
@@ -112,7 +112,7 @@ def fetch(cache: Path = CACHE) -> None:
             whole(decoded, partial(_decode_g722, cache / "packages" / package.name))
     samples = cache / "decoded" / "fluid-soundfont-gm"
     if not samples.is_dir():
-        print("taking the samples out of the sound font", file=sys.stderr)
+        print("extracting the samples of the sound font", file=sys.stderr)
         font = cache / "packages/fluid-soundfont-gm/usr/share/sounds/sf2/FluidR3_GM.sf2"
         whole(samples, partial(soundfont.extract, font))
     listing = {package.name: {"version": package.version, "sha256": package.sha256} for package in PACKAGES}
@@ -125,7 +125,9 @@ def _unpack(package: Package, cache: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         files = list(Path(folder).glob("*.deb"))
         if done.returncode or len(files) != 1:
-            raise ConfitError(f"{' '.join(command)} failed: {done.stderr.strip() or 'no file came'} (apt-get update?)")
+            raise ConfitError(
+                f"{' '.join(command)} failed: {done.stderr.strip() or 'no file came'}; try apt-get update"
+            )
         found = hashlib.sha256(files[0].read_bytes()).hexdigest()
         if found != package.sha256:
             raise ConfitError(f"{package.name} {package.version} has SHA-256 {found}, expected {package.sha256}")
@@ -135,7 +137,7 @@ def _unpack(package: Package, cache: Path) -> None:
 
 
 def whole(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder elsewhere and move it into place: a fetch that is stopped leaves no half of one."""
+    """Fill a folder elsewhere and move it into place, so that a stopped fetch leaves no half-filled folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:
         fill(Path(part) / "part")
@@ -143,15 +145,15 @@ def whole(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _decode_g722(source: Path, target: Path) -> None:
-    """Each `*.g722` under `source` as FLAC, 16 kHz mono, at the same place under `target`."""
+    """Write each `*.g722` under `source` as FLAC, 16 kHz mono, at the same place under `target`."""
     try:
         import av
     except ModuleNotFoundError as error:
-        raise UsageError("the G.722 prompts need PyAV to be decoded: pip install --no-deps av") from error
+        raise UsageError("decoding the G.722 prompts needs PyAV; run pip install --no-deps av") from error
     for path in sorted(source.rglob("*.g722")):
         with av.open(str(path), format="g722") as container:
             frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-        if not frames:  # an empty file stands for a prompt that was not recorded
+        if not frames:  # an empty file is a prompt that was not recorded
             continue
         out = (target / path.relative_to(source)).with_suffix(".flac")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,19 @@
-"""Three words from twelve clips each: is one training luck, does the mean of four help, and does an hour of background?
+"""Three words from twelve clips each: is one training luck, and does it help to average four, or to add background?
 
     python -m benchmarks.fewclips [--cache DIR] [--seeds 0 1 2 3 4 5]
 
-needs `python -m benchmarks.fetch`, and writes benchmarks/results/fewclips.json. Each seed draws three of the words of
-`benchmarks.wakeword` and twelve of the 36 voices that train and choose: one clip of each word by each voice, without splits,
-as a user has them. They are told from the other words of the other 24 voices (`--others`) and the demo's background. Two ways:
-one training, and four trainings from the same start whose weights are averaged, which is what `train` does of so few clips;
-the same four with an hour of background more (a game's dialogue in Czech, and music of another); and beside them the probe
-alone on the frozen encoder. Each is exported in fp32 (a single one of 36 validation clips would fail the gate of int8), and
-judged as `benchmarks.wakeword` judges a word, in the hours that are of neither game. `better` counts the seeds in which four
-trainings did better than one, and the hour better than four without it.
+Needs `python -m benchmarks.fetch`; writes benchmarks/results/fewclips.json. Each seed draws three of the words of
+`benchmarks.wakeword` and twelve of the 36 training and validation voices: one clip of each word by each voice, without splits,
+as a user has them. The negatives are the other words by the other 24 voices (`--others`) and the demo's background. Methods:
+
+- one: a single training;
+- four: four trainings from the same start with averaged weights, which is what `train` does with so few clips;
+- hour: the same four with one more hour of background (the Czech dialogue of a game, and the music of another);
+- frozen: only the probe, on the frozen encoder.
+
+Each is exported in fp32, because a single one of 36 validation clips would fail the gate of int8. Each is judged like a word in
+`benchmarks.wakeword`, on the hours from neither game. `better` counts the seeds in which four trainings did better than one, and
+in which the hour did better than four without it.
 """
 
 from __future__ import annotations
@@ -40,11 +44,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "hour": {"soup": 4},
     "frozen": {"objective": "finetune", "freeze": "all", "epochs": 1},
 }
-MINUTES = {"fillets": 40, "wesnoth": 20}  # of these games' recordings, in the hour; the rest of them is left out
+MINUTES = {"fillets": 40, "wesnoth": 20}  # of each game's recordings, in the hour; the rest is left out
 
 
 def drawn(seed: int, folder: Path) -> tuple[str, ...]:
-    """The words of a seed; their manifest and that of the others are written into `folder`."""
+    """Draw the words of a seed, and write their manifest and that of the others into `folder`."""
     rng = np.random.default_rng([77, seed])
     words = tuple(sorted(str(word) for word in rng.choice(WORDS, AT_ONCE, replace=False)))
     clips = [replace(clip, split=None) for split in ("train", "val") for clip in clips_of(split)]
@@ -60,7 +64,7 @@ def write(clips: list[Clip], path: Path) -> None:
 
 
 def hour(cache: Path) -> Path:
-    """A folder of the demo's background and an hour more."""
+    """Return a folder with the demo's background and one more hour."""
     folder = cache / "tasks" / "fewclips" / "hour"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = list((DATA / "background" / "train").iterdir())
@@ -76,7 +80,7 @@ def hour(cache: Path) -> Path:
 
 
 def one(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a method and a seed, and what was found of each clip."""
+    """Return the row of a method and a seed, and whether each clip was found."""
     folder = cache / "tasks" / "fewclips" / f"seed{seed}"
     words, others = drawn(seed, folder), folder / "others.csv"
     recipe = Recipe(
@@ -96,7 +100,7 @@ def one(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[str, Any], 
 
 
 def better(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Of each measure, in how many seeds `rows` did better than `others`, as well, and worse."""
+    """Count, for each measure, the seeds in which `rows` did better than `others`, equally well, and worse."""
     measures = {
         "false_accepts": lambda row: -row["false_accepts"],
         "found_clean": lambda row: row["found_clean"],

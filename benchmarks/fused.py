@@ -1,9 +1,10 @@
-"""What do exchanged activations cost? Each run exported as it is and with --fuse-activations, both in int8.
+"""Measures the cost of replaced activations: exports each run as it is and with --fuse-activations, both in int8.
 
     python -m benchmarks.fused --seeds 0 9 10
 
-writes benchmarks/results/fused.json: for each seed test accuracy and its paired difference, the cosine of embeddings to those of
-the run, and what each file finds, by the thresholds that export gave it, in five-minute streams composed as the demo's is.
+Writes benchmarks/results/fused.json. For each seed: the test accuracy and its paired difference, the cosine between the
+embeddings and those of the run, and what each file finds, at the thresholds from its export, in five-minute streams composed
+like the demo's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STREAMS = 6
 
 
 def listen(model: Model, streams: list[tuple[Pcm, list[Heard]]]) -> dict[str, int]:
-    """How many of the words the model finds, and its false accepts, over all streams."""
+    """Count the words that the model finds, and its false accepts, over all streams."""
     found = {"expected": 0, "detected": 0, "false_accepts": 0}
     for sound, truth in streams:
         score = score_detections(truth, detect(model, [sound]))
@@ -41,7 +42,7 @@ def listen(model: Model, streams: list[tuple[Pcm, list[Heard]]]) -> dict[str, in
 
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
-    """The row of one seed."""
+    """Measure the row of one seed."""
     exact, fused = train_model(folder / "exact.onnx", seed, print), folder / "fused.onnx"
     run = read_run(folder / "words")
     corpus = run_corpus(run)

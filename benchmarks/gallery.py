@@ -1,14 +1,14 @@
-"""How long identification takes against many prints: exact to 100 000, by index against a million.
+"""Measures how long identification takes with many prints: exact search in 100 000, and an index of a million.
 
     python -m benchmarks.gallery
     python -m benchmarks.gallery --sections exact
 
-writes benchmarks/results/gallery.json; a section not measured stays as it is there. Building the index of a million takes
-an hour.
+Writes benchmarks/results/gallery.json; a section that is not measured stays as it is. Building the index of a million takes an
+hour.
 
-Prints are drawn like those of the shipped speaker model: between voices and within a voice with the covariances of its
-cohort, three prints a name. Questions are new draws of enrolled names. Time is that of `Matcher.match`, one thread:
-by the clock, and of the thread itself, which leaves out what other programs took meanwhile.
+Prints are random, with the distribution of the shipped speaker model: the covariances of its cohort between voices and within a
+voice, and three prints per name. Queries are new draws of enrolled names. The time is that of `Matcher.match` on one thread: by
+the clock, and of the thread alone, which excludes the time of other programs.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from confit_runtime.search import SEARCH_EFFORT, ExactSearch, IndexSearch, build
 OUT = Path(__file__).with_name("results") / "gallery.json"
 PRINTS_A_NAME = 3
 QUESTIONS = 500
-EFFORTS = (256, 512, SEARCH_EFFORT, 1024)  # candidates that a search of the index keeps
+EFFORTS = (256, 512, SEARCH_EFFORT, 1024)  # candidates that an index search keeps
 SEED = 0
 
 Floats = npt.NDArray[np.float32]
 
 
 def prints_like(cohort: Floats, names: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Prints `[names * 3, dim]` in order of name, and a question of each of `QUESTIONS` names."""
+    """Return prints `[names * 3, dim]` in order of name, and one query for each of `QUESTIONS` names."""
     voices = unit(cohort).reshape(-1, PRINTS_A_NAME, cohort.shape[1])
     centres = voices.mean(axis=1)
     mean = centres.mean(axis=0)
     _, between, axes = np.linalg.svd(centres - mean, full_matrices=False)
     inside = (voices - centres[:, None]).reshape(-1, cohort.shape[1])
     spread = between / np.sqrt(len(centres))
-    # the cohort spans few directions: half of a voice's variance goes where it does not reach
+    # the cohort spans few directions, so half of a voice's variance goes into the others
     elsewhere = float(np.sqrt(np.square(spread).sum() / cohort.shape[1]))
     noise = float(np.sqrt(np.square(inside).sum(axis=1).mean() * PRINTS_A_NAME / (PRINTS_A_NAME - 1) / cohort.shape[1]))
 
@@ -65,7 +65,7 @@ def prints_like(cohort: Floats, names: int, rng: np.random.Generator) -> tuple[F
 
 
 def timed(matcher: Matcher, asked: Floats) -> tuple[dict[str, float], list[str | None]]:
-    """Milliseconds of a question, by the clock and of this thread's own, and the place of the best name of each."""
+    """Return the milliseconds of a query, by the clock and of this thread alone, and the best name for each query."""
     for query in asked[:20]:
         matcher.match(query)
     took: dict[str, list[float]] = {"": [], "cpu_": []}
@@ -84,8 +84,8 @@ def timed(matcher: Matcher, asked: Floats) -> tuple[dict[str, float], list[str |
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("gallery-benchmark"), help="where the index is written")
-    parser.add_argument("--prints", type=int, default=1_000_000, help="of the large gallery")
+    parser.add_argument("--work", type=Path, default=Path("gallery-benchmark"), help="folder for the index")
+    parser.add_argument("--prints", type=int, default=1_000_000, help="number of prints in the large gallery")
     parser.add_argument("--sections", nargs="+", default=["exact", "index"], choices=["exact", "index"])
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def _recall(near: dict[int, list[set[int]]], search: IndexSearch, asked: Floats) -> dict[str, float]:
-    """Of the nearest prints of each question, the share among those that the matcher would look at."""
+    """Return the share of each query's nearest prints that are among those the matcher would look at."""
     found = [set(search.nearest(query, NEIGHBOURS).tolist()) for query in asked]
     return {
         f"recall_at_{count}": round(float(np.mean([len(a & b) / count for a, b in zip(sets, found, strict=True)])), 4)

@@ -1,11 +1,11 @@
-"""Who is named where one voice speaks and another says the word: `listen --speaker-model`, with voices that nobody trained on.
+"""Measures whom `listen --speaker-model` names when one voice has been speaking and another says the word.
 
     python -m benchmarks.handover
 
-writes benchmarks/results/handover.json. Of the demo's test voices three are enrolled, drawn anew each time, each from four
-sentences of five words. One of them says five words, and after a pause a digit is said: by the same voice, by another that
-is enrolled, or by one that is not. `digits` hears it, `speakers` says by whom. Noise of -60 dBFS stands under all of it. An
-interval resamples the draws.
+Writes benchmarks/results/handover.json. All voices are test voices of the demo, which nobody trained on. Each draw enrolls three
+of them, each from four sentences of five words. One enrolled voice says five words, and after a pause a digit follows: by the
+same voice, by another enrolled voice, or by one that is not enrolled. `digits` detects the digit, and `speakers` names the
+speaker. Noise at -60 dBFS lies under everything. Intervals resample the draws.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def enroll(gallery: Gallery, model: Model, voices: Voices, names: list[str]) -> 
 
 
 def spoken(voices: Voices, first: str, second: str, pause_s: float, rng: np.random.Generator) -> tuple[Floats, float]:
-    """A sentence of one voice and a digit of another, and when that begins."""
+    """Return a sentence of one voice followed by a digit of another, and the time at which the digit begins."""
     words = [str(word) for word in rng.choice(voices.others, SENTENCE, replace=False)]
     before = [
         np.zeros(3 * RATE // 2, np.float32),
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def row(who: str, pause_s: float, draws: list[list[tuple[bool, bool]]]) -> dict[str, object]:
-    """The shares of heard words that were put down to the voice before, and to the one that spoke."""
+    """Return the shares of detected words attributed to the voice before the pause, and to the voice that spoke."""
     draw_of = [str(number) for number, found in enumerate(draws) for _ in found]
     entry: dict[str, object] = {"who": who, "pause_s": pause_s, "words": len(draw_of)}
     for column, name in enumerate(("named_first", "named_who_spoke")):

@@ -1,11 +1,14 @@
-"""Hours of speech and music without the demo's words, as recordings: what false accepts are counted in.
+"""Makes hours of speech and music without the demo's words: the recordings in which false accepts are counted.
 
     python -m benchmarks.negatives [--cache DIR]
 
-makes `tasks/negatives/NAME.wav` (16 kHz) in the cache of `benchmarks.fetch`: the dialogue of each level of a game, each
-piece of music, and all prompts of one voice joined. Left out are the English prompts, the prompts that are numbers
-(`digits/`: of several languages they are the demo's words), syllables (`no`, `on`, `go`: the same), and the music and the
-voices that the demo's model is trained or tested with (prompts in French, Russian and Italian).
+Writes `tasks/negatives/NAME.wav` (16 kHz) in the cache of `benchmarks.fetch`: the dialogue of each level of a game, each piece
+of music, and all prompts of one voice joined. It leaves out:
+
+- English prompts;
+- prompts that are numbers (`digits/`), because in several languages they are the demo's words;
+- syllables (`no`, `on`, `go`), for the same reason;
+- the music and the voices that the demo's model is trained or tested with (prompts in French, Russian and Italian).
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ from benchmarks.fetch import CACHE
 from confit_runtime.audio import Pcm, resample, to_mono
 
 RATE = 16_000
-PAUSE_S = 0.25  # between the clips that are joined
+PAUSE_S = 0.25  # between joined clips
 USED_BY_THE_DEMO = ("macroform-cold_day", "reno_project-system")
 ENGLISH = ("en", "en_GB")
 
 
 def recordings(cache: Path = CACHE) -> dict[str, list[Path]]:
-    """The sound files of each recording, by its name."""
+    """Return the sound files of each recording, by the recording's name."""
     found: dict[str, list[Path]] = defaultdict(list)
     packages, decoded = cache / "packages", cache / "decoded"
     fillets = packages / "fillets-ng-data-cs/usr/share/games/fillets-ng/sound"
@@ -59,7 +62,7 @@ def folder(cache: Path = CACHE) -> Path:
 
 
 def join(cache: Path = CACHE) -> list[Path]:
-    """Each recording as one file; what is there already is left as it is. One voice is published under several names."""
+    """Join each recording into one file, unless it exists; return the distinct ones (one voice has several names)."""
     made: dict[bytes, Path] = {}
     for name, paths in recordings(cache).items():
         out = folder(cache) / f"{name}.wav"
@@ -75,7 +78,7 @@ def join(cache: Path = CACHE) -> list[Path]:
 
 
 def _read(path: Path) -> Pcm:
-    """A file as it is, even where it ends before its header says: one piece of music does."""
+    """Read a file even if it ends before its header says, as one piece of music does."""
     pcm, rate = soundfile.read(path, dtype="float32")
     return resample(to_mono(pcm), rate, RATE)
 

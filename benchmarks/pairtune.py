@@ -1,12 +1,12 @@
-"""PairTune against its rivals on real tasks: a row for each task, encoder and seed.
+"""Compares PairTune with its rivals on real tasks: one row per task, encoder and seed.
 
     python -m benchmarks.pairtune --seeds 0 1 2 --jobs 2
     python -m benchmarks.pairtune --tasks words actors --encoders DIR/whisper-tiny.en-encoder --epochs 6
     python -m benchmarks.pairtune --again
 
-writes benchmarks/results/pairtune.json after each row. Rows that are there already are left: run it again to go on, or
-with more tasks, encoders or seeds to add to them. With --again PairTune alone is measured anew in rows that are there, when
-its defaults have changed; its rivals', which have not, stay.
+Writes benchmarks/results/pairtune.json after each row. Existing rows are kept: run it again to continue, or with more tasks,
+encoders or seeds to add rows. With --again only PairTune is measured again in existing rows, for when its defaults have changed;
+the results of its rivals, whose defaults have not, stay.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from confit_edge.recipe import Recipe
 from confit_edge.workers import workers
 from confit_runtime.errors import ConfitError, UsageError
 
-TIMED = 32  # windows that an encoder is timed with
+TIMED = 32  # windows to time an encoder with
 JUDGED = 9  # the frozen encoder, five trained ones, and three at the encoder's own rate
-JUDGED_AGAIN = 3  # of these the frozen encoder and PairTune's
+JUDGED_AGAIN = 3  # with --again: the frozen encoder and PairTune's two
 SHOWN = ("frozen_linear", "finetune_head", "finetune_head_converged", "lpft_head", "pairtune_linear",
          "pairtune_linear_converged")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A row to be measured."""
+    """A row to measure."""
 
     task: str
     encoder: str
@@ -55,9 +55,9 @@ class Job:
         return self.task, encoder_label(self.encoder), self.seed
 
     def passes(self, again: bool) -> float:
-        """About so many clips are learnt from; one that is only embedded, for a check or a probe, counts a third.
+        """Estimate the number of clips learnt from; a clip that is only embedded, for a check or a probe, counts a third.
 
-        Where few classes fill a batch each clip is learnt from more often, and this is too little.
+        Where few classes fill a batch, each clip is used more often, and the estimate is too low.
         """
         train, val, test = (self.clips[split] for split in SPLITS)
         checked = (train + val) / 3 + train
@@ -79,10 +79,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK")
     parser.add_argument("--encoders", nargs="+", default=["speech-embedding"], help="names or local directories")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="for every task, instead of the task's own")
-    parser.add_argument("--long", type=int, default=3, help="at most so many times the epochs at convergence")
-    parser.add_argument("--again", action="store_true", help="measure PairTune anew in the rows that are there")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--epochs", type=int, help="epochs for every task, instead of the task's own")
+    parser.add_argument("--long", type=int, default=3, help="convergence takes this many times the epochs")
+    parser.add_argument("--again", action="store_true", help="measure only PairTune again, in existing rows")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes, of one thread each")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "pairtune.json")
     return parser.parse_args()
@@ -94,7 +94,7 @@ def run(given: argparse.Namespace) -> None:
     left, there = without(asked, rows), by_key(rows)
     jobs = [job for job in asked if job not in left] if given.again else left
     if jobs:
-        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read by the processes as they load torch
+        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the processes read these when they load torch
         rates = {name: seconds_per_clip(name) for name in {job.encoder for job in jobs}}
         cost = {job: job.passes(given.again) * rates[job.encoder] for job in jobs}
         processor = sum(cost.values()) / 60
@@ -122,25 +122,25 @@ def run(given: argparse.Namespace) -> None:
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
-    """Those that are there. Raises UsageError where they were measured by other defaults than a recipe has now."""
+    """Return the existing rows. Raises UsageError if they were measured with different recipe defaults from today's."""
     if not out.is_file():
         return []
     there = json.loads(out.read_text(encoding="utf-8"))
     then, now = there["recipe"], shared_recipe()
     if changed := [key for key in {**then, **now} if then.get(key) != now.get(key)]:
-        raise UsageError(f"{out}: its rows are of a recipe with another {', '.join(changed)}; choose another --out")
+        raise UsageError(f"{out}: its rows were measured with a different {', '.join(changed)}; choose another --out")
     rows: list[dict[str, Any]] = there["rows"]
     return rows
 
 
 def shared_recipe() -> dict[str, Any]:
-    """What the recipes of all rows have in common: the defaults. A row has its own seed, epochs and rates."""
+    """Return what the recipes of all rows share: the defaults. Each row has its own seed, epochs and rates."""
     own = ("seed", "epochs", "lr", "head_lr", "precision", "device")
     return {key: value for key, value in Recipe().to_dict().items() if key not in own}
 
 
 def jobs_of(given: argparse.Namespace) -> list[Job]:
-    """All rows asked for: a seed of every task and encoder before the next seed."""
+    """Return all jobs, with one seed of every task and encoder before the next seed."""
     say("building the tasks")
     for name in given.encoders:
         if not Path(name).is_dir() and "/" in name:
@@ -157,24 +157,24 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
 
 
 def by_key(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """The rows, each under the key of the job that it is of."""
+    """Return the rows, each under the key of its job."""
     return {(row["task"], row["encoder"], row["seed"]): row for row in rows}
 
 
 def without(jobs: list[Job], rows: list[dict[str, Any]]) -> list[Job]:
-    """The jobs that no row is of. Raises UsageError for a row of the same name and another number of epochs."""
+    """Return the jobs without a row. Raises UsageError if a job's row was measured with another number of epochs."""
     there = by_key(rows)
     for job in jobs:
         row = there.get(job.key)
         if row and (row["epochs"], row["epochs_converged"]) != (job.plan.epochs, job.plan.longest):
             raise UsageError(
-                f"{' '.join(map(str, job.key))}: measured with {row['epochs']} epochs; choose another --out"
+                f"{' '.join(map(str, job.key))}: already measured with {row['epochs']} epochs; choose another --out"
             )
     return [job for job in jobs if job.key not in there]
 
 
 def seconds_per_clip(encoder_name: str) -> float:
-    """Processor seconds that one thread takes to learn from a window: forward and backward, the faster of two."""
+    """Return the processor seconds to learn from a window on one thread, forward and backward, the faster of two runs."""
     import torch
 
     torch.set_num_threads(1)
@@ -188,7 +188,7 @@ def seconds_per_clip(encoder_name: str) -> float:
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Everything so far, in an order that does not depend on which row was done first."""
+    """Write all rows so far, in an order that does not depend on which was done first."""
     rows.sort(key=lambda row: (row["encoder"], list(TASKS).index(row["task"]), row["seed"]))
     commands = [
         command([row for row in rows if row["encoder"] == name]) for name in {row["encoder"]: 0 for row in rows}
@@ -198,7 +198,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def command(rows: list[dict[str, Any]]) -> str:
-    """What measures these rows of one encoder again."""
+    """Return the command that measures these rows, of one encoder, again."""
     seeds = " ".join(map(str, sorted({row["seed"] for row in rows})))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     epochs = {row["epochs"] for row in rows if row["epochs"] != TASKS[row["task"]].epochs}

@@ -1,4 +1,4 @@
-"""Where results are written, and what they say of the machine they were measured on."""
+"""Writes results, with a description of the machine they were measured on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write `path` whole or not at all."""
+    """Write `path`: the whole file, or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
@@ -30,5 +30,5 @@ def machine() -> dict[str, Any]:
 
 
 def encoder_argument(label: str) -> str:
-    """An encoder of results as a command takes it: a local folder stands in a DIR of whoever runs it."""
+    """Return an encoder's label as a command takes it; for a local folder, DIR stands for wherever the user keeps it."""
     return label if label in BUILT_IN or "/" in label else f"DIR/{label}"

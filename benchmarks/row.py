@@ -1,4 +1,4 @@
-"""One row of the matrix: every method on one task with one encoder and one seed, from the same decoded clips."""
+"""Measures one row of the matrix: every method on one task with one encoder and one seed, on the same decoded clips."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ MEASURES = ("top1", "top1_rotated", "top3", "anisotropy", "isoscore", "effective
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, and at which rates: PairTune at its defaults, its rivals at those best on validation after `epochs`.
+    """How long to train, and at which rates: PairTune at its defaults, its rivals at the best on validation after `epochs`.
 
-    `longest` is the length at convergence. Each of `lrs` of the encoder is tried; vanilla fine-tuning tries the rates of
-    its head `head_lrs` beside the middle one too.
+    `longest` is the number of epochs at convergence. Each of the encoder's rates `lrs` is tried. Vanilla fine-tuning also
+    tries the rates `head_lrs` of its head, with the middle rate of the encoder.
     """
 
     epochs: int
@@ -49,17 +49,17 @@ class Plan:
 
     @classmethod
     def of(cls, encoder: str, epochs: int, long: int = 3) -> Plan:
-        """For convolutions rates from below the recipe's own to well above, and for attention a tenth of them."""
+        """Plan rates from below the recipe's own to well above it for convolutions, and a tenth of them for attention."""
         scale = 1.0 if encoder in BUILT_IN else 0.1
         return cls(epochs, long * epochs, (3e-4 * scale, 1e-3 * scale, 2.5e-3 * scale))
 
     def rates(self) -> list[tuple[float, float]]:
-        """Pairs of an encoder's and a head's rate, for vanilla fine-tuning to choose from."""
+        """Return pairs of an encoder rate and a head rate for vanilla fine-tuning to choose from."""
         middle = self.lrs[len(self.lrs) // 2]
         return [(lr, self.head_lrs[0]) for lr in self.lrs] + [(middle, rate) for rate in self.head_lrs[1:]]
 
     def epochs_in_all(self) -> int:
-        """Over all trainings of a row. Of its rivals' two long ones about one is done again, at the encoder's own rate."""
+        """The epochs of all trainings of a row. About one of the rivals' two long ones is repeated at the encoder's own rate."""
         return (1 + len(self.rates()) + len(self.lrs)) * self.epochs + 4 * self.longest
 
 
@@ -75,10 +75,10 @@ class Best:
 
 @dataclass
 class Bench:
-    """The corpus and the encoder of a row, and what was found so far: whether each clip is right, by method.
+    """The corpus and the encoder of a row, and the results so far: whether each clip is right, by method.
 
-    `done` are the trainings, by name and rates, and `probed` what the probes found, by the training's id: what is asked for
-    again is not done again.
+    `done` holds the trainings by name and rates, and `probed` the results of the probes by the training's id, so that nothing
+    is computed twice.
     """
 
     corpus: Corpus
@@ -93,7 +93,7 @@ class Bench:
     history: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def train(self, name: str, recipe: Recipe, rates: list[tuple[float, float]]) -> Best:
-        """Train a copy of the encoder at each pair of rates; the one best on validation is kept, the first of equals."""
+        """Train a copy of the encoder at each pair of rates; return the best on validation, or the first of equals."""
         start = time.perf_counter()
         trained = [one for rate in rates if (one := self.train_at(name, recipe, *rate)) is not None]
         self.seconds[name] = round(time.perf_counter() - start, 1)
@@ -108,7 +108,7 @@ class Bench:
         return best
 
     def train_at(self, name: str, recipe: Recipe, lr: float, head_lr: float) -> Best | None:
-        """A copy of the encoder trained at these rates; None where it diverged."""
+        """Return a copy of the encoder trained at these rates; None if it diverged."""
         key = (name, lr, head_lr)
         if key not in self.done:
             encoder = copy.deepcopy(self.encoder)
@@ -119,7 +119,7 @@ class Bench:
         return self.done[key]
 
     def judge(self, name: str, best: Best | None, suffix: str = "") -> None:
-        """`NAME_linear`, `NAME_knn`, and `NAME_head` where it has one; of None the encoder as it came."""
+        """Judge `NAME_linear`, `NAME_knn` and, if it has a head, `NAME_head`; None stands for the untrained encoder."""
         if id(best) not in self.probed:
             self.probed[id(best)] = dual_probe(best.encoder if best else self.encoder, self.corpus, self.recipe, CPU)
         found = self.probed[id(best)]
@@ -136,10 +136,10 @@ class Bench:
 def measure(
     task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan, before: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The row. Set torch to one thread before: two processes of one thread do more than one of two.
+    """Measure a row. Set torch to one thread first: two processes of one thread do more than one of two.
 
-    Of a row `before`, PairTune alone is measured anew, and what was found of its rivals is kept. Raises ConfitError, before
-    anything is trained, where the frozen encoder is not judged as it was then: the data or the arithmetic are others.
+    Given the row from `before`, only PairTune is measured again, and the results of its rivals are kept. Raises ConfitError,
+    before any training, if the frozen encoder is not judged as it was then: the data or the arithmetic have changed.
     """
     start = time.perf_counter()
     encoder = pretrained(encoder_name, plan.window)
@@ -177,7 +177,7 @@ def measure(
 
 
 def _pairtune(bench: Bench, plan: Plan) -> float:
-    """PairTune as a recipe has it by default, at both lengths; the encoder's rate."""
+    """Measure PairTune with the default recipe, at both lengths; return the encoder's rate."""
     rates = [(bench.encoder.learning_rate, bench.recipe.head_lr)]
     bench.judge("pairtune", bench.train("pairtune", bench.recipe, rates))
     long = bench.train("pairtune_converged", replace(bench.recipe, epochs=plan.longest), rates)
@@ -186,9 +186,9 @@ def _pairtune(bench: Bench, plan: Plan) -> float:
 
 
 def _rivals(bench: Bench, plan: Plan) -> dict[str, float]:
-    """Vanilla fine-tuning at both lengths, and linear probing before it; the rates that were best on validation.
+    """Measure vanilla fine-tuning at both lengths, and linear probing before it; return the rates best on validation.
 
-    Each is judged at the encoder's own rate too (`_own`), at which PairTune learns: to choose by few clips is luck.
+    Each is also judged at the encoder's own rate (`_own`), which PairTune uses, because choosing by few clips is luck.
     """
     own = (bench.encoder.learning_rate, plan.head_lrs[0])
     finetune = replace(bench.recipe, objective="finetune")
@@ -212,7 +212,7 @@ def _judge_own(bench: Bench, name: str, recipe: Recipe, own: tuple[float, float]
 
 
 def _columns(bench: Bench, seed: int) -> dict[str, Any]:
-    """Everything that `bench` found, by the names it has in a row."""
+    """Return all results of `bench`, by their names in a row."""
     groups = bench.corpus.test.groups
     shares = {key: accuracy(right, groups) for key, right in bench.right.items()}
     columns: dict[str, Any] = {key: round(share.accuracy, 4) for key, share in shares.items()}
@@ -235,7 +235,7 @@ def _columns(bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def refuse_other(found: dict[str, Any], before: dict[str, Any]) -> None:
-    """Raise ConfitError where what every row has in common differs between two of them."""
+    """Raise ConfitError if the two rows differ in a value that every row must share."""
     for key in ("classes", "train_n", "val_n", "test_n", "precision", "frozen_linear", "frozen_knn"):
         if found[key] != before[key]:
             raise ConfitError(
@@ -245,7 +245,7 @@ def refuse_other(found: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 def merged(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """`before` with what was `found` in place of, or beside, its own; dictionaries within are merged alike."""
+    """Return `before` updated with `found`; nested dictionaries are merged in the same way."""
     both = {
         key: merged(before[key], value) if isinstance(value, dict) and key in before else value
         for key, value in found.items()
@@ -258,7 +258,7 @@ def _reached(fitted: Fitted) -> float:
 
 
 def by_group(right: dict[str, Bools], groups: list[str]) -> dict[str, Any]:
-    """Clips of each test group, and of them the right ones by method: enough to resample groups later."""
+    """Return the clips of each test group, and the right ones by method: enough to resample groups later."""
     names, member = np.unique(groups, return_inverse=True)
     count = [int(number) for number in np.bincount(member)]
     hits = {key: [int(number) for number in np.bincount(member, weights=value)] for key, value in right.items()}

@@ -1,13 +1,14 @@
-"""A day of sound through the shipped model, as fast as it goes: memory, the clock, and the scores at its end.
+"""Pushes a day of sound through the shipped model as fast as possible, and checks memory, the clock and the last scores.
 
     python -m benchmarks.soak
 
-writes benchmarks/results/soak.json. A scene of spoken digits, music and speech is pushed again and again in blocks of 20 ms,
-through the same `Listener` as `confit-edge listen`: 24 hours at the model's own 16 kHz, and, in a process of
-its own, 3 hours at 44.1 kHz. Its length is a whole number of hops, so that every pass must give the same detections, moved by
-exactly one length, and the last pass the same score rows as a stream that has heard one pass before it. (At 44.1 kHz the
-resampler rounds by where in the stream it is, some 2e-7, which an int8 model can turn into another step of its scores: there
-the difference is told, not expected to be nothing.)
+Writes benchmarks/results/soak.json. A scene of spoken digits, music and speech is pushed again and again, in blocks of 20 ms,
+through the same `Listener` as in `confit-edge listen`: 24 hours at the model's own 16 kHz, and in a separate process 3 hours at
+44.1 kHz. The scene is a whole number of hops long. So every pass must give the same detections, moved by exactly one length,
+and the last pass must give the same score rows as a stream that has heard just one pass before it.
+
+At 44.1 kHz the resampler's rounding depends on the position in the stream, by some 2e-7, which an int8 model can turn into
+another step of its scores. There the difference is reported, and not expected to be zero.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Rows = npt.NDArray[np.float32]
 
 
 def scene(model: Model, rate: int) -> Pcm:
-    """Ten digits by a person, then a minute of music and a minute of speech: a whole number of hops and of blocks."""
+    """Return ten digits by a person, a minute of music and a minute of speech: a whole number of hops and of blocks."""
     parts = []
     for word in WORDS:
         parts += [load_clip(DATA / "digits-real" / f"{word}.ogg", rate), np.zeros(rate, np.float32)]
@@ -46,7 +47,7 @@ def scene(model: Model, rate: int) -> Pcm:
 
 
 class Ear:
-    """A listener with one stream, which counts the score rows and keeps those of the newest passes."""
+    """A listener with one stream that counts the score rows and keeps those of the latest passes."""
 
     def __init__(self, model: Model, pcm: Pcm, rate: int) -> None:
         self.listener = Listener([model.stream()], "soak", rate)
@@ -54,10 +55,10 @@ class Ear:
         self._hops = len(pcm) * model.contract.sample_rate // rate // model.contract.hop
         self._row, self._newest = 0, self._stream.scores
         self._passes = 0
-        self.rows: dict[int, Rows] = {}  # by their place in the scene, of the last pass that reached them
+        self.rows: dict[int, Rows] = {}  # by position in the scene, from the last pass that reached it
 
     def hear(self) -> list[Detection]:
-        """One more pass; its detections."""
+        """Hear one more pass, and return its detections."""
         found = []
         block = self._rate // 50
         for start in range(0, len(self._pcm), block):
@@ -73,7 +74,7 @@ class Ear:
 
 
 def soak(rate: int, hours: float) -> dict[str, Any]:
-    """Push `hours` of sound at `rate` Hz, and compare its last pass with a fresh run's."""
+    """Push `hours` of sound at `rate` Hz, and compare the last pass with that of a fresh run."""
     model = load("digits")
     pcm = scene(model, rate)
     passes = max(3, round(hours * 3600 * rate / len(pcm)))
@@ -117,7 +118,7 @@ def soak(rate: int, hours: float) -> dict[str, Any]:
 
 
 def _drift(places: list[tuple[str, int, int]], here: list[tuple[str, int, int]]) -> int:
-    """By how many samples detections moved between two passes. Raises ValueError where they are others altogether."""
+    """Return by how many samples detections moved between two passes. Raises ValueError if the labels differ."""
     return max(
         (
             abs(was - now)
@@ -134,21 +135,21 @@ def _differ(label: str, other: str) -> bool:
 
 
 def resident_mb() -> float:
-    """What this process holds in memory now."""
+    """Return the resident memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the hours; for trying it out")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the hours to run, for a quick trial")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/soak.json")
     options = parser.parse_args()
     with ProcessPoolExecutor(max_workers=len(HOURS)) as pool:
         parts = pool.map(soak, HOURS, [hours * options.share for hours in HOURS.values()])
         result = {f"at_{rate}_hz": part for rate, part in zip(HOURS, parts, strict=True)}
 
-    from benchmarks.report import RESULTS, machine, write_json  # brings torch, whose memory is not what is measured
+    from benchmarks.report import RESULTS, machine, write_json  # imports torch, whose memory should not be measured
 
     command = "python -m benchmarks.soak" + ("" if options.share == 1.0 else f" --share {options.share:g}")
     write_json(options.out or RESULTS / "soak.json", {"command": command, "model": "digits", **result, **machine()})

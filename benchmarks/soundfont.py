@@ -1,4 +1,4 @@
-"""The samples of a SoundFont 2 file, by the presets that play them (SoundFont Technical Specification 2.04, section 7)."""
+"""Reads the samples of a SoundFont 2 file by preset (SoundFont Technical Specification 2.04, section 7)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Preset:
 
 
 class SoundFont:
-    """`presets`, and `sample(index)` as 16-bit mono with its rate in Hz. Raises ValueError for what is no sound font."""
+    """A sound font: its `presets`, and `sample(index)` as 16-bit mono with the rate in Hz. Raises ValueError for other files."""
 
     def __init__(self, path: Path) -> None:
         data = path.read_bytes()
@@ -58,7 +58,7 @@ class SoundFont:
             for name, start, end in _chunks(data, first + 4, last)
         }
         self._pcm = np.frombuffer(parts[b"smpl"], "<i2")
-        self._headers = np.frombuffer(parts[b"shdr"], HEADER)[:-1]  # each table ends with a record that ends it
+        self._headers = np.frombuffer(parts[b"shdr"], HEADER)[:-1]  # each table ends with a terminal record
         instruments = _zones(parts, b"inst", INSTRUMENTS, b"ibag", b"igen", SAMPLE)
         self.presets = [
             Preset(
@@ -75,14 +75,15 @@ class SoundFont:
         return self._pcm[header["start"] : header["end"]], int(header["rate"])
 
     def is_right(self, index: int) -> bool:
-        """Whether the sample is the right half of a stereo pair, of which the left half says as much."""
+        """Whether the sample is the right half of a stereo pair, whose left half is enough."""
         return int(self._headers[index]["kind"]) == RIGHT
 
 
 def extract(font: Path, target: Path, *, seconds: tuple[float, float] = (0.25, 1.28)) -> None:
-    """Each sample that a melodic preset (bank 0) plays as `NUMBER.flac`, cut to the longest; and `presets.json`.
+    """Write each sample that a melodic preset (bank 0) plays as `NUMBER.flac`, and write `presets.json`.
 
-    Samples shorter than the shortest, and right halves of stereo pairs, are left out.
+    `seconds` is the shortest and the longest length: shorter samples are left out, and longer ones cut. Right halves of stereo
+    pairs are left out too.
     """
     source = SoundFont(font)
     target.mkdir(parents=True)
@@ -104,7 +105,7 @@ def extract(font: Path, target: Path, *, seconds: tuple[float, float] = (0.25, 1
 def _zones(
     parts: dict[bytes, bytes], owners: bytes, layout: np.dtype, bags: bytes, generators: bytes, wanted: int
 ) -> list[tuple[np.void, list[int]]]:
-    """Each owner (preset or instrument) and the values of the generator `wanted` in its zones."""
+    """Return each owner (preset or instrument) with the values of the generator `wanted` in its zones."""
     records, bag = np.frombuffer(parts[owners], layout), np.frombuffer(parts[bags], BAG)["generator"]
     generator = np.frombuffer(parts[generators], GENERATOR)
     found = []
@@ -115,7 +116,7 @@ def _zones(
 
 
 def _chunks(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The name, first byte and end of each RIFF chunk between `start` and `end`."""
+    """Yield the name, first byte and end of each RIFF chunk between `start` and `end`."""
     while start + 8 <= end:
         size = int.from_bytes(data[start + 4 : start + 8], "little")
         yield data[start : start + 4], start + 8, start + 8 + size

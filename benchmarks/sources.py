@@ -1,4 +1,4 @@
-"""Where the clips of each task come from: labels and groups as the packages tell them by file names and listings."""
+"""The source of each task's clips: labels and groups from the file names and listings of the packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from confit_runtime.audio import Pcm, load_clip
 
 RATE = 16_000
 WINDOW_S = 1.28
-SNIPPET_S, EVERY_S = 1.3, 2  # of a piece of music
+SNIPPET_S, EVERY_S = 1.3, 2  # for pieces of music
 ASTERISK = {"en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June", "it": "it_IT_m_Carlo",
             "ru": "ru_RU_f_IvrvoiceRU"}  # fmt: skip
 DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data" / "words"
@@ -29,7 +29,7 @@ DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data" / "words"
 
 @dataclass(frozen=True)
 class Sound:
-    """A clip, what is heard in it, what it must not be parted from, and the split that this lies in."""
+    """A clip, its label, the group whose clips must stay together, and the split of that group."""
 
     path: Path
     label: str
@@ -38,7 +38,7 @@ class Sound:
 
 
 def speakers(cache: Path) -> list[Sound]:
-    """One class for each speaker in each language; the group is the phrase, whoever says it."""
+    """One class per speaker and language; the group is the phrase, by any speaker."""
     found: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     for path in _between(_prompts(cache), 0.3, 2.0):
         phrase = path.relative_to(_language_folder(cache, path)).with_suffix("")
@@ -57,7 +57,7 @@ def speakers(cache: Path) -> list[Sound]:
 
 
 def fillets(cache: Path) -> list[Sound]:
-    """The two actors of a game's dialogue (`-m-` and `-v-` in the file name); the group is the level."""
+    """The two actors of a game's dialogue (`-m-` and `-v-` in the file name); the group is the level of the game."""
     root = cache / "packages/fillets-ng-data-cs/usr/share/games/fillets-ng/sound"
     sounds = []
     for path in _between(root.rglob("*.ogg"), 0.6, 2.0):
@@ -84,9 +84,9 @@ TEST_KITS = ("The Black Pearl 1.0", "ElectricEmpireKit", "ColomboAcousticDrumkit
 
 
 def drums(cache: Path) -> list[Sound]:
-    """Hits of drum kits by the name of their instrument, where it names one drum only; the group is the kit.
+    """Hits of drum kits, labelled by their instrument if its name matches one drum only; the group is the kit.
 
-    Only their beginnings: what follows is silence for some kits, and reverberation for others.
+    Only the beginning of each hit is used: some kits follow it with silence, and others with reverberation.
     """
     sounds = []
     for listing in sorted((cache / "packages/hydrogen-drumkits").rglob("drumkit.xml")):
@@ -94,7 +94,7 @@ def drums(cache: Path) -> list[Sound]:
         split = "val" if kit in VAL_KITS else "test" if kit in TEST_KITS else "train"
         tree = ElementTree.parse(listing)
         for node in tree.iter():
-            node.tag = node.tag.rpartition("}")[2]  # some kits name a namespace, some do not
+            node.tag = node.tag.rpartition("}")[2]  # some kits use a namespace, some do not
         for instrument in tree.iter("instrument"):
             name = (instrument.findtext("name") or "").lower()
             labels = [label for label, pattern in DRUMS.items() if re.search(pattern, name)]
@@ -109,9 +109,9 @@ FAMILIES = ("piano", "chromatic percussion", "organ", "guitar", "bass", "strings
 
 
 def instruments(cache: Path) -> list[Sound]:
-    """Samples of a sound font by the family of their preset (General MIDI: eight programs each); the group is the preset.
+    """Samples of a sound font, labelled by family of preset (General MIDI: eight programs each); the group is the preset.
 
-    Presets of one family that share samples are one group; a sample that two families play is left out.
+    Presets of one family that share samples form one group. A sample used by two families is left out.
     """
     root = cache / "decoded/fluid-soundfont-gm"
     presets = [one for one in json.loads((root / "presets.json").read_text()) if one["program"] // 8 < len(FAMILIES)]
@@ -121,7 +121,7 @@ def instruments(cache: Path) -> list[Sound]:
             families[file].add(preset["program"] // 8)
     sounds = []
     for family, label in enumerate(FAMILIES):
-        groups: list[tuple[set[str], set[str]]] = []  # names of presets, and what they play
+        groups: list[tuple[set[str], set[str]]] = []  # names of presets, and the files they play
         for preset in sorted((one for one in presets if one["program"] // 8 == family), key=lambda one: one["name"]):
             names, files = {preset["name"]}, {file for file in preset["samples"] if len(families[file]) == 1}
             for other in [group for group in groups if group[1] & files]:
@@ -141,7 +141,7 @@ TEST_LOCALES = ("asterisk-fr", "klettres-en_GB", "klettres-es", "klettres-nds", 
 
 
 def letters(cache: Path) -> list[Sound]:
-    """The letters a to z as each locale names them; the group is the locale of one speaker."""
+    """The letters a to z as pronounced in each locale; the group is the locale, which has one speaker."""
     found = []
     for path in _prompts(cache):
         if path.parent.name == "letters" and len(path.stem) == 1:
@@ -159,7 +159,7 @@ def letters(cache: Path) -> list[Sound]:
 
 
 def _letter(stem: str, locale: str) -> str:
-    """The letter that a file name stands for: itself, a number from 0 (da, fr), or a code point (nb)."""
+    """Return the letter that a file name stands for: the name itself, a number from 0 (da, fr), or a code point (nb)."""
     if locale in ("da", "fr"):
         number = int(stem.removeprefix("a-"))
         return string.ascii_lowercase[number] if number < 26 else ""
@@ -169,12 +169,12 @@ def _letter(stem: str, locale: str) -> str:
 
 
 def words(cache: Path) -> list[Sound]:
-    """The thirty words that ship with the project, by the splits they ship with; the group is the voice."""
+    """The thirty words that ship with the project, in their shipped splits; the group is the voice."""
     return [Sound(path, path.parent.name, path.stem, _voices()[path.stem]) for path in sorted(DEMO.glob("*/*.ogg"))]
 
 
 def noisy_words(cache: Path) -> list[Sound]:
-    """The same words at 0 dB over music. Each split has its own pieces."""
+    """The same words at 0 dB over music; each split has its own pieces of music."""
     pieces = _music(cache)
     order = sorted(pieces, key=lambda name: hashlib.sha256(name.encode()).digest())
     share = {"train": order[:8], "val": order[8:11], "test": order[11:]}
@@ -191,7 +191,7 @@ def noisy_words(cache: Path) -> list[Sound]:
 
 
 def _mixed(clip: Pcm, music: Pcm, rng: np.random.Generator) -> Pcm:
-    """The clip in the middle of music of the same loudness, `WINDOW_S` long or as long as the clip."""
+    """Mix the clip into the middle of music of the same loudness, over `WINDOW_S` or, if it is longer, the whole clip."""
     noise = crop(music, max(len(clip), round(WINDOW_S * RATE)), rng)
     start = (len(noise) - len(clip)) // 2
     mixed = noise * noise_gain(clip, noise, 0.0)
@@ -200,7 +200,7 @@ def _mixed(clip: Pcm, music: Pcm, rng: np.random.Generator) -> Pcm:
 
 
 def tracks(cache: Path) -> list[Sound]:
-    """Snippets of 1.3 s of each piece of music: its first half to train, its last third for test; the group is 10 s of it."""
+    """Snippets of 1.3 s from each piece of music: the first half is train, the last third test; a group is 10 s of music."""
     sounds = []
     for name, path in sorted(_music(cache).items()):
         out = cache / "tasks" / "tracks" / name
@@ -222,7 +222,7 @@ def _cut(music: Pcm, out: Path) -> None:
 
 
 def _music(cache: Path) -> dict[str, Path]:
-    """The pieces of music without words, by name."""
+    """Return the pieces of music without words, by name."""
     prompts = (cache / "decoded/asterisk-moh-opsound-g722").rglob("*.flac")
     pieces = (cache / "packages/singularity-music").rglob("*.ogg")
     return {re.sub(r"\W+", "_", path.stem.lower()): path for path in sorted([*prompts, *pieces])}
@@ -234,7 +234,7 @@ def _audio(path: Path) -> Pcm:
 
 
 def _beginning(path: Path, folder: Path) -> Path:
-    """The first `WINDOW_S` of a sound as a file in `folder`."""
+    """Return the first `WINDOW_S` of a sound, as a file in `folder`."""
     out = folder / f"{path.stem}.flac"
     if not out.is_file():
         _write(out, load_clip(path, RATE)[: round(WINDOW_S * RATE)])
@@ -260,7 +260,7 @@ def _language_folder(cache: Path, prompt: Path) -> Path:
 
 
 def _voices() -> dict[str, str]:
-    """The split of each voice of the words."""
+    """Return the split of each voice of the words."""
     import csv
 
     with (DEMO / "manifest.csv").open(newline="", encoding="utf-8") as file:
@@ -268,11 +268,11 @@ def _voices() -> dict[str, str]:
 
 
 def _between(paths: Iterable[Path], shortest: float, longest: float) -> list[Path]:
-    """The sound files that last between so many seconds, in order."""
+    """Return the sound files of `shortest` to `longest` seconds, in order."""
     return [path for path in sorted(paths) if shortest <= soundfile.info(path).duration <= longest]
 
 
 def _by_hash(group: str, *, val: float, test: float) -> str:
-    """The split of a group, the same on every machine: shares `val` and `test` of all groups, the others train."""
+    """Return the split of a group, the same on every machine: shares `val` and `test` of all groups, and train for the rest."""
     place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4], "big") / 2**32
     return "test" if place < test else "val" if place < test + val else "train"

@@ -1,9 +1,9 @@
-"""Speakers nobody trained on: closed and open set, and verification, beside Resemblyzer as published.
+"""Measures identification (closed and open set) and verification of unseen speakers, compared with Resemblyzer as published.
 
     python -m benchmarks.speakers --peer PYTHON
 
-PYTHON is that of an environment with Resemblyzer 0.1.4; without it only our side is measured. Each voice is enrolled from
-three utterances of 3 s, and asked about by six of 3 s, of other recordings (`benchmarks.voices`). The levels of the
+PYTHON is the interpreter of an environment with Resemblyzer 0.1.4; without it only our side is measured. Each voice is enrolled
+from three utterances of 3 s, and identified from six of 3 s, of other recordings (`benchmarks.voices`). The levels of the
 shipped model are used as they are: nothing is chosen on these voices.
 """
 
@@ -35,7 +35,7 @@ from confit_runtime.matcher import Levels, Matcher, unit
 
 OUT = Path(__file__).with_name("results") / "speakers.json"
 SEEDS = 5
-CONFIDENT = 0.75  # Resemblyzer's own demonstrations call a cosine above this the same speaker
+CONFIDENT = 0.75  # above this cosine, Resemblyzer's own demonstrations report the same speaker
 
 Floats = npt.NDArray[np.float32]
 PEER = """
@@ -56,21 +56,21 @@ np.save(sys.argv[2], np.stack([encoder.embed_utterance(preprocess_wav(clip, 1600
 
 @dataclass(frozen=True)
 class Asked:
-    """The question of one utterance: what every enrolled voice scored, what each needed, and who was named."""
+    """One utterance as a query: the score of every enrolled voice, and who was named."""
 
     seed: int
     voice: str
     scores: dict[str, float]
-    named: str | None  # all voices enrolled
-    named_of_half: str | None  # only half of them
-    stranger: bool  # whether the voice was not in that half
+    named: str | None  # with all voices enrolled
+    named_of_half: str | None  # with only half of them enrolled
+    stranger: bool  # whether the voice is not in that half
 
 
 Answer = Callable[[dict[str, Floats], Floats], tuple[dict[str, float], str | None]]
 
 
 def questions(drawn: dict[tuple[int, str], Draw], embeddings: dict[int, Floats | None], answer: Answer) -> list[Asked]:
-    """Every utterance asked of all voices of its seed, and of a random half of them."""
+    """Ask every utterance of all voices of its seed, and of a random half of them."""
     asked = []
     for seed in sorted({seed for seed, _ in drawn}):
         here = {name: one for (number, name), one in drawn.items() if number == seed}
@@ -83,7 +83,7 @@ def questions(drawn: dict[tuple[int, str], Draw], embeddings: dict[int, Floats |
         for name, one in here.items():
             for clip in one.ask:
                 query = embeddings[id(clip)]
-                if query is None:  # too little voice: refused, so nobody is named
+                if query is None:  # too little voice: the query is refused, so nobody is named
                     scores, named, of_half = dict.fromkeys(here, -1.0), None, None
                 else:
                     scores, named = answer(prints, query)
@@ -93,13 +93,13 @@ def questions(drawn: dict[tuple[int, str], Draw], embeddings: dict[int, Floats |
 
 
 def ours(cohort: Floats, levels: Levels) -> Answer:
-    """As `identify` and `verify` answer."""
+    """Answer as `identify` and `verify` do."""
 
     def answer(prints: dict[str, Floats], query: Floats) -> tuple[dict[str, float], str | None]:
         names = list(prints)
         owners = np.repeat(np.arange(len(names)), [len(rows) for rows in prints.values()])
         matcher = Matcher(names, owners, np.concatenate(list(prints.values())), cohort, levels=levels)
-        # how far above what was needed: what `verify` decides by
+        # `verify` decides by how far the score is above the threshold
         matches = {name: matcher.verify(name, query) for name in names}
         return {name: match.score - match.threshold for name, match in matches.items()}, matcher.match(query).name
 
@@ -107,7 +107,7 @@ def ours(cohort: Floats, levels: Levels) -> Answer:
 
 
 def resemblyzer(threshold: float) -> Answer:
-    """Cosine with the mean of a speaker's embeddings; the nearest, where that is above the threshold."""
+    """Answer by cosine with the mean of a speaker's embeddings: the nearest, if it is above the threshold."""
 
     def answer(prints: dict[str, Floats], query: Floats) -> tuple[dict[str, float], str | None]:
         scores = {name: float(unit(rows.mean(axis=0)) @ query) for name, rows in prints.items()}
@@ -118,9 +118,11 @@ def resemblyzer(threshold: float) -> Answer:
 
 
 def measures(asked: list[Asked]) -> dict[str, float]:
-    """`closed_accuracy`: the best score is the right voice's, nobody being refused. `open_error`: half of the voices are
-    enrolled; the mean of the share of theirs that are not named rightly, and of the strangers that are named. `eer`: each
-    utterance against each voice.
+    """Return the measures of the queries.
+
+    `closed_accuracy` is the share whose best score is the right voice's, with no query refused. `open_error` has half of the
+    voices enrolled: the mean of the share of their utterances not named rightly (`open_missed`), and the share of strangers'
+    utterances that get a name (`open_taken`). `eer` compares each utterance with each voice.
     """
     genuine = np.array([one.scores[one.voice] for one in asked])
     others = np.concatenate([[score for name, score in one.scores.items() if name != one.voice] for one in asked])
@@ -152,7 +154,7 @@ def _eer(genuine: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> f
 
 
 def with_intervals(asked: list[Asked]) -> dict[str, Any]:
-    """The measures, each with a 95 % interval of voices: the utterances of one voice count as alike."""
+    """Return the measures, each with a 95 % interval over voices, since utterances of one voice resemble each other."""
     found = intervals(asked)
     return {
         **{key: round(value, 4) for key, value in measures(asked).items()},
@@ -162,8 +164,10 @@ def with_intervals(asked: list[Asked]) -> dict[str, Any]:
 
 
 def intervals(asked: list[Asked]) -> dict[str, tuple[float, float]]:
-    """Those of shares are exact, of an effective number of utterances; `open_error` and `eer` are no shares of utterances:
-    how much they vary is found by resampling voices.
+    """Return the intervals of the measures.
+
+    Those of shares are exact, for an effective number of utterances. `open_error` and `eer` are not shares of utterances, so
+    their intervals come from resampling voices.
     """
     enrolled, strange = ([one for one in asked if one.stranger is stranger] for stranger in (False, True))
     error, rate = _open_error(asked), _verified(asked)
@@ -184,14 +188,14 @@ def _open_error(asked: list[Asked]) -> Bootstrapped:
     resamples = Resamples.of([one.voice for one in asked])
     rows = [(0, 0, _taken(one), 1) if one.stranger else (_missed(one), 1, 0, 0) for one in asked]
     missed, enrolled, taken, strange = resamples.totals(np.array(rows, np.float64)).T
-    with np.errstate(invalid="ignore"):  # a draw without strangers, or of them alone, is NaN, and left out
+    with np.errstate(invalid="ignore"):  # a draw without strangers, or with no one else, is NaN and left out
         drawn = (missed / enrolled + taken / strange) / 2
     worth = worth_of_classes(np.bincount([one.stranger for one in asked], minlength=2))
     return Bootstrapped.of(measures(asked)["open_error"], drawn, resamples.sizes, worth)
 
 
 def _verified(asked: list[Asked]) -> Bootstrapped:
-    """Each utterance against each voice, for which the first utterance of that voice stands."""
+    """Compare each utterance with each voice, represented by the first utterance of that voice."""
     owners = [one.voice for one in asked]
     pairs = [(row, owners.index(name), score) for row, one in enumerate(asked) for name, score in one.scores.items()]
     one, other, scores = (np.array(column) for column in zip(*pairs, strict=True))
@@ -200,7 +204,7 @@ def _verified(asked: list[Asked]) -> Bootstrapped:
 
 
 def within(asked: list[Asked], names: set[str]) -> dict[str, float]:
-    """Closed accuracy and EER among some voices only: of one language and studio, or of one kind of recording."""
+    """Return closed accuracy and EER among some voices only, of one language and studio or one kind of recording."""
     kept = [
         Asked(
             one.seed, one.voice, {name: score for name, score in one.scores.items() if name in names}, None, None, False
@@ -230,7 +234,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--peer", metavar="PYTHON", help="a Python with Resemblyzer 0.1.4")
-    parser.add_argument("--split", default="test", choices=("dev", "test"), help="dev: what scoring was chosen on")
+    parser.add_argument(
+        "--split", default="test", choices=("dev", "test"), help="dev: the voices that scoring was chosen on"
+    )
     parser.add_argument("--model", default="speakers")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
@@ -269,7 +275,7 @@ def main() -> None:
         + ("" if given.split == "test" else f" --split {given.split}"),
         "split": given.split,
         "seeds": SEEDS,
-        "enrolled": "3 utterances of 3 s a voice; asked by 6 of 3 s, of other recordings",
+        "enrolled": "3 utterances of 3 s and identified from 6 of 3 s, of other recordings",
         "voices": [voice.name for voice in chosen],
         "model": {
             "name": model.name,

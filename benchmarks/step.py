@@ -1,8 +1,8 @@
-"""What one training step of PairTune costs beside a vanilla step, and what an epoch costs on a CPU.
+"""Measures the cost of a PairTune training step compared with a vanilla step, and the cost of an epoch on a CPU.
 
     python -m benchmarks.step
 
-writes benchmarks/results/training.json: the ratio of processor time for the same batch (one thread, steps of the two
+Writes benchmarks/results/training.json: the ratio of processor time for the same batch (one thread, steps of the two
 objectives in turn, medians), and the seconds of an epoch over 1,000 one-second clips of the words that ship with the project.
 """
 
@@ -35,9 +35,10 @@ TURNS = 7
 
 
 def step_ratio(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> float:
-    """Processor time of a PairTune step over that of a vanilla step with the same batch, medians of steps in turn.
+    """Return the processor time of a PairTune step divided by that of a vanilla step, medians of steps in turn.
 
-    A step is forward, loss, backward and optimiser; the encoder's weights move. Set torch to one thread before.
+    Both take the same batch. A step is forward, loss, backward and optimiser; the encoder's weights change. Set torch to one
+    thread first.
     """
     batch = next(epoch_batches(corpus.train, corpus, recipe, 0))
     augment = make_augmenter(encoder, corpus, recipe)
@@ -65,7 +66,7 @@ def step_ratio(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> float:
 
 
 def epoch_seconds(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> dict[str, float]:
-    """Wall seconds of the fastest epoch after the first: of its steps, and of it with the check on validation."""
+    """Return the wall seconds of the fastest epoch after the first: of its steps alone, and with the check on validation."""
     marks: dict[int, dict[str, float]] = {}
 
     def watch(event: dict[str, Any]) -> None:
@@ -84,7 +85,7 @@ def epoch_seconds(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> dict[str,
 
 
 def one_second_clips(corpus: Corpus) -> Corpus:
-    """The corpus with 1,000 training clips of one second each, of all its training clips in turn."""
+    """Return the corpus with 1,000 training clips of one second each, made from all its training clips in turn."""
     rows = np.arange(CLIPS) % len(corpus.train)
     pcm = [np.pad(corpus.train.pcm[row], (0, SECOND))[:SECOND] for row in rows]
     train = corpus.train

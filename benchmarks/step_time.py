@@ -1,4 +1,4 @@
-"""One step of the streamed network against recomputing its window with the published graph, front ends left out."""
+"""Times one step of the streamed network against recomputing its window with the published graph, without front ends."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
 def compare(models: dict[str, Path], published: Path) -> dict[str, Any]:
-    """For one hop and for ten hops a call: microseconds of each graph, and the ratio of each model to the published one.
+    """Return, for one and for ten hops per call, the microseconds of each graph and each model's ratio to the published one.
 
-    They are called in turns, with inputs and outputs bound to arrays that stay; medians of processor time. `ratio` is of
-    the network alone, which gives what the published graph gives; `with_head` is of all behind the front end, with
-    pooling, normalisation and head. Also where the time of one hop goes.
+    The graphs are called in turns, with inputs and outputs bound to fixed arrays; times are medians of processor time. `ratio`
+    is for the network alone, which computes the same as the published graph. `with_head` is for everything after the front
+    end, with pooling, normalisation and head. The result also has a profile of one hop.
     """
     graphs = {name: onnx.load(path) for name, path in models.items()}
     for name, graph in graphs.items():
@@ -59,9 +59,9 @@ def compare(models: dict[str, Path], published: Path) -> dict[str, Any]:
 
 
 def in_turns(calls: dict[str, Callable[[], None]], times: int) -> dict[str, float]:
-    """Processor seconds of each call, median of `times`. Each has its turn of `TURN` calls, the first ones unmeasured.
+    """Return the processor seconds of each call, median of `times`, in turns of `TURN` calls; the first ones warm up.
 
-    Call by call in turns, each would find the caches full of the others' weights, as no program does.
+    In turns of single calls, each would find the caches full of the others' weights, which no real program does.
     """
     spent: dict[str, list[float]] = {name: [] for name in calls}
     while len(spent[next(reversed(calls))]) < times:
@@ -75,7 +75,7 @@ def in_turns(calls: dict[str, Callable[[], None]], times: int) -> dict[str, floa
 
 
 def profile(part: tuple[onnx.ModelProto, str], calls: int = 200) -> dict[str, dict[str, float]]:
-    """Of one hop a call, by operator as the runtime computes it: how many nodes, and their microseconds together."""
+    """Profile one hop per call, by the runtime's operators: the number of nodes, and their microseconds together."""
     feed, _ = _arrays(part, 1)
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -99,7 +99,7 @@ def profile(part: tuple[onnx.ModelProto, str], calls: int = 200) -> dict[str, di
 
 
 def check_cut(graph: onnx.ModelProto, path: Path) -> None:
-    """Raise ValueError unless the two parts one after the other give what the whole model gives."""
+    """Raise ValueError unless the two parts, one after the other, give the same as the whole model."""
     hop = read_sealed(path.read_bytes()).contract.hop
     whole, first = (open_session(one.SerializeToString(), 1) for one in (graph, front_end(graph)))
     rest, frames = without_front_end(graph)
@@ -120,7 +120,7 @@ def check_cut(graph: onnx.ModelProto, path: Path) -> None:
 
 
 def _call(session: Any, inputs: Arrays, states: Arrays) -> tuple[Arrays, Arrays]:
-    """Outputs and the states after, of a part that takes some of `states`."""
+    """Call a part that takes some of `states`; return its outputs and the new states."""
     own = {entry.name: states[entry.name] for entry in session.get_inputs() if entry.name in states}
     names = [entry.name for entry in session.get_outputs()]
     made = dict(zip(names, session.run(names, {**inputs, **own}), strict=True))
@@ -143,7 +143,7 @@ def _streamed(part: tuple[onnx.ModelProto, str], hops: int) -> Callable[[], None
 
 
 def _arrays(part: tuple[onnx.ModelProto, str], hops: int) -> tuple[Arrays, str]:
-    """Inputs of a cut model: noise for the frames, and states of a stream that has heard nothing."""
+    """Return inputs for a cut model: noise for the frames, and the states of a stream that has heard nothing."""
     model, frames = part
     arrays: Arrays = {}
     for entry in model.graph.input:

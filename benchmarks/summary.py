@@ -1,4 +1,4 @@
-"""What the rows of the matrix say together: paired differences, over tasks and within each, with 95 % intervals."""
+"""Summarises the rows of the matrix: paired differences, over tasks and within each, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Row = dict[str, Any]
 DRAWS = 10_000
 OURS, OURS_CONVERGED, HEAD = "pairtune_linear", "pairtune_linear_converged", "finetune_head"
 RIVALS = ("frozen_linear", "finetune_head_converged", "finetune_linear", "finetune_linear_converged", "lpft_head")
-# the same at the encoder's own rate, which PairTune has: none of them chose
+# the same at the encoder's own rate, as for PairTune: none of them chose a rate
 OWN_RATE = ("finetune_head_own", "finetune_linear_own")
 OWN_RATE_CONVERGED = ("finetune_head_own_converged", "finetune_linear_own_converged", "lpft_head_own")
 
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
-    """For each encoder what `of_one_encoder` says."""
+    """Return the claims of `of_one_encoder` for each encoder."""
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     return {name: of_one_encoder([row for row in rows if row["encoder"] == name]) for name in encoders}
 
 
 def of_one_encoder(rows: list[Row]) -> dict[str, Any]:
-    """The claims, over tasks of which each is the mean of its seeds.
+    """Return the claims over tasks, where each task is the mean of its seeds.
 
-    The best rival is found three ways: the one best over all tasks, the one best on each task's validation, and the one
-    best on each task's test, which no one could have known and which flatters the rivals.
+    The best rival is found in three ways: the one best over all tasks, the one best on each task's validation, and the one
+    best on each task's test. Nobody could have known the last, so it flatters the rivals.
     """
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     of_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
@@ -96,9 +96,9 @@ def _mean(rows: list[Row], one: str, other: str) -> float:
 
 
 def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
-    """Of each task (its rows, our method, the rival): the paired difference with its interval; and over the tasks.
+    """Return the paired difference and its interval for each task (its rows, our method, the rival), and over the tasks.
 
-    Within a task test groups are resampled, the same for all seeds, and the interval widened for few of them.
+    Within a task, test groups are resampled, the same ones for all seeds, and the interval is widened if there are few.
     """
     tasks = {}
     for task, (rows, ours, rival) in pairs.items():
@@ -118,10 +118,10 @@ def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
 
 
 def group_interval(rows: list[Row], ours: str, rival: str) -> tuple[float, float]:
-    """Of the difference in accuracy, resampling the test groups, which all seeds share."""
+    """Return the interval of the difference in accuracy, resampling the test groups, which all seeds share."""
     groups = [row["test_groups"] for row in rows]
     if any(one["names"] != groups[0]["names"] for one in groups):
-        raise ValueError(f"{rows[0]['task']}: its seeds do not share their test groups")
+        raise ValueError(f"{rows[0]['task']}: its seeds do not share the same test groups")
     gain = np.sum([np.subtract(one["right"][ours], one["right"][rival]) for one in groups], axis=0)
     clips = np.sum([one["n"] for one in groups], axis=0)
     drawn = np.random.default_rng(0).integers(len(clips), size=(DRAWS, len(clips)))
@@ -129,7 +129,7 @@ def group_interval(rows: list[Row], ours: str, rival: str) -> tuple[float, float
 
 
 def task_interval(values: Doubles) -> tuple[float, float]:
-    """Of the mean over tasks, from -1 to 1, by Student's t, for they are few; one says nothing of others."""
+    """Return the interval of the mean over tasks, by Student's t, since they are few; a single task gives -1 to 1."""
     if len(values) < 2:
         return -1.0, 1.0
     reach = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -143,7 +143,7 @@ COLUMNS = (
 
 
 def markdown(rows: list[Row], summary: dict[str, Any]) -> str:
-    """Accuracies in percent, mean of the seeds, a table for each encoder; and what the summary claims below it."""
+    """Return a table for each encoder, with accuracies in percent as means of the seeds, and the claims below it."""
     lines = []
     for encoder, found in summary.items():
         mine = [row for row in rows if row["encoder"] == encoder]
@@ -174,5 +174,5 @@ def markdown(rows: list[Row], summary: dict[str, Any]) -> str:
 
 
 def points(claim: dict[str, Any]) -> str:
-    """A difference and its interval, in percentage points."""
+    """Format a difference and its interval, in percentage points."""
     return f"{100 * claim['mean']:+.1f} [{100 * claim['low']:+.1f}, {100 * claim['high']:+.1f}]"

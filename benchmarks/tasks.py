@@ -1,10 +1,10 @@
-"""The real tasks of the benchmarks, from the cache of `benchmarks.fetch`: a manifest per task and seed.
+"""Builds the real tasks of the benchmarks from the cache of `benchmarks.fetch`: one manifest per task and seed.
 
     python -m benchmarks.tasks --list
     python -m benchmarks.tasks letters drums --seed 1
 
-Each task splits by group (speaker, phrase, level, kit, preset, locale, section). Validation and test are the same for
-every seed; the seed draws the training clips from the groups that are left. Duplicates are dropped by hash before that.
+Each task splits by group (speaker, phrase, level, kit, preset, locale, section). Duplicates are dropped by hash first.
+Validation and test are the same for every seed; the seed draws the training clips from the other groups.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """Where its clips come from, how many are drawn, and how long an encoder trains on them."""
+    """A task: where its clips come from, how many are drawn, and how long an encoder trains on them."""
 
     name: str
     about: str
     gather: Callable[[Path], list[Sound]]
-    clips: tuple[int, int, int]  # at most, of each class in train, val and test
+    clips: tuple[int, int, int]  # at most, per class in train, val and test
     epochs: int
-    groups: int | None = None  # training groups drawn; None: all
+    groups: int | None = None  # number of training groups to draw; None: all
 
 
 TASKS = {
@@ -67,7 +67,7 @@ TASKS = {
 
 
 def build(task: Task, cache: Path, seed: int) -> Path:
-    """Write the task's manifest for a seed and return its path. Raises ConfitError when splits would share anything."""
+    """Write the task's manifest for a seed and return its path. Raises ConfitError if splits share a group or a file."""
     if not (cache / "packages.json").is_file():
         raise UsageError(f"{cache}: holds no sounds; run python -m benchmarks.fetch --cache {cache}")
     drawn = draw(unique(task.gather(cache)), task, seed)
@@ -79,7 +79,7 @@ def build(task: Task, cache: Path, seed: int) -> Path:
 
 
 def unique(sounds: list[Sound]) -> list[Sound]:
-    """Without files of the same bytes: one of them stays where they agree on label, group and split, none where not."""
+    """Drop duplicate files: one of them stays if all agree on label, group and split, and none if they do not."""
     same: dict[str, list[Sound]] = defaultdict(list)
     for sound in sounds:
         same[hashlib.sha256(sound.path.read_bytes()).hexdigest()].append(sound)
@@ -87,7 +87,7 @@ def unique(sounds: list[Sound]) -> list[Sound]:
 
 
 def draw(sounds: list[Sound], task: Task, seed: int) -> list[Sound]:
-    """At most `task.clips` of each class in each split, of classes with at least two training clips and one of the others."""
+    """Draw at most `task.clips` per class and split; a class needs two training clips and one in each other split."""
     chosen: list[Sound] = []
     for split, count in zip(SPLITS, task.clips, strict=True):
         rng = np.random.default_rng([seed if split == "train" else 0, SPLITS.index(split)])
@@ -105,7 +105,7 @@ def draw(sounds: list[Sound], task: Task, seed: int) -> list[Sound]:
 
 
 def check(sounds: list[Sound]) -> None:
-    """Raise ConfitError when two splits share a group or the bytes of a file."""
+    """Raise ConfitError if two splits share a group or the bytes of a file."""
     groups: dict[str, set[str]] = defaultdict(set)
     for sound in sounds:
         groups[sound.group].add(sound.split)
@@ -124,13 +124,13 @@ def summary(sounds: list[Sound]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"tasks to build: {', '.join(TASKS)} (default: all)")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--list", action="store_true", help="only say what each task holds; write no manifest")
+    parser.add_argument("--list", action="store_true", help="only list what each task holds, without writing manifests")
     given = parser.parse_args()
     if unknown := set(given.tasks) - set(TASKS):
-        parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
+        parser.error(f"unknown task {', '.join(sorted(unknown))}; choose from {', '.join(TASKS)}")
     try:
         for name in given.tasks or TASKS:
             task = TASKS[name]

@@ -1,7 +1,7 @@
 """The voices of the speaker benchmark: real people in the cache of `benchmarks.fetch`, as utterances of three seconds.
 
-Prompts and words are short, so clips are joined until an utterance is long enough. Clips to enroll and clips to
-recognise are of different phrases or levels, by hash: no seed ever moves one across.
+Prompts and words are short, so clips are joined until an utterance is long enough. Clips to enroll and clips to ask with
+come from different phrases or levels, chosen by hash, so no seed ever moves a clip from one to the other.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from confit_runtime.audio import Pcm, load_clip
 
 UTTERANCE_S = 3.0
 ENROLLED, ASKED = 3, 6  # utterances of a voice in one draw
-SHORTEST_S = 0.25  # clips shorter than this hold a click, not a voice
+SHORTEST_S = 0.25  # shorter clips hold a click, not a voice
 
 
 @dataclass(frozen=True)
 class Voice:
-    """One person: clips to enroll and clips to ask with, which share no phrase. `split` is dev or test."""
+    """One person, with clips to enroll and clips to ask with, which share no phrase. `split` is dev or test."""
 
     name: str
     origin: str
@@ -34,7 +34,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Draw:
-    """Utterances `[samples]` at 16 kHz of one voice: to enroll, and to ask with."""
+    """Utterances `[samples]` of one voice at 16 kHz, to enroll and to ask with."""
 
     voice: Voice
     enroll: list[Pcm]
@@ -42,12 +42,12 @@ class Draw:
 
 
 def voices(cache: Path) -> list[Voice]:
-    """Every voice with enough clips. The four of the prompts and the two actors are test; locales are split by hash."""
+    """Return every voice with enough clips. The four prompt voices and the two actors are test; locales are split by hash."""
     found: dict[tuple[str, str], list[tuple[str, Path]]] = defaultdict(list)
     for path in _prompts(cache):
         language = path.relative_to(cache / "decoded").parts[0].split("-")[3]
         phrase = str(path.relative_to(_language_folder(cache, path)).with_suffix(""))
-        if not phrase.startswith("silence"):  # English and Spanish are of one person
+        if not phrase.startswith("silence"):  # English and Spanish prompts are by one person
             found["prompts", ASTERISK[language].rpartition("_")[2]].append((f"{language} {phrase}", path))
     root = cache / "packages/fillets-ng-data-cs/usr/share/games/fillets-ng/sound"
     for path in sorted(root.rglob("*.ogg")):
@@ -64,7 +64,7 @@ def voices(cache: Path) -> list[Voice]:
 def _one_of_each_locale(
     found: dict[tuple[str, str], list[tuple[str, Path]]],
 ) -> dict[tuple[str, str], list[tuple[str, Path]]]:
-    """Two packages may have asked the same volunteer: of a locale, only the package with more clips is kept."""
+    """Keep only the package with more clips per locale, because two packages may have recorded the same volunteer."""
     kept = {}
     for (origin, name), clips in sorted(found.items()):
         language = name.split("@")[0]
@@ -94,19 +94,19 @@ def _voice(key: tuple[str, str], clips: list[tuple[str, Path]]) -> Voice | None:
 
 
 def _suffice(paths: list[Path], utterances: int) -> bool:
-    """Whether so many can be joined whatever the order: each may be longer by all but a sample of the longest clip."""
+    """Whether the clips make enough utterances in any order; joining may waste up to the longest clip per utterance."""
     seconds = [_seconds(path) for path in paths]
     return sum(seconds) >= utterances * (UTTERANCE_S + max(seconds, default=0.0))
 
 
 def draw(voice: Voice, seed: int) -> Draw:
-    """Utterances of a voice; no clip is in two of them."""
+    """Draw utterances of a voice; no clip is used twice."""
     rng = np.random.default_rng([seed, *voice.name.encode()])
     return Draw(voice, _joined(voice.enroll, ENROLLED, rng), _joined(voice.ask, ASKED, rng))
 
 
 def _joined(paths: tuple[Path, ...], count: int, rng: np.random.Generator) -> list[Pcm]:
-    """`count` utterances of `UTTERANCE_S`, each of whole clips in random order, the last one cut."""
+    """Return `count` utterances of `UTTERANCE_S`, each joined from whole clips in random order, with the last one cut."""
     order, utterances = list(rng.permutation(len(paths))), []
     for _ in range(count):
         parts: list[Pcm] = []

@@ -1,13 +1,16 @@
-"""One word, learnt as README says: how often is it missed, and how often does something else fire it?
+"""How often is a single wake word, trained as the README says, missed, and how often does something else fire it?
 
     python -m benchmarks.wakeword [--cache DIR] [--seed N]
 
-needs `python -m benchmarks.fetch`, and writes benchmarks/results/wakeword.json. Each word of two syllables or more that ships
-with confit-edge is learnt alone, from the voices to train and to choose by, with `--others words` and the demo's background.
-It is judged on voices never heard, as recorded and at 10 dB over sound that nothing was trained on; on all other words by
-those voices, apart by whether the word was among what it was told from; and on the hours of speech and music of
-`benchmarks.negatives`: at the thresholds it was exported with, and calibrated for a rate on these hours, each recording with
-the thresholds that the others give. Beside it stands logistic regression on the embedding of the frozen encoder, the way of
+Needs `python -m benchmarks.fetch`; writes benchmarks/results/wakeword.json. Each shipped word of two syllables or more is learnt
+alone, from the training and validation voices, with `--others words` and the demo's background. Each model is judged on:
+
+- the word by voices never heard, as recorded and at 10 dB over sound that no training used;
+- all other words by those voices, separately for words that training used as negatives and words that it did not;
+- the hours of speech and music of `benchmarks.negatives`.
+
+The false accepts are counted at the exported thresholds, and also after calibration for a rate on these hours, each recording
+with the thresholds from all the others. The comparison is logistic regression on the embedding of the frozen encoder, as in
 openWakeWord, with the same clips, background, smoothing and hysteresis, and with plain probabilities.
 """
 
@@ -37,14 +40,14 @@ from confit_runtime.recordings import clip_rows
 
 WORDS = ("happy", "marvin", "seven", "sheila", "zero")
 METHODS: dict[str, dict[str, Any]] = {
-    "confit-edge": {},  # of so few clips `train` averages four trainings by itself
+    "confit-edge": {},  # with so few clips `train` averages four trainings by itself
     "one-training": {"soup": 1},
-    "head": {"objective": "finetune", "freeze": "all", "epochs": 1},  # the probe alone
+    "head": {"objective": "finetune", "freeze": "all", "epochs": 1},  # only the probe is trained
 }
 
 
 def made(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, set[str]]:
-    """A model file of one word, and the words that it was told from in training."""
+    """Return a model file of one word, and the words that training used as negatives."""
     every = read_manifest(DATA / "words" / "manifest.csv")
     own = tuple(clip for clip in every.clips if clip.label == word)
     out.mkdir(parents=True, exist_ok=True)
@@ -60,9 +63,9 @@ def made(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, 
 def judge(
     path: Path, words: tuple[str, ...], known: set[str], without: list[Path], cache: Path, seed: int, say: Say
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a model of `words` that was told them from the `known`, and what was found of each clip, to be pooled.
+    """Return the row of a model of `words`, and whether it found each clip, to be pooled.
 
-    False accepts are counted in the recordings `without` the words.
+    `known` are the words that training used as negatives. False accepts are counted in the recordings `without` the words.
     """
     model = load(path, calibrated=False)
     test, val = ([clip for clip in clips_of(split) if clip.label in words] for split in ("test", "val"))
@@ -103,14 +106,15 @@ def judge(
 
 
 def hits(contract: Contract, rows: Floats) -> list[Hit]:
-    """What fires in rows, at the contract's thresholds."""
+    """Return what fires in `rows` at the contract's thresholds."""
     return Detector.from_contract(contract).push(rows)
 
 
 def together(judged: list[tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]]) -> dict[str, Any]:
-    """All models as one: shares with intervals that know how unlike voices are, false accepts by the hour of a model.
+    """Pool all models: shares found, with intervals that account for differences between voices, and false accepts per hour.
 
-    These have no interval, but stand for each model by itself: all heard the same hours, which are no more for that.
+    False accepts have no interval; the rate of each model is listed instead. All models heard the same hours, so pooling
+    adds no evidence.
     """
     rows = [row for row, _ in judged]
     whole: dict[str, Any] = {}

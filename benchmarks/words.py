@@ -1,9 +1,8 @@
-"""How accurate is the demo over several seeds? Runs `confit-edge demo` for each and gathers the summaries.
+"""Measures how accurate the demo is over several seeds: runs `confit-edge demo` for each and gathers the summaries.
 
     python -m benchmarks.words --seeds 0 1 2
 
-writes benchmarks/results/words.json: a row a seed, and mean, least and most of the figures that are shares. Rows that are
-there already are left.
+Writes benchmarks/results/words.json: one row per seed, and the mean, least and most of each figure. Existing rows are kept.
 """
 
 import argparse
@@ -60,7 +59,7 @@ def main() -> None:
             summary = json.loads((out / "summary.json").read_text())
             load = round(os.getloadavg()[0], 1)  # seconds mean little on a busy machine
             rows.append({"seed": seed, **figures(summary), "load_average": load, "intervals": intervals(summary)})
-            write(rows, summary)  # after each seed: a benchmark that is stopped has not run for nothing
+            write(rows, summary)  # after each seed, so that a benchmark that is stopped keeps its results
     print(json.dumps(json.loads((RESULTS / "words.json").read_text())["mean"], indent=2))
 
 

@@ -1,6 +1,6 @@
-"""What a clip may sound like on a device: elsewhere in the window, louder or softer, over noise.
+"""Augmentation: vary a clip as a device may hear it, at another place in the window, louder or softer, over noise.
 
-All randomness comes from the generator passed in, so a batch can be made again from its seed.
+All randomness comes from the generator passed in, so a batch can be reproduced from its seed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import soxr
 from confit_edge.data.effects import Effects
 from confit_runtime.audio import Pcm
 
-MOST_NOTES = 6  # of a chord
-PLENTY_S = 1800  # of background: from here on it is varied enough as it is
+MOST_NOTES = 6  # the most notes in a chord
+PLENTY_S = 1800  # seconds of background that are varied enough without additions
 
 
 @dataclass(frozen=True)
 class Augmenter:
     """Places clips in windows, with augmentation.
 
-    `window` and `shift` in samples, `gain` in dB (both ways), `snr` the range in dB at which noise is mixed under a
-    share `noise_probability` of the clips: background recordings (where given), coloured noise, and, with `babble`, other
-    clips (not where a clip may have several labels: it would have theirs too).
-    `speed` is the most a clip is slowed down or sped up, pitch included (0.1: by up to a tenth). `effects` are the room
-    the clip is heard in, before the noise, and the microphone and codec both go through. With `window` alone, clips are
-    placed and left as they are.
+    `window` and `shift` are in samples, and `gain` is in dB (up or down). Noise is mixed into a share
+    `noise_probability` of the clips, at a signal-to-noise ratio drawn from the range `snr` in dB. The noise is background
+    recordings (where given), coloured noise, and, with `babble`, other clips (leave `babble` off where a clip may have
+    several labels: the mix would have the other clips' labels too).
+    `speed` is how much a clip is slowed down or sped up at most, pitch included (0.1: by up to a tenth). `effects` are
+    the room, applied before the noise, and the microphone and codec, applied after it. With `window` alone, clips are
+    placed in the window and not changed.
     """
 
     window: int
@@ -40,11 +41,11 @@ class Augmenter:
     effects: Effects | None = None
 
     def __call__(self, clips: list[Pcm], rng: np.random.Generator) -> Pcm:
-        """Windows `[clips, window]`."""
+        """The augmented clips as windows `[clips, window]`."""
         return np.stack([self._one(clip, clips, rng) for clip in clips])
 
     def _one(self, clip: Pcm, others: list[Pcm], rng: np.random.Generator) -> Pcm:
-        if len(clip) > 2 * self.window:  # of minutes of sound no more is read than can be used
+        if len(clip) > 2 * self.window:  # read no more of a long clip than can be used
             clip = crop(clip, 2 * self.window, rng)
         if self.speed:
             clip = change_speed(clip, 1 + float(rng.uniform(-self.speed, self.speed)))
@@ -71,10 +72,10 @@ class Augmenter:
 
 
 def varied(recordings: list[Pcm], *, speeds: tuple[float, ...], rate: int, rng: np.random.Generator) -> list[Pcm]:
-    """More kinds of background than were recorded: the recordings themselves and at other speeds, and something like music.
+    """More varied background than was recorded: the recordings, copies of them at other speeds, and music-like sound.
 
-    A model that met two pieces of music has met two pieces of music; this is what it generalises from. Half an hour or
-    more is left as it is.
+    A model trained on two pieces of music knows only those two pieces; the added variety lets it generalise. Half an hour
+    of background or more is returned unchanged.
     """
     if sum(map(len, recordings)) >= PLENTY_S * rate:
         return list(recordings)
@@ -84,7 +85,7 @@ def varied(recordings: list[Pcm], *, speeds: tuple[float, ...], rate: int, rng: 
 
 
 def place(clip: Pcm, window: int, shift: int, rng: np.random.Generator) -> Pcm:
-    """The clip in the middle of a window of `window` samples, moved by `shift`; a longer clip is cropped at random."""
+    """The clip centred in a window of `window` samples and moved by `shift`; a longer clip is cropped at random."""
     if len(clip) > window:
         return crop(clip, window, rng)
     out = np.zeros(window, np.float32)
@@ -96,12 +97,12 @@ def place(clip: Pcm, window: int, shift: int, rng: np.random.Generator) -> Pcm:
 
 
 def change_speed(clip: Pcm, factor: float) -> Pcm:
-    """The clip played `factor` times as fast, its pitch with it."""
+    """The clip played `factor` times as fast, with its pitch changed accordingly."""
     return soxr.resample(clip, factor, 1.0, quality="MQ").astype(np.float32, copy=False)
 
 
 def crop(recording: Pcm, window: int, rng: np.random.Generator) -> Pcm:
-    """`window` samples from anywhere in a recording (repeated where it is shorter)."""
+    """`window` samples from a random place in a recording (a shorter recording is repeated)."""
     if len(recording) < window:
         recording = np.tile(recording, -(-window // len(recording)))
     start = int(rng.integers(len(recording) - window + 1))
@@ -118,9 +119,9 @@ def coloured_noise(samples: int, slope: float, rng: np.random.Generator) -> Pcm:
 
 
 def chords(samples: int, rng: np.random.Generator) -> Pcm:
-    """Something like music, at RMS 1: notes with harmonics that start at random and decay, and clicks between them.
+    """Music-like sound at RMS 1: notes with harmonics that start at random and decay, and clicks between them.
 
-    Notes begin at 60 to 960 Hz where the rate is 16 kHz.
+    The fundamentals of the notes are 60 to 960 Hz at a rate of 16 kHz.
     """
     time = np.arange(samples, dtype=np.float32)
     out = 1e-4 * rng.standard_normal(samples, np.float32)

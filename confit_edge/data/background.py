@@ -1,4 +1,4 @@
-"""Which of the background is learnt, and which is kept for thresholds."""
+"""Divide background recordings into those to learn from and those kept for setting thresholds."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from confit_edge.data.clips import is_silent
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import UsageError
 
-VAL_SHARE = 0.3  # kept from training, for thresholds
-NEAR = (0.15, 0.5)  # what whole recordings may come to in place of it; else each is cut
-FEWEST_WHOLE = 5  # recordings, to keep whole ones apart
-FEWEST_OF_KIND, MOST_KINDS = 3, 4  # recordings of one name, to be a kind; more kinds than that are voices or places
+VAL_SHARE = 0.3  # kept out of training, to set thresholds
+NEAR = (0.15, 0.5)  # the share that whole recordings may make up instead; outside it, each recording is cut
+FEWEST_WHOLE = 5  # with fewer recordings than this, each is cut
+FEWEST_OF_KIND, MOST_KINDS = 3, 4  # recordings of a name that make a kind; with more kinds, names are voices or places
 
 
 @dataclass(frozen=True)
 class Background:
-    """Recordings to learn from and others for thresholds; `kept` names the files of these, none where each was cut."""
+    """Recordings to learn from (`train`) and to set thresholds with (`val`)."""
 
     train: list[Pcm]
     val: list[Pcm]
-    kept: tuple[str, ...] = ()  # as they are called in the folder
-    unlearnt: tuple[str, ...] = ()  # folders, or words that names begin with, of which every recording is kept
+    kept: tuple[str, ...] = ()  # the files of `val`, relative to the folder; empty where each recording was cut
+    unlearnt: tuple[str, ...] = ()  # folders, or first words of file names, whose every recording is kept
 
 
 def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
-    """By recording where there are enough, else each in time: the beginning to train, the end for thresholds.
+    """Split by whole recordings where there are enough; else cut each: its beginning to train, its end for thresholds.
 
-    Of each kind (`_by_kind`) the last by name are kept, so that neither side lacks speech or music, and a voice or a concert
-    that goes on over some files is on one side. Each is cut in time where lengths differ so much that those kept would be a
-    small share of the sound, or most of it. Of a recording whose end is silent, or its beginning, that part is left out.
-    Raises UsageError where nothing is heard on one side.
+    Of each kind (`_by_kind`) the last recordings by name are kept for thresholds. So neither side lacks speech or music,
+    and a voice or a concert that continues over several files stays on one side. If lengths differ so much that the kept
+    recordings would be a small share of the sound, or most of it, each recording is cut instead. A silent beginning or
+    end of a cut recording is left out. Raises UsageError where one side is silent altogether.
     """
     if len(recordings) >= FEWEST_WHOLE:
         paths = list(recordings)
@@ -53,14 +53,14 @@ def split_background(place: Path, recordings: dict[Path, Pcm]) -> Background:
     for part, which, use in ((train, "first seven", "learnt"), (val, "last three", "kept for thresholds")):
         if not part:
             raise UsageError(
-                f"--background {place}: its {which} tenths, which are {use}, are silent: was the microphone muted? Cut the"
-                " silence off"
+                f"--background {place}: the {which} tenths of each recording, which are {use}, are silent: was the microphone"
+                " muted? Cut the silence off"
             )
     return Background(train, val)
 
 
 def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
-    """The recordings of each folder (`music/`), or of each word that names of loose files begin with, in the folder of all."""
+    """The recordings by sub-folder (`music/`) of their common folder; loose files by the first word of their name."""
     top = os.path.commonpath([path.parent for path in paths])
     names: dict[str, list[Path]] = {}
     for path in paths:
@@ -71,10 +71,10 @@ def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
 
 
 def _by_kind(names: dict[str, list[Path]], paths: list[Path]) -> list[list[Path]]:
-    """The recordings of each kind in their order, and those of none: as far as names tell, `music` and `speech`, say.
+    """The recordings of each kind, such as `music` and `speech`, as far as names tell, and last those of no kind.
 
-    A kind has three recordings or more. There are at most four: more are not kinds of sound but voices or places, of which
-    whole ones are to be kept.
+    A kind has at least three recordings, and there are at most four kinds. More names than that stand for voices or
+    places rather than kinds of sound; all recordings then form one list, so that whole voices or places are kept.
     """
     kinds = [some for some in names.values() if len(some) >= FEWEST_OF_KIND]
     if len(kinds) > MOST_KINDS:

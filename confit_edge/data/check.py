@@ -1,4 +1,4 @@
-"""What a manifest holds, and what would spoil a training on it: damaged clips, leaks, missing classes."""
+"""Check a manifest: what it holds, and what would spoil training on it, such as damaged clips, leaks and missing classes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from confit_edge.data.tables import ManifestError, relative
 from confit_runtime.frames import loudest_db
 from confit_runtime.wording import counted, some
 
-IMBALANCE = 10.0  # from here on the largest class is worth a warning
-OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it by a little, forgotten scaling by a lot
-FEW_CLIPS = 5  # of a class in a split: fewer say little
-SHOWN = 10  # names listed in the text of a report; `to_dict` has them all
+IMBALANCE = 10.0  # warn when the largest class has this many times the clips of the smallest
+OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it slightly, forgotten scaling by a lot
+FEW_CLIPS = 5  # clips of a class in a split: fewer tell little about the class
+SHOWN = 10  # names listed in the text of a report; `to_dict` lists all of them
 
 
 @dataclass(frozen=True)
@@ -45,41 +45,41 @@ class ClassStats:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Files (relative to the manifest) that decode to the very same samples."""
+    """Files (relative to the manifest) that decode to exactly the same samples."""
 
     paths: list[str]
-    across_splits: bool  # of the manifest's own, or of those that `train` makes
+    across_splits: bool  # the manifest's own splits, or those that `train` would make
     across_labels: bool
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found. Durations are in seconds; everything but `problems` and `torn_groups` is of usable clips."""
+    """What `check` found. Durations are in seconds; all but `clips`, `problems` and `torn_groups` count usable clips only."""
 
     source: Path
-    clips: int  # listed, usable or not
+    clips: int  # listed clips, usable or not
     classes: dict[str, ClassStats]
-    without_label: int  # clips, of a manifest where they may have several labels or none
+    without_label: int  # clips without a label, which only a multi-label manifest can have
     groups: int
     durations: dict[str, float]  # min, median, max and total; empty when no clip is usable
-    levels_db: dict[str, float]  # of the loudest 20 ms of a clip, of full scale: min, median and max; likewise
+    levels_db: dict[str, float]  # dBFS of each clip's loudest 20 ms: min, median and max; empty when no clip is usable
     sample_rates: dict[int, int]  # Hz -> clips, before resampling
     channels: dict[int, int]  # channel count -> clips, before mixing down
-    imbalance: float  # clips of the largest class for each of the smallest
+    imbalance: float  # clips of the largest class divided by clips of the smallest
     problems: list[ClipProblem]
     duplicates: list[Duplicate]
     torn_groups: dict[str, list[str]]  # group -> the splits it is in
-    missing: dict[str, list[str]]  # split -> the classes that have no clip there; empty when there are no splits
+    missing: dict[str, list[str]]  # split -> the classes with no clip in it; empty when there are no splits
     warnings: list[str]  # a sentence each: what is wrong, and what to do about it
-    trainable: bool  # whether `train` could split the usable clips, and no class has lost all of its own
+    trainable: bool  # whether `train` could split the usable clips, and every class still has a usable clip
 
     @property
     def leaks(self) -> bool:
-        """Whether results would be flattered, or labels contradict each other."""
+        """Whether the data would make results look too good, or labels contradict each other."""
         return bool(self.torn_groups) or any(copy.across_splits or copy.across_labels for copy in self.duplicates)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain data for JSON; paths are relative to the manifest."""
+        """The whole report as plain data for JSON; paths are relative to the manifest."""
         problems = [{"path": _name(p, self.source), "kind": p.kind, "detail": p.detail} for p in self.problems]
         return {
             **vars(self),
@@ -92,7 +92,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """The report for a person, in lines."""
+        """The report as lines of text for a person to read."""
         usable = self.clips - len(self.problems)
         lines = [
             f"{self.source}",
@@ -103,7 +103,7 @@ class Report:
             "",
         ]
         if self.without_label:
-            lines.append(f"no label    {counted(self.without_label, 'clip')}, which the others are told from")
+            lines.append(f"no label    {counted(self.without_label, 'clip')}, as counterexamples of the classes")
         if self.durations:
             spans = (f"{self.durations[key]:.2f} s {key}" for key in ("min", "median", "max"))
             lines.append(f"duration    {', '.join(spans)}")
@@ -111,7 +111,9 @@ class Report:
             lines.append(f"level       {', '.join(loudest)} (the loudest 20 ms of each clip)")
             lines.append("rate        " + ", ".join(f"{rate} Hz ({n})" for rate, n in self.sample_rates.items()))
             lines.append("channels    " + ", ".join(f"{channels} ({n})" for channels, n in self.channels.items()))
-            lines.append(f"imbalance   {self.imbalance:.1f} clips of the largest class for one of the smallest")
+            lines.append(
+                f"imbalance   {self.imbalance:.1f} times as many clips in the largest class as in the smallest"
+            )
         problems = [f"{_name(problem, self.source)}: {problem.detail}" for problem in self.problems]
         lines += _listing("problems", problems)
         lines += _listing("duplicates", [" = ".join(copy.paths) for copy in self.duplicates])
@@ -129,7 +131,7 @@ class Report:
 
 
 def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = None) -> Report:
-    """Decode every clip of a manifest and report on it. Raises nothing for what it finds: that is in the report."""
+    """Decode every clip of a manifest and report on it. Faults it finds go into the report; it raises nothing for them."""
     usable: list[Clip] = []
     problems: list[ClipProblem] = []
     seconds: dict[Path, float] = {}
@@ -186,7 +188,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
 
 
 def class_stats(classes: list[str], manifest: Manifest, seconds: dict[Path, float]) -> dict[str, ClassStats]:
-    """Of each class what its clips are, zeros where it has none; `seconds` is how long each clip lasts."""
+    """The statistics of each class, zeros for a class without clips; `seconds` is the duration of each clip."""
     clips: dict[str, list[Clip]] = {label: [] for label in classes}
     for clip in manifest.clips:
         for label in clip.labels:
@@ -207,7 +209,7 @@ def _stats(clips: list[Clip], seconds: dict[Path, float]) -> ClassStats:
 def _format(path: Path) -> tuple[int, int]:
     import soundfile
 
-    with open(path, "rb") as file:  # soundfile takes no name that is not UTF-8
+    with open(path, "rb") as file:  # soundfile does not accept a name that is not UTF-8
         info = soundfile.info(file)
     return int(info.samplerate), int(info.channels)
 
@@ -228,95 +230,102 @@ def _duplicate(clips: list[Clip], split_of: dict[Path, str | None], folder: Path
 
 
 def _warn(report: Report, *, dealt: bool) -> list[str]:
-    """What is wrong with the clips; `dealt`: the manifest has no splits of its own, and `train` makes them."""
+    """Warnings about the clips. `dealt` means that the manifest has no splits of its own, so `train` makes them."""
     warnings = []
     if report.problems:
         kinds = ", ".join(f"{n} {kind}" for kind, n in count_kinds(report.problems).items())
-        warnings.append(f"{counted(len(report.problems), 'clip')} cannot be used ({kinds}): mend or remove them")
+        warnings.append(f"{counted(len(report.problems), 'clip')} cannot be used ({kinds}): repair or remove them")
     lost = [label for label, stats in report.classes.items() if not stats.clips]
     if lost:
-        warnings.append(f"no clip of class {some(lost)} can be used: mend them, or take the class out of the manifest")
+        warnings.append(f"{having(lost)} no usable clip: repair the clips, or remove the class from the manifest")
     if report.torn_groups:
+        torn = list(report.torn_groups)
+        groups_are = f"group {some(torn)} is" if len(torn) == 1 else f"groups {some(torn)} are"
         warnings.append(
-            f"leak: group {some(list(report.torn_groups))} is in several splits: keep all clips of a group in one"
-            " split, or make new splits with `confit-edge data split --anew`"
+            f"leak: {groups_are} in several splits: keep all clips of a group in one split, or make new splits with"
+            " `confit-edge data split --anew`"
         )
     mislabelled = [copy for copy in report.duplicates if copy.across_labels]
     leaking = [copy for copy in report.duplicates if copy.across_splits and not copy.across_labels]
     warnings += _each(mislabelled, "leak: the same sound has different labels", "remove the wrong ones")
     stands, or_else = (
-        ("comes to stand", ", or give them one `group`, which stays in one split") if dealt else ("is", "")
+        ("ends up", ", or give the copies the same `group`, which stays in one split") if dealt else ("is", "")
     )
-    warnings += _each(leaking, f"leak: the same sound {stands} in several splits", f"keep one of them{or_else}")
+    warnings += _each(leaking, f"leak: the same sound {stands} in several splits", f"keep one copy{or_else}")
     harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
     if harmless:
         warnings.append(
-            f"{counted(len(harmless), 'sound')} listed more than once (such as {some(harmless[0].paths)}): keep one of"
-            " each, or they weigh double and may come to stand in two splits"
+            f"{counted(len(harmless), 'sound is', 'sounds are')} listed more than once (such as {some(harmless[0].paths)}):"
+            " keep one copy of each, or they count twice and may end up in two splits"
         )
     if len(report.classes) == 1 and not report.without_label:
         warnings.append(
-            f"there is one class only, {some(list(report.classes))}: train it with --others, what it is to be told from"
+            f"there is only one class, {some(list(report.classes))}: to train, give clips of other sounds with --others"
         )
     if report.imbalance >= IMBALANCE:
         used = {label: stats.clips for label, stats in report.classes.items() if stats.clips}
         small = min(used, key=used.__getitem__)
         warnings.append(
-            f"the largest class has {report.imbalance:.0f} clips for each of {small!r}: collect more of small classes"
+            f"the largest class has {report.imbalance:.0f} times as many clips as {small!r}: collect more clips of the small"
+            " classes"
         )
     if len(report.sample_rates) > 1:
         warnings.append(
-            "the clips have several sample rates, and all are resampled to one: see that no class has a rate of its"
-            " own, or the model learns the recorder in place of the sound"
+            "the clips have several sample rates, and training resamples them all to one: make sure that no class has a"
+            " rate of its own, or the model learns the recorder instead of the sound"
         )
     warnings += misspelt({label: stats.clips for label, stats in report.classes.items()})
     return [*warnings, *filter(None, [joined(report.classes), advice_on_background(report.classes)])]
 
 
 def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
-    """A line for each of the first, and one for the rest."""
+    """A line for each of the first `SHOWN` sounds, and one line for the rest."""
     lines = [f"{fault} ({some(copy.paths)}): {cure}" for copy in copies[:SHOWN]]
     more = len(copies) - SHOWN
-    return [*lines, f"{fault}: {counted(more, 'more sound')}, which --json lists: {cure}"] if more > 0 else lines
+    return [*lines, f"{fault}: {counted(more, 'more sound')} (--json lists them): {cure}"] if more > 0 else lines
 
 
 def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
-    """What stands in the way of splits, or of trusting them; `made` is what `train` would make of the usable clips."""
+    """Warnings about the splits: why they cannot be made or trusted. `made` is what `train` would make of the usable clips."""
     warnings = []
     if alone := ungrouped(manifest):
         warnings.append(f"{alone}: {_without_groups(manifest)}")
     if groups_across_splits(usable):
-        return warnings  # told already, and the first thing with_splits would say
+        return warnings  # `_warn` has reported it already, and with_splits would raise it first
     if isinstance(made, ManifestError):
-        return [*warnings, f"cannot be trained on: {str(made).removeprefix(f'{manifest.source}: ')}"]
+        return [*warnings, f"cannot be used for training: {str(made).removeprefix(f'{manifest.source}: ')}"]
     warnings += filter(None, [untested(made), told_from_nothing(made)])
-    for split, use in (("train", "learned from"), ("val", "that epochs and thresholds are chosen by")):
+    for split, use in (("train", "to learn from"), ("val", "to choose epochs and thresholds by")):
         clips = Counter(label for clip in made.select(split).clips for label in clip.labels)
         if few := [label for label in made.classes if clips[label] < FEW_CLIPS]:
-            warnings.append(f"{having(few)} fewer than {FEW_CLIPS} clips {use} ({split}): collect more, of more groups")
+            warnings.append(
+                f"{having(few)} fewer than {FEW_CLIPS} clips {use} ({split}): collect more, from more groups"
+            )
     return warnings
 
 
 def _without_groups(manifest: Manifest) -> str:
-    if any(clip.split for clip in manifest.clips):  # whether they were published or dealt out is not written down
+    if any(clip.split for clip in manifest.clips):  # the manifest does not record whether a split was published or made
         return (
-            "whether one speaker or one recording is in two splits cannot be checked. A published split may keep them apart;"
-            " one that was made without groups does not, and results are too good: a `group` column tells"
+            "the check cannot tell whether a speaker or recording is in two splits. A published split may keep them apart; a"
+            " split made without groups does not, and its results are too good. Add a `group` column to find out"
         )
     tables = sorted(manifest.folder.glob("manifest.*")) if manifest.source.is_dir() else []
-    cure = f"read {tables[0].name} in that folder" if tables else "add a `group` column or CLASS/GROUP/ folders"
+    cure = f"use {tables[0].name} in that folder instead" if tables else "add a `group` column or CLASS/GROUP/ folders"
     if any(clip.called_by_group for clip in manifest.clips):
-        cure = "unless each gave one, name it as their `group`: one that is the name of its only file says nothing"
+        cure = "set their `group` to that speaker or recording (a group named after its only file says nothing)"
     return (
-        "where one speaker or one recording gave several clips they end up in train and test both, and results are too"
-        f" good; {cure}"
+        "if a speaker or recording gave several clips, they end up in both train and test, and results are too good;"
+        f" {cure}"
     )
 
 
 def _warn_of_levels(loud: list[str]) -> list[str]:
     if not loud:
         return []
-    return [f"{counted(len(loud), 'clip')} far beyond full scale ({some(loud)}): scale float files to -1..1"]
+    return [
+        f"{counted(len(loud), 'clip goes', 'clips go')} far beyond full scale ({some(loud)}): scale float files to -1..1"
+    ]
 
 
 def _listing(title: str, entries: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Decoded clips: each is decoded and resampled once, kept on disk, and judged before anything trains on it."""
+"""Decoded clips: each clip is decoded and resampled once, cached on disk, and checked before training uses it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from confit_runtime.wording import counted, listed
 log = logging.getLogger(__name__)
 
 SILENCE = 1e-5  # full scale is 1
-MIN_S = 0.05  # what is shorter holds no sound
-READING = 2  # how compressed sound is read: counted up when that changes, for decoded clips are kept
-PLAIN = (".wav", ".flac")  # read as ever
+MIN_S = 0.05  # a shorter clip is too short to contain a sound
+READING = 2  # version of how compressed sound is read; increment it on a change, so that cached clips are decoded again
+PLAIN = (".wav", ".flac")  # formats whose reading has not changed
 ProblemKind = Literal["missing", "unreadable", "empty", "not-finite", "short", "silent"]
 Progress = Callable[[int, int], None]  # clips done, clips in all
 
@@ -46,10 +46,10 @@ class ClipProblem:
 class ClipStore:
     """Clips as mono float32 at one sample rate.
 
-    What was decoded is kept in `clips/` under `cache_dir` (or $CONFIT_EDGE_CACHE, or ~/.cache/confit-edge), and read
-    from there through memory maps: a corpus may be larger than memory. A clip that changed on disk is decoded again,
-    and so is one whose place in the cache was damaged. Where nothing can be written, each clip is decoded anew and held
-    in memory by whoever asked. Safe to use from several threads.
+    Decoded clips are cached in `clips/` under `cache_dir` (or $CONFIT_EDGE_CACHE, or ~/.cache/confit-edge) and read
+    from there through memory maps, so a corpus may be larger than memory. A clip is decoded again if its file changed or
+    its cached copy is damaged. If the cache cannot be written, each clip is decoded on every request and held in memory
+    by the caller. Safe to use from several threads.
     """
 
     def __init__(self, rate: int, cache_dir: Path | None = None) -> None:
@@ -59,13 +59,13 @@ class ClipStore:
 
     @property
     def folder(self) -> Path:
-        """Where decoded clips are kept. It may be removed at any time that nothing runs."""
+        """The folder of cached clips. You may remove it whenever nothing is running."""
         return self._pack.folder
 
     def get(self, path: str | Path) -> Pcm:
-        """The clip, `[samples]` float32 at `rate` Hz; read-only, because everyone who asks is given the same array.
+        """The clip, `[samples]` float32 at `rate` Hz; read-only, because all callers share the same array.
 
-        Raises UsageError when there is no such file, and AudioError when it is not sound, empty, or not finite.
+        Raises UsageError when there is no such file, and AudioError when it is not sound, is empty, or is not finite.
         """
         path = Path(os.path.abspath(path))
         key = self._key(path)
@@ -78,14 +78,14 @@ class ClipStore:
         return pcm if kept is None else kept
 
     def _kept(self, ask: Callable[[], Pcm | None]) -> Pcm | None:
-        """What the pack answers; None where it cannot be used, which is said once."""
+        """The pack's answer; None if the pack cannot be used, which is logged once."""
         if not self._usable:
             return None
         try:
             return ask()
         except (OSError, sqlite3.Error) as error:
             if self._usable:  # another thread may have been here
-                log.warning("%s: decoded clips cannot be kept (%s); set CONFIT_EDGE_CACHE", self.folder, error)
+                log.warning("%s: decoded clips cannot be cached (%s); set CONFIT_EDGE_CACHE", self.folder, error)
             self._usable = False
             return None
 
@@ -94,7 +94,7 @@ class ClipStore:
             stat = path.stat()
         except OSError as error:
             raise UsageError(f"{path}: no such file ({error.strerror})") from error
-        # The change time too: a file renamed over another can have its size and its modification time.
+        # The change time is needed too: a file renamed over another can have the same size and modification time.
         identity = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, self.rate]
         if path.suffix.lower() not in PLAIN:
             identity.append(READING)
@@ -109,18 +109,20 @@ def load_clips(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Manifest, list[Pcm], list[ClipProblem]]:
-    """Decode every clip: the manifest of those that can be used, their samples in the same order, and the others.
+    """Decode every clip: returns the manifest of the usable clips, their samples in the same order, and the problems.
 
     The samples are read-only `[samples]` float32 at the store's rate. Call it before `with_splits`, so that splits are
-    made of clips that can be used. Raises ManifestError when no clip of some class is left, and with `strict` when any
-    is lost.
+    made of usable clips only. Raises ManifestError when a class has no usable clip left, and with `strict` when any clip
+    is unusable.
     """
     samples: list[Pcm] = []
     usable, problems = usable_clips(manifest, store, min_seconds=min_seconds, progress=progress, keep=samples.append)
     if problems:
         first = f"{problems[0].path}: {problems[0].detail}"
         if strict:
-            raise ManifestError(f"{len(problems)} of {len(manifest)} clips cannot be used; the first is {first}")
+            raise ManifestError(
+                f"{len(problems)} of {len(manifest)} clips cannot be used; the first problem is {first}"
+            )
         lost = sorted(set(manifest.classes) - set(usable.classes))
         if lost:
             names = ", ".join(map(repr, lost))
@@ -138,7 +140,7 @@ def usable_clips(
     progress: Progress | None = None,
     keep: Callable[[Pcm], object] = lambda pcm: None,
 ) -> tuple[Manifest, list[ClipProblem]]:
-    """The manifest of the clips that can be used, whose samples go to `keep` one by one, and what is wrong with the others."""
+    """The manifest of the usable clips and the problems of the others; `keep` receives the usable samples one by one."""
     clips: list[Clip] = []
     problems: list[ClipProblem] = []
     for clip, outcome in decode(manifest, store, min_seconds=min_seconds, progress=progress):
@@ -153,7 +155,7 @@ def usable_clips(
 def decode(
     manifest: Manifest, store: ClipStore, *, min_seconds: float = MIN_S, progress: Progress | None = None
 ) -> Iterator[tuple[Clip, Pcm | ClipProblem]]:
-    """Each clip of the manifest, in order, with its samples or with what is wrong with it."""
+    """Yield each clip of the manifest, in order, with its samples or with its problem."""
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
     try:
         outcomes = pool.map(lambda clip: judged(clip.path, store, min_seconds), manifest.clips)
@@ -166,17 +168,17 @@ def decode(
 
 
 def count_kinds(problems: list[ClipProblem]) -> dict[str, int]:
-    """How many problems there are of each kind, most frequent first."""
+    """The number of problems of each kind, most frequent first."""
     return dict(Counter(problem.kind for problem in problems).most_common())
 
 
 def load_recordings(
     paths: Sequence[Path], store: ClipStore, option: str, *, strict: bool = False, progress: Progress | None = None
 ) -> tuple[dict[Path, Pcm], list[ClipProblem]]:
-    """Decode long recordings: by its path each that can be used, and what is wrong with the others.
+    """Decode long recordings: returns the usable ones by path, and the problems of the others.
 
-    They are judged as clips are, but one after the other, for each may last hours. Raises UsageError, naming the `option`
-    they were given by, when none is left, and ConfitError with `strict` when any is lost.
+    They are checked like clips, but one after another, because each may last hours. Raises UsageError, naming the
+    `option` that gave them, when none is usable, and ConfitError with `strict` when any is unusable.
     """
     found: dict[Path, Pcm] = {}
     problems: list[ClipProblem] = []
@@ -194,13 +196,13 @@ def load_recordings(
             raise UsageError(f"{option}: no recording can be used; the first problem is {first}")
         if strict:
             raise ConfitError(
-                f"{option}: {len(problems)} of {len(paths)} recordings cannot be used; the first is {first}"
+                f"{option}: {len(problems)} of {len(paths)} recordings cannot be used; the first problem is {first}"
             )
     return found, problems
 
 
 def judged(path: Path, store: ClipStore, min_seconds: float = MIN_S) -> Pcm | ClipProblem:
-    """The samples of a sound file, or what is wrong with it."""
+    """The samples of a sound file, or its problem."""
     try:
         pcm = store.get(path)
     except ConfitError as error:
@@ -214,27 +216,28 @@ def judged(path: Path, store: ClipStore, min_seconds: float = MIN_S) -> Pcm | Cl
 
 
 def is_silent(pcm: Pcm) -> bool:
-    """Whether nothing is heard in it at all: no microphone that is not muted gives that. Hours of sound are not copied."""
+    """Whether a recording is digitally silent, as only a muted microphone is. Makes no copy, even of hours of sound."""
     return not pcm.size or max(float(pcm.max()), -float(pcm.min())) < SILENCE
 
 
 def hardly_heard(levels_db: Mapping[Clip, float], folder: Path) -> str | None:
-    """What to say where clips of a class stay below what `enroll` calls silent, by their loudest moments. None without any.
+    """A warning about labelled clips whose loudest moment is below the level that `enroll` calls silent; None without any.
 
-    Those of `unknown`, or of no label, may: a quiet room is none of the classes.
+    Clips of `unknown`, or without a label, may be that quiet: a quiet room is none of the classes.
     """
     soft = [clip for clip, level in levels_db.items() if level <= SILENCE_DB and clip.labels not in ((), (UNKNOWN,))]
     if not soft:
         return None
     names = listed([relative(clip.path, folder) for clip in soft], 3)
     return (
-        f"hardly anything, never above {SILENCE_DB:g} dBFS, in {counted(len(soft), 'clip')} of a class ({names}): the hiss of a"
-        f" recorder is learnt as its sound. Record them louder, or take them out (a quiet room is {UNKNOWN!r})"
+        f"{counted(len(soft), 'labelled clip is', 'labelled clips are')} almost silent, never above {SILENCE_DB:g} dBFS"
+        f" ({names}): the model learns the recorder's hiss as their class. Record them louder, or remove them (label a quiet"
+        f" room {UNKNOWN!r})"
     )
 
 
 def _kind(path: Path) -> ProblemKind:
-    """What is wrong with a clip that could not be decoded."""
+    """The kind of problem of a clip that could not be decoded."""
     if not path.is_file():
         return "missing"
     if path.stat().st_size == 0:
@@ -249,5 +252,5 @@ def _kind(path: Path) -> ProblemKind:
 
 
 def sound_digest(pcm: Pcm) -> bytes:
-    """What two clips have in common exactly when they decode to the very same samples."""
+    """A digest that is equal for two clips exactly when they decode to the same samples."""
     return hashlib.sha256(pcm.data).digest()

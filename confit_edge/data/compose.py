@@ -1,4 +1,4 @@
-"""Streams composed from clips: words at random sample offsets over background, with the truth beside them."""
+"""Compose streams from clips: words at random sample offsets over background, along with their true positions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from confit_edge.data.augment import crop, rms
 from confit_runtime.arrays import Places
 from confit_runtime.audio import Pcm
 
-PART_S = 20
+PART_S = 20  # seconds of one background recording at a time
 Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """One clip in a stream: its label and where it stands, in samples."""
+    """One clip in a stream: its label, and its start and end in samples."""
 
     label: str
     start: int
@@ -35,15 +35,15 @@ def compose(
     rng: np.random.Generator,
     gap_s: tuple[float, float] = (0.6, 2.2),
 ) -> tuple[Pcm, list[Spoken]]:
-    """A stream `[samples]` of the clips in a shuffled order (as many as fit) over the background.
+    """A stream `[samples]` of the clips (as many as fit) in shuffled order over the background, and where each clip is.
 
     The background recordings follow one another, 20 s each from a random place, until the stream is full. Each clip's
-    RMS is above the RMS of those 20 s by what is drawn from `snr` dB: a voice does not fall silent where the music
-    pauses. Gaps between clips are drawn from `gap_s` seconds, so clips stand at arbitrary sample offsets and never
-    overlap.
+    RMS exceeds the RMS of those 20 s by a number of dB drawn from `snr`; the level is not taken from the moment itself,
+    because a voice does not fall silent when the music pauses. Gaps between clips are drawn from `gap_s` seconds, so
+    clips start at arbitrary sample offsets and never overlap.
     """
     length = min(PART_S * rate, samples)
-    stream = np.empty(samples, np.float32)  # filled and changed in place: that of a training is large
+    stream = np.empty(samples, np.float32)  # changed in place, because the stream of a training is large
     levels: list[float] = []
     spoken: list[Spoken] = []
     for start in range(0, samples, length):
@@ -64,10 +64,10 @@ def compose(
 
 
 def nearest_clip(middles: Floats, spoken: list[Spoken], window: int) -> tuple[Places, Floats]:
-    """Which clip each window speaks of, `[windows]`, and how many samples it is away from speaking of that clip as it should.
+    """The nearest clip to each window, `[windows]`, and the distance in samples from where the window represents that clip.
 
-    `middles [windows]` are the windows' own, in samples; `spoken` is in order of time. It is no sample away where its
-    middle is that of a clip shorter than a window, or where it lies within a longer one.
+    `middles [windows]` are the middles of the windows, in samples; `spoken` is in order of time. The distance is 0 where
+    the window is centred on a clip shorter than itself, or lies within a longer clip.
     """
     centres = np.array([(word.start + word.end) / 2 for word in spoken])
     first = np.minimum(centres, [word.start + window / 2 for word in spoken])
@@ -81,10 +81,10 @@ def nearest_clip(middles: Floats, spoken: list[Spoken], window: int) -> tuple[Pl
 
 
 def fragments(stream: Pcm, spoken: list[Spoken], *, window: int, off: int) -> list[Pcm]:
-    """Windows of a stream that speak of no clip (each is `off` samples or more away from it, see `nearest_clip`).
+    """Windows of a stream that represent no clip: each is at least `off` samples away from one (see `nearest_clip`).
 
-    What a device hears most of the time: the end of one word and the beginning of the next, or nothing. Half a window
-    lies between the starts of two.
+    This is what a device hears most of the time: the end of one word and the beginning of the next, or nothing. The
+    windows start half a window apart.
     """
     starts = np.arange(0, len(stream) - window + 1, window // 2)
     if spoken:

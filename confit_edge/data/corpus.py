@@ -1,4 +1,4 @@
-"""A manifest, decoded: the clips of each split with their targets, and the background beside them."""
+"""A decoded manifest: the clips of each split with their targets, and the background."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from confit_runtime.frames import loudest_db
 from confit_runtime.voiced import SILENCE_DB, trimmed
 from confit_runtime.wording import listed, some
 
-LONGEST_OTHER_S = 60  # of a clip of others
+LONGEST_OTHER_S = 60  # the longest clip that --others may contain
 
 
 @dataclass(frozen=True)
 class Clips:
     """Decoded clips of one split: `pcm[i]` is float32 `[samples]`, `targets [clips, classes]` are 0/1, `groups[i]` its group.
 
-    As `read_corpus` gives them the samples are read-only and lie in memory-mapped files: a slice reads what it holds, a whole
-    clip costs its length. `uncut` are the same clips as a device hears them, where those that are long were cut to their sound.
-    Raises UsageError where these are not such arrays, or not as many.
+    The samples that `read_corpus` returns are read-only and memory-mapped, so a slice reads only its own samples. Where
+    long clips were trimmed to their sound, `uncut` holds the same clips untrimmed, as a device hears them. Raises
+    UsageError if the arrays have another type or shape, or differ in number.
     """
 
     pcm: list[Pcm]
@@ -60,18 +60,18 @@ class Clips:
             counts["uncut"] = len(self.uncut)
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{count} {name}" for name, count in counts.items())
-            raise UsageError(f"Clips: each clip has one of each, and there are {told}")
+            raise UsageError(f"Clips: must hold one of each per clip, but there are {told}")
         if not _are_targets(self.targets):
             raise UsageError(
-                f"Clips: targets must be int8 0 or 1 [clips, classes], not {_told(self.targets)}; of the numbers of classes:"
+                f"Clips: targets must be int8 0 or 1 [clips, classes], not {_told(self.targets)}; from class numbers, use"
                 " np.eye(len(classes), dtype=np.int8)[numbers]"
             )
         for name, sounds in (("pcm", self.pcm), ("uncut", self.uncut or [])):
             for row, pcm in enumerate(sounds):
                 if not _is_sound(pcm):
                     raise UsageError(
-                        f"Clips: {name}[{row}] ({self.paths[row]}) must be an array of float32 samples in -1..1, [samples] in"
-                        f" one piece, not {_told(pcm)}: int16 / np.float32(32768), one channel or their mean,"
+                        f"Clips: {name}[{row}] ({self.paths[row]}) must be a contiguous array of float32 samples in -1..1,"
+                        f" [samples], not {_told(pcm)}; use int16 / np.float32(32768), one channel or the channel mean,"
                         " np.ascontiguousarray"
                     )
 
@@ -85,7 +85,7 @@ class Clips:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """`sound_digest` of each clip: the same where the samples are."""
+        """`sound_digest` of each clip: equal for equal samples."""
         return [sound_digest(pcm) for pcm in self.pcm]
 
 
@@ -107,16 +107,16 @@ def _are_targets(given: object) -> bool:
 
 
 def _told(given: object) -> str:
-    """What was given in place of an array, in words."""
+    """A description, in words, of what was given instead of a valid array."""
     if not isinstance(given, np.ndarray):
         return f"a {type(given).__name__}"
-    pieces = "" if given.flags.c_contiguous else ", not in one piece"
+    pieces = "" if given.flags.c_contiguous else ", not contiguous"
     return f"{given.dtype} {list(given.shape)}{pieces}"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything a training reads, at `rate` Hz. `classes` ends with the unknown class where there is background."""
+    """Everything a training reads, at `rate` Hz. Where there is background, `classes` includes the unknown class."""
 
     manifest: Manifest
     classes: list[str]
@@ -129,49 +129,51 @@ class Corpus:
     background_val: list[Pcm]
     problems: list[ClipProblem]
     rate: int
-    notes: list[str] = field(default_factory=list)  # for whoever trains on it
-    background_kept: tuple[str, ...] = ()  # the recordings of `background_val`, where whole ones are kept
+    notes: list[str] = field(default_factory=list)  # sentences for the person who trains on it
+    background_kept: tuple[str, ...] = ()  # the files of `background_val`; empty where recordings were cut
 
     @property
     def unknown_column(self) -> int | None:
-        """The place of the unknown class in `classes`, where there is one."""
+        """The index of the unknown class in `classes`, or None if there is none."""
         return None if self.unknown is None else self.classes.index(self.unknown)
 
     @property
     def answers(self) -> list[int]:
-        """Places in `classes` of what a clip may be; not of the unknown class where clips have several labels, or none."""
+        """The indices in `classes` of possible answers: all, but without the unknown class if the manifest is multi-label."""
         return [at for at, label in enumerate(self.classes) if not (self.multi_label and label == self.unknown)]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of everything read: clips, labels, groups, splits and background."""
+        """A digest of everything that was read: clips, labels, groups, splits and background."""
         digest = hashlib.sha256(self.manifest.fingerprint().encode())
         for recording in self.background_train + self.background_val:
             digest.update(recording.data)
         return digest.hexdigest()
 
     def refuse_other_rate(self, rate: int) -> None:
-        """Raise UsageError where an encoder that hears `rate` Hz would hear this at another speed."""
+        """Raise UsageError if an encoder for `rate` Hz would hear this corpus at the wrong speed."""
         if rate != self.rate:
             raise UsageError(
-                f"{self.manifest.source}: was read at {self.rate} Hz, and the encoder hears {rate} Hz: read_corpus(...,"
+                f"{self.manifest.source}: was read at {self.rate} Hz, but the encoder needs {rate} Hz; use read_corpus(...,"
                 f" rate={rate})"
             )
 
     def refuse_untaught(self) -> None:
-        """Raise UsageError where a class has nothing to learn from: no training clip, nor background where it is unknown."""
+        """Raise UsageError if a class has nothing to learn from: no training clip and, for unknown, no background either."""
         for clips in (self.train, self.val, self.test):
             if clips.targets.shape[1] != len(self.classes):
                 raise UsageError(
-                    f"{self.manifest.source}: targets have {clips.targets.shape[1]} columns, and there are {len(self.classes)}"
-                    " classes: one column for each"
+                    f"{self.manifest.source}: targets have {clips.targets.shape[1]} columns, but there are {len(self.classes)}"
+                    " classes; give one column for each"
                 )
         without = [self.classes[column] for column in np.flatnonzero(~self.training_clips().targets.any(axis=0))]
         if without and not self.multi_label:
-            raise UsageError(f"{self.manifest.source}: no training clip is of {some(without)}; every class needs one")
+            raise UsageError(
+                f"{self.manifest.source}: no training clip has the class {some(without)}; every class needs one"
+            )
 
     def refuse_not_finite(self) -> None:
-        """Raise UsageError naming the first sound with a sample that is no number. Reads every sample once."""
+        """Raise UsageError naming the first sound with a sample that is not finite. Reads every sample once."""
         named = [
             pair for clips in (self.train, self.val, self.test) for pair in zip(clips.paths, clips.pcm, strict=True)
         ]
@@ -179,10 +181,10 @@ class Corpus:
         named += [(Path(f"background_val[{row}]"), pcm) for row, pcm in enumerate(self.background_val)]
         for path, pcm in named:
             if not np.isfinite(pcm.sum()):
-                raise UsageError(f"{path}: holds samples that are not finite: mend it, or leave it out")
+                raise UsageError(f"{path}: contains samples that are not finite; repair it or leave it out")
 
     def contradictions(self) -> Iterator[tuple[Path, Path]]:
-        """Clips that decode to the very samples of an earlier one and have other labels, with that one."""
+        """Yield (earlier clip, clip) for each clip with the same samples as an earlier one but different labels."""
         first: dict[bytes, tuple[Path, bytes]] = {}
         for clips in (self.train, self.val, self.test):
             for digest, target, path in zip(clips.digests, clips.targets, clips.paths, strict=True):
@@ -191,16 +193,16 @@ class Corpus:
                     yield earlier, path
 
     def repeated(self) -> dict[str, int]:
-        """How many validation and test clips decode to the very samples of a training clip."""
+        """How many validation and test clips decode to the same samples as a training clip."""
         trained, judged = set(self.train.digests), {"val": self.val, "test": self.test}
         return {name: sum(digest in trained for digest in clips.digests) for name, clips in judged.items()}
 
     def training_clips(self) -> Clips:
-        """The training clips, and each training background as one long clip of the unknown class."""
+        """The training clips, and each training background recording as one long clip of the unknown class."""
         return self.train if self.unknown is None else self.and_unknown(self.train, self.background_train)
 
     def and_unknown(self, clips: Clips, pcm: list[Pcm]) -> Clips:
-        """`clips`, and after them `pcm` as clips of the unknown class, which there must be."""
+        """`clips`, followed by `pcm` as clips of the unknown class, which must exist."""
         assert self.unknown is not None
         target = np.zeros((len(pcm), len(self.classes)), np.int8)
         target[:, self.classes.index(self.unknown)] = 1
@@ -228,8 +230,8 @@ def read_corpus(
 ) -> Corpus:
     """Read, decode (mono float32 at `rate` Hz) and split a manifest.
 
-    Clips that are longer than `longest_s` lose the silence before and after their sound (but in `Clips.uncut`): what is cut from
-    it at random, or heard in it as a stream goes by, would be taught as their class. Raises ConfitError with what to mend.
+    Clips longer than `longest_s` lose the silence before and after their sound (except in `Clips.uncut`): otherwise a window
+    from that silence would be learnt as their class. Raises ConfitError saying what to repair.
     """
     source, background = Path(source), Path(background) if background else None
     paths = sound_files(background, "--background") if background else []
@@ -290,10 +292,10 @@ def read_corpus(
 
 
 def _refuse_one_class(manifest: Manifest, classes: list[str]) -> None:
-    """Raise ManifestError where all that would be learnt from is of the only one of the `classes`."""
+    """Raise ManifestError if there is only one class and every training clip has it."""
     if len(classes) == 1 and all(clip.labels for clip in manifest.select("train").clips):
         raise ManifestError(
-            f"{manifest.source}: every training clip is {classes[0]!r}, the only label: put clips without it in train, too, or"
+            f"{manifest.source}: every training clip is {classes[0]!r}, the only label; add clips without it to train, or"
             " train with --background"
         )
 
@@ -307,7 +309,7 @@ def _read_others(
     strict: bool,
     progress: Progress | None,
 ) -> tuple[dict[Path, Pcm], list[ClipProblem]]:
-    """Decode the clips of others: each that can be used, by its path, and what is wrong with the rest. Raises UsageError."""
+    """Decode the clips of --others: returns the usable ones by path, and the problems of the rest. Raises UsageError."""
     none_of_them = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in among))
     usable, pcm, problems = load_clips(none_of_them, store, strict=strict, progress=progress)
     apart = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
@@ -325,7 +327,7 @@ def _read_background(
     strict: bool,
     progress: Progress | None,
 ) -> tuple[Background, list[ClipProblem], list[str]]:
-    """The background to learn and that for thresholds, what is wrong with recordings, and notes. Raises UsageError."""
+    """Read and divide the background; returns it, the problems of unusable recordings, and notes. Raises UsageError."""
     option = f"--background {place}"
     recordings, problems = load_recordings(paths, store, option, strict=strict, progress=progress)
     _check_apart("--background", recordings, manifest, decoded)
@@ -333,22 +335,23 @@ def _read_background(
     parts = split_background(place, recordings)
     notes = []
     if copies:
-        notes.append(f"{option}: {listed(copies, 3)}: the very sound of another recording, so left out")
+        notes.append(f"{option}: left out {listed(copies, 3)}: the same sound as another recording")
     if parts.unlearnt:
         notes.append(
-            f"beware: {option}: nothing of {some(parts.unlearnt)} is learnt, for more than {MOST_KINDS} names are taken for"
-            f" voices or places, of which whole ones are kept for thresholds; kinds of sound belong in {MOST_KINDS} folders"
+            f"beware: {option}: nothing of {some(parts.unlearnt)} is learnt: with more than {MOST_KINDS} names, each counts as a"
+            " voice or a place, and whole voices or places are kept for thresholds. Put kinds of sound into at most"
+            f" {MOST_KINDS} folders"
         )
     if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
         notes.append(
-            f"beware: {option}: hardly anything, never above {SILENCE_DB:g} dBFS, in {listed(soft_ones, 3)}: was"
-            " the microphone muted?"
+            f"beware: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {listed(soft_ones, 3)}; was the"
+            " microphone muted?"
         )
     return parts, problems, notes
 
 
 def _once_each(recordings: dict[Path, Pcm]) -> tuple[dict[Path, Pcm], list[str]]:
-    """The recordings without those whose sound came before, which would be learnt and kept at once, and their paths."""
+    """The recordings without repeated ones, and the paths of those: a repeated one could be both learnt and kept."""
     once: dict[bytes, Path] = {}
     for path, pcm in recordings.items():
         once.setdefault(sound_digest(pcm), path)
@@ -357,25 +360,27 @@ def _once_each(recordings: dict[Path, Pcm]) -> tuple[dict[Path, Pcm], list[str]]
 
 
 def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
-    """Raise UsageError where labelled clips are among `sounds`, too: they would be taught as their class and as unknown."""
+    """Raise UsageError if labelled clips are also among `sounds`: they would be taught as their class and as unknown."""
     labelled = {clip.path: decoded[clip.path] for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))}
-    lengths = set(map(len, labelled.values())) & set(map(len, sounds.values()))  # of others nothing need be read
+    lengths = set(map(len, labelled.values())) & set(
+        map(len, sounds.values())
+    )  # clips of other lengths need not be read
     alike = {sound_digest(pcm) for pcm in labelled.values() if len(pcm) in lengths}
     both = [path for path, pcm in sounds.items() if len(pcm) in lengths and sound_digest(pcm) in alike]
     if both:
         raise UsageError(
             f"{option}: {len(both)} of its {len(sounds)} sounds are clips of your classes, such as {both[0]}, and would"
-            " be learnt as unknown: give sound that holds none of them"
+            " also be learnt as unknown; give sound without them"
         )
 
 
 def _refuse_long(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
-    """Raise UsageError where a clip of others lasts minutes: one clip of it would be a moment, drawn at random."""
+    """Raise UsageError if a clip of --others lasts minutes: training would use only a random moment of it."""
     for path, pcm in sounds.items():
         if len(pcm) > LONGEST_OTHER_S * rate:
             raise UsageError(
-                f"--others {place}: {path} lasts {len(pcm) / rate / 60:.1f} min, and here each file is one clip, a word or a"
-                " sound: give long recordings as --background"
+                f"--others {place}: {path} lasts {len(pcm) / rate / 60:.1f} min, but each file must be one clip, a word or a"
+                " sound; give long recordings as --background"
             )
 
 
@@ -390,13 +395,13 @@ def balanced_batches(
     paced: int | None = None,
     steps: int | None = None,
 ) -> Iterator[list[int]]:
-    """Epoch `epoch` of batches of P classes x K clips: indices into the clips.
+    """Yield the batches of epoch `epoch`, each of P classes x K clips, as indices into the clips.
 
-    Classes come round in a shuffled order, and within a class its clips do, so that every clip of a class is drawn
-    equally often. The round goes on from epoch to epoch where `rng` is the same at the start of each. A class with fewer
-    than K clips gives the same clip more than once (augmented anew each time). An epoch has `steps` batches, or as many as
-    hold each clip once on average, were K `paced` where that is given. `negatives` are clips of none of the classes, which come
-    round as one more class would.
+    Classes take turns in a shuffled order, and so do the clips within a class, so that every clip of a class is drawn
+    equally often. The order continues from epoch to epoch, provided that `rng` starts each epoch in the same state. A
+    class with fewer than K clips gives the same clip more than once (augmented differently each time). An epoch has
+    `steps` batches; by default as many as would hold each clip once on average, computed with `paced` clips per class
+    where that is given instead of K. `negatives` are clips of none of the classes, which take turns like one more class.
     """
     members = [np.flatnonzero(targets[:, column]) for column in range(targets.shape[1])]
     members.append(np.zeros(0, np.int64) if negatives is None else negatives)

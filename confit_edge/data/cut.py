@@ -1,4 +1,4 @@
-"""Training clips cut out of long recordings: each part written as it is, in one pass over a recording."""
+"""Cut training clips out of long recordings: each part is written unchanged, in one pass over the recording."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from confit_runtime.files import is_partial, make_folder, partial_folder, remove
 from confit_runtime.names import fits_a_file_name
 
 MANIFEST = "manifest.csv"
-BLOCK = 65_536  # samples that are read at once
-BROKEN_S = 0.1  # from here on what lacks at the end is damage, as in `decode`
-LONGEST_NAME = 90  # bytes of a label, a group or a recording: a file system takes 255 of a name
-FLAC_CHANNELS = 8  # at the most
+BLOCK = 65_536  # samples read at once
+BROKEN_S = 0.1  # a recording whose end lacks more than this is damaged, as in `decode`
+LONGEST_NAME = 90  # bytes of a label, a group or a recording: a file system allows 255 for a whole name
+FLAC_CHANNELS = 8  # the most that FLAC can hold
 _EXACT = (
     "WAV",
     "WAVEX",
@@ -34,12 +34,12 @@ _EXACT = (
     "AU",
     "CAF",
     "FLAC",
-)  # in which a sample is found without those before it
+)  # containers that can seek to a sample without reading those before it
 _PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
 
 class UnwrittenError(ConfitError):
-    """A file, or a folder, that cannot be written, as on a full disk: `file`, and `reason`."""
+    """A file or folder (`file`) that cannot be written, for instance because the disk is full (`reason`)."""
 
     def __init__(self, file: Path, reason: Exception) -> None:
         super().__init__(f"{file}: cannot be written ({reason}): is the disk full?")
@@ -47,7 +47,7 @@ class UnwrittenError(ConfitError):
 
 
 class Part(NamedTuple):
-    """A stretch of a recording in seconds, and the file that it is to be, but for the ending."""
+    """A stretch of a recording, in seconds, and the path of the file to write it to, without the suffix."""
 
     start_s: float
     end_s: float
@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """How parts of a recording are written, so that nothing of it is lost, and how it is read for that."""
+    """The format in which parts of a recording are written without loss, and the sample type to read it as."""
 
     suffix: str
     format: str
@@ -66,10 +66,11 @@ class Form:
 
 @contextmanager
 def made_whole(out: Path, option: str) -> Iterator[Path]:
-    """A hidden folder to write into, which becomes `out` at the end, or goes where it was left by an error.
+    """A hidden folder to write into; it becomes `out` at the end, or is removed after an error.
 
-    Where `out` is there it lies in it, for that may be a disk of its own, and the files that lie in it come last, as a
-    manifest does. Raises UsageError where `out` holds something, at the beginning or at the end, or cannot be made.
+    If `out` exists, the hidden folder is created inside it, because `out` may be a disk of its own; its contents are then
+    moved up, files (such as a manifest) after folders. Raises UsageError if `out` is not empty, at the beginning or at the
+    end, or cannot be made.
     """
     _refuse_full(out, option, "is not empty")
     target = Path(os.path.abspath(out))
@@ -79,7 +80,7 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
     make_folder(target if out.is_dir() else target.parent)
     with partial_folder(inside if out.is_dir() else target) as made:
         yield made
-        _refuse_full(out, option, "is no longer empty: something else was written there meanwhile")
+        _refuse_full(out, option, "is no longer empty: something else was written there in the meantime")
         if out.is_dir():
             for child in sorted(made.iterdir(), key=Path.is_file):
                 child.replace(target / child.name)
@@ -88,7 +89,7 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
 
 
 def is_taken(out: Path) -> bool:
-    """Whether `out` is a file, or a folder that holds anything but what others are writing, or left."""
+    """Whether `out` is a file, or a folder that contains anything but unfinished work of other processes."""
     return out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir())))
 
 
@@ -99,13 +100,13 @@ def _refuse_full(out: Path, option: str, full: str) -> None:
 
 
 class Names:
-    """Names of files that tell what is in them: each is given once, also where a file system knows no capitals."""
+    """Descriptive file names, each given out once, even on a file system that ignores case."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def part(self, folder: Path, words: Sequence[str], span: tuple[float, float]) -> Part:
-        """FOLDER/`WORDS SECONDS`, the seconds being those at which it begins."""
+        """A part whose path is FOLDER/`WORDS SECONDS`, where SECONDS is its start."""
         name, again = " ".join([*map(safe, words), f"{span[0]:09.3f}"]), 1
         stem = folder / name
         while str(stem).casefold() in self._taken:
@@ -116,10 +117,11 @@ class Names:
 
 
 def extract(path: Path, parts: Sequence[Part], tell: Callable[[float], None] = lambda seconds: None) -> list[Path]:
-    """Write parts of a recording, at its own rate and with its channels, and give their files in the same order.
+    """Write parts of a recording, at its own rate and with all its channels, and return their files in the same order.
 
-    It is read once, from the first part to the last, and where the format allows it not between them: parts may overlap.
-    Raises AudioError where it is damaged, after removing what was written of it, and UnwrittenError where nothing can be written.
+    The recording is read once, from the first part to the last; where the format can seek, the sound between parts is
+    skipped. Parts may overlap. `tell` is called with the seconds read so far. Raises AudioError if the recording is
+    damaged, after removing the files written from it, and UnwrittenError if a file cannot be written.
     """
     written: list[Path] = []
     try:
@@ -136,13 +138,13 @@ def extract(path: Path, parts: Sequence[Part], tell: Callable[[float], None] = l
 
 
 def form_of(sound: Any) -> Form:
-    """FLAC, or WAV for what that cannot hold: floating point, many channels, some high rates."""
+    """FLAC, or WAV for what FLAC cannot hold: floating point, many channels, some high rates."""
     kind = sound.subtype
     if kind in ("FLOAT", "DOUBLE"):
         return Form(".wav", "WAV", "FLOAT", "float32")
     subtype, dtype = ("PCM_24", "int32") if kind in ("PCM_24", "PCM_32") else ("PCM_16", "int16")
     if not kind.startswith(_PLAIN):
-        dtype = "float32"  # of a lossy format, whose peaks may be above full scale: as integers they would wrap around
+        dtype = "float32"  # the peaks of a lossy format may exceed full scale and would wrap around as integers
     fits = sound.channels <= FLAC_CHANNELS and flac_rate(sound.samplerate) == sound.samplerate
     return Form(".flac", "FLAC", subtype, dtype) if fits else Form(".wav", "WAV", subtype, dtype)
 
@@ -183,7 +185,10 @@ def _copy(
 
 
 def _go_to(sound: Any, path: Path, at: int, first: int) -> int:
-    """Bring an open recording from sample `at` to `first`, or as far as it goes; where it stands then."""
+    """Advance an open recording from sample `at` to `first`, and return the position reached.
+
+    Raises AudioError if the recording ends before `first`, unless the format can seek.
+    """
     if sound.format in _EXACT and sound.subtype.startswith(_PLAIN) and sound.expected is not None:
         try:
             return int(sound.seek(min(first, sound.frames)))
@@ -202,7 +207,7 @@ def _read(sound: Any, path: Path, frames: int, dtype: str) -> Any:
     except (RuntimeError, ValueError) as error:
         raise unreadable(path, error) from error
     if dtype == "float32" and not np.isfinite(read).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples")
+        raise AudioError(f"{path}: contains NaN or infinite samples")
     return read
 
 
@@ -226,7 +231,7 @@ def _write(out: Any, frames: Any) -> None:
 
 
 def write_table(clips: Sequence[Clip], path: Path) -> bool:
-    """Write the manifest of clips, with the column `labels` where one has several, whole or not at all; whether it is so."""
+    """Write the manifest of clips, whole or not at all; return whether it has the column `labels`, for clips with several."""
     several = any(len(clip.labels) > 1 for clip in clips)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -238,6 +243,6 @@ def write_table(clips: Sequence[Clip], path: Path) -> bool:
 
 
 def safe(name: str) -> str:
-    """A name, or the beginning of it, that any file system takes."""
+    """The name, changed and cut short where needed so that any file system accepts it."""
     plain = "".join(one if fits_a_file_name(one) else "_" for one in name)
     return plain.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" .") or "_"

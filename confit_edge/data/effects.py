@@ -1,7 +1,7 @@
-"""What happens to a sound on its way to the recording: a room before noise is added, a microphone and a codec after.
+"""Effects on the way from sound to recording: a room before noise is added, a microphone and a codec after it.
 
-Built of scipy, soundfile and the generator that is passed in. A library of augmentations would bring its own global
-randomness, and with it an end to resuming a training bit for bit.
+They use scipy, soundfile and the generator passed in. An augmentation library would bring its own global randomness, and
+a resumed training could then no longer be bit-identical.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ from confit_runtime.errors import UsageError
 
 SYNTHETIC = "synthetic"
 RT60_S = (0.1, 0.8)  # from a furnished room to a hall
-DIRECT_DB = (-3.0, 12.0)  # the direct sound above all of its reverberation
-LONGEST_S = 1.0  # of a recorded response
+DIRECT_DB = (-3.0, 12.0)  # level of the direct sound relative to all of its reverberation
+LONGEST_S = 1.0  # the longest part of a recorded response that is used
 TELEPHONE = (300.0, 3400.0)  # Hz
 LOW, HIGH = (50.0, 300.0), (2000.0, 7000.0)  # Hz, the limits of small microphones and loudspeakers
-SLOPE = 48.0  # dB an octave beyond the limits
-# container, coding and libsndfile's compression: 8-bit mu-law, and as few bits as the others offer at 16 kHz
+SLOPE = 48.0  # dB per octave beyond the limits
+# container, coding and libsndfile's compression: 8-bit mu-law, and the lowest bit rates of the others at 16 kHz
 CODECS = (("WAV", "ULAW", None), ("OGG", "VORBIS", 1.0), ("MP3", "MPEG_LAYER_III", 0.95))
 
 
 @dataclass(frozen=True)
 class Effects:
-    """`rooms`: impulse responses, or none of them for synthetic ones. `equaliser` is in dB, the others are shares of clips."""
+    """The effects and how often each applies.
+
+    `rooms` are impulse responses; if empty, responses are synthesised. `equaliser` is in dB, and each probability is a
+    share of the clips.
+    """
 
     rate: int
     rooms: tuple[Pcm, ...]
@@ -43,7 +47,7 @@ class Effects:
     codec_probability: float
 
     def room(self, pcm: Pcm, rng: np.random.Generator) -> Pcm:
-        """A share of windows `[samples]` as heard in a room, at the level they had."""
+        """The window `[samples]`, with probability `room_probability` as heard in a room, at its original level."""
         if rng.random() >= self.room_probability:
             return pcm
         if self.rooms:
@@ -51,7 +55,7 @@ class Effects:
         return reverberate(pcm, response(float(rng.uniform(*RT60_S)), float(rng.uniform(*DIRECT_DB)), self.rate, rng))
 
     def channel(self, pcm: Pcm, rng: np.random.Generator) -> Pcm:
-        """Windows `[samples]` equalised, and shares of them limited to a band and sent through a codec."""
+        """The window `[samples]` equalised, and with their probabilities limited to a band and sent through a codec."""
         bands = [TELEPHONE] if rng.random() < 0.5 else [(float(rng.uniform(*LOW)), float(rng.uniform(*HIGH)))]
         if rng.random() >= self.band_probability:
             bands = []
@@ -71,7 +75,7 @@ def make_effects(
     band_probability: float,
     codec_probability: float,
 ) -> Effects | None:
-    """The effects that are asked for, or None; `rooms` is a folder of impulse responses, or `synthetic`.
+    """The requested effects, or None if there are none; `rooms` is a folder of impulse responses, or `synthetic`.
 
     Raises UsageError for a folder without sound, and AudioError for a response that cannot be read.
     """
@@ -85,25 +89,25 @@ def make_effects(
 
 
 def read_rooms(folder: Path, rate: int) -> tuple[Pcm, ...]:
-    """The impulse responses of a folder at `rate`, each from its direct sound on and a second long at most.
+    """The impulse responses in a folder at `rate`, each from its direct sound on and at most a second long.
 
-    Raises UsageError where one is silent: every clip in that room would be.
+    Raises UsageError if one is silent, because it would make every clip silent.
     """
     responses = []
     for path in sound_files(folder, "--rooms"):
         recorded = load_clip(path, rate)
         if is_silent(recorded):
-            raise UsageError(f"--rooms {folder}: {path.name} is silent: take it away")
+            raise UsageError(f"--rooms {folder}: {path.name} is silent: remove it")
         direct = int(np.abs(recorded).argmax())
         responses.append(recorded[direct : direct + int(LONGEST_S * rate)])
     return tuple(responses)
 
 
 def response(rt60: float, direct_db: float, rate: int, rng: np.random.Generator) -> Pcm:
-    """A synthetic impulse response: the direct sound, and noise that falls by 60 dB in `rt60` seconds.
+    """A synthetic impulse response: the direct sound, and noise that decays by 60 dB in `rt60` seconds.
 
-    `direct_db` is the energy of the direct sound above that of the noise. Polack's model of late reverberation, begun at
-    once: early reflections are not placed one by one.
+    `direct_db` is the energy of the direct sound relative to the noise. This is Polack's model of late reverberation,
+    starting right after the direct sound: early reflections are not modelled one by one.
     """
     time = np.arange(1, max(2, int(rt60 * rate)), dtype=np.float32) / np.float32(rate)
     tail = rng.standard_normal(len(time), np.float32) * np.exp(np.float32(-3 * np.log(10) / rt60) * time)
@@ -112,8 +116,8 @@ def response(rt60: float, direct_db: float, rate: int, rng: np.random.Generator)
 
 
 def reverberate(pcm: Pcm, impulse_response: Pcm) -> Pcm:
-    """The sound in a room, as long and as loud (RMS) as before; its direct part stays where it was."""
-    from scipy.signal import fftconvolve  # half a second, which a training without rooms does not need
+    """The sound in a room, with its length, loudness (RMS) and the position of its direct sound unchanged."""
+    from scipy.signal import fftconvolve  # takes half a second to import, which only rooms need
 
     wet = fftconvolve(pcm, impulse_response)[: len(pcm)]
     before, after = np.sqrt(np.mean(pcm**2)), np.sqrt(np.mean(wet**2))
@@ -121,9 +125,14 @@ def reverberate(pcm: Pcm, impulse_response: Pcm) -> Pcm:
 
 
 def colour(pcm: Pcm, rate: int, *, octaves: npt.NDArray[np.float64], bands: list[tuple[float, float]]) -> Pcm:
-    """The sound through a zero-phase filter: gains in dB at `octaves` up from 31.25 Hz, and beyond each band (low, high)
-    in Hz a fall of 48 dB an octave."""
-    length = next_fast_len(len(pcm) + rate // 16, real=True)  # room for what rings on, lest it come round to the start
+    """The sound through a zero-phase filter.
+
+    `octaves` are gains in dB, one per octave from 31.25 Hz up. Beyond each band (low, high), in Hz, the response falls by
+    48 dB per octave.
+    """
+    length = next_fast_len(
+        len(pcm) + rate // 16, real=True
+    )  # padding, so that ringing does not wrap around to the start
     height = np.log2(np.maximum(np.fft.rfftfreq(length, 1 / rate), 1.0) / 31.25)
     gain = np.interp(height, np.arange(len(octaves)), octaves)
     for low, high in bands:
@@ -133,7 +142,7 @@ def colour(pcm: Pcm, rate: int, *, octaves: npt.NDArray[np.float64], bands: list
 
 
 def through_codec(pcm: Pcm, rate: int, container: str, coding: str, compression: float | None) -> Pcm:
-    """The sound coded and decoded again, as long as before. What is beyond full scale is brought down to it for that."""
+    """The sound encoded and decoded again, at its original length. Sound beyond full scale is scaled down to be encoded."""
     peak = max(1.0, float(np.abs(pcm).max()))
     file = io.BytesIO()
     soundfile.write(file, pcm / peak, rate, format=container, subtype=coding, compression_level=compression)

@@ -1,7 +1,7 @@
-"""Sets of the Hugging Face `datasets` library: of the hub, of `save_to_disk`, and its audio folders.
+"""Data sets in the forms of the Hugging Face `datasets` library: on the hub, from `save_to_disk`, and audio folders.
 
-Sound is never decoded by `datasets` (that takes torchcodec): its bytes are written out as they came, and soundfile
-reads them like any other clip. An audio folder is a table and files, which are read here without the library.
+`datasets` never decodes sound here (that would need torchcodec): the bytes are written out unchanged, and soundfile reads
+them like any other clip. An audio folder is a table and files, which are read here without the library.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from confit_edge.data.tables import read_table, relative
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import naming
 from confit_runtime.sources.files import SOUND_SUFFIXES
+from confit_runtime.wording import counted
 
 _SPLIT_OF = {
     "train": "train",
@@ -36,14 +37,13 @@ def fetch_hub(
     label_column: str | None = None,
     group_column: str | None = None,
 ) -> Fetched:
-    """The manifest (to be written to `out`) of a set by hub name, or of a local folder.
+    """The manifest (to be written to `out`) of a data set on the hub, by name, or in a local folder.
 
-    Clips that are held as bytes are written to a new folder beside the manifest, named like it, all or none; those that
-    are files stay where they are. The label is the one ClassLabel column, or the column `label` or `labels`; a column
-    of lists gives a multi-label manifest. Splits that have another name than train, validation or test are left out,
-    and so are files that an audio folder lists and does not hold; of a set with train alone, splits are made when they
-    are needed. Raises UsageError for a column that is not there, or where that folder holds something, and ConfitError
-    where the set cannot be loaded.
+    Clips stored as bytes are written, all or none, to a new folder next to the manifest and named like it; clips stored as
+    files stay where they are. The label is the column `label` or `labels`, or else the only ClassLabel column; a column of
+    lists gives a multi-label manifest. Splits with names other than train, validation or test are left out, and so are
+    files that an audio folder lists but does not contain. If the set has only train, splits are made when they are needed.
+    Raises UsageError if a column is missing or the new folder is not empty, and ConfitError if the set cannot be loaded.
     """
     folder = Path(source)
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -53,24 +53,26 @@ def fetch_hub(
         within = [clip for clip in clips if clip.split is not None]
         if within and len(within) < len(clips):
             notes.append(
-                f"{len(clips) - len(within)} clips are left out: their folders are none of train, validation, test"
+                f"{counted(len(clips) - len(within), 'clip is', 'clips are')} left out: not in a folder train, validation or"
+                " test"
             )
             clips = within
         if absent := [clip.path for clip in clips if not clip.path.is_file()]:
             if len(absent) == len(clips):
-                raise ConfitError(f"hf:{source}: none of the clips that are listed is there, such as {absent[0]}")
-            notes.append(f"{len(absent)} clips are listed and not there, and are left out, such as {absent[0]}")
+                raise ConfitError(f"hf:{source}: none of the listed clips exists, such as {absent[0]}")
+            clips_are = counted(len(absent), "listed clip is", "listed clips are")
+            notes.append(f"{clips_are} missing and left out, such as {absent[0]}")
             clips = [clip for clip in clips if clip.path.is_file()]
     else:
-        if not folder.is_dir():  # of the hub, whose sets are held as bytes
+        if not folder.is_dir():  # on the hub, whose sets store clips as bytes
             _check_free(out.with_suffix(""))
         parts = _load(source, subset)
         notes = [
-            f"split {name!r} is left out: it is none of train, validation, test" for name in parts.keys() - _SPLIT_OF
+            f"split {name!r} is left out: it is not train, validation or test" for name in parts.keys() - _SPLIT_OF
         ]
         kept = {name: part for name, part in parts.items() if name in _SPLIT_OF}
         if not kept:
-            raise ConfitError(f"hf:{source}: none of its splits is train, validation or test ({', '.join(parts)})")
+            raise ConfitError(f"hf:{source}: none of its splits ({', '.join(parts)}) is train, validation or test")
         columns = _columns(source, next(iter(kept.values())).features, label_column, group_column)
         clips = []
         with ExitStack() as at_the_end:
@@ -78,7 +80,7 @@ def fetch_hub(
             for name, part in kept.items():
                 found = list(_clips(source, name, part, columns, written, split=len(kept) > 1))
                 if missing := len(part) - len(found):
-                    notes.append(f"split {name!r}: {missing} of {len(part)} clips have no label, and are left out")
+                    notes.append(f"split {name!r}: {missing} of {len(part)} clips left out, because they have no label")
                 clips += found
             if not clips:
                 raise ConfitError(f"hf:{source}: no clip has a label in the column {columns[1]!r}")
@@ -93,9 +95,9 @@ def fetch_hub(
 
 
 class _Written:
-    """The folder of clips that a set holds as bytes, named like the manifest `out`.
+    """The folder for clips that a set stores as bytes, named like the manifest `out`.
 
-    It is made when the first of them comes, whole or not at all, where there is none or an empty one.
+    It is made for the first such clip, whole or not at all, and must not exist or be empty.
     """
 
     def __init__(self, out: Path, at_the_end: ExitStack) -> None:
@@ -105,7 +107,7 @@ class _Written:
         self._made: Path | None = None
 
     def add(self, name: str, data: bytes) -> Path:
-        """Where a clip will be at the end. Raises UsageError where the folder holds something."""
+        """Write a clip and return its final path. Raises UsageError if the folder is not empty."""
         if self._made is None:
             _check_free(self.folder)
             self._made = self._at_the_end.enter_context(self._whole)
@@ -117,10 +119,10 @@ class _Written:
 
 
 def _check_free(folder: Path) -> None:
-    """Raise UsageError where something is in the way of a new folder of clips."""
+    """Raise UsageError if `folder` cannot become a new folder of clips because it is not empty."""
     if is_taken(folder):
         raise UsageError(
-            f"{folder}: is where the clips are written, and is not empty: remove it where it holds those of an earlier fetch,"
+            f"{folder}: is not empty, but the clips are written there; remove it if it holds the clips of an earlier fetch,"
             " or write another manifest with -o"
         )
 
@@ -139,9 +141,7 @@ def _audio_folder(folder: Path, label_column: str | None, group_column: str | No
         columns, rows = read_table(table, {"file_name", "label", "labels", label_column, group_column or "group"})
         label = label_column or next((name for name in ("label", "labels") if name in columns), None)
         if label is None:
-            raise UsageError(
-                f"{table}: which column says what is heard? Name it with --label-column ({_list(columns)})"
-            )
+            raise UsageError(f"{table}: which column holds the label? Name it with --label-column ({_list(columns)})")
         for name in ("file_name", label, *([group_column] if group_column else [])):
             if name not in columns:
                 raise UsageError(f"{table}: there is no column {name!r} ({_list(columns)})")
@@ -158,8 +158,8 @@ def _by_folder(path: Path, folder: Path) -> Clip:
     parts = name.split("/")
     if split is None or len(parts) < 3:
         raise UsageError(
-            f"{path}: has no split; expected SPLIT/CLASS/clip.wav or a metadata.csv (a folder of CLASS/clip.wav is read as"
-            " it is: name it where a manifest is asked for)"
+            f"{path}: has no split; expected SPLIT/CLASS/clip.wav or a metadata.csv (a folder of CLASS/clip.wav needs no"
+            " fetch: give it in place of a manifest)"
         )
     return Clip(path.resolve(), (parts[1],), parts[2] if len(parts) > 3 else name, split)
 
@@ -184,12 +184,12 @@ def _load(source: str, subset: str | None) -> dict[str, Any]:
 
 
 def _columns(source: str, features: Any, label: str | None, group: str | None) -> tuple[str, str, str | None]:
-    """The columns of the sound, the label and the group (None: there is none). Raises UsageError."""
+    """The names of the sound, label and group columns (group: None if there is none). Raises UsageError."""
     from datasets import Audio
 
     audio = next((name for name, feature in features.items() if isinstance(feature, Audio)), None)
     if audio is None:
-        raise UsageError(f"hf:{source}: there is no column of sound ({_list(features)})")
+        raise UsageError(f"hf:{source}: has no audio column ({_list(features)})")
     for name in (label, group):
         if name is not None and name not in features:
             raise UsageError(f"hf:{source}: there is no column {name!r} ({_list(features)})")
@@ -199,11 +199,13 @@ def _columns(source: str, features: Any, label: str | None, group: str | None) -
 def _clips(
     source: str, name: str, part: Any, columns: tuple[str, str, str | None], written: _Written, *, split: bool
 ) -> Iterator[Clip]:
-    """The clips of the part `name` that have a label, with its `split` or none; one without a group is one of its own."""
+    """The labelled clips of the part `name`, with its split if `split`; a clip without a group is its own group."""
     from datasets import Audio
 
     audio, label, group = columns
-    needed = list(dict.fromkeys(column for column in columns if column is not None))  # any other sound would be decoded
+    needed = list(
+        dict.fromkeys(column for column in columns if column is not None)
+    )  # any other audio column would be decoded
     for number, row in enumerate(part.select_columns(needed).cast_column(audio, Audio(decode=False))):
         if (names := _label_names(row[label], part.features[label])) is not None:
             grouped = group is not None and row[group] not in (None, "")
@@ -222,9 +224,7 @@ def _label_column(source: str, features: Any) -> str:
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     named = [name for name in ("label", "labels") if name in features]
     if not named and len(classes) != 1:
-        raise UsageError(
-            f"hf:{source}: which column says what is heard? Name it with --label-column ({_list(features)})"
-        )
+        raise UsageError(f"hf:{source}: which column holds the label? Name it with --label-column ({_list(features)})")
     return [*named, *classes][0]
 
 
@@ -233,14 +233,14 @@ def _list(columns: Any) -> str:
 
 
 def _inner(feature: Any) -> Any:
-    """What a column of lists holds; None for a column of single values."""
+    """The feature of the items in a column of lists; None for a column of single values."""
     if isinstance(feature, list):
         return feature[0]
     return getattr(feature, "feature", None)
 
 
 def _label_names(value: Any, feature: Any) -> tuple[str, ...] | None:
-    """The labels that a cell holds; None where it is not labelled, which a class tells by -1."""
+    """The labels in a cell; None if it is not labelled, which a ClassLabel column marks by -1."""
     inner = _inner(feature)
     names = getattr(inner or feature, "names", None)
     values = [value] if inner is None else value
@@ -250,18 +250,20 @@ def _label_names(value: Any, feature: Any) -> tuple[str, ...] | None:
 
 
 def _sound(cell: dict[str, Any], written: _Written, stem: str, source: str) -> Path:
-    """The file of a cell of sound: the one it names, or a new one with its bytes, called `stem` and what it is."""
+    """The file of an audio cell: the one it names, or a new one with its bytes, called `stem` plus a suffix."""
     import soundfile
 
     name, data = cell["path"], cell["bytes"]
     if data is None:
         if not name or not Path(name).is_file():
-            raise ConfitError(f"hf:{source}: the clip {name} is not there, and the set does not hold its sound")
+            raise ConfitError(
+                f"hf:{source}: the file of the clip {name} does not exist, and the set does not hold its sound"
+            )
         return Path(name).resolve()
     suffix = Path(name or "").suffix.lower()
     if suffix not in SOUND_SUFFIXES:
         try:
             suffix = f".{soundfile.info(io.BytesIO(data)).format.lower()}"
         except RuntimeError as error:
-            raise ConfitError(f"hf:{source}: a clip ({name}) is no sound that can be read ({error})") from error
+            raise ConfitError(f"hf:{source}: a clip ({name}) cannot be read as sound ({error})") from error
     return written.add(f"{stem}{suffix}", data)

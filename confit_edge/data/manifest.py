@@ -1,11 +1,11 @@
-"""Manifests: which clips there are, what is heard in each, and which belong together.
+"""Manifests: which clips there are, what each contains, and which belong together.
 
 A manifest is a CSV, JSONL or Parquet table with the columns
 
     path    the sound file, relative to the manifest (or absolute)
-    label   what is heard in it; or `labels`, joined by a vertical bar, where several things can be heard at once (or nothing
-            of interest: empty, or `unknown`)
-    group   clips that must not be torn apart by a split: one speaker, one recording, one kit (empty: the clip alone)
+    label   what the clip contains; or `labels`, joined by a vertical bar, where a clip can contain several sounds at once
+            or none of interest (then it is empty, or `unknown`)
+    group   clips that must stay in the same split: one speaker, one recording, one kit (empty: the clip alone)
     split   train, val or test (empty, or no such column: splits are made when they are needed)
 
 or a folder with one sub-folder per class: CLASS/clip.wav, or CLASS/GROUP/clip.wav.
@@ -32,9 +32,9 @@ from confit_runtime.names import plain, shown
 from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
 
 SPLITS = ("train", "val", "test")
-UNKNOWN = "unknown"  # the label of what is none of the others, which never fires; however it is spelt
+UNKNOWN = "unknown"  # the label, in any spelling, of sound that is none of the other classes; it never fires
 
-# labels by which the same is often meant
+# labels that people often give to what should be `unknown`
 _BACKGROUND = frozenset(
     (
         "ambient",
@@ -51,12 +51,12 @@ _BACKGROUND = frozenset(
     )
 )
 
-TIMES = ("start_s", "end_s")  # of a table of sounds within recordings, which is no manifest
+TIMES = ("start_s", "end_s")  # columns of a table of sounds within recordings, which is not a manifest
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One sound file (absolute path), what is heard in it, and the group that holds it together with others."""
+    """One sound file (absolute path), its labels, and the group that it shares with other clips."""
 
     path: Path
     labels: tuple[str, ...]
@@ -65,17 +65,17 @@ class Clip:
 
     @property
     def label(self) -> str:
-        """The first label; empty for the clip of a multi-label manifest in which nothing of interest is heard."""
+        """The first label; empty for a clip of a multi-label manifest that has no label."""
         return self.labels[0] if self.labels else ""
 
     @property
     def alone(self) -> bool:
-        """Whether nobody said what it belongs to: its group is its own path then, from a manifest that may lie elsewhere."""
+        """Whether nobody gave it a group: its group is then its own path, relative to a manifest that may be elsewhere."""
         return f"/{plain(self.path.as_posix())}".endswith(f"/{self.group.rpartition('../')[2]}")
 
     @property
     def called_by_group(self) -> bool:
-        """Whether its group is its own name, without the ending, and not that of the folder it lies in."""
+        """Whether its group is its own file name without the suffix, and not the name of the folder it is in."""
         name = plain(self.path.with_suffix("").as_posix())
         return f"/{name}".endswith(f"/{self.group}") and plain(self.path.parent.name) != self.group
 
@@ -98,9 +98,10 @@ class Manifest:
 
     @property
     def ungrouped(self) -> list[str]:
-        """The classes that fire of most of whose clips nobody said what they belong to: a speaker, a recording.
+        """The classes, other than `unknown`, most of whose clips have no group that names a speaker or a recording.
 
-        A group of one clip is one, too, but not where it is the clip's own name: a voice gives its name to a clip of each word.
+        A group of a single clip counts as a group, unless it is the clip's own file name. (Clips named after their speaker,
+        one for each word, share that name and so form a group of several clips.)
         """
         shared = Counter(clip.group for clip in self.clips)
         alone = [clip for clip in self.clips if clip.alone or (shared[clip.group] == 1 and clip.called_by_group)]
@@ -109,7 +110,7 @@ class Manifest:
 
     @property
     def grouped(self) -> bool:
-        """Whether of all that fires somebody said what it belongs to, if not of each clip."""
+        """Whether every class that fires is grouped, even if single clips are not."""
         return not self.ungrouped
 
     @property
@@ -124,10 +125,10 @@ class Manifest:
         return replace(self, clips=tuple(clip for clip in self.clips if clip.split == split))
 
     def fingerprint(self) -> str:
-        """The sha256 (hex) of which sounds there are, how they are labelled, grouped and split.
+        """The sha256 (hex) of the sounds and of their labels, groups and splits.
 
-        It reads every file, and says the same wherever the files lie, whatever they are called and however the rows are
-        ordered. A file that cannot be read counts as one without content.
+        It reads every file. Where the files are, what they are called and the order of the rows make no difference. A file
+        that cannot be read counts as an empty one.
         """
         rows = sorted(
             json.dumps([_content(clip.path), sorted(clip.labels), clip.group, clip.split]) for clip in self.clips
@@ -145,18 +146,19 @@ def read_manifest(
 ) -> Manifest:
     """Read a manifest: a `.csv`, `.jsonl` or `.parquet` file, or a folder with one sub-folder per class.
 
-    `label_column` chooses what is to be told apart and `group_column` what a split keeps together. Where the label is
-    the group itself (telling voices apart), `split_by` names the column to keep together instead, such as the word that
-    was said; the file's own `split` column, made for another grouping, is then not used. A column called `labels` holds
-    several labels joined by a vertical bar (or a list, in JSONL and Parquet); `label` wins where both are there.
+    `label_column` names the column of classes, and `group_column` the column whose clips a split keeps together. Where
+    the label is the group itself (as when the classes are voices), `split_by` names the column to keep together instead,
+    such as the spoken word; the file's own `split` column was made for another grouping and is then ignored. A column
+    called `labels` holds several labels joined by a vertical bar (or a list, in JSONL and Parquet); `label` takes
+    precedence where both are present.
 
-    Labels and groups are stripped and brought to Unicode NFC. Files are not opened here: see `load_clips`. A folder
-    leaves out hidden files, files that are not sound, and sub-folders with no sound in them; the clips of
-    CLASS/GROUP/... are one group whatever their class, and any other clip is a group of its own.
+    Labels and groups are stripped and normalised to Unicode NFC. Files are not opened here: see `load_clips`. When
+    reading a folder, hidden files, files that are not sound and sub-folders without sound are skipped; the clips of
+    CLASS/GROUP/... form one group whatever their class, and any other clip is a group of its own.
 
     Raises UsageError for a missing file or column and for a table of times, and ManifestError for everything else: text that
-    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless one may stand `alone`), a path listed
-    twice (even with equal rows: one of them is a mistake, and nobody but its author can say which).
+    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `alone` allows one), or a path listed
+    twice (even with equal rows: one of them is a mistake, and only its author knows which).
     """
     source = Path(os.path.abspath(path))
     columns, rows = read_table(source, {"path", label_column, "labels", group_column, split_by, "split"})
@@ -183,7 +185,7 @@ def read_manifest(
             what = "twice" if other.labels == labels else f"as {'|'.join(other.labels)!r} and as {'|'.join(labels)!r}"
             cure = "keep one row"
             if not file.exists() and (folder / "|".join(labels)).is_file():
-                cure = f"or are the columns path and {label_column} exchanged?"
+                cure = f"or are the columns path and {label_column} swapped?"
             raise ManifestError(f"{where}: {relative(file, folder)} is listed {what} (first at {first}); {cure}")
         seen[file] = place, clip
         clips.append(clip)
@@ -198,21 +200,20 @@ def read_manifest(
             f"{source}: its sub-folders are splits ({', '.join(manifest.classes)}), not classes; write a CSV with the columns"
             " path, label, group and split instead"
         )
-    kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # one label can be told from clips of none
+    kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # no label counts as a kind
     if not manifest.classes or kinds < (1 if alone else 2):
         only = ", ".join(manifest.classes) or "none"
         raise ManifestError(
-            f"{source}: holds one class only ({only}); a classifier needs at least two: add clips of what it is to be"
-            " told from, in all splits, with the label unknown, or train with --others FOLDER, of a word with --others words"
-            " (--background comes on top)"
+            f"{source}: has only one class ({only}); a classifier needs at least two: add clips of other sounds, in all splits,"
+            " labelled unknown, or train with --others FOLDER (for a word: --others words); --background alone is not enough"
         )
     return manifest
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
-    """Write a CSV that `read_manifest` reads back, with paths relative to its folder; all of it, or none of it.
+    """Write a CSV that `read_manifest` can read back, with paths relative to its folder. It is written whole or not at all.
 
-    Raises UsageError on a clip whose path is not UTF-8, and ManifestError where the file cannot be written.
+    Raises UsageError for a clip whose path is not UTF-8, and ManifestError if the file cannot be written.
     """
     target = Path(os.path.abspath(path))
     text = io.StringIO()
@@ -231,7 +232,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
 
 
 def is_written(path: Path) -> bool:
-    """Whether a file begins as one that `write_manifest` wrote."""
+    """Whether a file begins with the header that `write_manifest` writes."""
     with open(path, "rb") as file:
         first = file.readline(100).strip()
     return first in [",".join(_written_columns(several)).encode() for several in (False, True)]
@@ -242,14 +243,14 @@ def _written_columns(multi_label: bool) -> list[str]:
 
 
 def sound_files(place: Path, option: str) -> list[Path]:
-    """The sound files of a folder and of those below it, or the one file. Raises UsageError when there are none."""
+    """The sound files in a folder and its sub-folders, or the one file. Raises UsageError when there are none."""
     if place.is_file():
         return [place]
     if not place.exists():
-        raise UsageError(f"{place}: no such file or folder, for {option}")
+        raise UsageError(f"{place}: no such file or folder (for {option})")
     files = sounds_below(place)
     if not files:
-        raise UsageError(f"{place}: no sound files for {option} there")
+        raise UsageError(f"{place}: has no sound files for {option}")
     return files
 
 
@@ -262,27 +263,27 @@ def _content(path: Path) -> str:
 
 
 def refuse_times(source: Path, columns: Collection[str]) -> None:
-    """Raise UsageError on a table of sounds within recordings: each row would stand for all of its recording."""
+    """Raise UsageError for a table of sounds within recordings: each row would be read as its whole recording."""
     if found := [name for name in TIMES if name in columns]:
-        as_csv = "" if source.suffix.lower() == ".csv" else ", once it is saved as CSV"
+        as_csv = "" if source.suffix.lower() == ".csv" else "save it as CSV; then "
         raise UsageError(
-            f"{source}: has the column {found[0]}, as a table of sounds within recordings: `confit-edge data cut"
-            f" {quote(str(source.with_suffix('.csv')))} -o FOLDER` makes a clip of each{as_csv} (where each row is a clip"
-            " already, take the column out)"
+            f"{source}: has the column {found[0]}, like a table of sounds within recordings: {as_csv}`confit-edge data cut"
+            f" {quote(str(source.with_suffix('.csv')))} -o FOLDER` makes a clip of each sound (if each row is already a clip,"
+            " remove the column)"
         )
 
 
 def check_columns(
     source: Path, columns: list[str], label_column: str, group_column: str, split_by: str | None = None
 ) -> None:
-    """Raise UsageError where a column that is named is not there, or is named for two things."""
+    """Raise UsageError where a named column is missing, or is named for two purposes."""
     present = f"columns: {', '.join(columns)}"
     if label_column == split_by:
-        raise UsageError(f"{source}: column {split_by!r} is the label, splits cannot be kept apart by it ({present})")
+        raise UsageError(f"{source}: column {split_by!r} is the label, so --split-by cannot use it too ({present})")
     if split_by is None and label_column == group_column:
         raise UsageError(
             f"{source}: column {label_column!r} is both label and group, so no class could be in two splits;"
-            f" name the column that splits are kept apart by with --split-by ({present})"
+            f" name the column to split by with --split-by ({present})"
         )
     needed = ["path", label_column]
     if split_by is not None or group_column != "group":  # with no `group` column every clip is a group of its own
@@ -293,9 +294,9 @@ def check_columns(
             hint = " (or 'labels')" if name == "label" else ""
             cure = f"; name it with {option_of[name]}" if name in option_of else ""
             if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
-                cure = "; a CSV is parted by commas"
+                cure = "; separate the cells of a CSV by commas"
             elif any(Path(column).suffix.lower() in SOUND_SUFFIXES for column in columns):
-                cure = "; its first line is a clip: put a line of names above it, such as path,label"
+                cure = "; its first line is a clip: add a header line above it, such as path,label"
             raise UsageError(f"{source}: there is no column {name!r}{hint} ({present}){cure}")
 
 
@@ -307,9 +308,9 @@ def _path(value: object, where: str) -> str:
 
 
 def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
-    """The labels in a cell: one, or in a column called `labels` several, or none, as where `unknown` stands alone.
+    """The labels in a cell: exactly one, but any number in a column called `labels` (`unknown` alone counts as none).
 
-    Raises ManifestError, with `where` it stands.
+    Raises ManifestError, which names the place of the cell (`where`).
     """
     if column != "labels":
         label = _label(value, column, where)
@@ -317,27 +318,27 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
             raise ManifestError(f"{where}: {column} is empty; label the clip or remove the row")
         if "|" in label:
             raise ManifestError(
-                f"{where}: {column} {label!r} holds a vertical bar, which joins several labels: call the column `labels`, or"
-                " name the class otherwise"
+                f"{where}: {column} {label!r} contains a vertical bar, which joins several labels: call the column `labels`, or"
+                " rename the class"
             )
         return (_reserved(label),)
     parts = value if isinstance(value, list) else _text(value, column, where).split("|")
     labels = [_label(part, column, where) for part in parts]
     if any("|" in label for label in labels):
-        raise ManifestError(f"{where}: a label holds the vertical bar that joins labels: {labels}")
+        raise ManifestError(f"{where}: a label contains a vertical bar, which joins labels: {labels}")
     several = tuple(dict.fromkeys(_reserved(label) for label in labels if label))
     if UNKNOWN in several and len(several) > 1:
         raise ManifestError(
-            f"{where}: {column} {'|'.join(several)!r} holds {UNKNOWN} beside another label, which says that there is none:"
-            " take one of them out"
+            f"{where}: {column} {'|'.join(several)!r} combines {UNKNOWN}, which means no label, with another label: remove one of"
+            " them"
         )
     return () if several == (UNKNOWN,) else several
 
 
 def _refuse_joined_otherwise(source: Path, rows: Collection[tuple[str, Clip]]) -> None:
-    """Raise ManifestError where labels that stand alone elsewhere are joined by commas or semicolons, none by a bar.
+    """Raise ManifestError where commas or semicolons join labels that also occur alone, and no row uses the vertical bar.
 
-    Each set of them would be a class. A comma in a name (`Speech, male`) does not join labels.
+    Each such combination would become a class. A comma within a name (`Speech, male`) does not join labels.
     """
     if any(len(clip.labels) > 1 for _, clip in rows):
         return
@@ -347,8 +348,8 @@ def _refuse_joined_otherwise(source: Path, rows: Collection[tuple[str, Clip]]) -
             parts = [part.strip() for part in clip.label.split(mark) if part.strip()]
             if len(parts) > 1 and alone.issuperset(parts):
                 raise ManifestError(
-                    f"{source}, {place}: labels {clip.label!r} is one class, though its parts are labels elsewhere: join"
-                    f" labels by a vertical bar ({'|'.join(parts)}), or name the class otherwise"
+                    f"{source}, {place}: labels {clip.label!r} is read as one class, but its parts are labels elsewhere: join"
+                    f" labels by a vertical bar ({'|'.join(parts)}), or rename the class"
                 )
 
 
@@ -357,19 +358,19 @@ def _reserved(label: str) -> str:
 
 
 def advice_on_background(classes: Collection[str]) -> str | None:
-    """What to say where classes have names by which `unknown` may be meant: they fire like any other. None without any."""
+    """Advice about classes whose names suggest that `unknown` was meant: they fire like any other. None if there are none."""
     found = [label for label in classes if label.casefold().replace("_", " ").strip() in _BACKGROUND]
     if not found:
         return None
     fire = "is a class and will fire" if len(found) == 1 else "are classes and will fire"
     return (
-        f"{', '.join(map(repr, found))} {fire} as any other does: label what is to stay silent {UNKNOWN!r}, or give its"
-        " sound as --background"
+        f"{', '.join(map(repr, found))} {fire} like any other: label sounds that should not fire {UNKNOWN!r}, or give them as"
+        " --background"
     )
 
 
 def _text(value: object, what: str, where: str) -> str:
-    """A cell as text; nothing is empty, and a whole number is written out."""
+    """A cell as text: an absent value becomes the empty string, and a whole number is written out."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -380,11 +381,11 @@ def _text(value: object, what: str, where: str) -> str:
 
 
 def _label(value: object, column: str, where: str) -> str:
-    """A label as text, which a model must be able to hold: it is told as it stands, in lines of its own."""
+    """A label as text. A model stores it and prints it as it is, on its own lines, so hidden marks are refused."""
     label = _text(value, column, where)
     if shown(label) != label:
         raise ManifestError(
-            f"{where}: {column} {label!r:.60} holds marks that break a line or turn its direction, which are not seen;"
+            f"{where}: {column} {label!r:.60} contains invisible marks that break a line or change its direction;"
             " rename it"
         )
     return label
@@ -392,4 +393,4 @@ def _label(value: object, column: str, where: str) -> str:
 
 def _check_characters(text: str, what: str, where: str) -> None:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        raise ManifestError(f"{where}: {what} {text!r:.60} holds a control character or is not Unicode; rename it")
+        raise ManifestError(f"{where}: {what} {text!r:.60} contains a control character or is not Unicode; rename it")

@@ -1,4 +1,4 @@
-"""Names of classes that may be one name, written in two ways, or several, joined in one: each would be learnt apart."""
+"""Suspicious class names: one name spelt in two ways, or several names joined in one. Each would become its own class."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from itertools import combinations, product
 
 from confit_runtime.wording import counted, some
 
-LONG = 5  # letters of a name that a slip of the keyboard may have come from: `tree` is no slip for `three`
-ALIKE = 0.8  # of a name's letters that another has in the same order: hapy and happy, not seven and eleven
-RARE = 3  # times as many clips has the class that is spelt right
+LONG = 5  # names longer than this may be typing errors of each other: `tree` is not one for `three`
+ALIKE = 0.8  # similarity of names that count as alike: hapy and happy, but not seven and eleven
+RARE = 3  # the correctly spelt class has at least this many times the clips
 
 
 def misspelt(clips: Mapping[str, int]) -> list[str]:
-    """Of classes and their clips: a sentence for each that may be another one misspelt.
+    """A sentence for each class that may be a misspelling of another; `clips` is the number of clips per class.
 
-    That is where names differ by case, spaces, what is not seen and the like, or where a class of few clips lacks or has
-    one letter more than one of many. The one of few clips is to be renamed, unless only the other holds what is not seen.
+    Names are suspicious if they differ only by case, spaces, invisible characters and the like, or if a class with few
+    clips has one letter more or fewer than a class with many. The sentence suggests renaming the class with fewer clips,
+    unless only the other name contains invisible characters.
     """
     found = []
     for pair in _pairs(clips):
         rare, common = sorted(pair, key=lambda label: clips[label])
         same = _plain(rare) == _plain(common)
-        if same and _is_odd(common) and not _is_odd(rare):  # however many clips have what nobody types
+        if (
+            same and _is_odd(common) and not _is_odd(rare)
+        ):  # nobody types invisible characters, however many clips have them
             rare, common = common, rare
         if same or RARE * clips[rare] <= clips[common]:
             found.append(
@@ -36,10 +39,11 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
 
 
 def joined(labels: Collection[str]) -> str | None:
-    """What to say of classes whose names may be several joined by commas or semicolons; None where there are none.
+    """A warning about classes whose names may be several labels joined by commas or semicolons; None if there are none.
 
-    Of such a name two parts at least are names of their own, or parts of another; or one is a name of its own, and they are
-    joined as a table is, not a sentence: `dog,cat` beside `dog`, not `Speech, male` beside `Speech` and `Speech, female`.
+    In such a name at least two parts are also classes, or parts of other names; or one part is a class, and the name is
+    joined as in a table rather than a sentence: `dog,cat` next to `dog`, but not `Speech, male` next to `Speech` and
+    `Speech, female`.
     """
     parts = {label: {plain for part in re.split("[,;]", label) if (plain := _plain(part))} for label in labels}
     found_in = Counter(part for of in parts.values() for part in of)
@@ -57,20 +61,20 @@ def joined(labels: Collection[str]) -> str | None:
         return None
     is_one = f"class {some(found)} is" if len(found) == 1 else f"classes {some(found)} are"
     return (
-        f"{is_one} learnt apart, though part of the name is found in other labels: are several labels joined? If so, call the"
-        " column `labels`, and join them by a vertical bar"
+        f"{is_one} learnt separately, but parts of the name also occur in other labels: are several labels joined? If so, call"
+        " the column `labels`, and join them by a vertical bar"
     )
 
 
 def alike(label: str, name: str) -> bool:
-    """Whether one of two names may be the other: a letter or two off, or one of its words (`happy`, `hey_happy_1`)."""
+    """Whether two names may mean the same: they differ by a letter or two, or `label` is a word in `name` (`hey_happy_1`)."""
     label, name = label.casefold(), name.casefold()
     words = re.split(r"[\W\d_]+", name)
     return label in words or (len(label) > 3 and SequenceMatcher(None, label, name).ratio() > ALIKE)
 
 
 def _as_a_table(label: str) -> bool:
-    """Whether a name holds semicolons, or commas without a space: in words there is one."""
+    """Whether a name has semicolons, or commas without a space after them: in prose a space follows."""
     return re.search(r";|,(?=\S)", label) is not None
 
 
@@ -83,15 +87,15 @@ def _seen(label: str) -> str:
 
 
 def _is_odd(label: str) -> bool:
-    """Whether a name holds what is not seen, or looks like another character; some scripts and emoji have joiners."""
+    """Whether a name has invisible or look-alike characters; joiners are allowed, as some scripts and emoji need them."""
     seen = _seen(label)
     return seen != (label if seen.isascii() else re.sub("[\u200c\u200d]", "", label))
 
 
 def _pairs(labels: Collection[str]) -> list[tuple[str, str]]:
-    """Pairs of names that are one but for case, spaces and the like, or for a letter that one has and the other lacks.
+    """Pairs of names that differ only by case, spaces and the like, or by one letter that one of them lacks.
 
-    Names are looked up, and not held against each other: of thousands there are millions of pairs.
+    Names are looked up rather than compared with each other, because thousands of names have millions of pairs.
     """
     written: dict[str, list[str]] = {}
     for label in sorted(labels):

@@ -1,4 +1,4 @@
-"""Clips of what a model is to be told from: learnt as `unknown`, and chosen by where none like them was trained on."""
+"""--others: clips to distinguish the classes from, learnt as `unknown`; val and test get other kinds than train."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip, Manifest, read_mani
 from confit_edge.data.names import alike
 from confit_edge.data.tables import relative
 from confit_runtime.errors import UsageError
+from confit_runtime.wording import counted
 
-WORDS = "words"  # the name of those that ship: the demo's thirty words
+WORDS = "words"  # the name of the clips that ship with confit-edge: the demo's thirty words
 SHIPPED = Path(__file__).parents[1] / "demo" / "data" / "words" / "manifest.csv"
-MANY_LABELS = 6  # from here on no label is in two splits
-SHARES = (0.6, 0.2, 0.2)  # of train, val and test: thresholds stand on those of val
+MANY_LABELS = 6  # with at least this many labels, no label is in two splits
+SHARES = (0.6, 0.2, 0.2)  # of train, val and test; val is large because it sets the thresholds
 
 
 def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
-    """The clips of a folder, of a manifest, or of `words`, but for those of the `manifest`'s own classes, by their names;
-    and what is to be told of it: labels that were left out, and labels that may be a class by another name.
+    """The clips of a folder, a manifest or `words`, without clips of the `manifest`'s own classes; and notes.
 
-    In a folder the first folder of a clip is its label and the next one its group, if there are any. Raises UsageError
-    where nothing is left, and as `read_manifest` does.
+    The notes name the labels that were left out, and labels that may be one of the classes under another name. In a
+    folder, the first sub-folder of a clip is its label and the next one its group, if it has them. Raises UsageError if
+    no clip is left, and whatever `read_manifest` raises.
     """
     source = SHIPPED if place == WORDS else Path(place)
     if source.is_dir() or not source.exists():
@@ -38,26 +39,29 @@ def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
         clip for clip in clips if clip.path not in listed and own.isdisjoint(label.casefold() for label in clip.labels)
     ]
     if not others:
-        raise UsageError(f"--others {place}: all its clips are of the classes that are to be learnt: give others")
+        raise UsageError(f"--others {place}: all its clips are of your own classes; give clips of other sounds")
     labels, kept = ({label for clip in some for label in clip.labels} for some in (clips, others))
     notes = (
-        [f"--others {place}: {', '.join(left)} left out: a class of yours"] if (left := sorted(labels - kept)) else []
+        [f"--others {place}: left out {', '.join(left)}, which your classes include"]
+        if (left := sorted(labels - kept))
+        else []
     )
     for name in sorted(set(manifest.classes) - {UNKNOWN}):
         if near := [label for label in sorted(kept) if alike(label, name)]:
             notes.append(
-                f"beware: --others {place}: {', '.join(near)} in it is learnt as unknown; where your class {name} is the"
-                f" same sound, name it so ({near[0]}), and it is left out"
+                f"beware: --others {place}: its clips of {', '.join(near)} are learnt as unknown; if your class {name} is the"
+                f" same sound, rename the class to {near[0]}, and those clips are left out"
             )
     return others, notes
 
 
 def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed: int) -> Manifest:
-    """A manifest that has its splits, with `others` after its clips as `unknown` (as clips of nothing, if it is multi-label).
+    """The manifest, which must have splits, with `others` added as `unknown` (without a label, if it is multi-label).
 
-    No group of the others is in two splits (one that the manifest has, too, is in its split), and none of their labels
-    where there are six or more: thresholds that are set on words that were trained on are too low for words that were
-    not. A clip whose group and label fell to different splits is left out. Raises UsageError where train or val gets none.
+    No group of the others is in two splits (a group that the manifest also has stays in its split there). If they have six
+    or more labels, no label is in two splits either: thresholds set on words that were trained on are too low for other
+    words. A clip whose group and label were assigned to different splits is left out. Raises UsageError if train or val
+    gets no clip.
     """
     rng = np.random.default_rng([seed, len(others)])
     by_group = {clip.group: clip.split for clip in (*others, *manifest.clips) if clip.split is not None}
@@ -65,7 +69,7 @@ def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed:
     many = len(set(kinds.values())) >= MANY_LABELS
     by_kind = _deal(Counter(kinds.values()), {}, rng) if many else {}
     members = Counter(clip.group for clip in others)
-    if many:  # a clip that is a group of its own goes where its label does
+    if many:  # a clip that is its own group goes where its label goes
         alone = {clip.group: by_kind[kinds[clip.path]] for clip in others if members[clip.group] == 1}
         by_group = {**alone, **by_group}
     by_group = _deal(members, by_group, rng)
@@ -76,8 +80,8 @@ def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed:
     ]
     if lacking := [split for split in ("train", "val") if all(clip.split != split for clip in dealt)]:
         raise UsageError(
-            f"--others {place}: leaves no clip for {lacking[0]} ({len(others)} in all, groups: {len(members)}): give more, of"
-            " more groups (folders, speakers)"
+            f"--others {place}: leaves no clip for {lacking[0]} ({counted(len(others), 'clip')} in"
+            f" {counted(len(members), 'group')}); give more clips, from more groups (folders, speakers)"
         )
     return replace(manifest, clips=(*manifest.clips, *dealt))
 
@@ -89,7 +93,7 @@ def _in_folder(path: Path, folder: Path) -> Clip:
 
 
 def _deal(sizes: Counter[str], given: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
-    """A split for each name, where it has none: at random, to that which has least of its share of the clips so far."""
+    """A split for each name. Names without one are taken in random order; each goes to the split furthest below its share."""
     dealt = dict(given)
     has = dict.fromkeys(SPLITS, 0)
     for name in sizes.keys() & given.keys():

@@ -1,4 +1,4 @@
-"""Many arrays in few files: what decoded clips are kept in, so that a corpus larger than memory can be trained on."""
+"""Many arrays in few files: the store of decoded clips, which lets training use a corpus larger than memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from confit_runtime.audio import Pcm
 Result = TypeVar("Result")
 
 SHARD = 1 << 28  # samples (1 GiB); a file is sparse until it is written to
-MAPPED = 100  # shards: Python keeps a file descriptor open for each map, and some systems allow 256
+MAPPED = 100  # shards mapped at once: each map keeps a file descriptor open, and some systems allow only 256
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, size INTEGER NOT NULL, used INTEGER NOT NULL);
@@ -30,36 +30,36 @@ CREATE TABLE IF NOT EXISTS arrays
 
 
 class Pack:
-    """float32 arrays by key, in memory-mapped files of `folder` with an SQLite index beside them.
+    """float32 arrays by key, in memory-mapped files in `folder` with an SQLite index.
 
-    The index hands out places, so any number of processes may add at once. What was damaged counts as not there. Arrays
-    are read-only and cost no memory of the process: the system keeps of them what it has room for. Methods raise OSError
-    and sqlite3.Error where the folder cannot be used. Safe to use from several threads.
+    The index allocates space, so any number of processes may add arrays at once. A damaged array counts as absent. Arrays
+    are read-only and take no process memory: the system caches as much of them as it has room for. Methods raise OSError
+    and sqlite3.Error if the folder cannot be used. Safe to use from several threads.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._inode: int | None = None  # of the index that is open
+        self._inode: int | None = None  # inode of the open index
         self._shards: dict[str, Pcm] = {}
         self._checked: dict[str, Pcm] = {}
 
     def get(self, key: str) -> Pcm | None:
-        """The array, held against its digest the first time; None where there is none."""
+        """The array, checked against its digest the first time; None if there is none, or it is damaged."""
         return self._mended(lambda: self._get(key))
 
     def put(self, key: str, array: Pcm) -> Pcm:
-        """Keep an array (in place of a damaged one of that key); what comes back is the one that is kept."""
+        """Store an array (replacing a damaged one with that key), and return the stored array."""
         return self._mended(lambda: self._put(key, np.ascontiguousarray(array)))
 
     def _mended(self, work: Callable[[], Result]) -> Result:
-        """What the work gives, with an index that is damaged begun anew: all in it can be decoded again."""
+        """The result of `work`. A damaged index is replaced by a new one: everything in it can be decoded again."""
         try:
             return work()
         except sqlite3.DatabaseError as error:
             foreign = "no such" in str(error) or "has no column" in str(error)
-            if isinstance(error, sqlite3.OperationalError) and not foreign:  # busy, no place, may not be written
+            if isinstance(error, sqlite3.OperationalError) and not foreign:  # busy, disk full, or not writable
                 raise
             with self._lock:
                 if self._connection is not None:
@@ -85,7 +85,7 @@ class Pack:
         digest = hashlib.sha256(array.data).digest()
         with self._lock:
             name, start = self._reserve(len(array))
-            # Written, not stored through the map: a full disk is then an error, and not the end of the process.
+            # Written to the file, not through the map: a full disk then raises an error instead of killing the process.
             with (self.folder / name).open("r+b", buffering=0) as file:
                 file.seek(4 * start)
                 if array.size and file.write(array.data) != array.nbytes:
@@ -97,7 +97,7 @@ class Pack:
             return self._checked.setdefault(key, array if view is None else view)
 
     def _reserve(self, samples: int) -> tuple[str, int]:
-        """A place that no other process is given: the shard, and the sample in it."""
+        """Allocate space that no other process gets: returns the shard, and the first sample in it."""
         index = self._index()
         with index:
             index.execute("BEGIN IMMEDIATE")
@@ -107,7 +107,7 @@ class Pack:
                 if path.is_file() and path.stat().st_size == 4 * size:
                     index.execute("UPDATE shards SET used = used + ? WHERE name = ?", (samples, name))
                     return name, used
-                index.execute("DELETE FROM shards WHERE name = ?", (name,))  # somebody removed it, or cut it off
+                index.execute("DELETE FROM shards WHERE name = ?", (name,))  # somebody removed or truncated it
             name, size = f"{uuid.uuid4().hex}.f32", max(SHARD, samples)
             with (self.folder / name).open("xb") as file:
                 file.truncate(4 * size)
@@ -135,18 +135,20 @@ class Pack:
         if self._connection is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             index = self.folder / "index.db"
-            self._inode = index.stat().st_ino if index.exists() else None  # of what may turn out to be damaged
+            self._inode = (
+                index.stat().st_ino if index.exists() else None
+            )  # remembered in case connecting shows it to be damaged
             self._connection = self._connect()
             self._inode = index.stat().st_ino
         return self._connection
 
     def _set_aside(self) -> None:
-        """Remove the index that is damaged, and its shards; nothing where another process has begun a new one already."""
+        """Remove the damaged index and its shards; does nothing if another process has already started a new index."""
         index, shards = self.folder / "index.db", list(self.folder.glob("*.f32"))
         with suppress(FileNotFoundError):
             if self._inode is not None and index.stat().st_ino != self._inode:
                 return
-            index.rename(damaged := self.folder / f"{uuid.uuid4().hex}.damaged")  # by one process only
+            index.rename(damaged := self.folder / f"{uuid.uuid4().hex}.damaged")  # only one process can succeed
             for path in (damaged, *shards):
                 path.unlink(missing_ok=True)
 
@@ -155,7 +157,7 @@ class Pack:
             self.folder / "index.db", timeout=60, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA synchronous = OFF")  # what a power cut loses is decoded again
+            connection.execute("PRAGMA synchronous = OFF")  # anything lost in a power cut is decoded again
             connection.executescript(_TABLES)
         except sqlite3.Error:
             connection.close()

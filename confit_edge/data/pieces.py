@@ -1,4 +1,4 @@
-"""Which stretches of a labelled recording become training clips, by which labels, and what lies between its sounds."""
+"""Choose the stretches of a labelled recording that become training clips, their labels, and the stretches in between."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from confit_edge.data.manifest import labels_of
 from confit_runtime.labels import Labelled
 from confit_runtime.scoring import Heard
 
-APART_S = 0.5  # between a labelled sound and the rest: what rings on is no background
+APART_S = 0.5  # between a labelled sound and the rest, so that its ringing does not count as background
 SHORTEST_REST_S = 1.0
 
 
 class Piece(NamedTuple):
-    """A stretch of a recording and what is heard in it: no labels where that is `unknown`."""
+    """A stretch of a recording and its labels; no labels if it is `unknown`."""
 
     start_s: float
     end_s: float
@@ -26,19 +26,19 @@ class Piece(NamedTuple):
 
 @dataclass
 class Pieces:
-    """The pieces of a recording that are to be clips, and the sounds that become none."""
+    """The pieces of a recording that become clips, and the sounds that do not."""
 
     kept: list[Piece] = field(default_factory=list)
-    pointless: list[Heard] = field(default_factory=list)  # without a length, and no margin gives one
-    crossed: int = 0  # of one label, where only such are wanted, and another is heard in it
-    none_of_them: int = 0  # of `unknown`, in which a labelled sound is heard
+    pointless: list[Heard] = field(default_factory=list)  # sounds without a duration, where no margin adds one
+    crossed: int = 0  # dropped with `alone`: another label is heard in them
+    none_of_them: int = 0  # `unknown` sounds dropped because a labelled sound is heard in them
 
 
 def pieces_of(recording: Labelled, margin_s: float = 0.0, *, alone: bool = False) -> Pieces:
-    """A piece for each place of a sound, with up to `margin_s` before and after it, but nothing of another sound.
+    """A piece for each span of a sound, with up to `margin_s` before and after it, but without any of another sound.
 
-    Where sounds overlap by 0.05 s or more a piece holds several: it has the labels of all, or with `alone` becomes none.
-    Raises ManifestError on a label that no manifest can hold.
+    Where sounds overlap by 0.05 s or more, a piece contains several sounds: it gets the labels of all of them, or with
+    `alone` is dropped. Raises ManifestError for a label that a manifest cannot hold.
     """
     sounds, found = recording.sounds, Pieces()
     starts, ends = (np.array([getattr(sound, name) for sound in sounds]) for name in ("start_s", "end_s"))
@@ -59,12 +59,12 @@ def pieces_of(recording: Labelled, margin_s: float = 0.0, *, alone: bool = False
             found.crossed += 1
         else:
             found.kept.append(Piece(float(first), float(last), tuple(sorted(heard))))
-    found.kept = list(dict.fromkeys(found.kept))  # two that overlap may come to be one, between others
+    found.kept = list(dict.fromkeys(found.kept))  # overlapping sounds, hemmed in by others, may give equal pieces
     return found
 
 
 def rest_of(recording: Labelled, margin_s: float = 0.0) -> list[tuple[float, float]]:
-    """The stretches of a second and more in which nothing is labelled, half a second or the margin from what is."""
+    """The unlabelled stretches of at least a second, half a second (or `margin_s`, if longer) away from labelled sounds."""
     apart_s, found, at = max(APART_S, margin_s), list[tuple[float, float]](), 0.0
     spans = sorted((sound.start_s - apart_s, sound.end_s + apart_s) for sound in recording.sounds)
     for start, end in [*spans, (recording.seconds, recording.seconds)]:

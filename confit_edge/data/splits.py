@@ -1,4 +1,4 @@
-"""Splits that no group crosses: what a model is judged on must not share a speaker or a recording with its training."""
+"""Splits that no group crosses: a model must not be judged on a speaker or a recording that it was trained on."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from confit_runtime.errors import UsageError
 from confit_runtime.wording import counted, some
 
 Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
-DEFAULT: Fractions = (0.7, 0.15, 0.15)  # as much to choose by as to test on: thresholds and the gate stand on it
+DEFAULT: Fractions = (0.7, 0.15, 0.15)  # val is as large as test, because thresholds and the gate depend on it
 
 RESTARTS, MANY_GROUPS = 20, 500
-FEW_GROUPS = 8  # of a class: so many are also tried in one another's place
-PASSES = 100  # a climb ends by itself after a few
-VAL_SHARE = 0.125  # of what is not test, where a published split brings no validation set that can be kept
+FEW_GROUPS = 8  # of a class with up to this many groups, pairs of groups are also tried in exchanged splits
+PASSES = 100  # an upper limit: a climb ends by itself after a few
+VAL_SHARE = 0.125  # of the clips outside test, where a published split has no validation set that can be kept
 
 
 def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = DEFAULT) -> Manifest:
     """The manifest with every clip in train, val or test.
 
-    Splits that the manifest brings are kept and checked. Otherwise groups are dealt out so that each class is shared
-    out by `fractions` as nearly as its groups allow; the result depends on the seed, not on the order of the rows.
-    Either way no group is in two splits and every class is in train and in val. A class may be missing from test (it
-    has two groups only, or the manifest says so): see `missing_classes`.
+    If the manifest has splits, they are checked and kept. Otherwise whole groups are assigned to splits so that each
+    class is divided by `fractions` as closely as its groups allow; the result depends on the seed, not on the order of
+    the rows. Either way no group is in two splits and every class is in train and in val. A class may be missing from
+    test, because it has only two groups or because the manifest leaves it out: see `missing_classes`.
 
-    Raises ManifestError where that cannot be had, naming the group or the class, and UsageError for unusable fractions.
+    Raises ManifestError, naming the group or the class, where this is impossible, and UsageError for unusable fractions.
     """
     _check_fractions(fractions)
     if not manifest.clips:
@@ -42,8 +42,8 @@ def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = DEFAULT
     if 0 < given < len(manifest):
         without = next(clip for clip in manifest.clips if clip.split is None)
         raise ManifestError(
-            f"{manifest.source}: {given} of {len(manifest)} clips have a split and others, such as {without.path}, have"
-            " none; fill the split column or leave it out"
+            f"{manifest.source}: only {given} of {len(manifest)} clips have a split ({without.path}, for example, has none); fill"
+            " in the split column for every clip or leave it out"
         )
     if not given:
         manifest = _make_splits(manifest, seed, fractions)
@@ -62,12 +62,12 @@ def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = DEFAULT
 
 
 def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
-    """A published split made fit to train on, and what was changed for it, a sentence each.
+    """A published split adjusted so that it can be trained on, and one sentence for each change made to it.
 
-    Published splits sometimes share a speaker or a recording, or bring no validation set. Test stays as it was
-    published: other clips of its groups are left out. A group in both train and val goes to train; where that leaves a
-    class without validation, train and val are dealt out anew, by group. Where test has all groups that a class has in
-    train, the published split tells clips apart and not groups: all splits are then made anew. Raises ManifestError as
+    Published splits sometimes share a speaker or a recording, or have no validation set. Test stays as published: clips
+    of its groups in train and val are left out. A group in both train and val goes to train; where that leaves a class
+    without validation clips, train and val are made again, by group. Where test contains every group that a class has in
+    train, the published split separates clips, not groups, so all splits are made again. Raises ManifestError as
     `with_splits` does.
     """
     changed = []
@@ -79,10 +79,11 @@ def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
         of = "" if len(lost) == len(train) else f" of class {some(sorted(lost))}"
         undealt = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
         return with_splits(undealt, seed=0), [
-            f"every group{of} in train is in test too, so the published split was not kept: splits were made anew, by group"
+            f"every group{of} in train is also in test, so the published split was not kept: new splits were made, by group"
         ]
     if left_out := len(manifest) - len(test) - len(rest):
-        changed.append(f"{left_out} clips of train and val are left out: their groups are in test too")
+        clips_are = counted(left_out, "clip is", "clips are")
+        changed.append(f"{clips_are} left out of train and val, because test has clips of the same group")
     trained = {clip.group for clip in rest if clip.split == "train"}
     moved = sum(clip.split == "val" and clip.group in trained for clip in rest)
     fitted = replace(
@@ -91,14 +92,17 @@ def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
     if missing_classes(fitted)["val"]:
         undealt = replace(fitted, clips=tuple(replace(clip, split=None) for clip in rest))
         fitted = with_splits(undealt, seed=0, fractions=(1 - VAL_SHARE, VAL_SHARE, 0.0))
-        changed.append("not every class has groups of its own in the published val: train and val were dealt out anew")
+        changed.append(
+            "not every class has groups of its own in the published val: train and val were made again, by group"
+        )
     elif moved:
-        changed.append(f"{moved} clips went from val to train: their groups are in train too")
+        clips_moved = counted(moved, "clip was", "clips were")
+        changed.append(f"{clips_moved} moved from val to train, because train has clips of the same group")
     return with_splits(replace(manifest, clips=fitted.clips + test), seed=0), changed
 
 
 def groups_across_splits(manifest: Manifest) -> dict[str, list[str]]:
-    """The groups whose clips stand in more than one split, with those splits: each leaks training into judgement."""
+    """The groups that are in more than one split, with those splits: each leaks training data into evaluation."""
     splits: dict[str, set[str]] = {}
     for clip in manifest.clips:
         if clip.split is not None:
@@ -107,61 +111,61 @@ def groups_across_splits(manifest: Manifest) -> dict[str, list[str]]:
 
 
 def missing_classes(manifest: Manifest) -> dict[str, list[str]]:
-    """For train, val and test: the classes that have no clip there."""
+    """For each of train, val and test: the classes with no clip in it."""
     return {split: sorted(set(manifest.classes) - set(manifest.select(split).classes)) for split in SPLITS}
 
 
 def _check_fractions(fractions: Fractions) -> None:
     train, val, test = fractions
     if not (train > 0 and val > 0 and test >= 0 and math.isclose(train + val + test, 1, abs_tol=1e-6)):
-        raise UsageError(f"fractions {fractions} must sum to 1, with something for train and for val")
+        raise UsageError(f"fractions {fractions} must sum to 1, with train and val above 0")
 
 
 def _explain_missing(manifest: Manifest, split: str, classes: list[str]) -> str:
     if not manifest.select(split).clips:
-        return f"{manifest.source}: no clip is in {split}; put some there, or leave the split column out"
+        return f"{manifest.source}: no clip is in {split}; put some clips in {split}, or leave the split column out"
     return f"{manifest.source}: {having(classes)} no clip in {split}; every class needs one in train and one in val"
 
 
 def untested(manifest: Manifest) -> str | None:
-    """What to say of a manifest that has its splits where classes have no clip in test; None where all have."""
+    """A sentence about the classes with no clip in test, for a manifest that has splits; None if there are none."""
     without = missing_classes(manifest)["test"]
     if not without:
         return None
-    of, each = ("it", "") if len(without) == 1 else ("them", " each")
-    return f"{having(without)} no clip in test, so nothing is reported of {of}: that takes 3 groups{each}"
+    them, needs = ("it", "it needs") if len(without) == 1 else ("them", "each needs")
+    return f"{having(without)} no clip in test, so no test result is reported for {them}: {needs} at least 3 groups"
 
 
 def told_from_nothing(manifest: Manifest) -> str | None:
-    """What to say of a manifest that has its splits where all training clips share a label; None else.
+    """A warning if all training clips of a manifest that has splits share a label, else None.
 
-    Of a single label only where there are clips without it, which stand elsewhere then.
+    If the manifest has a single label, it warns only where some clips are without it: those are then all outside train.
     """
     clips = manifest.select("train").clips
     common = set(manifest.classes).intersection(*(clip.labels for clip in clips))
     if not clips or not common or all(len(clip.labels) == len(manifest.classes) == 1 for clip in manifest.clips):
         return None
-    it, fires = ("it is", "fires") if len(common) == 1 else ("they are", "fire")
+    it, fires = ("it", "it fires") if len(common) == 1 else ("them", "they fire")
     return (
-        f"every training clip is {some(sorted(common))}: {it} told from nothing, and {fires} on whatever is like these clips."
-        " Add clips without, of whatever else is heard, or train with --background"
+        f"every training clip is {some(sorted(common))}: the model learns nothing to distinguish {it} from, and {fires} on"
+        f" anything similar. Add clips without {it}, of other sounds the device hears, or train with --background"
     )
 
 
 def ungrouped(manifest: Manifest) -> str | None:
-    """What to say of a manifest that does not tell which clips belong together; None where it does."""
+    """A sentence about a manifest that does not say which clips belong together; None if it does."""
     without = manifest.ungrouped
     if not without:
         return None
     fire = [clip for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))]
     if len({clip.group for clip in fire}) == len(fire) and {*without, UNKNOWN} >= set(manifest.classes):
-        return "every clip is a group of its own"
+        return "every clip is its own group"
     of = f"class {some(without)}" if len(without) == 1 else f"classes {some(without)}"
-    return f"most clips of {of} are each a group of their own"
+    return f"most clips of {of} are each their own group"
 
 
 def having(classes: Sequence[str]) -> str:
-    """How a sentence begins of what classes have."""
+    """The beginning of a sentence about what some classes have: `class 'a' has`, `classes 'a', 'b' have`."""
     return f"class {some(classes)} has" if len(classes) == 1 else f"classes {some(classes)} have"
 
 
@@ -187,7 +191,7 @@ def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifes
     names = sorted(groups)
     columns = {label: index for index, label in enumerate(manifest.classes)}
     if len({clip.group for clip in manifest.clips if not clip.labels}) > 1:
-        columns[""] = len(columns)  # clips of none are shared out as those of a class: else they may all be in train
+        columns[""] = len(columns)  # share out unlabelled clips like a class, or all may be in train
     counts = [
         Counter(columns[label] for clip in groups[name] for label in clip.labels or ("",) if label in columns)
         for name in names
@@ -199,20 +203,20 @@ def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifes
     lost = sorted({*missing["train"], *missing["val"]})
     if lost:
         raise ManifestError(
-            f"{manifest.source}: found no way to have class {', '.join(map(repr, lost))} in both train and val without"
-            " tearing a group apart: its groups hold other classes too; add clips of it in new groups"
+            f"{manifest.source}: found no way to put class {', '.join(map(repr, lost))} in both train and val without"
+            " splitting a group: its groups also contain other classes; add clips of it in new groups"
         )
     return made
 
 
 class _Dealer:
-    """Deals groups to splits, a hill climb from a greedy start and from random ones.
+    """Assigns groups to splits by hill climbing, from one greedy start and from random ones.
 
-    Of classes of few groups pairs are tried in one another's place, too: where each split has one of three groups, no
-    single one can move. The cost of a deal is, in this order: how often a class is missing from train or val, how often
-    from test, and how far the share of each class (and of all clips, one more column) is from its fraction, squared,
-    relative to its size.
-    scikit-learn's StratifiedGroupKFold knows equal folds only and does not keep a small class in each of them.
+    For classes with few groups it also tries exchanging the splits of two groups: where three groups are in one split
+    each, no single group can move. The cost of a deal consists of, in order of weight: how often a class is missing from
+    train or val, how often one is missing from test, and how far the share of each class (and of all clips, one more
+    column) is from its fraction, squared and relative to its size.
+    scikit-learn's StratifiedGroupKFold makes equal folds only and does not keep a small class in each of them.
     """
 
     def __init__(self, counts: list[Counter[int]], sizes: list[int], classes: int, fractions: Fractions) -> None:
@@ -230,7 +234,7 @@ class _Dealer:
         worst = 4 * self.totals.sum() + 1  # more than any distance from the fractions
         self.penalty = np.array([worst * 2 * (classes + 1)] * 2 + [worst if fractions[2] > 0 else 0.0])[:, None]
         self.penalised = np.arange(classes + 1) < classes
-        holders: dict[int, list[int]] = defaultdict(list)  # of each class, the groups that have it
+        holders: dict[int, list[int]] = defaultdict(list)  # class -> the groups that contain it
         for group, columns in enumerate(self.columns):
             for column in columns[:-1]:
                 holders[int(column)].append(group)
@@ -255,18 +259,18 @@ class _Dealer:
             cost = float(self._cost(state, np.arange(len(self.totals))).sum())
             best = min(best, (cost, split), key=lambda deal: deal[0])
             if len(order) > MANY_GROUPS and best[0] < self.unavoidable + self.worst:
-                break  # nothing is missing that could be there, and so many are shared out well at once
+                break  # no avoidable gap is left, and with many groups the first deal is balanced well
         return best[1]
 
     def _cost(self, state: npt.NDArray[np.float64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """The cost of each of the columns, given the clips `state [splits, columns]`."""
+        """The cost of each of the `columns`, given the numbers of clips `state [splits, columns]`."""
         total = self.totals[columns]
         distance = ((state - self.fractions * total) ** 2 / total).sum(axis=0)
         absent = ((state < 0.5) * self.penalty).sum(axis=0) * self.penalised[columns]
         return np.asarray(distance + absent)
 
     def _best(self, group: int, state: npt.NDArray[np.float64], now: int | None) -> int:
-        """Where to put a group that has been taken out of `state`; where it was (`now`) unless elsewhere is better."""
+        """The best split for a group that has been taken out of `state`: its previous one (`now`) unless another is better."""
         columns, values = self.columns[group], self.values[group]
         costs = np.empty(self.choices)
         for where in range(self.choices):
@@ -297,7 +301,7 @@ class _Dealer:
                 return
 
     def _exchange(self, split: list[int], state: npt.NDArray[np.float64]) -> bool:
-        """Exchange the splits of two groups of a class of few groups, wherever that is better; whether any were."""
+        """Exchange the splits of two groups of a class with few groups wherever that lowers the cost; True if any were."""
         exchanged = False
         for one, other in self.pairs:
             first, second = split[one], split[other]

@@ -1,4 +1,4 @@
-"""Tables as they lie on disk, CSV, JSONL, Parquet or a folder per class: columns, and rows that know where they stand."""
+"""Read tables from disk (CSV, JSONL, Parquet, or a folder per class): columns, and rows that know their place."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from confit_runtime.sources.files import sounds_below
 
 log = logging.getLogger(__name__)
 
-Row = tuple[str, dict[str, object]]  # where it stands ("line 4"), and its cells by column
+Row = tuple[str, dict[str, object]]  # its place ("line 4"), and its cells by column
 Table = tuple[list[str], list[Row]]  # the columns, and the rows
 
 
 class ManifestError(ConfitError):
-    """A manifest that cannot be trained on as it is; the message names the row, the class or the group at fault."""
+    """A manifest that cannot be used for training as it is; the message names the row, class or group at fault."""
 
 
 def read_table(source: Path, wanted: Collection[str | None]) -> Table:
-    """The columns of a manifest (of Parquet, only the `wanted` ones are read) and its rows. Raises as `read_manifest` does."""
+    """The columns and rows of a manifest (from Parquet, only the `wanted` columns). Raises as `read_manifest` does."""
     if not source.exists():
         raise UsageError(f"{source}: no such manifest file or folder")
     suffix = source.suffix.lower()
@@ -40,7 +40,9 @@ def read_table(source: Path, wanted: Collection[str | None]) -> Table:
         elif suffix in (".parquet", ".pq"):
             columns, rows = _read_parquet(source, wanted)
         else:
-            raise UsageError(f"{source}: expected a .csv, .jsonl or .parquet file, or a folder with one folder a class")
+            raise UsageError(
+                f"{source}: expected a .csv, .jsonl or .parquet file, or a folder with one sub-folder per class"
+            )
     except OSError as error:
         raise ManifestError(f"{source}: cannot be read ({error.strerror or error})") from error
     twice = sorted({name for name in columns if name in wanted and columns.count(name) > 1})
@@ -68,7 +70,7 @@ def _read_csv(source: Path) -> Table:
                 columns = [cell.strip() for cell in cells]
             elif len(cells) != len(columns):
                 raise ManifestError(
-                    f"{source}, line {reader.line_num}: has {len(cells)} cells, the header has {len(columns)}"
+                    f"{source}, line {reader.line_num}: has {len(cells)} cells, but the header has {len(columns)}"
                 )
             else:
                 rows.append((f"line {reader.line_num}", dict(zip(columns, cells, strict=True))))
@@ -89,7 +91,7 @@ def _read_jsonl(source: Path) -> Table:
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{source}, line {number}: is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ManifestError(f"{source}, line {number}: expected one JSON object a line, got {line.strip():.60}")
+            raise ManifestError(f"{source}, line {number}: expected one JSON object per line, got {line.strip():.60}")
         rows.append((f"line {number}", row))
     if not rows:
         raise ManifestError(f"{source}: is empty")
@@ -105,7 +107,7 @@ def _read_parquet(source: Path, wanted: Collection[str | None]) -> Table:
             columns = list(file.schema_arrow.names)
             cells = file.read(columns=[name for name in columns if name in wanted]).to_pylist()
     except (pyarrow.ArrowException, ValueError) as error:
-        raise ManifestError(f"{source}: is not a Parquet file that can be read ({error})") from error
+        raise ManifestError(f"{source}: cannot be read as Parquet ({error})") from error
     return columns, [(f"row {number}", row) for number, row in enumerate(cells, start=1)]
 
 
@@ -115,7 +117,7 @@ def _read_folder(source: Path) -> Table:
     if odd := [os.fsencode(name) for name in clips if not is_unicode(name)]:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ManifestError(
-            f"{source}: names that are not UTF-8: {', '.join(map(repr, odd[:3]))}{more}; rename them, such as with"
+            f"{source}: has names that are not UTF-8: {', '.join(map(repr, odd[:3]))}{more}; rename them, for example with"
             f" `convmv -r -f latin1 -t utf8 --notest {source}`"
         )
     rows: list[Row] = []
@@ -125,34 +127,34 @@ def _read_folder(source: Path) -> Table:
     classes = {row["label"] for _, row in rows}
     for inside in sorted(source.iterdir()):
         if inside.is_dir() and not inside.name.startswith(".") and inside.name not in classes:
-            log.warning("%s: holds no sound that can be read, so there is no class of that name", inside)
+            log.warning("%s: contains no readable sound, so there is no class of that name", inside)
     beside = [name for name in sounds if "/" not in name]
     if not classes:
-        lie = f"; its {len(beside)} sound files, such as {beside[0]}, lie in none" if beside else ""
+        lie = f"; its sound files ({len(beside)}, such as {beside[0]}) are not in a sub-folder" if beside else ""
         if tables := sorted(source.glob("manifest.*")):
-            lie += f"; a manifest is given as itself: {tables[0]}"
-        raise ManifestError(f"{source}: no sub-folder with sound files in it; expected one sub-folder per class{lie}")
+            lie += f"; to use its manifest, give {tables[0]}"
+        raise ManifestError(f"{source}: has no sub-folder with sound files; expected one sub-folder per class{lie}")
     if beside:
         log.warning(
-            "%s: sound files beside the class folders are of no class and left out (%d, such as %s)",
+            "%s: left out sound files outside the class folders, which have no class (%d, such as %s)",
             source, len(beside), beside[0],
         )  # fmt: skip
     return ["path", "label", "group"], rows
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The path from `folder`, with forward slashes."""
+    """The path relative to `folder`, with forward slashes."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def check_utf8(path: Path) -> None:
-    """Raise UsageError where a name in a path is not UTF-8: no text can tell it, and safetensors cannot open what lies there."""
+    """Raise UsageError if a name in a path is not UTF-8: text cannot represent it, and safetensors cannot open it."""
     for place in (*reversed(path.parents), path):
         try:
             place.name.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
-                f"{path}: the name {os.fsencode(place.name)!r} in it is not UTF-8; rename it, such as with"
+                f"{path}: the name {os.fsencode(place.name)!r} in it is not UTF-8; rename it, for example with"
                 f" `convmv -f latin1 -t utf8 --notest {quote(str(place.parent))}/*`"
             ) from error
 

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with its plots inside, readable anywhere."""
+"""The demo's report: one HTML file with its plots embedded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from confit_edge.files import write_text
 from confit_runtime.wording import bounds
 
-ROW_S, SECOND_PX = 30.0, 30.0  # of the timeline: seconds of a row, pixels of a second
+ROW_S, SECOND_PX = 30.0, 30.0  # of the timeline: seconds per row, pixels per second
 
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #26323f; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -30,11 +30,11 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
     stream, model, word, voices = (summary[key] for key in ("stream", "model", "enroll_word", "identify"))
     digits, shipped = summary["real_digits"], voices["speaker_model"]
     tiles = {
-        f"{100 * summary['accuracy']['pairtune']['linear']:.1f} %": "words of unseen voices",
-        f"{stream['detected']} / {stream['expected']}": f"words found in noise, {stream['false_accepts']} false accepts",
+        f"{100 * summary['accuracy']['pairtune']['linear']:.1f} %": "of words by unseen voices are right",
+        f"{stream['detected']} / {stream['expected']}": f"words found in noise, with {stream['false_accepts']} false accepts",
         f"{model['bytes'] / 1e6:.2f} MB": f"{model['precision']} model, one file",
-        f"{digits['correct']} / {digits['n']}": "digits of a real person",
-        f"{word['correct']} / {word['n']}": f"'{word['word']}', enrolled from three clips",
+        f"{digits['correct']} / {digits['n']}": "digits by a real person recognised",
+        f"{word['correct']} / {word['n']}": f"clips of '{word['word']}' recognised, enrolled from three",
     }
     chance = "better than chance" if voices["better_than_chance"] else "no better than chance"
     body = [
@@ -45,35 +45,41 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         "</div>",
         "<h2>The two probes</h2>",
         _accuracy_table(summary["accuracy"]),
-        "<h2>Learning</h2>",
+        "<h2>Training</h2>",
         _image(out / "plots" / "learning.png", "validation accuracy by epoch"),
         "<h2>The embedding, before and after</h2>",
         _image(out / "plots" / "map.png", "two maps of test clips"),
         "<h2>Listening</h2>",
-        f"<p>{stream['expected']} words of unseen voices at {stream['snr_db']:g} dB over music and foreign speech:"
-        f" {stream['detected']} found, {stream['false_accepts']} false accepts. Above the line what"
-        " was said (red: missed), below what was heard.</p>",
+        f"<p>{stream['expected']} words by unseen voices, {stream['snr_db']:g} dB above music and foreign speech:"
+        f" {stream['detected']} found, {stream['false_accepts']} false accepts. Words above the line were spoken (red:"
+        " missed); words below it were detected.</p>",
         "<audio controls src=stream.flac></audio>",
         _timeline(out / "stream.csv"),
         "<h2>Confusion</h2>",
         _image(out / "plots" / "confusion.png", "confusion of test clips"),
-        "<h2>Enrolled</h2>",
-        f"<p>'{word['word']}', from three clips: recognised {word['correct']} times of {word['n']} by other voices;"
-        f" {word['others_unknown']} of {word['others_n']} other words answered 'unknown'.</p>",
-        f"<p>Voices {' and '.join(voices['voices'])}: {voices['correct']} of {voices['n']} clips given their own name,"
-        f" {voices['mistaken']} the other's; {voices['unknown_correct']} of {voices['unknown_n']} clips of"
-        f" strangers answered 'unknown'. Which of the two is nearer: {voices['nearer_correct']} of {voices['n']} right,"
-        f" {chance}. By the speaker model that ships, asked by three words at a time: {shipped['correct']} of {shipped['n']},"
-        f" {shipped['mistaken']} the other's; {shipped['unknown_correct']} of {shipped['unknown_n']} of strangers 'unknown'.</p>",
+        "<h2>Enrolment</h2>",
+        f"<p>The word '{word['word']}', enrolled from three clips: {word['correct']} of {word['n']} clips by other voices"
+        f" recognised; {word['others_unknown']} of {word['others_n']} clips of other words answered 'unknown', as they should"
+        " be.</p>",
+        f"<p>Two voices are enrolled: {' and '.join(voices['voices'])}.</p>",
+        "<ul>",
+        f"<li>With the encoder PairTuned on voices, one word at a time: {voices['correct']} of their {voices['n']} clips named"
+        f" correctly, {voices['mistaken']} mistaken for the other; {voices['unknown_correct']} of {voices['unknown_n']} clips by"
+        f" strangers answered 'unknown'. Asked only which of the two is nearer: {voices['nearer_correct']} of {voices['n']}"
+        f" right, {chance}.</li>",
+        f"<li>With the speaker model that ships, three words at a time: {shipped['correct']} of their {shipped['n']} sentences"
+        f" named correctly, {shipped['mistaken']} mistaken for the other; {shipped['unknown_correct']} of {shipped['unknown_n']}"
+        " by strangers answered 'unknown'.</li>",
+        "</ul>",
     ]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>confit-edge demo</title><style>{_STYLE}</style>"
     write_text(out / "report.html", f"{head}{''.join(body)}</html>\n")
 
 
 def time_and_memory(summary: dict[str, Any]) -> str:
-    """What the demo took; on a system that does not tell the memory, the time alone."""
+    """Return the time the demo took, and its peak memory where the system reports it."""
     memory = summary["peak_rss_mb"]
-    return f"{summary['seconds']:.0f} s" + ("" if memory is None else f", {memory} MB at the most")
+    return f"{summary['seconds']:.0f} s" + ("" if memory is None else f", {memory} MB of memory at most")
 
 
 def _accuracy_table(table: dict[str, Any]) -> str:
@@ -95,8 +101,8 @@ def _accuracy_table(table: dict[str, Any]) -> str:
         "<table><caption>Accuracy on unseen voices</caption><tr><th scope=col>accuracy in %</th><th scope=col>own head</th>"
         "<th scope=col>linear probe</th><th scope=col>kNN probe</th></tr>"
         + "".join(rows)
-        + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; 95 % intervals are of"
-        " voices: clips of one count as alike. PairTune's linear probe minus vanilla's own head:"
+        + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; the 95 % intervals are"
+        " over voices, because clips of one voice are alike. PairTune's linear probe minus vanilla's own head:"
         f" {100 * gain['difference']:+.1f} points {bounds(100 * gain['low'], 100 * gain['high'], '+.1f')}.</p>"
     )
 

@@ -1,4 +1,4 @@
-"""The demo's trainings at once: the first in this process, each other in one of its own."""
+"""Run the demo's trainings at the same time: the first in this process, every other one in its own process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Events = SimpleQueue[dict[str, Any] | None]
 def train_all(
     manifest: Path, runs: Path, recipes: dict[str, Recipe], watch: Watcher | None
 ) -> tuple[dict[str, Trained], int | None]:
-    """Train each recipe into the folder of its name in `runs`; also gives the most memory all held together, in bytes.
+    """Train each recipe into the folder of its name in `runs`; also returns the sum of the processes' peak memory, in bytes.
 
-    That is None where the system does not tell. The processor's cores are shared out. Events that `watch` gets carry the
-    name as `run`.
+    The memory is None where the system does not report it. The trainings share the processor's cores. Events passed to
+    `watch` carry the name as `run`.
     """
     events: Events = multiprocessing.get_context("spawn").SimpleQueue()
     teller = threading.Thread(target=_tell, args=(events, watch), daemon=True)
@@ -47,7 +47,7 @@ def train_all(
     return {name: trained for name, (trained, _) in done.items()}, sum(peaks) if len(peaks) == len(done) else None
 
 
-_events: Events  # where this process tells how its training goes
+_events: Events  # where this process reports the progress of its training
 
 
 def _begin(events: Events) -> None:
@@ -58,7 +58,7 @@ def _begin(events: Events) -> None:
 def _train(
     manifest: Path, out: Path, recipe: Recipe, others: Sequence[Future[tuple[Trained, int | None]]] = ()
 ) -> tuple[Trained, int | None]:
-    """Train, and end with the error of one of the `others` as soon as there is one."""
+    """Train; if one of the `others` fails, stop and raise its error."""
 
     def tell(event: dict[str, Any]) -> None:
         for other in others:

@@ -1,4 +1,4 @@
-"""What the steps of the demo share: where they write, how they tell of it, and the recipe they train by."""
+"""What the steps of the demo share: the folder they write to, how they print, and the recipe they train with."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from confit_edge.watching import Watcher
 from confit_runtime.audio import load_clip
 
 EPOCHS, SOUP = 14, 2
-# What `train` does by default, clips at other speeds, which stand for more voices, and weights averaged over the last half
-# of a training and over two trainings, which may help with voices never heard.
+# The defaults of `train`, plus clips at other speeds, which stand in for more voices, and weights averaged over the last
+# half of a training and over two trainings, which may help with voices that are not in training.
 WORDS: dict[str, Any] = {
     "epochs": EPOCHS, "soup": SOUP, "averaging": 0.5, "speed": 0.15, "projection_dim": 128, "probe_views": 4,
     "precision": "auto",
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Demo:
-    """What the steps share. `say` tells a person, `watch` shows a training."""
+    """What the steps share. `say` prints text, `watch` gets the events of a training."""
 
     out: Path
     seed: int
@@ -44,5 +44,5 @@ def recipe(demo: Demo, **keys: Any) -> Recipe:
 
 
 def seconds_in(clips: list[Clip]) -> float:
-    """How much sound they hold, in seconds."""
+    """Return the total length of the clips in seconds."""
     return sum(len(load_clip(clip.path, 16_000)) for clip in clips) / 16_000

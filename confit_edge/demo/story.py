@@ -1,4 +1,4 @@
-"""The demo, step by step. Each step is what a verb of the command line does; nothing is precomputed."""
+"""The demo, step by step. Each step does what a command of the command line does; nothing is precomputed."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, Score, score_detections
 from confit_runtime.wording import bounds, percent
 
-KEPT_BACK = "marvin"  # no model sees this word before it is enrolled
+KEPT_BACK = "marvin"  # no model sees this word until it is enrolled
 STREAM_SECONDS, STREAM_SNR = 300, 10.0
-LEARNING_RATES = (5e-4, 2e-3)  # offered to the baseline, which takes the best on validation
+LEARNING_RATES = (5e-4, 2e-3)  # for the baseline, which takes the best on validation
 
 
 def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[str, Any]:
-    """Everything, into the folder `out`; returns what `summary.json` holds. Raises UsageError where `out` is no new folder."""
+    """Run the demo into the folder `out`; return what `summary.json` holds. Raises UsageError unless `out` is new or empty."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UsageError(f"{out}: is not empty; choose another --out, or remove it")
     check_utf8(out.resolve())
     make_folder(out)
     started = time.monotonic()
     demo = Demo(out, seed, say, watch)
-    demo.say("Five to six minutes on two cores: nothing of what follows is precomputed.")
+    demo.say("This takes five to six minutes on two cores. Nothing that follows is precomputed.")
     words = word_manifest(demo)
     pairtune, finetune, memory = train_words(demo, words)
     summary: dict[str, Any] = {"seed": seed, "accuracy": accuracy_table(demo, pairtune, finetune)}
@@ -81,21 +81,21 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     write_report(out, summary)
     demo.tell(
         "Done",
-        f"{time_and_memory(summary)}. The report is {out / 'report.html'}. Now try:",
+        f"It took {time_and_memory(summary)}. The report is in {out / 'report.html'}. Now try:",
     )
-    # as the shell that runs this finds it: `make demo` leaves the command in .venv/bin
+    # as the shell finds it: after `make demo` the command is in .venv/bin
     command = (
         "confit-edge" if shutil.which("confit-edge") else os.path.relpath(Path(sys.executable).parent / "confit-edge")
     )
     command, model, stream = (quote(str(part)) for part in (command, exported.path, out / "stream.flac"))
     demo.say(f"  {command} listen {model} --source {stream}")
-    demo.say(f"  {command} evaluate {model} {stream}    (which words it missed, and at what noise)")
+    demo.say(f"  {command} evaluate {model} {stream}    (which words it missed, and how loud the noise was)")
     demo.say(f"  {command} listen {model}            (your microphone)")
     return summary
 
 
 def word_manifest(demo: Demo) -> Path:
-    """The words without the one kept back."""
+    """Write the manifest of all words but the one kept back, and return its path."""
     every = read_manifest(DATA / "words" / "manifest.csv")
     kept = tuple(clip for clip in every.clips if clip.label != KEPT_BACK)
     path = demo.out / "words.csv"
@@ -104,28 +104,30 @@ def word_manifest(demo: Demo) -> Path:
     demo.tell(
         "1. The clips",
         f"{len(kept)} clips of {len({clip.label for clip in kept})} English words, spoken by synthetic voices: {voices['train']}"
-        f" to learn from, {voices['val']} to choose by, {voices['test']} to test on. No voice stands in two of them. The word"
-        f" {KEPT_BACK!r} is kept back, to be enrolled later. The background to train with is music and speech in French and"
-        " Russian; that of the test is other music and speech in Italian.",
+        f" voices to train on, {voices['val']} for validation and {voices['test']} to test on. No voice is in two splits. The"
+        f" word {KEPT_BACK!r} is kept back, to be enrolled later. The background in training is music and speech in French and"
+        " Russian; the background in the test is other music, and speech in Italian.",
     )
     return path
 
 
 def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
-    """PairTune and the baseline it is judged against, with the same batches, epochs and augmentation; and the memory."""
+    """Train PairTune and the baseline on the same batches, epochs and augmentation; also return the memory taken."""
     background = str(DATA / "background" / "train")
     demo.tell(
         "2. PairTune",
-        f"The encoder, Google's speech_embedding (0.33 M parameters), is refined in {SOUP} trainings of {EPOCHS} epochs, so that"
-        " clips of one word come to lie together and others apart (supervised contrastive learning, hard negatives weighing"
-        " more). The weights of all are averaged, the encoder is frozen and judged by two probes. The same command:"
+        f"PairTune fine-tunes the encoder, Google's speech_embedding (0.33 M parameters), in {SOUP} trainings of {EPOCHS} epochs."
+        " It moves clips of the same word together and clips of different words apart (supervised contrastive learning that"
+        " gives hard negatives more weight). The weights of the trainings are averaged. Two probes then judge the frozen encoder."
+        " You can do the same with:"
         f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
         " --speed 0.15 --projection-dim 128 --probe-views 4",
     )
     demo.tell(
-        "3. The rival",
+        "3. The baseline",
         "Vanilla fine-tuning: the same encoder, batches, epochs and augmentation, with a linear head and cross-entropy."
-        f" Its learning rate is the best of {', '.join(f'{lr:g}' for lr in LEARNING_RATES)} on validation. Both train at once.",
+        f" Its learning rate is the best of {', '.join(f'{lr:g}' for lr in LEARNING_RATES)} on validation. Both train at the same"
+        " time.",
     )
     rates: dict[str, Any] = {"lr": list(LEARNING_RATES), "search_epochs": 2}
     recipes = {
@@ -137,7 +139,7 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
 
 
 def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str, Any]:
-    """Test accuracy of every encoder by every probe, with intervals, and the paired difference to the baseline."""
+    """Print and return the test accuracy of each encoder and probe, with intervals, and the paired difference."""
     assert pairtune.baseline is not None
     assert isinstance(finetune.fitted.objective, FineTune)
     results = {
@@ -162,12 +164,12 @@ def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str
     table["n"], table["voices"] = len(test), len(set(test.groups))
     demo.tell("4. The two probes")
     demo.say("\n".join(lines))
-    chance = ": a difference that may be chance." if gain.low <= 0 <= gain.high else "."
+    chance = " The difference may be chance." if gain.low <= 0 <= gain.high else ""
     demo.say(
         fill(
-            f"{len(test)} clips of {table['voices']} voices never heard before; 95 % intervals are of voices:"
-            f" clips of one count as alike. PairTune's linear probe is {100 * gain.difference:+.1f} points from vanilla's"
-            f" own head, interval {bounds(100 * gain.low, 100 * gain.high, '+.1f')}{chance}",
+            f"Accuracy in % on {len(test)} test clips of {table['voices']} voices that are not in training. The 95 % intervals"
+            " are over voices, because clips of one voice are alike. PairTune's linear probe minus vanilla's own head:"
+            f" {100 * gain.difference:+.1f} points, interval {bounds(100 * gain.low, 100 * gain.high, '+.1f')}.{chance}",
             100,
         )
     )
@@ -181,23 +183,24 @@ def _cell(result: dict[str, float] | None) -> str:
 
 
 def export_words(demo: Demo) -> Exported:
-    """One int8 file from the PairTune run."""
+    """Export the PairTune run to one int8 file."""
     demo.tell(
         "5. Export",
-        "Front end, encoder, pooling, head and streaming state go into one ONNX file with int8 weights. Scales come from"
-        " training clips, thresholds from a stream of validation voices; what fails a check is not written.",
+        "Front end, encoder, pooling, head and streaming state go into one ONNX file with int8 weights. The quantisation scales"
+        " come from training clips, the thresholds from a stream of validation voices. A model that fails a check is not"
+        " written.",
     )
     run = read_run(demo.out / "runs" / "pairtune")
     exported = export_run(run, run_corpus(run), demo.out / "words.onnx", license="Apache-2.0", say=demo.say)
     fp32, int8 = exported.fp32["test"]["accuracy"], exported.shipped["test"]["accuracy"]
     demo.say(
-        f"{exported.path}: {exported.bytes / 1e6:.2f} MB; test voices {100 * int8:.1f} % in int8, {100 * fp32:.1f} % in fp32"
+        f"{exported.path}: {exported.bytes / 1e6:.2f} MB; on test voices {100 * int8:.1f} % in int8, {100 * fp32:.1f} % in fp32"
     )
     return exported
 
 
 def real_digits(demo: Demo, model_path: Path) -> dict[str, Any]:
-    """The ten digits by a real person, whom no one synthesised."""
+    """Classify ten digits spoken by a real person; all other voices are synthetic."""
     model = load(model_path)
     files = sorted((DATA / "digits-real").glob("*.ogg"))
     heard = {file.stem: model.classify(file).label for file in files}
@@ -205,14 +208,14 @@ def real_digits(demo: Demo, model_path: Path) -> dict[str, Any]:
     right = len(heard) - len(wrong)
     demo.tell(
         "6. A real person",
-        f"Ten digits spoken by a person, though every voice in training was synthetic: {right} of {len(heard)} right"
+        f"Ten digits spoken by a real person; every voice in training is synthetic. {right} of {len(heard)} are right"
         + (f" ({', '.join(wrong)})." if wrong else "."),
     )
     return {"correct": right, "n": len(heard), "wrong": wrong}
 
 
 def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
-    """Five composed minutes, listened to as a microphone would be."""
+    """Compose five minutes of sound and listen to them block by block, as to a microphone."""
     clips = [clip for clip in read_manifest(demo.out / "words.csv").clips if clip.split == "test"]
     stream, truth = noisy_stream(clips, np.random.default_rng([demo.seed, 20]))
     path = demo.out / "stream.flac"
@@ -223,9 +226,9 @@ def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
     share = sum(score.found) / len(truth)
     demo.tell(
         "7. Listening",
-        f"{len(truth)} words by the test voices, {STREAM_SNR:g} dB above music and foreign speech it was not trained on,"
-        f" in {STREAM_SECONDS / 60:g} minutes: {sum(score.found)} found with the right label ({100 * share:.1f} %),"
-        f" {len(score.false_accepts)} false accepts (wrong words included).",
+        f"The model listens to {STREAM_SECONDS / 60:g} minutes with {len(truth)} words by the test voices, {STREAM_SNR:g} dB"
+        f" above music and foreign speech that are not in training. It finds {sum(score.found)} words with the right label"
+        f" ({100 * share:.1f} %). False accepts, wrong words included: {len(score.false_accepts)}.",
     )
     return {
         "expected": len(truth),
@@ -238,7 +241,7 @@ def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
 
 
 def noisy_stream(clips: list[Clip], rng: np.random.Generator) -> tuple[Pcm, list[Heard]]:
-    """`clips` over sound that nothing was trained on, `[STREAM_SECONDS * 16000]`, and what is said in it when."""
+    """Mix `clips` over background that is not in training: the sound `[STREAM_SECONDS * 16000]`, and which word is where."""
     background = [load_clip(path, 16_000) for path in sorted((DATA / "background" / "test").glob("*.ogg"))]
     stream, spoken = compose(
         [load_clip(clip.path, 16_000) for clip in clips],
@@ -253,7 +256,7 @@ def noisy_stream(clips: list[Clip], rng: np.random.Generator) -> tuple[Pcm, list
 
 
 def detect(model: Model, blocks: Iterable[Pcm]) -> list[Heard]:
-    """What the model detects in sound at 16 kHz that comes block by block, by its own thresholds."""
+    """Return what the model detects, at its own thresholds, in 16 kHz sound given block by block."""
     stream, found = model.stream(lead_in=True), []
     for block in blocks:
         found += stream.accept(block, 16_000)
@@ -269,13 +272,13 @@ def _write_timeline(out: Path, truth: list[Heard], score: Score, detections: lis
     ]
     rows += [f"heard,{heard.label},{heard.start_s:.3f},{heard.end_s:.3f}," for heard in detections]
     write_text(out / "stream.csv", "\n".join(rows) + "\n")
-    # as Audacity writes labels, which `evaluate` reads beside the sound
+    # labels as Audacity writes them, which `evaluate` reads from next to the sound
     labels = [f"{heard.start_s:.6f}\t{heard.end_s:.6f}\t{heard.label}" for heard in truth]
     write_text(out / "stream.txt", "\n".join(labels) + "\n")
 
 
 def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
-    """The word kept back, enrolled from three clips, told from the words the model knows."""
+    """Enroll the word kept back from three clips, then ask for it and for the words the model was trained on."""
     model = load(model_path)
     rng = np.random.default_rng([demo.seed, 21])
     test = [clip for clip in read_manifest(DATA / "words" / "manifest.csv").clips if clip.split == "test"]
@@ -293,8 +296,8 @@ def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
         refused = sum(gallery.match(model.embed(clip.path)).name is None for clip in others)
     demo.tell(
         "8. A new word, without training",
-        f"{KEPT_BACK!r} was enrolled from three clips. By {len(voices)} other voices it was recognised {right} times of"
-        f" {len(rest)}; {refused} of {len(others)} other words were answered 'unknown', as they should be.",
+        f"{KEPT_BACK!r} is enrolled from three clips. Recognised: {right} of {len(rest)} clips by {len(voices)} other voices."
+        f" Answered 'unknown', as they should be: {refused} of {len(others)} clips of other words.",
     )
     return {
         "word": KEPT_BACK,
@@ -306,7 +309,7 @@ def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
 
 
 def draw(demo: Demo, pairtune: Trained, finetune: Trained) -> None:
-    """The plots."""
+    """Write the plots of the report."""
     folder = demo.out / "plots"
     folder.mkdir()
     histories = {"pairtune": pairtune.fitted.history, "finetune": finetune.fitted.history}

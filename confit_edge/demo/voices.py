@@ -1,4 +1,4 @@
-"""The demo's step on voices: told from each other and from strangers, by an encoder of words and by the speaker model."""
+"""The demo's step on voices: recognise enrolled voices and refuse strangers, with a word encoder and the speaker model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from confit_runtime.model import load
 
 
 def tell_voices(demo: Demo) -> dict[str, Any]:
-    """Two voices enrolled with an encoder PairTuned on voices, told from each other and from strangers."""
+    """PairTune an encoder on voices, enroll two voices with it, and ask it for them and for strangers."""
     demo.tell(
         "9. Voices",
-        "The same encoder, PairTuned to tell the training voices apart instead of the words (--label-column group --split-by"
-        " label). Then two voices it never heard are enrolled from ten words each, and asked for by other words.",
+        "The same encoder, PairTuned to distinguish the training voices instead of the words (--label-column group --split-by"
+        " label). Two voices that are not in training are then enrolled from ten words each, and tested with other words.",
     )
     every = read_manifest(DATA / "words" / "manifest.csv")
     path = demo.out / "voices.csv"
@@ -47,7 +47,7 @@ def tell_voices(demo: Demo) -> dict[str, Any]:
     )
     train(path, demo.out / "runs" / "voices", settings, watch=demo.watch)
     run = read_run(demo.out / "runs" / "voices")
-    # its scores are not used, only its embeddings: no gate to pass, no thresholds worth telling of
+    # only its embeddings are used, not its scores: no gate to pass, no thresholds worth printing
     exported = export_run(
         run, run_corpus(run), demo.out / "voices.onnx", quantize=False, license="Apache-2.0", say=lambda _: None
     )
@@ -55,17 +55,15 @@ def tell_voices(demo: Demo) -> dict[str, Any]:
 
 
 def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, Any]:
-    """Enroll two test voices drawn at random; ask with their other words, and with all words of the other voices."""
+    """Enroll two random test voices, then ask with words that were not enrolled, spoken by them and by all other test voices."""
     model = load(model_path)
     rng = np.random.default_rng([demo.seed, 22])
     test = [clip for clip in every.clips if clip.split == "test"]
     voices = sorted({clip.group for clip in test})
     pair = [voices[index] for index in sorted(rng.choice(len(voices), 2, replace=False))]
     words = rng.permutation(sorted({clip.label for clip in test}))
-    heard, asked = (
-        set(words[:10]),
-        set(words[10:]),
-    )  # five hold less than the 4 s that a gallery of voices wants of a name
+    # ten, because five words hold less than the 4 s that a gallery of voices needs for a name
+    heard, asked = set(words[:10]), set(words[10:])
     with Gallery.open(demo.out / "voices.db", model, create=True) as gallery:
         for voice in pair:
             clips = [clip for clip in test if clip.group == voice and clip.label in heard]
@@ -84,13 +82,13 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
     verdict = "better than chance" if forced.low > 0.5 else "no better than chance"
     informed = "carries information" if accepted > let_in + 0.1 else "is no better than chance"
     for paragraph in (
-        f"{pair[0]} and {pair[1]}: of {len(own)} clips {named} were given their own name, {mistaken} the"
-        " other's, the rest 'unknown'.",
-        f"Which of the two is nearer: {forced} right ({verdict}; chance is 50 %).",
-        f"Strangers: {refused} of {len(strangers)} clips of {len(voices) - 2} other voices were answered 'unknown'. The"
-        f" answer 'unknown' {informed}: {100 * accepted:.0f} % of the owners' clips were accepted,"
-        f" {100 * let_in:.0f} % of the strangers'.",
-        "One word of 0.7 s is very little to know a voice by, and this encoder was made for words.",
+        f"{pair[0]} and {pair[1]}: {named} of {len(own)} clips named correctly, {mistaken} mistaken for the other, the rest"
+        " 'unknown'.",
+        f"Asked only which of the two is nearer: {forced} right ({verdict}; chance is 50 %).",
+        f"Strangers: {refused} of {len(strangers)} clips of {len(voices) - 2} other voices answered 'unknown'. The answer"
+        f" 'unknown' {informed}: {100 * accepted:.0f} % of the enrolled voices' clips are accepted under their own name,"
+        f" and {100 * let_in:.0f} % of the strangers' clips under either name.",
+        "One word of 0.7 s is very little to recognise a voice by, and this encoder was made for words.",
     ):
         demo.say(fill(paragraph, 100))
     return {
@@ -108,7 +106,7 @@ def ask_for_voices(demo: Demo, every: Manifest, model_path: Path) -> dict[str, A
 
 
 def ask_speaker_model(demo: Demo, test: list[Clip], pair: list[str]) -> dict[str, int]:
-    """The same two voices by the `speakers` model that ships: enrolled from fifteen words, asked for by three others."""
+    """Do the same with the `speakers` model that ships: enroll from fifteen words, ask with three others at a time."""
     model = load("speakers")
     rate, rng = model.contract.sample_rate, np.random.default_rng([demo.seed, 23])
     said = {(clip.group, clip.label): clip for clip in test}
@@ -120,7 +118,8 @@ def ask_speaker_model(demo: Demo, test: list[Clip], pair: list[str]) -> dict[str
 
     with Gallery.open(demo.out / "speakers.db", model, create=True) as gallery:
         for voice in pair:
-            prints = take(model, sentence(voice, words[:15]), "speaker", voice)  # of ten some voices have less than 4 s
+            # ten words of some voices are less than 4 s
+            prints = take(model, sentence(voice, words[:15]), "speaker", voice)
             gallery.enroll(voice, prints.embeddings, sources=[voice] * len(prints.embeddings), voiced_s=prints.seconds)
         answers = [
             (voice, gallery.match(embed_query(model, sentence(voice, three), "speaker", voice)).name)
@@ -132,9 +131,9 @@ def ask_speaker_model(demo: Demo, test: list[Clip], pair: list[str]) -> dict[str
     mistaken = sum(name not in (None, voice) for voice, name in answers if voice in pair)
     demo.say(
         fill(
-            "The speaker model that ships (`speakers`), enrolled from fifteen words of each and asked by three others at a time:"
-            f" of {len(own)} such sentences {sum(own)} were given their own name, {mistaken} the other's;"
-            f" {sum(strangers)} of {len(strangers)} by strangers were answered 'unknown'. For people, take that one.",
+            "The speaker model that ships (`speakers`), enrolled from fifteen words of each voice and tested with three other"
+            f" words at a time: {sum(own)} of {len(own)} such sentences named correctly, {mistaken} mistaken for the other;"
+            f" {sum(strangers)} of {len(strangers)} by strangers answered 'unknown'. To recognise people, use this model.",
             100,
         )
     )

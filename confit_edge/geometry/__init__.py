@@ -1,1 +1,1 @@
-"""What an embedding looks like: measures of arrays, and their plots. It knows of no run."""
+"""The geometry of an embedding: measures of arrays, and their plots. Independent of runs."""

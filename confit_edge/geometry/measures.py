@@ -1,9 +1,8 @@
-"""Measures of the geometry of an embedding: how it fills its space, and how its classes lie in it.
+"""Measures of the geometry of an embedding: how it fills its space, and how its classes are arranged in it.
 
-Every function takes embeddings `[clips, dim]` (scaled to length 1 here where the measure is of directions) and, where
-classes matter, `labels [clips]`, integers. What is a mean over pairs is exact and costs no pairs: the sum of all cosines
-of unit vectors is the squared length of their sum. A measure that is not defined for what it is given (one clip, one
-class) is NaN.
+Every function takes embeddings `[clips, dim]` (and scales them to length 1 if it measures directions) and, where classes
+matter, integers `labels [clips]`. Means over pairs are exact without visiting the pairs: the sum of all cosines of unit
+vectors is the squared length of their sum. A measure that is not defined for its input (one clip, one class) is NaN.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from confit_runtime.arrays import LARGEST_TABLE, Doubles
 Embeddings = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
 
-TOPS = (1, 3, 5)  # the shares of the paper's table
-RATIO_FROM = 0.05  # the anisotropy below which a ratio to it says nothing
+TOPS = (1, 3, 5)  # the shares in the paper's table
+RATIO_FROM = 0.05  # the anisotropy below which a ratio to it is meaningless
 ROTATIONS = 10
-# what each measure can be; any number where it is not here
+# the range of each measure; a measure that is not listed has none
 RANGES = {
     "anisotropy": (-1.0, 1.0),
     "isoscore": (0.0, 1.0),
@@ -38,11 +37,11 @@ RANGES = {
     "neighbours": (0.0, 1.0),
 }
 NEAREST = 5  # neighbours of a clip
-SAMPLE = 4096  # clips whose pairs are all looked at, where there is no closed form
+SAMPLE = 4096  # clips whose pairs are all visited, where there is no closed form
 
 
 def describe(embeddings: Embeddings, labels: Labels, seed: int = 0) -> dict[str, float]:
-    """Every measure of one embedding, by name; what each is stands at the function of that name.
+    """Every measure of one embedding, by name; see the function of that name for its definition.
 
     `top1`, `top3`, `top5` are shares of dimension contribution and `top1_ratio` the classic ratio (NaN below an
     anisotropy of 0.05); `top1_rotated` is the median of `top1` over random rotations, `top1_rotated_low` and `_high` its
@@ -61,7 +60,7 @@ def describe(embeddings: Embeddings, labels: Labels, seed: int = 0) -> dict[str,
 
 
 def pointwise(embeddings: Embeddings, labels: Labels) -> dict[str, float]:
-    """The measures of `describe` that draw nothing at random, and are cheap enough to jackknife."""
+    """The measures of `describe` that use no randomness and are cheap enough to jackknife."""
     unit = unit_length(embeddings)
     shares = contribution(unit)
     return {
@@ -80,7 +79,7 @@ def pointwise(embeddings: Embeddings, labels: Labels) -> dict[str, float]:
 def unit_length(embeddings: Embeddings) -> Doubles:
     """The embeddings in double precision, each scaled to length 1. Raises ValueError for anything but finite `[n, dim]`."""
     if embeddings.ndim != 2 or not len(embeddings):
-        raise ValueError(f"embeddings must be [clips, dim], are {list(embeddings.shape)}")
+        raise ValueError(f"embeddings must be [clips, dim], not {list(embeddings.shape)}")
     if not np.isfinite(embeddings).all():
         raise ValueError("embeddings must be finite numbers")
     doubles = embeddings.astype(np.float64)
@@ -99,11 +98,11 @@ def anisotropy(embeddings: Embeddings) -> float:
 
 
 def isoscore(embeddings: Embeddings) -> float:
-    """IsoScore (Rudman et al. 2022, arXiv 2108.07344): 0 where one dimension holds all variance, 1 where all hold as much.
+    """IsoScore (Rudman et al. 2022, arXiv 2108.07344): 0 if one dimension has all the variance, 1 if all have equal shares.
 
-    (k - 1) / (n - 1) where k of n dimensions share the variance evenly and the others hold none. Rotation and scale do
-    not change it. Fewer clips than a few times `dim` cannot fill the space: compare values of equally many clips only.
-    Embeddings are taken as they are, not scaled to length 1.
+    It is (k - 1) / (n - 1) if k of n dimensions share the variance evenly and the others have none. Rotation and scale do
+    not change it. Fewer clips than a few times `dim` cannot fill the space, so compare only values from equal numbers of
+    clips. Embeddings are used as they are, not scaled to length 1.
     """
     clips, dim = embeddings.shape
     variances = np.square(_singular_values(embeddings)) if clips > 1 else np.zeros(dim)
@@ -119,7 +118,7 @@ def isoscore(embeddings: Embeddings) -> float:
 def effective_rank(embeddings: Embeddings) -> float:
     """The exponential of the entropy of the singular values, as shares of their sum: 1..dim (Roy and Vetterli 2007).
 
-    Of the embeddings centred on their mean, since what they all have in common is the business of `anisotropy`.
+    The embeddings are centred on their mean first, because `anisotropy` measures what they all have in common.
     """
     values = _singular_values(embeddings)
     total = values.sum()
@@ -130,7 +129,7 @@ def effective_rank(embeddings: Embeddings) -> float:
 
 
 def spectrum(embeddings: Embeddings) -> Doubles:
-    """The singular values `[min(clips, dim)]` of the centred embeddings, falling, as shares of their sum."""
+    """The singular values `[min(clips, dim)]` of the centred embeddings, in descending order, as shares of their sum."""
     values = _singular_values(embeddings)
     return values / max(values.sum(), 1e-12)
 
@@ -139,15 +138,16 @@ def contribution(embeddings: Embeddings) -> Doubles:
     """The share `[dim]` of each dimension in the cosines of pairs; they sum to 1.
 
     The contribution of dimension i to the cosine of u and v is CC_i = u_i v_i / (|u| |v|) (Timkey and van Schijndel 2021,
-    arXiv 2109.04404, eq. 3). The share is the mean of |CC_i| over all pairs, over the sum of these means: defined also
-    where the mean cosine, by which the paper divides, is near 0. Exact, since |CC_i| is a product of two numbers.
+    arXiv 2109.04404, eq. 3). The share is the mean of |CC_i| over all pairs, divided by the sum of these means. Unlike the
+    ratio in the paper, which divides by the mean cosine, it is defined even if that is near 0. It is exact, because |CC_i|
+    is a product of two numbers.
     """
     means = _products(np.abs(unit_length(embeddings)))
     return means / means.sum()
 
 
 def contribution_ratio(embeddings: Embeddings) -> Doubles:
-    """The classic share `[dim]`: the mean of CC_i over all pairs, over the anisotropy; NaN where that is 0.05 or less."""
+    """The classic share `[dim]`: the mean of CC_i over all pairs, divided by the anisotropy; NaN if that is 0.05 or less."""
     means = _products(unit_length(embeddings))
     whole = float(means.sum())
     return means / whole if whole > RATIO_FROM else np.full(len(means), np.nan)
@@ -161,8 +161,8 @@ def top_share(shares: Doubles, top: int) -> float:
 def rotated_share(embeddings: Embeddings, seed: int = 0) -> Doubles:
     """`top1` after each of `ROTATIONS` random rotations, `[rotations]`: the control for every claim about balance.
 
-    A rotation leaves all cosines as they are, and so the kNN probe; a share that changes with it is a property of the
-    axes and not of the geometry.
+    A rotation changes no cosine, and so it does not change the kNN probe; a share that changes with it is a property of
+    the axes and not of the geometry.
     """
     unit = unit_length(embeddings)
     return np.array(
@@ -171,9 +171,9 @@ def rotated_share(embeddings: Embeddings, seed: int = 0) -> Doubles:
 
 
 def uniformity(embeddings: Embeddings, seed: int = 0) -> float:
-    """log mean exp(-2 |u - v|^2) over pairs, -8..0; lower is spread more evenly (Wang and Isola 2020, arXiv 2005.10242).
+    """log mean exp(-2 |u - v|^2) over pairs, -8..0; lower means spread more evenly (Wang and Isola 2020, arXiv 2005.10242).
 
-    Over all pairs of at most 4096 clips, drawn with `seed` where there are more.
+    Uses all pairs of at most 4096 clips, drawn with `seed` if there are more.
     """
     unit = unit_length(embeddings)
     if len(unit) < 2:
@@ -183,11 +183,11 @@ def uniformity(embeddings: Embeddings, seed: int = 0) -> float:
     return float(np.log((total - len(some)) / (len(some) * (len(some) - 1))))
 
 
-# how the classes lie in it
+# how the classes are arranged in it
 
 
 def alignment(embeddings: Embeddings, labels: Labels) -> float:
-    """The mean |u - v|^2 over pairs of one class, 0..4; lower is closer together (Wang and Isola 2020, with alpha = 2)."""
+    """The mean |u - v|^2 over pairs of one class, 0..4; lower means closer together (Wang and Isola 2020, with alpha = 2)."""
     unit, member, sizes = _by_class(embeddings, labels)
     pairs = float((sizes * (sizes - 1)).sum())
     if not pairs:
@@ -206,9 +206,9 @@ def scatter(embeddings: Embeddings, labels: Labels) -> float:
 
 
 def fisher(embeddings: Embeddings, labels: Labels) -> float:
-    """Fisher's criterion tr(S_w^-1 S_b) (Fukunaga 1990, ch. 10): as `scatter`, but blind to directions stretched alike.
+    """Fisher's criterion tr(S_w^-1 S_b) (Fukunaga 1990, ch. 10): like `scatter`, but unaffected by linear stretching.
 
-    S_w is shrunk towards a sphere by as much as its few clips call for (Ledoit and Wolf 2004), so it can be inverted.
+    S_w is shrunk towards a sphere as far as the number of clips requires (Ledoit and Wolf 2004), so it can be inverted.
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -221,7 +221,7 @@ def fisher(embeddings: Embeddings, labels: Labels) -> float:
 
 
 def silhouette(embeddings: Embeddings, labels: Labels) -> float:
-    """The mean silhouette with the cosine distance, -1..1 (Rousseeuw 1987): nearer to the own class than to the next?
+    """The mean silhouette with the cosine distance, -1..1 (Rousseeuw 1987): is a clip nearer to its own class than to the next?
 
     Exact without pairs: the mean cosine distance of z to a class is 1 - z . (its mean). A clip alone in its class counts 0.
     """
@@ -243,7 +243,7 @@ def silhouette(embeddings: Embeddings, labels: Labels) -> float:
 def neighbours(embeddings: Embeddings, labels: Labels, seed: int = 0) -> float:
     """The share of each clip's `NEAREST` others (by cosine) that are of its class, 0..1.
 
-    Of at most 4096 clips, drawn with `seed` where there are more; their neighbours are sought among all.
+    Measured on at most 4096 clips, drawn with `seed` if there are more; their neighbours are searched among all clips.
     """
     unit = unit_length(embeddings)
     k = min(NEAREST, len(unit) - 1)
@@ -262,11 +262,11 @@ def neighbours(embeddings: Embeddings, labels: Labels, seed: int = 0) -> float:
 def label_sets(targets: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
     """A class for each clip `[clips]` of 0/1 `targets [clips, classes]`: its label, or its set of labels."""
     packed = np.packbits(targets > 0, axis=1)
-    rows = packed.view(f"V{packed.shape[1]}").reshape(-1)  # compared as bytes, not a number at a time
+    rows = packed.view(f"V{packed.shape[1]}").reshape(-1)  # whole rows are compared as bytes
     return np.unique(rows, return_inverse=True)[1].astype(np.int64)
 
 
-# how sure
+# uncertainty
 
 
 def jackknife(
@@ -278,9 +278,9 @@ def jackknife(
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of `measure`, a function of the rows it may use, by leaving groups out (Efron and Stein 1981).
 
-    Groups are dealt into at most `blocks` parts, each is left out once: value +- t sqrt((b - 1) / b sum (v_i - mean v)^2).
-    A bootstrap would draw a clip twice, and the cosine of a clip with itself is 1. NaN where there is one group only. An
-    interval ends where `ranges` say that its value must.
+    Groups are divided into at most `blocks` parts, and each part is left out once:
+    value +- t sqrt((b - 1) / b sum (v_i - mean v)^2). A bootstrap would draw a clip twice, and the cosine of a clip with
+    itself is 1. NaN if there is only one group. Intervals are cut off at the limits in `ranges`.
     """
     from scipy.stats import t as student
 
@@ -313,7 +313,7 @@ def _products(values: Doubles) -> Doubles:
 
 
 def _singular_values(embeddings: Embeddings) -> Doubles:
-    """Of the centred embeddings, falling, `[min(clips, dim)]`; by way of the covariance where that is smaller."""
+    """Singular values of the centred embeddings, descending, `[min(clips, dim)]`; from the covariance if that is smaller."""
     centred = embeddings.astype(np.float64) - embeddings.mean(axis=0, dtype=np.float64)
     if len(centred) <= 2 * centred.shape[1]:
         return np.linalg.svd(centred, compute_uv=False)
@@ -321,14 +321,14 @@ def _singular_values(embeddings: Embeddings) -> Doubles:
 
 
 def _rotation(dim: int, seed: int, turn: int) -> Doubles:
-    """A rotation drawn evenly from all (Stewart 1980): the orthogonal factor of a Gaussian matrix, its signs fixed."""
+    """A uniformly random rotation (Stewart 1980): the orthogonal factor of a Gaussian matrix, with its signs fixed."""
     gaussian = np.random.default_rng([seed, 12, turn]).standard_normal((dim, dim))
     orthogonal, triangular = np.linalg.qr(gaussian)
     return orthogonal * np.sign(np.diag(triangular))
 
 
 def _by_class(embeddings: Embeddings, labels: Labels) -> tuple[Doubles, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Unit embeddings, the class of each counted from 0, and the clips of each class."""
+    """Unit embeddings, the class index of each from 0, and the number of clips of each class."""
     unit = unit_length(embeddings)
     _, member, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     return unit, member, sizes
@@ -340,7 +340,7 @@ def _class_sums(unit: Doubles, member: npt.NDArray[np.int64], classes: int) -> D
 
 
 def _scatters(embeddings: Embeddings, labels: Labels) -> tuple[Doubles, Doubles]:
-    """Each clip less its class mean, and the class means less the whole mean, weighted so that squares sum to S_b."""
+    """Each clip minus its class mean, and the class means minus the overall mean, weighted so that squares sum to S_b."""
     unit, member, sizes = _by_class(embeddings, labels)
     if len(sizes) < 2:
         return unit, unit[:0]
@@ -349,13 +349,13 @@ def _scatters(embeddings: Embeddings, labels: Labels) -> tuple[Doubles, Doubles]
 
 
 def _some(clips: int, seed: int) -> npt.NDArray[np.int64]:
-    """The rows whose pairs are looked at: all, or `SAMPLE` drawn."""
+    """The rows whose pairs are visited: all, or a random draw of `SAMPLE`."""
     if clips <= SAMPLE:
         return np.arange(clips)
     return np.sort(np.random.default_rng([seed, 13]).choice(clips, SAMPLE, replace=False))
 
 
 def _blocks(clips: int, seed: int) -> list[npt.NDArray[np.int64]]:
-    """The same rows in parts that keep a table of cosines small."""
+    """The same rows, divided into parts so that a table of cosines stays small."""
     some = _some(clips, seed)
     return np.array_split(some, -(-len(some) * clips // LARGEST_TABLE))

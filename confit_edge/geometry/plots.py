@@ -1,6 +1,6 @@
 """Plots as PNG files: learning curves, confusion, accuracies, and the geometry of embeddings.
 
-Figures are made without pyplot and settings are set while one is drawn: a program that plots itself keeps its own.
+Figures are made without pyplot, and settings apply only while one is drawn, so a program that also plots keeps its own.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from confit_runtime.arrays import Doubles, Floats
 from confit_runtime.files import naming
 
 SHOWN = 40  # classes that can be read in one plot
-MAPPED = 4000  # clips
-LARGEST = 20  # dimensions, by their shares
-FEW = 10  # clips: UMAP and t-SNE place each by its neighbours
-# of scripts that matplotlib's own font lacks, where a system has them
+MAPPED = 4000  # clips in a map at most
+LARGEST = 20  # dimensions plotted, those with the largest shares
+FEW = 10  # with fewer clips, neighbours are too few for UMAP and t-SNE
+# fonts, used if installed, for scripts that matplotlib's own font lacks
 FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
     "Droid Sans Fallback", "IPAGothic", "IPAexGothic", "VL Gothic", "NanumGothic", "Hiragino Sans", "PingFang SC",
@@ -40,7 +40,7 @@ INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen
 
 @contextmanager
 def any_script() -> Iterator[None]:
-    """While something is drawn: with the fonts there are for labels of any script, in which `$` begins no formula."""
+    """Settings for drawing: use the installed fonts for labels in any script, and do not read `$` as a formula."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["sans-serif", *(name for name in FONTS if name in installed)]
     with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}):
@@ -49,18 +49,18 @@ def any_script() -> Iterator[None]:
 
 @contextmanager
 def spared(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """While `path` is drawn: what fails, whatever it is, is told and costs none of the results that the plot is of."""
+    """Report any failure to draw `path` through `tell`, so that it does not cost the results that the plot shows."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - of labels, fonts and libraries anything may come
+    except Exception as error:  # noqa: BLE001 - labels, fonts and libraries can fail in any way
         tell(f"beware: {path} could not be drawn ({' '.join(str(error).split()) or type(error).__name__})")
 
 
 @any_script()
 def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Validation accuracy by epoch of each objective: a linear probe, and vanilla fine-tuning's own head (dashed).
+    """Validation accuracy per epoch of each objective: a linear probe, and vanilla fine-tuning's own head (dashed).
 
-    The trainings of a soup are drawn apart: each begins at the start again.
+    The trainings of a soup are drawn separately, because each starts from the beginning.
     """
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
@@ -92,7 +92,7 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) ->
 
 
 def by_training(history: list[dict[str, float]]) -> list[list[dict[str, float]]]:
-    """The epochs of each training of a soup apart; of one training all of them."""
+    """The epochs of each training of a soup, as a list each; a single training gives one list."""
     trainings: dict[float, list[dict[str, float]]] = {}
     for row in history:
         trainings.setdefault(row.get("training", 1), []).append(row)
@@ -103,9 +103,9 @@ def by_training(history: list[dict[str, float]]) -> list[list[dict[str, float]]]
 def confusion_matrix(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: list[str], path: Path
 ) -> None:
-    """Rows are what the clips are labelled, columns what they are heard as, in per cent of each row.
+    """A confusion matrix: rows are labels, columns are what the clips are heard as, in per cent of each row.
 
-    Of more than `SHOWN` classes those that were most often taken for others, or others for them.
+    With more than `SHOWN` classes, it shows those most often confused with others.
     """
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (truth, predicted), 1)
@@ -133,9 +133,9 @@ def confusion_matrix(
 def embedding_maps(
     maps: dict[str, Floats], labels: npt.NDArray[np.int64], classes: list[str], path: Path, seed: int = 0
 ) -> str:
-    """Maps in two dimensions of embeddings `[clips, dim]`, side by side, coloured by class; says how they were made.
+    """Draw maps of embeddings `[clips, dim]` side by side, coloured by class, in two dimensions; return how they were made.
 
-    Of more than `MAPPED` clips so many drawn at random; of more than `SHOWN` classes no names.
+    With more than `MAPPED` clips, that many are drawn at random; with more than `SHOWN` classes, names are left out.
     """
     made = mapped_by(len(labels))
     if len(labels) > MAPPED:
@@ -164,8 +164,8 @@ def embedding_maps(
 
 
 def mapped_by(clips: int) -> str:
-    """How so many clips are mapped: by UMAP where umap-learn is installed, else by t-SNE; where there are too few for
-    neighbours to tell, by PCA."""
+    """How that many clips are mapped: by UMAP if umap-learn is installed, else by t-SNE; by PCA if there are too few clips
+    for methods based on neighbours."""
     return f"{_method(clips)} of {MAPPED} clips drawn at random" if clips > MAPPED else _method(clips)
 
 
@@ -174,7 +174,7 @@ def _method(clips: int) -> str:
 
 
 def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
-    """Points `[clips, 2]`."""
+    """The embeddings mapped to points `[clips, 2]`."""
     if method == "PCA":
         from sklearn.decomposition import PCA
 
@@ -194,7 +194,7 @@ def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
 
 @any_script()
 def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
-    """The accuracy of each encoder and probe with its interval; rows have `encoder, objective, probe, accuracy[_low/_high]`."""
+    """The accuracy of each encoder and probe with its interval. Rows have `encoder, objective, probe, accuracy[_low/_high]`."""
     figure = Figure(figsize=(7, 0.42 * len(rows) + 1.3))
     axes = figure.subplots()
     for place, row in enumerate(rows):
@@ -211,21 +211,23 @@ def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
 
 @any_script()
 def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> None:
-    """False accepts an hour, with their interval, against false rejects; without clips, against the margin."""
+    """False rejects against false accepts per hour, with their upper bound; without clips, the margin instead."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     with_clips = "frr" in curve[0]
     rates = [
         max(point["fa_per_hour"], point["fa_high"] / 10) for point in curve
-    ]  # none at all has no place on a log axis
+    ]  # a rate of 0 has no place on a log axis
     upper = [point["fa_high"] for point in curve]
     heights = [100 * point["frr"] if with_clips else point["margin"] for point in curve]
     axes.plot(rates, heights, color=COLOURS["pairtune"], lw=1.8, label="measured")
     axes.plot(upper, heights, color=COLOURS["frozen"], lw=1.2, ls="--", label="upper bound of the same count")
-    axes.axvline(report["fa_per_hour_bound"], color=COLOURS["finetune"], lw=1, label="promised at the most")
+    axes.axvline(report["fa_per_hour_bound"], color=COLOURS["finetune"], lw=1, label="promised at most")
     if with_clips:
         axes.axhline(100 * report["frr"], color=COLOURS["finetune"], lw=1, ls=":")
-    axes.set(xscale="log", xlabel="false accepts an hour, all labels together", title=f"Detection of {report['model']}")
+    axes.set(
+        xscale="log", xlabel="false accepts per hour, all labels together", title=f"Detection of {report['model']}"
+    )
     _plain_numbers(axes.xaxis)
     axes.set_ylabel("false rejects (% of clips)" if with_clips else "margin above each label's own level (log odds)")
     axes.grid(alpha=0.25)
@@ -235,7 +237,7 @@ def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> No
 
 @any_script()
 def spectra(values: dict[str, Doubles], path: Path) -> None:
-    """The singular values of each embedding, as shares of their sum, from the largest: a steep fall uses few dimensions."""
+    """The singular values of each embedding, as shares of their sum, largest first: a steep fall means few dimensions in use."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     for name, shares in values.items():
@@ -250,7 +252,7 @@ def spectra(values: dict[str, Doubles], path: Path) -> None:
 
 @any_script()
 def contributions(shares: dict[str, Doubles], path: Path) -> None:
-    """The largest shares of each embedding in the cosines of pairs; a dotted line where all are equal."""
+    """The largest shares of dimensions in the cosines of pairs; a dotted line marks equal shares."""
     figure = Figure(figsize=(4.2 * len(shares), 3.4))
     row = figure.subplots(1, len(shares), squeeze=False, sharey=True)
     for axes, (name, values) in zip(row[0], shares.items(), strict=True):
@@ -265,13 +267,13 @@ def contributions(shares: dict[str, Doubles], path: Path) -> None:
 
 
 def _plain_numbers(axis: Axis) -> None:
-    """Of a logarithmic axis, whose numbers are formulas otherwise."""
+    """Label a logarithmic axis with plain numbers instead of formulas."""
     axis.set_major_formatter(_Plain())
     axis.set_minor_formatter(_Plain(labelOnlyBase=False))
 
 
 class _Plain(LogFormatter):
-    """Writes 0.2 for 2e-01, at the ticks that matplotlib chooses to write at."""
+    """Formats 2e-01 as 0.2, at the ticks that matplotlib chooses to label."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
@@ -283,6 +285,6 @@ def _wrapped(title: str) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings(), naming(path):
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a label may be of any script, a font is not
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # labels may be in any script, but fonts are not
         figure.tight_layout()
         figure.savefig(path, dpi=130)

@@ -1,1 +1,1 @@
-"""Stage 2, judged: a run against what it is compared with, by its probes and by its geometry."""
+"""Evaluation of stage 2: a run compared with its start and with other runs, by its probes and by its geometry."""

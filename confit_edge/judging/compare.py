@@ -1,4 +1,4 @@
-"""Encoders side by side: the pre-trained one as it was, and what each run made of it, probed alike on the same clips."""
+"""Compare encoders: the pre-trained one as it was and the one of each run, probed alike on the same clips."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ Split = Literal["val", "test"]
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder to be judged: of a run, or frozen as it was before training."""
+    """An encoder to judge: that of a run, or the frozen one from before its training."""
 
     name: str
     objective: str  # "frozen", "pairtune", "finetune" or "distill"
     encoder: Encoder
-    start: str | None = None  # of a run: the name of the subject it started from
-    head: LinearProbe | None = None  # vanilla fine-tuning's own
+    start: str | None = None  # for a run: the name of the subject that it started from
+    head: LinearProbe | None = None  # the head that vanilla fine-tuning trained
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A subject with probes fitted to the training clips of its corpus."""
+    """A subject with its probes, fitted to the training clips of its corpus."""
 
     subject: Subject
     corpus: Corpus
@@ -58,18 +58,18 @@ class Probed:
 
 @dataclass(frozen=True)
 class JudgedSubject:
-    """A probed subject on one split: each probe's judgement by name, and the equal error rate of its pairs."""
+    """A probed subject on one split: the judgement of each probe by name, and the equal error rate in verification."""
 
     probed: Probed
-    probes: dict[str, Judgement]  # "head" where the subject has its own, "linear", "knn"
+    probes: dict[str, Judgement]  # "head" if the subject has its own head, "linear", "knn"
     verification: Bootstrapped | None
 
 
 def shared_corpora(runs: list[Run], recipe: Recipe, split: Split, manifest: Path | None = None) -> dict[int, Corpus]:
-    """What the runs are judged on, by the sample rate they need: their own clips, or `manifest` read as `recipe` says.
+    """The corpus to judge the runs on, for each sample rate they need: their own clips, or `manifest`, read by `recipe`.
 
-    Raises UsageError where the runs differ in clips, labels or splits, and where a run was trained on clips of `manifest` to
-    judge by.
+    Raises UsageError if the runs differ in clips, labels or splits, or if a run was trained on clips of `manifest` that it
+    would be judged on.
     """
     corpora: dict[int, Corpus] = {}
     first: Corpus | None = None
@@ -80,7 +80,7 @@ def shared_corpora(runs: list[Run], recipe: Recipe, split: Split, manifest: Path
             first = first or corpus
             if corpus.manifest.fingerprint() != first.manifest.fingerprint():
                 raise UsageError(
-                    f"{run.path}: was trained on other clips, labels or splits than {runs[0].path};"
+                    f"{run.path}: was trained on different clips, labels or splits from {runs[0].path};"
                     " compare them on clips that neither has seen (--manifest)"
                 )
             corpora.setdefault(rate, corpus)
@@ -92,25 +92,25 @@ def shared_corpora(runs: list[Run], recipe: Recipe, split: Split, manifest: Path
 
 
 def _refuse_trained_on(run: Run, corpus: Corpus, split: Split) -> None:
-    """Raise UsageError where the run was trained on clips of the split to judge by; where that cannot be told, log it."""
+    """Raise UsageError if the run was trained on clips of the split it is judged on; log a warning if that is unknown."""
     if corpus.fingerprint == run.info.data["fingerprint"]:
         return
     try:
         own = run_corpus(run)
     except ConfitError as error:
-        log.warning("%s: whether it was trained on clips to judge by cannot be told (%s)", run.path, error)
+        log.warning("%s: cannot check whether it was trained on the clips it is judged on (%s)", run.path, error)
         return
     trained, judged = set(own.train.digests), split_of(corpus, split)
     if seen := [path for digest, path in zip(judged.digests, judged.paths, strict=True) if digest in trained]:
         shown = ", ".join(relative(path, corpus.manifest.folder) for path in seen[:3])
         raise UsageError(
             f"{run.path}: was trained on the sound of {len(seen)} of the {len(judged)} {split} clips of"
-            f" {corpus.manifest.source} ({shown}{', ...' if len(seen) > 3 else ''}): judge by clips that no run has seen"
+            f" {corpus.manifest.source} ({shown}{', ...' if len(seen) > 3 else ''}); judge on clips that no run has seen"
         )
 
 
 def split_of(corpus: Corpus, split: Split) -> Clips:
-    """The clips to judge on. Raises UsageError where there are none."""
+    """The clips of a split. Raises UsageError if there are none."""
     clips = corpus.test if split == "test" else corpus.val
     if not len(clips):
         raise UsageError(f"{corpus.manifest.source}: has no {split} clips to judge on; try --split val")
@@ -118,9 +118,9 @@ def split_of(corpus: Corpus, split: Split) -> Clips:
 
 
 def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
-    """What is judged: each different encoder that the runs started from, as it was, and then the runs.
+    """The subjects to judge: each distinct encoder that the runs started from, as it was, followed by the runs.
 
-    An encoder that is not to be had any more is left out, which is told.
+    An encoder that is no longer available is left out, with a warning in the log.
     """
     starts: dict[str, Subject] = {}
     trained = []
@@ -128,7 +128,7 @@ def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
         try:
             starts[start] = starts.get(start) or Subject(start, "frozen", beginning(run))
         except ConfitError as error:
-            log.warning("%s: what it was trained from is not set beside it: %s", run.path, error)
+            log.warning("%s: is not compared with the encoder it was trained from: %s", run.path, error)
         own = corpora[run.encoder.sample_rate].classes == run.info.classes
         objective = "distill" if run.info.distilled else run.recipe.objective
         before = start if start in starts else None
@@ -137,16 +137,16 @@ def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
 
 
 def beginning(run: Run) -> Encoder:
-    """The encoder that a run was trained from, as it was. Raises UsageError where it is not there, or is another by now."""
+    """The encoder that a run started from, as it was. Raises UsageError if it is missing or has changed since."""
     name = run.recipe.encoder
     encoder = pretrained(name, run.recipe.window, **run.recipe.encoder_options())
     if run.info.encoder_sha256 not in (None, weights_sha256(encoder)):
-        raise UsageError(f"--encoder {name}: holds other weights than those that it was trained from")
+        raise UsageError(f"--encoder {name}: has different weights from those that the run was trained from")
     return encoder.eval()
 
 
 def own_head(run: Run) -> LinearProbe | None:
-    """The head that vanilla fine-tuning trained; None where the run trained none. Raises ConfitError for a damaged file."""
+    """The head that vanilla fine-tuning trained; None if the run trained none. Raises ConfitError for a damaged file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -162,17 +162,17 @@ def own_head(run: Run) -> LinearProbe | None:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The last part of each path, or the whole where two different ones end alike."""
+    """The last part of each path, or the whole path where different paths end in the same name."""
     ends = {path: path.resolve().name for path in paths}
     return [str(path) if list(ends.values()).count(ends[path]) > 1 else ends[path] for path in paths]
 
 
 def _starts(runs: list[Run]) -> list[str]:
-    """A name for what each run started from; of the options that make it, those in which the runs differ are told."""
+    """A name for the encoder that each run started from, with those of its options in which the runs differ."""
     made = [{"window": run.recipe.window, **run.recipe.encoder_options()} for run in runs]
     for options in made:
         if options["initialise"] == "pretrained":
-            del options["seed"]  # nothing was drawn
+            del options["seed"]  # the seed was not used
     keys = dict.fromkeys(key for options in made for key in options)
     told = [key for key in keys if len({str(options.get(key)) for options in made}) > 1]
     names = _names([Path(run.recipe.encoder) for run in runs])
@@ -183,13 +183,13 @@ def _starts(runs: list[Run]) -> list[str]:
 
 
 def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torch.device, tell: Watcher) -> Probed:
-    """Fit both probes on the frozen encoder of `subject`, by the rules of `recipe`; `tell` hears how far that is."""
+    """Fit both probes on the frozen encoder of `subject`, as `recipe` says; `tell` receives the progress."""
     progress = partial(tell_of_probe, tell, subject.name)
     return Probed(subject, corpus, dual_probe(subject.encoder.to(device), corpus, recipe, device, progress=progress))
 
 
 def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> JudgedSubject:
-    """Every metric of each probe of a subject, and its equal error rate in `trials`."""
+    """Every metric of each probe of a subject, and its equal error rate on `trials`."""
     corpus, embeddings = probed.corpus, probed.embeddings(split)
     clips, answers = split_of(corpus, split), corpus.answers
     probes: dict[str, LinearProbe | KnnProbe] = {"linear": probed.probes.linear, "knn": probed.probes.knn}
@@ -210,7 +210,11 @@ def judge_subject(probed: Probed, split: Split, trials: Trials, seed: int) -> Ju
 
 
 def differences(one: JudgedSubject, other: JudgedSubject) -> list[dict[str, Any]]:
-    """How far `one` is above `other` on the same clips, a row a metric: probe by probe, and its linear probe over heads."""
+    """How far `one` is above `other` on the same clips, in a row for each pair of probes and metric.
+
+    Equal probes are compared, and the linear probe of `one` with the head of `other`, if that has one. Given the same
+    subject twice, only its linear probe is compared with its own head.
+    """
     pairs = [("linear", "linear"), ("knn", "knn"), ("linear", "head")]
     if one is other:
         pairs = [("linear", "head")]

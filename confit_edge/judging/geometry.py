@@ -1,4 +1,4 @@
-"""What `analyze` says: the paper's table and every measure, for what runs started from and what they made of it."""
+"""The report of `analyze`: the paper's table and every geometry measure, before and after training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from confit_edge.watching import Watcher, unwatched
 from confit_runtime.arrays import Floats
 from confit_runtime.wording import counted
 
-Measure = Callable[[npt.NDArray[np.int64]], dict[str, float]]  # of the given rows
+Measure = Callable[[npt.NDArray[np.int64]], dict[str, float]]  # given the rows to measure
 
 TITLES = {
     "anisotropy": "anisotropy (mean cosine)",
@@ -46,18 +46,18 @@ TITLES = {
 
 @dataclass(frozen=True)
 class GeometryReport:
-    """Subjects with their embeddings of one split, measured; those that runs started from come first."""
+    """Subjects and the measures of their embeddings of one split; the encoders that runs started from come first."""
 
     probed: list[Probed]
     split: Split
     seed: int
-    described: list[dict[str, float]]  # measures.describe, a subject each
+    described: list[dict[str, float]]  # the result of measures.describe for each subject
     intervals: list[dict[str, tuple[float, float]]]
     changes: list[dict[str, Any]]
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the numbers stand on."""
+        """The data behind the numbers: split, clips, groups, classes and dimensions."""
         clips, dim = split_of(self.probed[0].corpus, self.split), [one.subject.encoder.dim for one in self.probed]
         return {
             "split": self.split,
@@ -69,21 +69,21 @@ class GeometryReport:
 
     @property
     def merit(self) -> str:
-        """What a linear probe is judged by: `accuracy`, or `map` where clips have several labels."""
+        """The metric that a linear probe is judged by: `accuracy`, or `map` if clips may have several labels."""
         return "map" if self.probed[0].corpus.multi_label else "accuracy"
 
     def paper_rows(self) -> list[dict[str, Any]]:
-        """The paper's table: a row an encoder with the `merit` of its linear probe, top-1, 3, 5 shares and IsoScore."""
+        """The paper's table: a row per encoder, with the `merit` of its linear probe, top-1, 3, 5 shares and IsoScore."""
         rows = []
         for one, described in zip(self.probed, self.described, strict=True):
-            found = one.probes.metrics["linear"][self.split]  # None where none of the clips has a label
+            found = one.probes.metrics["linear"][self.split]  # None if none of the clips has a label
             merit = found[self.merit] if found else math.nan
             shares = {f"top{top}": described[f"top{top}"] for top in measures.TOPS}
             rows.append({**_who(one), self.merit: merit, **shares, "isoscore": described["isoscore"]})
         return rows
 
     def measure_rows(self) -> list[dict[str, Any]]:
-        """A row an encoder and measure, with its interval where groups can be left out."""
+        """A row per encoder and measure, with its interval if groups can be left out."""
         return [
             {**_who(one), "measure": name, "value": described[name], "low": low, "high": high}
             for one, described, intervals in zip(self.probed, self.described, self.intervals, strict=True)
@@ -92,11 +92,11 @@ class GeometryReport:
         ]
 
     def change_rows(self) -> list[dict[str, Any]]:
-        """A row a run and measure: how much it is above what the run started from, paired by group."""
+        """A row per run and measure: how much higher it is than at the start of the run, paired by group."""
         return self.changes
 
     def text(self, name: Callable[[str], str] = str) -> str:
-        """The tables, for a person; `name` gives the names of encoders as they are to stand in them."""
+        """The tables, for a person to read; `name` formats the names of encoders for them."""
         about, names = self.summary, [name(one.subject.name) for one in self.probed]
         paper = [
             [
@@ -112,8 +112,8 @@ class GeometryReport:
             for key, title in TITLES.items()
         ]
         parts = [
-            f"{counted(about['clips'], f'{self.split} clip')} of {counted(about['groups'], 'group')} and"
-            f" {counted(about['classes'], 'class', 'classes')},"
+            f"{counted(about['clips'], f'{self.split} clip')} from {counted(about['groups'], 'group')} and"
+            f" {counted(about['classes'], 'class', 'classes')};"
             f" {about['dim']} dimensions.",
             markdown(["encoder", f"{merit} %", "top-1 %", "top-3 %", "top-5 %", "IsoScore"], paper),
             markdown(["measure", *names], every),
@@ -123,11 +123,11 @@ class GeometryReport:
             for row in self.changes
         ]
         if changes:
-            parts += ["Changes by training, of the same clips.", markdown(["encoder", "measure", "change"], changes)]
+            parts += ["Changes by training, on the same clips.", markdown(["encoder", "measure", "change"], changes)]
         return "\n\n".join(parts)
 
     def write(self, out: Path, say: Callable[[str], None]) -> str:
-        """Write `geometry.md`, `geometry.json`, CSV files and then plots; returns how the maps were made."""
+        """Write `geometry.md`, `geometry.json`, CSV files and then plots; return how the maps were made."""
         folder = out / "plots"
         folder.mkdir(parents=True, exist_ok=True)
         kinds = {"paper": self.paper_rows(), "measures": self.measure_rows(), "changes": self.changes}
@@ -138,7 +138,7 @@ class GeometryReport:
         method = plots.mapped_by(len(clips))
         plain = {"summary": {**self.summary, "maps": method}} | {key: list(map(known, of)) for key, of in kinds.items()}
         write_text(out / "geometry.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        write_text(out / "geometry.md", f"{self.text(escaped)}\n\nMaps by {method}.\n")
+        write_text(out / "geometry.md", f"{self.text(escaped)}\n\nMaps made by {method}.\n")
         embeddings = {one.subject.name: one.embeddings(self.split) for one in self.probed}
         labelled = clips.targets.any(axis=1)
         labels = np.where(labelled, clips.labels, len(corpus.classes))
@@ -163,10 +163,10 @@ def analyse(
     manifest: Path | None = None,
     tell: Watcher = unwatched,
 ) -> GeometryReport:
-    """Embed the clips of a split by what the runs started from and by the runs, and measure.
+    """Embed the clips of a split by the encoders that the runs started from and by the runs, and measure the embeddings.
 
-    Probes are fitted for the accuracy column, by the recipe of the first run. `manifest` names other clips than the runs'
-    own. Raises UsageError where the runs' own clips or splits differ, or the split has no clips.
+    Probes are fitted for the accuracy column, by the recipe of the first run. `manifest` names clips to use instead of the
+    runs' own. Raises UsageError if the runs' own clips or splits differ, or the split has no clips.
     """
     recipe = runs[0].recipe
     corpora = shared_corpora(runs, recipe, split, manifest)
@@ -188,7 +188,7 @@ def analyse(
 
 
 def _measure(embeddings: Floats, labels: measures.Labels) -> Measure:
-    """The measures of the given rows; those that were asked for before are known (a jackknife of a change asks again)."""
+    """A function that measures the given rows. It caches its results, because the jackknife of a change asks again."""
     known: dict[bytes, dict[str, float]] = {}
 
     def measure(rows: npt.NDArray[np.int64]) -> dict[str, float]:

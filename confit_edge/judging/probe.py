@@ -1,4 +1,4 @@
-"""What `probe` says: rows for a program, tables for a person, and a folder of both with plots."""
+"""The report of `probe`: rows for programs, tables for people, and a folder of both with plots."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ TITLES = {
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
 }
-WEAKEST = 10  # classes shown to a person; a file has them all
+WEAKEST = 10  # classes shown in the text; classes.csv has all of them
 
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """Subjects judged on one split; the last is the run that the others are set beside."""
+    """Subjects judged on one split; the last is the run that the others are compared with."""
 
     judged: list[JudgedSubject]
     split: Split
@@ -52,7 +52,7 @@ class ProbeReport:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the numbers stand on."""
+        """The data behind the numbers: split, clips, groups, classes, and verification trials."""
         clips = split_of(self.run.probed.corpus, self.split)
         return {
             "split": self.split,
@@ -66,7 +66,7 @@ class ProbeReport:
         }
 
     def probe_rows(self) -> list[dict[str, Any]]:
-        """A row an encoder and probe: each metric, and the bounds of its interval as `_low` and `_high`."""
+        """A row per encoder and probe: each metric, and the bounds of its interval as `_low` and `_high`."""
         return [
             {
                 "encoder": one.probed.subject.name,
@@ -84,7 +84,7 @@ class ProbeReport:
         ]
 
     def verification_rows(self) -> list[dict[str, Any]]:
-        """A row an encoder: the equal error rate of its pairs of clips."""
+        """A row per encoder: the equal error rate of its pairs of clips."""
         return [
             {
                 "encoder": one.probed.subject.name,
@@ -96,11 +96,11 @@ class ProbeReport:
         ]
 
     def difference_rows(self) -> list[dict[str, Any]]:
-        """How far the run is above each of the others, and its linear probe above its own head."""
+        """How far the run is above each other subject, and its linear probe above its own head."""
         return [row for other in self.judged for row in differences(self.run, other)]
 
     def class_rows(self) -> list[dict[str, Any]]:
-        """A row an encoder, probe and class."""
+        """A row per encoder, probe and class."""
         return [
             {"encoder": one.probed.subject.name, "probe": name, **row}
             for one in self.judged
@@ -109,13 +109,13 @@ class ProbeReport:
         ]
 
     def _title(self, metric: str) -> str:
-        """What a metric is called; where clips have several labels accuracy is of the best one alone."""
+        """The title of a metric; if clips may have several labels, accuracy judges only the best one."""
         of_best = metric == "accuracy" and "map" in self.run.probes["linear"].metrics
         return "best label right" if of_best else TITLES[metric]
 
     def text(self, name: Callable[[str], str] = str) -> str:
-        """The tables, for a person; `name` gives the names of encoders and classes as they are to stand in them."""
-        names = sorted(self.run.probes["linear"].metrics, key=lambda key: key != "map")  # which leads where it is
+        """The tables, for a person to read; `name` formats the names of encoders and classes for them."""
+        names = sorted(self.run.probes["linear"].metrics, key=lambda key: key != "map")  # mAP, if present, comes first
         probes = [
             [name(row["encoder"]), _probe_title(row)]
             + [percent(row[key], row[f"{key}_low"], row[f"{key}_high"], unit="") for key in names]
@@ -123,19 +123,19 @@ class ProbeReport:
         ]
         about = self.summary
         parts = [
-            f"{counted(about['clips'], f'{self.split} clip')} of {counted(about['groups'], 'group')} and"
-            f" {counted(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that take"
-            f" {about['resampled']} for independent.",
+            f"{counted(about['clips'], f'{self.split} clip')} from {counted(about['groups'], 'group')} and"
+            f" {counted(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that treat"
+            f" {about['resampled']} as independent.",
             markdown(["encoder", "probe", *map(self._title, names)], probes),
         ]
         if pairs := self.verification_rows():
             rows = [
                 [name(row["encoder"]), percent(row["eer"], row["eer_low"], row["eer_high"], unit="")] for row in pairs
             ]
-            left_out = f" ({counted(about['trials_left_out'], 'pair')} of two clips without a label left out)"
+            left_out = f" ({counted(about['trials_left_out'], 'pair')} of two unlabelled clips left out)"
             parts += [
-                f"Verification: {counted(about['trials'], 'pair')} of clips, {about['trials_same']} of one class, by cosine alone"
-                f"{left_out if about['trials_left_out'] else ''}.",
+                f"Verification: {counted(about['trials'], 'pair')} of clips, {about['trials_same']} of the same class, by cosine"
+                f" alone{left_out if about['trials_left_out'] else ''}.",
                 markdown(["encoder", "equal error rate"], rows),
             ]
         gains = [
@@ -152,7 +152,7 @@ class ProbeReport:
         weakest = sorted(self.run.probes["linear"].per_class, key=lambda row: (row["f1"], row["class"]))[:WEAKEST]
         columns = [key for key in weakest[0] if not key.startswith("recall_")]
         parts += [
-            f"The weakest classes of the linear probe of {name(self.run.probed.subject.name)}.",
+            f"Weakest classes of the linear probe of {name(self.run.probed.subject.name)}.",
             markdown(
                 [key.replace("_", " ") for key in columns],
                 [
@@ -164,7 +164,7 @@ class ProbeReport:
         return "\n\n".join(parts)
 
     def write(self, out: Path, say: Callable[[str], None]) -> None:
-        """Write `probe.md`, `probe.json`, a CSV file of each kind of row, and then plots."""
+        """Write `probe.md`, `probe.json`, a CSV file for each kind of row, and then plots."""
         from confit_edge.geometry import plots
 
         folder = out / "plots"
@@ -199,10 +199,10 @@ def side_by_side(
     trials: Path | None = None,
     tell: Watcher = unwatched,
 ) -> ProbeReport:
-    """Probe what the runs started from, and the runs, alike: by the recipe of the last, on the same clips.
+    """Probe the runs and the encoders they started from, by the recipe of the last run, on the same clips.
 
-    `manifest` names other clips than the runs' own; `trials` a list of pairs for verification, instead of all pairs.
-    Raises UsageError where the runs' own clips or splits differ, or the split has no clips.
+    `manifest` names clips to use instead of the runs' own; `trials` is a file with pairs for verification, instead of all
+    pairs. Raises UsageError if the runs' own clips or splits differ, or the split has no clips.
     """
     recipe, rate = runs[-1].recipe, runs[-1].encoder.sample_rate
     corpora = shared_corpora(runs, recipe, split, manifest)
@@ -228,4 +228,4 @@ def _probe_title(row: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"  # of a label on every clip nothing is ranked
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"  # a label on every clip leaves nothing to rank

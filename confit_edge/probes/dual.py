@@ -1,4 +1,4 @@
-"""Stage 2, the dual probe: freeze an encoder, and judge its embedding by a linear layer and by its neighbours."""
+"""Stage 2, the dual probe: freeze an encoder, and judge its embedding by a linear layer and by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from confit_runtime.arrays import Floats, Targets
 class DualProbe:
     """Both probes of one frozen encoder, and the embeddings they were judged on.
 
-    `typicality` is what a device weighs the linear probe's probabilities by: `map_weighed` is with it. It may be lower than
-    `map`, for what tells sound that is like no label from all labels ranks sound of the labels no better.
+    A device weights the linear probe's probabilities by `typicality`; `map_weighed` is the mAP of the result. It may be lower
+    than `map`: typicality separates sound that resembles no label from all labels, but does not rank the labels better.
     """
 
     linear: LinearProbe
@@ -48,12 +48,13 @@ def dual_probe(
     *,
     progress: Progress = lambda done, total: None,
 ) -> DualProbe:
-    """Fit on training clips, choose on validation, report on test.
+    """Fit both probes on the training clips, choose by the validation clips, and report on the test clips.
 
-    The linear probe sees each training clip as it is and `probe_views` times more as a device will hear it: in streams over
-    the background where there is one (then it learns the unknown class too, and what of the background it takes for
-    another), else augmented. The kNN probe sees the clips as they are. `progress` is told how many of the sounds have been
-    heard; probes are fitted when all have. Raises UsageError where the corpus was read at another sample rate than the encoder's.
+    The linear probe sees each training clip unchanged, and `probe_views` times more as a device will hear it: in streams
+    over the background if there is one, else augmented. With background it also learns the unknown class, and in particular
+    the background that it mistakes for another class. The kNN probe sees the clips unchanged. `progress` receives the number
+    of sounds heard so far; the probes are fitted once all have been heard. Raises UsageError if the corpus was read at a
+    different sample rate from the encoder's.
     """
     corpus.refuse_other_rate(encoder.sample_rate)
     total, done = sounds_heard(encoder, corpus, recipe), 0
@@ -110,11 +111,11 @@ def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[F
 
 
 def score(scores: Floats, clips: Clips, corpus: Corpus, seed: int) -> dict[str, Any] | None:
-    """Accuracy of `scores [clips, classes]` with its interval, or None where the split has no labelled clips.
+    """The accuracy of `scores [clips, classes]` with its interval, or None if the split has no labelled clips.
 
-    Of multi-label clips it is the share of those with a label whose best class is one of their own, which says little;
-    `map` stands beside it, of all labels on all clips.
-    Where some of the clips are of the unknown class, `own` tells how many of the others are answered rightly.
+    For multi-label clips it is the share of labelled clips whose best class is one of their own, which says little; so
+    `map`, over all labels and all clips, is reported as well. If some, but not all, of the clips are of the unknown class,
+    `own` counts how many of the others are answered correctly.
     """
     scores, every = scores[:, corpus.answers], clips.targets[:, corpus.answers]
     labelled = np.flatnonzero(every.any(axis=1))

@@ -1,4 +1,4 @@
-"""Background that a linear probe takes for a class, learnt as unknown: hard negatives, found by hearing all of it."""
+"""Hard negatives: background that a linear probe mistakes for a class, found by hearing all of it and learnt as unknown."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from confit_runtime.audio import Pcm
 Labelled = tuple[Floats, npt.NDArray[np.int8]]  # embeddings `[rows, dim]` and their targets `[rows, classes]`
 
 FIRES = 0.3  # a score that smoothing and a low threshold could let through
-ROUNDS = 3  # what a probe learns moves its planes, and other rows fire
-PIECE_S = 30  # of a recording at a time: what its features need is many times its sound
-MOST_S = 7200  # of all recordings
+ROUNDS = 3  # learning moves the planes of a probe, and then other rows fire
+PIECE_S = 30  # seconds of a recording at a time, because features take many times the memory of the sound
+MOST_S = 7200  # seconds of all recordings that are heard
 
 
 @torch.no_grad()
 def background_heard(
     encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int, *, heard: Heard = untold
 ) -> Floats:
-    """Embeddings `[rows, dim]` of recordings, one after the other: each hop of an encoder that streams, of others each window.
+    """Embeddings `[rows, dim]` of the concatenated recordings, one per hop if the encoder streams, else one per window.
 
-    Of more than `MOST_S` seconds, so many of pieces drawn at random.
+    If there are more than `MOST_S` seconds, that many are heard, in pieces drawn at random.
     """
     encoder.eval()
     length, ends = PIECE_S * encoder.sample_rate, np.cumsum([len(pcm) for pcm in recordings])
@@ -46,13 +46,13 @@ def background_heard(
 
 
 def pieces(encoder: Encoder, recordings: list[Pcm]) -> int:
-    """How many pieces `background_heard` hears of recordings."""
+    """The number of pieces of the recordings that `background_heard` hears."""
     samples = sum(map(len, recordings)) - encoder.window + 1
     return min(max(0, -(-samples // (PIECE_S * encoder.sample_rate))), MOST_S // PIECE_S)
 
 
 def _stretch(recordings: list[Pcm], ends: npt.NDArray[np.int64], start: int, stop: int) -> Pcm:
-    """Samples `start` to `stop` of the recordings one after the other."""
+    """Samples `start` to `stop` of the concatenated recordings."""
     begins = ends - [len(pcm) for pcm in recordings]
     there = np.flatnonzero((begins < stop) & (ends > start))
     return np.concatenate([recordings[at][max(0, start - begins[at]) : stop - begins[at]] for at in there])
@@ -61,11 +61,11 @@ def _stretch(recordings: list[Pcm], ends: npt.NDArray[np.int64], start: int, sto
 def learn_hard(
     probe: LinearProbe, fitting: Labelled, choosing: Labelled, background: Floats, *, unknown: int
 ) -> LinearProbe:
-    """`probe` fitted again with the rows of `background [rows, dim]` that fire, as of the class `unknown`, a column.
+    """`probe` fitted again, with the rows of `background [rows, dim]` that fire as examples of the column `unknown`.
 
-    A random draw of an hour holds little of what fires, and all of it would outweigh a dozen clips: so what the probe
-    takes for a class is added, the most certain first and no more than there are rows of the classes, and it is fitted
-    again, at most `ROUNDS` times (bootstrapping: Sung and Poggio 1998).
+    A random draw from an hour of background contains little that fires, and all of it would outweigh a dozen clips. So the
+    rows that the probe mistakes for a class are added, the most certain first and at most as many as there are rows of the
+    classes, and the probe is fitted again, at most `ROUNDS` times (bootstrapping: Sung and Poggio 1998).
     """
     embeddings, targets = fitting
     most = int((targets[:, unknown] == 0).sum())

@@ -1,4 +1,4 @@
-"""Every metric of one probe on one split, with intervals, and a row for each class."""
+"""Judge a probe on a split: every metric with its interval, and a row for each class."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from confit_runtime.intervals import grouped_share_interval
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """A value 0..1 with its 95 % interval, and its values in the draws of the bootstrap."""
+    """A value 0..1 with its 95 % interval, and the values in the bootstrap draws (`samples`)."""
 
     value: float
     low: float
@@ -43,11 +43,11 @@ class Bootstrapped:
 
     @classmethod
     def of(cls, value: float, samples: Doubles, sizes: npt.NDArray[np.int64], worth: float) -> Bootstrapped:
-        """Of its values in the draws of groups of so many clips each, and how many of these it is worth."""
+        """Build it from its `samples`, drawn over groups of `sizes` clips, and the number of clips that it is `worth`."""
         return cls(value, *resampled_share_interval(value, samples, sizes, worth), samples, len(sizes))
 
     def minus(self, other: Bootstrapped) -> Difference:
-        """The paired difference to the same metric of another probe on the same clips, groups and seed."""
+        """The paired difference from the same metric of another probe on the same clips, groups and seed."""
         return Difference.of(self.value - other.value, self.samples - other.samples, self.units)
 
     def to_dict(self) -> dict[str, float]:
@@ -56,24 +56,25 @@ class Bootstrapped:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The metrics of a probe by name, and for each class that has clips what became of them."""
+    """The metrics of a probe by name, and a row for each class that has clips."""
 
     metrics: dict[str, Bootstrapped]
     per_class: list[dict[str, Any]]
-    resampled: str  # what counts as independent: "groups", or "clips" where there is one group only
+    resampled: str  # what counts as independent: "groups", or "clips" if there is only one group
 
 
 def judge(
     scores: Floats, targets: Targets, groups: list[str], classes: list[str], *, multi_label: bool, seed: int = 0
 ) -> Judgement:
-    """Judge `scores [clips, classes]` by 0/1 `targets [clips, classes]`; intervals are of `groups [clips]`.
+    """Judge `scores [clips, classes]` by 0/1 `targets [clips, classes]`; intervals are over `groups [clips]`.
 
-    Of one label a clip: `accuracy`, `balanced_accuracy`, `macro_f1`; the best class is decided for. Of several: `accuracy`
-    (of clips that have one: the best class is one of the clip's), `map`, `macro_f1`, `micro_f1`; a score of 0.5 or more is
-    a decision. Raises ConfitError where a score is no number, and UsageError where no clip has a label.
+    With one label per clip, the decision is the best class, and the metrics are `accuracy`, `balanced_accuracy` and
+    `macro_f1`. With several labels (`multi_label`), every class with a score of at least 0.5 is decided for, and the metrics
+    are `accuracy` (the share of labelled clips whose best class is one of their labels), `map`, `macro_f1` and `micro_f1`.
+    Raises ConfitError if a score is NaN, and UsageError if no clip has a label.
     """
     if nan := int(np.isnan(scores).any(axis=1).sum()):
-        raise ConfitError(f"{nan} of {len(scores)} clips to judge on have scores that are no numbers (NaN)")
+        raise ConfitError(f"{nan} of {len(scores)} clips to judge on have scores that are not numbers (NaN)")
     resamples = Resamples.of(groups, seed)
     decided = scores >= 0.5 if multi_label else np.eye(len(classes), dtype=bool)[scores.argmax(axis=1)]
     parts = tallies(decided, targets)
@@ -112,7 +113,7 @@ def judge(
     rows = []
     for column in np.flatnonzero(targets.any(axis=0)):
         own = targets[:, column] > 0
-        # its recall stands on the groups that hold the class
+        # the interval of its recall is over the groups that contain the class
         holding = [groups[at] for at in np.flatnonzero(own)]
         bounds = grouped_share_interval(decided[own, column], units_of(holding)[1])
         counts = {name: int(part[column]) for name, part in whole.items()}
@@ -126,13 +127,13 @@ def judge(
 
 
 def _accuracy(right: Bools, groups: list[str], seed: int) -> Bootstrapped:
-    """The same accuracy and interval as everywhere, and the draws that a difference is found by."""
+    """The accuracy and interval as computed everywhere, and the draws needed for differences."""
     found, resamples = accuracy(right, groups), Resamples.of(groups, seed)
     return Bootstrapped(found.accuracy, found.low, found.high, shares(right, resamples), resamples.units)
 
 
 def _class_row(hits: int, false: int, missed: int, bounds: tuple[float, float]) -> dict[str, Any]:
-    """What became of the clips of a class, from its tallies and the interval of its recall."""
+    """The row of a class, from its tallies and the interval of its recall."""
     return {
         "clips": hits + missed,
         "recall": hits / (hits + missed),
@@ -144,7 +145,7 @@ def _class_row(hits: int, false: int, missed: int, bounds: tuple[float, float]) 
 
 
 def _taken_for(decided: npt.NDArray[np.bool_], column: int, classes: list[str]) -> str:
-    """The other class that most of these clips were taken for, with their number; empty where none was."""
+    """The class these clips were most often mistaken for, with their number; empty if none was."""
     counts = decided.sum(axis=0)
     counts[column] = 0
     return f"{classes[int(counts.argmax())]} ({counts.max()})" if counts.any() else ""

@@ -16,15 +16,16 @@ Metric = Literal["cosine", "standardised"]
 NEIGHBOURS = (1, 3, 5, 10, 20)  # tried on validation
 METRICS: tuple[Metric, ...] = ("cosine", "standardised")  # tried on validation
 _BLOCK = 1024  # clips whose similarities are held at once
-_VOTES = 1 << 21  # of clips with several labels: as many votes, clips x neighbours x classes, are held at once
+_VOTES = 1 << 21  # votes (clips x neighbours x classes) held at once for multi-label clips
 
 
 @dataclass(frozen=True)
 class KnnProbe:
-    """Prints `[n, dim]` of unit length with 0/1 `targets [n, classes]`; the `k` nearest vote by their similarity.
+    """Training embeddings (`prints`) of unit length, `[n, dim]`, with 0/1 `targets [n, classes]`; the `k` nearest ones vote.
 
-    `metric` says what is near: the `cosine`, or the Euclidean distance between embeddings `standardised` by the prints,
-    each dimension to the same variance. (The plain Euclidean distance of unit vectors ranks as the cosine does.)
+    Votes are weighted by similarity. `metric` defines it: the `cosine`, or the Euclidean distance between embeddings that
+    are `standardised` by the prints, so that every dimension has the same variance. (The plain Euclidean distance of unit
+    vectors ranks like the cosine.)
     """
 
     prints: Floats
@@ -33,7 +34,7 @@ class KnnProbe:
     metric: Metric = "cosine"
 
     def scores(self, embeddings: Floats) -> Floats:
-        """The share of the similarity-weighted votes for each class, `[clips, classes]`, of embeddings `[clips, dim]`."""
+        """The share of the similarity-weighted votes for each class, `[clips, classes]`, for embeddings `[clips, dim]`."""
         return self._votes(*self._nearest(embeddings, self.k), self.k)
 
     @classmethod
@@ -46,9 +47,9 @@ class KnnProbe:
         *,
         multi_label: bool = False,
     ) -> KnnProbe:
-        """Keep the training embeddings; choose the metric and k by validation accuracy, or mAP where `multi_label`.
+        """Keep the training embeddings; choose the metric and k by validation accuracy, or by mAP if `multi_label`.
 
-        Of equals the cosine is kept, and the smallest k.
+        In a tie, the cosine wins, and then the smallest k.
         """
         best: tuple[float, KnnProbe] | None = None
         for metric in METRICS:
@@ -62,7 +63,7 @@ class KnnProbe:
         return best[1]
 
     def _nearest(self, embeddings: Floats, k: int) -> tuple[npt.NDArray[np.int64], Floats]:
-        """The rows of the `k` most similar prints, most similar first, and how similar they are, `[clips, k]` each."""
+        """The rows of the `k` most similar prints, most similar first, and their similarities, `[clips, k]` each."""
         prints, k = self._placed(self.prints), min(k, len(self.prints))
         rows, similarities = [np.zeros((0, k), np.int64)], [np.zeros((0, k), np.float32)]
         for start in range(0, len(embeddings), _BLOCK):
@@ -89,7 +90,7 @@ class KnnProbe:
         return 1 - (lengths - 2 * products) / 2
 
     def _votes(self, rows: npt.NDArray[np.int64], similarity: Floats, k: int) -> Floats:
-        """The votes of the first `k`: added up by label where each print has one, else from a table of a part at a time."""
+        """The votes of the first `k`: summed by label if every print has exactly one, else computed for a part at a time."""
         rows, similarity = rows[:, :k], similarity[:, :k]
         weights = np.exp((similarity - similarity[:, :1]) / 0.1)
         votes = np.zeros((len(rows), self.targets.shape[1]), np.float32)

@@ -16,14 +16,14 @@ STRENGTHS = (0.01, 0.1, 1.0)  # inverse regularisation, tried on validation
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear layer and softmax (sigmoid where `multi_label`): `weight [classes, dim]`, `bias [classes]`."""
+    """A linear layer and softmax (sigmoid if `multi_label`): `weight [classes, dim]`, `bias [classes]`."""
 
     weight: Floats
     bias: Floats
     multi_label: bool = False
 
     def logits(self, embeddings: Floats) -> Floats:
-        """`[..., classes]` of embeddings `[..., dim]`."""
+        """Logits `[..., classes]` of embeddings `[..., dim]`."""
         return embeddings @ self.weight.T + self.bias
 
     def scores(self, embeddings: Floats) -> Floats:
@@ -46,17 +46,17 @@ class LinearProbe:
     ) -> LinearProbe:
         """Logistic regression on standardised embeddings `[clips, dim]`, targets 0/1 `[clips, classes]`.
 
-        The regularisation with the smallest validation log loss is kept, then one temperature is fitted to
-        validation, so that a score of 0.8 is right about eight times in ten. Standardisation and temperature are
-        folded into the layer. Raises ConfitError where a class has no training clip (of several labels, or of two classes, its
-        log odds are learnt), or an embedding is not finite.
+        Each regularisation strength gets one temperature, fitted to validation so that a score of 0.8 is right about
+        eight times in ten; the strength with the smallest validation log loss is kept. Standardisation and temperature
+        are folded into the layer. Raises ConfitError if an embedding is not finite or a class has no training clip; with
+        `multi_label`, or with two classes, the log odds of such a class are learnt instead.
         """
         if not (np.isfinite(embeddings).all() and np.isfinite(val_embeddings).all()):
-            raise ConfitError("a linear probe was given embeddings that are not finite")
+            raise ConfitError("the embeddings for a linear probe are not finite")
         if not multi_label and targets.shape[1] > 2 and not targets.any(axis=0).all():
             without = [str(column) for column in np.flatnonzero(~targets.any(axis=0))]
             raise ConfitError(
-                f"a linear probe needs a training clip of each class; column {', '.join(without)} of targets has none"
+                f"a linear probe needs a training clip of every class; targets have none in column {', '.join(without)}"
             )
         mean, scale = embeddings.mean(axis=0), np.maximum(embeddings.std(axis=0), 1e-6)
         standard = (embeddings - mean) / scale
@@ -83,11 +83,11 @@ def _logistic(
     from sklearn.linear_model import LogisticRegression
 
     def fit(labels: npt.NDArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        if labels.min() == labels.max():  # a label of every clip, or of none: its log odds are all there is to learn
+        if labels.min() == labels.max():  # all clips have the label, or none: only its log odds can be learnt
             odds = (labels.sum() + 0.5) / (len(labels) - labels.sum() + 0.5)
             return np.zeros((1, embeddings.shape[1])), np.log([odds])
         with warnings.catch_warnings():
-            # of a handful of clips, one or two a class, scikit-learn asks whether this is a regression
+            # with one or two clips per class, scikit-learn warns that this may be a regression
             warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
             layer = LogisticRegression(C=strength, max_iter=500, tol=1e-3).fit(embeddings, labels)
         return layer.coef_, layer.intercept_
@@ -103,7 +103,7 @@ def _logistic(
 
 
 def log_loss(logits: Floats, targets: npt.NDArray[np.int8], multi_label: bool) -> float:
-    """Mean cross-entropy (binary per class where `multi_label`) of logits `[clips, classes]`, in nats."""
+    """Mean cross-entropy (binary per class if `multi_label`) of logits `[clips, classes]`, in nats."""
     logits = logits.astype(np.float64)
     if multi_label:
         return float((np.logaddexp(0, logits) - targets * logits).mean())

@@ -1,7 +1,8 @@
-"""Scores of a probe on a split, with intervals of groups (clips of one voice are not independent).
+"""Metrics of a probe on a split, with intervals over groups (clips of one voice are not independent).
 
-Targets are 0/1, `[clips, classes]`. Of decisions the draws of a bootstrap sum what each clip adds; `average_precisions` and
-`equal_error_rates`, which are of rankings, weigh clips by how often each is drawn, `weights [draws, clips]`, in one pass.
+Targets are 0/1, `[clips, classes]`. For metrics of decisions, a bootstrap draw sums what each drawn clip adds. The metrics
+of rankings, `average_precisions` and `equal_error_rates`, instead weight each clip by how often it is drawn,
+`weights [draws, clips]`, and compute all draws in one pass.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Targets
 from confit_runtime.intervals import DRAWS, clustered_share_interval, grouped_share_interval
 from confit_runtime.wording import percent
 
-RANK_DRAWS = 200  # of metrics that sort all clips again in each draw
-ALIKE = 1e-12  # a variance of draws that differ by rounding only
+RANK_DRAWS = 200  # bootstrap draws of metrics of rankings
+ALIKE = 1e-12  # a variance below which draws differ only by rounding
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share 0..1 with its 95 % interval, the clips and the groups it stands on, and which of them count as independent."""
+    """A share 0..1 with its 95 % interval, its numbers of clips and groups, and which of the two count as independent."""
 
     accuracy: float
     low: float
     high: float
     n: int
     groups: int
-    resampled: str  # "groups"; "clips" where there is one group only, and then the interval is too narrow
+    resampled: str  # "groups"; "clips" if there is only one group, and then the interval is too narrow
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,7 +42,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one value is above another on the same clips, with the 95 % interval of the paired difference."""
+    """How much higher one value is than another on the same clips, with the 95 % interval of the paired difference."""
 
     difference: float
     low: float
@@ -49,7 +50,7 @@ class Difference:
 
     @classmethod
     def of(cls, difference: float, samples: Doubles, units: int) -> Difference:
-        """Of shares, by its values in the draws of `units` groups or clips."""
+        """A difference of shares, with its interval from the `samples` in draws of `units` groups or clips."""
         low, high = interval(difference, samples, units)
         return cls(difference, *np.clip([low, high], -1.0, 1.0).tolist())
 
@@ -58,16 +59,16 @@ class Difference:
 
 
 def units_of(groups: list[str]) -> tuple[str, npt.NDArray[np.int64]]:
-    """What is taken for independent, "groups", or "clips" where there is one group only, and of which each clip is, `[clips]`."""
+    """The independent units ("groups", or "clips" if there is only one group), and the unit of each clip, `[clips]`."""
     names, unit = np.unique(groups, return_inverse=True)
     return ("groups", unit) if len(names) > 1 else ("clips", np.arange(len(groups)))
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """A bootstrap of clips by their groups: `draws` times as many groups as there are, drawn with replacement.
+    """A bootstrap of clips by groups: each of `draws` draws takes as many groups as there are, with replacement.
 
-    A single group cannot be resampled; its clips are then, as if they were independent, and `by` says so.
+    A single group cannot be resampled, so its clips are resampled as if they were independent, and `by` is "clips".
     """
 
     unit: npt.NDArray[np.int64]  # the group (or clip) of each clip, counted from 0
@@ -83,11 +84,11 @@ class Resamples:
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """How many clips each group has, `[units]`."""
+        """The number of clips in each group, `[units]`."""
         return np.bincount(self.unit)
 
     def counts(self) -> Iterator[Doubles]:
-        """How often each group is drawn, `[draws, units]`, in parts of some draws each; the same at every call."""
+        """How often each group is drawn, `[draws, units]`, in parts of several draws; the same at every call."""
         rng, most = np.random.default_rng(self.seed), max(1, LARGEST_TABLE // self.units)
         for start in range(0, self.draws, most):
             some = min(most, self.draws - start)
@@ -107,11 +108,11 @@ class Resamples:
 
 
 def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
-    """The 95 % interval of a value by the draws of `units` groups or clips in which it is defined; NaN where it is in none.
+    """The 95 % interval of a value from the draws of `units` groups or clips in which it is defined; NaN if there are none.
 
-    The percentile interval, widened for few units: those draws spread by (units - 1) / units too little, and as if the
-    spread were known (Hesterberg 2014, arXiv 1411.5279, section 5.3). With one unit there is none. Where units all agree, if
-    only on no difference, it goes as far as `agreed`.
+    It is the percentile interval, widened for few units, because the variance of the draws is too small by the factor
+    (units - 1) / units and treated as known (Hesterberg 2014, arXiv 1411.5279, section 5.3). With one unit it is NaN. If all
+    units agree, even if only that there is no difference, it reaches as far as `agreed`.
     """
     from scipy.stats import norm
     from scipy.stats import t as student
@@ -129,11 +130,11 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
 def resampled_share_interval(
     value: float, samples: Doubles, sizes: npt.NDArray[np.int64], worth: float
 ) -> tuple[float, float]:
-    """The 95 % interval of a metric 0..1 by its values in the draws of groups of `sizes [units]` clips; NaN where it is in none.
+    """The 95 % interval of a metric 0..1 from draws of groups of `sizes [units]` clips; NaN if no draw defines the metric.
 
-    That of a share with the variance of the draws, widened for few units as in `interval`, and never narrower than of the
-    number of clips that the metric is `worth`, which are a little alike within a group (`clustered_share_interval`). With one
-    unit there is none.
+    It is the interval of a share with the variance of the draws, widened for few units as in `interval`. It is never
+    narrower than that of as many clips as the metric is `worth`, given that clips within a group are somewhat alike
+    (`clustered_share_interval`). With one unit it is NaN.
     """
     defined, units = samples[~np.isnan(samples)], len(sizes)
     if not len(defined) or units < 2:
@@ -142,32 +143,32 @@ def resampled_share_interval(
 
 
 def worth_of_classes(clips: npt.NDArray[np.int64]) -> float:
-    """How many clips a mean over classes is worth that have so many `clips [classes]`: K^2 / sum(1 / clips), after Kish 1965.
+    """The number of clips that a mean over classes with `clips [classes]` is worth: K^2 / sum(1 / clips), after Kish 1965.
 
-    All, where classes are alike; of one with few clips hardly more than these for each class. Classes without clips do not
-    count.
+    If all classes have equally many clips, that is all clips; one class with few clips pulls it down towards K times its
+    own number. Classes without clips do not count.
     """
     counted = clips[clips > 0]
     return float(len(counted) ** 2 / (1 / counted).sum()) if len(counted) else 0.0
 
 
 def agreed(units: int, outside: float = 0.025) -> float:
-    """How far from the truth a value may be on which so many units all agree, and resampling gives no width.
+    """How far from the truth a value may be on which all `units` agree, so that resampling gives an interval of no width.
 
-    The one-sided exact bound of a share that is 0 or 1 in all of them, 1 - outside^(1/units).
+    It is the exact one-sided bound of a share that is 0 or 1 in all units, 1 - outside^(1/units).
     """
     return 1 - outside ** (1 / units)
 
 
 def correct(scores: Floats, targets: Targets) -> Bools:
-    """Whether each clip's best class is one of its own, `[clips]`, of scores and 0/1 targets `[clips, classes]`."""
+    """Whether the best class of each clip is one of its own, `[clips]`, given scores and 0/1 targets `[clips, classes]`."""
     return np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)[:, 0] > 0
 
 
 def merit(scores: Floats, targets: Targets, *, multi_label: bool) -> float:
-    """What epochs, rates and probes are chosen by: the share of clips that are right; where they have several labels, mAP.
+    """The metric that epochs, rates and probes are chosen by: the share of correct clips; mAP if clips have several labels.
 
-    There the best class of a clip says little: where one label is on every clip, it is right whatever else is heard.
+    With several labels, the best class of a clip says little: a label on every clip is correct whatever else is heard.
     """
     if multi_label:
         return mean_average_precision(scores, targets)
@@ -175,13 +176,13 @@ def merit(scores: Floats, targets: Targets, *, multi_label: bool) -> float:
 
 
 def merit_name(*, multi_label: bool) -> str:
-    """What `merit` is called."""
+    """The name of `merit`."""
     return "mAP" if multi_label else "accuracy"
 
 
 @dataclass(frozen=True)
 class Merit:
-    """What a probe is judged by on a split, for a person: its name, its value 0..1 with the interval, and what it stands on."""
+    """The merit of a probe on a split: its name, its value 0..1 with the interval, and its numbers of clips and groups."""
 
     name: str
     value: float
@@ -192,8 +193,8 @@ class Merit:
 
     @classmethod
     def of(cls, found: dict[str, Any]) -> Merit:
-        """Of what `confit_edge.probes.dual.score` gives: mAP of all clips where they have several labels, else accuracy."""
-        several = "map_low" in found  # a teacher's may be of before mAP had an interval
+        """Build it from a result of `confit_edge.probes.dual.score`: mAP of all clips if multi-label, else accuracy."""
+        several = "map_low" in found  # the result of an old teacher may have mAP without an interval
         keys = (
             ("map", "map_low", "map_high", "clips", "clip_groups")
             if several
@@ -203,7 +204,7 @@ class Merit:
 
 
 def named_probes(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Of the metrics of a run each probe that was fitted: whose, its name, and what it reached on the splits."""
+    """Yield each fitted probe in the metrics of a run: whose it is, its name, and its results on the splits."""
     of_each = {
         "frozen encoder": metrics.get("frozen", {}),
         "teacher": metrics.get("teacher", {}),
@@ -217,9 +218,9 @@ def named_probes(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 
 
 def accuracy(right: Bools, groups: list[str]) -> Accuracy:
-    """The share of clips that are right, with the interval of a share of clips that come in groups.
+    """The share of clips that are right, with an interval that accounts for groups.
 
-    Where there is one group only its clips are taken for independent, and `resampled` says so: the interval is then too
+    If there is only one group, its clips are treated as independent and `resampled` is "clips": the interval is then too
     narrow.
     """
     by, unit = units_of(groups)
@@ -228,7 +229,7 @@ def accuracy(right: Bools, groups: list[str]) -> Accuracy:
 
 
 def paired_difference(right: Bools, other: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Difference:
-    """The share right minus the other's, both on the same clips, with a bootstrap interval that resamples groups."""
+    """The share `right` minus the share `other`, both on the same clips, with a bootstrap interval that resamples groups."""
     gain = right.astype(np.float64) - other
     resamples = Resamples.of(groups, seed, draws)
     return Difference.of(float(gain.mean()), shares(gain, resamples), resamples.units)
@@ -240,39 +241,39 @@ def shares(values: npt.NDArray, resamples: Resamples) -> Doubles:
     return sums[:, 0] / sums[:, 1]
 
 
-# of decisions: each takes tallies [..., classes] of one or many draws
+# metrics of decisions: each takes tallies [..., classes] of one or many draws
 
 
 def tallies(decided: Bools, targets: Targets) -> dict[str, npt.NDArray[np.int64]]:
-    """What each clip adds to `hits`, `false` alarms and `missed` of each class, `[clips, classes]` each."""
+    """What each clip adds to the `hits`, `false` alarms and `missed` of each class, `[clips, classes]` each."""
     truth = targets > 0
     parts = {"hits": decided & truth, "false": decided & ~truth, "missed": ~decided & truth}
     return {name: part.astype(np.int64) for name, part in parts.items()}
 
 
 def balanced_accuracy(hits: npt.NDArray, missed: npt.NDArray) -> Doubles:
-    """The mean recall over the classes that have clips, `[...]`, of tallies `[..., classes]`."""
+    """The mean recall over the classes that have clips, `[...]`, from tallies `[..., classes]`."""
     return _mean_where(_ratio(hits, hits + missed), hits + missed > 0)
 
 
 def macro_f1(hits: npt.NDArray, false: npt.NDArray, missed: npt.NDArray) -> Doubles:
-    """The mean F1 over the classes that have clips, `[...]`, of tallies `[..., classes]`."""
+    """The mean F1 over the classes that have clips, `[...]`, from tallies `[..., classes]`."""
     return _mean_where(_ratio(2 * hits, 2 * hits + false + missed), hits + missed > 0)
 
 
 def micro_f1(hits: npt.NDArray, false: npt.NDArray, missed: npt.NDArray) -> Doubles:
-    """F1 of all decisions together, `[...]`, of tallies `[..., classes]`."""
+    """F1 of all decisions together, `[...]`, from tallies `[..., classes]`."""
     return _ratio(2 * hits.sum(axis=-1), (2 * hits + false + missed).sum(axis=-1))
 
 
-# of rankings
+# metrics of rankings
 
 
 def average_precisions(scores: Floats, targets: Targets, weights: Doubles | None = None) -> Doubles:
     """The average precision of each class, `[draws, classes]`: the mean precision at its clips.
 
-    NaN for a class without clips, and for one that all clips are of: there is nothing to rank. Clips of
-    equal score are one step, as in scikit-learn's `average_precision_score`.
+    NaN for a class that no clip has, and for one that every clip has, because there is nothing to rank. Clips with equal
+    scores form one step, as in scikit-learn's `average_precision_score`.
     """
     weights = np.ones((1, len(scores))) if weights is None else weights
     found = np.full((len(weights), targets.shape[1]), np.nan)
@@ -287,9 +288,9 @@ def average_precisions(scores: Floats, targets: Targets, weights: Doubles | None
 
 
 def mean_average_precision(scores: Floats, targets: Targets) -> float:
-    """mAP: the mean over classes of `average_precisions`; those in which there is nothing to rank are left out.
+    """mAP: the mean of `average_precisions` over the classes, without those in which there is nothing to rank.
 
-    Where that is each class that has a clip it is 1, for nothing is ranked wrongly; NaN where no class has one.
+    If no class is left but some clip has a label, it is 1, because nothing is ranked wrongly; if no clip has a label, NaN.
     """
     if len(_ranked_columns(targets)):
         return float(np.nanmean(average_precisions(scores, targets)))
@@ -297,11 +298,11 @@ def mean_average_precision(scores: Floats, targets: Targets) -> float:
 
 
 def precision_draws(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> Doubles:
-    """`mean_average_precision` in each draw of a bootstrap that resamples groups, reversed about its value, `[draws]`.
+    """`mean_average_precision` in each draw of a bootstrap that resamples groups, mirrored at its value, `[draws]`.
 
-    A clip that is drawn twice lifts its own precision, so the draws lie too high, and as they are their interval would hold
-    the truth hardly ever: reversed, value - (draw - value), it is that of the basic bootstrap (Davison and Hinkley 1997,
-    section 5.2). NaN for a draw without a class to rank.
+    A clip that is drawn twice raises its own precision, so the draws are too high, and their plain interval would hardly
+    ever contain the truth. Mirrored, value - (draw - value), they give the interval of the basic bootstrap (Davison and
+    Hinkley 1997, section 5.2). NaN for a draw without a class to rank.
     """
     value = mean_average_precision(scores, targets)
     if not len(_ranked_columns(targets)):
@@ -312,13 +313,13 @@ def precision_draws(scores: Floats, targets: Targets, groups: list[str], seed: i
 
 
 def worth_of_ranking(targets: Targets) -> float:
-    """How many clips `mean_average_precision` is worth: those that have a label, each class counting alike."""
+    """The number of clips that `mean_average_precision` is worth: the clips with a label, all classes counting equally."""
     columns = _ranked_columns(targets)
     return worth_of_classes((targets[:, columns] if len(columns) else targets).sum(axis=0))
 
 
 def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -> dict[str, float]:
-    """`map`, the mean average precision, with the 95 % interval of groups, `map_low` and `map_high`, of so many
+    """`map`, the mean average precision, with its 95 % interval over groups, `map_low` and `map_high`, and the numbers of
     `clips` and `clip_groups`.
     """
     value, draws = mean_average_precision(scores, targets), precision_draws(scores, targets, groups, seed)
@@ -327,10 +328,10 @@ def ranked(scores: Floats, targets: Targets, groups: list[str], seed: int = 0) -
 
 
 def precision_gains(scores: Floats, targets: Targets) -> Doubles:
-    """By how much the average precision of each class rises for each unit of weight that a clip gains, `[clips, classes]`.
+    """How much the average precision of each class rises per unit of weight added to a clip, `[clips, classes]`.
 
-    NaN for a class in which there is nothing to rank, but no gain where that is all. The gains of a class sum to
-    zero, since clips of twice the weight all rank as before.
+    NaN for a class in which there is nothing to rank, but 0 if that applies to all classes. The gains of a class sum to
+    zero, because doubling the weight of every clip changes nothing.
     """
     columns = _ranked_columns(targets)
     found = np.full(targets.shape, np.nan if len(columns) else 0.0)
@@ -346,10 +347,10 @@ def precision_gains(scores: Floats, targets: Targets) -> Doubles:
 
 
 def equal_error_rates(scores: Floats | Doubles, same: Bools, weights: Doubles | None = None) -> Doubles:
-    """EER of trials, `[draws]`: where as large a share of `same` trials is rejected as of the others accepted.
+    """EER of trials, `[draws]`: where the rejected share of `same` trials equals the accepted share of the others.
 
-    A trial is accepted when its score reaches a threshold; between two thresholds both shares are taken as straight
-    lines. NaN where there are no trials of one kind.
+    A trial is accepted if its score reaches a threshold; between two thresholds both shares are interpolated linearly. NaN
+    if there are no trials of one kind.
     """
     weights = np.ones((1, len(scores))) if weights is None else weights
     order, last = _ranking(scores)
@@ -375,12 +376,12 @@ def equal_error_rate(scores: Floats | Doubles, same: Bools) -> float:
 
 
 def _ranked_columns(targets: Targets) -> npt.NDArray[np.int64]:
-    """The classes that some clips are of, and some are not."""
+    """The classes that some, but not all, clips have."""
     return np.flatnonzero(targets.any(axis=0) & ~targets.all(axis=0))
 
 
 def _ranking(scores: npt.NDArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The order by falling score, and for each place the last place with the same score."""
+    """The order by descending score, and for each position the last position with the same score."""
     order = np.argsort(-scores, kind="stable")
     ranked = -scores[order]
     return order, np.searchsorted(ranked, ranked, side="right") - 1
@@ -391,6 +392,6 @@ def _ratio(part: npt.NDArray, whole: npt.NDArray) -> Doubles:
 
 
 def _mean_where(values: Doubles, defined: Bools) -> Doubles:
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: none is
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no value is defined
         found: Doubles = (values * defined).sum(axis=-1) / defined.sum(axis=-1)
     return found

@@ -1,4 +1,4 @@
-"""Tables for a person (Markdown that also reads as text) and for a program (CSV)."""
+"""Tables for people (Markdown that is also readable as text) and for programs (CSV)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from confit_edge.files import write_text
 
-# of Markdown and HTML; a bracket is one only where a link or an image may follow, and not in `90.0 [81.2, 95.1]`
+# marks of Markdown and HTML; a closing bracket counts only before ( or [, so not in `90.0 [81.2, 95.1]`
 _MARKS = re.compile(r"[\\`*_<>&|~]|\](?=[(\[])")
 
 
 def escaped(text: str) -> str:
-    """A name, of a class or a run, as Markdown shows it: on one line, and whatever is in it is no link, picture or tag."""
+    """A name escaped for Markdown: on one line, and nothing in it is read as a link, image or tag."""
     return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table whose columns are as wide as their longest cell; all but the first are set to the right."""
+    """A Markdown table with columns as wide as their longest cell; all but the first column are right-aligned."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(cells: list[str]) -> str:
@@ -34,9 +34,9 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows, with a column for each key that any of them has; written whole or not at all.
+    """Write the rows, with a column for each key in any of them; the file is written whole or not at all.
 
-    Names stand as they are, also one like `=A1`, which a spreadsheet takes for a formula: programs find them again so.
+    Names are written unchanged, so that programs can match them, even one like `=A1`, which a spreadsheet reads as a formula.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
@@ -46,5 +46,5 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def known(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with None for what is not defined: JSON has no NaN."""
+    """The row with NaN replaced by None, because JSON has no NaN."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

@@ -1,4 +1,4 @@
-"""Verification: are two clips of one class (one speaker)? Judged by the cosine of their embeddings alone."""
+"""Verification: do two clips have the same class (speaker)? Decided by the cosine of their embeddings alone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from confit_edge.probes.metrics import RANK_DRAWS, Resamples, equal_error_rate, 
 from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Places
 from confit_runtime.errors import UsageError
 
-CLIPS = 1000  # of a split, whose pairs are all trials where no list is given
+CLIPS = 1000  # clips of a split, at most, whose pairs are all trials if no list is given
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Pairs of clips of a split, as rows `[trials]`, and whether each pair is of one class; how many pairs are neither."""
+    """Pairs of clips of a split, as rows `[trials]`, and whether each pair has the same class.
+
+    `left_out` is the number of pairs of two unlabelled clips, which are not trials.
+    """
 
     one: Places
     other: Places
@@ -31,9 +34,10 @@ class Trials:
 
 
 def all_pairs(clips: Clips, seed: int = 0) -> Trials:
-    """Every pair of different clips (of 1000 drawn with `seed`, where there are more); of one class: a label in common.
+    """Every pair of different clips (among 1000 drawn with `seed`, if there are more).
 
-    Two clips without a label are left out: they are alike in that, and yet of no class that both are of.
+    A pair has the same class if the clips share a label. Pairs of two unlabelled clips are left out, because they
+    share no class, and yet may be alike.
     """
     rows = np.arange(len(clips))
     if len(clips) > CLIPS:
@@ -47,10 +51,10 @@ def all_pairs(clips: Clips, seed: int = 0) -> Trials:
 
 
 def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
-    """A list of trials, a line each: `1 CLIP CLIP` for one class, `0 CLIP CLIP` for two (the format of VoxCeleb).
+    """A list of trials, one per line: `1 CLIP CLIP` for one class, `0 CLIP CLIP` for two (the format of VoxCeleb).
 
-    Clips are named relative to `root`; a name that holds a space in double quotes, or the line parted by tabs. Raises
-    UsageError naming the line that is none, or whose clip is not in the split.
+    Clip names are relative to `root`; a name with a space must be in double quotes, or the line separated by tabs. Raises
+    UsageError naming a line that is not a trial, or whose clip is not in the split.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file")
@@ -67,11 +71,11 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
             continue
         if kind not in ("0", "1") or len(names) != 2:
             raise UsageError(
-                f"{path}, line {number}: a trial is `1 CLIP CLIP` or `0 CLIP CLIP`, with a name that holds a space in double"
-                f" quotes; this is {line!r}"
+                f"{path}, line {number}: a trial is `1 CLIP CLIP` or `0 CLIP CLIP` (put a name with a space in double quotes);"
+                f" this is {line!r}"
             )
         if strange := [name for name in names if (root / name).resolve() not in row_of]:
-            raise UsageError(f"{path}, line {number}: {strange[0]} is no clip of the split that is judged")
+            raise UsageError(f"{path}, line {number}: {strange[0]} is not a clip of the split being judged")
         one, other = (row_of[(root / name).resolve()] for name in names)
         found.append((one, other, kind == "1"))
     if len({same for *_, same in found}) < 2:
@@ -81,7 +85,7 @@ def read_trials(path: Path, clips: Clips, root: Path) -> Trials:
 
 
 def _parts(line: str) -> list[str]:
-    """What stands between two tabs of a line, or else between its spaces that are not in double quotes."""
+    """The parts of a line: separated by tabs if that gives three, else by spaces outside double quotes."""
     tabbed = [part.strip() for part in line.strip().split("\t")]
     if len(tabbed) == 3 and all(tabbed):
         return tabbed
@@ -89,12 +93,12 @@ def _parts(line: str) -> list[str]:
     parts.whitespace_split, parts.commenters, parts.quotes, parts.escape = True, "", '"', ""
     try:
         return list(parts)
-    except ValueError:  # a quote that stays open
+    except ValueError:  # an unclosed quote
         return [line]
 
 
 def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0) -> Bootstrapped | None:
-    """The equal error rate of `trials` among `embeddings [clips, dim]`, with an interval; None without both kinds."""
+    """The equal error rate of `trials` by `embeddings [clips, dim]`, with an interval; None unless both kinds occur."""
     if trials.same.all() or not trials.same.any():
         return None
     return error_rate(np.einsum("nd,nd->n", embeddings[trials.one], embeddings[trials.other]), trials, groups, seed)
@@ -103,9 +107,9 @@ def verify(embeddings: Floats, trials: Trials, groups: list[str], seed: int = 0)
 def error_rate(scores: Floats | Doubles, trials: Trials, groups: list[str], seed: int = 0) -> Bootstrapped:
     """The equal error rate of `trials` with `scores [trials]` among clips of `groups [clips]`, with an interval.
 
-    Groups are resampled: a trial of two groups counts as often as both are drawn (the product), one within a group as
-    often as that group is. Clips of no trial do not count, and the rate is worth no more clips than the rarer kind of trial
-    has, nor than there are of these trials.
+    Groups are resampled: a trial between two groups counts as often as both are drawn (the product), and one within a
+    group as often as that group is drawn. Clips in no trial do not count. The rate is worth no more clips than there are
+    in trials of the rarer kind, and no more than there are such trials.
     """
     used, place = np.unique(np.concatenate([trials.one, trials.other]), return_inverse=True)
     resamples = Resamples.of([groups[clip] for clip in used], seed, RANK_DRAWS)

@@ -1,4 +1,4 @@
-"""What the linear probe learns from beside the clips as they are: clips as a device will hear them."""
+"""Training views for the linear probe, in addition to the clips themselves: clips as a device will hear them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from confit_edge.windows import STREAM_S, gaps_s, make_augmenter, off_samples
 from confit_runtime.arrays import Floats, Targets
 from confit_runtime.audio import Pcm
 
-ROWS = 8  # in succession, of one place in the background
-ON_S = 0.10  # a row speaks of a clip that it is no further away from (`nearest_clip`; from `off_samples` on, of nothing known)
+ROWS = 8  # consecutive rows from one place in the background
+ON_S = 0.10  # a row within this distance represents the clip (`nearest_clip`); beyond `off_samples` it represents none
 
 
 def augmented_views(
@@ -50,11 +50,11 @@ def stream_views(
 ) -> tuple[Floats, Targets]:
     """Embeddings `[rows, dim]` and targets of rows of streams composed from `clips` over `background`.
 
-    Each clip stands in `views` streams. A row in the middle of a clip, or within one that is longer than a window, is that
-    clip's; a row between clips, or over a fragment of one, is of the unknown class; rows between the two are left out. A
-    long clip gives no more rows than most do, or a class of long clips would be thought the more frequent.
-    There are as many unknown rows as others, half of them of the background alone: a device hears mostly that, and a stream
-    that is dense with clips holds none of it.
+    Each clip is in `views` streams. A row in the middle of a clip, or within a clip longer than a window, has that clip's
+    labels; a row between clips, or over a fragment of one, is of the unknown class; rows in between are left out. A long
+    clip gives no more rows than most clips do, or a class of long clips would seem more frequent. There are as many unknown
+    rows as others. Half of the unknown rows are background alone: a device hears mostly that, and a stream dense with clips
+    has none of it.
     """
     assert corpus.unknown is not None
     encoder.eval()
@@ -98,7 +98,7 @@ def stream_views(
 
 
 def _no_more_than_most(sources: npt.NDArray[np.int64], short: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Places in `sources [rows]` of which each source has no more than half of the sources have, or `short` ones."""
+    """Indices into `sources [rows]`: at most the median number of rows per source are kept for each, or `short` if more."""
     _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
     most = max(short, int(np.median(counts))) if len(counts) else short
     if counts.max(initial=0) <= most:
@@ -109,7 +109,7 @@ def _no_more_than_most(sources: npt.NDArray[np.int64], short: int, rng: np.rando
 
 
 def _parts(clips: Clips, rate: int, gap_s: float, rng: np.random.Generator) -> list[list[int]]:
-    """The clips of each stream, of at most `STREAM_S`: all in one where they fit, else mixed."""
+    """The clips of each stream of at most `STREAM_S`: all in one stream if they fit, else shuffled."""
     lengths = [len(pcm) + gap_s * rate for pcm in clips.pcm]
     if sum(lengths) <= STREAM_S * rate:
         return [list(range(len(lengths)))]
@@ -128,7 +128,7 @@ def _parts(clips: Clips, rate: int, gap_s: float, rng: np.random.Generator) -> l
 def background_rows(
     encoder: Encoder, background: list[Pcm], count: int, device: torch.device, rng: np.random.Generator
 ) -> Floats:
-    """Embeddings `[count, dim]` of random places in the background; every second one is heard together with another."""
+    """Embeddings `[count, dim]` of random places in the background; every second place is mixed with another one."""
     length = encoder.window + (ROWS - 1) * encoder.hop
     shares = np.array([len(recording) for recording in background]) / sum(map(len, background))
     rows = [np.zeros((0, encoder.dim), np.float32)]

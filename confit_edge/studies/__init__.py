@@ -1,4 +1,4 @@
-"""The studies: the questions the paper leaves open, each put to any corpus by one file in `questions/`."""
+"""The studies: each file in `questions/` answers one question the paper leaves open, on any corpus."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """Every study there is."""
+    """Return the names of all studies."""
     from confit_edge.studies import questions
 
     return sorted(module.name for module in pkgutil.iter_modules(questions.__path__))
 
 
 def find(name: str) -> Study:
-    """The study of that name. Raises UsageError listing all of them where there is none."""
+    """Return the study of that name. Raises UsageError, listing all names, if there is none."""
     if name not in names():
-        raise UsageError(f"study {name!r}: there is none of that name; there are {', '.join(names())}")
+        raise UsageError(f"study {name!r}: there is no such study; choose one of {', '.join(names())}")
     study: Study = importlib.import_module(f"confit_edge.studies.questions.{name}").STUDY
     return study

@@ -1,4 +1,4 @@
-"""Where trials are done: the decoded corpus and the pre-trained encoder, read once a process, and the usual measurement."""
+"""Where trials run: the decoded corpus and the pre-trained encoder, read once per process, and the usual measurement."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from confit_runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Source:
-    """Where a study's data come from: a manifest, and the keys of `recipe` that say how to read it."""
+    """Where a study's data come from: a manifest, and the keys of `recipe` that define how to read it."""
 
     manifest: Path
     recipe: Recipe
 
 
 def source_of(manifest: Path, recipe: Recipe) -> Source:
-    """A source that means the same in any folder and on any day. Raises UsageError where a path is not UTF-8."""
+    """Return a source with absolute paths, which works from any folder. Raises UsageError where a path is not UTF-8."""
     return Source(Path(absolute(manifest)), settled(recipe, pick_device(recipe.device)))
 
 
 class Bench:
-    """One process's copy of the data and of the encoder before training, each read when it is first asked for."""
+    """One process's copy of the data and of the untrained encoder, each read on first use."""
 
     def __init__(self, source: Source, progress: Callable[[int, int], None] | None = None) -> None:
         self.source, self.progress = source, progress
@@ -59,7 +59,7 @@ class Bench:
         return pick_device(self.source.recipe.device)
 
     def corpus(self, rate: int | None = None) -> Corpus:
-        """All clips at `rate` Hz (the study's own encoder's where None). Raises UsageError where there are none to test on."""
+        """Return all clips at `rate` Hz (None: the rate of the study's encoder). Raises UsageError if none can be tested on."""
         recipe = self.source.recipe
         rate = rate or self.encoder(recipe).sample_rate
         if rate not in self._corpora:
@@ -71,15 +71,17 @@ class Bench:
                 **recipe.corpus_options(),
             )
             if not len(self._corpora[rate].test):
-                raise UsageError(f"{self.source.manifest}: no clip is in test, which is what a study reports on")
+                raise UsageError(
+                    f"{self.source.manifest}: no clip is in test, and a study reports on test clips; add some"
+                )
             if not self._corpora[rate].test.targets.any():
                 raise UsageError(
-                    f"{self.source.manifest}: no clip in test has a label, so a study could report nothing"
+                    f"{self.source.manifest}: no clip in test has a label, so a study has nothing to report; label some"
                 )
         return self._corpora[rate]
 
     def encoder(self, recipe: Recipe) -> Encoder:
-        """A new copy of the pre-trained encoder."""
+        """Return a new copy of the pre-trained encoder."""
         options = recipe.encoder_options()
         key = (recipe.encoder, recipe.window, *options.items())
         if key not in self._encoders:
@@ -87,17 +89,17 @@ class Bench:
         return copy.deepcopy(self._encoders[key])
 
     def begins_with(self, trial: Trial) -> Encoder:
-        """What a trial trains or judges: the encoder of a run, which is in its folder, or the pre-trained one."""
+        """Return the encoder that a trial trains or judges: that of a run (from its folder), or the pre-trained one."""
         run = trial.options.get("run")
         return read_run(Path(str(run))).encoder if run else self.encoder(trial.recipe)
 
     def data(self, trial: Trial) -> Corpus:
-        """What the trial trains, validates and tests on."""
+        """Return the clips the trial trains, validates and tests on."""
         return cut(self.corpus(), trial.subset, trial.recipe.seed)
 
 
 def trained(bench: Bench, trial: Trial, corpus: Corpus) -> tuple[Encoder, Fitted | None]:
-    """The trial's encoder on the bench's device, and its training (None where it is taken as it is)."""
+    """Return the trial's encoder on the bench's device, and its training (None if the encoder is not trained)."""
     encoder = bench.encoder(trial.recipe).to(bench.device)
     if not trial.train:
         return encoder, None
@@ -106,7 +108,7 @@ def trained(bench: Bench, trial: Trial, corpus: Corpus) -> tuple[Encoder, Fitted
 
 
 def train_and_probe(bench: Bench, trial: Trial) -> list[Point]:
-    """What most studies measure: one point, see `probed`."""
+    """Train and measure one point, as most studies do; see `probed`."""
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
     return [probed(encoder, fitted, corpus, trial.recipe, bench.device)]
@@ -120,11 +122,11 @@ def probed(
     device: torch.device,
     parts: dict[str, list[str]] | None = None,
 ) -> Point:
-    """The dual probe (and vanilla fine-tuning's own head, `head`) on test clips, and the geometry of their embedding.
+    """Measure the dual probe (and vanilla's own head, `head`) on test clips, and the geometry of their embedding.
 
-    Of what a clip may be (`Corpus.answers`), see `judged`. Each of `parts` (a name, and classes) adds what is told of those
-    classes alone, as `linear_NAME`. Among the numbers, `val_linear`, `val_knn` and `val_head` are the `merit` on validation
-    clips: what to choose by.
+    Only the classes a clip may have (`Corpus.answers`) count; see `judged`. Each of `parts` (a name and its classes) adds
+    the shares of those classes alone, as `linear_NAME`. Among the numbers, `val_linear`, `val_knn` and `val_head` are the
+    `merit` on validation clips, which choices are based on.
     """
     probes = dual_probe(encoder, corpus, recipe, device)
     judges: dict[str, LinearProbe | KnnProbe] = {"linear": probes.linear, "knn": probes.knn}
@@ -146,9 +148,10 @@ def probed(
 def judged(
     scores: Floats, targets: Targets, groups: list[str], columns: list[int] | None = None, *, multi_label: bool
 ) -> Tally:
-    """The tally whose share is the `merit` of `scores [clips, classes]`: how many clips of the classes are right.
+    """Return the tally whose share is the `merit` of `scores [clips, classes]`: how many clips of the classes are right.
 
-    Of several labels it is the mAP over the classes, see `precision_tally`. Of all classes, or of those in `columns`.
+    With several labels per clip, the share is the mAP over the classes; see `precision_tally`. `columns` limits it to some
+    classes (None: all).
     """
     columns = list(range(targets.shape[1])) if columns is None else columns
     asked = targets[:, columns]
@@ -158,10 +161,10 @@ def judged(
 
 
 def precision_tally(scores: Floats, targets: Targets, groups: list[str]) -> Tally:
-    """mAP as a tally: by group what its clips add to the sum whose share is mAP, and how many clips it has.
+    """Return mAP as a tally: per group, what its clips add to the sum whose share is mAP, and how many clips it has.
 
-    Each clip adds mAP, and by how much mAP rises as the clip gains weight. The latter sums to zero over all clips, and in a
-    resample of groups it moves the share as mAP would move, to first order (the infinitesimal jackknife, Jaeckel 1972).
+    Each clip adds mAP plus the rate at which mAP rises as the clip gains weight. These rates sum to zero over all clips. In
+    a resample of groups they move the share as mAP would move, to first order (the infinitesimal jackknife, Jaeckel 1972).
     Empty where no clip has a label.
     """
     if not targets.any():
@@ -171,7 +174,7 @@ def precision_tally(scores: Floats, targets: Targets, groups: list[str]) -> Tall
 
 
 def tally(right: Bools | Doubles, groups: list[str], rows: Bools | None = None) -> Tally:
-    """By group: how many of its clips are right, and how many it has. Of all clips, or of those in `rows [clips]`."""
+    """Return, per group, how many of its clips are right and how many it has: of all clips, or of `rows [clips]`."""
     found: Tally = {}
     for index in range(len(right)) if rows is None else np.flatnonzero(rows):
         hits, clips = found.get(groups[index], (0.0, 0.0))
@@ -180,7 +183,7 @@ def tally(right: Bools | Doubles, groups: list[str], rows: Bools | None = None) 
 
 
 def rivals(trial: Trial) -> list[Trial]:
-    """The trial by each of three ways: the encoder as it is, vanilla fine-tuning, and PairTune (column `objective`)."""
+    """Return the trial with each of three objectives: the frozen encoder, vanilla fine-tuning and PairTune."""
 
     def arm(objective: str) -> dict[str, str | int | float]:
         return {"objective": objective, **trial.arm}
@@ -194,5 +197,5 @@ def rivals(trial: Trial) -> list[Trial]:
 
 
 def pairtuned(recipe: Recipe) -> Recipe:
-    """The recipe with PairTune for its objective, which has no head to begin anyhow."""
+    """Return the recipe with PairTune as its objective, which has no head to initialise."""
     return replace(recipe, objective="pairtune", head_init="random")

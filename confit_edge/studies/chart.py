@@ -22,7 +22,7 @@ MARKERS = "os^Dv"
 
 @any_script()
 def draw(results: Results, chart: Chart, title: str, path: Path, split: str = "test") -> None:
-    """Write the plot of a chart. Where `x` is no number, the points of one value stand beside one another."""
+    """Write the plot of a chart. Where `x` is not a number, points of the same value are placed side by side."""
     figure = Figure(figsize=(8, 4.8))
     axes = figure.subplots()
     ticks = results.values(chart.x)
@@ -72,7 +72,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def colour_of(objective: Scalar, number: int = 0) -> Colour:
-    """The colour of an objective; of others, the next one by `number`."""
+    """Return the colour of an objective; for one without its own, the colour with this `number`."""
     if objective == "frozen":
         return INK
     fallback: Colour = matplotlib.colormaps["tab10"]((number + 4) % 10)
@@ -80,9 +80,10 @@ def colour_of(objective: Scalar, number: int = 0) -> Colour:
 
 
 def _looks(results: Results, chart: Chart) -> dict[tuple[tuple[str, Scalar], ...], tuple[Colour, str]]:
-    """Each line of the plot, as the items of the columns it is of: its colour by the objective, its marker by the rest.
+    """Return the colour and marker of each line of the plot, by the items of its columns.
 
-    Where the objective is the same, or the only column, colours tell the lines apart.
+    The objective sets the colour and the other columns set the marker. Where many lines share one objective, each gets
+    its own colour.
     """
     keys = list(dict.fromkeys(tuple((key, arm[key]) for key in chart.by if key in arm) for arm in results.arms()))
     objectives = list(dict.fromkeys(dict(key).get("objective", "") for key in keys))
@@ -100,7 +101,7 @@ def _looks(results: Results, chart: Chart) -> dict[tuple[tuple[str, Scalar], ...
 
 
 def _percent(results: Results, metric: str, arm: Arm) -> Estimate:
-    """A share of test clips, or where there is none of that name, a number 0..1; in per cent."""
+    """Return a share of test clips, or if there is none of that name, a number 0..1; in per cent."""
     found = results.share(metric, **arm)
     if math.isnan(found.value):
         found = results.number(metric, **arm)
@@ -108,7 +109,7 @@ def _percent(results: Results, metric: str, arm: Arm) -> Estimate:
 
 
 def _reach(estimate: Estimate) -> tuple[float, float]:
-    """How far the interval goes below and above the value; nothing where there is no interval."""
+    """Return how far the interval extends below and above the value; zeros if there is no interval."""
     if math.isnan(estimate.low):
         return 0.0, 0.0
     return max(0.0, estimate.value - estimate.low), max(0.0, estimate.high - estimate.value)

@@ -1,4 +1,4 @@
-"""What a study will cost, from the pace of this machine: a short training is timed for each kind of encoder in the plan."""
+"""Estimate the cost of a study on this machine: time a short training for each kind of encoder in the plan."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TIMED_CLIPS = 64
 
 @dataclass(frozen=True)
 class Pace:
-    """CPU seconds for a clip to go once through a training epoch (with its validation), and once through the probes.
+    """CPU seconds per clip for one training epoch (with its validation), and for one pass through the probes.
 
-    `background` are those in which the probes hear all of the background, however few the clips are.
+    `background` is the time in which the probes hear all of the background; it does not depend on the number of clips.
     """
 
     train: float
@@ -32,14 +32,14 @@ class Pace:
 
 
 def measure_pace(bench: Bench, recipe: Recipe, encoder: Encoder) -> Pace:
-    """Time one epoch and one dual probe of `encoder` on about `TIMED_CLIPS` clips, the second time they are done.
+    """Time one epoch and one dual probe of `encoder` on about `TIMED_CLIPS` clips; the second of two passes counts.
 
-    At rates too small for it to diverge, which take as long as others.
+    The learning rates are too small to diverge and take as long as any other.
     """
     recipe, corpus = replace(recipe, head_lr=1e-9), bench.corpus()
     corpus = cut(corpus, Subset(shots=max(2, TIMED_CLIPS // len(corpus.classes))), recipe.seed)
     encoder.to(bench.device)
-    for _ in range(2):  # the first one imports, allocates and compiles
+    for _ in range(2):  # the first pass imports, allocates and compiles
         start = time.process_time()
         fit(encoder, corpus, replace(recipe, soup=1), lr=1e-9, epochs=1)
         middle = time.process_time()
@@ -53,7 +53,7 @@ def measure_pace(bench: Bench, recipe: Recipe, encoder: Encoder) -> Pace:
 
 
 def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
-    """The CPU seconds a trial should take."""
+    """Return the CPU seconds a trial should take."""
     corpus, recipe = bench.data(trial), trial.recipe
     searched = len(recipe.lr) * (recipe.search_epochs or recipe.epochs) if len(recipe.lr) > 1 else 0
     epochs = recipe.epochs * recipe.trainings + searched if trial.train else 0
@@ -63,5 +63,5 @@ def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
 
 
 def probed_clips(corpus: Corpus, recipe: Recipe) -> int:
-    """How many clips go through the probes, each view counted."""
+    """Return how many clips go through the probes, counting each view."""
     return len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)

@@ -1,4 +1,4 @@
-"""Does a study: plans it, states its cost, does its trials in parallel and keeps each, and writes what they say."""
+"""Run a study: plan it, estimate its cost, run its trials in parallel and keep each outcome."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ Watcher = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Planned:
-    """A study that can begin: its trials with what each should cost in CPU seconds, and the outcomes there are already."""
+    """A study ready to run: its trials, the expected CPU seconds of each, and the outcomes that already exist."""
 
     study: Study
     source: Source
     journal: Journal
-    figure: str  # what is judged by, see `merit_name`
+    figure: str  # the figure of merit, see `merit_name`
     trials: dict[str, Trial]  # by key
     cost: dict[str, float]
     done: dict[str, Outcome]
 
     @property
     def left(self) -> list[str]:
-        """The keys of the trials still to be done."""
+        """The keys of the trials still to run."""
         return [key for key in self.trials if key not in self.done]
 
     @property
     def cpu_seconds(self) -> float:
-        """What the trials still to be done should cost."""
+        """The expected cost of the trials still to run."""
         return sum(self.cost[key] for key in self.left)
 
 
@@ -67,9 +67,9 @@ def prepare(
 ) -> Planned:
     """Read the data, plan the trials of `seeds` seeds and estimate their cost. Writes nothing.
 
-    With `groups`, every trial trains on so many training groups only, drawn by its seed. With `earlier`, the trials are
-    made of runs and studies done before; `places` say where a run's `background` and `others` are now. Raises UsageError
-    where the study has nothing to do on such data, or where `out` holds something else or cannot be a folder.
+    With `groups`, every trial trains on only that many training groups, drawn with its seed. With `earlier`, the trials
+    read finished runs and studies; `places` gives the present locations of a run's `background` and `others`. Raises
+    UsageError if the study cannot use such data, or if `out` holds something else or cannot be a folder.
     """
     check_folder(out, "study")
     with limited_to(1):
@@ -81,7 +81,7 @@ def prepare(
         if earlier:
             if study.plan_from is None:
                 raise UsageError(
-                    f"--from: study {study.name} trains its own encoders; only isotropy reads earlier ones"
+                    f"--from: study {study.name} trains its own encoders; only isotropy reads earlier runs and studies"
                 )
             _refuse_namesakes(earlier)
             planned = study.plan_from(earlier, corpus, source.recipe, places or {})
@@ -122,23 +122,25 @@ def prepare(
 
 
 def _as_begun(trial: Trial, source: Source, journal: Journal) -> Trial:
-    """The trial as it was when the study began, though its encoder's folder has moved since."""
+    """Return the trial with the encoder's name from when the study began, even if its folder has moved since."""
     if trial.recipe.encoder != source.recipe.encoder:
         return trial
     return replace(trial, recipe=replace(trial.recipe, encoder=journal.encoder))
 
 
 def _refuse_namesakes(earlier: list[Path]) -> None:
-    """Raise UsageError where two folders have one name, by which a study tells what it reads apart."""
+    """Raise UsageError where two folders share a name, because the study identifies each by its name."""
     name, times = Counter(path.resolve().name for path in earlier).most_common(1)[0]
     if times > 1:
-        raise UsageError(f"--from: {times} folders are named {name}, so what was read of each could not be told apart")
+        raise UsageError(
+            f"--from: {times} folders are named {name}; rename them, because the table identifies each by its name"
+        )
 
 
 def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:
-    """Do the trials that are left, `jobs` at a time with one thread each, keeping each as it ends.
+    """Run the remaining trials, `jobs` at a time with one thread each, and keep each outcome as it ends.
 
-    A trial that diverges is an outcome; any other error ends the study, and the same call goes on with it later.
+    A trial that diverges is an outcome. Any other error ends the study; the same call resumes it later.
     """
     planned.journal.begin()
     done = dict(planned.done)
@@ -152,7 +154,7 @@ def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:
 
 
 def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
-    """The outcomes of the trials left, as they come."""
+    """Yield the outcomes of the remaining trials as they finish."""
     if jobs == 1:
         bench = Bench(planned.source)
         with limited_to(1):
@@ -164,7 +166,7 @@ def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
         threads=1,
         begin=_open_bench,
         args=(planned.source,),
-        advice="the same command goes on from here, with fewer --jobs",
+        advice="run the same command with fewer --jobs to resume",
     ) as pool:
         running = [pool.submit(_work, planned.study.name, key, planned.trials[key]) for key in planned.left]
         for future in as_completed(running):
@@ -172,7 +174,7 @@ def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
 
 
 def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
-    """Do one trial."""
+    """Run one trial."""
     start = time.process_time()
     points, diverged = [], ""
     try:

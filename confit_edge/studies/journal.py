@@ -1,7 +1,7 @@
-"""The outcomes of a study on disk: `study.json` says which study it is, `trials.jsonl` holds a line for each trial done.
+"""The outcomes of a study on disk: `study.json` describes the study, `trials.jsonl` has one line per finished trial.
 
-Each line is on the disk before the next trial is counted as done, so a study that is killed loses at most the trials it
-was in. A line that was cut short is dropped, and its trial is done again.
+Each line is on the disk before the next trial counts as done, so a study that is killed loses at most the trials that
+were running. A line that was cut short is dropped, and its trial runs again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ HEADER, TRIALS = "study.json", "trials.jsonl"
 
 
 class Journal:
-    """The outcomes in the folder `path`, of the study that `header` describes (plain data)."""
+    """The outcomes, in the folder `path`, of the study that `header` (plain data) describes."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path, self.header = path, header
 
     def open(self) -> dict[str, Outcome]:
-        """What is done already, by key; nothing is written. Raises UsageError where the folder holds something else.
+        """Return the existing outcomes by key; write nothing. Raises UsageError if the folder holds something else.
 
-        An encoder whose folder has moved is the same where its weights are.
+        An encoder whose folder has moved counts as the same if its weights are the same.
         """
         if not (self.path / HEADER).is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
@@ -51,7 +51,7 @@ class Journal:
 
     @property
     def encoder(self) -> str:
-        """The encoder by the name that the study began with, by which its trials are known."""
+        """The encoder's name when the study began, which is part of the keys of its trials."""
         begun = self.path / HEADER
         return str((read_header(begun) if begun.is_file() else self.header)["recipe"]["encoder"])
 
@@ -75,7 +75,7 @@ class Journal:
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """The outcomes in the folder of a study. Raises ConfitError naming a line that is damaged (the last may be cut short)."""
+    """Return the outcomes in a study's folder. Raises ConfitError naming a damaged line (the last may be cut short)."""
     trials = path / TRIALS
     if not trials.is_file():
         return []
@@ -85,17 +85,17 @@ def read_outcomes(path: Path) -> list[Outcome]:
             outcomes.append(Outcome.from_json(line.decode()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfitError(
-                f"{trials}, line {number}: not an outcome ({error}); remove the line and its trial is done again"
+                f"{trials}, line {number}: not an outcome ({error}); remove the line to run its trial again"
             ) from error
     return outcomes
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What `study.json` says. Raises ConfitError where it is damaged."""
+    """Return the content of `study.json`. Raises ConfitError if it is damaged."""
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfitError(f"{path}: damaged ({error}); choose another -o, or remove the folder") from error
     if not isinstance(header, dict):
-        raise ConfitError(f"{path}: damaged (no table of keys and values); choose another -o, or remove the folder")
+        raise ConfitError(f"{path}: damaged (it is not a JSON object); choose another -o, or remove the folder")
     return header

@@ -1,7 +1,8 @@
-"""Conclusions in words, made from numbers by rules that claim no more than these do.
+"""Turns numbers into sentences of a conclusion, by rules that claim no more than the numbers support.
 
-A difference is claimed where its interval leaves out zero, and otherwise said not to be told. What is best is chosen on
-validation clips and reported on test clips. Where one thing is compared with several, the intervals are widened.
+A difference is claimed only where its interval leaves out zero; otherwise the sentence says "no significant difference".
+The best setting is chosen on validation clips and reported on test clips. Where one thing is compared with several, the
+intervals are widened.
 """
 
 from __future__ import annotations
@@ -14,38 +15,38 @@ from confit_runtime import wording
 
 
 def percent(share: Estimate) -> str:
-    """`93.1 % [91.0, 95.2]`, of a share 0..1."""
+    """Format a share 0..1 as `93.1 % [91.0, 95.2]`."""
     return "not measured" if math.isnan(share.value) else wording.percent(share.value, share.low, share.high)
 
 
 def plain(number: Estimate, digits: int = 3) -> str:
-    """`0.123 [0.100, 0.146]`, of any number."""
+    """Format a number as `0.123 [0.100, 0.146]`."""
     return "not measured" if math.isnan(number.value) else f"{number.value:.{digits}f}{_bounds(number, 1, digits)}"
 
 
 def points(difference: Estimate) -> str:
-    """`+2.1 points [0.3, 3.9]`, of a difference of two shares."""
+    """Format a difference of two shares as `+2.1 points [0.3, 3.9]`."""
     return f"{100 * difference.value:+.1f} points{_bounds(difference, 100, 1)}"
 
 
 def versus(one: str, other: str, difference: Estimate, where: str = "") -> str:
-    """A sentence on the difference of two shares: above, below, or not to be told. `where` comes before it."""
+    """Return a sentence on the difference of two shares: above, below or not significant. `where` comes first."""
     by = points(difference)
     if math.isnan(difference.value):
         text = f"{one} and {other} were not both measured."
     elif math.isnan(difference.low):
-        text = f"{one} against {other}: {by}; of one seed and one test group nothing more can be said."
+        text = f"{one} against {other}: {by}; one seed and one test group give no interval."
     elif difference.told:
         text = f"{one} is {'above' if difference.value > 0 else 'below'} {other} ({by})."
     else:
-        text = f"no difference can be told between {one} and {other} ({by})."
+        text = f"no significant difference between {one} and {other} ({by})."
     return f"{where}: {text}" if where else text[0].upper() + text[1:]
 
 
 def ranking(results: Results, arms: list[Arm], column: str) -> list[str]:
-    """The arm that is best on validation, and which of the others are worse on test, better, or not to be told from it.
+    """Name the arm that is best on validation, and list which others are worse, better or not different on test.
 
-    `column` may be several, joined by a space: what an arm is called by.
+    `column` names the arms; it may be several columns, joined by a space.
     """
     measured = [arm for arm in arms if results.select(arm)]
     if len(measured) < 2:
@@ -62,18 +63,18 @@ def ranking(results: Results, arms: list[Arm], column: str) -> list[str]:
         f" {percent(results.share('linear', **best))} on test (linear)."
     ]
     if told["worse"]:
-        lines.append(f"Worse than it on test: {'; '.join(told['worse'])}.")
+        lines.append(f"Significantly worse on test: {'; '.join(told['worse'])}.")
     if told["better"]:
-        lines.append(f"Better than it on test, though not on validation: {'; '.join(told['better'])}.")
+        lines.append(f"Significantly better on test, though not on validation: {'; '.join(told['better'])}.")
     if told["same"]:
-        lines.append(f"No difference can be told from: {'; '.join(told['same'])}.")
+        lines.append(f"No significant difference from: {'; '.join(told['same'])}.")
     return lines + widened(len(others))
 
 
 def against_vanilla(
     results: Results, name: str, ours: Side, arm: Arm | None = None, comparisons: int = 1, where: str = ""
 ) -> list[str]:
-    """`ours`, called `name`, beside both that vanilla fine-tuning gives: its own head, and a linear probe on its features."""
+    """Compare `ours`, called `name`, with vanilla's own head and with a linear probe on vanilla's features."""
     vanilla: Arm = {"objective": "finetune", **(arm or {})}
     rivals = {"head": "vanilla's own head", "linear": "a linear probe on vanilla's features"}
     return [
@@ -83,12 +84,12 @@ def against_vanilla(
 
 
 def widened(comparisons: int) -> list[str]:
-    """A note that intervals were widened, where they were."""
+    """Return a note that intervals were widened, if they were."""
     return [f"(Intervals widened for {comparisons} comparisons.)"] if comparisons > 1 else []
 
 
 def words(arm: Arm) -> str:
-    """`pairtune, temperature 0.1`."""
+    """Describe an arm: `pairtune, temperature 0.1`."""
     return ", ".join(str(value) if key == "objective" else f"{key} {value}" for key, value in arm.items())
 
 
@@ -97,7 +98,7 @@ def _name(arm: Arm, column: str) -> str:
 
 
 def _of_seeds(results: Results, best: Arm, arms: list[Arm]) -> str:
-    """Where seeds of some arms are missing: how many the best one has, as those have that it was chosen from."""
+    """Where some arms lack seeds: how many seeds the best arm, and those it was chosen from, have."""
     planned = len({outcome.seed for outcome in results.outcomes})
     if all(results.seeds(arm) == planned for arm in arms):
         return ""

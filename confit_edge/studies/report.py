@@ -1,4 +1,4 @@
-"""What a study leaves: table.csv, table.md, plot.png, conclusions.md and results.json, made from its results alone."""
+"""Writes a study's table.csv, table.md, plot.png, conclusions.md and results.json, from its results alone."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.trial import Arm, Scalar
 from confit_runtime.wording import bounds, counted
 
-SHOWN = ("isoscore", "top1", "anisotropy", "epochs_linear", "epochs_head")  # in the table for people; the other has all
+SHOWN = ("isoscore", "top1", "anisotropy", "epochs_linear", "epochs_head")  # in table.md; table.csv has all
 
 
 def write_report(planned: Planned, results: Results, command: str) -> list[str]:
-    """Write all of it into the study's folder, and give the sentences of the conclusion."""
+    """Write the report into the study's folder and return the sentences of the conclusion."""
     out, study = planned.journal.path, planned.study
     table = tabulate(results)
     write_text(out / "table.csv", to_csv(table))
@@ -50,28 +50,28 @@ def write_report(planned: Planned, results: Results, command: str) -> list[str]:
 
 
 def facts(results: Results) -> str:
-    """What the conclusions stand on: trials, seeds, test clips and groups, and what diverged."""
+    """Describe what the conclusions are based on: trials, seeds, test clips and groups, and what diverged."""
     seeds = {outcome.seed for outcome in results.outcomes}
     tallies = [tally for row in results.rows for tally in row.shares.values()]
     groups = {group for tally in tallies for group in tally}
     clips = max((sum(clips for _, clips in tally.values()) for tally in tallies), default=0)
     text = (
         f"{counted(len(results.outcomes), 'trial')} with {counted(len(seeds), 'seed')},"
-        f" judged on {counted(len(groups), 'test group')}"
-        f" ({clips:.0f} answers at most in one cell)."
+        f" tested on {counted(len(groups), 'group')}"
+        f" (at most {counted(round(clips), 'answer')} per cell of the table)."
     )
     if results.diverged:
         named = sorted({words(outcome.arm) for outcome in results.diverged})
-        text += f" Diverged, and left out: {counted(len(results.diverged), 'trial')} ({'; '.join(named)})."
+        text += f" Diverged and left out: {counted(len(results.diverged), 'trial')} ({'; '.join(named)})."
     if results.figure != "accuracy":
         text += f" Clips may have several labels: linear, knn and head are {results.figure}."
     if len(seeds) == 1:
-        text += " One seed: the intervals speak of test groups only."
+        text += " With one seed, the intervals cover the test groups only."
     return text
 
 
 def tabulate(results: Results) -> list[dict[str, Scalar | None]]:
-    """A row for each arm: how many seeds, how many diverged, and each share and number with its interval (None: none)."""
+    """Return a row per arm: its seeds, how many diverged, and each share and number with its interval (None if missing)."""
     table = []
     for arm in arms(results):
         row: dict[str, Scalar | None] = {**arm, **seeds_of(results, arm)}
@@ -86,7 +86,7 @@ def tabulate(results: Results) -> list[dict[str, Scalar | None]]:
 
 
 def arms(results: Results) -> list[Arm]:
-    """The arms that were measured, and after them those of which every trial diverged."""
+    """Return the arms that were measured, followed by those whose trials all diverged."""
     found = results.arms()
     for outcome in results.diverged:
         if outcome.arm not in found and not results.select(outcome.arm):
@@ -95,14 +95,14 @@ def arms(results: Results) -> list[Arm]:
 
 
 def seeds_of(results: Results, arm: Arm) -> dict[str, int]:
-    """How many seeds of an arm were measured, and how many trials that would have given it diverged."""
+    """Return how many seeds of an arm were measured, and how many of its trials diverged."""
     exact = [row for row in results.rows if row.arm == arm]
     diverged = [outcome for outcome in results.diverged if outcome.arm.items() <= arm.items()]
     return {"seeds": len({row.seed for row in exact}), "diverged": len(diverged)}
 
 
 def to_csv(table: list[dict[str, Scalar | None]]) -> str:
-    """The table with all its digits."""
+    """Return the table as CSV, with all digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]) if table else [], lineterminator="\n")
     writer.writeheader()
@@ -111,9 +111,9 @@ def to_csv(table: list[dict[str, Scalar | None]]) -> str:
 
 
 def to_markdown(results: Results) -> str:
-    """The table for people: accuracies (or mAP) on test in per cent with their intervals, and some of the geometry.
+    """Return the table as Markdown: accuracies (or mAP) on test in per cent with intervals, and some of the geometry.
 
-    An arm that was only looked at on validation, as an epoch, has nothing to show here: `table.csv` has it.
+    Arms with validation figures only, such as epochs, are left out; `table.csv` has them.
     """
     table = arms(results)
     columns = list(dict.fromkeys(key for arm in table for key in arm))

@@ -1,4 +1,4 @@
-"""What the outcomes of a study say, with intervals: shares over seeds and test groups, numbers over seeds."""
+"""Estimates from the outcomes of a study, with intervals: shares over seeds and test groups, numbers over seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval at `LEVEL`; NaN where there is none, and NaN bounds where there is one unit only."""
+    """A value with its interval at `LEVEL`; NaN if there is none, NaN bounds if it comes from a single unit."""
 
     value: float
     low: float
@@ -27,13 +27,13 @@ class Estimate:
 
     @property
     def told(self) -> bool:
-        """Whether the interval leaves out zero: whether a difference can be told."""
+        """Whether the interval leaves out zero, so that a difference is significant."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One point of one outcome: what it is (the trial's arm and the point's own), and what was measured."""
+    """One point of one outcome: its arm (the trial's and the point's own), and what was measured."""
 
     arm: Arm
     seed: int
@@ -44,20 +44,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a share, of the rows of an arm."""
+    """One side of a comparison: a share over the rows of an arm."""
 
     metric: str
     arm: Arm = field(default_factory=dict)
 
 
 class Results:
-    """The rows of the outcomes that went well, and the outcomes that diverged.
+    """The rows of the outcomes that finished, and the outcomes that diverged.
 
-    An interval of a share resamples seeds and test groups together, each group with all of its clips and the sides of a
-    comparison alike (they saw the same clips). That gives its shape. Its length is what a two-way analysis of variance
-    gives, with Student's t at Satterthwaite's degrees of freedom (1946): a bootstrap of three seeds or groups is far too
-    sure by itself, and one that resamples both counts what is neither's thrice (Owen 2007, arXiv 0712.1111). An interval
-    of a number is Student's, over seeds. What the shares are is `figure`: accuracy, or mAP where clips have several labels.
+    The interval of a share takes its shape from a bootstrap that resamples seeds and test groups together: each group with
+    all of its clips, and both sides of a comparison in the same way, because they saw the same clips. Its length comes from
+    a two-way analysis of variance, with Student's t at Satterthwaite's degrees of freedom (1946). A bootstrap of three seeds
+    or groups alone gives intervals that are far too short, and one that resamples both counts the residual variance three
+    times (Owen 2007, arXiv 0712.1111). The interval of a number is Student's, over seeds. `figure` names what the shares
+    are: accuracy, or mAP where clips may have several labels.
     """
 
     def __init__(self, outcomes: Iterable[Outcome], figure: str = "accuracy") -> None:
@@ -71,37 +72,37 @@ class Results:
         ]
 
     def select(self, arm: Arm) -> list[Row]:
-        """The rows whose arm holds all that `arm` holds."""
+        """Return the rows whose arm contains all items of `arm`."""
         return [row for row in self.rows if arm.items() <= row.arm.items()]
 
     def where(self, kept: Callable[[Row], bool]) -> Results:
-        """Of some of the rows only."""
+        """Return results with only the rows that `kept` accepts."""
         found = Results(self.outcomes, self.figure)
         found.rows = list(filter(kept, self.rows))
         return found
 
     def exactly(self, arm: Arm) -> Results:
-        """Of the rows of this arm, and not of those that say more."""
+        """Return results with only the rows of exactly this arm."""
         return self.where(lambda row: row.arm == arm)
 
     def arms(self, **wanted: Scalar) -> list[Arm]:
-        """The different arms among `select(wanted)`, in the order of the plan."""
+        """Return the distinct arms among `select(wanted)`, in the order of the plan."""
         return list({tuple(row.arm.items()): row.arm for row in self.select(wanted)}.values())
 
     def values(self, column: str, **wanted: Scalar) -> list[Scalar]:
-        """The different values of a column among `select(wanted)`, in the order of the plan."""
+        """Return the distinct values of a column among `select(wanted)`, in the order of the plan."""
         return list(dict.fromkeys(row.arm[column] for row in self.select(wanted) if column in row.arm))
 
     def share(self, metric: str, **arm: Scalar) -> Estimate:
-        """A share 0..1 of test clips, over seeds and groups."""
+        """Return a share 0..1 of test clips, over seeds and groups."""
         return self.contrast([(1.0, Side(metric, arm))])
 
     def difference(self, one: Side, other: Side, comparisons: int = 1) -> Estimate:
-        """How far the share of `one` is above the other's. With m `comparisons`, at level 1 - 0.05 / m (Bonferroni)."""
+        """Return the share of `one` minus that of `other`. With m `comparisons`, the level is 1 - 0.05 / m (Bonferroni)."""
         return self.contrast([(1.0, one), (-1.0, other)], comparisons)
 
     def contrast(self, terms: list[tuple[float, Side]], comparisons: int = 1) -> Estimate:
-        """A weighted sum of shares, over the seeds that all of its sides have."""
+        """Return a weighted sum of shares, over the seeds that all of its sides have."""
         sides = [self._tallies(side) for _, side in terms]
         seeds = sorted(set.intersection(*(set(tallies) for tallies in sides)))
         if not seeds:
@@ -115,16 +116,16 @@ class Results:
         if len(seeds) == len(groups) == 1:
             return Estimate(value, np.nan, np.nan)
         estimate = _stretched(value, counts, weights, (1 - LEVEL) / 2 / comparisons)
-        least, most = float(weights[weights < 0].sum()), float(weights[weights > 0].sum())  # shares end at 0 and 1
+        least, most = float(weights[weights < 0].sum()), float(weights[weights > 0].sum())  # shares are between 0 and 1
         return Estimate(value, max(least, estimate.low), min(most, estimate.high))
 
     def number(self, name: str, **arm: Scalar) -> Estimate:
-        """The mean of a number over seeds."""
+        """Return the mean of a number over seeds."""
         found, (least, most) = self.number_difference([(1.0, name, arm)]), _range(name)
         return Estimate(found.value, max(found.low, least), min(found.high, most))
 
     def number_difference(self, terms: list[tuple[float, str, Arm]]) -> Estimate:
-        """A weighted sum of numbers, over the seeds that have all of them: its mean, with Student's interval."""
+        """Return the mean, with Student's interval, of a weighted sum of numbers, over the seeds that have all of them."""
         from scipy.stats import t as student
 
         sides = [(weight, self._by_seed(name, arm)) for weight, name, arm in terms]
@@ -133,15 +134,15 @@ class Results:
         if len(values) < 2:
             return Estimate(float(values[0]) if len(values) else np.nan, np.nan, np.nan)
         counted = all(name.startswith("epochs") for _, name, _ in terms)
-        spread = max(values.std(ddof=1), 0.5 if counted else 0.0)  # known to half an epoch, if all agree too
+        spread = max(values.std(ddof=1), 0.5 if counted else 0.0)  # epochs: known to half of one
         reach = float(student.ppf(0.5 + LEVEL / 2, len(values) - 1) * spread / np.sqrt(len(values)))
         return Estimate(float(values.mean()), float(values.mean()) - reach, float(values.mean()) + reach)
 
     def best(self, arms: list[Arm]) -> Arm:
-        """The arm whose linear probe is best on validation clips in the mean (the first of equals); never chosen on test.
+        """Return the arm whose linear probe has the best mean on validation clips (the first of equals); test plays no part.
 
-        Of the arms that have most seeds, on the seeds that all of these have: a mean without the seeds that diverged is
-        too good.
+        Only the arms with the most seeds compete, on the seeds they all have, because a mean that leaves out diverged
+        seeds is too good.
         """
         found = [self._by_seed("val_linear", arm) for arm in arms]
         most = max(map(len, found))
@@ -151,11 +152,11 @@ class Results:
         return arms[whole[int(np.argmax(means))]]
 
     def seeds(self, arm: Arm) -> int:
-        """How many seeds an arm was measured with."""
+        """Return how many seeds an arm was measured with."""
         return len({row.seed for row in self.select(arm)})
 
     def _tallies(self, side: Side) -> dict[int, Tally]:
-        """By seed: the tally of all of the side's rows together. Of no seed that had no clip to judge on."""
+        """Return, by seed, the tally of all the side's rows together, without seeds that had no clip to judge."""
         found: dict[int, Tally] = {}
         for row in self.select(side.arm):
             if tally := row.shares.get(side.metric):
@@ -174,7 +175,7 @@ class Results:
 
 
 def _range(name: str) -> tuple[float, float]:
-    """What a number can be: accuracies on validation and shares 0..1, epochs 1 and up, and what `geometry` says."""
+    """Return the range of a number: 0..1 for validation accuracies and shares, from 1 for epochs, else as in `geometry`."""
     if name.startswith("epochs"):
         return 1.0, np.inf
     if name.startswith("val_") or name in ("balance", "top1_train"):
@@ -183,12 +184,12 @@ def _range(name: str) -> tuple[float, float]:
 
 
 def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) -> Estimate:
-    """The interval of the weighted shares of `counts [sides, seeds, groups, (right, clips)]`, `outside` above and below."""
+    """Return the interval of the weighted shares of `counts [sides, seeds, groups, (right, clips)]`, `outside` on each side."""
     from scipy.stats import norm
     from scipy.stats import t as student
 
     seeds, groups = counts.shape[1:3]
-    # the same each time, so that every cell of a table is drawn alike
+    # the same draws every time, so that all cells of a table are resampled in the same way
     by_seed, by_group = drawn(seeds, DRAWS, (seeds, 5)), drawn(groups, DRAWS, (groups, 6))
     of_groups = np.einsum("dg,xsgc->dxsc", by_group, counts, optimize=True)
     both = _ratio(np.einsum("ds,dxsc->dxc", by_seed, of_groups)) @ weights
@@ -202,10 +203,10 @@ def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) 
 
 
 def _variance(counts: Doubles, weights: Doubles) -> tuple[float, float]:
-    """The variance of the weighted shares of `counts [sides, seeds, groups, (right, clips)]`, and its degrees of freedom.
+    """Return the variance of the weighted shares of `counts [sides, seeds, groups, (right, clips)]`, and its degrees of freedom.
 
-    Of a two-way layout without replication: that between seeds and that between groups hold what is neither's each, so it
-    is taken off once. The shares are linearised, since groups differ in size.
+    The layout is two-way without replication. The variances between seeds and between groups both contain the residual, so
+    it is subtracted once. The shares are linearised, because groups differ in size.
     """
     seeds, groups = counts.shape[1:3]
     whole = counts.sum(axis=(1, 2))
@@ -228,5 +229,5 @@ def _variance(counts: Doubles, weights: Doubles) -> tuple[float, float]:
 
 
 def _ratio(sums: Doubles) -> Doubles:
-    """Shares from sums `[..., (right, clips)]`; NaN of no clips."""
+    """Return shares from sums `[..., (right, clips)]`; NaN where there are no clips."""
     return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] > 0)

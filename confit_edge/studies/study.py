@@ -17,9 +17,9 @@ Places = dict[str, Path | None]
 
 @dataclass(frozen=True)
 class Chart:
-    """The plot of a study: a metric (or number) against column `x`, a line for each different value of the columns `by`.
+    """The plot of a study: a metric (or number) against column `x`, with a line for each distinct value of the columns `by`.
 
-    Arms without the column `x` (the frozen encoder, say) are drawn as level lines.
+    Arms without the column `x`, such as the frozen encoder, are drawn as horizontal lines.
     """
 
     x: str
@@ -30,14 +30,16 @@ class Chart:
 
 @dataclass(frozen=True)
 class Study:
-    """One question, put to any corpus.
+    """One question that can be answered on any corpus.
 
-    `plan` gives the trials of one seed, which is its recipe's. `measure` does a trial, in a worker process; it is a
-    function of a module, since it is found there by its name. `conclude` gives the sentences of the conclusion. `draw`,
-    where it is given, replaces the plot of `chart`. `plan_from` makes trials of what was trained before in place of the
-    plan: of folders of runs and of other studies, and of where a run's `background` and `others` are now. `beside` says how
-    many clips a trial embeds beside those of the usual measurement, and `hears` whether its probes hear the background, for
-    its cost.
+    - `plan` returns the trials of one seed, the recipe's.
+    - `measure` runs a trial in a worker process. It must be a module-level function, because the worker finds it by name.
+    - `conclude` returns the sentences of the conclusion.
+    - `draw`, if given, replaces the plot of `chart`.
+    - `plan_from` replaces `plan` to read finished runs and studies: it gets their folders, and the present locations of a
+      run's `background` and `others`.
+    - `beside` and `hears` are for the cost: how many clips a trial embeds in addition to the usual measurement, and whether
+      its probes hear the background.
     """
 
     name: str

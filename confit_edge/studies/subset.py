@@ -1,4 +1,4 @@
-"""Less data, and other data: corpora cut to fewer classes, groups or clips, and clips as another channel carries them."""
+"""Cuts a corpus to fewer classes, groups or clips, and converts clips to another domain (noise, telephone)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from confit_edge.studies.trial import Subset
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import UsageError
 
-NOISE_DB = 5.0  # signal to noise, of the noisy domain
+NOISE_DB = 5.0  # signal-to-noise ratio of the noisy domain
 PHONE_RATE = 8_000
 
 
 def cut(corpus: Corpus, subset: Subset, seed: int) -> Corpus:
-    """The part of `corpus` that `subset` names. Raises UsageError where a class would be left without training clips."""
+    """Return the part of `corpus` that `subset` names. Raises UsageError if a class would have no training clips."""
     if subset.groups is not None:
         corpus = replace(corpus, train=_of_groups(corpus.train, subset.groups, seed, corpus))
     if subset.classes is not None:
@@ -38,21 +38,21 @@ def cut(corpus: Corpus, subset: Subset, seed: int) -> Corpus:
 
 
 def draw_classes(corpus: Corpus, count: int, seed: int) -> list[str]:
-    """`count` of the classes (never the unknown one), in the corpus's order; a smaller draw is part of a larger one."""
+    """Draw `count` classes (never the unknown one), in the corpus's order; a smaller draw is part of a larger one."""
     known = _known(corpus)
     drawn = np.random.default_rng([seed, 20]).permutation(known)[:count]
     return [corpus.classes[column] for column in sorted(drawn)]
 
 
 def tail_sizes(corpus: Corpus, shots: int, tail: float, seed: int) -> dict[str, int]:
-    """How many clips each class has under a tail: from `shots` to `shots / tail`, the classes in an order of the seed."""
+    """Return the clips per class in a long tail: from `shots` down to `shots / tail`, in an order drawn with the seed."""
     order = np.random.default_rng([seed, 21]).permutation(_known(corpus))
     sizes = shots * tail ** -np.linspace(0, 1, len(order))
     return {corpus.classes[column]: max(1, round(size)) for column, size in zip(order, sizes, strict=True)}
 
 
 def with_classes(corpus: Corpus, classes: list[str]) -> Corpus:
-    """Only these classes and their clips, in every split; the unknown class stays where there is one, as do clips of none."""
+    """Keep only these classes and their clips in every split, plus any unknown class and clips without a label."""
     kept = [name for name in corpus.classes if name in classes or name == corpus.unknown]
     columns = [corpus.classes.index(name) for name in kept]
 
@@ -66,7 +66,7 @@ def with_classes(corpus: Corpus, classes: list[str]) -> Corpus:
 
 
 def reached(corpus: Corpus, subset: Subset, seed: int) -> bool:
-    """Whether the clips have labels so that as many of each class can be drawn as `subset` says, and none is lost in val."""
+    """Return whether `subset` can draw its number of clips for every class, without losing a class in validation."""
     assert subset.shots is not None
     some = cut(corpus, subset, seed)
     there, left = (clips.targets.any(axis=0) for clips in (corpus.val, some.val))
@@ -74,18 +74,18 @@ def reached(corpus: Corpus, subset: Subset, seed: int) -> bool:
 
 
 def clips_per_class(corpus: Corpus) -> dict[str, int]:
-    """The training clips of each class, without the unknown one."""
+    """Return the number of training clips of each class, without the unknown one."""
     counts = corpus.train.targets.sum(axis=0)
     return {corpus.classes[column]: int(counts[column]) for column in _known(corpus)}
 
 
 def refuse_untested(corpus: Corpus) -> None:
-    """Raise UsageError where a class has no test clip: of a study that draws classes, a trial may have those alone."""
+    """Raise UsageError if a class has no test clip, because a trial may draw only such classes."""
     without = [corpus.classes[column] for column in _known(corpus) if not corpus.test.targets[:, column].any()]
     if without:
         raise UsageError(
-            f"class {', '.join(map(repr, without))} has no test clip, and this study draws classes to report on: give"
-            " each of them test clips, or leave it out of the manifest"
+            f"class {', '.join(map(repr, without))} has no test clip, and this study reports on classes drawn at random; add test"
+            " clips for it, or leave it out of the manifest"
         )
 
 
@@ -109,23 +109,24 @@ def _rows(clips: Clips, rows: npt.NDArray[np.int64]) -> Clips:
 def _of_groups(clips: Clips, count: int, seed: int, corpus: Corpus) -> Clips:
     names = sorted(set(clips.groups))
     if count > len(names):
-        raise UsageError(f"--train-groups {count}: there are {len(names)} groups to train on")
+        raise UsageError(f"--train-groups {count}: there are only {len(names)} groups to train on")
     drawn = set(np.random.default_rng([seed, 22]).permutation(names)[:count])
     kept = _rows(clips, np.flatnonzero([group in drawn for group in clips.groups]))
     lost = [corpus.classes[column] for column in _known(corpus) if not kept.targets[:, column].any()]
     if lost:
         raise UsageError(
             f"--train-groups {count}: class {', '.join(map(repr, lost))} has no clip in the groups of seed {seed};"
-            " keep more groups"
+            " use more groups"
         )
     return kept
 
 
 def _first_of_each(clips: Clips, classes: list[str], sizes: dict[str, int], seed: int) -> Clips:
-    """So many clips of each class, in an order drawn once, and all that are of none.
+    """Keep the first `sizes` clips of each class, in an order drawn once, and all clips without a label.
 
-    Of one label a clip, few clips are the beginning of many. A clip of several counts for each, so the rarest class is drawn
-    first, what it brings of others is theirs, and a clip that would give another too many is left out: there may be too few.
+    With one label per clip, a smaller draw is the beginning of a larger one. A clip with several labels counts for each of
+    them: the rarest class is drawn first, and a clip that would give another class too many is left out. A class may then
+    get too few.
     """
     counts = clips.targets.sum(axis=0)
     most = np.array([sizes.get(name, counts[column]) for column, name in enumerate(classes)])
@@ -141,13 +142,13 @@ def _first_of_each(clips: Clips, classes: list[str], sizes: dict[str, int], seed
 
 
 def noisy(clip: Pcm, rate: int, rng: np.random.Generator) -> Pcm:
-    """The clip with noise of a random colour 5 dB below it."""
+    """Add noise of a random colour, 5 dB below the clip."""
     noise = coloured_noise(len(clip), float(rng.uniform(0, 2)), rng)
     return clip + noise * noise_gain(clip, noise, NOISE_DB)
 
 
 def phone(clip: Pcm, rate: int, rng: np.random.Generator) -> Pcm:
-    """The clip as a telephone line carries it: 8 kHz and mu-law (ITU-T G.711)."""
+    """Pass the clip through a telephone line: 8 kHz and mu-law (ITU-T G.711)."""
     line = io.BytesIO()
     narrow = soxr.resample(clip, rate, PHONE_RATE, quality="HQ")
     soundfile.write(line, np.clip(narrow, -1, 1), PHONE_RATE, format="WAV", subtype="ULAW")
@@ -160,6 +161,6 @@ DOMAINS: dict[str, Callable[[Pcm, int, np.random.Generator], Pcm]] = {"noise": n
 
 
 def shifted(clips: Clips, domain: str, rate: int, seed: int) -> Clips:
-    """The clips at `rate` Hz as another domain has them: `noise` or `phone`."""
+    """Return the clips, at `rate` Hz, in another domain: `noise` or `phone`."""
     rng = np.random.default_rng([seed, 24])
     return replace(clips, pcm=[DOMAINS[domain](clip, rate, rng) for clip in clips.pcm], uncut=None)

@@ -1,4 +1,4 @@
-"""What a study is made of, as plain data: trials to do, and the outcomes that are kept of them."""
+"""The plain data of a study: the trials to run and the outcomes kept of them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from confit_edge.recipe import Recipe
 
 Scalar = str | int | float
 Arm = Mapping[str, Scalar]
-# By test group: clips that were right, of how many; of mAP see `precision_tally`.
+# By test group: how many clips were right, and of how many; for mAP see `precision_tally`.
 Tally = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Which clips of a corpus a trial trains on; what is drawn is drawn by the trial's seed. None: all of them.
+    """Which clips of a corpus a trial trains on, drawn with the trial's seed (None: all of them).
 
-    `classes` and `groups` say how many classes (in all splits) and training groups are kept; `shots` how many clips of
-    each class, for training and likewise for validation. With `tail`, the classes have from `shots` training clips
-    down to `shots / tail`, evenly spaced in the logarithm.
+    `classes` and `groups` are how many classes (in all splits) and training groups are kept. `shots` is how many clips of
+    each class are kept, in training and in validation. With `tail`, the classes have from `shots` training clips down to
+    `shots / tail`, evenly spaced in the logarithm.
     """
 
     classes: int | None = None
@@ -34,10 +34,10 @@ class Subset:
 
 @dataclass(frozen=True)
 class Trial:
-    """One encoder to train (or, with `train` off, to take as it is) and to measure.
+    """One encoder to train (or, with `train` off, to use as it is) and to measure.
 
-    `arm` says what the trial is, in the columns of the study's table; the seed is the recipe's. `options` are for the
-    study's own `measure`. One that is `done` elsewhere, and is only read, costs nothing.
+    `arm` identifies the trial in the columns of the study's table; the seed is the recipe's. `options` are for the study's
+    own `measure`. A trial with `done` was measured elsewhere: it is only read and costs nothing.
     """
 
     arm: Arm
@@ -48,7 +48,7 @@ class Trial:
     done: bool = False
 
     def key(self, study: str) -> str:
-        """The same for the same work, in any process and on any day; what makes a study go on where it was stopped."""
+        """Return a key that is the same for the same work in any process, so that a stopped study can resume."""
         plain = {
             "study": study,
             "arm": self.arm,
@@ -62,9 +62,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured of one encoder in one setting: `shares` counted on test clips, `numbers` of any other kind.
+    """What was measured of one encoder in one setting: `shares` of test clips, and any other `numbers`.
 
-    `arm` is added to the trial's own where one trial gives several points.
+    `arm` is added to the trial's own, for trials that give several points.
     """
 
     shares: dict[str, Tally] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial that is done: its points, or why there are none (`diverged` is not empty)."""
+    """A finished trial: its points, or the reason it has none (`diverged` is not empty)."""
 
     key: str
     arm: Arm
@@ -85,7 +85,7 @@ class Outcome:
     diverged: str = ""
 
     def to_json(self) -> str:
-        """One line. A number that is not finite is left out: the measure is not defined there."""
+        """Return one line of JSON. Numbers that are not finite are left out, because the measure is undefined there."""
         points = [
             {
                 "arm": point.arm,
@@ -98,7 +98,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, line: str) -> Outcome:
-        """Raises ValueError, KeyError or TypeError where the line is not an outcome."""
+        """Read a line of JSON. Raises ValueError, KeyError or TypeError if it is not an outcome."""
         raw: dict[str, Any] = json.loads(line)
         points = [
             Point(

@@ -1,1 +1,1 @@
-"""Stage 3: a run becomes one ONNX file, quantised, checked, with its contract inside."""
+"""Stage 3: turns a run into one ONNX file, quantised and checked, with its contract inside."""

@@ -1,7 +1,7 @@
-"""The DFT basis of a front end, written as the few numbers it is made of: a third of a small model's file.
+"""Writes the DFT basis of a front end as the few numbers it is made of; whole, it is a third of a small model's file.
 
-onnxruntime computes it when it loads the model and never again, so it costs nothing per call. It keeps what it computes on
-the way, so that is as little as may be: 32 bits a number, and both waves in one.
+onnxruntime computes the basis once, when it loads the model, so it costs nothing per call. onnxruntime also keeps the
+intermediate results, so these are as small as possible: 32 bits per number, and both waves in one tensor.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from confit_edge.encoders.front_end import Spectrum
 
 
 def compute_basis_at_load(graph: onnx.GraphProto, model: nn.Module) -> None:
-    """Put nodes in the place of each initializer that holds the basis of one of the model's `Spectrum` layers.
+    """Replace each initializer that holds the basis of one of the model's `Spectrum` layers with nodes that compute it.
 
-    The basis is window * cos and -window * sin of 2 pi / fft * bin * tap, and both repeat every `fft`, so one period of
-    each and the window are enough. A front end that does more to its frames before the window is left as it is.
+    The basis is window * cos and -window * sin of 2 pi / fft * bin * tap. Both repeat every `fft`, so one period of each and
+    the window are enough. A front end that does more to its frames before the window stays as it is.
     """
     for layer in [module for module in model.modules() if isinstance(module, Spectrum) and module.plain]:
         basis = layer.weight.numpy()

@@ -1,4 +1,4 @@
-"""What static quantisation learns its ranges from: training clips, at the length the device will give them."""
+"""The data for the ranges of static quantisation: training clips, at the length that the device will use."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Calibration = Literal["minmax", "entropy", "percentile"]
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 
 CLIPS = 128
-AT_ONCE = 4  # clips whose activations a histogram keeps in memory together
+AT_ONCE = 4  # clips whose activations a histogram keeps in memory at the same time
 PERCENTILE = 99.999
 
 
 def calibration_feeds(fp32: onnx.ModelProto, encoder: Encoder, corpus: Corpus, run: Run) -> list[Feed]:
-    """Training windows, half of them as recorded and half augmented, as inputs of the graph.
+    """Return training windows as inputs of the graph, half of them as recorded and half augmented.
 
-    A streaming graph hears them as one stream: each window comes with the state that the window before it left, for
-    the zeros a stream begins with are not what it runs on.
+    A streaming graph hears them as one stream: each window comes with the state that the window before it left, because a
+    stream runs on such states and not on the zeros it begins with.
     """
     clips, rng = corpus.training_clips(), np.random.default_rng([run.recipe.seed, 7])
     augment = make_augmenter(encoder, corpus, run.recipe)
@@ -64,10 +64,10 @@ def _as_stream(fp32: onnx.ModelProto, windows: list[npt.NDArray[np.float32]]) ->
 
 
 def tensor_ranges(model: onnx.ModelProto, feeds: list[Feed], method: Calibration, operators: list[str]) -> Any:
-    """The range of each activation that `operators` take or give, over `feeds`, as onnxruntime's TensorsData.
+    """Return the range over `feeds` of each input and output of `operators`, as onnxruntime's TensorsData.
 
-    `minmax` takes the extremes; `percentile` cuts one value in 100,000 off; `entropy` cuts where the histogram's
-    information suffers least (Migacz 2017).
+    `minmax` takes the extremes, `percentile` cuts off one value in 100,000, and `entropy` cuts where the histogram loses the
+    least information (Migacz 2017).
     """
     from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
@@ -99,14 +99,14 @@ def tensor_ranges(model: onnx.ModelProto, feeds: list[Feed], method: Calibration
         return calibrator.compute_data()
 
 
-_hushed = threading.local()  # `on` in a thread that quantises
+_hushed = threading.local()  # its `on` is true in a thread that quantises
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep from the log and from stdout what onnxruntime's quantiser says in this thread; other threads' output stays.
+    """Keep the messages of onnxruntime's quantiser in this thread out of the log and stdout; other threads are not affected.
 
-    It recommends its own pre-processing on every call, on the root logger, and its calibrators print.
+    The quantiser recommends its own pre-processing on every call, on the root logger, and its calibrators print.
     """
     from onnxruntime.quantization import calibrate
 
@@ -116,7 +116,7 @@ def quiet() -> Iterator[None]:
     def of_others(record: logging.LogRecord) -> bool:
         return record.thread != thread or record.levelno >= logging.ERROR or not record.pathname.startswith(folder)
 
-    # where a program has set up no log, `logging.warning` would do so for good: what is used without one stands in
+    # in a program without logging, `logging.warning` would set it up for good; the last-resort handler prevents that
     standing_in = None if root.handlers else logging.lastResort
     if standing_in:
         root.addHandler(standing_in)
@@ -132,6 +132,6 @@ def quiet() -> Iterator[None]:
 
 
 def _print(*args: Any, **kwargs: Any) -> None:
-    """`print` in onnxruntime's calibrators."""
+    """Stand in for `print` in onnxruntime's calibrators."""
     if not getattr(_hushed, "on", False):
         print(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a model costs, counted: parameters, multiply-adds per second of audio, and layers by precision."""
+"""Counts the cost of a model: parameters, multiply-adds per second of audio, and layers by precision."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FP32 = "fp32"
 def count_cost(
     model: StreamingModel | WindowedModel, encoder: Encoder, fp32: onnx.ModelProto, layers: dict[str, str]
 ) -> dict[str, Any]:
-    """The contract's `cost`.
+    """Return the contract's `cost`.
 
-    `layers` maps the names of quantised nodes of the `fp32` graph to their precision; multiply-adds in int8 are those of
-    layers that compute in it, not of weights that are only stored so. A windowed model computes its whole window anew
-    for each hop, and that is what a second of audio costs.
+    `layers` maps the names of quantised nodes of the `fp32` graph to their precision. Multiply-adds count as int8 where the
+    layer computes in int8, not where only its weights are stored in int8. A windowed model computes its whole window again
+    for every hop, and the cost of a second of audio includes that.
     """
     samples = encoder.hop if model.state else encoder.window
     feed = {"pcm": np.zeros((1, samples), np.float32)}

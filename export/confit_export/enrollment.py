@@ -1,4 +1,4 @@
-"""What enrollment on a device starts from: a cohort of sounds that are not enrolled, and a prior for the threshold."""
+"""The starting point for enrollment on a device: a cohort of sounds that are not enrolled, and a prior for the threshold."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Ma
 PRINTS_PER_CLASS, PRINTS_OF_UNKNOWN = 4, 40
 FALSE_ACCEPT_RATE = 0.01
 ENROLLED = 3
-SPEAKER_COLUMNS = ("speaker", "group")  # a model that was labelled by one of these tells voices apart
+SPEAKER_COLUMNS = ("speaker", "group")  # a model labelled by one of these distinguishes voices
 
 
 def kind_of_run(run: Run) -> Kind:
-    """Whether its model tells voices apart or sounds: voices by the encoder made for them, or by the column it was labelled."""
+    """Whether the run's model is for speakers or for sounds: for speakers with ge2e or a label column of speakers."""
     labelled = run.recipe.label_column in SPEAKER_COLUMNS
     return "speaker" if labelled or run.encoder.family == "ge2e" else "sound"
 
 
 def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
-    """Which training clips stand in the cohort: a few of each class, as indices into `corpus.training_clips()`.
+    """Choose the training clips for the cohort, a few per class, as indices into `corpus.training_clips()`.
 
-    More of the unknown class, and of clips without a class, which are of many things: what is to be enrolled will lie among
-    them, and so will what is taken for it.
+    More come from the unknown class and from clips without a class. They hold many different sounds, and both the sounds to be
+    enrolled and the sounds that could be mistaken for them will be like these.
     """
     rng = np.random.default_rng([seed, 4])
     targets = corpus.training_clips().targets
@@ -39,7 +39,7 @@ def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
 
 
 def strangers(kind: Kind, cohort: Floats, targets: Targets, quiet: Floats) -> tuple[Floats, Targets]:
-    """What a gallery of that kind compares with, and of which classes it is: beside sounds, quiet rooms too, of none."""
+    """The embeddings that a gallery of `kind` compares with, and their classes. For sounds this adds quiet rooms, of no class."""
     if kind == "speaker":
         return cohort, targets
     return np.concatenate([cohort, quiet]), np.pad(targets, ((0, len(quiet)), (0, 0)))
@@ -54,13 +54,14 @@ def enrollment_prior(
     *,
     nobody: int | None = None,
 ) -> dict[str, float]:
-    """The similarity that only one stranger in a hundred reaches, among validation clips, and how alike prints are.
+    """Measure on validation clips the similarity that only one stranger in a hundred reaches, and how alike prints are.
 
-    Each validation class in turn is enrolled from three clips, and clips without it try to pass for it, with all that the
-    two are taken out of the cohort, as if nothing of it had been known at training. `val [clips, dim]` and `cohort [n, dim]`
-    are of unit length, `val_targets` and `cohort_targets` `[.., classes]` 0/1: a clip may have several classes, or none.
-    Class `nobody`, which is no name but all the rest, is not enrolled; its clips are strangers. A
-    stranger who is nearer to the cohort than to the prints is refused whatever the threshold, and counts as 0.
+    Each validation class in turn is enrolled from three clips, and clips without it try to pass for it. Meanwhile both the
+    enrolled class and the classes of the clip are taken out of the cohort, as if training had never known them.
+
+    `val [clips, dim]` and `cohort [n, dim]` have unit length. `val_targets` and `cohort_targets` `[.., classes]` are 0/1: a
+    clip may have several classes, or none. The class `nobody`, which stands for everything else, is not enrolled; its clips are
+    strangers. A stranger closer to the cohort than to the prints is refused at any threshold, and counts as 0.
     """
     rng = np.random.default_rng([seed, 5])
     passed: list[float] = []
@@ -81,9 +82,9 @@ def enrollment_prior(
 
 
 def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]:
-    """The same from `voices`: a name's utterances `[n, dim]`, of people who are in no cohort.
+    """Compute the same from `voices`: the utterances `[n, dim]` of each name, by people who are not in the cohort.
 
-    Each voice in turn is enrolled from its first three, and the later ones of everybody else try to pass for it.
+    Each voice in turn is enrolled from its first three utterances, and everybody else's later ones try to pass for it.
     """
     strangers = [
         _passes(utterances[:ENROLLED], cohort, row)
@@ -96,7 +97,7 @@ def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]
 
 
 def _passes(prints: Floats, cohort: Floats, stranger: Floats) -> float:
-    """What a stranger scores for a name with these prints; 0 where no threshold would let it pass."""
+    """The score of a stranger for a name with these prints; 0 if it is refused at any threshold."""
     matcher = Matcher(["enrolled"], [0] * len(prints), prints, cohort, levels=Levels(threshold=-1.0, margin=0.0))
     match = matcher.match(stranger)
     return match.score if match.name else 0.0

@@ -1,4 +1,4 @@
-"""`export`: a run becomes one model file, if it passes the gate; else there is no file."""
+"""`export`: turns a run into one model file if it passes the gate, and otherwise writes no file."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from confit_runtime.names import shown
 from confit_runtime.wording import counted
 
 SWEEP_MINUTES = 20.0
-COMPARED_S = 12.0  # of sound, streamed and at once
-NAMED = 5  # of the layers to blame, when an export fails
+COMPARED_S = 12.0  # seconds of sound to compare, streamed and at once
+NAMED = 5  # how many of the worst layers an export that fails names
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """An encoder, the model that is exported of it, and the fp32 graph."""
+    """An encoder, the model assembled from it for export, and that model's fp32 graph."""
 
     encoder: Encoder
     model: StreamingModel | WindowedModel
@@ -62,21 +62,21 @@ class Assembled:
 
     @classmethod
     def of(cls, encoder: Encoder, run: Run, cohort: np.ndarray) -> Assembled:
-        """`encoder` is that of `run`, or one that took its place."""
+        """Assemble `encoder`, which is the encoder of `run` or one that replaces it."""
         model = assemble(encoder, run.linear, run.typicality)
         return cls(encoder, model, to_onnx(model, encoder, cohort))
 
     def contract(self, run: Run, graph: onnx.ModelProto, layers: dict[str, str], **keys: Any) -> Contract:
-        """The contract of `graph`, which is the fp32 one or is made of it with `layers` in another precision."""
+        """Return the contract of `graph`: the fp32 graph, or that graph with `layers` in another precision."""
         cost = count_cost(self.model, self.encoder, self.graph, layers)
         return draft(run, self.model, self.encoder, graph, cost=cost, **keys)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how it measured: accuracies 0..1 on the clips of each split.
+    """The file that was written, and its accuracies 0..1 on the clips of each split.
 
-    `fp32_model` is the same model before quantisation, to be timed against.
+    `fp32_model` is the same model before quantisation, for comparing speed.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How a model is quantised: each as the option of `confit-edge export` that is called so."""
+    """How to quantise a model; each field has the meaning of the `confit-edge export` option of that name."""
 
     scheme: Scheme = "static"
     target: Target = "portable"
@@ -117,12 +117,13 @@ def export_run(
 ) -> Exported:
     """Write `out`, one ONNX file with its contract.
 
-    With `quantize` it is quantised, as `how` says. `kind` is what the model tells apart, for who enrolls names with it; unsaid,
-    it is that of the run (`kind_of_run`).
-    `fuse` exchanges activations for ones that runtimes fuse (`confit_export.fuse`), and the gate holds for it alone too.
-    Raises UsageError for what cannot be asked for, and for a `corpus` that the run was not trained on; ConfitError, leaving no
-    file, when streaming differs from offline or when the quantised model does not pass the gate (`confit_export.gate`). With
-    `force` the file is written all the same, and its contract's metrics say what failed.
+    With `quantize` the model is quantised as `how` says. `fuse` replaces activations with ones that runtimes fuse
+    (`confit_export.fuse`); the fp32 model with the replacements must pass the gate too. `kind` is what enrolled names stand
+    for, speakers or sounds; None takes the run's own kind (`kind_of_run`).
+
+    Raises UsageError for options that do not fit together or do not fit the encoder, and for a `corpus` that the run was not
+    trained on. Raises ConfitError, and writes no file, when streaming differs from offline or the quantised model does not
+    pass the gate (`confit_export.gate`). With `force` the file is written anyway, and its contract's metrics say what failed.
     """
     out = Path(out)
     ranges = {"--target": how.target != "portable", "--calibration": how.calibration != "minmax"}
@@ -139,7 +140,7 @@ def export_run(
     seed, encoder = run.recipe.seed, run.encoder.eval()
     rows = cohort_rows(corpus, seed)
     clips = corpus.training_clips()
-    # words centred as they are, background cropped
+    # words are centred as they are, background is cropped
     windows = Augmenter(encoder.window)([clips.pcm[row] for row in rows], np.random.default_rng([seed, 6]))
     cohort = embed_clips(encoder, list(windows), torch.device("cpu"))
     fp32 = Assembled.of(encoder, run, cohort)
@@ -192,43 +193,44 @@ def export_run(
 
 
 def refuse_unquantised(options: Mapping[str, object]) -> None:
-    """Raise UsageError on an option of quantisation where there is none."""
+    """Raise UsageError for an option of quantisation given with --no-quantize."""
     _refuse_idle("--no-quantize", "nothing is quantised", options)
 
 
 def refuse_steering(out: Path, license: str) -> None:
-    """Raise UsageError where the name of a model file or its licence, which stand in the contract, would break or turn a line."""
+    """Raise UsageError if the model's name or licence, both stored in the contract, would disturb the line it is shown in."""
     for option, text in ((f"-o {out}", out.stem), (f"--license {license}", license)):
         if shown(text) != text:
             raise UsageError(
-                f"{option}: holds a line break, control characters or marks that turn a line around: give one line without"
+                f"{option}: contains a line break, a control character or a mark that reverses the direction of text; give"
+                " one line without them"
             )
 
 
 def _refuse_idle(option: str, why: str, options: Mapping[str, object]) -> None:
-    """Raise UsageError on options that would do nothing beside another one."""
+    """Raise UsageError for options that have no effect together with `option`."""
     if given := [name for name, asked in options.items() if asked]:
         them = "it" if len(given) == 1 else "them"
-        raise UsageError(f"{option}: {why}, so {', '.join(given)} would do nothing: leave {them} out, or {option}")
+        raise UsageError(f"{option}: {why}, so {', '.join(given)} would have no effect; remove {them} or {option}")
 
 
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
-    """Raise UsageError for what cannot be asked for; `scheme` is None where nothing is quantised."""
+    """Raise UsageError for a request that cannot be met; `scheme` is None if nothing is quantised."""
     check_suffix(out, ".onnx", "a model file's name")
     check_utf8(Path(out.name))
     refuse_calibrated(out)
     if scheme == "dynamic" and encoder.streaming:
         raise UsageError(
-            "--scheme dynamic: not for a streaming model, since a scale taken from each call would make a result depend on"
-            " how the stream is chopped and on the other streams of a batch; use static or weight-only"
+            "--scheme dynamic: not for a streaming model: it takes its scales from each call, so a result would depend on"
+            " how the stream is split into calls and on the other streams of a batch; use static or weight-only"
         )
     if fuse and not can_fuse(encoder):
-        raise UsageError(f"--fuse-activations: {encoder.family} has no activation that can be exchanged")
+        raise UsageError(f"--fuse-activations: {encoder.family} has no activation that can be replaced; leave it out")
 
 
 @dataclass
 class _Work:
-    """An export on its way: the model as it stands, how it compares with the run's, and what failed where `force` let it."""
+    """An export in progress: the current model, how it compares with the run's own, and the failures that `force` let pass."""
 
     run: Run
     corpus: Corpus
@@ -237,43 +239,43 @@ class _Work:
     cohort: np.ndarray
     force: bool
     say: Say
-    reference: Answers  # what the run's own fp32 model makes of validation
+    reference: Answers  # of the run's own fp32 model, on validation
     made: Assembled
     graph: onnx.ModelProto
     contract: Contract
-    difference: float = float("nan")  # between streaming and offline, the largest
+    difference: float = float("nan")  # the largest between streaming and offline
     parity: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def fuse(self) -> None:
-        """Exchange activations for ones that runtimes fuse."""
+        """Replace activations with ones that runtimes fuse."""
         self.made = Assembled.of(fuse_activations(self.made.encoder, self.corpus, self.run), self.run, self.cohort)
         self.graph = self.made.graph
         self.contract = self.made.contract(self.run, self.graph, {}, precision="fp32", **self.named)
         verdict = self._judge(self.graph, precision="fp32")
-        self.say(f"activations exchanged for fused ones: {verdict.told}")
+        self.say(f"activations replaced with fused ones: {verdict.told}")
         self.parity["fused_activations"] = verdict.to_dict()
         self._fail(
-            [f"with activations exchanged {failure}" for failure in verdict.failures],
+            [f"with activations replaced, {failure}" for failure in verdict.failures],
             "export without --fuse-activations",
         )
         its_own = stream_difference(provisional(self.out, self.graph, self.contract), self.made.encoder, self.corpus)
-        self.difference = float(np.maximum(self.difference, its_own))  # NaN, where either is
+        self.difference = float(np.maximum(self.difference, its_own))  # NaN if either is
 
     def check_streaming(self) -> None:
-        """Is a stream of the fp32 model what torch makes of the whole sound?"""
+        """Check that the fp32 model, streamed in parts, gives what torch gives on the whole sound."""
         self.parity["stream_max_abs_diff"] = self.difference
         if not self.difference <= gate.STREAM:
-            self._fail([f"streaming differs from offline by {self.difference:.2g} (allowed {gate.STREAM:g})"])
+            self._fail([f"streaming differs from offline by {self.difference:.2g} (at most {gate.STREAM:g} allowed)"])
         else:
             self.say(f"streaming equals offline: largest difference {self.difference:.1e}")
 
     def quantize(self, how: Quantisation) -> None:
-        """Quantise what passes the gate, layers that hurt left out."""
+        """Quantise as many layers as the gate allows, and leave out the ones with the largest error."""
         if how.scheme in ("static", "dynamic") and preset(how.target).weight_bits == 8 and saturates():
             self.say(
-                f"--target {how.target}: this processor gets products of 8-bit weights wrong (x86 without VNNI), so the gate sees"
-                " worse than the target will; export there, or take --target portable"
+                f"--target {how.target}: this processor (x86 without VNNI) computes products of 8-bit weights wrongly, so the"
+                " gate sees worse results than the target will; export on the target, or use --target portable"
             )
         quantizer = self._quantizer(self.made, how)
         if how.qat_epochs:
@@ -289,7 +291,7 @@ class _Work:
         )
         verdict, written = found.verdict, PRECISION[how.scheme]
         quantised = written if written.endswith("weights") else f"{how.scheme} {written}"
-        self.say(f"{quantised} against fp32: {verdict.told}")
+        self.say(f"{quantised} compared with fp32: {verdict.told}")
         self._fail(verdict.failures, *_blame(found, how.qat_epochs))
         self.graph = found.graph
         int8_states(self.graph)
@@ -303,7 +305,7 @@ class _Work:
         return Quantizer.of(made.graph, how.scheme, how.target, made.model.fp32_scopes, feeds, how.calibration)
 
     def _fine_tuned(self, before: Quantizer, how: Quantisation) -> Quantizer:
-        """The graph fine-tuned for being rounded, if rounded it is nearer to the run's own model than it was `before`."""
+        """Fine-tune for rounding; keep the result only if, quantised, it is closer to the run's own model than `before`."""
         tuned = fine_tune(self.made.encoder, self.corpus, self.run, preset(how.target), how.qat_epochs, self.say)
         made = Assembled.of(tuned, self.run, self.cohort)
         after = self._quantizer(made, how)
@@ -313,35 +315,35 @@ class _Work:
         )
         if is_ <= was:
             self.say(
-                f"fine-tuned it is no nearer to fp32 than without (mean cosine {is_:.4f}, {was:.4f}): left as it was"
+                f"fine-tuning did not bring it closer to fp32 (mean cosine {is_:.4f}, without {was:.4f}), so it is not used"
             )
             self.parity["qat_epochs"] = 0
             return before
-        self.say(f"fine-tuned it is nearer to fp32 (mean cosine {is_:.4f}, {was:.4f} without)")
+        self.say(f"fine-tuning brought it closer to fp32 (mean cosine {is_:.4f}, without {was:.4f})")
         self.made, self.parity["qat_epochs"] = made, how.qat_epochs
         return after
 
     def _judge(self, graph: onnx.ModelProto, *, precision: str) -> Verdict:
-        """`graph` against the run's own fp32 model, on validation."""
+        """Compare `graph` with the run's own fp32 model on validation."""
         model = provisional(self.out, graph, replace(self.contract, precision=precision))
         return Verdict.of(self.reference, Answers.by(model, self.corpus.val, self.corpus), self.run.recipe.seed)
 
     def _fail(self, failures: Sequence[str], *advice: str) -> None:
-        """Where there are any: raise ConfitError, so that no file is written, or with `force` say so and keep them."""
+        """If there are failures, raise ConfitError so that no file is written; with `force`, report and record them."""
         if not failures:
             return
         self.failures += failures
         told = "; ".join([*self.failures, *advice])
         if not self.force:
             raise ConfitError(f"{self.out}: not written: {told}")
-        self.say(f"{self.out}: the gate is not passed, and the file is written all the same: {told}")
+        self.say(f"{self.out}: does not pass the gate, but --force writes it: {told}")
 
 
 def stream_difference(model: Model, encoder: Encoder, corpus: Corpus) -> float:
-    """The largest difference of an embedding between the model file fed in random parts, and torch on the whole."""
+    """The largest difference in an embedding between the model file fed in random parts and torch on the whole sound."""
     hop, contract, clips = encoder.hop, model.contract, corpus.val.pcm or corpus.train.pcm
     wanted, joined = int(COMPARED_S * encoder.sample_rate), np.zeros(0, np.float32)
-    for clip in clips:  # no more of them than is compared
+    for clip in clips:  # only as many as are compared
         if len(joined) < wanted:
             joined = np.concatenate([joined, clip[: wanted - len(joined)]])
     audio = np.pad(joined, (0, max(0, encoder.window - len(joined))))
@@ -359,16 +361,16 @@ def stream_difference(model: Model, encoder: Encoder, corpus: Corpus) -> float:
 
 
 def _blame(found: Found, qat_epochs: int) -> list[str]:
-    """The layers that hurt most, in words, and what can be done."""
+    """The layers with the largest error, in words, and what to try."""
     errors = found.sweep.errors if found.sweep else {}
     worst = ", ".join(f"{layer} {error:.4f}" for layer, error in list(errors.items())[:NAMED])
-    blamed = [f"to blame, by 1 - cosine when quantised alone: {worst}"] if worst else []
+    blamed = [f"largest errors (1 - cosine) when quantised alone: {worst}"] if worst else []
     tuning = "" if qat_epochs else "--qat-epochs 3, "
     return [*blamed, f"try --calibration percentile, {tuning}another --scheme, or export with --no-quantize"]
 
 
 def _parity(found: Found, how: Quantisation) -> dict[str, Any]:
-    """How the quantised graph was made, and how it stands against fp32."""
+    """How the quantised graph was made, and how it compares with fp32."""
     made: dict[str, Any] = {
         "scheme": how.scheme,
         "target": how.target,
@@ -393,9 +395,12 @@ def _finish(
     kind: Kind,
     say: Say,
 ) -> Contract:
-    """Put cohort and quiet rooms into the graph; the contract with what validation chooses: thresholds, and a prior for names."""
+    """Put the cohort and the quiet rooms into the graph; return the contract with thresholds and the prior for names.
+
+    Both are chosen on validation.
+    """
     seed = run.recipe.seed
-    # they are compared with what this very file makes of a clip, so they are made by it
+    # they are compared with embeddings that this very file computes, so it computes them too
     embedder = provisional(out, graph, contract)
     cohort = np.stack([embedder.embed(window, contract.sample_rate) for window in windows])
     quiet = embed_rooms(embedder)
@@ -404,15 +409,16 @@ def _finish(
     chosen = thresholds.choose(provisional(out, graph, contract), corpus, seed=seed)
     say(
         f"thresholds from a validation stream of {chosen.report['seconds'] / 60:.1f} minutes: "
-        f"{chosen.report['found']} of {chosen.report['words']} found, {chosen.report['false_accepts']} false accepts"
+        f"{chosen.report['found']} of {chosen.report['words']} found,"
+        f" {counted(chosen.report['false_accepts'], 'false accept')}"
     )
     if not hears(chosen.report):
-        # with the detection that was chosen: what is heard alone is smoothed as in the stream
+        # with the chosen detection settings, so that sounds heard alone are smoothed as in the stream
         tried = replace(contract, smoothing_hops=chosen.smoothing_hops, min_hops=thresholds.MIN_HOPS[0])
         say(
             f"beware: a device would hear {_why_so_few(chosen, provisional(out, graph, tried), corpus)}. Train with"
-            f" {'' if corpus.background_train else '--background, or '}more clips of more voices (or machines, rooms), cut to"
-            " their sound; for names that are enrolled it may serve as it is"
+            f" {'' if corpus.background_train else '--background, or with '}more clips from more voices (or machines, or rooms),"
+            " cut to their sound. For enrolled names the model may be good enough as it is"
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
     against = strangers(kind, cohort, corpus.training_clips().targets[rows], quiet)
@@ -432,21 +438,23 @@ def _finish(
 
 
 def _why_so_few(chosen: Setting, model: Model, corpus: Corpus) -> str:
-    """How many sounds are found, and what the lowest threshold that is tried would find more: nothing, or with what falsely."""
+    """Say how many sounds were found, and why the lowest threshold tried would not help: false accepts, or none more found."""
     report, lowest = chosen.report, chosen.loosest
     told, found = f"{report['found']} of {report['words']} sounds", sum(lowest.found)
     if found > report["found"]:
         falsely = counted(len(lowest.false_accepts), "false accept")
-        return f"{told}; lower thresholds let too much else through: at {LOWEST:g} it would be {found}, with {falsely}"
+        return (
+            f"{told}. Lower thresholds let too much else through: at {LOWEST:g} it would hear {found}, with {falsely}"
+        )
     heard = alone(model, corpus.val, corpus)
     would = sum(one.level >= LOWEST for one in heard)
     under = "the validation part of the background" if corpus.background_val else "coloured noise"
     return (
-        f"{told}, and no more with lower thresholds: over {under}, {SNR_DB:g} dB softer than they are, the others do not fire"
-        f" even at {LOWEST:g}; heard alone, {would} of {len(heard)} validation {heard_alone(model.contract)} would"
+        f"{told}, and no more with lower thresholds: over {under}, {SNR_DB:g} dB softer than the sounds, the others do not"
+        f" fire even at {LOWEST:g}. Heard alone, {would} of {len(heard)} validation {heard_alone(model.contract)} would"
     )
 
 
 def hears(detection: Mapping[str, Any]) -> bool:
-    """Whether a device would hear at least half of the sounds of its stream, by a contract's `calibration["detection"]`."""
+    """Whether the model found at least half of the sounds of the validation stream; `detection` is from `calibration`."""
     return bool(2 * detection["found"] >= detection["words"])

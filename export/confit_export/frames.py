@@ -1,9 +1,9 @@
-"""Convolutions over time in int8, with a scale for each frame: what is quiet keeps its digits beside what is loud.
+"""Computes convolutions over time in int8 with a scale per frame, so that quiet frames keep their precision next to loud ones.
 
-A fixed scale spans the loudest frame there was. A frame 40 dB below that is left with two levels of 8 bits, and the layer
-norm that follows in attention encoders blows up what rounding made of it. So a convolution over time is written as the
-matrix product it is, of the frames under its kernel laid side by side, each divided by its own peak. A frame's scale
-depends on nothing but the frame: neither on its neighbours in a batch nor on the rest of the sound.
+A fixed scale spans the loudest frame of the calibration. A frame 40 dB below it is left with two levels of 8 bits, and the
+layer norm that follows in attention encoders amplifies the rounding error. So a convolution over time is written as the
+matrix product it is: the frames under its kernel are laid side by side, and each is divided by its own peak. A frame's scale
+depends on the frame alone, neither on its neighbours in a batch nor on the rest of the sound.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-MOST_COPIES = 4  # of a frame: it is laid out anew for each step of the kernel that meets it
-LEVELS = 127  # of an activation on either side of zero
-ZERO = 128  # which uint8 stands for it
+MOST_COPIES = 4  # of a frame: it is copied for every step of the kernel that covers it
+LEVELS = 127  # of an activation, on either side of zero
+ZERO = 128  # the uint8 value that stands for zero
 TINY = 1e-12  # the peak of a silent frame
 
 
 def over_time(model: onnx.ModelProto) -> set[str]:
-    """The convolutions that `by_frame` takes: of one axis, neither grouped nor dilated, over more than one channel."""
+    """The convolutions that `by_frame` accepts: over one axis and more than one channel, neither grouped nor dilated."""
     weights = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     return {node.name for node in model.graph.node if node.op_type == "Conv" and _taken(node, weights)}
 
@@ -35,7 +35,7 @@ def _taken(node: onnx.NodeProto, weights: dict[str, Collection[int]]) -> bool:
 
 
 def by_frame(model: onnx.ModelProto, layers: Collection[str], weight_bits: int) -> onnx.ModelProto:
-    """A copy of `model` whose convolutions `layers` (of `over_time`) are products of int8, their weights per channel."""
+    """Return a copy of `model` whose convolutions `layers` (from `over_time`) are int8 products with weights per channel."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in made.graph.initializer}
@@ -56,20 +56,20 @@ def by_frame(model: onnx.ModelProto, layers: Collection[str], weight_bits: int) 
 
 
 def rounded_weight(values: np.ndarray, axis: int, most: int = 127) -> tuple[np.ndarray, np.ndarray]:
-    """`values` as int8 of at most `most`, and the scale of each channel along `axis`, of a shape to multiply by."""
+    """Round `values` to int8 of at most `most`; also return each channel's scale along `axis`, shaped for multiplication."""
     others = tuple(index for index in range(values.ndim) if index != axis)
     scale = np.maximum(np.abs(values).max(axis=others, keepdims=True), TINY).astype(np.float32) / np.float32(most)
     return np.rint(values / scale).astype(np.int8), scale
 
 
 class _Product:
-    """The nodes that stand for one convolution."""
+    """The nodes that replace one convolution."""
 
     def __init__(self, graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
         self.graph, self.node, self.made = graph, node, list[onnx.NodeProto]()
 
     def nodes(self, weight: np.ndarray, weight_bits: int) -> list[onnx.NodeProto]:
-        """Of a `weight [out, in, kernel]`; what goes in and comes out is `[batch, channels, time]` as before."""
+        """Make the nodes for `weight [out, in, kernel]`; input and output are `[batch, channels, time]` as before."""
         kernel = weight.shape[2]
         frames = self._add("Transpose", self.node.input[0], perm=[0, 2, 1])
         if any(pads := _attributes(self.node).get("pads", [])):
@@ -94,7 +94,7 @@ class _Product:
         return self.made
 
     def _taken(self, frames: str, at: int, kernel: int) -> str:
-        """Of each place of the kernel the frame at its step `at`: every `stride`-th one."""
+        """Slice out the frames that step `at` of the kernel meets: every `stride`-th one."""
         beyond = kernel - 1 - at
         end = -beyond if beyond else np.iinfo(np.int64).max
         span = [self._constant(f"{name}_{value}", np.array([value])) for name, value in (("from", at), ("to", end))]

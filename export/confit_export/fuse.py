@@ -1,7 +1,7 @@
-"""Exchanges activations that no runtime fuses for one that runtimes do, and fits the layers behind to make up for it.
+"""Replaces activations that no runtime fuses with one that runtimes do, and refits the layers after it to compensate.
 
-max(leaky_relu(x, 0.2), -0.4) costs a streaming step a node behind each of its convolutions, and a node costs more than its
-arithmetic; max(x, -0.3) is computed by the convolution itself, and by int8 for nothing, as the end of its range.
+max(leaky_relu(x, 0.2), -0.4) costs a streaming step one node after each of its convolutions, and a node costs more than its
+arithmetic. The convolution itself computes max(x, -0.3), and in int8 that is free, because it is the end of the range.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from confit_edge.runs import Run
 from confit_edge.windows import make_augmenter
 
 WINDOWS = 320
-AT_ONCE = 16  # windows whose taps memory holds together
-RIDGE = 1e-3  # of the mean square of a tap: a weight that few windows speak for stays near what it was
+AT_ONCE = 16  # windows whose taps are in memory at the same time
+RIDGE = 1e-3  # of the mean square of a tap: a weight that few windows determine stays close to its old value
 
 
 class Floor(nn.Module):
@@ -43,18 +43,18 @@ STAND_INS: dict[type[nn.Module], Callable[[], nn.Module]] = {ClippedLeakyReLU: p
 
 
 def can_fuse(encoder: Encoder) -> bool:
-    """Whether the encoder streams, and has an activation for which there is a stand-in."""
+    """Whether the encoder streams and has an activation with a stand-in."""
     return encoder.streaming and any(type(layer) in STAND_INS for layer in encoder.streaming_layers()[1])
 
 
 @torch.no_grad()
 def fuse_activations(encoder: Encoder, corpus: Corpus, run: Run) -> Encoder:
-    """A copy of a streaming encoder with stand-ins for its activations, that embeds nearly as before.
+    """Return a copy of a streaming encoder with stand-ins for its activations, which embeds nearly as before.
 
-    Layer by layer, the first to the last, each convolution behind a stand-in gets the weights that, from what now comes
-    in, best give what the encoder gave there: ridge regression on augmented training windows, towards the weights there
-    were. Errors of the layers before are thus made up for as far as a linear layer can. No label is used. A convolution
-    in groups, or one that pads other than by zeros, keeps its weights.
+    From the first layer to the last, each convolution after a stand-in gets new weights: those that, from its changed input,
+    best reproduce the output it used to give. They come from ridge regression on augmented training windows, towards the old
+    weights, so each layer corrects the errors of the layers before it as far as a linear layer can. No label is used. A
+    grouped convolution, or one that pads with anything but zeros, keeps its weights.
     """
     clips, rng = corpus.training_clips(), np.random.default_rng([run.recipe.seed, 8])
     rows = np.resize(rng.permutation(len(clips)), WINDOWS)
@@ -83,7 +83,7 @@ def fuse_activations(encoder: Encoder, corpus: Corpus, run: Run) -> Encoder:
 
 
 def _refit(layer: nn.Conv2d, x: Tensor, wanted: Tensor) -> None:
-    """Give `layer` the weights with which it comes nearest to `wanted` from `x`, in squares, by the normal equations."""
+    """Give `layer` the weights that map `x` closest to `wanted` in least squares, by the normal equations."""
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return
     weight, with_bias = layer.weight.flatten(1).double(), layer.bias is not None

@@ -1,4 +1,4 @@
-"""The gate: how far a model may fall behind the fp32 graph it was made from, on validation, before it is no model."""
+"""The gate: how much worse than its fp32 graph a model may be on validation before the export refuses to write it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from confit_runtime.wording import bounds
 ACCURACY = 0.005  # the share of validation clips that may be lost
 MAP = 0.005  # of mean average precision, where clips have several labels
 COSINE = 0.99  # the mean, over validation clips, between an embedding and that of fp32
-STREAM = 1e-4  # the largest difference of an embedding between a stream in parts and the whole, in fp32
+STREAM = 1e-4  # the largest difference in an embedding between sound streamed in parts and the whole at once, in fp32
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model makes of each clip: its embedding `[clips, dim]`, and whether its best label is right.
+    """A model's answer to each clip: its embedding `[clips, dim]`, and whether its best label is right.
 
-    `right [labelled]` and their `groups` are of clips with a label: where clips may have several, one without any has no
-    label that could be right. There `ranked` is of all labels on all clips (`confit_edge.probes.metrics.ranked`), for a best
-    label says nothing of the rest.
+    `right [labelled]` and `groups` cover only the clips that have a label; in data with several labels a clip may have
+    none, and then no answer could be right. For such data `ranked` scores all labels on all clips
+    (`confit_edge.probes.metrics.ranked`), because the best label says nothing about the others.
     """
 
     right: Bools
@@ -36,7 +36,7 @@ class Answers:
 
     @classmethod
     def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Answers:
-        """Through the runtime, as a device hears them: the mean over a clip's hops."""
+        """Run `clips` through the runtime as a device would, and average each clip over its hops."""
         places = [model.labels.index(corpus.classes[at]) for at in corpus.answers]
         heard = ([rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate)] for pcm in clips.pcm)
         scores, embeddings = map(np.stack, zip(*heard, strict=True))
@@ -57,9 +57,9 @@ class Answers:
 class Verdict:
     """A model against its fp32 graph on the same validation clips.
 
-    `lost` is the accuracy lost with its paired interval over groups, `clips_lost` the same in clips: below 200 clips a
-    single one is more than the gate allows, and counts all the same, for nothing says that it was chance. `map_lost` is that
-    of mean average precision, where clips have several labels.
+    `lost` is the loss of accuracy with its paired interval over groups, and `clips_lost` the same loss in clips. With fewer
+    than 200 clips, losing a single one is already more than the gate allows; it counts all the same, because nothing
+    shows that it was chance. `map_lost` is the loss of mean average precision, where clips have several labels.
     """
 
     lost: Difference
@@ -78,26 +78,28 @@ class Verdict:
 
     @property
     def failures(self) -> list[str]:
-        """What does not hold, in words; empty where the gate is passed."""
+        """The conditions that do not hold, in words; empty if the model passes the gate."""
         found = []
         if self.lost.difference > ACCURACY + 1e-9:
-            found.append(f"{self.loss} (allowed {100 * ACCURACY:g} points)")
+            found.append(f"{self.loss} (at most {100 * ACCURACY:g} points allowed)")
         if self.map_lost is not None and not self.map_lost <= MAP + 1e-9:
-            found.append(f"it loses {100 * self.map_lost:.2f} points of validation mAP (allowed {100 * MAP:g} points)")
+            found.append(
+                f"it loses {100 * self.map_lost:.2f} points of validation mAP (at most {100 * MAP:g} points allowed)"
+            )
         if not self.cosine >= COSINE:
             found.append(
-                f"the mean cosine of its embeddings to those of fp32 is {self.cosine:.4f} (at least {COSINE:g})"
+                f"the mean cosine between its embeddings and those of fp32 is {self.cosine:.4f} (at least {COSINE:g} required)"
             )
         return found
 
     @property
     def loss(self) -> str:
-        """The loss of accuracy in words, or the gain, in points and in clips; the interval is of what is told."""
+        """The loss or gain of accuracy in words, in points and in clips, with its interval."""
         points, low, high = (100 * share for share in (self.lost.difference, self.lost.low, self.lost.high))
         verb = "loses"
         if points < 0:
             verb, points, low, high = "gains", -points, -high, -low
-        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""  # of a single clip there is none
+        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""  # a single clip has no interval
         return (
             f"it {verb} {points:.2f} points of validation accuracy{interval},"
             f" {abs(self.clips_lost)} of {self.clips} clips"
@@ -105,7 +107,7 @@ class Verdict:
 
     @property
     def told(self) -> str:
-        """All that it measured, in words."""
+        """Everything the verdict measured, in words."""
         of_map = "" if self.map_lost is None else f"its mAP changes by {0.0 - 100 * self.map_lost:+.2f} points; "
         return f"{of_map}{self.loss}; mean cosine {self.cosine:.4f}"
 

@@ -1,4 +1,4 @@
-"""From a run's torch modules to one ONNX graph: PCM (and state) in, scores, embedding (and state) out."""
+"""Turns a run's torch modules into one ONNX graph: PCM (and state) in; scores, embedding (and state) out."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 class Head(nn.Module):
-    """Pooled frames `[streams, hops, dim]` to scores `[streams, hops, classes]` and embeddings `[streams, hops, dim]`.
+    """Maps pooled frames `[streams, hops, dim]` to scores `[streams, hops, classes]` and embeddings `[streams, hops, dim]`.
 
-    A score is the linear probe's probability times the typicality, where there is one.
+    A score is the linear probe's probability, multiplied by the typicality if the run has one.
     """
 
     quadratic: Tensor
@@ -43,7 +43,7 @@ class Head(nn.Module):
         self.multi_label, self.typicality = probe.multi_label, typicality
         weight, bias = [probe.weight], [probe.bias]
         if typicality:
-            # one product for all that is linear: a node costs more than its arithmetic
+            # one product for everything linear: a node costs more than its arithmetic
             weight += [-typicality.slope, typicality.axes]
             bias += [-typicality.offset, np.zeros(len(typicality.axes), np.float32)]
             self.register_buffer(
@@ -71,7 +71,7 @@ class Head(nn.Module):
 
 
 class StreamingModel(nn.Module):
-    """The whole model with carried state; takes any multiple of `hop` samples."""
+    """The whole model with carried state; it takes any multiple of `hop` samples."""
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class StreamingModel(nn.Module):
 
 
 class WindowedModel(nn.Module):
-    """The whole model on exactly one window: one row out."""
+    """The whole model on exactly one window; it gives one row."""
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
@@ -103,12 +103,12 @@ class WindowedModel(nn.Module):
 
 
 def assemble(encoder: Encoder, probe: LinearProbe, typicality: Typicality | None) -> StreamingModel | WindowedModel:
-    """The export form of a frozen encoder with its linear probe and, where it is given, the typicality."""
+    """Assemble a frozen encoder, its linear probe and, if given, the typicality into the module to export."""
     return (StreamingModel if encoder.streaming else WindowedModel)(encoder, Head(probe, typicality)).eval()
 
 
 def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.ndarray) -> onnx.ModelProto:
-    """The fp32 graph, with `cohort [n, dim]` as an output of that name, and one of `quiet` rooms, of zeros for now."""
+    """Return the fp32 graph, with the output `cohort [n, dim]`, and the output `quiet` (rooms) filled with zeros for now."""
     streaming = bool(model.state)
     samples = 2 * encoder.hop if streaming else encoder.window
     states = [torch.zeros(2, *shape) for shape in model.state.values()]
@@ -119,7 +119,7 @@ def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.
         axes["pcm"][1] = "samples"
         axes["scores"][1] = axes["embedding"][1] = "hops"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the TorchScript exporter announces its own retirement on each call
+        warnings.simplefilter("ignore")  # the TorchScript exporter announces its own retirement on every call
         torch.onnx.utils.register_custom_op_symbolic("aten::repeat_interleave", _repeat_interleave, OPSET)
         torch.onnx.export(
             model,
@@ -144,13 +144,15 @@ def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.
 
 @symbolic_helper.parse_args("v", "i", "i", "none")
 def _repeat_interleave(graph: Any, values: Any, repeats: int, axis: int, size: None = None) -> Any:
-    """Each entry of the last axis `repeats` times in a row, as rotary positions have it: torch's own form of it needs
-    every tensor's rank, and fails on Moonshine's."""
+    """Repeat each entry of the last axis `repeats` times in place, as rotary positions do.
+
+    torch's own export of this needs the rank of every tensor, and fails on Moonshine.
+    """
     rank = values.type().dim()
     if rank is None or axis % rank != rank - 1:
         raise ConfitError(
-            f"this encoder calls torch.repeat_interleave along axis {axis} of {rank or 'unknown'}, and only along the last can"
-            " it be exported: change the encoder, or use another"
+            f"this encoder calls torch.repeat_interleave along axis {axis} of {rank or 'unknown'}, which can only be exported"
+            " along the last axis; change the encoder, or use another"
         )
     one = graph.op("Constant", value_t=torch.tensor([rank]))
     times = graph.op("Constant", value_t=torch.tensor([1] * rank + [repeats]))
@@ -159,7 +161,7 @@ def _repeat_interleave(graph: Any, values: Any, repeats: int, axis: int, size: N
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """One place for weights: the exporter writes fixed buffers as Constant nodes, which quantisers pass over."""
+    """Put all weights in one place: the exporter writes fixed buffers as Constant nodes, which quantisers ignore."""
     for node in [node for node in graph.node if node.op_type == "Constant"]:
         tensor = onnx.TensorProto()
         tensor.CopyFrom(node.attribute[0].t)
@@ -169,7 +171,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _add_rows(model: onnx.ModelProto, name: str, rows: np.ndarray) -> None:
-    """Embeddings `[n, dim]` as an initializer, and as an output that is called `name`."""
+    """Add embeddings `[n, dim]` as an initializer and as an output called `name`."""
     graph = model.graph
     graph.initializer.append(numpy_helper.from_array(rows.astype(np.float32), f"{name}_prints"))
     graph.node.append(helper.make_node("Identity", [f"{name}_prints"], [name], name=name))
@@ -189,7 +191,7 @@ def ancestors(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto]
     """The nodes and initializers that an output depends on, in graph order."""
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
     wanted, found, waiting = {output}, set(), [output]
-    while waiting:  # a quantised graph's nodes are in no order
+    while waiting:  # the nodes of a quantised graph are in no particular order
         index = makers.get(waiting.pop())
         if index is not None and index not in found:
             found.add(index)
@@ -202,9 +204,9 @@ def ancestors(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto]
 
 
 def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, int]:
-    """Multiply-adds of one call with inputs shaped like `feed`, by node name: Conv, MatMul, Gemm, LSTM, GRU and RNN.
+    """Count the multiply-adds of one call with inputs shaped like `feed`, by node: Conv, MatMul, Gemm, LSTM, GRU and RNN.
 
-    Shapes are what onnxruntime computes: each such node's output is fetched once.
+    Shapes come from onnxruntime itself: the output of every such node is fetched once.
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
@@ -236,7 +238,7 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     total: dict[str, int] = {}
     for node in counted:
         out = int(np.prod(shapes[node.output[0]]))
-        if node.op_type in RECURRENT:  # of each frame, with the input's weights and with the state's
+        if node.op_type in RECURRENT:  # every frame meets the weights of the input and those of the state
             frames = int(np.prod(shapes[node.input[0]][:2]))
             total[node.name] = frames * sum(int(np.prod(shapes[name])) for name in node.input[1:3])
         elif node.op_type == "Conv":

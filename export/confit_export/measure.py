@@ -1,4 +1,4 @@
-"""How good an exported model is on the clips of its run: told right, ranked, and fired, as recorded and from afar."""
+"""How good an exported model is on the clips of its run: accuracy, ranking, and clips that fire, near and far."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from confit_runtime.describe import ranked, share
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
 
-SOFTER_DB, FEWER = 20.0, 0.1  # as from afar; the share of sounds lost there that is told
+SOFTER_DB, FEWER = 20.0, 0.1  # as from far away; the share of sounds lost there that is worth a warning
 
 
 def share_that_fires(model: Model, corpus: Corpus) -> dict[str, Any] | None:
-    """The share of sounds that fire with their own label at the contract's thresholds; of test clips, where there are some."""
+    """The share of sounds that fire with their own label at the contract's thresholds, on test or else on validation."""
     heard = alone(model, corpus.test if len(corpus.test) else corpus.val, corpus)
     return accuracy(_fired(model, heard), [one.group for one in heard]).to_dict() if heard else None
 
 
 def softer(model: Model, corpus: Corpus, run: Run, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """How many validation sounds fire as recorded, and as from afar; what that costs is told."""
+    """Count the validation sounds that fire as recorded and as from far away, and warn if many are lost."""
     as_recorded, soft = (_fired(model, alone(model, corpus.val, corpus, softer_db)) for softer_db in (0.0, SOFTER_DB))
     if not len(soft):
         return None
     missed, gain = int(as_recorded.sum() - soft.sum()), gain_db(run.encoder, run.recipe)
-    still = run.recipe.freeze == "all" and corpus.background_train  # then nothing is learnt from clips of other levels
+    still = run.recipe.freeze == "all" and corpus.background_train  # then nothing is learnt from other levels
     cure = "add clips that are as soft" if still else f"train with `--gain` above {gain:g} (dB, softer and louder)"
     if missed >= max(2, FEWER * len(soft)):
         say(
-            f"beware: {SOFTER_DB:g} dB softer, as from the next room, {soft.sum()} of {len(soft)} validation sounds fire, as"
-            f" recorded {as_recorded.sum()}: {cure} where it is to hear as far"
+            f"beware: {SOFTER_DB:g} dB softer, as from the next room, {soft.sum()} of {len(soft)} validation sounds fire,"
+            f" compared with {as_recorded.sum()} as recorded. If the device is to hear that far, {cure}"
         )
     return {"db": SOFTER_DB, "fired": int(soft.sum()), "as_recorded": int(as_recorded.sum()), "n": len(soft)}
 
 
 def alone(model: Model, clips: Clips, corpus: Corpus, softer_db: float = 0.0) -> list[Positive]:
-    """Each sound as it is heard alone, at its level or so much softer: the file's, as a device and `calibrate` hear it.
+    """Hear each sound alone, `softer_db` below its own level, from the whole file as a device and `calibrate` would.
 
-    A clip of several labels holds as many sounds. A clip may be told right and not fire: its best label need not reach a
-    threshold.
+    A clip with several labels counts as that many sounds. A clip may be classified correctly and still not fire, because
+    its best label need not reach the threshold.
     """
     contract, gain = model.contract, np.float32(10 ** (-softer_db / 20))
     heard: list[Positive] = []
@@ -60,12 +60,15 @@ def alone(model: Model, clips: Clips, corpus: Corpus, softer_db: float = 0.0) ->
 
 
 def _fired(model: Model, heard: list[Positive]) -> Bools:
-    """Of each sound whether it reaches the contract's threshold of its label, `[sounds]`."""
+    """Whether each sound reaches the contract's threshold for its label, `[sounds]`."""
     return np.array([one.level >= model.contract.thresholds[one.label]["on"] for one in heard], bool)
 
 
 def accuracies(model: Model, val: Answers, corpus: Corpus) -> dict[str, Any]:
-    """How good it is on validation, as heard already, and on test where a label is: the only time test is looked at."""
+    """Return the results on validation (`val`, heard already) and, if test has labels, on test.
+
+    Test is used only here and in `share_that_fires`, after everything was chosen.
+    """
     found = {"val": val.measured()}
     if corpus.test.targets[:, corpus.answers].any():
         found["test"] = Answers.by(model, corpus.test, corpus).measured()
@@ -73,19 +76,19 @@ def accuracies(model: Model, val: Answers, corpus: Corpus) -> dict[str, Any]:
 
 
 def compare_on_test(fp32: dict[str, Any], shipped: dict[str, Any], precision: str, say: Callable[[str], None]) -> None:
-    """Tell the merit on test beside that of fp32, and to beware where more is lost there than the gate allows."""
+    """Report the result on test next to that of fp32, and warn if test loses more than the gate allows on validation."""
     clips, lost = shipped["n"], fp32["accuracy"] - shipped["accuracy"]
     if "map" in shipped:
         say(f"mAP on test: {precision} {ranked(shipped)}, fp32 {ranked(fp32)}")
     else:
         say(f"accuracy on test: {precision} {share(shipped)} of {clips} clips, fp32 {share(fp32)}")
     losses = []
-    if lost > gate.ACCURACY + 1e-9 and round(lost * clips) > 1:  # one clip tells nothing
+    if lost > gate.ACCURACY + 1e-9 and round(lost * clips) > 1:  # a single clip proves nothing
         losses.append(f"{100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips")
     if "map" in fp32 and fp32["map"] - shipped["map"] > gate.MAP + 1e-9:
         losses.append(f"{100 * (fp32['map'] - shipped['map']):.2f} points of mAP")
     if losses:
         say(
-            f"beware: on test {precision} loses {' and '.join(losses)}: more than the gate allows on validation. Export with"
-            " --no-quantize, or leave layers in fp32 by --keep-fp32 NAME"
+            f"beware: on test, quantising to {precision} loses {' and '.join(losses)}: more than the gate allows on"
+            " validation. Export with --no-quantize, or keep layers in fp32 with --keep-fp32 NAME"
         )

@@ -1,4 +1,4 @@
-"""The card of a model, `MODEL.md` beside it, in the Hugging Face format: what it is, how it measured, how fast it was."""
+"""The model card: `MODEL.md` next to the model file, in the Hugging Face format, with its facts, accuracy and speed."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from confit_runtime.model import load
 ROUNDS = 3
 ROUND_SECONDS = 0.15
 LIBRARY = "confit-edge"
-CLEARLY_SLOWER = 0.95  # of fp32's speed: nearer to it chance decides
+CLEARLY_SLOWER = 0.95  # of fp32's speed: any closer and the difference is chance
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A model beside its own fp32 graph on this machine, measured in turn on one thread.
+    """A model compared with its own fp32 graph on this machine; the two are measured in turn on one thread.
 
-    `speedup` is fp32's processor time over the model's: below 1, fp32 is faster here. `peak_mb` is None where the
-    system does not tell.
+    `speedup` is fp32's processor time divided by the model's: below 1, fp32 is faster here. `peak_mb` is None where
+    the system does not report it.
     """
 
     latency: Latency
@@ -55,7 +55,7 @@ class Timing:
 
 
 def time_model(made: Exported) -> Timing:
-    """Measure a model that was just exported; takes about two seconds."""
+    """Time a model that was just exported; this takes about two seconds."""
     shipped = load(made.path)
     rounds: list[tuple[Latency, Latency]] = [
         (call_latency(shipped, ROUND_SECONDS), call_latency(made.fp32_model, ROUND_SECONDS)) for _ in range(ROUNDS)
@@ -70,41 +70,41 @@ def _middle(rounds: list[Latency]) -> Latency:
 
 
 def recommendation(contract: Contract, timing: Timing) -> str | None:
-    """What to do where int8 gains little: most of it is computed in fp32, or fp32 is clearly faster here; else None."""
+    """Return advice where int8 gains little: most of it runs in fp32, or fp32 is clearly faster here. Otherwise None."""
     if contract.precision != "int8":
         return None
     if better := better_than_int8(contract):
         return (
-            "Most multiply-adds of this model are in fp32, in layers that have no static int8 (LSTM) or lose by it, so int8"
-            f" gains little: export with {better}."
+            "int8 gains little here, because most of this model's multiply-adds run in fp32: in layers that have no static"
+            f" int8 form (LSTM), or that lose too much in int8. Export with {better}."
         )
     if timing.speedup >= CLEARLY_SLOWER:
         return None
     return (
-        f"On this machine ({platform.machine()}) fp32 is faster: {timing.fp32.cpu_ms:.3f} ms of processor time a call"
-        f" against {timing.latency.cpu_ms:.3f} ms in int8. Where speed matters more than size, export with"
+        f"On this machine ({platform.machine()}) fp32 is faster: {timing.fp32.cpu_ms:.3f} ms of processor time per call,"
+        f" compared with {timing.latency.cpu_ms:.3f} ms in int8. If speed matters more than size, export with"
         " --no-quantize."
     )
 
 
 def refuse_other_card(model: Path) -> None:
-    """Raise UsageError where a file that is no card stands where `model`'s would be written."""
+    """Raise UsageError if the card of `model` would overwrite a file that is not a card of ours."""
     path = model.with_suffix(".md")
     if path.is_file() and f"library_name: {LIBRARY}" not in path.read_text(encoding="utf-8", errors="replace")[:500]:
         raise UsageError(
-            f"{path}: is no card that confit-edge wrote, and would be replaced by one; name the model otherwise"
+            f"{path}: is not a card that confit-edge wrote, and the model's card would overwrite it; rename the model"
         )
 
 
 def write_card(made: Exported, timing: Timing) -> Path:
-    """Write `MODEL.md` beside the model, whole or not at all."""
+    """Write `MODEL.md` next to the model: the whole card, or nothing."""
     path = made.path.with_suffix(".md")
     write_text(path, card(made, timing))
     return path
 
 
 def card(made: Exported, timing: Timing) -> str:
-    """The card of a model that was just exported."""
+    """Return the card of a model that was just exported."""
     in_fp32 = f"In fp32 the file would be {made.fp32_bytes / 1e6:.2f} MB."
     advice = recommendation(made.contract, timing)
     measured = [*_speed(made.contract, timing), *([advice, ""] if advice else [])]
@@ -112,12 +112,13 @@ def card(made: Exported, timing: Timing) -> str:
 
 
 def card_of(contract: Contract, size: int, model: str, *, note: str = "", sections: Sequence[str] = ()) -> str:
-    """Markdown with a YAML head. `size` is the file's in bytes, `model` what commands call it.
+    """Return a card: Markdown with a YAML head.
 
-    `note` is said of the whole; `sections` are lines that stand before how it is used.
+    `size` is the file's size in bytes, and `model` the name or path that the card's commands use. `note` is a sentence for
+    the remarks below the table. `sections` are lines to put before the section `Use`.
     """
-    tested = "Test was looked at once, after everything was chosen." if "test" in contract.metrics else ""
-    of_groups = "Intervals are of groups (speakers, recordings): clips of one group count as alike."
+    tested = "The test split was used once, after every choice was made." if "test" in contract.metrics else ""
+    of_groups = "Intervals (95 %) are over groups (speakers, recordings), since clips of one group resemble each other."
     intervals = of_groups if contract.metrics else ""
     counted = "Multiply-adds are those of convolutions, matrix products and recurrent layers."
     lines = [
@@ -126,7 +127,8 @@ def card_of(contract: Contract, size: int, model: str, *, note: str = "", sectio
         "---",
         f"# {escaped(contract.name)}",
         "",
-        "An audio classifier for CPU devices, in one ONNX file: PCM in, scores and embedding out, with its contract inside.",
+        "An audio classifier for CPU devices in one ONNX file. It takes PCM and returns scores and an embedding; its contract is"
+        " stored inside the file.",
         "",
         *table(facts(contract, size)),
         "",
@@ -148,15 +150,15 @@ def _speed(contract: Contract, timing: Timing) -> list[str]:
     return [
         "## On the machine that exported it",
         "",
-        f"{platform.machine()}, one thread; other machines differ. A call takes one {unit}.",
+        f"Measured on {platform.machine()} with one thread; other machines differ. One call processes one {unit}.",
         "",
         *table(
             [
-                ("latency of a call, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
-                ("the same in fp32", f"{fp32.p50_ms:.2f} / {fp32.p99_ms:.2f} ms"),
+                ("latency per call, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
+                ("latency per call in fp32, p50 / p99", f"{fp32.p50_ms:.2f} / {fp32.p99_ms:.2f} ms"),
                 ("processor time per second of audio", f"{latency.cpu_rtf:.4f} s (fp32 {fp32.cpu_rtf:.4f} s)"),
                 (
-                    "peak memory of a process that listens",
+                    "peak memory of a listening process",
                     "unknown" if timing.peak_mb is None else f"{timing.peak_mb:.0f} MB",
                 ),
             ]
@@ -166,14 +168,14 @@ def _speed(contract: Contract, timing: Timing) -> list[str]:
 
 
 def _commands(contract: Contract, model: str) -> list[str]:
-    """What a model for voices is used by, and what any other."""
+    """Return the commands that use the model: those for voices, or those for any other kind."""
     voices = [f"confit-edge enroll {model} NAME CLIP...", f"confit-edge identify {model} CLIP"]
     use = voices if kind_of(contract) == "speaker" else [f"confit-edge listen {model}"]
     return [*use, f"confit-edge inspect {model}"]
 
 
 def front_matter(contract: Contract) -> str:
-    """The YAML of a card; what was measured is published in it where enough clips and groups stand behind it."""
+    """Return the YAML of a card. It publishes an accuracy only if enough clips and groups support it."""
     import yaml
 
     metrics = {"map": "mAP"} if contract.multi_label else {"accuracy": "accuracy"}
@@ -190,7 +192,7 @@ def front_matter(contract: Contract) -> str:
         "tags": ["onnx", "audio-classification", contract.precision.replace(" ", "-")],
         "metrics": list(metrics),
     }
-    if measured:  # an accuracy of a few clips is told below, with what to beware of, and not published as a result
+    if measured:  # an accuracy on a few clips is in the table, with its caution, but not published as a result
         result = {
             "task": {"type": "audio-classification"},
             "dataset": {"name": contract.data["fingerprint"][:12], "type": "audio"},
@@ -201,4 +203,4 @@ def front_matter(contract: Contract) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> list[str]:
-    return ["| what | value |", "|---|---|", *(f"| {name} | {escaped(value)} |" for name, value in rows)]
+    return ["| property | value |", "|---|---|", *(f"| {name} | {escaped(value)} |" for name, value in rows)]

@@ -1,4 +1,4 @@
-"""The model file while it is made: its contract, its bytes, and how it is written."""
+"""Makes the model file: its contract, its bytes, and provisional files on the way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from confit_runtime.contract import SCHEMA, Contract, seal
 from confit_runtime.files import naming, partial_folder
 from confit_runtime.model import Model, load
 
-# of a run's data, in the contract
+# the keys of a run's data that go into the contract
 DATA_KEYS = ("fingerprint", "clips", "groups", "own", "grouped", "repeated", "multi_label")
 
 
@@ -35,7 +35,7 @@ def draft(
     cost: dict[str, Any],
     license: str,
 ) -> Contract:
-    """The contract of `graph` before anything was measured: every threshold is 0.5."""
+    """Return the contract of `graph` before anything is measured, with every threshold at 0.5."""
     info = run.info
     return Contract(
         schema=SCHEMA,
@@ -72,10 +72,10 @@ def draft(
 
 
 def embedding_id(graph: onnx.ModelProto) -> str:
-    """A hash of everything up to the embedding: thresholds, head and cohort may change without orphaning a gallery.
+    """Hash everything up to the embedding, so that thresholds, head and cohort can change without orphaning a gallery.
 
-    Of nodes in their order and of weights as they are first used, by numbers: names are given over the whole graph, and so
-    differ with the head.
+    The hash covers nodes in their order and weights in the order of their first use, with numbers in place of names: names are
+    given across the whole graph, and so depend on the head.
     """
     nodes, tensors = ancestors(graph.graph, "embedding")
     weights, numbers = {tensor.name: tensor for tensor in tensors}, dict[str, int]()
@@ -86,7 +86,7 @@ def embedding_id(graph: onnx.ModelProto) -> str:
         plain.name = plain.doc_string = ""
         for names in (plain.input, plain.output):
             for at, name in enumerate(names):
-                if not name:  # an input that is left out
+                if not name:  # an input that is omitted
                     continue
                 if name not in numbers and name in weights:
                     weight = onnx.TensorProto()
@@ -99,12 +99,12 @@ def embedding_id(graph: onnx.ModelProto) -> str:
 
 
 def sealed(graph: onnx.ModelProto, contract: Contract) -> bytes:
-    """The model file."""
+    """Return the bytes of the model file."""
     return seal(graph.SerializeToString(deterministic=True), contract)
 
 
 def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
-    """The model as the runtime would load it, from a file beside `out` that is gone again before it is used."""
+    """Load the model as the runtime would, from a temporary file next to `out` that is removed again before returning."""
     with partial_folder(out) as folder:
         with naming(out):
             (folder / out.name).write_bytes(sealed(graph, contract))
@@ -112,6 +112,6 @@ def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
 
 
 def replace_rows(graph: onnx.ModelProto, name: str, rows: npt.NDArray[np.float32]) -> None:
-    """Put embeddings `[n, dim]` in the place of those that the graph gives as its output `name`: as many as they are."""
+    """Replace the embeddings that the graph gives as its output `name` with `rows [n, dim]`, as many as there are."""
     place = next(tensor for tensor in graph.graph.initializer if tensor.name == f"{name}_prints")
     place.CopyFrom(onnx.numpy_helper.from_array(rows.astype(np.float32), f"{name}_prints"))

@@ -1,4 +1,4 @@
-"""Quantisation-aware fine-tuning: a few epochs in which the encoder learns to embed as before, with rounded numbers."""
+"""Quantisation-aware fine-tuning: a few epochs that teach the encoder to embed as before with rounded numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from confit_export.targets import Preset
 
 LR = 2e-4
 BATCH = 32
-DECAY = 0.95  # of the running range of an activation, each batch
+DECAY = 0.95  # of the running range of an activation, per batch
 
 
 class RoundedWeight(nn.Module):
@@ -35,7 +35,7 @@ class RoundedWeight(nn.Module):
 
 
 class RoundedInput(nn.Module):
-    """What a layer takes, rounded to uint8 over its running range, zero included."""
+    """A layer's input rounded to uint8 over its running range, which includes zero."""
 
     low: Tensor
     high: Tensor
@@ -59,13 +59,13 @@ class RoundedInput(nn.Module):
 def fine_tune(
     encoder: Encoder, corpus: Corpus, run: Run, preset: Preset, epochs: int, say: Callable[[str], None]
 ) -> Encoder:
-    """A copy of `encoder` whose embeddings, with weights and activations rounded, follow those of the run in fp32.
+    """Return a copy of `encoder` trained so that, with weights and activations rounded, it embeds like the run in fp32.
 
-    The teacher is the run's own encoder, on the same augmented clips, so no label is used and galleries and thresholds
-    keep their meaning. Jacob et al. 2018 (arXiv 1712.05877) for the rounding, Bengio et al. 2013 (arXiv 1308.3432) for
+    The teacher is the run's own encoder on the same augmented clips, so no label is used, and galleries and thresholds keep
+    their meaning. Jacob et al. 2018 (arXiv 1712.05877) for the rounding, Bengio et al. 2013 (arXiv 1308.3432) for
     the gradient through it.
     """
-    student = copy.deepcopy(encoder).eval()  # nothing is dropped or drawn: the same run gives the same bytes
+    student = copy.deepcopy(encoder).eval()  # no dropout and no random draws: the same run gives the same bytes
     layers = _layers(student)
     taken = [(layer, RoundedInput()) for layer in layers]
     hooks = [layer.register_forward_pre_hook(_rounding(rounded)) for layer, rounded in taken]
@@ -99,9 +99,9 @@ def fine_tune(
 
 
 def _layers(student: Encoder) -> list[nn.Module]:
-    """The convolutions and linear layers that learn: a front end's fixed ones do not.
+    """The convolutions and linear layers that learn, without the fixed ones of a front end.
 
-    One whose weight is computed already (weight norm) is left alone.
+    A layer whose weight is already computed (weight norm) is left alone.
     """
     return [
         module

@@ -1,4 +1,4 @@
-"""Schemes of quantisation: an fp32 graph becomes a smaller one, with the front end and the head left as they are."""
+"""Quantisation schemes: make an fp32 graph smaller, and leave its front end and head as they are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRECISION = {"static": "int8", "dynamic": "int8", "weight-only": "int8 weights",
 LAYERS = ("Conv", "MatMul", "Gemm")
 CARRIERS = ("Clip", "Concat", "LeakyRelu", "MaxPool", "Relu", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 WEIGHTS_OF = {"Conv": (1,), "MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2), "GRU": (1, 2)}
-ON_THE_FLY = ("MatMul", "Gemm", "LSTM")  # what onnxruntime computes in int8 with scales taken from each input
+ON_THE_FLY = ("MatMul", "Gemm", "LSTM")  # onnxruntime can compute these in int8 with scales taken from each input
 KINDS: dict[Scheme, tuple[str, ...]] = {
     "static": LAYERS,
     "dynamic": ("Conv", *ON_THE_FLY),
@@ -36,7 +36,7 @@ KINDS: dict[Scheme, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Quantises one fp32 graph, with ranges measured once, as often as the search for its layers needs."""
+    """Quantises one fp32 graph as often as the search for layers needs; its ranges are measured once."""
 
     fp32: onnx.ModelProto
     scheme: Scheme
@@ -56,18 +56,20 @@ class Quantizer:
         feeds: list[Feed],
         calibration: Calibration,
     ) -> Quantizer:
-        """`feeds` are inputs of the graph; nodes whose name begins with one of `fp32_scopes` stay as they are."""
+        """Measure ranges on `feeds`, inputs of the graph. Nodes whose name begins with one of `fp32_scopes` stay in fp32."""
         ranges = None
         if scheme in ("static", "dynamic"):
             ranges = tensor_ranges(fp32, feeds, calibration, [*LAYERS, *CARRIERS])
         layers = quantisable(fp32, scheme, fp32_scopes)
         kinds = {node.name: node.op_type for node in fp32.graph.node}
         if scheme == "dynamic" and {kinds[layer] for layer in layers} <= {"Conv"}:
-            raise UsageError("--scheme dynamic: this encoder has convolutions only, whose scales are fixed: use static")
+            raise UsageError(
+                "--scheme dynamic: this encoder has convolutions only, and their scales are fixed; use static"
+            )
         return cls(fp32, scheme, target, calibration, feeds, layers, ranges)
 
     def __call__(self, layers: Collection[str]) -> onnx.ModelProto:
-        """The graph with `layers` quantised and all else in fp32."""
+        """Return the graph with `layers` quantised and everything else in fp32."""
         if not layers:
             return _copy(self.fp32)
         if self.scheme in ("static", "dynamic"):
@@ -79,7 +81,10 @@ class Quantizer:
         return made
 
     def _computed(self, layers: Collection[str]) -> onnx.ModelProto:
-        """In int8; a window's convolutions over time with a scale for each frame (a stream's state holds one scale)."""
+        """Compute `layers` in int8.
+
+        In a windowed model, convolutions over time get a scale per frame. A stream's state holds one scale, so a stream has one.
+        """
         windowed = [entry.name for entry in self.fp32.graph.input] == ["pcm"]
         framed = over_time(self.fp32).intersection(layers) if windowed else set[str]()
         others = [name for name in layers if name not in framed]
@@ -89,11 +94,11 @@ class Quantizer:
 
 
 def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, ...]) -> tuple[str, ...]:
-    """The nodes with weights of their own that a scheme can quantise.
+    """Return the nodes that have weights of their own and that the scheme can quantise.
 
-    Products of two activations (attention) have no weights to shrink. Recurrent layers have no static int8 kernel, and a
-    GRU none at all: the other schemes take them. A layer that takes sound itself keeps it in fp32: 8 bits over the loudest
-    sample leave nothing of a quiet one.
+    Products of two activations (attention) have no weights to shrink. Recurrent layers have no static int8 kernel, and a GRU
+    has no int8 kernel at all; the other schemes take them. A layer whose input is the sound itself stays in fp32: 8 bits
+    scaled to the loudest sample leave nothing of a quiet one.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     sound = _sound(model) if scheme in ("static", "dynamic") else set()
@@ -108,7 +113,7 @@ def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, 
 
 
 def _sound(model: onnx.ModelProto) -> set[str]:
-    """The input PCM, and what is made of it before any layer."""
+    """The tensors that hold sound: the input PCM, and anything computed from it before the first layer."""
     found = {"pcm"}
     for node in model.graph.node:
         if node.op_type not in WEIGHTS_OF and found.intersection(node.input):
@@ -117,10 +122,10 @@ def _sound(model: onnx.ModelProto) -> set[str]:
 
 
 def carriers(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
-    """The nodes between quantised layers that only move, clip or compare values, and so can stay in int8 as well.
+    """Return the nodes between quantised layers that only move, clip or compare values, and so can stay in int8 too.
 
-    Such a node takes what a layer or another carrier gives (and, when it joins, what a stream's state gives), and leads
-    to a layer: else a value would be quantised for nothing.
+    Such a node takes the output of a layer or of another carrier (a Concat may also take a stream's state), and leads to a
+    layer; otherwise a value would be quantised for nothing.
     """
     nodes = {node.name: node for node in model.graph.node}
     given = {output for name in layers for output in nodes[name].output}
@@ -143,11 +148,11 @@ def carriers(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
 
 
 def shared_ranges(model: onnx.ModelProto, ranges: Any, carried: list[str]) -> Any:
-    """`ranges` with one range for what a carrier only moves, and with what a carrier clips cut off before it.
+    """Return `ranges` adapted to the carriers: one range on both sides of a move, and the clipped range before a clip.
 
-    A value that waits in a stream's state must round as one that was never in it does: else a result would depend on
-    how the stream was chopped. And where a clip follows a layer, perhaps after a pooling, int8 clips for nothing by the
-    end of its range, and no step of it is spent on what is cut off.
+    A value that waits in a stream's state must round like one that never was in it; otherwise a result would depend on how
+    the stream was split into calls. And where a clip follows a layer, perhaps after a pooling, the end of the int8 range
+    clips for free, and no step of the range is spent on values that would be cut off.
     """
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
@@ -157,7 +162,7 @@ def shared_ranges(model: onnx.ModelProto, ranges: Any, carried: list[str]) -> An
         node = nodes[name]
         given = list(node.input) if node.op_type == "Concat" else [node.input[0]]
         if node.op_type in ("LeakyRelu", "Slice"):
-            continue  # one changes values, the other has a range within its input's
+            continue  # LeakyRelu changes values; the range of a Slice lies within that of its input
         if node.op_type != "Concat" and uses[given[0]] == 1:
             found[given[0]] = found[node.output[0]]
             continue
@@ -168,8 +173,10 @@ def shared_ranges(model: onnx.ModelProto, ranges: Any, carried: list[str]) -> An
 
 
 def _static(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target: Target) -> onnx.ModelProto:
-    """Activations uint8 per tensor, weights int8 per channel, in QDQ form: scales are fixed, so a result depends neither
-    on its neighbours in a batch nor on how a stream is chopped."""
+    """Quantise activations to uint8 per tensor and weights to int8 per channel, in QDQ form.
+
+    Scales are fixed, so a result depends neither on its neighbours in a batch nor on how a stream is split into calls.
+    """
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     types, carried = preset(target), carriers(model, layers)
@@ -192,10 +199,10 @@ def _static(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target
 
 
 def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target: Target) -> onnx.ModelProto:
-    """Convolutions static; matrix products and LSTMs with scales taken from each input as it comes.
+    """Quantise convolutions statically, and matrix products and LSTMs with scales taken from each input.
 
-    A dynamic convolution is slower than fp32 (ConvInteger), so there is none. Where scales are taken, the graph takes one
-    window a call.
+    There is no dynamic convolution, because it is slower than fp32 (ConvInteger). A graph that takes scales from its input
+    accepts one window per call.
     """
     from onnxruntime.quantization import quantize_dynamic
 
@@ -221,16 +228,16 @@ def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], targe
             extra_options={"MatMulConstBOnly": True},
         )
         alone = onnx.load(out)
-    # a scale is taken from all that is computed together: one window, or it would depend on its neighbours
+    # a scale is taken from everything in the call: with several windows, each would depend on its neighbours
     alone.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     return alone
 
 
 def _stored(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> onnx.ModelProto:
-    """Weights stored in int8 per channel, or in fp16, and computed with in fp32.
+    """Store weights in int8 per channel, or in fp16, and compute in fp32.
 
-    A Cast (and a Mul by the scale) brings them back; onnxruntime folds both when it loads, so they cost nothing per
-    call, and memory nothing less.
+    A Cast (and a Mul by the scale) restores them. onnxruntime folds both when it loads the model, so they cost no time per
+    call, but they save no memory either.
     """
     made = _copy(model)
     graph = made.graph
@@ -258,7 +265,7 @@ def _stored(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> o
 
 
 def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
-    """Along which axis of a weight its output channels lie."""
+    """The axis of a weight along which its output channels lie."""
     if node.op_type == "Conv":
         return 0
     if node.op_type in ("LSTM", "GRU"):

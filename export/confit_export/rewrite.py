@@ -1,4 +1,4 @@
-"""Ways to write the same graph that a runtime computes faster. Each gives the same numbers, bit for bit."""
+"""Rewrites a graph so that a runtime computes it faster, with the same numbers, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ _RISING = ("Clip", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 
 
 def pool_before_activation(graph: onnx.GraphProto) -> None:
-    """Put each activation that stands before a max-pooling behind it, where there are fewer values.
+    """Move each activation before a max-pooling to after it, where there are fewer values.
 
-    Where f never falls, max(f(x), f(y)) = f(max(x, y)). One right after a convolution stays: runtimes fuse the two.
+    For an f that never falls, max(f(x), f(y)) = f(max(x, y)). An activation right after a convolution stays, because
+    runtimes fuse the two.
     """
     users: dict[str, list[onnx.NodeProto]] = {}
     makers: dict[str, str] = {}
@@ -40,10 +41,10 @@ def _equal(values: dict[str, TensorProto], one: str, other: str) -> bool:
 
 
 def int8_states(model: onnx.ModelProto) -> None:
-    """Let a quantised stream's state wait as the uint8 it is computed with, channels last, as int8 kernels want it.
+    """Keep a quantised stream's state as the uint8 it is computed with, channels last, as int8 kernels need it.
 
-    A state that is rounded as it comes in and made float as it goes out needs neither: the numbers between are the same.
-    A hop of speech_embedding takes a sixth less time without those nodes and the transpositions around them.
+    Otherwise the graph rounds a state on its way in and makes it float on its way out; without both, the numbers are the
+    same. A hop of speech_embedding takes a sixth less time without those nodes and the transpositions around them.
     """
     graph = model.graph
     users: dict[str, list[onnx.NodeProto]] = {}
@@ -61,7 +62,7 @@ def int8_states(model: onnx.ModelProto) -> None:
             continue
         (first,) = reads
         if not all(_equal(values, one, other) for one, other in zip(first.input[1:], last.input[1:], strict=True)):
-            continue  # it would come back as another number
+            continue  # the state would come back as a different number
         dimensions = [size.dim_param or size.dim_value for size in entry.type.tensor_type.shape.dim]
         ahead, back = (0, len(dimensions) - 1, *range(1, len(dimensions) - 1)), (0, *range(2, len(dimensions)), 1)
         shape = [dimensions[axis] for axis in back]

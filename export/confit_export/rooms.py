@@ -1,4 +1,4 @@
-"""Rooms in which nothing sounds, made by rule: what a model makes of them stands in its file, beside the cohort."""
+"""Synthetic quiet rooms: a model file stores the embeddings of such rooms next to its cohort."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOMS = 2 * len(QUIET_DB)
 
 
 def quiet_rooms(samples: int) -> Iterator[Pcm]:
-    """Soft noise `[samples]`, white and rumbling, at several levels."""
+    """Yield soft noise `[samples]`, white and rumbling, at several levels."""
     hiss = white(samples)
     rumble = np.cumsum(hiss - hiss.mean())
     for level in QUIET_DB:
@@ -25,6 +25,6 @@ def quiet_rooms(samples: int) -> Iterator[Pcm]:
 
 
 def embed_rooms(model: Model) -> Floats:
-    """Embeddings `[ROOMS, dim]` of quiet rooms, as this very file makes them."""
+    """Return the embeddings `[ROOMS, dim]` of quiet rooms, computed by this very model."""
     contract = model.contract
     return np.stack([model.embed(room, contract.sample_rate) for room in quiet_rooms(contract.window)])

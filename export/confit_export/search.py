@@ -1,4 +1,4 @@
-"""As many layers quantised as the gate lets pass: all of them first, then with those that hurt most left in fp32."""
+"""Quantises as many layers as the gate allows: all of them first, then all but the ones with the largest error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Judge = Callable[[onnx.ModelProto], Verdict]
 
 @dataclass(frozen=True)
 class Found:
-    """A quantised graph and how it stands: the layers quantised and kept in fp32, and the sweep if one was needed."""
+    """A quantised graph with its verdict, the layers quantised and kept in fp32, and the sweep if one was needed."""
 
     graph: onnx.ModelProto
     layers: list[str]
@@ -40,20 +40,20 @@ def search(
     minutes: float,
     say: Say,
 ) -> Found:
-    """The first of ever fewer quantised layers that passes the gate; where none does, all of them with their verdict.
+    """Quantise fewer and fewer layers until one graph passes the gate; if none does, return the one with all layers.
 
-    `keep` names layers that stay in fp32 from the start, by their beginning. At most half of the layers are given up:
-    a model beyond that is better left in fp32. Raises UsageError when `keep` names no layer.
+    `keep` holds the beginnings of names of layers that stay in fp32 from the start. At most half of the layers are given
+    up: beyond that a model is better left in fp32. Raises UsageError when an entry of `keep` matches no layer.
     """
     own, wanted = kept_by_name(quantizer.layers, keep), all_but(quantizer.layers, keep)
     graph = quantizer(wanted)
     first = Found(graph, wanted, own, judge(graph), None)
     if not first.verdict.failures or not wanted:
         return first
-    say(f"with all {len(wanted)} layers quantised {first.verdict.failures[0]}: looking for the layers that hurt")
+    say(f"with all {len(wanted)} layers quantised, {first.verdict.failures[0]}: looking for the layers that cause it")
     measured = sweep(quantizer, windows, cache, minutes)
     if measured.unmeasured:
-        say(f"{measured.unmeasured} layers were not measured in {minutes:g} minutes: export again to go on")
+        say(f"layers not measured within {minutes:g} minutes: {measured.unmeasured}; export again to continue")
     worst = [layer for layer in measured.errors if layer in wanted]
     for count in _counts(min(len(wanted) // 2, len(worst))):
         given_up = set(worst[:count])
@@ -61,26 +61,28 @@ def search(
         graph = quantizer(layers)
         found = Found(graph, layers, own + worst[:count], judge(graph), measured)
         if not found.verdict.failures:
-            say(f"the gate is passed with {count} of {len(wanted)} layers in fp32: {', '.join(worst[:count])}")
+            say(f"passed the gate with {count} of {len(wanted)} layers kept in fp32: {', '.join(worst[:count])}")
             return found
     return Found(first.graph, wanted, own, first.verdict, measured)
 
 
 def all_but(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
-    """The layers that `keep` does not name. Raises UsageError where that leaves none of some."""
+    """The layers that `keep` does not match. Raises UsageError if `keep` leaves no layer to quantise."""
     own = kept_by_name(layers, keep)
     wanted = [layer for layer in layers if layer not in own]
     if own and not wanted:
-        raise UsageError(f"--keep-fp32 {' '.join(keep)}: leaves no layer to quantise: export with --no-quantize")
+        raise UsageError(f"--keep-fp32 {' '.join(keep)}: leaves no layer to quantise; export with --no-quantize")
     return wanted
 
 
 def kept_by_name(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
-    """The layers whose name begins with one of `keep`. Raises UsageError for a name that no layer has."""
+    """The layers whose name begins with an entry of `keep`. Raises UsageError for an entry that matches no layer."""
     for name in keep:
         if not any(layer.startswith(name) for layer in layers):
             listed = ", ".join(layers[:4])
-            raise UsageError(f"--keep-fp32 {name}: no layer's name begins so; there are {len(layers)}: {listed}, ...")
+            raise UsageError(
+                f"--keep-fp32 {name}: no layer's name begins with this; the {len(layers)} layers are {listed}, ..."
+            )
     return [layer for layer in layers if layer.startswith(keep)] if keep else []
 
 

@@ -1,4 +1,4 @@
-"""Which layers quantisation hurts: each is quantised alone, and its embeddings are held against those of fp32."""
+"""Finds the layers that quantisation hurts: quantises each alone, and compares the embeddings with those of fp32."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sweep:
-    """The error of each layer that was measured, 1 - mean cosine, largest first; and how many there was no time for."""
+    """The error of each measured layer, 1 - mean cosine, largest first; and how many layers there was no time to measure."""
 
     errors: dict[str, float]
     unmeasured: int
 
 
 def validation_windows(encoder: Encoder, corpus: Corpus, seed: int) -> Floats:
-    """Windows `[n, window]` of validation clips drawn at random, each cropped or centred as a device would."""
+    """Return windows `[n, window]` of validation clips drawn at random, each cropped or centred as on a device."""
     rng = np.random.default_rng([seed, 8])
     chosen = sorted(rng.permutation(len(corpus.val))[:WINDOWS])
     windows = np.zeros((len(chosen), encoder.window), np.float32)
@@ -46,10 +46,9 @@ def validation_windows(encoder: Encoder, corpus: Corpus, seed: int) -> Floats:
 
 
 def sweep(quantizer: Quantizer, windows: Floats, cache: Path, minutes: float) -> Sweep:
-    """Measure each layer of the quantizer, in the order of the graph, for at most so many minutes.
+    """Measure each layer of the quantizer, in the order of the graph, for at most `minutes`.
 
-    What is measured is kept in `cache`, so a sweep that was stopped goes on where it was, and one that was finished is
-    not made again.
+    The results are kept in `cache`: a sweep that was stopped resumes where it was, and a finished one is not repeated.
     """
     journal = cache / "sweeps" / f"{_fingerprint(quantizer, windows)}.json"
     errors = _errors_in(journal)
@@ -69,14 +68,14 @@ def sweep(quantizer: Quantizer, windows: Floats, cache: Path, minutes: float) ->
 
 
 def _errors_in(journal: Path) -> dict[str, float]:
-    """What was measured before; nothing where that cannot be read, for it can be measured again."""
+    """The results measured before; none if they cannot be read, since they can be measured again."""
     try:
         found = json.loads(journal.read_text(encoding="utf-8"))
         return {str(layer): float(error) for layer, error in found.items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s: cannot be read (%s); its layers are measured again", journal, error)
+        log.warning("%s: cannot be read (%s); measuring its layers again", journal, error)
         return {}
 
 
@@ -85,13 +84,13 @@ def _keep(journal: Path, errors: dict[str, float]) -> bool:
         journal.parent.mkdir(parents=True, exist_ok=True)
         write_whole(journal, (json.dumps(errors, indent=1) + "\n").encode())
     except OSError as error:
-        log.warning("%s: what is measured cannot be kept (%s); set CONFIT_EDGE_CACHE", journal.parent, error.strerror)
+        log.warning("%s: measurements cannot be kept (%s); set CONFIT_EDGE_CACHE", journal.parent, error.strerror)
         return False
     return True
 
 
 def embed(model: onnx.ModelProto, windows: Floats) -> Floats:
-    """The embedding of each window `[n, window]`, `[n, dim]`; a stream's is its last row."""
+    """Return the embeddings `[n, dim]` of windows `[n, window]`; for a stream, that of its last hop."""
     session = open_session(model.SerializeToString(), threads=1)
     states = [entry for entry in session.get_inputs() if entry.name != "pcm"]
     at_once = 1 if session.get_inputs()[0].shape[0] == 1 else AT_ONCE

@@ -1,9 +1,9 @@
 """Turns a stack of causal layers into its streaming form, exactly.
 
 A convolution or pooling that looks at `span` frames and moves by `stride` needs the last `span - stride` frames of its
-input again at the next call; a recurrent layer needs what it remembers. That is the whole state. A layer that looks at
-one frame at a time needs none. Anything else is refused by name, for a layer that pads, attends or takes statistics
-over time has no exact streaming form.
+input again at the next call; a recurrent layer needs its own memory. That is the whole state. A layer that looks at one
+frame at a time needs none. Any other layer is refused by name, because a layer that pads, attends or takes statistics over
+time has no exact streaming form.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _POINTWISE = (
     nn.Hardsigmoid,
     nn.Hardswish,
 )
-_FRAME_BY_FRAME = (nn.Linear, nn.LayerNorm)  # layers over the last axis, which is where they get the channels
+_FRAME_BY_FRAME = (nn.Linear, nn.LayerNorm)  # layers over the last axis, so they are given the channels there
 _REASONS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder), "it attends over all of time"),
     ((nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), "it takes its statistics over all of time"),
@@ -53,10 +53,9 @@ class StreamingStack(nn.Module):
     """Runs `layers` on any number of whole hops: `forward(x, states) -> (y, new states)`; in evaluation mode.
 
     `x` is `[streams, channels, time]`, or `[streams, channels, time, height]` where height may be padded. Containers
-    (`nn.Sequential`) are taken apart. Recurrent layers, `nn.Linear` and `nn.LayerNorm` are made for channels last: they
-    see the frames `[streams, time, channels]` of a three-dimensional `x`. A module of another class counts as
-    pointwise in time when it says so with `pointwise_in_time = True`. Raises ConfitError naming the layer that cannot
-    stream, and why.
+    (`nn.Sequential`) are taken apart. Recurrent layers, `nn.Linear` and `nn.LayerNorm` expect channels last, so they get a
+    three-dimensional `x` as frames `[streams, time, channels]`. A module of any other class is pointwise in time if it
+    declares `pointwise_in_time = True`. Raises ConfitError that names the layer that cannot stream and the reason.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -101,7 +100,7 @@ class StreamingStack(nn.Module):
 
 
 def _leaves(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of nested containers in order, with where they stand."""
+    """Yield the layers of nested containers in order, each with its position."""
     if isinstance(layer, nn.Sequential):
         for inner, child in layer.named_children():
             yield from _leaves(f"{name}.{inner}", child)
@@ -119,17 +118,19 @@ def _kept_frames(name: str, layer: nn.Module) -> int:
         return 0
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         if layer.running_mean is None:
-            raise refuse("it keeps no running statistics, and takes those of the call, over time")
+            raise refuse("it keeps no running statistics, and takes them over the time of each call instead")
         return 0
     if isinstance(layer, nn.LayerNorm):
         if len(layer.normalized_shape) > 1:
-            raise refuse(f"it normalises over {len(layer.normalized_shape)} axes, time among them; over one it could")
+            raise refuse(
+                f"it normalises over {len(layer.normalized_shape)} axes, and one of them is time; use one axis"
+            )
         return 0
     if isinstance(layer, _RECURRENT):
         if layer.bidirectional:
-            raise refuse("it is bidirectional: it also reads time from its end")
+            raise refuse("it is bidirectional, so it also reads from the end of the sound")
         if not layer.batch_first:
-            raise refuse("its streams come second: make it with batch_first=True")
+            raise refuse("its batch axis comes second; make it with batch_first=True")
         if layer.proj_size:
             raise refuse("a projected state (proj_size) has no ONNX form")
         return 0
@@ -143,7 +144,7 @@ def _kept_frames(name: str, layer: nn.Module) -> int:
         for key, default in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     )
     if padding not in (0, "valid") and (padding, kernel) != ("same", 1):
-        raise refuse(f"it pads time by {padding!r}; only unpadded (valid) layers give the same result in parts")
+        raise refuse(f"it pads time by {padding!r}; only layers without padding (valid) give the same result in parts")
     if getattr(layer, "ceil_mode", False):
         raise refuse("ceil_mode pads the end of time")
     span = (kernel - 1) * dilation + 1
@@ -153,12 +154,12 @@ def _kept_frames(name: str, layer: nn.Module) -> int:
 
 
 def _memories(layer: nn.Module) -> int:
-    """How many states a recurrent layer has: an LSTM's hidden state and cell, another's hidden state."""
+    """How many states a recurrent layer has: two for an LSTM (hidden state and cell), one for any other."""
     return 2 if isinstance(layer, nn.LSTM) else 1
 
 
 def _recur(layer: Any, x: Tensor, own: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A recurrent layer on `x [streams, channels, time]` from states `[streams, layers, size]`, and the states after."""
+    """Run a recurrent layer on `x [streams, channels, time]` from states `[streams, layers, size]`; return both."""
     before = [state.transpose(0, 1).contiguous() for state in own]  # torch has layers before streams
     y, after = layer(x.transpose(1, 2), tuple(before) if len(before) > 1 else before[0])
     states = after if isinstance(after, tuple) else (after,)
@@ -167,7 +168,7 @@ def _recur(layer: Any, x: Tensor, own: list[Tensor]) -> tuple[Tensor, list[Tenso
 
 def _three(name: str, x: Tensor) -> Tensor:
     if x.dim() != 3:
-        raise ConfitError(f"{name} cannot stream: it takes [streams, channels, time], and gets {x.dim()} axes")
+        raise ConfitError(f"{name} cannot stream: it takes [streams, channels, time], but gets {x.dim()} axes")
     return x
 
 

@@ -1,4 +1,4 @@
-"""What a kind of processor wants of int8, from optimum's presets where they serve."""
+"""The int8 types that suit each kind of processor, taken from optimum's presets where those fit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 
 @dataclass(frozen=True)
 class Preset:
-    """Types of int8: uint8 activations per tensor always, weights as said here.
+    """The int8 types of a target: uint8 activations, always per tensor, and the weights that the fields describe.
 
-    `reduce_range` gives weights 7 bits: before VNNI, x86 adds two products of uint8 and int8 in 16 bits, which 8-bit
-    weights overflow (2 x 255 x 127 > 32767 >= 2 x 255 x 64), silently.
+    `reduce_range` gives weights 7 bits. Before VNNI, x86 adds two products of uint8 and int8 in 16 bits, and 8-bit weights
+    overflow that silently (2 x 255 x 127 > 32767 >= 2 x 255 x 64).
     """
 
     activations: Any  # onnxruntime.quantization.QuantType
@@ -28,10 +28,10 @@ class Preset:
 
 
 def preset(target: Target) -> Preset:
-    """The types for a target.
+    """Return the types for a target.
 
-    optimum's own avx2 preset takes uint8 weights, whose kernels run at less than half the rate of int8 ones; its
-    avx512 preset with a reduced range is what such a processor wants, and what is safe on every other.
+    optimum's own avx2 preset uses uint8 weights, whose kernels run at less than half the rate of int8 ones. Its avx512
+    preset with a reduced range suits such a processor, and is safe on every other.
     """
     from optimum.onnxruntime.configuration import AutoQuantizationConfig as Presets
 

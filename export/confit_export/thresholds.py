@@ -1,4 +1,4 @@
-"""Thresholds from validation: a stream composed of validation clips over background that was not trained on."""
+"""Chooses thresholds on a stream composed of validation clips over background that the model was not trained on."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from confit_runtime.scoring import Heard, Score, score_detections
 
 SNR_DB = 10.0
 LOWEST = 0.2
-LOWER = (LOWEST, 0.25, 0.3, 0.35)  # tried where those below let through less than half
+LOWER = (LOWEST, 0.25, 0.3, 0.35)  # tried if LEVELS finds less than half of the sounds
 LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-SMOOTHING = 3  # rows: a score that lasts less than a quarter of a second is no word
+SMOOTHING = 3  # hops: a score that lasts less than a quarter of a second is not a word
 MIN_HOPS = (2, 3, 4, 5)
 REFRACTORY_S = 0.8
 REPEATS = 2  # of each validation clip, at other places over the background
-ALONE_S = 3600  # of background at most, heard without clips
-MOST_CLIPS = 5000  # of the stream: some hours, which tell as much as more would
-COST_OF_FALSE_ACCEPT = 3.0  # in missed words: people forgive repeating a word sooner than a device acting by itself
-CURED = 0.75  # of what fires falsely, the share that raising its label cures on new material too
-AS_GOOD = 0.5  # standard errors of the least cost: settings no worse than that do as well
-MOST_OF = 0.6  # of what the best setting finds
+ALONE_S = 3600  # the most background, in seconds, that is heard without clips
+MOST_CLIPS = 5000  # in the stream: some hours, and more would not add anything
+COST_OF_FALSE_ACCEPT = 3.0  # in missed words: people mind repeating a word less than a device that acts by itself
+CURED = 0.75  # the share of false accepts that a raised threshold removes on new material too
+AS_GOOD = 0.5  # standard errors of the lowest cost: settings within that are as good as the best
+MOST_OF = 0.6  # the share of what the best setting finds that any setting must find
 MARGIN, HIGHEST = 0.02, 0.97
-FEW, MIDDLE = 30, 0.5  # sounds, and the level that is taken where so few do not tell levels apart
+FEW, MIDDLE = 30, 0.5  # sounds; with fewer, levels do not differ, and the one closest to the middle is taken
 
 Tried = tuple[float, float, npt.NDArray[np.float32], int, int]  # cost, level, thresholds, least duration, sounds found
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What detection was chosen, and how it did on the validation stream; `loosest` is what the lowest level does there."""
+    """The chosen detection settings and their result on the validation stream; `loosest` is the score of the lowest level."""
 
     thresholds: dict[str, dict[str, float]]
     smoothing_hops: int
@@ -53,12 +53,12 @@ class Setting:
 
 
 def choose(model: Model, corpus: Corpus, *, seed: int) -> Setting:
-    """Thresholds for `model` on a stream of its validation clips.
+    """Choose thresholds for `model` on a stream of its validation clips.
 
-    One threshold for all labels and the least duration are chosen together: the fewest missed words plus
-    `COST_OF_FALSE_ACCEPT` times the false accepts, and the strictest of those that do as well. A label that fired
-    falsely is raised above what fired; new material will hold false accepts that this did not, so what counts lies
-    between their number before and after.
+    One threshold for all labels and the least duration are chosen together. The cost of a setting is its missed words plus
+    `COST_OF_FALSE_ACCEPT` times its false accepts; among settings that are about as good as the cheapest, the strictest is
+    taken (`strictest`). The threshold of a label that fired falsely is raised above the score that fired. New material will
+    bring false accepts that this stream did not, so the count lies between the number before and after raising.
     """
     stream, truth = validation_stream(model, corpus, seed=seed, repeats=REPEATS)
     contract = model.contract
@@ -97,14 +97,16 @@ def choose(model: Model, corpus: Corpus, *, seed: int) -> Setting:
 
 
 def strictest(tried: list[Tried], sounds: int) -> tuple[npt.NDArray[np.float32], int]:
-    """Of the settings that are as good as the best, the thresholds and the least duration of those of the highest level.
+    """Return the thresholds and the least duration of the strictest setting that is as good as the best.
 
-    As good is within half a standard error of its cost, a count (the rule by which Breiman et al. 1984 choose a tree, there
-    with a whole one): on a device come voices and sounds that validation does not hold, and a device that acts by itself is
-    the worse mistake. On training voices that were held out, a whole one missed a few more words at as many false accepts.
-    It must find most of what the best does, too: of a poor model nearly all is missed at any level, and finding nothing
-    would be as good as finding a little. Of few `sounds` many levels do equally well, the highest no better for voices never
-    heard than any: then the one nearest to the middle is taken.
+    As good means a cost, which is a count, within half a standard error of the lowest (Breiman et al. 1984 choose a tree by
+    this rule, with a whole standard error). A device will meet voices and sounds that validation does not hold, and acting by
+    itself is the worse mistake. On held-out training voices, a whole standard error missed a few more words at as many
+    false accepts.
+
+    The setting must also find most of what the best one finds. A poor model misses nearly everything at any level, and
+    finding nothing would be as good as finding a little. With few `sounds`, many levels do equally well, and the highest
+    is no better than the others for voices never heard; then the level closest to the middle is taken.
     """
     least, *_, found = min(tried, key=lambda setting: (setting[0], -setting[4]))
     good = [
@@ -119,10 +121,10 @@ def strictest(tried: list[Tried], sounds: int) -> tuple[npt.NDArray[np.float32],
 
 
 def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[Heard]]:
-    """Each validation clip `repeats` times at random places over background, and what is heard in it: all labels of a clip.
+    """Compose each validation clip `repeats` times, at random places over background; also return the labels to be heard.
 
-    After them comes the background by itself, from end to end: what fires in it is false. Of more than `MOST_CLIPS` in all,
-    so many drawn at random.
+    After the clips comes the background by itself, from end to end, where everything that fires is false. Of more than
+    `MOST_CLIPS` clips in all, that many are drawn at random.
     """
     rng = np.random.default_rng([seed, 3])
     rate, chosen = model.contract.sample_rate, list(range(len(corpus.val))) * repeats
@@ -130,7 +132,7 @@ def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) 
         chosen = np.random.default_rng([seed, 6]).permutation(chosen)[:MOST_CLIPS].tolist()
     clips, rows = [corpus.val.pcm[row] for row in chosen], [str(row) for row in chosen]
     heard = corpus.background_val or [np.float32(0.01) * coloured_noise(60 * rate, 1.0, rng)]
-    background = varied(heard, speeds=(0.8, 1.25), rate=rate, rng=rng)  # a device hears more than it was given
+    background = varied(heard, speeds=(0.8, 1.25), rate=rate, rng=rng)  # a device hears more than these
     samples = sum(map(len, clips)) + int(1.8 * rate * len(clips))
     stream, spoken = compose(clips, rows, background, samples=samples, rate=rate, snr=(SNR_DB, SNR_DB), rng=rng)
     if corpus.background_val:
@@ -145,7 +147,7 @@ def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) 
 
 
 def _beginning(recordings: list[Pcm], samples: int) -> list[Pcm]:
-    """The first `samples` of recordings that follow one another, or all where they are fewer: of hours no more is held."""
+    """The first `samples` of the recordings in order, or all if they are shorter, so that hours of them need no memory."""
     starts = np.cumsum([0, *map(len, recordings)])
     return [recording[: max(0, samples - start)] for recording, start in zip(recordings, starts, strict=False)]
 
@@ -153,7 +155,7 @@ def _beginning(recordings: list[Pcm], samples: int) -> list[Pcm]:
 def _above_false_accepts(
     on: npt.NDArray[np.float32], score: Score, hits: list[Hit], contract: Contract
 ) -> npt.NDArray[np.float32]:
-    """`on` with each label that fired falsely raised above what fired."""
+    """Return `on` with the threshold of each label that fired falsely raised above the score that fired."""
     raised = on.copy()
     fired = {(contract.labels[hit.label], _end_s(hit, contract)): hit for hit in hits}
     for accept in score.false_accepts:
@@ -170,7 +172,7 @@ def _run(
     truth: list[Heard],
     on: npt.NDArray[np.float32],
 ) -> tuple[Score, list[Hit]]:
-    """The hits of `rows` at thresholds `on [classes]`, scored against the truth."""
+    """Return the hits of `rows` at thresholds `on [classes]`, and their score against the truth."""
     detector = Detector(
         on,
         on * RELEASE,
@@ -186,6 +188,6 @@ def _run(
 
 
 def _end_s(hit: Hit, contract: Contract) -> float:
-    """Where a hit on rows of `Model.rows` ends, as `Stream` places it."""
+    """The time at which a hit on rows of `Model.rows` ends, where `Stream` would place it."""
     hops = hit.row + contract.window // contract.hop
     return (hops * contract.hop - contract.latency_samples + contract.hop / 2) / contract.sample_rate

@@ -1,10 +1,10 @@
-"""Makes models/digits.onnx, the model that ships: ten English digits, from the demo's clips.
+"""Trains and exports models/digits.onnx, the shipped model of ten English digits, from the demo's clips.
 
     python models/digits/make.py WORK_FOLDER
     python models/digits/make.py --card
 
-Every other word is `unknown`, but for the one the demo keeps back for enrollment. The recipe is beside this file. The
-second writes models/digits.md alone, the card of the file that is there.
+Every other word is `unknown`, except the one that the demo keeps back for enrollment. The recipe is next to this file. The
+first command also writes the card, models/digits.md. With --card, the script writes only the card of the existing model.
 """
 
 import argparse
@@ -45,29 +45,30 @@ def main(work: Path) -> None:
 
 
 def card() -> str:
-    """What stands in digits.md: of the file's contract, and of the real digits that it hears."""
+    """Return the text of digits.md, from the file's contract and from the real digits that the model detects."""
     model = load(OUT)
     heard = [digit for digit in DIGITS if digit in fires(DATA / "digits-real" / f"{digit}.ogg")]
     missed = ", ".join(digit for digit in DIGITS if digit not in heard) or "none"
     sections = [
-        "## What it learnt from",
+        "## Training data",
         "",
-        "The demo's clips (`confit_edge/demo/data/words`, Apache-2.0): English words spoken once each by 54 synthetic voices,"
-        " split by voice. The digits are its labels and the other words `unknown`, with music and with French and Russian speech"
-        " as background. `models/digits/make.py` makes it, by the recipe beside that script, from Google's speech_embedding"
-        " (Apache-2.0, `models/speech-embedding/NOTICE`). Accuracies above are of synthetic voices that it never heard.",
+        "The model is trained on the demo's clips (`confit_edge/demo/data/words`, Apache-2.0): English words, each spoken once by"
+        " 54 synthetic voices, and split by voice. The digits are the labels; the other words are `unknown`. Music, French speech"
+        " and Russian speech are the background. `models/digits/make.py` trains it with the recipe next to that script, starting"
+        " from Google's speech_embedding (Apache-2.0, `models/speech-embedding/NOTICE`). The accuracies above are for synthetic"
+        " voices that it was not trained on.",
         "",
         "## Real speech",
         "",
-        f"Of ten digits spoken by one person (`confit_edge/demo/data/digits-real`) it fires at {len(heard)}, by its own"
-        f" thresholds. Missed: {missed}. Set thresholds for your room by `confit-edge calibrate`, or by `--threshold`.",
+        f"Of ten digits spoken by one person (`confit_edge/demo/data/digits-real`), it detects {len(heard)} at its own"
+        f" thresholds. Missed: {missed}. To set thresholds for your room, use `confit-edge calibrate` or `--threshold`.",
         "",
     ]
     return card_of(model.contract, OUT.stat().st_size, "digits", sections=sections)
 
 
 def fires(clip: Path) -> set[str]:
-    """The labels that fire in a recording, as `listen --source` hears it."""
+    """Return the labels that fire in a recording when `listen --source` plays it."""
     pcm, rate = soundfile.read(clip, dtype="float32")
     stream = load(OUT).stream(lead_in=True)
     return {event.label for event in [*stream.accept(pcm, rate), *stream.finish()]}
@@ -77,7 +78,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("work", type=Path, nargs="?", help="a new folder, for the manifest and the run")
-    what.add_argument("--card", action="store_true", help="write the card alone")
+    what.add_argument("--card", action="store_true", help="write only the card")
     if work := parser.parse_args().work:
         main(work)
     write_text(OUT.with_suffix(".md"), card())

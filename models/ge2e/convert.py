@@ -1,4 +1,4 @@
-"""Makes ge2e.safetensors from pretrained.pt of PyPI's Resemblyzer 0.1.4.
+"""Converts pretrained.pt, from PyPI's Resemblyzer 0.1.4, to ge2e.safetensors.
 
 pip download --no-deps Resemblyzer==0.1.4 && unzip Resemblyzer-0.1.4-*.whl -d wheel
 python models/ge2e/convert.py wheel/resemblyzer/pretrained.pt
@@ -19,7 +19,7 @@ def main(checkpoint: Path) -> None:
     state = {
         re.sub(r"lstm\.(\w+)_l(\d)", r"layers.\2.\1_l0", name): tensor
         for name, tensor in published.items()
-        if not name.startswith("similarity_")  # of the loss it was trained with
+        if not name.startswith("similarity_")  # belongs to the training loss
     }
     GE2E().load_state_dict(state, strict=True)
     save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, WEIGHTS)

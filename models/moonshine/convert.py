@@ -1,11 +1,11 @@
-"""Makes a Hugging Face directory of Moonshine tiny's encoder (MIT) from PyPI's moonshine-voice 0.0.49.
+"""Converts the encoder of Moonshine tiny (MIT), from PyPI's moonshine-voice 0.0.49, to a Hugging Face directory.
 
 pip download --no-deps moonshine-voice==0.0.49 && unzip moonshine_voice-0.0.49-*.whl -d wheel
 python models/moonshine/convert.py wheel/moonshine_voice/assets/tiny-en/encoder_model.ort moonshine-tiny
 confit-edge train MANIFEST -o RUN --encoder moonshine-tiny
 
-The file holds the matrices of its attention and feed-forward layers in eight bits; they become floats again here. The
-weights are not part of this repository.
+The source file holds the matrices of the attention and feed-forward layers in eight bits; the script turns them back into
+floats. The weights are not part of this repository.
 """
 
 import re
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import MoonshineConfig
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
 
-TYPES = {1: np.float32, 2: np.uint8, 7: np.int64}  # of TensorProto.DataType
+TYPES = {1: np.float32, 2: np.uint8, 7: np.int64}  # by TensorProto.DataType
 MATRIX = re.compile(r"/(layers\.\d/\w+/\w+)/MatMul_quant")
 
 
@@ -56,7 +56,7 @@ def main(source: Path, out: Path) -> None:
 
 
 def array(tensor) -> npt.NDArray:
-    """The values of a flatbuffer's tensor."""
+    """Return the values of a flatbuffer tensor."""
     shape = tensor.DimsAsNumpy() if tensor.DimsLength() else ()
     return tensor.RawDataAsNumpy().view(TYPES[tensor.DataType()]).reshape(shape)
 

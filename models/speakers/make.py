@@ -1,11 +1,11 @@
-"""Makes models/speakers.onnx, the speaker model that ships: GE2E as published, its weights stored in int8.
+"""Makes models/speakers.onnx, the shipped speaker model: GE2E as published, with its weights stored in int8.
 
     python models/speakers/make.py [--precision fp16]
     python models/speakers/make.py --card
 
-The cohort that scores are normalised by is synthetic: the demo's training voices, each saying its words one after
-another. The levels are set on the demo's other voices, which are in no cohort. The second writes models/speakers.md alone, the
-card of the file that is there, with what `benchmarks.speakers` measured of it.
+The cohort that normalises scores is synthetic: the demo's training voices, each saying its words one after another. The
+threshold levels are set on the demo's other voices, which are not in the cohort. With --card, the script writes only
+models/speakers.md: the card of the existing model, with the results of `benchmarks.speakers` on it.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TOLERANCE = 0.998  # the least cosine between the file's embeddings and torch's
 def main(precision: str) -> None:
     torch.set_num_threads(1)
     encoder = GE2E.pretrained().eval()
-    encoder.hop *= 2  # half of the rows, and of the time, for the same voice
+    encoder.hop *= 2  # half as many rows, in half the time, for the same voice
     probe = LinearProbe(np.zeros((1, encoder.dim), np.float32), np.zeros(1, np.float32), False)
     model = assemble(encoder, probe, None)
     utterances = {split: spoken(split) for split in ("train", "val", "test")}
@@ -63,7 +63,7 @@ def main(precision: str) -> None:
     contract = Contract(
         schema=SCHEMA,
         name="speakers",
-        labels=("voice",),  # it tells voices apart by their prints; it detects nothing by itself
+        labels=("voice",),  # it distinguishes voices by their prints, and detects nothing by itself
         multi_label=False,
         unknown_label="voice",
         sample_rate=encoder.sample_rate,
@@ -128,12 +128,12 @@ def main(precision: str) -> None:
 
 
 def _sizes(voices: dict[str, np.ndarray], most: int) -> dict[str, int]:
-    """How many utterances of how many voices."""
+    """The number of utterances and of voices."""
     return {"clips": sum(len(rows[:most]) for rows in voices.values()), "groups": len(voices)}
 
 
 def plan(precision: str, graph: onnx.ModelProto) -> list[tuple[Scheme, list[str]]]:
-    """Which layers are stored how. The first takes mel power, whose range int8 cannot span: it is always in fp16."""
+    """Choose how each layer is stored. The first takes mel power, whose range int8 cannot span, so it is always in fp16."""
     layers = Quantizer.of(graph, "fp16", "portable", SCOPES, [], "minmax").layers
     if precision == "fp16":
         return [("fp16", list(layers))]
@@ -142,7 +142,7 @@ def plan(precision: str, graph: onnx.ModelProto) -> list[tuple[Scheme, list[str]
 
 
 def spoken(split: str) -> dict[str, list[np.ndarray]]:
-    """Utterances of each of the demo's voices of a split: its words in random order, one after another."""
+    """Return utterances of every demo voice of a split: its words in random order, one after another."""
     with (DATA / "words" / "manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split]
     rng, found = np.random.default_rng(0), {}
@@ -155,31 +155,35 @@ def spoken(split: str) -> dict[str, list[np.ndarray]]:
 
 
 def card() -> str:
-    """What stands in speakers.md: of the file's contract, and of the voices it was measured on."""
+    """Return the text of speakers.md, from the file's contract and from the results of `benchmarks.speakers`."""
     contract, size = load(OUT).contract, OUT.stat().st_size
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
     if measured["model"]["bytes"] != size:
-        raise ConfitError(f"{RESULTS}: measured another file than {OUT}: run python -m benchmarks.speakers first")
+        raise ConfitError(
+            f"{RESULTS}: holds the results of a different file, not {OUT}; run python -m benchmarks.speakers first"
+        )
     stored, cosine = contract.precision.removesuffix(" weights"), contract.parity["least_cosine_to_torch"]
     cohort, enroll, found = contract.data, contract.calibration["enroll"], measured["confit-edge"]
     sections = [
-        "## What it learnt from",
+        "## Training data",
         "",
-        "Nothing here: it is the voice encoder GE2E of Resemblyzer 0.1.4 as published (Apache-2.0, `models/ge2e/NOTICE`), its"
-        f" weights stored in {stored} by `models/speakers/make.py`, with half of its rows; the least cosine to torch is"
-        f" {cosine:.4f}. The {cohort['clips']['train']} utterances inside it, strangers that a voice is compared with, are of"
-        f" {cohort['groups']['train']} synthetic voices of the demo. A name needs a similarity of {enroll['threshold']}, set in"
-        f" {enroll['trials']} trials of the demo's other voices, before its own prints move that.",
+        "The model is not trained in this project. It is the voice encoder GE2E of Resemblyzer 0.1.4 as published (Apache-2.0,"
+        f" `models/ge2e/NOTICE`). `models/speakers/make.py` stores its weights in {stored} and doubles its hop, which halves the"
+        f" rows; the lowest cosine to the embeddings of torch is {cosine:.4f}.",
         "",
-        "## Voices that nobody trained on",
+        f"The file holds {cohort['clips']['train']} utterances of strangers, {cohort['groups']['train']} synthetic voices of the"
+        f" demo, which every voice is compared with. A name needs a similarity of {enroll['threshold']}, set in"
+        f" {enroll['trials']} trials with the demo's other voices; the name's own voiceprints then adjust that.",
         "",
-        f"`{measured['command']}` (`benchmarks/results/speakers.json`): {len(measured['voices'])} voices,"
-        f" {found['n']['utterances']} utterances; enrolled with {measured['enrolled']}. Intervals of 95 % are of"
-        " voices: utterances of one count as alike.",
+        "## Accuracy on voices that nobody trained on",
+        "",
+        f"Measured by `{measured['command']}` (`benchmarks/results/speakers.json`) on {len(measured['voices'])} voices and"
+        f" {found['n']['utterances']} utterances. Each voice is enrolled with {measured['enrolled']}. Intervals (95 %) are over"
+        " voices, since utterances of one voice resemble each other.",
         "",
         *table(measures(found)),
         "",
-        "Prints of voices are personal data: `docs/enrollment.md` tells of consent and erasure, and of what an answer is worth.",
+        "Voiceprints are personal data: `docs/enrollment.md` covers consent, erasure, and how far to trust an answer.",
         "",
     ]
     return card_of(contract, size, "speakers", sections=sections)
@@ -187,10 +191,10 @@ def card() -> str:
 
 def measures(found: dict[str, Any]) -> list[tuple[str, str]]:
     names = {
-        "closed_accuracy": "nearest to their own name",
+        "closed_accuracy": "all voices enrolled: utterances closest to the right name",
         "eer": "equal error rate",
-        "open_missed": "half of the voices enrolled: their utterances not given their name",
-        "open_taken": "half of the voices enrolled: strangers' utterances given a name",
+        "open_missed": "half of the voices enrolled: utterances of these voices not given the right name",
+        "open_taken": "half of the voices enrolled: utterances of the other voices given a name",
     }
     return [(name, percent(found[key], *found["intervals"][key])) for key, name in names.items()]
 
@@ -199,7 +203,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--precision", default="int8", choices=("int8", "fp16", "fp32"))
-    what.add_argument("--card", action="store_true", help="write the card alone")
+    what.add_argument("--card", action="store_true", help="write only the card")
     given = parser.parse_args()
     if given.card:
         write_text(OUT.with_suffix(".md"), card())

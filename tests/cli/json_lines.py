@@ -18,7 +18,7 @@ def _quoted(cell: str) -> list[str]:
 
 
 def _read() -> tuple[dict[tuple[str, str], dict[str, bool]], dict[str, tuple[type, ...]]]:
-    first, second = PAGE.read_text(encoding="utf-8").split("| key | JSON | what it is |")
+    first, second = PAGE.read_text(encoding="utf-8").split("\n## Keys\n")
     lines = {
         (verb, _quoted(kind)[0]): {key: not may for key, may in re.findall(r"`(\w+)`(\??)", keys)}
         for verbs, kind, keys in ROW.findall(first)

@@ -136,7 +136,7 @@ def test_one_class_alone_is_looked_at_and_split(folder: Path) -> None:
     (folder / "one.csv").write_text("\n".join(["path,label,group", *clips]))
     done = run("check", folder / "one.csv", cache=folder / "cache")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "there is one class only, 'x': train it with --others" in done.stdout
+    assert "there is only one class, 'x': to train, give clips of other sounds with --others" in done.stdout
     done = run("split", folder / "one.csv", "-o", folder / "split.csv", cache=folder / "cache")
     assert done.returncode == 0, done.stderr
 
@@ -172,11 +172,12 @@ def test_what_cannot_be_trained_on_fails_the_check(folder: Path) -> None:
     (folder / "gone.csv").write_text("path,label\na.wav,x\nb.wav,y\nc.wav,x\nd.wav,y\n")
     done = run("check", folder / "gone.csv", cache=folder / "cache")
     assert done.returncode == 1
-    assert "cannot be trained on" in done.stdout
+    assert "cannot be used for training" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("header", "cure"), [("path,word", "name it with --label-column"), ("path;label", "is parted by commas")]
+    ("header", "cure"),
+    [("path,word", "name it with --label-column"), ("path;label", "separate the cells of a CSV by commas")],
 )
 def test_a_missing_column_says_what_to_do(folder: Path, header: str, cure: str) -> None:
     (folder / "other.csv").write_text(header + "\n")
@@ -258,7 +259,7 @@ def test_fetch_writes_the_manifest_of_a_corpus_on_disk(emotions: Path, tmp_path:
 def test_fetch_takes_an_audio_folder(folder: Path) -> None:
     done = run("fetch", f"hf:{folder / 'set'}", "-o", folder / "m.csv", cache=folder / "cache")
     assert done.returncode == 2
-    assert "name it where a manifest is asked for" in done.stderr
+    assert "give it in place of a manifest" in done.stderr
     for split in ("train", "validation", "test"):
         for label in ("yes", "no"):
             person = {"train": "ann", "validation": "bob", "test": "cid"}[split]
@@ -290,7 +291,7 @@ def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> No
         (["emodb", "-o", out], "--root DIR"),
         (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "so its name ends with .csv"),
         (["imagenet", "-o", out, "--root", emotions], "not a corpus known by name (timit,"),
-        (["esc50", "-o", out, "--root", emotions], "no esc50 there"),
+        (["esc50", "-o", out, "--root", emotions], "esc50 is neither there nor"),
         (["emodb", "-o", out, "--root", emotions, "--fold", "6"], "has folds 1 to 5"),
         (["emodb", "-o", out, "--root", emotions, "--label-column", "word"], "--label-column is not for it"),
         ([f"hf:{emotions}", "-o", out, "--fold", "1"], "--fold is not for it"),
@@ -373,7 +374,7 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     assert [(clip.labels, clip.group) for clip in made.clips] == [(("crow", "owl"), "dusk"), (("owl",), "dusk")]
     as_folder = run("check", out, cache=field / "cache")  # the names of folders would be no labels
     assert as_folder.returncode == 1
-    assert as_folder.stderr.endswith(f"; a manifest is given as itself: {out / 'manifest.csv'}\n")
+    assert as_folder.stderr.endswith(f"; to use its manifest, give {out / 'manifest.csv'}\n")
     alone = run("cut", table, "-o", field / "alone", "--alone", "--margin", "0.4", cache=field / "cache")
     assert "left out for --alone: 1 sound that another overlaps" in alone.stderr
     assert "beware" not in alone.stderr  # the margin gives what is short a length

@@ -149,7 +149,7 @@ def test_a_file_that_is_no_card_is_not_replaced_by_one(run_path: Path, tmp_path:
     (tmp_path / "README.md").write_text("# Notes of mine\n")
     code, _, err = confit("export", run_path, "-o", tmp_path / "README.onnx")
     assert code == 2
-    assert "README.md: is no card that confit-edge wrote" in err
+    assert "README.md: is not a card that confit-edge wrote" in err
     assert (tmp_path / "README.md").read_text() == "# Notes of mine\n"
     assert not (tmp_path / "README.onnx").exists()
 
@@ -160,11 +160,11 @@ def test_a_file_that_is_no_card_is_not_replaced_by_one(run_path: Path, tmp_path:
         (["--scheme", "int4"], "--scheme int4: choose one of static, dynamic, weight-only, fp16"),
         (["--target", "arm"], "--target arm: choose one of portable, avx2, avx512-vnni, arm64"),
         (["--calibration", "mean"], "--calibration mean: choose one of minmax, entropy, percentile"),
-        (["--no-quantize", "--scheme", "static"], "so --scheme would do nothing: leave it out, or --no-quantize"),
-        (["--no-quantize", "--target", "portable", "--calibration", "minmax"], "so --target, --calibration would do"),
-        (["--scheme", "fp16", "--target", "arm64"], "--target would do nothing: leave it out, or --scheme fp16"),
+        (["--no-quantize", "--scheme", "static"], "so --scheme would have no effect; remove it or --no-quantize"),
+        (["--no-quantize", "--target", "portable", "--calibration", "minmax"], "so --target, --calibration would have"),
+        (["--scheme", "fp16", "--target", "arm64"], "--target would have no effect; remove it or --scheme fp16"),
         (["--scheme", "dynamic"], "--scheme dynamic: not for a streaming model"),
-        (["--keep-fp32", "/nothing"], "--keep-fp32 /nothing: no layer's name begins so"),
+        (["--keep-fp32", "/nothing"], "--keep-fp32 /nothing: no layer's name begins with this"),
     ],
 )
 def test_what_cannot_be_asked_for_is_named(

@@ -83,17 +83,17 @@ def test_the_encoder_that_a_run_began_with_may_have_moved(
     train(manifest, path, Recipe.from_dict({"encoder": str(began), **recipe}))
     began.rename(now)
     for verb, kind in (("probe", "probe"), ("analyze", "paper")):
-        for place, told in ((None, "began: no such folder"), (checkpoints["wavlm"], "holds other weights")):
+        for place, told in ((None, "began: no such folder"), (checkpoints["wavlm"], "has different weights")):
             code, out, err = confit(verb, path, "--json", *(["--encoder", place] if place else []))
             assert code == 0, err
             assert {row["encoder"] for row in of_type(out, kind)} == {"run"}
-            assert f"{path}: what it was trained from is not set beside it: " in caplog.messages[-1]
+            assert f"{path}: is not compared with the encoder it was trained from: " in caplog.messages[-1]
             assert told in caplog.messages[-1]
         caplog.clear()
         code, out, err = confit(verb, path, "--json", "--encoder", now)
         assert code == 0, err
         assert {row["encoder"] for row in of_type(out, kind)} == {"frozen now", "run"}
-        assert "not set beside" not in caplog.text
+        assert "is not compared with" not in caplog.text
         code, _, err = confit(verb, vanilla, "--encoder", now)
         assert code == 2
         assert "vanilla with speech-embedding); leave it out" in err
@@ -166,7 +166,7 @@ def test_a_run_a_baseline_and_the_frozen_encoder_stand_side_by_side(
 def test_a_person_gets_tables_and_validation_may_be_looked_at(run_path: Path, confit: Confit, tmp_path: Path) -> None:
     code, out, err = confit("probe", run_path, "--split", "val")
     assert code == 0, err
-    assert "15 val clips of 3 groups and 5 classes; per cent, with 95 % intervals that take groups for" in out
+    assert "15 val clips from 3 groups and 5 classes; per cent, with 95 % intervals that treat groups as" in out
     assert "equal error rate" in out
     for line in ("| frozen speech-embedding |", "| words "):
         assert line in out
@@ -189,9 +189,9 @@ def test_two_clips_without_a_label_are_no_trial(manifest: Path, confit: Confit, 
     labelled(manifest, tmp_path, "stop", "")
     code, out, err = confit("probe", tmp_path / "run")
     assert code == 0, err
-    assert "15 test clips of 3 groups and 1 class;" in out
+    assert "15 test clips from 3 groups and 1 class;" in out
     # 3 that stop and 12 without a label
-    assert "39 pairs of clips, 3 of one class, by cosine alone (66 pairs of two clips without a label left out)." in out
+    assert "39 pairs of clips, 3 of the same class, by cosine alone (66 pairs of two unlabelled clips left out)." in out
 
 
 def test_a_label_on_every_clip_has_nothing_to_rank(manifest: Path, confit: Confit, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_geometry_before_and_after(run_path: Path, vanilla: Path, confit: Confit
 def test_geometry_of_several_labels_takes_sets_as_classes(several: Path, confit: Confit) -> None:
     code, out, err = confit("analyze", several, "--split", "val")
     assert code == 0, err
-    assert "15 val clips of 3 groups and 5 classes, 96 dimensions" in out
+    assert "15 val clips from 3 groups and 5 classes; 96 dimensions" in out
     cells = {
         line.split("|")[1].strip(): line.split("|")[2].strip() for line in out.splitlines() if line.startswith("|")
     }

@@ -121,14 +121,14 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
     assert (tmp_path / "table.md").read_text() in out
     assert (tmp_path / "conclusions.md").read_text().strip() in out
     assert json.loads((tmp_path / "results.json").read_text())["train_groups"] == 2
-    assert "What does a trained embedding know of classes it never met" in err
+    assert "How well does a trained embedding work on unseen classes" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["luck"], r"study 'luck': there is none of that name; there are batch, classes"),
-        (["shots", "--train-groups", "9"], r"--train-groups 9: there are 4 groups to train on"),
+        (["luck"], r"study 'luck': there is no such study; choose one of batch, classes"),
+        (["shots", "--train-groups", "9"], r"--train-groups 9: there are only 4 groups to train on"),
         (["shots", "--from", "x"], r"--from: study shots trains its own encoders"),
         (["isotropy", "--from", "nowhere"], r"nowhere: not a run"),
         (["isotropy", "--from", "a/run", "--from", "b/run"], r"--from: 2 folders are named run"),
@@ -158,7 +158,7 @@ def test_a_manifest_without_test_clips_is_refused(tones: Path, recipe: Path, tmp
         csv.writer(target).writerows([rows[0], *([str(tones.parent / path), *rest] for path, *rest in rows[1:])])
     code, _, err = confit("study", "shots", "--data", tmp_path / "m.csv", "-o", tmp_path / "out", "--recipe", recipe)
     assert code == 2
-    assert "m.csv: no clip is in test, which is what a study reports on" in err
+    assert "m.csv: no clip is in test, and a study reports on test clips" in err
 
 
 def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_path: Path, confit: Confit) -> None:
@@ -170,7 +170,7 @@ def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_
         csv.writer(target).writerows([["path", "labels", "group", "split"], *bare])
     code, _, err = confit("study", "shots", "--data", tmp_path / "m.csv", "-o", tmp_path / "out", "--recipe", recipe)
     assert code == 2
-    assert "m.csv: no clip in test has a label, so a study could report nothing" in err
+    assert "m.csv: no clip in test has a label, so a study has nothing to report" in err
 
 
 def test_the_help_tells_of_every_study(confit: Confit) -> None:

@@ -168,7 +168,7 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     assert (info["recipe"]["epochs"], info["recipe"]["clips_per_class"]) == (1, 2)
     assert "epoch 1/1: loss" in err
     assert "3 classes ('seven', 'stop', 'yes'): 12 clips of 4 groups for training, " in err
-    assert "beware: classes 'seven', 'stop', 'yes' have no clip in test, so nothing is reported of them" in err
+    assert "beware: classes 'seven', 'stop', 'yes' have no clip in test, so no test result is reported for them" in err
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("frozen encoder, linear probe", "frozen encoder, kNN probe", "trained, linear probe", "trained, kNN probe")
     ]
@@ -298,7 +298,7 @@ def test_a_corrupt_clip_among_good_ones_is_named_and_training_goes_on(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["problems"] == {"unreadable": 2}
     code, out, err = confit("train", manifest, "-o", tmp_path / "strict", *options, "--strict")
     assert (code, out) == (1, "")
-    assert f"2 of 9 clips cannot be used; the first is {truncated}" in one_line(err)
+    assert f"2 of 9 clips cannot be used; the first problem is {truncated}" in one_line(err)
     assert not (tmp_path / "strict").exists()
     code, out, err = confit("train", manifest, "-o", tmp_path / "json", *options, "--json")
     problems = [json.loads(line) for line in out.splitlines() if json.loads(line)["type"] == "problem"]
@@ -409,7 +409,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["empty"], 1, ["empty"]),
         (["no-label.csv"], 2, ["no-label.csv", "'label'", "path, word, group"]),
         (["one-class.csv", "--others", "words", "--others", "empty"], 2, ["--others is given 2 times"]),
-        (["one-class.csv", "--others", "empty"], 2, ["empty: no sound files for --others there"]),
+        (["one-class.csv", "--others", "empty"], 2, ["empty: has no sound files for --others"]),
         (["good.csv", "--label-column", "word"], 2, ["'word'", "path, label, group"]),
         (["good.csv", "--group-column", "speaker"], 2, ["'speaker'", "name it with --group-column"]),
         (["good.csv", "--split-by", "take"], 2, ["'take'", "name it with --split-by"]),
@@ -420,8 +420,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--background", "nowhere"], 2, ["nowhere", "--background"]),
         (["good.csv", "--background", "empty"], 2, ["empty", "--background"]),
         (["good.csv", "--background", "text.wav"], 2, ["--background", "text.wav: no recording can be used"]),
-        (["good.csv", "--rooms", "nowhere"], 2, ["nowhere: no such file or folder, for --rooms"]),
-        (["good.csv", "--rooms", "empty"], 2, ["empty: no sound files for --rooms there"]),
+        (["good.csv", "--rooms", "nowhere"], 2, ["nowhere: no such file or folder (for --rooms)"]),
+        (["good.csv", "--rooms", "empty"], 2, ["empty: has no sound files for --rooms"]),
         (["good.csv", "--recipe", "nowhere.yaml"], 2, ["nowhere.yaml"]),
         (["good.csv", "--recipe", "recipe.yaml"], 2, ["recipe.yaml", "epoch"]),
         (["good.csv", "--recipe", "broken.yaml"], 2, ["broken.yaml"]),

@@ -136,7 +136,9 @@ def test_each_kind_of_damage_is_told_and_left_out(tmp_path: Path, store: ClipSto
     assert calls == [(done, 14) for done in range(1, 15)]
     assert all(problem.detail and str(problem.path) not in problem.detail for problem in problems)
 
-    with pytest.raises(ConfitError, match=r"12 of 14 clips cannot be used; the first is .*missing\.wav: no such file"):
+    with pytest.raises(
+        ConfitError, match=r"12 of 14 clips cannot be used; the first problem is .*missing\.wav: no such file"
+    ):
         load_clips(manifest_of(tmp_path, labels), store, strict=True)
 
 

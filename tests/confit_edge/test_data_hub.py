@@ -72,7 +72,7 @@ def test_a_saved_set_becomes_clips_and_a_manifest(tmp_path: Path) -> None:
     saved.save_to_disk(tmp_path / "set")
     out = tmp_path / "out" / "words.csv"
     fetched = fetch_hub(str(tmp_path / "set"), out, group_column="speaker")
-    assert fetched.warnings == ["split 'unlabelled' is left out: it is none of train, validation, test"]
+    assert fetched.warnings == ["split 'unlabelled' is left out: it is not train, validation or test"]
     write_manifest(fetched.manifest, out)
     manifest = read_manifest(out)
     assert sizes(manifest) == (8, 4, 4)
@@ -92,7 +92,7 @@ def test_clips_are_written_over_nothing_and_through_no_link(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     (folder / "000000.flac").symlink_to(mine)
     for source in (str(tmp_path / "set"), "of-the-hub/and-not-asked-for"):
-        with pytest.raises(UsageError, match=r"words: is where .*: remove it where .* earlier fetch, or .* with -o$"):
+        with pytest.raises(UsageError, match=r"words: is not empty, .*; remove it if .* earlier fetch, or .* with -o$"):
             fetch_hub(source, tmp_path / "words.csv")
     assert mine.read_text() == "mine"
     assert list((tmp_path / "words").rglob("*.flac")) == [folder / "000000.flac"]
@@ -101,7 +101,7 @@ def test_clips_are_written_over_nothing_and_through_no_link(tmp_path: Path) -> N
 def test_of_a_set_that_cannot_be_read_to_its_end_nothing_is_left(tmp_path: Path) -> None:
     sound = [{"bytes": coded(200), "path": None}] * 3 + [{"bytes": b"not sound", "path": None}]
     part(4, audio=sound).save_to_disk(tmp_path / "set")
-    with pytest.raises(ConfitError, match="no sound that can be read"):
+    with pytest.raises(ConfitError, match="cannot be read as sound"):
         fetch_hub(str(tmp_path / "set"), tmp_path / "out" / "words.csv")
     assert not list((tmp_path / "out").iterdir())
 
@@ -111,8 +111,8 @@ def test_a_group_in_two_splits_is_mended_and_told(tmp_path: Path) -> None:
     fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="speaker")
     assert sizes(fetched.manifest) == (6, 2, 4)
     assert fetched.warnings == [
-        "4 clips of train and val are left out: their groups are in test too",
-        "2 clips went from val to train: their groups are in train too",
+        "4 clips are left out of train and val, because test has clips of the same group",
+        "2 clips were moved from val to train, because train has clips of the same group",
     ]
 
 
@@ -122,7 +122,7 @@ def test_a_set_without_validation_is_given_one(tmp_path: Path) -> None:
     train, val, test = sizes(fetched.manifest)
     assert (train + val, test) == (16, 4)
     assert val > 0
-    assert any("dealt out anew" in warning for warning in fetched.warnings)
+    assert any("were made again" in warning for warning in fetched.warnings)
 
 
 def test_one_part_alone_is_not_split(tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_files_that_are_listed_and_not_there_are_told(tmp_path: Path) -> None:
     fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv")
     assert len(fetched.manifest) == 8
     first = tmp_path / "set" / "train" / "gone0.wav"
-    assert f"3 clips are listed and not there, and are left out, such as {first}" in fetched.warnings
+    assert f"3 listed clips are missing and left out, such as {first}" in fetched.warnings
     for path in tmp_path.rglob("*.wav"):
         path.unlink()
-    with pytest.raises(ConfitError, match=r"none of the clips that are listed is there, such as .*/train/0\.wav"):
+    with pytest.raises(ConfitError, match=r"none of the listed clips exists, such as .*/train/0\.wav"):
         fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv")
 
 
@@ -235,10 +235,10 @@ def test_what_cannot_be_meant_is_one_line(tmp_path: Path) -> None:
     for name, options, says in [
         ("set", {"label_column": "word"}, r"no column 'word' \(columns: audio, label, speaker\)"),
         ("set", {"group_column": "who"}, "no column 'who'"),
-        ("mute", {}, "no column of sound"),
+        ("mute", {}, "has no audio column"),
         ("two", {}, "--label-column"),
-        ("folds", {}, r"none of its splits is train, validation or test \(fold1\)"),
-        ("noise", {}, "no sound that can be read"),
+        ("folds", {}, r"none of its splits \(fold1\) is train, validation or test"),
+        ("noise", {}, "cannot be read as sound"),
         ("empty", {}, "no sound files"),
     ]:
         with pytest.raises(ConfitError, match=says) as error:
@@ -268,7 +268,7 @@ def test_a_folder_that_is_no_split_is_left_out_of_an_audio_folder_too(tmp_path: 
     (tmp_path / "metadata.csv").write_text("\n".join(rows))
     fetched = fetch_hub(str(tmp_path), tmp_path / "m.csv")
     assert sizes(fetched.manifest) == (8, 4, 4)
-    assert "6 clips are left out: their folders are none of train, validation, test" in fetched.warnings
+    assert "6 clips are left out: not in a folder train, validation or test" in fetched.warnings
 
 
 def test_clips_without_a_label_are_left_out_and_told(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ def test_clips_without_a_label_are_left_out_and_told(tmp_path: Path) -> None:
     sets.save_to_disk(tmp_path / "set")
     fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="speaker")
     assert len(fetched.manifest.clips) == 11
-    assert {"split 'validation': 1 of 4 clips have no label, and are left out"} < set(fetched.warnings)
-    assert "split 'test': 4 of 4 clips have no label, and are left out" in fetched.warnings
+    assert {"split 'validation': 1 of 4 clips left out, because they have no label"} < set(fetched.warnings)
+    assert "split 'test': 4 of 4 clips left out, because they have no label" in fetched.warnings
     nothing = DatasetDict(train=part(4, label=[-1] * 4))
     nothing.save_to_disk(tmp_path / "nothing")
     with pytest.raises(ConfitError, match="no clip has a label in the column 'label'"):

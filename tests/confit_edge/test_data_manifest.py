@@ -183,22 +183,24 @@ def test_folders_that_hold_no_classes_are_refused(tmp_path: Path) -> None:
 
 def test_sounds_beside_the_class_folders_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "loose.wav", "")
-    with pytest.raises(ManifestError, match=r"per class; its 1 sound files, such as loose.wav, lie in none"):
+    with pytest.raises(
+        ManifestError, match=r"per class; its sound files \(1, such as loose.wav\) are not in a sub-folder"
+    ):
         read_manifest(tmp_path)
     for name in ("yes/a.wav", "no/b.wav", "notes.txt"):
         write(tmp_path / name, "")
     assert read_manifest(tmp_path).classes == ["no", "yes"]
-    assert "left out (1, such as loose.wav)" in caplog.text
+    assert "left out sound files outside the class folders, which have no class (1, such as loose.wav)" in caplog.text
 
 
 def test_columns_that_are_exchanged_or_have_no_names_are_told_of(tmp_path: Path) -> None:
     for name in ("a.wav", "b.wav"):
         write(tmp_path / name, "")
     write(tmp_path / "m.csv", "path,label\nyes,a.wav\nyes,b.wav\n")
-    with pytest.raises(ManifestError, match="are the columns path and label exchanged"):
+    with pytest.raises(ManifestError, match="are the columns path and label swapped"):
         read_manifest(tmp_path / "m.csv")
     write(tmp_path / "m.csv", "a.wav,yes\nb.wav,no\n")
-    with pytest.raises(UsageError, match="its first line is a clip: put a line of names above it"):
+    with pytest.raises(UsageError, match="its first line is a clip: add a header line above it"):
         read_manifest(tmp_path / "m.csv")
 
 
@@ -253,35 +255,51 @@ def test_a_table_of_times_is_no_manifest(tmp_path: Path, name: str) -> None:
     [
         ("m.csv", "", "is empty"),
         ("m.csv", "path,label\n", "lists no clips"),
-        ("m.csv", "path,label\na,x\nb,x\n", r"one class only \(x\)"),
-        ("m.csv", "path,labels\na,\nb,\n", r"one class only \(none\)"),
+        ("m.csv", "path,label\na,x\nb,x\n", r"only one class \(x\)"),
+        ("m.csv", "path,labels\na,\nb,\n", r"only one class \(none\)"),
         ("m.csv", "path,label\na,x\n\nb,\n", "line 4: label is empty"),
         ("m.csv", "path,label\na,x\n ,y\n", "line 3: path is"),
         ("m.csv", "path,label,split\na,x,train\nb,y,dev\n", "line 3: split 'dev' is not one of train, val, test"),
-        ("m.csv", "path,label\na,x\nb,y,z\n", "line 3: has 3 cells, the header has 2"),
-        ("m.csv", "path,label,group\na,x,g\nb,y\n", "line 3: has 2 cells, the header has 3"),
+        ("m.csv", "path,label\na,x\nb,y,z\n", "line 3: has 3 cells, but the header has 2"),
+        ("m.csv", "path,label,group\na,x,g\nb,y\n", "line 3: has 2 cells, but the header has 3"),
         ("m.csv", 'path,label\na,x\nb,"y\n', "line 3: is not CSV"),
         ("m.csv", "path,label,label\na,x,y\n", "more than one column is called 'label'"),
         ("m.csv", "path,label\na,x\nb,y\nd/../a,y\n", "line 4: a is listed as 'x' and as 'y' .first at line 2"),
         ("m.csv", "path,label\na,x\nb,y\na,x\n", "line 4: a is listed twice .first at line 2"),
-        ("m.csv", "path,label\na,x\nb,y\x07\n", "line 3: label 'y.x07' holds a control character"),
-        ("m.csv", "path,label\na,x\nb,y\u202ez\n", "line 3: label 'y.u202ez' holds marks that .* turn its direction"),
-        ("m.csv", "path,labels\na,x\nb,y|z\u2069\n", "line 3: labels 'z.u2069' holds marks .* not seen; rename it"),
-        ("m.csv", "path,label\na,x\nb,x|y\n", "line 3: label 'x.y' holds a vertical bar, .*call the column `labels`"),
-        ("m.csv", "path,labels\na,x\nb,y|Unknown\n", "line 3: labels 'y.unknown' holds unknown beside another label"),
-        ("m.csv", 'path,labels\na,x\nb,y\nc,"x, y"\n', r"line 4: labels 'x, y' is one class, .* bar \(x.y\)"),
-        ("m.csv", "path,labels\na,y;x;z\nb,y\nc,x\nd,z\n", r"line 2: labels 'y;x;z' is one class, .* bar \(y.x.z\)"),
+        ("m.csv", "path,label\na,x\nb,y\x07\n", "line 3: label 'y.x07' contains a control character"),
+        (
+            "m.csv",
+            "path,label\na,x\nb,y\u202ez\n",
+            "line 3: label 'y.u202ez' contains invisible .* change its direction",
+        ),
+        ("m.csv", "path,labels\na,x\nb,y|z\u2069\n", "line 3: labels 'z.u2069' contains invisible marks .*; rename it"),
+        (
+            "m.csv",
+            "path,label\na,x\nb,x|y\n",
+            "line 3: label 'x.y' contains a vertical bar, .*call the column `labels`",
+        ),
+        (
+            "m.csv",
+            "path,labels\na,x\nb,y|Unknown\n",
+            "line 3: labels 'y.unknown' combines unknown, .* with another label",
+        ),
+        ("m.csv", 'path,labels\na,x\nb,y\nc,"x, y"\n', r"line 4: labels 'x, y' is read as one class, .* bar \(x.y\)"),
+        (
+            "m.csv",
+            "path,labels\na,y;x;z\nb,y\nc,x\nd,z\n",
+            r"line 2: labels 'y;x;z' is read as one class, .* bar \(y.x.z\)",
+        ),
         ("m.jsonl", '{"path": "a", "label": "x"}\n{"path": "b"}\n', "line 2: label is empty"),
         ("m.jsonl", '{"path": "a", "label": "x"}\n{"label": "y"}\n', "line 2: path is empty"),
         ("m.jsonl", '{"path": "a", "label": 0.5}\n', "line 1: label must be text, got 0.5"),
         ("m.jsonl", '{"path": "a", "label": true}\n', "line 1: label must be text, got True"),
-        ("m.jsonl", '{"path": "a", "labels": ["x|y"]}\n', "line 1: a label holds the vertical bar"),
+        ("m.jsonl", '{"path": "a", "labels": ["x|y"]}\n', "line 1: a label contains a vertical bar"),
         ("m.jsonl", '{"path": 3, "label": "x"}\n', "line 1: path is 3"),
         ("m.jsonl", '{"path": "\\ud800", "label": "x"}\n', "line 1: path .* not Unicode"),
         ("m.jsonl", '{"path": "a"\n', "line 1: is not JSON"),
         ("m.jsonl", "[" * 100_000, "line 1: is not JSON"),
-        ("m.jsonl", "3\n", "line 1: expected one JSON object a line"),
-        ("m.parquet", "PAR1PAR1", "is not a Parquet file"),
+        ("m.jsonl", "3\n", "line 1: expected one JSON object per line"),
+        ("m.parquet", "PAR1PAR1", "cannot be read as Parquet"),
     ],
 )
 def test_a_faulty_table_names_its_row(tmp_path: Path, name: str, text: str, says: str) -> None:

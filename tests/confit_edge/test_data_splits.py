@@ -71,7 +71,7 @@ def test_one_group_is_too_few(rows: list[tuple[str, str]]) -> None:
 
 def test_groups_that_bind_classes_together_can_make_it_impossible() -> None:
     source = manifest_of([("a", "1"), ("b", "1"), ("b", "2"), ("c", "2"), ("c", "3"), ("a", "3")])
-    with pytest.raises(ManifestError, match="found no way to have class"):
+    with pytest.raises(ManifestError, match="found no way to put class"):
         with_splits(source, seed=0)
 
 
@@ -208,7 +208,7 @@ def test_given_splits_are_checked() -> None:
     with pytest.raises(ManifestError, match="no clips to split"):
         with_splits(manifest_of([]), seed=0)
     half = manifest_of(good)
-    with pytest.raises(ManifestError, match=r"3 of 4 clips have a split and others, such as /data/0\.wav, have none"):
+    with pytest.raises(ManifestError, match=r"only 3 of 4 clips have a split \(/data/0\.wav, for example, has none\)"):
         with_splits(replace(half, clips=(replace(half.clips[0], split=None), *half.clips[1:])), seed=0)
 
 
@@ -245,8 +245,8 @@ def test_a_group_of_the_published_train_and_val_goes_to_train() -> None:
     }
     assert len(made) == len(source) - 1
     assert changed == [
-        "1 clips of train and val are left out: their groups are in test too",
-        "1 clips went from val to train: their groups are in train too",
+        "1 clip is left out of train and val, because test has clips of the same group",
+        "1 clip was moved from val to train, because train has clips of the same group",
     ]
 
 
@@ -263,12 +263,12 @@ def test_a_published_split_that_tears_every_group_is_not_kept() -> None:
     assert_sound(made, source)
     assert missing_classes(made) == {"train": [], "val": [], "test": []}
     assert changed == [
-        "every group in train is in test too, so the published split was not kept: splits were made anew, by group"
+        "every group in train is also in test, so the published split was not kept: new splits were made, by group"
     ]
     apart = [("a", f"{split}{at}", split) for split in ("train", "val", "test") for at in range(4)]
     made, (told,) = keep_apart(manifest_of([*apart, *(row for row in rows if row[0] == "b")]))
     assert groups_across_splits(made) == {}
-    assert "every group of class 'b' in train is in test too, so the published split was not kept" in told
+    assert "every group of class 'b' in train is also in test, so the published split was not kept" in told
     with pytest.raises(ManifestError, match="class 'a' has 2 clips in one group"):
         keep_apart(
             manifest_of([("a", "ann", "train"), ("a", "ann", "test"), ("b", "ben", "train"), ("b", "ben", "test")])

@@ -21,4 +21,4 @@ def test_voices_that_speak_fast_are_enrolled_too(tmp_path: Path, seed: int) -> N
     found = ask_speaker_model(Demo(tmp_path, seed, told.append, None), test, fast)
     assert found["n"] == 2 * found["unknown_n"] > 0
     assert found["correct"] > found["mistaken"]
-    assert f"of {found['n']} such sentences {found['correct']} were" in " ".join(told[0].split())
+    assert f"{found['correct']} of {found['n']} such sentences named correctly" in " ".join(told[0].split())

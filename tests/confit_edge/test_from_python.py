@@ -71,10 +71,10 @@ def test_arrays_of_a_program_are_learnt_as_files_are(few: Corpus, manifest: Path
 @pytest.mark.parametrize(
     ("like", "told"),
     [
-        (lambda pcm: (pcm * 32767).astype(np.int16), r"not int16 \[\d+\]: int16 / np.float32\(32768\)"),
+        (lambda pcm: (pcm * 32767).astype(np.int16), r"not int16 \[\d+\]; use int16 / np.float32\(32768\)"),
         (lambda pcm: pcm.astype(np.float64), r"not float64 \[\d+\]"),
         (lambda pcm: np.stack([pcm, pcm], axis=1), r"not float32 \[\d+, 2\]"),
-        (lambda pcm: np.stack([pcm, pcm], axis=1)[:, 0], r"not float32 \[\d+\], not in one piece"),
+        (lambda pcm: np.stack([pcm, pcm], axis=1)[:, 0], r"not float32 \[\d+\], not contiguous"),
         (lambda pcm: pcm[:0], r"not float32 \[0\]"),
         (lambda pcm: pcm.tolist(), "not a list"),
         (lambda pcm: torch.from_numpy(pcm.copy()), "not a Tensor"),
@@ -91,7 +91,7 @@ def test_lists_of_clips_belong_together(few: Corpus) -> None:
         Clips(clips.pcm, clips.targets, clips.groups[1:], clips.paths)
     with pytest.raises(UsageError, match=r"20 paths, 1 uncut$"):
         replace(clips, uncut=clips.pcm[:1])
-    with pytest.raises(UsageError, match=r"not int64 \[20\]; of the numbers of classes: np.eye\("):
+    with pytest.raises(UsageError, match=r"not int64 \[20\]; from class numbers, use np.eye\("):
         replace(clips, targets=clips.labels)
     with pytest.raises(UsageError, match=r"must be int8 0 or 1 .* not a list"):
         replace(clips, targets=clips.targets.tolist())
@@ -99,7 +99,7 @@ def test_lists_of_clips_belong_together(few: Corpus) -> None:
         with pytest.raises(UsageError, match="must be int8 0 or 1"):
             replace(clips, targets=other)
     narrow = replace(few, train=replace(clips, targets=clips.targets[:, 1:]))
-    with pytest.raises(UsageError, match=r"columns, and there are .* classes: one column for each"):
+    with pytest.raises(UsageError, match=r"columns, but there are .* classes; give one column for each"):
         narrow.refuse_untaught()
 
 
@@ -114,7 +114,7 @@ def test_a_sample_that_is_no_number_is_told_before_training(few: Corpus, manifes
         (replace(few, val=replace(few.val, pcm=pcm, uncut=None)), path),
         (replace(few, background_train=[pcm[0]]), r"background_train\[0\]"),
     ):
-        with pytest.raises(UsageError, match=rf"^{told}: holds samples that are not finite"):
+        with pytest.raises(UsageError, match=rf"^{told}: contains samples that are not finite"):
             train_corpus(encoder, corpus, SHORT, manifest=manifest, device=CPU, name="words")
 
 
@@ -122,7 +122,9 @@ def test_a_class_without_training_clips_is_told_before_training(few: Corpus, man
     targets = few.train.targets.copy()
     targets[:, 2] = 0
     corpus = replace(few, train=replace(few.train, targets=targets))
-    with pytest.raises(UsageError, match=r"manifest.csv: no training clip is of 'seven'; every class needs one$"):
+    with pytest.raises(
+        UsageError, match=r"manifest.csv: no training clip has the class 'seven'; every class needs one$"
+    ):
         train_corpus(
             pretrained(SHORT.encoder, SHORT.window), corpus, SHORT, manifest=manifest, device=CPU, name="words"
         )
@@ -130,7 +132,7 @@ def test_a_class_without_training_clips_is_told_before_training(few: Corpus, man
 
 def test_a_corpus_at_another_rate_than_the_encoders_is_refused(run: Run, manifest: Path, tmp_path: Path) -> None:
     slow = read_corpus(manifest, rate=8_000, **run.recipe.corpus_options())
-    told = r"manifest.csv: was read at 8000 Hz, and the encoder hears 16000 Hz: read_corpus\(\.\.\., rate=16000\)$"
+    told = r"manifest.csv: was read at 8000 Hz, but the encoder needs 16000 Hz; use read_corpus\(\.\.\., rate=16000\)$"
     with pytest.raises(UsageError, match=told):
         train_corpus(run.encoder, slow, SHORT, manifest=manifest, device=CPU, name="words")
     with pytest.raises(UsageError, match=told):

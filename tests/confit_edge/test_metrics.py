@@ -380,7 +380,7 @@ def test_a_mean_over_classes_is_no_surer_than_its_rare_class() -> None:
 def test_scores_that_are_no_numbers_are_not_judged(several: bool) -> None:
     scores, targets = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.int8)
     scores[1, 2] = np.nan
-    with pytest.raises(ConfitError, match=r"^1 of 3 clips to judge on have scores that are no numbers"):
+    with pytest.raises(ConfitError, match=r"^1 of 3 clips to judge on have scores that are not numbers"):
         judge(scores, targets, list("abc"), list("xyz"), multi_label=several)
 
 

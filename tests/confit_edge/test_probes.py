@@ -127,7 +127,7 @@ def test_the_strength_is_chosen_by_validation_loss() -> None:
 def test_a_class_without_clips_and_embeddings_that_are_no_numbers_are_told() -> None:
     (x, y), (val, val_y) = blobs(4, 20), blobs(4, 20, 1)
     kept = y[:, 1] == 0
-    with pytest.raises(ConfitError, match="a training clip of each class; column 1 of targets has none"):
+    with pytest.raises(ConfitError, match="a training clip of every class; targets have none in column 1"):
         LinearProbe.fit(x[kept], y[kept], val, val_y)
     assert LinearProbe.fit(x[kept], y[kept], val, val_y, multi_label=True).weight.shape == (4, x.shape[1])
     x[0, 0] = np.nan

@@ -87,7 +87,7 @@ def test_a_cut_to_groups_and_to_classes_keeps_just_these(corpus: Corpus) -> None
         assert one.paths == wanted
         assert one.targets.shape == (len(wanted), 3)
         assert [kept[label] for label in one.labels] == [f"tone{path.stem.split('-')[2]}" for path in wanted]
-    with pytest.raises(UsageError, match=r"--train-groups 9: there are 4 groups"):
+    with pytest.raises(UsageError, match=r"--train-groups 9: there are only 4 groups"):
         cut(corpus, Subset(groups=9), 0)
 
 
@@ -155,7 +155,7 @@ def test_labels_that_no_draw_makes_even_are_refused(corpus: Corpus) -> None:
     targets = corpus.train.targets.copy()
     targets[:, 0] = 1
     several = replace(corpus, train=replace(corpus.train, targets=targets), multi_label=True)
-    with pytest.raises(UsageError, match="as many clips of each label"):
+    with pytest.raises(UsageError, match="equally many clips of every label"):
         find("shots").plan(several, Recipe())
 
 
@@ -407,8 +407,8 @@ def test_sentences_claim_what_the_interval_allows() -> None:
     assert versus("A", "B", Estimate(0.05, 0.01, 0.09)) == "A is above B (+5.0 points [1.0, 9.0])."
     assert versus("A", "B", Estimate(-0.05, -0.09, -0.01)) == "A is below B (-5.0 points [-9.0, -1.0])."
     untold = versus("A", "B", Estimate(0.05, -0.01, 0.11), "In noise")
-    assert untold == "In noise: no difference can be told between A and B (+5.0 points [-1.0, 11.0])."
-    assert "nothing more can be said" in versus("A", "B", Estimate(0.05, math.nan, math.nan))
+    assert untold == "In noise: no significant difference between A and B (+5.0 points [-1.0, 11.0])."
+    assert "give no interval" in versus("A", "B", Estimate(0.05, math.nan, math.nan))
     assert "not both measured" in versus("A", "B", Estimate(math.nan, math.nan, math.nan))
 
 
@@ -425,9 +425,9 @@ def test_the_best_is_chosen_on_validation_and_judged_on_test() -> None:
     )
     text = " ".join(ranking(results, results.arms(), "t"))
     assert "Best on validation is t 0.1" in text
-    assert "Worse than it on test: t 0.5." in text
-    assert "Better than it on test, though not on validation: t 1.0." in text
-    assert "No difference can be told from: t 0.2." in text
+    assert "Significantly worse on test: t 0.5." in text
+    assert "Significantly better on test, though not on validation: t 1.0." in text
+    assert "No significant difference from: t 0.2." in text
 
 
 def test_an_arm_is_not_the_best_because_its_poor_seeds_diverged() -> None:
@@ -484,7 +484,7 @@ def test_a_conclusion_says_for_how_many_comparisons_its_intervals_are_widened() 
 def test_every_file_of_questions_is_a_study_of_its_name() -> None:
     assert [find(name).name for name in names()] == names()
     assert {"dimensions", "shots", "unseen", "temperature", "mining", "batch", "classes", "convergence"} < set(names())
-    with pytest.raises(UsageError, match="study 'luck': there is none of that name; there are batch, classes"):
+    with pytest.raises(UsageError, match="study 'luck': there is no such study; choose one of batch, classes"):
         find("luck")
 
 
@@ -660,11 +660,11 @@ def balance_results(penalised: float, reached: float, ours: float = 0.9, moves: 
 @pytest.mark.parametrize(
     ("penalised", "reached", "verdict"),
     [
-        (0.78, 0.85, "So balance by itself brought accuracy."),
-        (0.70, 0.85, "So balance by itself was not seen to bring accuracy."),
-        (0.78, 0.5, "than half the way cannot be told, so of the cause nothing is said."),
-        (0.78, 0.61, "than half the way cannot be told, so of the cause nothing is said."),  # 0.6 is half
-        (0.78, 1.19, "than half the way cannot be told, so of the cause nothing is said."),  # 1.2 is as far beyond
+        (0.78, 0.85, "So balance by itself raised accuracy."),
+        (0.70, 0.85, "So balance by itself did not significantly raise accuracy."),
+        (0.78, 0.5, "than half of the gap, so nothing is concluded about the cause."),
+        (0.78, 0.61, "than half of the gap, so nothing is concluded about the cause."),  # 0.6 is half
+        (0.78, 1.19, "than half of the gap, so nothing is concluded about the cause."),  # 1.2 is as far beyond
     ],
 )
 def test_balance_is_a_cause_only_where_bringing_it_about_brought_accuracy(
@@ -681,17 +681,17 @@ def test_balance_is_a_cause_only_where_bringing_it_about_brought_accuracy(
         (
             0.28,
             0.001,
-            "PairTune is less balanced than vanilla here (-0.020 [-0.022, -0.018]), so balance cannot be why",
+            "PairTune is less balanced than vanilla here (-0.020 [-0.022, -0.018]), so balance cannot be the reason",
         ),
         (
             0.28,
             0.01,
-            "No difference in balance can be told between PairTune and vanilla (-0.020 [-0.045, 0.005]), so of",
+            "No significant difference in balance between PairTune and vanilla (-0.020 [-0.045, 0.005]), so nothing",
         ),
         (
             0.40,
             0.05,
-            "No difference in balance can be told between PairTune and vanilla (0.100 [-0.024, 0.224]), so of",
+            "No significant difference in balance between PairTune and vanilla (0.100 [-0.024, 0.224]), so nothing",
         ),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_study_from_its_plan_to_its_conclusions(name: str, tones: Path, recipe
     kept = json.loads((folder / name / "results.json").read_text())
     assert kept["conclusions"] == conclusions
     assert len(kept["rows"]) == len(table)
-    assert "One seed: the intervals speak of test groups only." in conclusions[0]
+    assert "With one seed, the intervals cover the test groups only." in conclusions[0]
     assert len(conclusions) > 1
     assert not re.search(r"\bnan\b", " ".join(conclusions))
 
@@ -145,7 +145,7 @@ def test_a_trial_that_diverges_is_an_outcome(tones: Path, recipe: Recipe, tmp_pa
     assert len(results.diverged) == len(trained)
     assert {row.arm["objective"] for row in results.rows} == {"frozen"}
     conclusions = write_report(planned, results, "confit-edge study classes")
-    assert f"Diverged, and left out: {len(trained)} trials" in conclusions[0]
+    assert f"Diverged and left out: {len(trained)} trials" in conclusions[0]
     assert sum("were not both measured" in line for line in conclusions) == 6
     assert not any("is above" in line or "is below" in line for line in conclusions)
     assert "| pairtune | 4 | 0 (1 diverged) |" in (tmp_path / "out" / "table.md").read_text()
@@ -162,7 +162,7 @@ def test_isotropy_reads_what_was_trained_before(
     assert len(results.outcomes) == len(before.outcomes)
     assert [row.shares for row in results.rows] == [row.shares for row in before.rows]
     assert sum(outcome.cpu_seconds for outcome in results.outcomes) < 2
-    with pytest.raises(UsageError, match="--background is of a run, and --from names studies alone"):
+    with pytest.raises(UsageError, match="--background applies to runs, and --from names only studies"):
         prepare(
             find("isotropy"),
             source_of(tones, recipe),
@@ -171,13 +171,13 @@ def test_isotropy_reads_what_was_trained_before(
             earlier=[folder / "classes"],
             places={"background": tmp_path},
         )
-    with pytest.raises(UsageError, match="only isotropy reads earlier ones"):
+    with pytest.raises(UsageError, match="only isotropy reads earlier runs and studies"):
         prepare(find("shots"), source_of(tones, recipe), tmp_path / "no", seeds=1, earlier=[folder / "classes"])
     assert planned.cpu_seconds < 1
     other = tmp_path / "other.csv"
     manifest = read_manifest(tones)
     write_manifest(replace(manifest, clips=manifest.clips[1:], source=other), other)
-    with pytest.raises(UsageError, match="classes: was made on other clips"):
+    with pytest.raises(UsageError, match="classes: its clips or their splits differ"):
         prepare(find("isotropy"), source_of(other, recipe), tmp_path / "else", seeds=1, earlier=[folder / "classes"])
     with pytest.raises(UsageError, match=f"{tones}: not the data that {run_path} was trained on"):
         prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
@@ -189,7 +189,7 @@ def test_isotropy_refuses_a_study_that_it_can_use_nothing_of(
     done("unseen", tones, recipe, folder)
     plan("classes", tones, recipe, tmp_path / "begun").journal.begin()
     for earlier in (folder / "unseen", tmp_path / "begun"):
-        with pytest.raises(UsageError, match=f"{earlier}: no trial of it tells .* give studies \\(any but unseen\\)"):
+        with pytest.raises(UsageError, match=f"{earlier}: no finished trial has .* studies \\(any but unseen\\)"):
             prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "out", seeds=1, earlier=[earlier])
 
 
@@ -319,7 +319,7 @@ def test_a_study_of_several_labels_tells_map(tones: Path, recipe: Recipe, tmp_pa
     header.write_text(json.dumps(plain))
     with pytest.raises(UsageError, match="differs in figure"):
         plan("convergence", several, recipe, tmp_path / "convergence")
-    with pytest.raises(UsageError, match="convergence: was judged otherwise than by mAP"):
+    with pytest.raises(UsageError, match="convergence: an earlier version did not judge it by mAP"):
         prepare(find("isotropy"), planned.source, tmp_path / "out", seeds=1, earlier=[header.parent])
 
 

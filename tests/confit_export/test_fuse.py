@@ -151,6 +151,6 @@ def test_what_does_not_pass_the_gate_leaves_no_file(
     run: Run, run_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fuse, "_refit", lambda layer, x, wanted: layer.weight.mul_(-1.0))
-    with pytest.raises(ConfitError, match=r"with activations exchanged .*without --fuse-activations"):
+    with pytest.raises(ConfitError, match=r"with activations replaced, .*without --fuse-activations"):
         export_run(run, run_corpus, tmp_path / "words.onnx", fuse=True, say=lambda line: None)
     assert list(tmp_path.iterdir()) == []

@@ -41,7 +41,7 @@ def test_half_a_point_passes_and_more_does_not() -> None:
     assert Verdict.of(fp32, heard([1] * 398 + [0] * 2), seed=0).failures == []
     (failure,) = Verdict.of(fp32, heard([1] * 397 + [0] * 3), seed=0).failures
     assert "0.75 points" in failure
-    assert "allowed 0.5" in failure
+    assert "at most 0.5" in failure
 
 
 def test_one_clip_of_few_is_a_failure_and_is_told_in_clips() -> None:
@@ -111,7 +111,7 @@ def test_of_several_labels_more_than_half_a_point_of_map_lost_is_a_failure() -> 
     fp32 = replace(heard([1] * 20), ranked={"map": 0.8})
     assert Verdict.of(fp32, replace(fp32, ranked={"map": 0.7951}), seed=0).failures == []
     verdict = Verdict.of(fp32, replace(fp32, ranked={"map": 0.79}), seed=0)
-    assert verdict.failures == ["it loses 1.00 points of validation mAP (allowed 0.5 points)"]
+    assert verdict.failures == ["it loses 1.00 points of validation mAP (at most 0.5 points allowed)"]
     assert verdict.to_dict()["map_lost"] == pytest.approx(0.01)
     assert "its mAP changes by -1.00 points" in verdict.told
     assert Verdict.of(fp32, replace(fp32, ranked={"map": float("nan")}), seed=0).failures

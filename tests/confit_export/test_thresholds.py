@@ -154,14 +154,14 @@ def test_why_few_are_found_is_told(
     loud = chosen_of(monkeypatch, [(0.34, 0)] * 12 + [(0.36, 1)] * 20)
     assert loud.report["found"] == 0
     told = export._why_so_few(loud, load(tiny_model.build(tmp_path / "tiny.onnx")), run_corpus)
-    assert told.endswith("lower thresholds let too much else through: at 0.2 it would be 12, with 20 false accepts")
+    assert told.endswith("Lower thresholds let too much else through: at 0.2 it would hear 12, with 20 false accepts")
     monkeypatch.undo()
     said, hum = list[str](), 0.01 * np.sin(np.arange(16_000) / 50).astype(np.float32)
     val = replace(run_corpus.val, pcm=[hum] * len(run_corpus.val), uncut=None)
     export_run(run, replace(run_corpus, val=val), tmp_path / "hums.onnx", quantize=False, say=said.append)
     (beware,) = [line for line in said if line.startswith("beware: a device would hear 0 of ")]
     assert "and no more with lower thresholds: over the validation part of the background, 10 dB softer" in beware
-    assert f"heard alone, 0 of {len(val)} validation clips would. Train with more clips" in beware
+    assert f"Heard alone, 0 of {len(val)} validation clips would. Train with more clips" in beware
 
 
 def test_a_label_is_raised_above_the_loudest_of_what_it_fired_falsely_on() -> None:

@@ -1,6 +1,6 @@
 """Corpora by name, for `confit-edge data fetch`.
 
-None of them was at hand when this was written: each reader is tested on a small tree of the published shape.
+None of the corpora was available when this was written: each reader is tested on a small tree laid out as published.
 """
 
 from confit_edge.data.corpora.base import Fetched, KnownCorpus, fetch

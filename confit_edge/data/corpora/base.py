@@ -1,7 +1,7 @@
-"""The one mechanism behind every corpus by name: find its tree, read its rows, hold them against what was published.
+"""The mechanism behind every corpus by name: find its tree, read its rows, compare them with the published counts.
 
-A corpus says where its clips lie, what is heard in them, and which belong together. It downloads nothing: most corpora
-ask for a licence to be accepted, which only a person can do.
+A corpus defines where its clips are, their labels, and which belong together. It downloads nothing: most corpora require
+a licence to be accepted, which only a person can do.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from confit_edge.data.manifest import SPLITS, Clip, Manifest
 from confit_edge.data.splits import keep_apart
 from confit_runtime.audio import read_audio
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.wording import counted
 
-DEPTH = 2  # folders below the one that is named in which a tree is looked for
+DEPTH = 2  # how many levels below the named folder a tree is searched for
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a person chose: the fold that is tested, and a folder for clips that a corpus has to make."""
+    """The user's choice: the fold to test on, and a folder for clips that a corpus has to make."""
 
     fold: int
     made: Path
@@ -31,15 +32,15 @@ class Wanted:
 class KnownCorpus:
     """A published corpus.
 
-    `marks` are the globs that tell its tree, each with its alternatives; `rows` gives the clips of a tree. `clips`,
-    `classes` and `splits` are the published counts (0, or no entry: not published, or it depends). Of a corpus that is
-    `drawn_from` another one in the same tree, that one has to be whole.
+    `marks` are the globs that identify its tree, each with its alternatives; `rows` yields the clips of a tree. `clips`,
+    `classes` and `splits` are the published counts (0, or no entry: not published, or it depends). If a corpus is
+    `drawn_from` another one in the same tree, that other corpus must be complete.
     """
 
     name: str
-    task: str  # what is told apart, and how it is split
-    home: str  # where it is to be had
-    layout: str  # what the tree looks like, for a person
+    task: str  # what the classes are, and how the corpus is split
+    home: str  # where to get it
+    layout: str  # what the tree looks like, for messages
     marks: tuple[tuple[str, ...], ...]
     rows: Callable[[Path, Wanted], Iterable[Clip]]
     clips: int = 0
@@ -47,12 +48,12 @@ class KnownCorpus:
     folds: int = 0
     splits: dict[str, int] = field(default_factory=dict)
     drawn_from: KnownCorpus | None = None
-    damaged: tuple[str, ...] = ()  # names of files that cannot be read in a copy that many have
+    damaged: tuple[str, ...] = ()  # names of files that cannot be read in a widespread copy
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The manifest of a corpus, where its tree was found, and what is to be said about it, a sentence each."""
+    """The manifest of a corpus, where its tree was found, and warnings about it, a sentence each."""
 
     manifest: Manifest
     tree: Path
@@ -68,11 +69,11 @@ def fetch(
     top: int | None = None,
     partial: bool = False,
 ) -> Fetched:
-    """The manifest (to be written to `out`) of the corpus whose tree is in `under`, or up to two folders below.
+    """The manifest (to be written to `out`) of the corpus whose tree is `under`, or up to two folders below it.
 
-    Every clip has a split and no group is in two of them: the published split, or `fold` as test and the next fold as
-    validation. `top` keeps the classes with most clips. Raises UsageError where there is no such tree or fold, and
-    ConfitError where clips are missing, unless `partial` says to take what is there.
+    Every clip has a split and no group is in two splits. The splits are the published ones, or `fold` as test and the next
+    fold as validation. `top` keeps that many classes, those with most clips. Raises UsageError if there is no such tree or
+    fold, and ConfitError if clips are missing, unless `partial` accepts an incomplete tree.
     """
     if fold is not None and not 1 <= fold <= corpus.folds:
         folds = f"has folds 1 to {corpus.folds}" if corpus.folds else "has one split and no folds"
@@ -89,7 +90,7 @@ def fetch(
 
 
 def find_tree(corpus: KnownCorpus, under: Path) -> Path:
-    """The folder in which all of the corpus's marks are. Raises UsageError saying what was looked for, and where to get it."""
+    """The folder that has all of the corpus's marks. Raises UsageError saying what was expected, and where to get it."""
     if not under.is_dir():
         raise UsageError(f"--root {under}: no such folder")
     level = [under]
@@ -99,13 +100,13 @@ def find_tree(corpus: KnownCorpus, under: Path) -> Path:
                 return folder
         level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
     raise UsageError(
-        f"--root {under}: no {corpus.name} there, or up to {DEPTH} folders below; expected {corpus.layout}."
-        f" It is to be had at {corpus.home}"
+        f"--root {under}: {corpus.name} is neither there nor up to {DEPTH} folders below; expected {corpus.layout};"
+        f" get it from {corpus.home}"
     )
 
 
 def visible(folder: Path, glob: str) -> Iterator[Path]:
-    """What a glob finds below a folder and is not hidden: archives made on macOS put `._a.wav`, no sound, beside a.wav."""
+    """The glob's matches in a folder that are not hidden: macOS archives put `._a.wav`, which is not sound, next to a.wav."""
     return (path for path in folder.glob(glob) if not path.name.startswith("."))
 
 
@@ -119,7 +120,7 @@ def fold_split(fold: int, wanted: Wanted, folds: int) -> str:
 def _take(
     corpus: KnownCorpus, tree: Path, wanted: Wanted, top: int | None, partial: bool
 ) -> tuple[list[Clip], list[str]]:
-    """The clips that are there, and how they differ from what was published. Raises ConfitError as `fetch` does."""
+    """The existing clips, and how they differ from the published counts. Raises ConfitError as `fetch` does."""
     chosen: set[str] | None = None
     if top is not None:
         counts = Counter(clip.label for clip in corpus.rows(tree, wanted))
@@ -134,8 +135,8 @@ def _take(
         else:
             absent.append(clip.path)
     if not present:
-        raise ConfitError(f"{tree}: none of the clips of {corpus.name} is there; expected {corpus.layout}")
-    read_audio(present[0].path, None)  # so that a tree in a coding that cannot be read fails here
+        raise ConfitError(f"{tree}: none of the clips of {corpus.name} exists; expected {corpus.layout}")
+    read_audio(present[0].path, None)  # so that a tree in an unreadable encoding fails here
 
     differing = [] if top is not None else _differences(corpus, present)
     warnings = [
@@ -143,22 +144,22 @@ def _take(
         for what, found, published in differing
     ]
     if absent:
-        warnings.append(f"{len(absent)} clips are listed and not there, such as {absent[0]}")
+        warnings.append(f"{counted(len(absent), 'listed clip is', 'listed clips are')} missing, such as {absent[0]}")
     if (absent or any(found < published for _, found, published in differing)) and not partial:
-        raise ConfitError(f"{tree}, {corpus.name}: {'; '.join(warnings)} (--partial takes what is there)")
+        raise ConfitError(f"{tree}, {corpus.name}: {'; '.join(warnings)} (--partial uses the clips that exist)")
     return present, warnings
 
 
 def _damaged(corpus: KnownCorpus, clips: list[Clip]) -> Iterator[str]:
-    """A sentence for each clip that is broken in some copies of the corpus, and in this one."""
+    """A sentence for each clip that is damaged in some copies of the corpus, and in this one."""
     for clip in clips:
         if clip.path.name in corpus.damaged:
             try:
                 read_audio(clip.path, None)
             except ConfitError:
                 yield (
-                    f"{clip.path} cannot be read, as in a copy of {corpus.name} that many have: put the file of another copy"
-                    " there, or training leaves the clip out"
+                    f"{clip.path} cannot be read, as in a widespread copy of {corpus.name}: replace it by the file of another"
+                    " copy, or training leaves the clip out"
                 )
 
 
@@ -167,7 +168,7 @@ def _any(paths: Iterator[Path]) -> bool:
 
 
 def _differences(corpus: KnownCorpus, clips: list[Clip]) -> list[tuple[str, int, int]]:
-    """What differs from the published counts: its name, the count that was found, and the published one."""
+    """The counts that differ from the published ones: name, count found, count published."""
     counts = [
         ("clips", len(clips), corpus.clips),
         ("classes", len({clip.label for clip in clips}), corpus.classes),

@@ -1,4 +1,4 @@
-"""Corpora of music and of sounds around us."""
+"""Corpora of music and of everyday sounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", 
 
 
 def _gtzan(tree: Path, wanted: Wanted) -> Iterator[Clip]:
-    """The 930 recordings of the fault-filtered split, in which no artist is in two parts and no recording comes twice.
+    """The 930 recordings of the fault-filtered split, where no artist is in two parts and no recording occurs twice.
 
     Kereliuk, Sturm and Larsen 2015 (IEEE Trans. Multimedia 17, 2059), after Sturm's list of the faults of GTZAN.
     """
@@ -44,7 +44,7 @@ def _esc50(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 def _urbansound8k(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """Groups are the recordings that clips were cut from (`fsID`); the folds keep them whole.
 
-    On Kaggle the table and the folders of folds lie side by side, without `metadata/` and `audio/`.
+    On Kaggle the table and the folders of folds are side by side, without `metadata/` and `audio/`.
     """
     audio = tree / "audio" if (tree / "audio" / "fold1").is_dir() else tree
     listing = tree / "metadata" / "UrbanSound8K.csv"
@@ -63,7 +63,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
             )
         for row in reader:
             if not row["fold"].isdigit():
-                raise ConfitError(f"{path}, line {reader.line_num}: fold {row['fold']!r} is no number")
+                raise ConfitError(f"{path}, line {reader.line_num}: fold {row['fold']!r} is not a number")
             yield row
 
 
@@ -92,7 +92,7 @@ ESC50 = KnownCorpus(
 )
 URBANSOUND8K = KnownCorpus(
     "urbansound8k",
-    "ten sounds of the street, the published ten folds",
+    "ten street sounds, the published ten folds",
     "https://urbansounddataset.weebly.com/urbansound8k.html",
     "metadata/UrbanSound8K.csv and audio/fold1/7061-6-0-0.wav (metadata/ and audio/ may be left out, as on Kaggle)",
     (("metadata/UrbanSound8K.csv", "UrbanSound8K.csv"), ("audio/fold1", "fold1")),

@@ -12,7 +12,7 @@ from confit_runtime.errors import ConfitError
 _EMODB_EMOTIONS = {
     "W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "T": "sadness", "N": "neutral",
 }  # fmt: skip
-# a man and a woman each, so that every emotion is in every fold (speaker 08 was never disgusted)
+# each a man and a woman, so that every emotion is in every fold (speaker 08 has no clip of disgust)
 _EMODB_FOLDS = (("03", "08"), ("10", "09"), ("11", "13"), ("12", "14"), ("15", "16"))
 
 _RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
@@ -21,15 +21,15 @@ _RAVDESS_FOLDS = ((2, 5, 14, 15, 16), (3, 6, 7, 13, 18), (10, 11, 12, 19, 20), (
 SX_VAL, SX_TEST = (
     273,
     363,
-)  # the first sentences of the fourth and the fifth block of 90: they are numbered from 3 to 452
+)  # the first sentences of the fourth and the fifth block of 90; sentences are numbered from 3 to 452
 
 
 def _timit(tree: Path, wanted: Wanted) -> Iterator[Clip]:
-    """Each utterance with its speaker; the group is the sentence that is read.
+    """Each utterance, labelled with its speaker; the group is the sentence read.
 
-    The 450 SX sentences, SX3 to SX452, come in five blocks of 90, and each speaker read one of each block: blocks 1 to 3
-    are train, 4 val, 5 test. The SI sentences, each read by one speaker, are train. Of the two SA sentences that all
-    speakers read, one is val and one test. So each speaker has 6, 2 and 2, and no sentence is in two splits.
+    The 450 SX sentences, SX3 to SX452, form five blocks of 90, and each speaker read one sentence of each block: blocks
+    1 to 3 are train, 4 is val, 5 is test. The SI sentences, each read by one speaker, are train. All speakers read the two
+    SA sentences: one is val and one is test. So each speaker has 6, 2 and 2 clips, and no sentence is in two splits.
     """
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(visible(tree, "[Tt][RrEe][AaSs]*/[Dd][Rr][1-8]/*/*")):
@@ -38,7 +38,7 @@ def _timit(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     for (speaker, sentence), path in found.items():
         kind, number = sentence[:2], sentence[2:]
         if kind not in ("SA", "SX", "SI") or not number.isdigit():
-            raise ConfitError(f"{path}: not named as TIMIT names its sentences (SA1, SX127, SI1027)")
+            raise ConfitError(f"{path}: is not named like a TIMIT sentence (SA1, SX127, SI1027)")
         split = "train"
         if kind == "SX" and int(number) >= SX_VAL:
             split = "val" if int(number) < SX_TEST else "test"
@@ -48,7 +48,7 @@ def _timit(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 
 
 def _voxceleb1(tree: Path, wanted: Wanted) -> Iterator[Clip]:
-    """The identification task: a line is `1 id10003/na8-QEFmj44/00003.wav`, the number the split, the group the video."""
+    """The identification task. A line is `1 id10003/na8-QEFmj44/00003.wav`: the number is the split, the group the video."""
     splits = {"1": "train", "2": "val", "3": "test"}
     listing = tree / "iden_split.txt"
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
@@ -65,7 +65,7 @@ def _emodb(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     for path in sorted(visible(tree / "wav" if (tree / "wav").is_dir() else tree, "[01][0-9][ab][01]*.wav")):
         speaker, emotion = path.name[:2], path.name[5]
         if speaker not in fold_of or emotion not in _EMODB_EMOTIONS:
-            raise ConfitError(f"{path}: not named as EmoDB names its clips (03a01Fa.wav)")
+            raise ConfitError(f"{path}: is not named like an EmoDB clip (03a01Fa.wav)")
         split = fold_split(fold_of[speaker], wanted, len(_EMODB_FOLDS))
         yield Clip(path, (_EMODB_EMOTIONS[emotion],), speaker, split)
 
@@ -77,14 +77,14 @@ def _ravdess(tree: Path, wanted: Wanted) -> Iterator[Clip]:
         codes = path.stem.split("-")
         known = len(codes) == 7 and all(code.isdigit() for code in codes)
         if not known or int(codes[6]) not in fold_of or not 1 <= int(codes[2]) <= len(_RAVDESS_EMOTIONS):
-            raise ConfitError(f"{path}: not named as RAVDESS names its clips (03-01-06-01-02-01-12.wav)")
+            raise ConfitError(f"{path}: is not named like a RAVDESS clip (03-01-06-01-02-01-12.wav)")
         split = fold_split(fold_of[int(codes[6])], wanted, len(_RAVDESS_FOLDS))
         yield Clip(path, (_RAVDESS_EMOTIONS[int(codes[2]) - 1],), codes[6], split)
 
 
 TIMIT = KnownCorpus(
     "timit",
-    "speakers (630, ten sentences each), six sentences to train, two for val, two for test; no sentence in two splits",
+    "speakers (630, ten sentences each): six sentences for train, two for val, two for test; no sentence in two splits",
     "https://catalog.ldc.upenn.edu/LDC93S1 (licence from the LDC)",
     "TRAIN/DR1/FCJF0/SA1.WAV (NIST SPHERE or RIFF) and TEST/...",
     (
@@ -98,8 +98,8 @@ TIMIT = KnownCorpus(
 )
 VOXCELEB1 = KnownCorpus(
     "voxceleb1",
-    "speakers (1,251), the published identification split, groups are videos",
-    "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html (put iden_split.txt beside wav/)",
+    "speakers (1,251), the published identification split; groups are videos",
+    "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html (put iden_split.txt next to wav/)",
     "wav/id10001/VIDEO/00001.wav and iden_split.txt",
     (("wav/id1*",), ("iden_split.txt",)),
     _voxceleb1,
@@ -109,7 +109,7 @@ VOXCELEB1 = KnownCorpus(
 )
 EMODB = KnownCorpus(
     "emodb",
-    "seven emotions, five folds of two speakers each (ours: a man and a woman)",
+    "seven emotions, five folds of two speakers each (our own folds: a man and a woman)",
     "http://emodb.bilderbar.info/download/",
     "wav/03a01Fa.wav",
     (("wav/[01][0-9][ab][01]*.wav", "[01][0-9][ab][01]*.wav"),),

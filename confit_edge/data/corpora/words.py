@@ -15,12 +15,12 @@ from confit_runtime.errors import ConfitError
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 _NOISE = "_background_noise_"
-# of the six recordings of noise, those kept from training: silence is split by recording as words are by speaker
+# the noise recordings, of six, that are kept out of training: silence is split by recording, as words are by speaker
 _HELD_NOISE = {"exercise_bike": "val", "running_tap": "test"}
 
 
 def _speech_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
-    """All 35 words. The part of a clip's name before `_nohash_` is its speaker, whom the published lists keep in one split."""
+    """All 35 words. The part of a clip's name before `_nohash_` is its speaker; the published lists never split a speaker."""
     split_of = {
         name: split
         for split, listing in (("val", "validation_list.txt"), ("test", "testing_list.txt"))
@@ -35,7 +35,7 @@ def _speech_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 def _twelve_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
     """Ten commands; `unknown`, drawn from the other 25 words; and `silence`, cut from the noise recordings.
 
-    In each split the last two have as many clips as a command has on average. The draw is the same each time.
+    In each split, `unknown` and `silence` each have as many clips as a command has on average. The draw is always the same.
     """
     clips = [clip for clip in _speech_commands(tree, wanted) if clip.path.is_file()]
     yield from (clip for clip in clips if clip.label in COMMANDS)
@@ -49,7 +49,7 @@ def _twelve_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 
 
 def _silence(tree: Path, folder: Path, split: str, count: int, rng: np.random.Generator) -> Iterator[Clip]:
-    """`count` seconds of the split's noise recordings, each at a level of its own, written to `folder`."""
+    """`count` clips of one second from the split's noise recordings, each at a random level, written to `folder`."""
     import soundfile
 
     found = sorted(visible(tree / _NOISE, "*.wav"))
@@ -87,7 +87,7 @@ def _mswc(tree: Path, wanted: Wanted) -> Iterator[Clip]:
 
 
 def _mswc_language(tree: Path) -> tuple[Path, Path]:
-    """The table of a language and its folder of clips. Raises ConfitError where a tree of archives has not the one."""
+    """The table of a language and its folder of clips. Raises ConfitError unless a tree of archives has one language."""
     tables = sorted(path for glob in _MSWC_TABLES for path in visible(tree, glob))
     if (tree / "clips").is_dir():
         return tables[0], tree / "clips"
@@ -97,7 +97,7 @@ def _mswc_language(tree: Path) -> tuple[Path, Path]:
         found = ", ".join(folder.parent.name for folder in both) or "none"
         raise ConfitError(
             f"{tree}: expected one language with audio/LANG/clips and splits/LANG/LANG_splits.csv, found {found}; put the"
-            " table of the one that is wanted beside its clips/, and name that folder with --root"
+            " table of the language you want next to its clips/, and name that folder with --root"
         )
     ((folder, table),) = both.items()
     return table, folder
@@ -121,7 +121,7 @@ SPEECH_COMMANDS_35 = KnownCorpus(
 )
 SPEECH_COMMANDS_12 = KnownCorpus(
     "speech-commands-12",
-    "ten commands, unknown and silence (Speech Commands v2; unknown and silence are drawn here, not the published test set)",
+    "ten commands, unknown and silence (Speech Commands v2; unknown and silence are our own draw, not the published test set)",
     _HOME,
     f"{_LAYOUT}, {_NOISE}/",
     (*_MARKS, (f"{_NOISE}/*.wav",)),
@@ -131,7 +131,7 @@ SPEECH_COMMANDS_12 = KnownCorpus(
 )
 MSWC = KnownCorpus(
     "mswc",
-    "spoken words of one of 50 languages, the published split; --top 100 for the hundred commonest words",
+    "spoken words of one of 50 languages, the published split; --top 100 for the hundred most frequent words",
     "https://mlcommons.org/datasets/multilingual-spoken-words/",
     "clips/WORD/common_voice_en_1.opus and en_splits.csv, for one language (or audio/en/clips/ and splits/en/en_splits.csv)",
     (("clips", "audio/*/clips"), _MSWC_TABLES),

@@ -1,1 +1,1 @@
-"""One file a question. A file here with a `STUDY` in it is a study; nothing else needs to know of it."""
+"""One file per question. Any file here that defines a `STUDY` is a study; it needs no registration."""

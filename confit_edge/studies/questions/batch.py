@@ -16,7 +16,7 @@ from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Arm, Scalar, Trial
 
-# classes x clips of each; of the unknown class twice as many clips are beside them
+# classes x clips of each; the unknown class adds twice as many clips
 BATCHES = ((4, 4), (16, 4), (32, 4))
 WINDOWS = (0.75, 1.0)  # of the recipe's
 HARDNESS = (0.0, 1.0, 4.0)
@@ -24,7 +24,7 @@ FACTORS = ("batch", "window", "hardness")
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """PairTune at every combination. A batch holds no more classes than there are; two that come to the same are one."""
+    """Plan PairTune at every combination. A batch holds no more classes than there are; duplicates are planned once."""
     trials = []
     for (size, batch), window, hardness in product(_batches(corpus, recipe).items(), _windows(recipe), HARDNESS):
         changed = replace(batch, window=window, hardness=hardness)
@@ -34,7 +34,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def _batches(corpus: Corpus, recipe: Recipe) -> dict[int, Recipe]:
-    """The recipe of each batch to try, by how many clips that holds: those of the unknown class are among them."""
+    """Return the recipe of each batch to try, by its number of clips, including those of the unknown class."""
     clips, found = corpus.training_clips(), dict[int, Recipe]()
     for wide, each in BATCHES:
         tried = replace(
@@ -49,7 +49,7 @@ def _batches(corpus: Corpus, recipe: Recipe) -> dict[int, Recipe]:
 
 
 def _windows(recipe: Recipe) -> list[float]:
-    """The windows to try, in seconds: those that the encoder tells apart, for some have one length or steps of it."""
+    """Return the windows to try, in seconds, without duplicates: some encoders have a fixed length or round it to steps."""
     asked = [round(share * recipe.window, 3) for share in WINDOWS]
     if recipe.encoder.replace("_", "-") not in BUILT_IN:
         return asked
@@ -58,7 +58,7 @@ def _windows(recipe: Recipe) -> list[float]:
 
 
 def conclude(results: Results) -> list[str]:
-    """The best combination, and the effect of each factor averaged over the others."""
+    """State the best combination, and the effect of each factor averaged over the others."""
     lines = ranking(results, results.arms(), " ".join(FACTORS))
     for factor in FACTORS:
         levels = results.values(factor)
@@ -71,10 +71,10 @@ def conclude(results: Results) -> list[str]:
 
 
 def main_effect(results: Results, factor: str, one: Scalar, other: Scalar, comparisons: int = 1) -> Estimate:
-    """The share at one level of a factor less that at another, over the combinations that both have."""
+    """Return the share at one level of a factor minus that at another, over the combinations that both have."""
     rest = [{key: value for key, value in arm.items() if key != factor} for arm in results.arms(**{factor: one})]
     both = [arm for arm in rest if results.select({**arm, factor: other})]
-    if not both:  # trials that diverged have no row
+    if not both:  # diverged trials have no row
         return Estimate(np.nan, np.nan, np.nan)
     terms = [
         (sign / len(both), Side("linear", {**arm, factor: level}))

@@ -15,7 +15,7 @@ CLASSES = (2, 5, 10, 20, 50)
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """The three ways on ever more classes, up to all there are; each draw is part of the next."""
+    """Plan the three objectives on growing numbers of classes, up to all; each draw is part of the next."""
     refuse_untested(corpus)
     there = len(clips_per_class(corpus))
     counts = [*(count for count in CLASSES if count < there), there]
@@ -23,7 +23,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def conclude(results: Results) -> list[str]:
-    """The gain at each number of classes, and whether it differs between the most and the fewest."""
+    """State the gain at each number of classes, and whether it differs between the most and the fewest."""
     counts = results.values("classes")
     lines = []
     for count in counts:

@@ -1,4 +1,4 @@
-"""How fast does each objective get there?"""
+"""How fast does each objective converge?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.trial import Point, Trial
 
-NEAR = 0.95  # of its own best: an objective has converged
+NEAR = 0.95  # an objective has converged at this share of its own best
 CHART = Chart("epoch", metrics=("val_linear", "val_head"))
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """The encoder as it is, vanilla fine-tuning, and PairTune with hard pairs mined and without."""
+    """Plan the frozen encoder, vanilla fine-tuning, and PairTune with and without mining of hard pairs."""
     frozen, finetune, pairtune = rivals(Trial({}, recipe))
     unmined = replace(
         pairtune,
@@ -33,9 +33,9 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
-    """The usual at the end, with the epochs until each probe was near its best; and a point an epoch, on validation.
+    """Measure the usual at the end, the epochs until each probe was near its best, and a validation point per epoch.
 
-    The trainings of a soup run side by side: an epoch is the same of each, and what is told is their mean.
+    With a soup of several trainings, each figure is the mean over the trainings, epoch by epoch.
     """
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
@@ -56,12 +56,12 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
 
 
 def epochs_to(curve: list[float]) -> int:
-    """The first epoch, from 1, that is at least `NEAR` times the best of the curve."""
+    """Return the first epoch, counted from 1, with at least `NEAR` times the best of the curve."""
     return next(epoch for epoch, value in enumerate(curve, start=1) if value >= NEAR * max(curve))
 
 
 def conclude(results: Results) -> list[str]:
-    """Epochs to 95 % of the best of each objective, whether PairTune takes fewer, and where they end on test."""
+    """State the epochs to 95 % of each objective's best, whether PairTune takes fewer, and the final test results."""
     ends = results.where(lambda row: "epoch" not in row.arm)
     lines = []
     for arm in ends.arms():
@@ -80,7 +80,7 @@ def conclude(results: Results) -> list[str]:
         claim = (
             f"PairTune takes {'fewer' if gap.value < 0 else 'more'} epochs than"
             if gap.told
-            else "No difference in epochs can be told between PairTune and"
+            else "No significant difference in epochs between PairTune and"
         )
         lines.append(f"{claim} {rival} ({plain(gap, 1)}).")
     ours = Side("linear", {"objective": "pairtune"})
@@ -88,13 +88,13 @@ def conclude(results: Results) -> list[str]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Accuracy (or mAP) on validation by epoch."""
+    """Draw accuracy (or mAP) on validation by epoch."""
     draw_chart(results.where(lambda row: "epoch" in row.arm), CHART, STUDY.question, path, split="validation")
 
 
 STUDY = Study(
     name="convergence",
-    question="How fast does each objective get there?",
+    question="How fast does each objective converge?",
     plan=plan,
     measure=measure,
     conclude=conclude,

@@ -1,8 +1,8 @@
 """Is it the balance of an embedding's dimensions that makes it accurate?
 
-Three interventions. Dimensions that contribute most are dropped, or kept alone, beside as many at random. The embedding is
-rotated at random, which evens out the contributions and leaves every cosine as it is. And vanilla fine-tuning is made as
-balanced as PairTune by a penalty: were balance the cause, it would then be as accurate.
+Three interventions answer it. The dimensions that contribute most are dropped, or kept alone, and compared with as many
+random ones. The embedding is rotated at random, which evens out the contributions and changes no cosine. And a penalty makes
+vanilla fine-tuning as balanced as PairTune: if balance were the cause, it would then be as accurate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WHOLE: Arm = {"what": DROP, "dimensions": 0}  # the embedding as it is
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """The three ways, and vanilla fine-tuning under each weight of the penalty."""
+    """Plan the three objectives, and vanilla fine-tuning under each weight of the penalty."""
     frozen, finetune, pairtune = rivals(Trial({}, recipe))
     return [
         frozen,
@@ -55,7 +55,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
-    """The probes on every choice of dimensions. They learn from clips as they are; contributions are of training clips."""
+    """Measure the probes on every choice of dimensions. They learn from clean clips; contributions are of training clips."""
     corpus, device, seed = bench.data(trial), bench.device, trial.recipe.seed
     encoder = bench.encoder(trial.recipe).to(device)
     if trial.train:
@@ -105,13 +105,13 @@ def probe(train: Floats, val: Floats, test: Floats, corpus: Corpus) -> Point:
 
 
 def only(embeddings: Floats, dimensions: npt.NDArray[np.int64]) -> Floats:
-    """These dimensions alone, `[clips, kept]`, scaled to length 1."""
+    """Return only these dimensions, `[clips, kept]`, scaled to length 1."""
     part = embeddings[:, np.sort(dimensions)]
     return (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def random_rotation(dim: int, seed: int) -> Floats:
-    """An orthogonal matrix `[dim, dim]`, uniformly distributed (Mezzadri 2007, math-ph/0609050)."""
+    """Return a uniformly distributed orthogonal matrix `[dim, dim]` (Mezzadri 2007, math-ph/0609050)."""
     from scipy.stats import ortho_group
 
     return ortho_group.rvs(dim, random_state=np.random.default_rng([seed, 30])).astype(np.float32)
@@ -130,14 +130,14 @@ class Balanced(FineTune):
 
 
 def balanced(weight: float) -> MakeObjective:
-    """What makes vanilla fine-tuning under the penalty of this `weight`."""
+    """Return a factory of vanilla fine-tuning under a penalty of this `weight`."""
     return lambda recipe, dim, classes, multi_label: Balanced(weight, dim, classes, multi_label)
 
 
 def imbalance(embeddings: Tensor) -> Tensor:
-    """dim * sum of s_i^2 - 1, of the contribution shares s (see `geometry.measures.contribution`) of a batch `[n, dim]`.
+    """Return dim * sum of s_i^2 - 1, with s the contribution shares of a batch `[n, dim]` (`geometry.measures.contribution`).
 
-    0 where all dimensions contribute alike, dim - 1 where one does alone.
+    It is 0 if all dimensions contribute alike, and dim - 1 if only one contributes.
     """
     size = nn.functional.normalize(embeddings, dim=1).abs()
     means = size.sum(dim=0).square() - size.square().sum(dim=0)
@@ -146,7 +146,7 @@ def imbalance(embeddings: Tensor) -> Tensor:
 
 
 def conclude(results: Results) -> list[str]:
-    """What each intervention says of whether balance is a cause."""
+    """State what each intervention shows about whether balance is a cause."""
     lines = []
     counts = [count for count in results.values("dimensions") if count]
     for objective in ("frozen", "finetune", "pairtune"):
@@ -156,8 +156,8 @@ def conclude(results: Results) -> list[str]:
         own, turned = ({"objective": objective, "basis": basis, **WHOLE} for basis in (OWN, ROTATED))
         moved = results.difference(Side("knn", turned), Side("knn", own))
         lines.append(
-            f"{objective}: the top dimension contributes {plain(results.number('top1_train', **own))}, after a random"
-            f" rotation {plain(results.number('top1_train', **turned))}, by which kNN moves {100 * moved.value:+.1f} points."
+            f"{objective}: the top dimension contributes {plain(results.number('top1_train', **own))}; after a random rotation"
+            f" {plain(results.number('top1_train', **turned))}, which moves kNN by {100 * moved.value:+.1f} points."
         )
         told = []
         for count in counts:
@@ -166,17 +166,20 @@ def conclude(results: Results) -> list[str]:
             gap = results.difference(top, chance, comparisons=len(counts))
             told += [f"{count} ({points(gap)})"] if gap.told else []
         claim = f"differs from dropping as many at random for {', '.join(told)}" if told else None
-        lines.append(f"Dropping its top dimensions {claim or 'cannot be told from dropping as many at random'}.")
+        untold = "does not differ significantly from dropping as many at random"
+        lines.append(f"{objective}: dropping the top dimensions {claim or untold}.")
     return lines + widened(len(counts)) + _balanced(results)
 
 
 def _balanced(results: Results) -> list[str]:
-    """Vanilla fine-tuning under the penalty that brings its balance nearest to PairTune's, against both."""
+    """Compare vanilla under the penalty that brings its balance nearest to PairTune's with plain vanilla and with PairTune."""
     vanilla, pairtune = ({"objective": name, "basis": OWN, **WHOLE} for name in ("finetune", "pairtune"))
     before, target = (results.number("balance", **arm).value for arm in (vanilla, pairtune))
     arms = [{**arm, "basis": OWN, **WHOLE} for arm in results.arms(objective=BALANCED, basis=OWN, **WHOLE)]
     if not arms or np.isnan(before) or np.isnan(target):
-        return ["Vanilla fine-tuning under the penalty was not measured beside both: of the cause nothing is said."]
+        return [
+            "Vanilla, PairTune and vanilla under the penalty were not all measured, so nothing is concluded about the cause."
+        ]
     nearest = min(arms, key=lambda arm: abs(results.number("balance", **arm).value - target))
     reached = results.number("balance", **nearest).value
     lines = [
@@ -187,12 +190,14 @@ def _balanced(results: Results) -> list[str]:
     if gap.high < 0:
         return [
             *lines,
-            f"PairTune is less balanced than vanilla here ({plain(gap)}), so balance cannot be why it is better, if it is.",
+            f"PairTune is less balanced than vanilla here ({plain(gap)}), so balance cannot be the reason if PairTune is more"
+            " accurate.",
         ]
     if not gap.told:
         return [
             *lines,
-            f"No difference in balance can be told between PairTune and vanilla ({plain(gap)}), so of the cause nothing is said.",
+            f"No significant difference in balance between PairTune and vanilla ({plain(gap)}), so nothing is concluded about"
+            " the cause.",
         ]
     # half of the way from vanilla's balance to PairTune's, and as far beyond PairTune's
     half, beyond = (
@@ -204,12 +209,13 @@ def _balanced(results: Results) -> list[str]:
     if not (half.low > 0 and beyond.high < 0):
         return [
             *lines,
-            "That the penalty brought it nearer to PairTune's than half the way cannot be told, so of the cause nothing is said.",
+            "The penalty did not bring balance significantly closer to PairTune's than half of the gap, so nothing is concluded"
+            " about the cause.",
         ]
     sides = {name: Side("linear", arm) for name, arm in (("even", nearest), ("vanilla", vanilla), ("ours", pairtune))}
     gain = results.difference(sides["even"], sides["vanilla"])
     rest = results.difference(sides["ours"], sides["even"])
-    verdict = f"brought {results.figure}" if gain.low > 0 else f"was not seen to bring {results.figure}"
+    verdict = f"raised {results.figure}" if gain.low > 0 else f"did not significantly raise {results.figure}"
     return [
         *lines,
         versus("Vanilla made balanced", "vanilla", gain),
@@ -219,7 +225,7 @@ def _balanced(results: Results) -> list[str]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """The linear probe's accuracy as dimensions are dropped, in the embedding's own basis."""
+    """Draw the linear probe's accuracy as dimensions are dropped, in the embedding's own basis."""
     some = results.where(lambda row: row.arm["basis"] == OWN and row.arm["what"] != KEEP and "penalty" not in row.arm)
     chart.draw(some, STUDY.chart, STUDY.question, path)
 

@@ -1,4 +1,4 @@
-"""Does the geometry of an embedding tell how accurate it is?"""
+"""Does the geometry of an embedding predict how accurate it is?"""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Ints = npt.NDArray[np.int64]
 MEASURES = ("isoscore", "effective_rank", "anisotropy", "top1", "uniformity", "silhouette")
 PROBES = ("linear", "knn")
 TEMPERATURES = (0.02, 0.1, 0.5)
-FEWEST = 5  # arms beside others on the same data, for a correlation
+FEWEST = 5  # arms, each with others on the same data, that a correlation needs
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """Encoders that differ in their geometry: PairTune at several temperatures, each objective after fewer epochs too."""
+    """Plan encoders with different geometry: PairTune at several temperatures, and each objective after fewer epochs too."""
     trials = []
     for epochs in dict.fromkeys((max(1, recipe.epochs // 4), recipe.epochs)):
         part = replace(recipe, epochs=epochs)
@@ -53,13 +53,13 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Places) -> list[Trial]:
-    """A trial for each run, and for each encoder that another study measured.
+    """Plan a trial for each run, and for each encoder that another study measured.
 
-    Raises UsageError where a folder is neither, and where it was made on other clips, or another split of them, than `corpus`.
+    Raises UsageError if a folder is neither, or if its clips or splits differ from those of `corpus`.
     """
     read = {path: runs.read_run(path) for path in earlier if not (path / HEADER).is_file()}
     if not read and (given := [key for key, place in places.items() if place is not None]):
-        raise UsageError(f"--{given[0]} is of a run, and --from names studies alone: leave it out")
+        raise UsageError(f"--{given[0]} applies to runs, and --from names only studies; leave it out")
     found = dict(zip(read, runs.moved(list(read.values()), **places), strict=True))
     trials: list[Trial] = []
     for path in earlier:
@@ -76,17 +76,17 @@ def _of_study(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
     header = read_header(path / HEADER)
     if header.get("fingerprint") != corpus.fingerprint:
         raise UsageError(
-            f"{path}: was made on other clips, or another split of them, than {corpus.manifest.source} has here, by which"
-            " accuracies differ too: give the study the manifest of that one"
+            f"{path}: its clips or their splits differ from those of {corpus.manifest.source}, so accuracies cannot be compared;"
+            " give --data the manifest of that study"
         )
     figure = merit_name(multi_label=corpus.multi_label)
     if header.get("figure", "accuracy") != figure:
-        raise UsageError(f"{path}: was judged otherwise than by {figure}, by an earlier version: do that study anew")
+        raise UsageError(f"{path}: an earlier version did not judge it by {figure}; run that study again")
     outcomes = [outcome for outcome in read_outcomes(path) if usable(outcome.points)]
     if not outcomes:
         raise UsageError(
-            f"{path}: no trial of it tells both the geometry and {figure} of an encoder; give studies (any but unseen) that"
-            " have trials done, or runs"
+            f"{path}: no finished trial has both the geometry and the {figure} of an encoder; give runs, or studies (any but"
+            " unseen) with finished trials"
         )
     return [
         Trial(
@@ -102,21 +102,21 @@ def _of_study(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def _refuse_learnt(run: runs.Run, corpus: Corpus) -> None:
-    """Raise UsageError where a run was trained on another split of the clips.
+    """Raise UsageError if a run was trained on another split of the clips.
 
-    Its background adds a class and says nothing of what it would be judged on: the labelled clips are compared.
+    Only the labelled clips are compared: a background adds a class, but none of the clips the run would be judged on.
     """
     own = runs.run_corpus(run, corpus.manifest.source)
     if own.manifest.fingerprint() != corpus.manifest.fingerprint():
         raise UsageError(
-            f"{run.path}: was trained on another split of the clips than {corpus.manifest.source} has here, or with others among"
-            " them, so it may have learnt what it would be judged on: give the study the run's manifest, with its splits, and a"
-            f" --recipe with its seed ({run.recipe.seed}) and others ({run.recipe.others or 'none'})"
+            f"{run.path}: was trained on another split of the clips of {corpus.manifest.source}, or with other clips among them,"
+            " so it may have trained on test clips; give --data the run's manifest with its splits, and a --recipe with its seed"
+            f" ({run.recipe.seed}) and others ({run.recipe.others or 'none'})"
         )
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
-    """The usual, of an encoder that is trained now, of a run's, or as another study measured it."""
+    """Measure the usual: of an encoder trained now, of a run's encoder, or as another study measured it."""
     if "study" in trial.options:
         outcomes = {outcome.key: outcome for outcome in read_outcomes(Path(str(trial.options["study"])))}
         return usable(outcomes[str(trial.options["key"])].points)
@@ -128,22 +128,22 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
 
 
 def usable(points: list[Point]) -> list[Point]:
-    """Those that tell the geometry of an encoder, and how accurate it is."""
+    """Return the points that have both the geometry of an encoder and its accuracy."""
     return [
         point
         for point in points
         if any(point.shares.get(probe) for probe in PROBES)
         and point.numbers.keys() & set(MEASURES)
-        and point.arm.get("basis") != ROTATED  # the same encoder, turned
+        and point.arm.get("basis") != ROTATED  # the same encoder, rotated
     ]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A measure and an accuracy of each encoder `[encoders]`, as ranks among those judged on the same data.
+    """A measure and an accuracy of each encoder `[encoders]`, as ranks among the encoders judged on the same data.
 
-    Ranks are less their mean and by their number, so that data on which all are better say nothing. Encoders that differ
-    in their seed only have the same number in `arms`, those judged on the same data in `data`.
+    The ranks are centred and divided by their number, so that differences between data sets have no effect. Encoders that
+    differ only in their seed have the same number in `arms`; those judged on the same data have the same number in `data`.
     """
 
     measure: Doubles
@@ -153,14 +153,15 @@ class Pairs:
 
     @property
     def different(self) -> int:
-        """How many arms there are."""
+        """The number of arms."""
         return len(np.unique(self.arms))
 
     def correlation(self, comparisons: int = 1) -> Estimate:
-        """Spearman's rank correlation within data, with its interval (one of so many). NaN of no pairs.
+        """Return Spearman's rank correlation within data, with an interval widened for `comparisons`. NaN if there are no pairs.
 
-        The interval leaves out zero where a permutation test of the arms does, and is as long in Fisher's z elsewhere. As
-        the test of so few has steps, the correlation counts as known to half of one: an exchange of two neighbours.
+        The interval leaves out zero where a permutation test of the arms is significant; elsewhere it has the same length
+        in Fisher's z. With so few arms the test has coarse steps, so the correlation counts as known to half a step, the
+        exchange of two neighbours.
         """
         if not self.different:
             return Estimate(np.nan, np.nan, np.nan)
@@ -173,7 +174,7 @@ class Pairs:
         return Estimate(value, float(low), float(high))
 
     def _exchanged(self) -> Doubles:
-        """The sum of products in each of `DRAWS` draws, in which arms of the same data exchange the accuracies of all seeds."""
+        """Return the sum of products in `DRAWS` draws, in which arms of the same data exchange the accuracies of all seeds."""
         alike: dict[tuple[int, ...], list[Ints]] = {}
         for arm in np.unique(self.arms):
             own = np.flatnonzero(self.arms == arm)
@@ -188,12 +189,12 @@ class Pairs:
 
 
 def _fisher(correlation: float) -> float:
-    """Fisher's z of a correlation; finite of a perfect one."""
+    """Return Fisher's z of a correlation; it stays finite for a perfect one."""
     return float(np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12)))
 
 
 def pairs(rows: list[Row], measure: str, probe: str) -> Pairs:
-    """The pairs of the rows that have both, of the data that tell arms apart: an arm alone, or as good as all, says nothing."""
+    """Return the pairs of rows that have both, on data where arms differ; an arm alone, or equal to all others, is dropped."""
     from scipy.stats import rankdata
 
     rows = [row for row in rows if measure in row.numbers and row.shares.get(probe)]
@@ -210,26 +211,26 @@ def pairs(rows: list[Row], measure: str, probe: str) -> Pairs:
 
 
 def _numbered(things: list[Any]) -> Ints:
-    """The number of each thing, the same for equal ones."""
+    """Number the things; equal ones get the same number."""
     numbers = {thing: number for number, thing in enumerate(dict.fromkeys(things))}
     return np.array([numbers[thing] for thing in things], np.int64)
 
 
 def encoders(rows: list[Row]) -> list[Row]:
-    """Each encoder once: two studies may have made the same one, whose numbers are then the same to the last digit."""
+    """Return each encoder once: two studies may have trained the same one, with numbers equal to the last digit."""
     return list(
         {json.dumps([row.seed, row.numbers, row.shares], sort_keys=True): row for row in reversed(rows)}.values()
     )[::-1]
 
 
 def share(row: Row, probe: str) -> float:
-    """The accuracy 0..1 of a row, all groups together."""
+    """Return the accuracy 0..1 of a row, over all groups."""
     right, clips = (sum(pair[index] for pair in row.shares[probe].values()) for index in (0, 1))
     return right / clips
 
 
 def conclude(results: Results) -> list[str]:
-    """The rank correlation of each measure with each probe, over all encoders and within each objective that has enough."""
+    """State the rank correlation of each measure with each probe, over all encoders and within each large enough objective."""
     lines = []
     different = encoders(results.rows)
     everything = {"all encoders": different}
@@ -248,21 +249,22 @@ def conclude(results: Results) -> list[str]:
                     (told if estimate.told else untold).append(f"{measure} with {probe} {plain(estimate, 2)}")
         if told:
             lines.append(
-                f"Over {name}, {results.figure} goes with: {'; '.join(told)} (Spearman, within the same data)."
+                f"Over {name}, significant correlation with {results.figure}: {'; '.join(told)}"
+                " (Spearman, within the same data)."
             )
         if untold:
-            lines.append(f"Over {name}, no correlation can be told: {'; '.join(untold)}.")
+            lines.append(f"Over {name}, no significant correlation with {results.figure}: {'; '.join(untold)}.")
     if not lines:
         return [
-            f"Too few encoders for a correlation: {FEWEST} different ones, with others on the same data, are needed."
+            f"Too few encoders for a correlation: {FEWEST} different ones, each with others on the same data, are needed."
         ]
     lines += widened(len(MEASURES) * len(PROBES))
-    return [*lines, "A correlation over encoders is not a cause; study `dimensions` intervenes."]
+    return [*lines, "A correlation over encoders is not a cause; the study `dimensions` intervenes on balance."]
 
 
 @any_script()
 def draw(results: Results, path: Path) -> None:
-    """Accuracy of the linear probe against each of four measures, a dot an encoder."""
+    """Draw the accuracy of the linear probe against each of four measures, one dot per encoder."""
     figure = Figure(figsize=(9, 7))
     panels = figure.subplots(2, 2)
     for axes, name in zip(panels.flat, MEASURES, strict=False):
@@ -289,7 +291,7 @@ def draw(results: Results, path: Path) -> None:
 
 STUDY = Study(
     name="isotropy",
-    question="Does the geometry of an embedding tell how accurate it is?",
+    question="Does the geometry of an embedding predict how accurate it is?",
     plan=plan,
     measure=measure,
     conclude=conclude,

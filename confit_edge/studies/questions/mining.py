@@ -17,7 +17,7 @@ from confit_runtime.errors import UsageError
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """Every loss with every mining it can use; beside them the encoder as it is, and vanilla fine-tuning."""
+    """Plan every loss with every mining it can use, plus the frozen encoder and vanilla fine-tuning."""
     frozen, finetune, pairtune = rivals(Trial({}, recipe))
     return [
         frozen,
@@ -30,17 +30,17 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def combinations(recipe: Recipe, multi_label: bool) -> Iterator[Recipe]:
-    """The recipe with each loss and mining that go together; of clips with several labels only supcon can learn."""
+    """Yield the recipe with each valid pair of loss and mining; only supcon can learn from clips with several labels."""
     for loss in typing.get_args(Loss) if not multi_label else ("supcon",):
         for mining in typing.get_args(Mining):
             try:
                 yield replace(recipe, loss=loss, mining=mining)
-            except UsageError:  # the recipe knows which of them go together
+            except UsageError:  # the recipe refuses pairs that do not go together
                 continue
 
 
 def conclude(results: Results) -> list[str]:
-    """Which combination is best, which are no worse, what mining brings to each loss, and whether the best beats vanilla."""
+    """State the best combination and those no worse, what mining adds to each loss, and whether the best beats vanilla."""
     arms = [arm for arm in results.arms(objective="pairtune") if "loss" in arm]
     if not arms:
         return ["No loss was measured."]
@@ -55,7 +55,7 @@ def conclude(results: Results) -> list[str]:
     }
     lines += [versus(name, "the same loss without mining", gap) for name, gap in gaps.items() if gap.told]
     if untold := [name for name, gap in gaps.items() if not gap.told]:
-        lines.append(f"No difference can be told between mining and none: {', '.join(untold)}.")
+        lines.append(f"No significant difference between mining and none: {', '.join(untold)}.")
     lines += widened(len(mined))
     best = results.best(arms)
     return lines + against_vanilla(results, f"{best['loss']} with {best['mining']}", Side("linear", best))

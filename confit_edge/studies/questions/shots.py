@@ -1,4 +1,4 @@
-"""How few clips a class are enough, and what if the classes have unequal numbers of them?"""
+"""How few clips per class are enough, and what if the classes have unequal numbers of them?"""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from confit_edge.studies.trial import Arm, Point, Subset, Trial
 from confit_runtime.errors import UsageError
 
 SHOTS = (1, 2, 5, 10, 20)
-TAIL = 10.0  # the class with most clips has so many times those of the class with fewest
-LONGEST = 8  # few clips are seen more often, but no more than so many times the recipe's epochs
+TAIL = 10.0  # how many times more clips the largest class has than the smallest
+LONGEST = 8  # few clips are seen in more epochs, up to this multiple of the recipe's
 EVEN, UNEVEN, SPREAD = "even", "long tail", "as the tail, spread evenly"
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """Each number of clips that every class has; and a long tail, beside about as many clips in all spread evenly.
+    """Plan each number of clips per class that every class has, and a long tail next to as many clips spread evenly.
 
-    The epochs grow as the clips become fewer, so that a trial is not simply a shorter training; by the same for every
-    seed, though one may draw groups with fewer clips than another. Where clips have several labels, what cannot be drawn
-    so is left out. Raises UsageError where that is all.
+    Fewer clips get more epochs, so that a trial is not simply a shorter training. The epochs are the same for every seed,
+    although one seed may draw groups with fewer clips than another. Where clips have several labels, draws that cannot be
+    made are left out. Raises UsageError if none can be made.
     """
     there = min(clips_per_class(corpus).values())
     shots = [count for count in SHOTS if count <= there and reached(corpus, Subset(shots=count), recipe.seed)]
     if not shots:
         raise UsageError(
-            f"{corpus.manifest.source}: study shots needs as many clips of each label, and too few hold one alone: add such"
-            " clips, or take out a label that stands on most"
+            f"{corpus.manifest.source}: study shots needs equally many clips of every label, and too few clips have only one"
+            " label; add such clips, or remove a label that most clips have"
         )
     trials = []
     for count in shots:
@@ -45,7 +45,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     mean = sum(sizes.values()) / len(sizes)
     spread = round(mean)
     uneven, even = Subset(shots=most, tail=tail), Subset(shots=spread)
-    # of one clip a class there is no tail
+    # one clip per class leaves no tail
     if spread < most and all(reached(corpus, subset, recipe.seed) for subset in (uneven, even)):
         rare = json.dumps(sorted(name for name, size in sizes.items() if size < mean))
         for clips, count, subset in ((UNEVEN, most, uneven), (SPREAD, spread, even)):
@@ -54,7 +54,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
-    """The usual; and beside the tail, of the classes with fewer clips than the mean (`linear_rare`)."""
+    """Measure the usual and, for the tail, the classes with fewer clips than the mean (`linear_rare`)."""
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
     parts = {"rare": json.loads(str(trial.options["rare"]))} if "rare" in trial.options else None
@@ -62,18 +62,18 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
 
 
 def conclude(results: Results) -> list[str]:
-    """From how many clips PairTune is ahead of its rivals, and what a tail costs each of them."""
+    """State from how many clips PairTune is ahead of its rivals, and what a tail costs each of them."""
     counts = results.values("shots", clips=EVEN)
     lines = []
     for count in counts:
-        lines += _ahead(results, f"At {count} a class", {"clips": EVEN, "shots": count}, len(counts))
+        lines += _ahead(results, f"With {count} per class", {"clips": EVEN, "shots": count}, len(counts))
     lines += widened(len(counts))
     if UNEVEN in results.values("clips"):
         for metric, which in (("linear", "all classes"), ("linear_rare", "the rarer classes")):
             for objective in ("finetune", "pairtune"):
                 tail, even = (Side(metric, {"objective": objective, "clips": clips}) for clips in (UNEVEN, SPREAD))
                 gap = results.difference(tail, even)
-                lines.append(versus(f"{objective} from a long tail", "the same from even classes", gap, f"On {which}"))
+                lines.append(versus(f"{objective} on a long tail", f"{objective} on even classes", gap, f"On {which}"))
         lines += _ahead(results, "On a long tail", {"clips": UNEVEN})
     return lines
 
@@ -90,7 +90,7 @@ def _ahead(results: Results, where: str, arm: Arm, comparisons: int = 1) -> list
 
 STUDY = Study(
     name="shots",
-    question="How few clips a class are enough, and what does it cost when classes have unequal numbers of them?",
+    question="How few clips per class are enough, and what does it cost when classes have unequal numbers of them?",
     plan=plan,
     measure=measure,
     conclude=conclude,

@@ -16,9 +16,9 @@ TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """PairTune at each temperature; beside it the encoder as it is, and vanilla fine-tuning.
+    """Plan PairTune at each temperature, plus the frozen encoder and vanilla fine-tuning.
 
-    Raises UsageError where the recipe's loss has no temperature.
+    Raises UsageError if the recipe's loss has no temperature.
     """
     refuse_idle(pairtuned(recipe), ["temperature"])
     frozen, finetune, pairtune = rivals(Trial({}, recipe))
@@ -35,10 +35,10 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
 
 def conclude(results: Results) -> list[str]:
-    """Which temperature is best, which are no worse, and whether the best beats vanilla fine-tuning."""
+    """State the best temperature and those no worse, and whether the best beats vanilla fine-tuning."""
     arms = [arm for arm in results.arms(objective="pairtune") if "temperature" in arm]
     if not arms:
-        return ["PairTune was measured at no temperature."]
+        return ["PairTune was not measured at any temperature."]
     best = results.best(arms)
     return [
         *ranking(results, arms, "temperature"),

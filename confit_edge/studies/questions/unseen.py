@@ -1,4 +1,4 @@
-"""What does a trained embedding know of classes it never met, and of sound that comes another way?"""
+"""How well does a trained embedding work on unseen classes, and on noisy or telephone sound?"""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ CLEAN = "as recorded"
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
-    """The three ways, on half of the classes, drawn by the seed. Raises UsageError where there are too few or several a clip."""
+    """Plan the three objectives on half of the classes. Raises UsageError if classes are too few or clips have several."""
     there = len(clips_per_class(corpus))
     if there < 4 or corpus.multi_label:
-        raise UsageError("study unseen needs clips of one label each, and at least 4 classes: half are never trained")
+        raise UsageError(
+            "study unseen needs clips with one label each, and at least 4 classes, for it never trains half of them"
+        )
     refuse_untested(corpus)
     return rivals(Trial({}, recipe, Subset(classes=there - there // 2)))
 
 
 def measure(bench: Bench, trial: Trial) -> list[Point]:
-    """In each domain: the probes on classes that were trained, and N-way K-shot episodes on those that were not.
+    """Measure, in each domain, the probes on trained classes and N-way K-shot episodes on unseen classes.
 
-    The prints of an episode are clips of training groups as they were recorded; what is asked are the test clips of its
-    classes, in the domain.
+    The prints (reference embeddings) of an episode come from clips of training groups as recorded; the queries are the test
+    clips of its classes, in the domain.
     """
     corpus = bench.data(trial)
     encoder, _ = trained(bench, trial, corpus)
@@ -70,14 +72,14 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
 
 
 def held_back(bench: Bench, trial: Trial, corpus: Corpus) -> Corpus:
-    """The classes that are not in the trial's `corpus`, of the groups that it trains on."""
+    """Return the classes that are not in the trial's `corpus`, from the groups it trains on."""
     whole = cut(bench.corpus(), Subset(groups=trial.subset.groups), trial.recipe.seed)
     strange = [name for name in clips_per_class(whole) if name not in corpus.classes]
     return with_classes(replace(whole, unknown=None), strange)
 
 
 def beside(bench: Bench, trial: Trial) -> int:
-    """The prints, and the test clips of all classes in each domain."""
+    """Count the prints, and the test clips of all classes in each domain."""
     corpus = bench.data(trial)
     novel = held_back(bench, trial, corpus)
     return len(novel.train) + (1 + len(DOMAINS)) * (len(corpus.test) + len(novel.test))
@@ -86,10 +88,11 @@ def beside(bench: Bench, trial: Trial) -> int:
 def episodes(
     prints: Floats, given: Clips, embedded: Floats, asked: Clips, way: int, shots: int, rng: np.random.Generator
 ) -> dict[str, Tally]:
-    """`EPISODES` times: `way` classes, `shots` prints of each (`prints [n, dim]` of `given`), every clip asked of them.
+    """Run `EPISODES` episodes: draw `way` classes and `shots` prints of each, then classify every test clip of them.
 
-    `prototype`: the class whose mean print is most similar (Snell et al. 2017, arXiv 1703.05175, with the cosine). `knn`:
-    the vote of as many neighbours as there are shots.
+    `prints [n, dim]` are the embeddings of `given`, `embedded` those of `asked`. `prototype` picks the class whose mean print
+    is most similar (Snell et al. 2017, arXiv 1703.05175, with the cosine). `knn` lets as many neighbours vote as there are
+    shots.
     """
     found: dict[str, Tally] = {"prototype": {}, "knn": {}}
     present = np.flatnonzero(given.targets.any(axis=0) & asked.targets.any(axis=0))
@@ -114,7 +117,7 @@ def episodes(
 
 
 def conclude(results: Results) -> list[str]:
-    """Whether training on some classes helps or harms others, and whether it carries over to another domain."""
+    """State whether training on some classes helps or harms others, and whether it carries over to other domains."""
     lines = []
     settings = list({tuple(arm.items())[1:]: dict(tuple(arm.items())[1:]) for arm in results.arms()}.values())
     for setting in settings:
@@ -131,7 +134,7 @@ def conclude(results: Results) -> list[str]:
 
 STUDY = Study(
     name="unseen",
-    question="What does a trained embedding know of classes it never met, and of sound that comes another way?",
+    question="How well does a trained embedding work on unseen classes, and on noisy or telephone sound?",
     plan=plan,
     measure=measure,
     conclude=conclude,
