@@ -1,4 +1,4 @@
-"""confit-edge: PairTune and the dual probe (AUDIO CONFIT, arXiv 2309.11895), carried to the edge."""
+"""confit-edge: PairTune and the dual probe (AUDIO CONFIT, arXiv 2309.11895) for small devices."""
 
 from confit_runtime import __version__
 

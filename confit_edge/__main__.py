@@ -1,10 +1,10 @@
-"""The `confit-edge` command; also `python -m confit_edge VERB`, as launchers of several processes want it: `torchrun ...`."""
+"""The `confit-edge` command, and `python -m confit_edge VERB` for launchers of several processes such as `torchrun`."""
 
 import sys
 
 
 def main() -> None:
-    """What the command is made of takes a tenth of a second to load: Ctrl-C ends it meanwhile as it does later."""
+    """Run the command. Loading it takes a tenth of a second, in which Ctrl-C must end it as cleanly as later."""
     try:
         from confit_edge.cli import main as run
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The card of a run: what it is, what it was trained on, how it measured, in the Hugging Face format."""
+"""The card of a run in the Hugging Face format: what it is, what it was trained on and how well it does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from confit_runtime.wording import counted, listed
 if TYPE_CHECKING:
     from confit_edge.runs import RunInfo
 
-NAMED = 50  # classes in a card; run.json names all
+NAMED = 50  # classes listed in a card; run.json lists all
 
 
 def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
-    """Markdown with a YAML head."""
+    """The card as Markdown with a YAML header."""
     recipe, data = info.recipe, info.data
     lines = [
         "---",
@@ -32,12 +32,12 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "",
         "Classes: " + listed([*map(escaped, info.classes)], NAMED),
         "",
-        f"| what | split | {merit_name(multi_label=info.multi_label)} | 95 % interval | clips | groups |",
+        f"| probe | split | {merit_name(multi_label=info.multi_label)} | 95 % interval | clips | groups |",
         "|---|---|---|---|---|---|",
         *_rows(metrics),
         "",
-        f"Intervals are of groups (speakers, recordings): clips of one group count as alike; {_apart(data)}.",
-        "Test was reported once; epoch, learning rate and probe settings were chosen on validation.",
+        f"Intervals are computed over groups (speakers, recordings), since clips of one group are alike; {_apart(data)}.",
+        "The test split served for this report only; epoch, learning rate and probe settings were chosen on validation.",
         "",
         *(f"**Beware:** {caution}.\n" for caution in cautions(data)),
         "![learning curves](plots/learning.png)",
@@ -49,14 +49,14 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
 
 
 def _apart(data: dict[str, Any]) -> str:
-    return "here each clip without one counts as one" if ungrouped(data) else "no group stands in two splits"
+    return "here every clip without a group counts as its own" if ungrouped(data) else "no group is in two splits"
 
 
 def _kept(info: RunInfo) -> str:
     recipe = info.recipe
     if (recipe["soup"] or 1) > 1:
-        return f"the mean of {recipe['soup']} trainings of {recipe['epochs']} epochs"
-    return f"kept from epoch {info.kept_epoch} of {recipe['epochs']}"
+        return f"weights averaged over {recipe['soup']} trainings of {recipe['epochs']} epochs"
+    return f"weights kept from epoch {info.kept_epoch} of {recipe['epochs']}"
 
 
 def _taught(info: RunInfo) -> str:
@@ -65,7 +65,7 @@ def _taught(info: RunInfo) -> str:
     sound = info.distilled["unlabelled"]
     return (
         f"distilled from another run's encoder (weights {info.distilled['teacher_weights_sha256'][:12]}), with"
-        f" {sound['seconds'] / 60:.1f} min of sound without labels,"
+        f" {sound['seconds'] / 60:.1f} min of unlabelled sound,"
     )
 
 

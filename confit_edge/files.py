@@ -1,7 +1,7 @@
-"""The files of a run, written whole or not at all: a killed process leaves the former file or the new one.
+"""The files of a run, written whole or not at all: a killed process leaves the old file or the new one.
 
-A run has one writer at a time, see `alone`, so what a killed one leaves of its tensors has a name by which the next one
-clears it away; all else is written by `confit_runtime.files`, as several processes may at once.
+A run has one writer at a time (see `alone`), so the partial tensor file of a killed writer has a fixed name, and the
+next writer removes it. All other files are written by `confit_runtime.files`, which allows several processes at once.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from confit_runtime.files import lock, make_folder, write_whole
 
 
 def check_folder(out: Path, what: str) -> None:
-    """Raise UsageError where `out` cannot be a folder for `what`, since a file is there or above it."""
+    """Raise UsageError where `out` cannot become a folder for `what`, because it or a parent is a file."""
     if out.is_file():
-        raise UsageError(f"{out}: is a file; -o names a folder for the {what}")
+        raise UsageError(f"{out}: is a file; give a folder for the {what} with -o")
     if in_the_way := [parent for parent in out.parents if parent.is_file()]:
-        raise UsageError(f"{out}: cannot be made a folder, for {in_the_way[0]} is a file")
+        raise UsageError(f"{out}: cannot create this folder, because {in_the_way[0]} is a file")
 
 
 @contextmanager
 def alone(out: Path, what: str) -> Iterator[None]:
-    """Be the only process that makes the `what` in the folder `out`. Raises UsageError where another does.
+    """Lock the folder `out` for this process, which writes the `what` there. Raises UsageError if another has the lock.
 
-    The folder is made where there is none, and goes away again where nothing was written into it. What is locked is the
-    folder itself, so that no file is left, nor a lock by a process that was killed; Windows cannot open a folder.
+    Creates the folder if needed, and removes it again if nothing was written into it. The lock is on the folder itself,
+    so no lock file remains and a killed process holds no lock. Windows cannot open a folder: there nothing is locked.
     """
     check_folder(out, what)
     if os.name == "nt":
@@ -41,24 +41,24 @@ def alone(out: Path, what: str) -> Iterator[None]:
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     descriptor = _locked(out)
     if descriptor is None:
-        raise UsageError(f"{out}: this {what} is being made by another process; wait for it, or choose another -o")
+        raise UsageError(f"{out}: another process is writing this {what}; wait for it, or choose another -o")
     try:
         yield
     finally:
         for folder in made:
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # not empty
                 folder.rmdir()
         os.close(descriptor)
 
 
 def _locked(folder: Path) -> int | None:
-    """The folder, made, opened and locked; None where another process has it."""
+    """The descriptor of the folder, created if needed, opened and locked; None where another process has the lock."""
     while True:
         if not folder.exists():
             make_folder(folder)
         try:
             descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # who had made it took it away meanwhile
+        except FileNotFoundError:  # the process that created it has just removed it
             continue
         if lock(descriptor, wait=False) is False:
             os.close(descriptor)
@@ -75,10 +75,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write `tensors`, wherever they lie, to a safetensors file. Raises ConfitError where it cannot be written.
+    """Write `tensors`, from any device, to a safetensors file. Raises ConfitError where that fails.
 
-    They are written inside a hidden folder, since safetensors lays a file of its own beside the one it is told to write
-    and a killed process leaves it there: the next to write or remove this file removes the folder with all that is in it.
+    They are first written inside a hidden folder: safetensors creates a temporary file next to its target, which a
+    killed process leaves behind. The next process that writes or removes this file removes the folder with its content.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -94,10 +94,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     temporary = folder / path.name
     try:
         save_file(own, temporary, metadata)
-    except SafetensorError as error:  # a full disk, which it does not tell as an OSError
+    except SafetensorError as error:  # a full disk, for example: safetensors raises no OSError for it
         shutil.rmtree(folder, ignore_errors=True)
         raise ConfitError(f"{path}: cannot be written ({error})") from error
-    temporary.chmod(folder.stat().st_mode & 0o666)  # as of any new file; safetensors lets nobody else read its own
+    temporary.chmod(folder.stat().st_mode & 0o666)  # as for any new file; safetensors makes its files private
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())
     os.replace(temporary, path)
@@ -105,7 +105,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def remove(path: Path) -> None:
-    """Remove a file of these, if it is there, and what a killed writer left of it."""
+    """Remove a tensor file, if it exists, and the partial one that a killed writer may have left."""
     path.unlink(missing_ok=True)
     shutil.rmtree(_partial(path), ignore_errors=True)
 

@@ -1,6 +1,7 @@
-"""What is said on stderr never costs the work: its reader may be gone, its disk full, or its terminal away.
+"""A stderr that cannot fail: messages must not end the work when their reader is gone or their disk is full.
 
-So it is of a job that outlives the ssh session it was begun in. A stdout that breaks is another thing: it bears results.
+That happens to a job that outlives the ssh session it was started in. A broken stdout is still an error, as stdout
+carries results.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, TextIO, cast
 
 
 class Heedless:
-    """A stream that drops what cannot be written."""
+    """A stream that drops whatever cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -35,6 +36,6 @@ class Heedless:
 
 
 def speak_heedlessly() -> None:
-    """Make stderr such a stream, whoever writes to it: a verb, a bar, a warning, a library."""
+    """Make stderr such a stream for all who write to it: verbs, progress bars, warnings and libraries."""
     if sys.stderr is not None and not isinstance(sys.stderr, Heedless):
         sys.stderr = cast(TextIO, Heedless(sys.stderr))

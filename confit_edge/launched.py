@@ -1,4 +1,4 @@
-"""Whether a launcher (`torchrun`, `accelerate launch`) started this process as one of several: known without torch."""
+"""Whether a launcher (`torchrun`, `accelerate launch`) started this process as one of several. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from confit_runtime.errors import UsageError
 
 
 def several() -> bool:
-    """Whether there are others beside this process."""
+    """Whether a launcher started more than this one process."""
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 def refuse_several(verb: str, instead: str) -> None:
-    """Raise UsageError where a launcher starts several processes of a `verb` that is one; `instead` says what to do."""
+    """Raise UsageError where a launcher started several processes of a single-process `verb`.
+
+    `instead` ends the sentence with further advice.
+    """
     if several():
         raise UsageError(
-            f"{verb} is one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}: start it without a launcher, or unset"
-            f" WORLD_SIZE{instead}"
+            f"{verb} runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}: start it without a launcher, or"
+            f" unset WORLD_SIZE{instead}"
         )

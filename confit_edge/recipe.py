@@ -23,10 +23,10 @@ Pooling = Literal["mean", "masked", "attentive"]
 Loss = Literal["supcon", "triplet", "nt-xent", "n-pairs", "proxy-anchor"]
 Mining = Literal["hardness", "none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"]
 
-LONGEST_SHOWN = 200  # characters of a value that is refused
+LONGEST_SHOWN = 200  # characters of an invalid value in a message
 
-# The mining each loss can use: a weight between none and all needs supcon, n-pairs takes its negatives from the other
-# classes' pairs, and proxy-anchor compares no pairs of clips at all.
+# The mining each loss can use. Only supcon takes weights between 0 and 1 (hardness); n-pairs takes its negatives from the
+# pairs of the other classes, and proxy-anchor does not compare pairs of clips at all.
 _MINING: dict[Loss, tuple[Mining, ...]] = {
     "supcon": typing.get_args(Mining),
     "triplet": ("none", "hardest-negatives", "hardest-positives", "semi-hard", "multi-similarity"),
@@ -38,7 +38,7 @@ _MINING: dict[Loss, tuple[Mining, ...]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every key of a recipe, with its default. Lengths in seconds, levels in dB."""
+    """Every key of a recipe, with its default. Lengths are in seconds, levels in dB."""
 
     encoder: str = "speech-embedding"
     objective: Literal["pairtune", "finetune"] = "pairtune"
@@ -48,63 +48,61 @@ class Recipe:
     label_column: str = "label"
     group_column: str = "group"
     split_by: str | None = None
-    others: str | None = None  # folder or manifest of what is none of the classes, learnt as `unknown`; or `words`
-    background: str | None = None  # folder of sound without the classes: mixed in, and learnt as `unknown`
+    others: str | None = None  # folder or manifest of sounds of no class, learnt as `unknown`; or `words`
+    background: str | None = None  # folder of recordings without any class: mixed in, and learnt as `unknown`
     # the window
     window: float = 1.28
-    trim: bool = True  # clips longer than the window lose the silence before and after their sound
+    trim: bool = True  # remove the silence before and after the sound of clips longer than the window
     shift: float = 0.2
-    gain: float | None = None  # dB, louder or softer; of none the encoder's own
+    gain: float | None = None  # clips become louder or softer by up to this many dB; None: the encoder's own
     speed: float = 0.0
     noise_probability: float = 0.7
     spec_augment: bool = False
     snr_low: float = 0.0
     snr_high: float = 15.0
-    rooms: str | None = None  # folder of impulse responses, or `synthetic`: clips are heard in a room
+    rooms: str | None = None  # folder of impulse responses, or `synthetic`: clips sound as if in a room
     room_probability: float = 0.5
-    equaliser: float = 0.0  # tones are raised and lowered by up to this many dB
-    band_probability: float = 0.0  # of telephones and small microphones
+    equaliser: float = 0.0  # octave bands are raised or lowered by up to this many dB
+    band_probability: float = 0.0  # of limiting a clip to the band of a telephone or a small microphone
     codec_probability: float = 0.0
     # the encoder
-    initialise: Initialise = "pretrained"  # random: the control, of the same architecture
-    layers: int | None = None  # of an attention encoder: the first so many, the others are dropped
-    pooling: Pooling = "mean"  # over time, of an attention encoder
+    initialise: Initialise = "pretrained"  # random: the same architecture with random weights, as a control
+    layers: int | None = None  # keep this many first layers of an attention encoder and drop the rest
+    pooling: Pooling = "mean"  # over time, for attention encoders
     layer_weights: bool = False  # a frame is a learned sum over the layers
-    lora_rank: int = 0  # train low-rank adapters in place of an attention encoder (0: the encoder itself)
+    lora_rank: int = 0  # rank of the adapters that train instead of an attention encoder (0: train the encoder)
     # the batch: P classes x K clips
     classes_per_batch: int = 16
-    clips_per_class: int | None = None  # as many as make a batch of 64, at least 4, and not more than a class has
-    accumulate: int = 1  # batches that one step of the optimiser stands on; each is contrasted for itself
-    chunk_size: int = 0  # clips that a step embeds at a time, with what their gradient needs (0: the whole batch)
+    clips_per_class: int | None = None  # None: to fill a batch of 64, at least 4, at most what a typical class has
+    accumulate: int = 1  # batches per step of the optimiser; the loss sees each batch on its own
+    chunk_size: int = 0  # clips embedded at a time, to save memory (0: the whole batch)
     # the optimiser
-    lr: tuple[float, ...] = ()  # of the encoder; of none its own, and several are tried on validation
+    lr: tuple[float, ...] = ()  # of the encoder; empty: the encoder's own; several: validation chooses
     head_lr: float = 2e-3
     weight_decay: float = 0.01
-    averaging: float = (
-        0.0  # the weights of the last so much of a training are averaged (0: those of one epoch are kept)
-    )
-    soup: int | None = None  # trainings from the same start, whose weights are averaged; else `train` settles it
-    search_epochs: int = 0  # of each trial of a rate (0: as many as the training has)
+    averaging: float = 0.0  # average the weights over this last share of a training (0: keep those of one epoch)
+    soup: int | None = None  # number of trainings from one start whose weights are averaged; None: `train` decides
+    search_epochs: int = 0  # epochs of each learning-rate trial (0: as many as the training)
     lr_decay: float = 1.0  # each layer of the encoder learns at this share of the rate of the layer above it
     freeze: str = "none"  # of the encoder: none, features, a number of layers, or all
-    patience: int = 0  # epochs without a gain on validation after which the training ends (0: never)
+    patience: int = 0  # end the training after this many epochs without a gain on validation (0: never)
     head_init: Literal["random", "probe"] = "random"  # probe: vanilla fine-tuning starts from a linear probe
     # the objective
     loss: Loss = "supcon"
     temperature: float = 0.1
-    loss_margin: float = 0.1  # in cosine: of triplet and proxy-anchor
+    loss_margin: float = 0.1  # in cosine, for triplet and proxy-anchor
     mining: Mining = "hardness"
     hardness: float = 4.0
-    mining_share: float = 0.5  # of each anchor's pairs: for hardest-negatives and hardest-positives
-    mining_margin: float = 0.1  # in cosine: for semi-hard and multi-similarity
+    mining_share: float = 0.5  # of each anchor's pairs, for hardest-negatives and hardest-positives
+    mining_margin: float = 0.1  # in cosine, for semi-hard and multi-similarity
     projection_dim: int = 64
-    projection_layers: int = 1  # linear, each one more is a hidden layer of the embedding's size
+    projection_layers: int = 1  # linear layers; each one beyond the first is a hidden layer of the embedding's size
     # the probes
     probe_views: int = 8
     frozen_baseline: bool = True
     # the machine
     device: str = "auto"
-    precision: Precision = "fp32"  # auto: bf16 where the processor computes in it
+    precision: Precision = "fp32"  # auto: bf16 where the processor supports it natively
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -120,35 +118,35 @@ class Recipe:
         }  # fmt: skip
         for key, low in at_least.items():
             if getattr(self, key) < low:
-                raise UsageError(f"recipe key '{key}' must be at least {low}, is {getattr(self, key)}")
+                raise UsageError(f"recipe key '{key}' must be at least {low}; it is {getattr(self, key)}")
         for key in ("layers", "clips_per_class", "soup"):
             if (value := getattr(self, key)) is not None and value < 1:
-                raise UsageError(f"recipe key '{key}' must be at least 1, is {value}")
+                raise UsageError(f"recipe key '{key}' must be at least 1; it is {value}")
         if self.seed >= 2**63:
-            raise UsageError(f"recipe key 'seed' must be below 2**63, is {self.seed}")
+            raise UsageError(f"recipe key 'seed' must be below 2**63; it is {self.seed}")
         for key in ("window", "temperature", "head_lr"):
             if getattr(self, key) <= 0:
-                raise UsageError(f"recipe key '{key}' must be above 0, is {getattr(self, key)}")
+                raise UsageError(f"recipe key '{key}' must be above 0; it is {getattr(self, key)}")
         for key in ("shift", "gain", "speed", "equaliser", "hardness", "loss_margin", "mining_margin", "weight_decay"):
             if (getattr(self, key) or 0) < 0:
-                raise UsageError(f"recipe key '{key}' must not be negative, is {getattr(self, key)}")
+                raise UsageError(f"recipe key '{key}' must not be negative; it is {getattr(self, key)}")
         if min(self.lr, default=1.0) <= 0:
-            raise UsageError(f"recipe key 'lr' must hold learning rates above 0, is {list(self.lr)}")
+            raise UsageError(f"recipe key 'lr' must hold learning rates above 0; it is {list(self.lr)}")
         if not 0 <= self.averaging < 1:
-            raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1, is {self.averaging}")
+            raise UsageError(f"recipe key 'averaging' must be at least 0 and below 1; it is {self.averaging}")
         if not 0 < self.lr_decay <= 1:
-            raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1, is {self.lr_decay}")
+            raise UsageError(f"recipe key 'lr_decay' must be above 0 and at most 1; it is {self.lr_decay}")
         if self.freeze not in ("none", "features", "all") and not re.fullmatch(r"[1-9][0-9]*", self.freeze):
             raise UsageError(
-                f"recipe key 'freeze' must be none, features, a number of layers or all, is {self.freeze!r}"
+                f"recipe key 'freeze' must be none, features, a number of layers or all; it is {self.freeze!r}"
             )
         if self.speed > 0.5:
-            raise UsageError(f"recipe key 'speed' must be at most 0.5, is {self.speed}")
+            raise UsageError(f"recipe key 'speed' must be at most 0.5; it is {self.speed}")
         for key in ("noise_probability", "room_probability", "band_probability", "codec_probability"):
             if not 0 <= getattr(self, key) <= 1:
-                raise UsageError(f"recipe key '{key}' must be 0..1, is {getattr(self, key)}")
+                raise UsageError(f"recipe key '{key}' must be between 0 and 1; it is {getattr(self, key)}")
         if not 0 < self.mining_share <= 1:
-            raise UsageError(f"recipe key 'mining_share' must be above 0 and at most 1, is {self.mining_share}")
+            raise UsageError(f"recipe key 'mining_share' must be above 0 and at most 1; it is {self.mining_share}")
 
     def _check_together(self) -> None:
         if self.objective == "pairtune" and self.clips_per_class == 1:
@@ -156,32 +154,33 @@ class Recipe:
         if self.lora_rank and (self.trainings > 1 or self.averaging):
             mean = "soup" if self.trainings > 1 else "averaging"
             raise UsageError(
-                f"recipe key '{mean}' and recipe key 'lora_rank': the mean of adapters' two factors is not that of the"
-                " weights they make"
+                f"recipe key '{mean}' cannot be combined with recipe key 'lora_rank': averaging an adapter's two factors"
+                " does not average the weights they make"
             )
         if self.trainings > 1 and self.patience:
             raise UsageError(
-                "recipe key 'soup' and recipe key 'patience': the trainings of a soup are of one length, so none ends early"
+                "recipe key 'soup' cannot be combined with recipe key 'patience': all trainings of a soup have the same"
+                " length, so none may end early"
             )
         if self.lora_rank and self.freeze == "all":
             raise UsageError(
-                "recipe key 'lora_rank' and recipe key 'freeze' all: adapters of a frozen encoder learn nothing"
+                "recipe key 'lora_rank' cannot be combined with recipe key 'freeze' all: the adapters would be frozen too"
             )
         if self.averaging and self.patience:
             raise UsageError(
-                "recipe key 'averaging' and recipe key 'patience': of a training that may end early nobody knows when"
-                " its last part begins"
+                "recipe key 'averaging' cannot be combined with recipe key 'patience': if a training may end early, it is"
+                " not known when its last part begins"
             )
         if self.head_init == "probe" and self.objective != "finetune":
-            raise UsageError("recipe key 'head_init' probe is for the objective finetune: pairtune has no head")
+            raise UsageError("recipe key 'head_init' probe needs the objective finetune: pairtune has no head")
         if self.objective == "pairtune" and self.mining not in _MINING[self.loss]:
             raise UsageError(
-                f"recipe key 'loss' {self.loss} cannot use recipe key 'mining' {self.mining}; it takes"
-                f" {', '.join(_MINING[self.loss])}"
+                f"recipe key 'loss' {self.loss} cannot use recipe key 'mining' {self.mining}; use mining"
+                f" {' or '.join(_MINING[self.loss])}"
             )
         if self.snr_low > self.snr_high:
             raise UsageError(
-                f"recipe key 'snr_low' ({self.snr_low}) and recipe key 'snr_high' ({self.snr_high}) are the wrong way round"
+                f"recipe key 'snr_low' ({self.snr_low}) must not be above recipe key 'snr_high' ({self.snr_high})"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,23 +189,23 @@ class Recipe:
         }
 
     def encoder_options(self) -> dict[str, Any]:
-        """What `confit_edge.encoders.pretrained` takes beside the encoder's name and the window."""
+        """The arguments of `confit_edge.encoders.pretrained` other than the encoder's name and the window."""
         return {key: getattr(self, key) for key in ("initialise", "layers", "pooling", "layer_weights", "seed")}
 
     @property
     def trainings(self) -> int:
-        """How many are averaged: one, where it has been left open and not been settled."""
+        """The number of trainings whose weights are averaged; 1 while `soup` is undecided."""
         return self.soup or 1
 
     def corpus_options(self) -> dict[str, Any]:
-        """What `confit_edge.data.corpus.read_corpus` takes beside the manifest and the rate: which clips, in which splits."""
+        """The arguments of `confit_edge.data.corpus.read_corpus` that choose the clips and their splits."""
         same = {key: getattr(self, key) for key in ("seed", "label_column", "group_column", "split_by")}
         same["longest_s"] = self.window if self.trim else None
         return {**same, "others": self.others, "background": Path(self.background) if self.background else None}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "recipe") -> Recipe:
-        """From plain data. Raises UsageError naming a key that is unknown or has a wrong type."""
+        """A recipe from plain data. Raises UsageError naming a key that is unknown or has the wrong type."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(map(str, raw.keys() - known)):
             near = difflib.get_close_matches(unknown[0], known, 1)
@@ -225,18 +224,18 @@ class Recipe:
 
     @classmethod
     def from_file(cls, path: Path, **flags: Any) -> Recipe:
-        """From a YAML file of keys and values, or a recipe that ships; `flags` given on the command line win."""
+        """A recipe from a YAML file or a shipped recipe; `flags` from the command line override its keys."""
         return cls.from_dict({**read_yaml(path), **flags}, str(path))
 
 
 @cache
 def _hints() -> dict[str, Any]:
-    """The type of each key. To resolve them takes a tenth of a millisecond each, and a study makes hundreds of recipes."""
+    """The type of each key. Cached: resolving one takes a tenth of a millisecond, and a study makes hundreds of recipes."""
     return typing.get_type_hints(Recipe)
 
 
 def refuse_idle(recipe: Recipe, given: Collection[str]) -> None:
-    """Raise UsageError where a key that was `given` on the command line does nothing in the recipe it is part of."""
+    """Raise UsageError where a key `given` on the command line has no effect with the rest of its recipe."""
     acts = {
         "hardness": ("mining", ("hardness",)),
         "mining_share": ("mining", ("hardest-negatives", "hardest-positives")),
@@ -247,24 +246,26 @@ def refuse_idle(recipe: Recipe, given: Collection[str]) -> None:
     for key in given:
         flag = f"--{key.replace('_', '-')}"
         if recipe.objective != "pairtune" and key in (*acts, "loss", "mining", "projection_dim", "projection_layers"):
-            raise UsageError(f"{flag} is of the objective pairtune, and does nothing with {recipe.objective}")
+            raise UsageError(f"{flag} belongs to the objective pairtune and has no effect with {recipe.objective}")
         if key in acts and getattr(recipe, acts[key][0]) not in acts[key][1]:
             by, values = acts[key]
-            raise UsageError(f"{flag} does nothing with {by} {getattr(recipe, by)}; it is of {', '.join(values)}")
+            raise UsageError(
+                f"{flag} has no effect with {by} {getattr(recipe, by)}; it belongs to {by} {', '.join(values)}"
+            )
 
 
 def shipped_recipe(name: str) -> Path:
-    """The path of a recipe that ships with confit-edge, by its name. Raises UsageError listing what there is."""
+    """The path of the shipped recipe with this name. Raises UsageError listing the shipped recipes."""
     path = MODELS / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in MODELS.glob("*.yaml")))
         what = "is a folder" if Path(name).is_dir() else "no such file"
-        raise UsageError(f"{name}: {what}, and no shipped recipe of that name (shipped: {names})")
+        raise UsageError(f"{name}: {what}, and no shipped recipe has that name (shipped: {names})")
     return path
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe: a file, or by its bare name one that ships. Raises UsageError."""
+    """The keys and values of a recipe file or, given a bare name, of a shipped recipe. Raises UsageError."""
     import yaml
 
     if not path.is_file() and not path.suffix and len(path.parts) == 1:
@@ -273,15 +274,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such file")
 
     class Loader(yaml.SafeLoader):
-        """Reads `5e-4` as the number it is: PyYAML, of YAML 1.1, would read text for want of a point.
+        """Reads `5e-4` as a number: PyYAML follows YAML 1.1 and would read it as text, as it has no decimal point.
 
-        And no alias: a few lines of them stand for more than any memory holds.
+        Refuses aliases: a few lines of them can expand to more than fits in memory.
         """
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 alias = self.peek_event().anchor
-                raise UsageError(f"{path}: holds an alias (*{alias}); write out what it stands for")
+                raise UsageError(f"{path}: contains a YAML alias (*{alias}); write out what it stands for")
             return super().compose_node(parent, index)
 
     Loader.add_implicit_resolver(
@@ -291,21 +292,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a number of thousands of digits, a 99th day
-        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, thousands of digits, the 99th of a month
+        raise UsageError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     except RecursionError as error:
-        raise UsageError(f"{path}: is nested too deeply for a recipe, which is a list of `key: value` lines") from error
+        raise UsageError(f"{path}: nested too deeply for a recipe, which is a list of `key: value` lines") from error
     if not isinstance(raw, dict):
-        raise UsageError(f"{path}: a recipe is a list of `key: value` lines")
+        raise UsageError(f"{path}: not a recipe, which is a list of `key: value` lines")
     return raw
 
 
 def check_type(key: str, hint: Any, value: Any) -> None:
-    """Raise UsageError where the value of a recipe key is not of its type."""
+    """Raise UsageError where the value of a recipe key does not have its type."""
     options = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         if value not in options:
-            raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}, is {_shown(value)}")
+            raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}; it is {_shown(value)}")
         return
     if typing.get_origin(hint) is tuple:
         good = isinstance(value, tuple) and all(_is(item, float) for item in value)
@@ -314,11 +315,11 @@ def check_type(key: str, hint: Any, value: Any) -> None:
     else:
         good = _is(value, hint)
     if not good:
-        raise UsageError(f"recipe key '{key}' has the value {_shown(value)}, which is of the wrong type")
+        raise UsageError(f"recipe key '{key}' has the value {_shown(value)}, which has the wrong type")
 
 
 def _shown(value: Any) -> str:
-    """A value as a message holds it: of a long or a nested one the beginning."""
+    """A value as shown in a message; a long or nested one is cut short."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring = 2, LONGEST_SHOWN
     text = short.repr(value)

@@ -1,4 +1,7 @@
-"""The run directory: one training with one objective, as plain files, each written whole (plots aside). No pickle."""
+"""The run directory: one training with one objective, as plain files without pickle.
+
+Every file but the plots is written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,15 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted, some
 
 SCHEMA = 2
-LONGEST_WINDOW_S = 3600.0  # of an encoder: what asks for more was not trained
+LONGEST_WINDOW_S = 3600.0  # of an encoder; a run.json with a longer one is damaged
 CHECKPOINT = "checkpoint.safetensors"
-_EARLIER = " (or it was trained with an earlier version, which took background otherwise: then train anew)"
+_EARLIER = " (or the run is from an earlier version, which treated background differently; if so, train again)"
 _FILES = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """`run.json`: what was trained, on what, with what."""
+    """The content of `run.json`: what was trained, on which data, with which recipe and versions."""
 
     name: str
     recipe: dict[str, Any]
@@ -49,11 +52,11 @@ class RunInfo:
     classes: list[str]
     unknown: str | None
     multi_label: bool
-    lr: float  # chosen on validation where the recipe names several
+    lr: float  # chosen on validation where the recipe lists several
     kept_epoch: int
     data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, seconds of background by use, problems
-    distilled: dict[str, Any] | None = None  # of a student: its teacher, the lesson, the sound without labels
-    encoder_sha256: str | None = None  # of the weights that training began with; earlier versions did not tell
+    distilled: dict[str, Any] | None = None  # for a student: its teacher, the lesson, the unlabelled sound
+    encoder_sha256: str | None = None  # of the weights that training began with; None in runs of earlier versions
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -73,7 +76,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """What produced a run: Python, the platform's machine and the libraries that change numbers."""
+    """The versions that produce a run: Python, the machine type and the libraries that affect its numbers."""
     found = {"confit-edge": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "transformers", "scikit-learn", "numpy", "soxr", "soundfile"):
         try:
@@ -96,7 +99,7 @@ def write_run(
     history: list[dict[str, float]],
     card: str,
 ) -> None:
-    """Write every file of a run; `run.json` comes last, so a folder with it is whole."""
+    """Write every file of a run; `run.json` comes last, so a folder that has it is complete."""
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / "encoder.safetensors", encoder.state_dict())
     write_tensors(path / "projection.safetensors", projection)
@@ -115,12 +118,12 @@ def write_run(
 
 
 def read_info(path: Path) -> RunInfo:
-    """`run.json` of a finished run. Raises ConfitError when it is damaged or of another version."""
+    """`run.json` of a finished run. Raises ConfitError when it is damaged or from another version."""
     reading = path / "run.json"
     try:
         raw = json.loads(reading.read_text(encoding="utf-8"))
         if raw.get("schema") != SCHEMA:
-            raise ConfitError(f"{reading}: schema {raw.get('schema')} is not known to this version (it reads {SCHEMA})")
+            raise ConfitError(f"{reading}: this version cannot read schema {raw.get('schema')} (it reads {SCHEMA})")
         info = RunInfo(**raw)
         _check_data(info.data)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -129,14 +132,14 @@ def read_info(path: Path) -> RunInfo:
 
 
 def _check_data(data: dict[str, Any]) -> None:
-    """Raise ValueError, KeyError or TypeError where what a run was trained on is not told."""
+    """Raise ValueError, KeyError or TypeError where the description of the training data is incomplete."""
     for key in ("manifest", "fingerprint"):
         if not isinstance(data[key], str):
-            raise ValueError(f"data: {key} is no text")
+            raise ValueError(f"data: {key} is not text")
     for what in ("clips", "groups"):
         for split in SPLITS:
             if not isinstance(data[what][split], int):
-                raise ValueError(f"data: how many {what} {split} has is no number")
+                raise ValueError(f"data: the number of {split} {what} is not a whole number")
 
 
 def damaged(path: Path, error: Exception) -> str:
@@ -144,9 +147,10 @@ def damaged(path: Path, error: Exception) -> str:
 
 
 def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
-    """Load a finished run. Raises UsageError when it is none, ConfitError naming the file that is damaged.
+    """Load a finished run. Raises UsageError when `path` is not one, ConfitError naming a damaged file.
 
-    For one with an encoder of your own, which confit-edge does not know, give as `encoder` such a one: a copy takes the weights.
+    A run whose encoder is your own, unknown to confit-edge, needs an `encoder` of the same architecture: a copy of it
+    takes the weights.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file as load_arrays
@@ -156,7 +160,7 @@ def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     check_utf8(path)
     if (path / CHECKPOINT).is_file() and not (path / "run.json").is_file():
         raise UsageError(
-            f"{path}: this training has not finished; go on with it: confit-edge train MANIFEST -o {quote(str(path))} --resume"
+            f"{path}: this training has not finished; continue it: confit-edge train MANIFEST -o {quote(str(path))} --resume"
         )
     if absent := [name for name in _FILES if not (path / name).is_file()]:
         raise UsageError(f"{path}: not a run (it lacks {', '.join(absent)}); make one with `confit-edge train`")
@@ -171,7 +175,7 @@ def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         linear = LinearProbe(arrays["linear.weight"], arrays["linear.bias"], info.multi_label)
         if linear.weight.shape != (len(info.classes), encoder.dim):
             raise ValueError(
-                f"a probe {list(linear.weight.shape)} for {len(info.classes)} classes of {encoder.dim} dims"
+                f"a probe of shape {list(linear.weight.shape)} for {len(info.classes)} classes and {encoder.dim} dimensions"
             )
         typicality = _typicality(arrays, info, encoder.dim)
         reading = path / "metrics.json"
@@ -185,16 +189,16 @@ def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
 def moved(
     runs: list[Run], *, background: Path | None = None, others: Path | None = None, encoder: Path | None = None
 ) -> list[Run]:
-    """The runs, with the places where their background, others and the encoder they began with are now.
+    """The runs with the current paths of their background, others and the encoder folder they began with.
 
-    Raises UsageError where none had any.
+    Raises UsageError for a path that none of them needs.
     """
     for key, place in (("background", background), ("others", others)):
         if place is None:
             continue
         if not any(getattr(run.recipe, key) for run in runs):
             raise UsageError(
-                f"--{key} {place}: {', '.join(str(run.path) for run in runs)} was trained without: leave it out"
+                f"--{key} {place}: no --{key} was used to train {', '.join(str(run.path) for run in runs)}; leave it out"
             )
         now: dict[str, Any] = {key: str(place.resolve())}
         runs = [replace(run, recipe=replace(run.recipe, **now)) if getattr(run.recipe, key) else run for run in runs]
@@ -202,13 +206,18 @@ def moved(
 
 
 def _begun_with(runs: list[Run], encoder: Path) -> list[Run]:
-    """The runs, those that began with a folder with this one: all of them, or where some have lost theirs, those."""
+    """The runs, where those that began with an encoder folder now name this one.
+
+    If the folders of some no longer exist, only those change.
+    """
     if not encoder.is_dir():
         raise UsageError(f"--encoder {encoder}: no such folder")
     folders = {run.recipe.encoder for run in runs if Path(run.recipe.encoder).is_absolute()}
     if not folders:
         began = ", ".join(f"{run.path} with {run.recipe.encoder}" for run in runs)
-        raise UsageError(f"--encoder {encoder}: is for runs that began with a folder ({began}): leave it out")
+        raise UsageError(
+            f"--encoder {encoder}: only for runs that began with an encoder folder (here: {began}); leave it out"
+        )
     lost = {folder for folder in folders if not Path(folder).is_dir()} or folders
     now = str(encoder.resolve())
     return [
@@ -217,18 +226,18 @@ def _begun_with(runs: list[Run], encoder: Path) -> list[Run]:
 
 
 def run_corpus(run: Run, manifest: str | Path | None = None) -> Corpus:
-    """The corpus a run was trained on, read again. Raises UsageError when it is not there or has changed."""
+    """The corpus a run was trained on, read again. Raises UsageError when it is missing or has changed."""
     source = Path(manifest or run.info.data["manifest"])
     if not source.exists():
         raise UsageError(
-            f"{source}: the run's manifest is not there; say where it is now (export --data; probe, analyze and distill"
+            f"{source}: the run's manifest is missing; give its current path (export --data; probe, analyze and distill"
             " --manifest)"
         )
     for key in ("background", "others"):
         place = getattr(run.recipe, key)
         if place and place != WORDS and not Path(place).exists():
             raise UsageError(
-                f"{place}: the --{key} that {run.path} was trained with is not there; say where it is now (--{key})"
+                f"{place}: the --{key} that {run.path} was trained with is missing; give its current path (--{key})"
             )
     corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
     refuse_other_data(run, corpus)
@@ -236,17 +245,17 @@ def run_corpus(run: Run, manifest: str | Path | None = None) -> Corpus:
 
 
 def refuse_other_data(run: Run, corpus: Corpus) -> None:
-    """Raise UsageError where `corpus` is not what the run was trained on."""
+    """Raise UsageError where `corpus` is not the data the run was trained on."""
     corpus.refuse_other_rate(run.encoder.sample_rate)
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(
-            f"{corpus.manifest.source}: is not the data {run.path} was trained on:"
+            f"{corpus.manifest.source}: not the data that {run.path} was trained on:"
             f" {_differs(run.info, corpus, run.encoder.sample_rate)}{_left_out(corpus)}"
         )
 
 
 def sizes(corpus: Corpus, rate: int) -> dict[str, Any]:
-    """How many clips of how many groups each split has, and how many seconds of background are learnt and kept for thresholds."""
+    """The number of clips and groups in each split, and the seconds of background for training and for thresholds."""
     splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
     return {
         "clips": {name: len(clips) for name, clips in splits.items()},
@@ -257,7 +266,7 @@ def sizes(corpus: Corpus, rate: int) -> dict[str, Any]:
 
 
 def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
-    """What the data of a run was and what `corpus` is, where that differs."""
+    """A sentence on how `corpus` differs from the data of a run."""
     was, now = info.data, sizes(corpus, rate)
     told = []
     if lost := sorted(set(info.classes) - set(corpus.classes)):
@@ -270,31 +279,33 @@ def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
             for data in (was, now)
         )
         if before != after:
-            told.append(f"{split} had {before}, has {after}")
+            told.append(f"{split} had {before} and now has {after}")
     background = [
-        f"the background {use} lasted {was[key]:g} s, lasts {now[key]:g} s"
-        for key, use in (("background_train_s", "to learn from"), ("background_val_s", "for thresholds"))
+        f"the background {use} lasted {was[key]:g} s and now lasts {now[key]:g} s"
+        for key, use in (("background_train_s", "for training"), ("background_val_s", "for thresholds"))
         if was.get(key, now[key]) != now[key]
     ]
     told += background
     earlier = bool(background or (corpus.background_train and not told))
-    same = "as many clips and groups of the same classes, but other sound, labels, splits or background"
+    same = "the same number of clips and groups of the same classes, but different sound, labels, splits or background"
     return ("; ".join(told) or same) + (_EARLIER if earlier else "")
 
 
 def _left_out(corpus: Corpus) -> str:
-    """The first file that was not read, as the end of a sentence on what differs."""
+    """The first file that was left out, as the end of the sentence on what differs."""
     if not corpus.problems:
         return ""
     first, more = corpus.problems[0], len(corpus.problems) - 1
-    return f"; left out: {first.path} {first.detail}" + (f", and {counted(more, 'file')} more" if more else "")
+    return f"; left out: {first.path} {first.detail}" + (f", and {counted(more, 'more file')}" if more else "")
 
 
 def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typicality:
     slope, offset, axes = (arrays[f"typicality.{key}"] for key in ("slope", "offset", "axes"))
     classes = len(info.classes)
     if slope.shape != (classes, dim) or offset.shape != (classes,) or axes.ndim != 2 or axes.shape[1] != dim:
-        raise ValueError(f"a typicality {list(slope.shape)}, {list(axes.shape)} for {classes} classes of {dim} dims")
+        raise ValueError(
+            f"a typicality of shapes {list(slope.shape)} and {list(axes.shape)} for {classes} classes and {dim} dimensions"
+        )
     return Typicality(slope, offset, axes, info.classes.index(info.unknown) if info.unknown is not None else None)
 
 
@@ -305,14 +316,14 @@ def _build(spec: dict[str, Any], source: Path) -> Encoder:
         raise ConfitError(f"{source}: {error}") from error
     lasts_s = encoder.window / encoder.sample_rate
     if not 0 < lasts_s <= LONGEST_WINDOW_S:
-        raise ValueError(f"a window of {lasts_s:g} s")
+        raise ValueError(f"the encoder's window is {lasts_s:g} s")
     return encoder
 
 
 def _same(given: Encoder, spec: dict[str, Any], path: Path) -> Encoder:
-    """A copy of the encoder that was given for a run. Raises UsageError where it is another."""
+    """A copy of the encoder that was given for a run. Raises UsageError where its spec is not the run's."""
     if plain(given.spec()) != spec:
-        raise UsageError(f"{path}: its encoder is {spec}, and the one given is {given.spec()}")
+        raise UsageError(f"{path}: its encoder is {spec}, but the one given is {given.spec()}")
     return copy_of(given)
 
 
@@ -326,5 +337,5 @@ def weights_sha256(encoder: Encoder) -> str:
 
 
 def bytes_of(tensor: Tensor) -> bytes:
-    """The bytes of its values, of any type: NumPy has no bfloat16."""
+    """The bytes of a tensor's values, whatever their type; through torch, as NumPy has no bfloat16."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

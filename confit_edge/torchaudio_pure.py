@@ -1,7 +1,7 @@
 """The one place that imports torchaudio: its pure-PyTorch parts, without its native library.
 
-torchaudio's wheel links CUDA, so beside a CPU-only torch its native library fails to load and takes the whole import
-with it. Nothing here needs that library.
+torchaudio's wheel links CUDA. With a CPU-only torch its native library fails to load, and the whole import fails with
+it. Nothing here needs that library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from confit_runtime.errors import UsageError
 
 
 def skip_native_library() -> None:
-    """Let the first `import torchaudio`, ours or transformers', go without its native library."""
+    """Make the first `import torchaudio`, ours or transformers', skip its native library."""
     if "torchaudio" not in sys.modules:
         extension: Any = ModuleType("torchaudio._extension")
         extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
@@ -25,7 +25,7 @@ def skip_native_library() -> None:
 
 
 def torchaudio() -> ModuleType:
-    """The torchaudio module. Raises UsageError telling how to install it when it is absent."""
+    """The torchaudio module. Raises UsageError with the command that installs it when it is absent."""
     if find_spec("torchaudio") is None:
         raise UsageError("recipe key 'spec_augment' needs torchaudio: pip install 'confit-edge[train]'")
     skip_native_library()

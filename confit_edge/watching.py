@@ -1,4 +1,4 @@
-"""Who is told how far work is that takes minutes: a watcher hears events, dictionaries with their `stage`."""
+"""Progress of work that takes minutes: a watcher is called with events, dictionaries that name their `stage`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Watcher = Callable[[dict[str, Any]], None]
 
 
 def unwatched(event: dict[str, Any]) -> None:
-    """The watcher where nobody watches."""
+    """A watcher that ignores every event."""
 
 
 def tell_of_probe(tell: Watcher, of: str, done: int, total: int) -> None:
-    """That `done` of the `total` sounds have been heard by which the encoder `of` is probed."""
+    """Report that `done` of the `total` sounds for probing the encoder `of` have been embedded."""
     tell({"stage": "probe", "of": of, "done": done, "total": total})

@@ -1,4 +1,4 @@
-"""What an encoder is given to hear, by training and by a probe alike: windows augmented, and how clips stand in a stream."""
+"""The sound that training and the probes both give an encoder: augmented windows, and clips composed into a stream."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import Pcm
 
-OFF_S = 0.40  # a window of `SHORT_S` that is this far away from every clip (`nearest_clip`) speaks of nothing known
-SHORT_S = 1.28  # a longer one holds a whole clip for as much longer
-STREAM_S = 1800  # of a stream that is learnt from: enough, and 115 MB
-GAP_S = (0.1, 0.9)  # between the clips of a stream that is learnt from, by windows of `SHORT_S`
+OFF_S = 0.40  # a window of `SHORT_S` at least this far from every clip (`nearest_clip`) contains none of them
+SHORT_S = 1.28  # a longer window contains a whole clip for as much longer, so distances grow with it
+STREAM_S = 1800  # length of a stream to learn from: enough, and 115 MB
+GAP_S = (0.1, 0.9)  # between the clips of a stream to learn from, for windows of `SHORT_S`
 
 
 def off_samples(encoder: Encoder) -> int:
-    """How far away from every clip a window must be (see `nearest_clip`) to speak of nothing known."""
+    """The distance in samples from every clip (see `nearest_clip`) at which a window contains nothing known."""
     return round(OFF_S * encoder.sample_rate) + max(0, encoder.window - round(SHORT_S * encoder.sample_rate)) // 2
 
 
 def gaps_s(encoder: Encoder) -> tuple[float, float]:
-    """Seconds between the clips of a stream that is learnt from: so much that a window holds few of them."""
+    """The least and the most seconds between the clips of a stream to learn from: so long that a window holds few clips."""
     stretch = max(1.0, encoder.window / (SHORT_S * encoder.sample_rate))
     return GAP_S[0] * stretch, GAP_S[1] * stretch
 
 
 def gain_db(encoder: Encoder, recipe: Recipe) -> float:
-    """By how many dB clips are made louder or softer: the recipe's, else the encoder's own."""
+    """The most by which clips are made louder or softer, in dB: the recipe's gain, or else the encoder's."""
     return encoder.gain if recipe.gain is None else recipe.gain
 
 
@@ -57,6 +57,6 @@ def make_augmenter(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Augmente
 
 
 def training_background(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> list[Pcm]:
-    """The training background, varied."""
+    """The training background, with variations of it (see `varied`)."""
     rng = np.random.default_rng([recipe.seed, 10])
     return varied(corpus.background_train, speeds=(0.75, 0.85, 1.15, 1.35), rate=encoder.sample_rate, rng=rng)

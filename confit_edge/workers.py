@@ -1,4 +1,4 @@
-"""Work in several processes at once: small encoders train far better side by side than each on all cores in turn."""
+"""Work in several processes at once: small encoders train faster in parallel than one by one on all cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from confit_runtime.errors import ConfitError
 
 
 class _Spawning(SpawnContext):
-    """Begins processes anew, and knows those that it began from others of this program."""
+    """Starts fresh processes, and remembers them to tell them apart from other child processes of this program."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class _Spawning(SpawnContext):
 def workers(
     count: int, *, threads: int, begin: Callable[..., None] | None = None, args: tuple[Any, ...] = (), advice: str
 ) -> Generator[ProcessPoolExecutor]:
-    """A pool of `count` processes that compute in so many `threads` each, and call `begin(*args)` first where it is given.
+    """A pool of `count` processes with `threads` threads each; each first calls `begin(*args)` if it is given.
 
-    Leaving it does not wait for what is being worked on: after an error, or Ctrl-C, its processes are ended. They end with
-    this one, too, however it dies. Raises ConfitError with the `advice` where one of them died.
+    Leaving the context, also after an error or Ctrl-C, ends the processes without waiting for their work. They also end
+    when this process dies, however that happens. Raises ConfitError with the `advice` where one of them died.
     """
     context = _Spawning()
     pool = ProcessPoolExecutor(
@@ -60,7 +60,7 @@ def workers(
 
 @contextlib.contextmanager
 def limited_to(threads: int) -> Iterator[None]:
-    """Compute in so many threads: in one, the same work gives the same numbers alone as beside others."""
+    """Compute in this many threads. With one thread, work gives the same numbers alone and alongside other work."""
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
@@ -75,7 +75,7 @@ def limited_to(threads: int) -> Iterator[None]:
 def _begin(threads: int, begin: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
     from threadpoolctl import threadpool_limits
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one, which ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which then ends this one
     parent = multiprocessing.parent_process()
     assert parent is not None
     speak_heedlessly()

@@ -119,9 +119,9 @@ def distill(
         flags["lr"] = learning_rates(lr)
     settings = {**read_yaml(recipe), **flags} if recipe else flags
     if unlabelled_per_batch is not None and not unlabelled:
-        raise UsageError("--unlabelled-per-batch does nothing without --unlabelled")
+        raise UsageError("--unlabelled-per-batch has no effect without --unlabelled")
     if similarity_temperature is not None and settings.get("similarity_weight") == 0:
-        raise UsageError("--similarity-temperature does nothing with a similarity weight of 0")
+        raise UsageError("--similarity-temperature has no effect with a similarity weight of 0")
     source = str(recipe) if recipe else "the command line"
     with told_when_stopped(out), naming_flags(flags, source), TrainingBar(json_lines) as progress:
         trained = run_distillation(

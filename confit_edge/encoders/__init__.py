@@ -1,4 +1,4 @@
-"""Pre-trained encoders by name, and the same architecture again from a run."""
+"""Pre-trained encoders by name, and the rebuilding of an encoder's architecture from a run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ BUILT_IN = ("speech-embedding", "ge2e", "yamnet")
 
 
 def is_folder(name: str) -> bool:
-    """Whether the encoder `name` is that of a local directory: not one that ships, and there is such a directory."""
+    """Whether the encoder `name` is a local directory, and not the name of a built-in encoder."""
     return name.replace("_", "-") not in BUILT_IN and Path(name).is_dir()
 
 
 def encoder_label(name: str) -> str:
-    """An encoder as cards, model files and results name it: a local folder by its last part, for nobody needs its path."""
+    """The name of an encoder for cards, model files and results: a local folder without its path, which no reader needs."""
     return Path(name).resolve().name if is_folder(name) or Path(name).is_absolute() else name
 
 
 def encoder_name(asked: str, family: str) -> str:
-    """The same of an encoder of that `family`: what the recipe asked for, or where another was trained its family."""
+    """The label of a trained encoder: that of `asked`, the recipe's encoder, if it has this `family`, else the family."""
     built = asked.replace("-", "_") if asked.replace("_", "-") in BUILT_IN else "transformers"
     return encoder_label(asked) if family == built else family.replace("_", "-")
 
@@ -41,13 +41,13 @@ def pretrained(
     initialise: Initialise = "pretrained",
     seed: int = 0,
 ) -> Encoder:
-    """`speech-embedding` or `ge2e` (which ship with confit-edge), `yamnet`, or a transformers checkpoint: a hub name or
-    a local directory.
+    """The encoder `name` with its pre-trained weights.
 
-    `window_s` is the longest window in seconds. `pooling`, `layers` (so many, the last ones dropped) and
-    `layer_weights` are for checkpoints. `initialise="random"` is the control: the same architecture and front end with
-    weights drawn from `seed`. Raises UsageError for what is not there or not possible, and ConfitError when a
-    checkpoint does not hold every encoder weight.
+    `name` is `speech-embedding` or `ge2e` (which ship with confit-edge), `yamnet`, or a transformers checkpoint: a hub
+    name or a local directory. `window_s` is the longest window in seconds. `pooling`, `layers` (how many to keep, from the
+    first) and `layer_weights` are for checkpoints. `initialise="random"` is for control experiments: the same architecture
+    and front end with weights drawn from `seed`. Raises UsageError for what does not exist or is not possible, and
+    ConfitError when a checkpoint lacks encoder weights.
     """
     family, random = name.replace("_", "-"), initialise == "random"
     with torch.random.fork_rng(devices=[]):
@@ -55,12 +55,12 @@ def pretrained(
         if family not in BUILT_IN:
             if Path(name).is_absolute() and not Path(name).is_dir():
                 raise UsageError(
-                    f"encoder {name}: no such folder; where it has moved, say where it is now (--encoder; distill --student;"
+                    f"encoder {name}: no such folder; if it has moved, give its current path (--encoder; distill --student;"
                     " study: key 'encoder' of --recipe)"
                 )
-            if "/" not in name and not Path(name).is_dir():  # asking the hub would take half a minute to fail
+            if "/" not in name and not Path(name).is_dir():  # a request to the hub would take half a minute to fail
                 raise UsageError(
-                    f"encoder {name}: is none of {', '.join(BUILT_IN)}, no folder here, and no hub name (OWNER/NAME)"
+                    f"encoder {name}: not one of {', '.join(BUILT_IN)}, not a folder here, and not a hub name (OWNER/NAME)"
                 )
             from confit_edge.encoders.transformers import TransformersEncoder
 
@@ -86,7 +86,7 @@ def pretrained(
 
 
 def redrawn(encoder: Encoder) -> Encoder:
-    """The encoder with convolutions drawn anew so that signals keep their size in depth (He et al. 2015, 1502.01852)."""
+    """The encoder with random convolutions that preserve the signal's size over depth (He et al. 2015, 1502.01852)."""
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -97,7 +97,7 @@ def redrawn(encoder: Encoder) -> Encoder:
 
 @torch.random.fork_rng(devices=[])
 def build(spec: dict[str, Any]) -> Encoder:
-    """The architecture of `Encoder.spec()`, without weights."""
+    """An encoder with the architecture that `Encoder.spec()` returned, without its weights."""
     rest = {key: value for key, value in spec.items() if key != "family"}
     match spec.get("family"):
         case "speech_embedding":
@@ -117,6 +117,6 @@ def build(spec: dict[str, Any]) -> Encoder:
 
             return TransformersEncoder(**rest)
     raise ConfitError(
-        f"encoder family {spec.get('family')!r} is not known to this version; one of your own must be given, from Python:"
+        f"this version does not know the encoder family {spec.get('family')!r}; pass an encoder of your own from Python:"
         " read_run(..., encoder=...)"
     )

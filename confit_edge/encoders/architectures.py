@@ -1,4 +1,4 @@
-"""What transformers' architectures differ in: front end, position table, where the layers are, what the output means."""
+"""How transformers' architectures differ: front end, position table, place of the layers, meaning of the output."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "query", "key",
 class Architecture(ABC):
     """One architecture. `settings` is its transformers configuration, `model` the encoder made from it.
 
-    `layers_key`: what the configuration calls the number of encoder layers.
-    `low_rank`: the linear layers that LoRA adapts. `preprocessor`: what is read of `preprocessor_config.json`, with
-    what holds where there is none.
+    `layers_key`: the configuration's key for the number of encoder layers.
+    `low_rank`: the linear layers that LoRA adapts.
+    `preprocessor`: the keys to read from `preprocessor_config.json`, with the defaults that apply without one.
     """
 
     layers_key = "num_hidden_layers"
@@ -40,7 +40,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def front_end(self, settings: Any, preprocessor: dict[str, Any]) -> nn.Module:
-        """From windows `[batch, samples]` to what the model takes."""
+        """The module that turns windows `[batch, samples]` into the model's input."""
 
     @abstractmethod
     def first_and_last(self, model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -48,7 +48,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def stride(self, settings: Any) -> int:
-        """Samples between two frames."""
+        """The samples between two frames."""
 
     def layers(self, model: Any) -> list[nn.Module]:
         """The layers, from input to output."""
@@ -59,7 +59,7 @@ class Architecture(ABC):
         return checkpoint
 
     def longest(self, settings: Any) -> int | None:
-        """The most samples of a window that the position table allows; None where there is no table."""
+        """The longest window that the position table allows, in samples; None where there is no table."""
         return None
 
     def shortest(self, settings: Any) -> int:
@@ -67,10 +67,10 @@ class Architecture(ABC):
         return 400
 
     def fit(self, settings: Any, window: int) -> None:  # noqa: B027 - nothing to do where there is no table
-        """Cut the configuration's position table to a window of so many samples."""
+        """Shorten the configuration's position table to a window of this many samples."""
 
     def cut(self, weights: dict[str, Tensor], published: Any, fitted: Any) -> None:  # noqa: B027
-        """Cut the position table among `weights` from the published configuration to the fitted one."""
+        """Shorten the position table in `weights` from the published configuration to the fitted one."""
 
     def in_time(self, hidden: Tensor, settings: Any) -> Tensor:
         """Frames `[batch, time, dim]` of the model's hidden state."""
@@ -78,7 +78,7 @@ class Architecture(ABC):
 
 
 class Waveform(Architecture):
-    """wav2vec2, HuBERT, data2vec-audio: the waveform in, at zero mean and unit variance where trained so."""
+    """wav2vec2, HuBERT, data2vec-audio: take the waveform, at zero mean and unit variance if they were trained that way."""
 
     preprocessor = {"do_normalize": False}  # noqa: RUF012 - read only
 
@@ -86,7 +86,7 @@ class Waveform(Architecture):
         from transformers import AutoModel
 
         settings.layerdrop, settings.add_adapter = 0.0, False
-        settings.mask_time_prob = settings.mask_feature_prob = 0.0  # SpecAugment's mask would be a weight without use
+        settings.mask_time_prob = settings.mask_feature_prob = 0.0  # SpecAugment's mask would be an unused weight
         return AutoModel.from_config(settings)
 
     def front_end(self, settings: Any, preprocessor: dict[str, Any]) -> nn.Module:
@@ -106,14 +106,14 @@ class Waveform(Architecture):
 
 
 class WavLM(Waveform):
-    """WavLM hands its attention's weights to torch's fused attention and never calls the layers that hold them, so that
-    an adapter on those would not be heard: LoRA takes the feed-forward layers."""
+    """WavLM. LoRA adapts its feed-forward layers: WavLM passes the weights of its attention layers to torch's fused
+    attention and never calls those layers, so an adapter on them would have no effect."""
 
     low_rank = ("intermediate_dense", "output_dense")
 
 
 class Moonshine(Architecture):
-    """Moonshine: the waveform in, rotary positions."""
+    """Moonshine: takes the waveform, uses rotary positions."""
 
     layers_key = "encoder_num_hidden_layers"
     preprocessor = Waveform.preprocessor
@@ -141,7 +141,7 @@ class Moonshine(Architecture):
 
 
 class Whisper(Architecture):
-    """Whisper: its own log-mel in, one position a frame. Uncut, it would compute 30 s at every call."""
+    """Whisper: takes its own log-mel, one position per frame. With the full position table, each call computes 30 s."""
 
     layers_key = "encoder_layers"
 
@@ -175,10 +175,10 @@ class Whisper(Architecture):
 
 
 class AST(Architecture):
-    """Audio Spectrogram Transformer: Kaldi's log-mel in, a position for each patch of time and frequency.
+    """Audio Spectrogram Transformer: takes Kaldi's log-mel, with a position for each patch of time and frequency.
 
-    A frame is the mean of the patches at one time. The class and distillation tokens take part in the attention, and
-    are not frames. A shorter window gets the middle of the position table in time, as the authors cut it.
+    A frame is the mean of the patches at one time. The class and distillation tokens take part in the attention but are
+    not frames. A shorter window uses the middle of the position table in time, as the authors do.
     """
 
     preprocessor = {"do_normalize": True, "mean": AST_MEAN, "std": AST_DEVIATION}  # noqa: RUF012 - read only
@@ -221,7 +221,7 @@ class AST(Architecture):
 
 
 def patches(settings: Any) -> tuple[int, int]:
-    """How many of AST's patches lie above and beside each other: frequency, time."""
+    """The number of AST's patches along frequency and along time."""
     bands = (settings.num_mel_bins - settings.patch_size) // settings.frequency_stride + 1
     return bands, (settings.max_length - settings.patch_size) // settings.time_stride + 1
 

@@ -11,11 +11,11 @@ from confit_edge.encoders.base import Encoder, centred
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 
-Heard = Callable[[int], None]  # is told how many sounds more have been heard
+Heard = Callable[[int], None]  # is called with the number of sounds embedded since the last call
 
 
 def untold(sounds: int) -> None:
-    """What is heard where nobody waits for it."""
+    """A callback for progress that ignores it."""
 
 
 @torch.no_grad()

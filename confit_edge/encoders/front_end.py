@@ -1,4 +1,4 @@
-"""The spectrum as a strided convolution with the DFT basis: it exports to any runtime, and streams."""
+"""The spectrum as a strided convolution with the DFT basis, which exports to any runtime and streams."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 class Spectrum(nn.Conv1d):
     """Real and imaginary parts `[batch, 2 * bins, frames]` of `pcm [batch, 1, samples]` under a Hann window.
 
-    The window of `taps` samples, periodic or symmetric, stands in the middle of a DFT of `fft` points; only bins
-    `first..last` are computed. `before [taps, taps]` is what is done to each frame before the window, where that is
-    linear. The basis is fixed: it is neither trained nor stored.
+    The window of `taps` samples, periodic or symmetric, is centred in a DFT of `fft` points; only bins `first..last` are
+    computed. `before [taps, taps]` is a linear map that is applied to each frame before the window. The basis is fixed: it
+    is neither trained nor stored.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ def power(spectrum: Tensor) -> Tensor:
 
 
 def needed_bins(filters: Tensor) -> tuple[int, int]:
-    """The first and the last bin that any band of mel `filters [bins, bands]` hears: no other needs computing."""
+    """The first and the last bin that the mel `filters [bins, bands]` use; no others need computing."""
     heard = filters.any(dim=1).nonzero()
     return int(heard.min()), int(heard.max())
 
@@ -67,7 +67,5 @@ def mel_filters(bins: int, bands: int, low: float, high: float = 8000.0, **optio
     from transformers.audio_utils import mel_filter_bank
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that narrow bands may fall between two bins: as they did in the published ones
+        warnings.simplefilter("ignore")  # narrow bands may fall between two bins, as they do in the published filters
         return torch.tensor(mel_filter_bank(bins, bands, low, high, 16_000, **options), dtype=torch.float32)

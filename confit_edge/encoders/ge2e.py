@@ -1,6 +1,6 @@
 """A speaker encoder: GE2E (Wan et al. 2018, arXiv 1710.10467) as Resemblyzer published it, 1.4 M parameters.
 
-Three LSTM layers over 1.6 s of a mel power spectrogram; the last state is the voice.
+Three LSTM layers over 1.6 s of a mel power spectrogram; the last state represents the voice.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from confit_runtime.shipped import MODELS
 
 WEIGHTS = MODELS / "ge2e" / "ge2e.safetensors"
 
-TAPS, MEL_HOP, BANDS, FRAMES = 400, 160, 40, 160  # at 16 kHz: 25 ms windows each 10 ms, 160 of them
+TAPS, MEL_HOP, BANDS, FRAMES = 400, 160, 40, 160  # at 16 kHz: 25 ms windows every 10 ms, 160 of them
 SIZE = 256
-LEVEL = 10 ** (-30 / 20)  # quieter speech is brought up to this root mean square
+LEVEL = 10 ** (-30 / 20)  # quieter speech is raised to this root mean square
 
 
 class MelPower(nn.Module):
-    """Mel power (no logarithm) `[batch, frames, 40]` of `pcm [batch, samples]`, made louder where it is quiet."""
+    """Mel power (no logarithm) `[batch, frames, 40]` of `pcm [batch, samples]`, where quiet sound is made louder first."""
 
     mel: Tensor
 
@@ -40,13 +40,13 @@ class MelPower(nn.Module):
         with torch.autocast(pcm.device.type, enabled=False):
             level = pcm.square().mean(dim=1, keepdim=True).sqrt()
             louder = pcm * (LEVEL / level.clamp(min=1e-7)).clamp(min=1.0)
-            # frames stand around their sample, as published; the one past the window's end is left out
+            # frames are centred on their sample, as published; the one past the window's end is left out
             padded = functional.pad(louder[:, None], (TAPS // 2, TAPS // 2 - MEL_HOP))
             return power(self.spectrum(padded)).transpose(1, 2) @ self.mel
 
 
 class GE2E(Encoder):
-    """GE2E's voice embedding. Its window is 1.6 s, whatever is asked: its last state was trained there."""
+    """GE2E's voice embedding. Its window is always 1.6 s, because its last state was trained at that length."""
 
     family = "ge2e"
     sample_rate = 16_000
@@ -63,7 +63,7 @@ class GE2E(Encoder):
         self.linear = nn.Linear(SIZE, SIZE)
 
     def frames(self, pcm: Tensor) -> Tensor:
-        """One frame `[batch, 1, 256]` a window: what the last state says, at or above 0."""
+        """One frame `[batch, 1, 256]` per window: the projected last state, with no value below 0."""
         states = self.front_end(pcm)
         for layer in self.layers:
             states, _ = layer(states)
@@ -77,7 +77,7 @@ class GE2E(Encoder):
 
     @classmethod
     def pretrained(cls, weights: Path = WEIGHTS) -> GE2E:
-        """With Resemblyzer's weights, which ship with confit-edge."""
+        """The encoder with Resemblyzer's weights, which ship with confit-edge."""
         from safetensors.torch import load_file
 
         encoder = cls()

@@ -1,4 +1,4 @@
-"""The front ends that Whisper and AST were trained with, as torch modules: they export, and run where the encoder runs."""
+"""The front ends that Whisper and AST were trained with, as torch modules, so that they export with the encoder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch.nn import functional
 
 from confit_edge.encoders.front_end import Spectrum, mel_filters, needed_bins, power
 
-HOP = 160  # samples at 16 kHz: both take 100 frames a second
+HOP = 160  # samples at 16 kHz: both use 100 frames per second
 WHISPER_FFT = 400
 AST_TAPS, AST_FFT = 400, 512
-AST_MEAN, AST_DEVIATION = -4.2677393, 4.5689974  # of AudioSet, what a checkpoint says otherwise aside
+AST_MEAN, AST_DEVIATION = -4.2677393, 4.5689974  # of AudioSet; the default where a checkpoint gives none
 AST_FLOOR = torch.finfo(torch.float32).eps  # Kaldi's
 
 
 class ZeroMeanUnitVariance(nn.Module):
-    """Each waveform `[batch, samples]` at zero mean and unit variance, as wav2vec2's feature extractor makes it."""
+    """Scales each waveform `[batch, samples]` to zero mean and unit variance, as wav2vec2's feature extractor does."""
 
     def forward(self, pcm: Tensor) -> Tensor:
         mean, variance = pcm.mean(dim=1, keepdim=True), pcm.var(dim=1, keepdim=True, unbiased=False)
@@ -48,8 +48,8 @@ class WhisperLogMel(nn.Module):
 class KaldiLogMel(nn.Module):
     """AST's input `[batch, frames, bands]` of `pcm [batch, samples]`: Kaldi's log filter banks, normalised.
 
-    Kaldi takes each frame's mean away, pre-emphasises it by 0.97 and windows it. All of that is linear, so it is folded
-    into the spectrum's basis. `mean` and `deviation` are those of the data the checkpoint was trained on.
+    Kaldi subtracts each frame's mean, applies pre-emphasis of 0.97 and a window. All of that is linear, so it is folded
+    into the spectrum's basis. `mean` and `deviation` are those of the data that the checkpoint was trained on.
     """
 
     mel: Tensor

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) through peft: a few low-rank matrices are trained in place of the encoder."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) with peft: a few low-rank matrices train instead of the encoder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from confit_runtime.errors import UsageError
 
 @contextlib.contextmanager
 def adapted(encoder: Encoder, rank: int) -> Iterator[None]:
-    """Adapters of `rank` beside an attention encoder's projections for a while; none where `rank` is 0.
+    """Add adapters of `rank` to an attention encoder's projections for the time of the context; none if `rank` is 0.
 
-    They, and a learned pooling, are all of the encoder that trains meanwhile. It begins as what it was. At the end the
-    adapters are added to the weights beside them, and it is a plain encoder again, which trains as before. Raises
-    UsageError for an encoder without attention.
+    Within it, only the adapters and any learned pooling of the encoder train. Adding adapters does not change its output.
+    At the end they are merged into the weights, and the encoder is a plain one again, with the same trainable parameters
+    as before. Raises UsageError for an encoder without attention.
     """
     if rank == 0:
         yield

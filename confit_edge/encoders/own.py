@@ -1,4 +1,4 @@
-"""Whether an encoder that a program made itself is what the protocol asks for: told before it is trained."""
+"""Checks, before training, that an encoder made by a user's own program follows the protocol."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ NUMBERS = ("sample_rate", "window", "hop", "dim")
 
 
 def check_encoder(encoder: Encoder) -> None:
-    """Raise UsageError where the encoder is not as `confit_edge.encoders.base.Encoder` says, with what it is."""
+    """Raise UsageError where the encoder does not follow `confit_edge.encoders.base.Encoder`; says how it differs."""
     name = type(encoder).__name__
     if not isinstance(encoder, Encoder):
-        raise UsageError(f"encoder: must be a confit_edge.encoders.base.Encoder, is a {name}")
+        raise UsageError(f"encoder: must be a confit_edge.encoders.base.Encoder; it is a {name}")
     kinds: dict[str, type] = {"family": str, "streaming": bool, "learning_rate": Real, "gain": Real, "highest_hz": Real}
     kinds |= dict.fromkeys(NUMBERS, Integral)
     wanted: dict[type, str] = {Real: "a number", Integral: "a whole number"}
     for key, kind in kinds.items():
         if not isinstance(value := getattr(encoder, key, None), kind):
-            raise UsageError(f"encoder {name}: {key} must be {wanted.get(kind, kind.__name__)}, is {value!r}")
+            raise UsageError(f"encoder {name}: {key} must be {wanted.get(kind, kind.__name__)}; it is {value!r}")
     for key in NUMBERS:
         if (count := getattr(encoder, key)) < 1:
-            raise UsageError(f"encoder {name}: {key} must be at least 1, is {count}")
+            raise UsageError(f"encoder {name}: {key} must be at least 1; it is {count}")
     if not encoder.highest_hz > 0:
-        raise UsageError(f"encoder {name}: highest_hz must be above 0, is {encoder.highest_hz}")
+        raise UsageError(f"encoder {name}: highest_hz must be above 0; it is {encoder.highest_hz}")
     _check_spec(encoder, name)
     _check_blocks(encoder, name)
     _check_frames(encoder, name)
 
 
 def copy_of(encoder: Encoder) -> Encoder:
-    """An encoder of the same weights. Raises UsageError where torch cannot copy it."""
+    """A copy of the encoder with the same weights. Raises UsageError where torch cannot copy it."""
     try:
         return copy.deepcopy(encoder)
     except RuntimeError as error:
         raise UsageError(
-            f"encoder {type(encoder).__name__}: cannot be copied ({error}); torch.nn.utils.weight_norm is to be that of"
-            " torch.nn.utils.parametrizations"
+            f"encoder {type(encoder).__name__}: cannot be copied ({error}); if it uses torch.nn.utils.weight_norm, use the"
+            " one in torch.nn.utils.parametrizations instead"
         ) from error
 
 
 def plain(spec: object) -> object:
-    """What `run.json` gives back of a spec. Raises TypeError or ValueError where it is no plain data."""
+    """A spec as `run.json` returns it. Raises TypeError or ValueError where it is not plain data."""
     return json.loads(json.dumps(spec, allow_nan=False))
 
 
@@ -57,9 +57,11 @@ def _check_spec(encoder: Encoder, name: str) -> None:
     try:
         plain(spec)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"encoder {name}: spec() must be plain data, as run.json holds it ({error})") from error
+        raise UsageError(f"encoder {name}: spec() must be plain data that JSON can hold ({error})") from error
     if not isinstance(spec, dict) or spec.get("family") != encoder.family:
-        raise UsageError(f"encoder {name}: spec() must be a dict that names the family {encoder.family!r}, is {spec!r}")
+        raise UsageError(
+            f"encoder {name}: spec() must be a dict that names the family {encoder.family!r}; it is {spec!r}"
+        )
 
 
 def _check_blocks(encoder: Encoder, name: str) -> None:
@@ -68,8 +70,8 @@ def _check_blocks(encoder: Encoder, name: str) -> None:
     for key, parameter in encoder.named_parameters():
         if parameter.requires_grad and times[id(parameter)] != 1:
             raise UsageError(
-                f"encoder {name}: {key} is in {times[id(parameter)]} of blocks(); each parameter that learns is in exactly one,"
-                " or in learned_pooling()"
+                f"encoder {name}: {key} is in {times[id(parameter)]} of blocks(); every trainable parameter must be in exactly"
+                " one, or in learned_pooling()"
             )
 
 

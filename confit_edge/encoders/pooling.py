@@ -1,6 +1,6 @@
-"""From frames over time to one vector: their mean, the mean of those that hear something, or a learned attention.
+"""Pooling of frames over time to one vector: their mean, the mean of those with sound, or a learned attention.
 
-Each is a function of the window alone, so it exports as it trains.
+Each depends on the window alone, so it works the same when exported as in training.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from confit_edge.recipe import Pooling
 
 
 class TimePool(nn.Module):
-    """Frames `[batch, time, dim]` and which of them hear sound, `[batch, time]` of 0 and 1, to `[batch, dim]`."""
+    """Pools frames `[batch, time, dim]` to `[batch, dim]`; `heard [batch, time]`, 0 or 1, marks the frames with sound.
+
+    This one takes the mean over all frames.
+    """
 
     def forward(self, frames: Tensor, heard: Tensor) -> Tensor:
         return frames.mean(dim=1)
 
 
 class MaskedPool(TimePool):
-    """The mean over the frames that hear sound; over all of them where none does."""
+    """The mean over the frames with sound, or over all frames where none has any."""
 
     def forward(self, frames: Tensor, heard: Tensor) -> Tensor:
         weights = torch.where(heard.sum(dim=1, keepdim=True) > 0, heard, torch.ones_like(heard))
@@ -28,9 +31,9 @@ class MaskedPool(TimePool):
 
 
 class AttentivePool(TimePool):
-    """A mean weighted by a softmax over time of one linear score a frame (Safari et al. 2020, arXiv 2008.01077).
+    """A mean weighted by a softmax over time of one linear score per frame (Safari et al. 2020, arXiv 2008.01077).
 
-    The scores begin at 0, where it is the plain mean.
+    The scores start at 0, which gives the plain mean.
     """
 
     def __init__(self, dim: int) -> None:
@@ -43,23 +46,23 @@ class AttentivePool(TimePool):
 
 
 def time_pool(pooling: Pooling, dim: int) -> TimePool:
-    """The pooling of that name for frames of `dim`."""
+    """The pooling module named `pooling` for frames of size `dim`."""
     if pooling == "attentive":
         return AttentivePool(dim)
     return MaskedPool() if pooling == "masked" else TimePool()
 
 
 def heard(pcm: Tensor, frames: int, stride: int) -> Tensor:
-    """Which frames hear sound, `[batch, frames]` of 0 and 1: those whose `stride` samples are not all exactly 0.
+    """Which frames have sound, `[batch, frames]` of 0 and 1: those whose `stride` samples are not all exactly 0.
 
-    Zeros are what fills a window beside a clip that is shorter; a microphone gives none for long.
+    Zeros fill a window around a shorter clip; a microphone does not give zeros for long.
     """
     loudest = functional.max_pool1d(pcm.abs()[:, None], stride, stride)[:, 0, :frames]
     return (loudest > 0).to(pcm.dtype)
 
 
 class LayerWeights(nn.Module):
-    """A softmax-weighted sum of the hidden states of all layers (Yang et al. 2021, SUPERB), all alike to begin with."""
+    """A softmax-weighted sum of the hidden states of all layers (Yang et al. 2021, SUPERB), with equal weights at first."""
 
     def __init__(self, states: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""SpecAugment (Park et al. 2019, arXiv 1904.08779): stretches of time and bands of frequency fall silent in training."""
+"""SpecAugment (Park et al. 2019, arXiv 1904.08779): training silences stretches of time and bands of frequency."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 from confit_edge.torchaudio_pure import torchaudio
 
-TIME_SHARE, BANDS_SHARE = 0.15, 0.2  # the most of a window, and of the bands, that one mask takes
+TIME_SHARE, BANDS_SHARE = 0.15, 0.2  # the largest share of a window, and of the bands, that one mask covers
 
 
 class SpecAugment(nn.Module):
-    """Masks one stretch of time and one of bands of each log-mel `[batch, 1, frames, bands]`, while training only.
+    """Masks one stretch of time and one range of bands of each log-mel `[batch, 1, frames, bands]`, only in training.
 
-    `floor` is the value of silence. Drawn from torch's global generator, which the trainer seeds for each epoch.
+    `floor` is the value of silence. The masks come from torch's global generator, which the trainer seeds for each epoch.
     """
 
     def __init__(self, floor: float) -> None:
         super().__init__()
         self.floor = floor
-        torchaudio()  # not kept: a module that holds it could not be copied
+        torchaudio()  # fails early if it is absent; not stored, as a module that holds it cannot be copied
 
     def forward(self, mel: Tensor) -> Tensor:
         if not self.training:

@@ -1,8 +1,8 @@
 """Google's speech_embedding (Lin et al. 2020, arXiv 2002.01322): 0.33 M parameters, made to listen all day.
 
-The time kernels are all valid (unpadded), so a longer input gives one 96-d frame every 8 mel frames (80 ms) and the
-whole stack streams exactly. The front end is ours: log-mel over an absolute floor, computing only the taps and bins
-that the mel bands need.
+All time kernels are valid (unpadded), so a longer input gives one 96-d frame every 8 mel frames (80 ms) and the whole
+stack streams exactly. The front end is ours: a log-mel with an absolute floor, which computes only the taps and bins that
+the mel bands need.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ WEIGHTS = MODELS / "speech-embedding" / "speech_embedding.safetensors"
 
 MEL_HOP, MEL_TAPS, FFT = 160, 400, 512  # samples at 16 kHz: 10 ms steps, a 25 ms Hann window inside a 512-point DFT
 MEL_BANDS, FIRST_BIN, LAST_BIN = 32, 2, 121  # the bins that carry weight: 62.5..3781.25 Hz
-FLOOR = 1e2  # mel power (PCM in the int16 range) below which all is silence: 90 dB under full-scale speech
-SILENCE = math.log10(FLOOR) + 2  # what the log-mel of silence is
+FLOOR = 1e2  # mel power (PCM in the int16 range) below which sound counts as silence: 90 dB under full-scale speech
+SILENCE = math.log10(FLOOR) + 2  # the log-mel of silence
 FRAMES_PER_HOP, RECEPTIVE_FRAMES = 8, 76
 HOP = FRAMES_PER_HOP * MEL_HOP
 RECEPTIVE = RECEPTIVE_FRAMES * MEL_HOP + MEL_TAPS - MEL_HOP
-PART_HOPS = 256  # of a long clip, computed together
+PART_HOPS = 256  # hops of a long clip that are computed together
 
 
 class LogMel(nn.Module):
-    """Log-mel frames `[batch, 1, frames, 32]`, at or above `FLOOR`, of a spectrum `[batch, 2 * bins, frames]`."""
+    """Log-mel frames `[batch, 1, frames, 32]` of a spectrum `[batch, 2 * bins, frames]`, with mel power at least `FLOOR`."""
 
     pointwise_in_time = True
     mel: Tensor
@@ -43,15 +43,15 @@ class LogMel(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         with torch.autocast(spectrum.device.type, enabled=False):
-            squares = spectrum.square().transpose(1, 2)  # the filters add the real and the imaginary part's
+            squares = spectrum.square().transpose(1, 2)  # the filters add those of the real and the imaginary part
             bands = (squares @ torch.cat([self.mel, self.mel])).clamp(min=FLOOR)
             return (torch.log10(bands) + 2)[:, None]  # as published: dB / 10 + 2
 
 
 class _InPlace(torch.autograd.Function):
-    """`ClippedLeakyReLU` over its input, for training: fewer passes over memory, a quarter off a step's time.
+    """`ClippedLeakyReLU` in place, for training: with fewer passes over memory, a step takes a quarter less time.
 
-    leaky_relu is monotone and leaky_relu(-2) = -0.4, so clipping comes first, and the output alone tells the slope.
+    leaky_relu is monotone and leaky_relu(-2) = -0.4, so clipping can come first, and the output alone gives the slope.
     """
 
     @staticmethod
@@ -76,7 +76,7 @@ class ClippedLeakyReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return _InPlace.apply(x)
-        # clipped first, as it is in training: int8 then clips for nothing, by the end of its range
+        # clip first, as in training: in int8, clipping then costs nothing, as it is the end of the range
         return functional.leaky_relu(x.clamp(min=-2.0), 0.2)
 
 
@@ -134,7 +134,7 @@ class SpeechEmbedding(Encoder):
         self.layers = _layers().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def frames(self, pcm: Tensor) -> Tensor:
-        """One frame `[batch, time, 96]` each 1280 samples; the last frame ends with the last sample."""
+        """One frame `[batch, time, 96]` every 1280 samples; the last frame ends with the last sample."""
         spare = (pcm.shape[1] - RECEPTIVE) % HOP
         mel = self.mask(self.front_end(self.spectrum(pcm[:, None, spare:]))).contiguous(
             memory_format=torch.channels_last
@@ -143,7 +143,7 @@ class SpeechEmbedding(Encoder):
 
     @torch.no_grad()
     def rows(self, clip: Tensor) -> Tensor:
-        """As `Encoder.rows`, computing each frame once: part by part, each with the window's lead-in."""
+        """As `Encoder.rows`, but computes each frame once: in parts that each start with the window's lead-in."""
         clip = whole_hops(clip, self.window, self.hop)
         lead, step = self.window - self.hop, PART_HOPS * self.hop
         parts = [clip[start : start + lead + step] for start in range(0, len(clip) - lead, step)]
@@ -157,7 +157,7 @@ class SpeechEmbedding(Encoder):
         return [self.spectrum, self.front_end], [*self.layers, DropMelAxis(), pooling]
 
     def blocks(self) -> list[list[nn.Module]]:
-        """One block of convolutions between two poolings; the last projection is its own."""
+        """The convolutions between two poolings form a block; the last projection is a block of its own."""
         blocks: list[list[nn.Module]] = [[]]
         for layer in self.layers:
             if isinstance(layer, nn.MaxPool2d):
@@ -171,7 +171,7 @@ class SpeechEmbedding(Encoder):
 
     @classmethod
     def pretrained(cls, pool_hops: int = 7, weights: Path = WEIGHTS) -> SpeechEmbedding:
-        """With Google's weights, which ship with confit-edge."""
+        """The encoder with Google's weights, which ship with confit-edge."""
         from safetensors.torch import load_file
 
         encoder = cls(pool_hops)
@@ -180,5 +180,5 @@ class SpeechEmbedding(Encoder):
 
     @classmethod
     def pool_hops_for(cls, window_s: float) -> int:
-        """How many frames are averaged so that a window lasts at most `window_s` seconds (at least one)."""
+        """The number of frames to average so that a window lasts at most `window_s` seconds (at least one)."""
         return max(1, int(window_s * cls.sample_rate) // HOP - math.ceil(RECEPTIVE / HOP) + 1)

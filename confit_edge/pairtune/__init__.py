@@ -1,1 +1,1 @@
-"""Stage 1: losses, mining, batches and the training of an encoder; and what teaches a smaller one."""
+"""Stage 1: losses, mining, batches and the training of an encoder; and distillation into a smaller one."""

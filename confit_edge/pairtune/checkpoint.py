@@ -1,10 +1,11 @@
-"""A training interrupted at any moment goes on from its last whole epoch, to the same weights; on a CPU bit for bit.
+"""A training interrupted at any moment resumes after its last whole epoch and ends with the same weights.
 
-On a GPU some sums are of no fixed order (torch's deterministic algorithms are slower, and some are missing), so that no
-two trainings there are alike to the last bit, interrupted or not.
+On a CPU they are the same bit for bit. On a GPU, some sums have no fixed order (torch's deterministic algorithms are
+slower, and some are missing), so no two trainings are equal to the last bit, interrupted or not.
 
-One safetensors file, replaced atomically after each epoch: tensors of the modules and of the optimiser, and plain data
-(epoch, history, kept) as JSON in its header. No random generator needs saving: each epoch draws from (seed, epoch).
+A checkpoint is one safetensors file, replaced atomically after every epoch: the tensors of the modules and the optimiser,
+and plain data (epoch, history, kept) as JSON in its header. The random generators need no saving, as every epoch is
+seeded with (seed, epoch).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def save(
     kept: dict[str, Tensor],
     training: str,
 ) -> None:
-    """Write modules, optimiser, the weights of the epoch kept so far (`kept`, by name), `plain` data, and of which `training`."""
+    """Write modules, optimiser, the weights of the epoch kept so far (`kept`), `plain` data, and the `training`'s digest."""
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     tensors |= {f"kept.{key}": value for key, value in kept.items()}
     for index, slots in optimiser.state_dict()["state"].items():
@@ -39,9 +40,9 @@ def save(
 def restore(
     path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, training: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a checkpoint into modules and optimiser; give back the plain data and the weights of the epoch kept.
+    """Read a checkpoint into modules and optimiser; returns the plain data and the weights of the epoch kept.
 
-    Raises ConfitError when it is damaged, of another `training`, or of a version that did not tell of which it is.
+    Raises ConfitError when it is damaged, belongs to another `training`, or is from a version that recorded no training.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -50,14 +51,14 @@ def restore(
             plain, of = json.loads(file.metadata()["plain"]), file.metadata().get("training")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfitError(f"{path}: the checkpoint is damaged ({error}); train anew without --resume") from error
+        raise ConfitError(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error
 
     if of is None:
         raise ConfitError(
-            f"{path}: the checkpoint is of an earlier version of confit-edge; train anew without --resume"
+            f"{path}: the checkpoint is from an earlier version of confit-edge; remove it to train from the start"
         )
     if of != training:
-        raise ConfitError(f"{path}: the checkpoint is of another training; train anew without --resume")
+        raise ConfitError(f"{path}: the checkpoint belongs to another training; remove it to train from the start")
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -66,13 +67,15 @@ def restore(
         for name, module in modules.items():
             module.load_state_dict(under(f"{name}."), strict=True)
     except RuntimeError as error:
-        raise ConfitError(f"{path}: the checkpoint is of another training; train anew without --resume") from error
+        raise ConfitError(
+            f"{path}: the checkpoint belongs to another training; remove it to train from the start"
+        ) from error
     described = optimiser.state_dict()
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in under("optimiser.").items():
         index, slot = name.split(".")
-        if tensor.dim():  # in the parameter's own memory layout, so that arithmetic takes the same path
+        if tensor.dim():  # copied into the parameter's memory layout, so that arithmetic takes the same path
             tensor = torch.empty_like(parameters[int(index)], device="cpu").copy_(tensor)
         state.setdefault(int(index), {})[slot] = tensor
     optimiser.load_state_dict({**described, "state": state})

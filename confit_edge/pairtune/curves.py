@@ -1,4 +1,4 @@
-"""A training's curves for TensorBoard: the loss of each batch, and all that history tells of each epoch."""
+"""A training's curves for TensorBoard: the loss of each batch, and each epoch's row of the history."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from confit_runtime.errors import UsageError
 
 
 class Curves:
-    """A watcher that writes scalars into `folder` and passes each event on. Both kinds count the batches seen.
+    """A watcher that writes scalars into `folder` and passes every event on. All curves are over the batches seen.
 
-    A training that is resumed begins where it writes again: what was written beyond that is dropped. Raises UsageError
-    where the package tensorboard is absent.
+    When a training is resumed, points beyond its first new batch are dropped. Raises UsageError where the package
+    tensorboard is absent.
     """
 
     def __init__(self, folder: Path, watch: Watcher | None) -> None:

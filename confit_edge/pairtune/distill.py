@@ -1,8 +1,8 @@
 """Distillation: a student encoder learns to embed as a trained teacher does, from labelled clips and from any sound.
 
 A large attention encoder that was PairTuned knows more than a small streaming one can learn from the same few labels,
-but it does not listen all day on a small device. The student hears the windows that the teacher hears; no label is
-needed for that, so sound without labels teaches too.
+but it cannot listen all day on a small device. The student hears the same windows as the teacher. That needs no labels,
+so unlabelled sound teaches too.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from confit_runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Lesson:
-    """How a student is taught: recipe keys of `confit-edge distill` beside those of training.
+    """How a student is taught: the recipe keys that `confit-edge distill` has in addition to those of training.
 
-    The weights are of the three parts of the loss; `supervised_weight` is that of the recipe's own contrastive loss on
-    the labelled clips of a batch. `unlabelled_per_batch` windows of sound without labels stand beside them.
+    The weights belong to the three parts of the loss; `supervised_weight` is that of the recipe's own contrastive loss
+    on the labelled clips of a batch. A batch also has `unlabelled_per_batch` windows of unlabelled sound.
     """
 
     embedding_weight: float = 1.0
@@ -52,11 +52,11 @@ class Lesson:
             value = getattr(self, key)
             check_type(key, hint, value)
             if value < 0:
-                raise UsageError(f"recipe key '{key}' must not be negative, is {value}")
+                raise UsageError(f"recipe key '{key}' must not be negative; it is {value}")
         if self.similarity_temperature == 0:
-            raise UsageError("recipe key 'similarity_temperature' must be above 0")
+            raise UsageError("recipe key 'similarity_temperature' must be above 0; it is 0")
         if self.unlabelled_per_batch < 1:
-            raise UsageError("recipe key 'unlabelled_per_batch' must be at least 1")
+            raise UsageError("recipe key 'unlabelled_per_batch' must be at least 1; it is 0")
         if self.embedding_weight == self.similarity_weight == 0:
             raise UsageError(
                 "recipe key 'embedding_weight' and recipe key 'similarity_weight' are both 0: the teacher would teach nothing"
@@ -69,7 +69,7 @@ KEYS = tuple(field.name for field in fields(Lesson))
 def embedding_loss(mapped: Tensor, teacher: Tensor) -> Tensor:
     """1 - cos between the student's embeddings, mapped into the teacher's space, and the teacher's; both `[n, dim]`.
 
-    The mean over rows: the distillation of features (Romero et al. 2015, arXiv 1412.6550) with a cosine for its distance.
+    The mean over rows. This is feature distillation (Romero et al. 2015, arXiv 1412.6550) with a cosine distance.
     """
     return 1 - functional.cosine_similarity(mapped, teacher, dim=1).mean()
 
@@ -79,16 +79,16 @@ def similarity_loss(student: Tensor, teacher: Tensor, temperature: float) -> Ten
 
     For each row i of a batch, p_i is the softmax over the other rows j of cos(i, j) / `temperature`; the loss is the mean
     over rows of KL(p_i of the teacher || p_i of the student). `student [n, dim]` and `teacher [n, other dim]` are
-    embeddings. Similarity-preserving distillation (Tung and Mori 2019, arXiv 1907.09682), a case of the relational one
-    (Park et al. 2019, arXiv 1904.05068), with distributions for the similarities as in SEED (Fang et al. 2021, arXiv
-    2101.04731).
+    embeddings. This is similarity-preserving distillation (Tung and Mori 2019, arXiv 1907.09682), a case of relational
+    distillation (Park et al. 2019, arXiv 1904.05068), with the similarities as distributions as in SEED (Fang et al.
+    2021, arXiv 2101.04731).
     """
     near, wanted = (_log_shares(embeddings, temperature) for embeddings in (student, teacher))
     return functional.kl_div(near, wanted, reduction="batchmean", log_target=True)
 
 
 def _centred(teacher: Tensor) -> Tensor:
-    """A batch of embeddings without the one large direction that they share, from which there is nothing to learn."""
+    """A batch of embeddings without the one large direction that all share, which teaches nothing."""
     return functional.normalize(teacher - teacher.mean(dim=0), dim=1)
 
 
@@ -101,10 +101,10 @@ def _log_shares(embeddings: Tensor, temperature: float) -> Tensor:
 class Distil(Objective):
     """The three parts of a student's loss, weighted by the lesson.
 
-    The teacher's embeddings are taken less their mean over the batch. The linear map into its space and the projection of
-    the supervised part are thrown away afterwards, as a projection is. `targets` hold more than labels: of each row the
-    classes, whether it is labelled, and the teacher's embedding, as `Teaching` lays them out. An unlabelled row is
-    nobody's negative: it may be of any class.
+    The mean over the batch is subtracted from the teacher's embeddings. The linear map into the teacher's space and the
+    projection of the supervised part are discarded after training. `targets` hold more than labels: each row has the
+    classes, whether it is labelled, and the teacher's embedding, as `Teaching` arranges them. Unlabelled rows take no
+    part in the supervised loss, not even as negatives, since they may be of any class.
     """
 
     def __init__(self, dim: int, teacher_dim: int, classes: int, supervised: Objective, lesson: Lesson) -> None:
@@ -116,9 +116,9 @@ class Distil(Objective):
 
     @torch.no_grad()
     def start(self, encoder: Encoder, windows: Tensor, targets: Tensor, ridge: float = 1.0) -> None:
-        """Begin the map as the ridge regression from the student as it is, on `windows [n, samples]` with their `targets`.
+        """Initialise the map by ridge regression from the untrained student, on `windows [n, samples]` with `targets`.
 
-        A random map would first pull the student's features out of shape, as a random head would (Kumar et al. 2022, arXiv
+        A random map would at first distort the student's features, as a random head does (Kumar et al. 2022, arXiv
         2202.10054).
         """
         encoder.eval()
@@ -131,7 +131,7 @@ class Distil(Objective):
         self.map.bias.copy_(aim - weight @ mean)
 
     def project(self, embeddings: Tensor) -> Tensor:
-        """The embeddings, what they are mapped to, and the projections of the supervised part, side by side."""
+        """The embeddings, their images under the map, and the projections of the supervised part, concatenated."""
         parts = [embeddings, self.map(embeddings * self.dim**0.5)]
         if self.supervised is not None:
             parts.append(self.supervised.project(embeddings))
@@ -156,9 +156,9 @@ class Distil(Objective):
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher, and the sound without labels that it teaches from beside the clips with them.
+    """A teacher and the unlabelled sound that it teaches with, in addition to the labelled clips.
 
-    `unlabelled` are recordings at the student's rate, `student_rate`.
+    `unlabelled` are recordings at the student's sample rate, `student_rate`.
     """
 
     teacher: Encoder
@@ -167,7 +167,7 @@ class Teaching:
     lesson: Lesson
 
     def objective(self, recipe: Recipe, dim: int, classes: int, multi_label: bool) -> Distil:
-        """The loss of a student whose embeddings are of `dim`."""
+        """The loss of a student whose embeddings have size `dim`."""
         supervised = make_objective(recipe, dim, classes, multi_label)
         return Distil(dim, self.teacher.dim, classes, supervised, self.lesson)
 
@@ -180,10 +180,10 @@ class Teaching:
         device: torch.device,
         rng: np.random.Generator,
     ) -> tuple[Pcm, Floats]:
-        """A batch of windows `[n, window]` with `labels [n, classes]`, and unlabelled windows after them.
+        """The windows `[n, window]` of a batch with `labels [n, classes]`, followed by unlabelled windows; and targets.
 
-        The targets beside the windows are those of `Distil`. Longer recordings are drawn from more often, by the windows
-        that they hold. The teacher hears each window as the student does, augmentation included.
+        The targets are those of `Distil`. A recording is drawn from in proportion to the windows that fit in it. The
+        teacher hears each window exactly as the student does, augmentation included.
         """
         more = augment(self._drawn(augment.window, rng), rng) if self.unlabelled else pcm[:0]
         windows = np.concatenate([pcm, more])
@@ -196,8 +196,8 @@ class Teaching:
     def embed(self, windows: Pcm, device: torch.device) -> Floats:
         """The teacher's embeddings `[n, dim]` of the student's `windows [n, samples]`, as a device would make them.
 
-        At the teacher's own rate; a window shorter than the teacher's is centred in it, and of a longer one the mean over
-        the teacher's windows is taken.
+        The windows are resampled to the teacher's rate. A window shorter than the teacher's is centred in it; a longer one
+        gives the mean over the teacher's windows.
         """
         if self.teacher.sample_rate != self.student_rate:
             windows = soxr.resample(windows.T, self.student_rate, self.teacher.sample_rate).T
@@ -211,9 +211,9 @@ class Teaching:
 
 @dataclass(frozen=True)
 class TeachingRun(Teaching):
-    """Teaching by the encoder of a run, whose `name`, `classes`, data `fingerprint` and probes' `metrics` these are.
+    """Teaching by the encoder of a run, with the run's `name`, `classes`, data `fingerprint` and probes' `metrics`.
 
-    `paths` are the files of the unlabelled recordings; `about` is what the student's run says of all this.
+    `paths` are the files of the unlabelled recordings; `about` describes all this in the student's `run.json`.
     """
 
     name: str
@@ -224,25 +224,25 @@ class TeachingRun(Teaching):
     about: dict[str, Any]
 
     def refuse_other(self, corpus: Corpus) -> None:
-        """Raise UsageError where `corpus` is not what the teacher learnt from, or a clip to judge by is taught from."""
+        """Raise UsageError where `corpus` is not the teacher's data, or a val or test clip is among the unlabelled sound."""
         source = corpus.manifest.source
         if corpus.classes != self.classes:
             odd = ", ".join(sorted(set(corpus.classes) ^ set(self.classes)))
-            raise UsageError(f"{source}: {self.name} was taught other classes (one of them lacks {odd})")
+            raise UsageError(f"{source}: has other classes than {self.name} (only one of the two has {odd})")
         if corpus.fingerprint != self.fingerprint:
             raise UsageError(
-                f"{source}: is not the data {self.name} was trained on (clips, labels, splits or background differ)"
+                f"{source}: not the data that {self.name} was trained on (clips, labels, splits or background differ)"
             )
         store, judged = ClipStore(self.student_rate), dict[bytes, str]()
         for part, clips in (("val", corpus.val), ("test", corpus.test)):
-            whole = map(store.get, clips.paths)  # the corpus has lost the silence around those that are long
+            whole = map(store.get, clips.paths)  # the corpus has trimmed the silence around long clips
             judged |= {sound_digest(pcm): part for pair in zip(clips.pcm, whole, strict=True) for pcm in pair}
         for path, pcm in zip(self.paths, self.unlabelled, strict=True):
             if split := judged.get(sound_digest(pcm)):
-                raise UsageError(f"--unlabelled: {path} is a {split} clip of {source}, to judge by: keep those out")
+                raise UsageError(f"--unlabelled: {path} is a {split} clip of {source}; leave val and test clips out")
 
     def chosen_by(self, corpus: Corpus) -> list[Path]:
-        """The unlabelled recordings that hold the background of validation, which thresholds are set on: they end with it."""
+        """The unlabelled recordings that end with the validation background, on which thresholds are set."""
         return [
             path
             for path, pcm in zip(self.paths, self.unlabelled, strict=True)

@@ -1,14 +1,14 @@
-"""One training by several processes: each takes its share of every batch, and the loss sees the whole of it.
+"""One training in several processes: each takes its share of every batch, and the loss sees the whole batch.
 
 accelerate's `PartialState` finds the processes that `torchrun` or `accelerate launch` started, joins them (NCCL between
-GPUs, gloo between CPUs) and gives each its device; its collectives move the tensors. The parts above it are not used:
+GPUs, gloo between CPUs) and gives each its device; its collectives move the tensors. Higher-level tools do not fit:
 
-- The Hugging Face Trainer assumes that a batch's loss is a mean over its rows. A contrastive loss is one of all rows
-  together, so everything that Trainer would do for a batch would have to be overridden.
-- `Accelerator` fixes one precision for the life of a process, and studies train many recipes in one.
+- The Hugging Face Trainer assumes that a batch's loss is a mean over its rows. A contrastive loss depends on all rows
+  together, so everything that Trainer does for a batch would have to be overridden.
+- `Accelerator` fixes one precision for the life of a process, but a study trains many recipes in one process.
 - `DistributedDataParallel` ties the exchange of gradients to one forward and one backward pass. Cached chunks and
-  accumulated batches have several, and proxies that live in a loss are in no forward pass. Gradients are averaged here
-  once a step instead, after the last backward pass, in a few large pieces.
+  accumulated batches have several, and the proxies inside a loss take part in no forward pass. Here gradients are
+  averaged once per step instead, after the last backward pass, in a few large pieces.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 PIECE = 2**24  # values averaged in one exchange: 64 MB
-MEETING = timedelta(minutes=10)  # in which every process must have come
-SOON_S = 5.0  # in which they come where a launcher started them: after it a user is told that others are waited for
-WAITING = timedelta(hours=12)  # for one that works alone: the first validates, and writes
+MEETING = timedelta(minutes=10)  # within which every process must have joined
+SOON_S = 5.0  # a launcher's processes join within this time; after it, process 0 reports that it waits for the others
+WAITING = timedelta(hours=12)  # the longest wait in an exchange, such as for process 0 to validate and write
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count` of them: its `index`, and the device it computes on."""
+    """This process as one of `count`: its `index`, and the device it computes on."""
 
     device: torch.device
     index: int = 0
@@ -60,15 +60,15 @@ class Ranks:
         return self.index == 0
 
     def share(self, rows: int) -> slice:
-        """Which of a batch's `rows` are this process's: parts in order, whose lengths differ by one at most."""
+        """This process's part of a batch's `rows`: consecutive parts, whose lengths differ by at most one."""
         return slice(*(rows * edge // self.count for edge in (self.index, self.index + 1)))
 
     def gather(self, share: Tensor, rows: int) -> Tensor:
         """All `rows` of a batch `[rows, dim]` from every process's `share(rows)`, with gradient.
 
-        Every process computes the same loss of the whole batch; the gradient of its own rows, `count` times, is what
-        comes back to it. So the mean over processes of any parameter's gradient is the gradient of that one loss: for
-        parameters before the gathering (each process has one part of the sum) as for those after it (each has it all).
+        Every process computes the same loss of the whole batch. On the way back, each receives the gradient of its own
+        rows, times `count`. The mean over processes of a parameter's gradient is then the gradient of that one loss,
+        both for parameters before the gathering (each process has a part of the sum) and after it (each has all of it).
         """
         if self.count == 1:
             return share
@@ -78,7 +78,8 @@ class Ranks:
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace each gradient by its mean over processes.
 
-        One that some have not, as of a layer that they left out by chance, counts as zero there; one that none has stays None.
+        A gradient that is missing on some processes, as when a layer was skipped at random, counts as zero there. One that
+        is missing on all stays None.
         """
         if self.count == 1:
             return
@@ -96,7 +97,7 @@ class Ranks:
                 gradient.copy_(values.view_as(gradient))
 
     def agree(self, plain: Any) -> Any:
-        """Process 0's `plain` data (what JSON holds) on every process: decisions are made once."""
+        """Process 0's `plain` data (as JSON), on every process: process 0 alone makes decisions."""
         if self.count == 1:
             return plain
         text = json.dumps(plain).encode()
@@ -107,7 +108,7 @@ class Ranks:
         return json.loads(bytes(_broadcasted(carrier).tolist()))
 
     def each(self, what: str, plain: Any) -> list[Any]:
-        """Every process's `plain` data, in their order. Raises ConfitError, on each, where some tell of another `what`."""
+        """Every process's `plain` data, in order. Raises ConfitError, on each, where some exchange another `what`."""
         if self.count == 1:
             return [plain]
         from accelerate.utils import gather_object
@@ -117,35 +118,40 @@ class Ranks:
         for index, (its, _) in enumerate(every):
             if its != every[0][0]:
                 raise ConfitError(
-                    f"process {index} tells of {its}, and process 0 of {every[0][0]}: they do not do the same; give all of"
-                    " them one command, and one version of confit-edge"
+                    f"process {index} reports {its}, but process 0 reports {every[0][0]}: they are out of step; give"
+                    " all processes the same command and the same version of confit-edge"
                 )
         return [plain for _, plain in every]
 
     def other(self, what: str, plain: Any) -> int | None:
-        """The first process whose `plain` data (what JSON holds) are not those of process 0; None where all have the same."""
-        every = self.each(what, json.dumps(plain))  # as text, for not a number is not itself
+        """The first process whose `plain` data (as JSON) differ from those of process 0; None where all are the same."""
+        every = self.each(what, json.dumps(plain))  # as text, because NaN does not equal itself
         return next((index for index, one in enumerate(every) if one != every[0]), None)
 
     def refuse_other_command(self, verb: str, resume: bool) -> None:
-        """Raise UsageError, on every process, where some do another `verb`, or only some go on with what was begun.
+        """Raise UsageError, on every process, where they run different verbs, or only some of them resume.
 
-        To be asked before any other exchange: which of them follow depends on it.
+        Call this before any other exchange: the command decides which exchanges follow.
         """
         every = self.each("its command", (verb, resume))
         for index, (its, goes_on) in enumerate(every):
             first, first_goes_on = every[0]
             if its != first:
-                raise UsageError(f"process {index} is to {its}, and process 0 to {first}: give all of them one command")
+                raise UsageError(
+                    f"process {index} runs {its}, but process 0 runs {first}: give all processes the same command"
+                )
             if goes_on != first_goes_on:
                 with_it, without = (index, 0) if goes_on else (0, index)
                 raise UsageError(
-                    f"process {with_it} has --resume, and process {without} has not: give all of them one command"
+                    f"process {with_it} has --resume, but process {without} does not: give all processes the same command"
                 )
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails within on one process fails on all: none goes on, to wait for it in vain. Nothing is exchanged within."""
+        """An error inside on one process becomes an error on all, so that none waits for it in vain.
+
+        The code inside must not exchange anything.
+        """
         if self.count == 1:
             yield
             return
@@ -156,7 +162,7 @@ class Ranks:
             failed = error
         except OSError as error:
             failed = ConfitError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        every = self.each("what failed", (str(failed), failed.exit_code) if failed else None)
+        every = self.each("its errors", (str(failed), failed.exit_code) if failed else None)
         for index, said in enumerate(every):
             if said:
                 text, status = said
@@ -164,25 +170,26 @@ class Ranks:
                 raise kind(f"process {index}: {text}" if index else text) from failed
 
     def refuse_other_weights(self, modules: Mapping[str, nn.Module]) -> None:
-        """Raise ConfitError, on every process, where the weights of `modules` are not the same on all of them."""
+        """Raise ConfitError, on every process, where the weights of `modules` differ between processes."""
         if self.count == 1:
             return
         every = self.each("its weights", _digests(modules))
         for index, digests in enumerate(every):
             if differ := sorted(name for name in every[0] if digests.get(name) != every[0][name]):
                 raise ConfitError(
-                    f"the weights of process {index} are no longer those of process 0 ({differ[0]}, of {len(differ)} that"
-                    " differ): an encoder must change its weights and buffers by gradients alone, and the machines be of a kind"
+                    f"the weights of process {index} no longer equal those of process 0 ({len(differ)} differ, first"
+                    f" {differ[0]}): an encoder may change its weights and buffers through gradients only, and all machines"
+                    " must be of the same kind"
                 )
 
     def everywhere(self, path: Path) -> bool:
-        """Whether the file `path` is there. Raises UsageError, on every process, where only some of them see it."""
+        """Whether the file `path` exists. Raises UsageError, on every process, where only some of them see it."""
         if self.count == 1:
             return path.is_file()
         seen = int(_reduced(torch.tensor([int(path.is_file())], device=self.device), "sum"))
         if 0 < seen < self.count:
             raise UsageError(
-                f"{path}: {seen} of the {self.count} processes see it; let all of them write to and read from one folder"
+                f"{path}: only {seen} of {self.count} processes can see it; give all processes the same folder"
             )
         return bool(seen)
 
@@ -196,22 +203,23 @@ class Ranks:
                 tensor.copy_(_broadcasted(held))
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         self.agree(None)
 
 
 def join(device: str) -> Ranks:
     """The processes of this training: those of the launcher (`torchrun`, `accelerate launch`), or this one alone.
 
-    `device` is the recipe's. Raises UsageError when it names one device for several processes, or they cannot be joined.
+    `device` is the recipe's. Raises UsageError when it names a single device for several processes, or when they cannot
+    be joined.
     """
     if not several():
         return Ranks(pick_device(device))
-    wanted = named_device(device)  # not tried before each process has its own: all of them would begin with the first
+    wanted = named_device(device)  # not tried yet: before each process has its own device, all would try the first
     if wanted.index is not None:
-        raise UsageError(f"--device {device}: several processes take a device each; use --device {wanted.type}")
-    # functions there have the default `group=group.WORLD`: what that is at import. torch.optim imports the module, and
-    # after the joining its defaults would hold the group, and gloo's threads, though all had left it
+        raise UsageError(f"--device {device}: each process needs a device of its own; use --device {wanted.type}")
+    # functions in that module have the default `group=group.WORLD`, evaluated at import. Imported later (by torch.optim),
+    # after the processes have joined, these defaults would keep the group and gloo's threads alive to the end
     import_module("torch.distributed.nn.functional")
     if not torch.distributed.is_initialized():
         _meet(wanted.type)
@@ -219,13 +227,13 @@ def join(device: str) -> Ranks:
 
     state = PartialState(cpu=wanted.type == "cpu")
     if state.device.type != wanted.type:
-        raise UsageError(f"--device {device}: the processes were launched for {state.device.type}")
+        raise UsageError(f"--device {device}: the launcher started the processes for {state.device.type}")
     return Ranks(pick_device(str(state.device)), state.process_index, state.num_processes)
 
 
 def _meet(kind: str) -> None:
-    """Join the processes, each with a device of that `kind`. Raises UsageError where they cannot be."""
-    if kind != "cpu" and os.environ.get("LOCAL_RANK", "-1") in ("", "-1"):  # by which each takes its device
+    """Join the processes, each with a device of this `kind`. Raises UsageError where that fails."""
+    if kind != "cpu" and os.environ.get("LOCAL_RANK", "-1") in ("", "-1"):  # which tells each process its device
         raise _apart("LOCAL_RANK is not set")
     store, rank, count = _meeting()
     try:
@@ -233,26 +241,26 @@ def _meet(kind: str) -> None:
         kinds = [store.get(f"kind {index}").decode() for index in range(count)]
         if other := next((index for index, one in enumerate(kinds) if one != kinds[0]), 0):
             raise UsageError(
-                f"process {other} is to train on {kinds[other]}, and process 0 on {kinds[0]}: give all of them one --device,"
-                " and one folder"
+                f"process {other} would train on {kinds[other]}, but process 0 on {kinds[0]}: give all processes the same"
+                " --device and the same folder"
             )
         from accelerate import PartialState
         from torch.distributed.distributed_c10d import PrefixStore
 
-        group = PrefixStore("group", store)  # its time-out is of the exchanges
+        group = PrefixStore("group", store)  # the timeout below applies to its exchanges
         state = PartialState(cpu=kind == "cpu", store=group, rank=rank, world_size=count, timeout=WAITING)
     except (ValueError, RuntimeError, ImportError) as error:
         raise _apart(error) from error
     if state.num_processes != count:
-        raise _apart(f"accelerate does not join those on {kind}")
-    # gloo's threads must not outlive the interpreter: now and then a process that did its work aborted as it ended
+        raise _apart(f"accelerate cannot join processes on {kind}")
+    # gloo's threads must not outlive the interpreter: occasionally a process that had finished its work aborted on exit
     atexit.register(state.destroy_process_group)
 
 
 @cache
 def _meeting() -> tuple[Store, int, int]:
-    """Where the processes meet, which of them this is, and how many there are. Raises UsageError."""
-    from torch.distributed.rendezvous import rendezvous  # some builds of torch, for small devices, have none of it
+    """The store where the processes meet, the index of this one, and their number. Raises UsageError."""
+    from torch.distributed.rendezvous import rendezvous  # missing in some builds of torch for small devices
 
     try:
         with _telling_of_the_others():
@@ -263,7 +271,7 @@ def _meeting() -> tuple[Store, int, int]:
 
 @contextmanager
 def _telling_of_the_others() -> Iterator[None]:
-    """Where process 0 waits long within, say for what: of a WORLD_SIZE that was inherited nobody else comes."""
+    """Print what process 0 waits for if it takes long: with an inherited WORLD_SIZE, no other process will come."""
     telling = Timer(SOON_S, _tell_of_the_others)
     telling.daemon = True
     if os.environ.get("RANK") == "0":
@@ -275,7 +283,7 @@ def _telling_of_the_others() -> Iterator[None]:
 
 
 def _tell_of_the_others() -> None:
-    if sys.stderr is not None:  # closed: `print` would take stdout
+    if sys.stderr is not None:  # if it is closed, `print` would write to stdout
         size = os.environ["WORLD_SIZE"]
         print(
             f"waiting for the other processes (WORLD_SIZE is {size}; unset it to train alone)",
@@ -287,35 +295,38 @@ def _tell_of_the_others() -> None:
 def _apart(reason: object) -> UsageError:
     told = str(reason).strip().partition("\n")[0]
     return UsageError(
-        f"WORLD_SIZE is set, and the processes cannot be joined ({told}): start them with torchrun or accelerate launch, or"
+        f"WORLD_SIZE is set, but the processes cannot be joined ({told}): start them with torchrun or accelerate launch, or"
         " unset WORLD_SIZE"
     )
 
 
 def said_already(text: str) -> bool:
-    """Whether another process says this. Before they have met none knows, and each says all: a launcher ends the others
-    with the first that fails."""
+    """Whether another process has already printed this.
+
+    Before the processes have joined, none can know, and each prints everything: a launcher ends all of them when the
+    first one fails.
+    """
     if not _meeting.cache_info().currsize:
         return False
     try:
         return _meeting()[0].add(f"said {text}", 1) > 1
-    except RuntimeError:  # with the process that kept what was said
+    except RuntimeError:  # the process that kept the record has ended
         return False
 
 
 class EndedError(ConfitError):
-    """Another process is no longer there."""
+    """Another process of this training has ended."""
 
 
 @contextmanager
 def _exchanging() -> Iterator[None]:
-    """Raises EndedError where another process of this training has gone, which torch tells in many ways."""
+    """Raise EndedError where another process of this training has ended, which torch reports in many ways."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise EndedError("another process of this training ended: what it said is above, or on its machine") from error
+        raise EndedError("another process of this training ended; see its message above or on its machine") from error
 
 
 def _reduced(tensor: Tensor, how: str) -> Tensor:
@@ -335,7 +346,7 @@ def _broadcasted(tensor: Tensor) -> Tensor:
 
 
 def _digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Of each of their weights and buffers."""
+    """A digest of each weight and buffer, by name."""
     return {
         f"{of}.{name}": hashlib.sha256(bytes_of(value)).hexdigest()
         for of, module in modules.items()

@@ -1,10 +1,10 @@
-"""Large batches on small memory: gradient caching (Gao et al. 2021, arXiv 2101.06983).
+"""Large batches in little memory: gradient caching (Gao et al. 2021, arXiv 2101.06983).
 
-A contrastive loss needs the whole batch at once, but only its embeddings. So a batch is embedded in chunks that keep
-nothing of what was computed on the way; loss and miner see all embeddings; and going backward, each chunk is embedded
-once more, under the same state of the random generators, and takes in the gradient of its own embeddings. That is
-exact: a batch costs one more forward pass, and the memory of one chunk. torch's checkpointing does just this for one
-chunk (of the generators it replays the CPU's and the device's, which are all that encoders draw from).
+A contrastive loss needs the whole batch at once, but only its embeddings. So the batch is embedded in chunks that keep
+no intermediate results, and the loss and miner see all embeddings. On the backward pass, each chunk is embedded once
+more, with the same state of the random generators, and receives the gradient of its own embeddings. The result is exact;
+it costs one more forward pass and needs the memory of one chunk. torch's checkpointing does this for one chunk; it
+replays the random generators of the CPU and the device, the only ones that encoders use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def embed_in_chunks(encoder: nn.Module, pcm: Tensor, chunk_size: int) -> Tensor:
 
 
 def refuse_batch_statistics(encoder: nn.Module, why: str) -> None:
-    """Raise UsageError when `encoder` normalises over the batch: a part of a batch would give other embeddings."""
+    """Raise UsageError when `encoder` normalises over the batch: part of a batch would give different embeddings."""
     for name, module in encoder.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
-            raise UsageError(f"{why}: this encoder normalises over the batch ({name}), which must then be whole")
+            raise UsageError(f"{why}: this encoder normalises over the batch ({name}), so a batch cannot be divided")

@@ -1,4 +1,4 @@
-"""What a training learns from: its clips, the sound around them, and the batches they come in."""
+"""What a training learns from: the clips, the sound around them, and how they form batches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.recipe import Recipe
 from confit_edge.windows import STREAM_S, gaps_s, off_samples
 
-BATCH, LEAST_PER_CLASS = 64, 4  # clips of a batch, and of a class in it, where the recipe leaves it open
+BATCH, LEAST_PER_CLASS = 64, 4  # clips in a batch, and at least of each class in it, where the recipe leaves it open
 Item = TypeVar("Item")
 
 
 def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
-    """The training clips; and, as the unknown class, the background and fragments of a stream composed from both."""
+    """The training clips and, as the unknown class, the background and fragments of a stream composed from both."""
     clips = corpus.training_clips()
     if corpus.unknown is None or not corpus.background_train:
         return clips
@@ -42,16 +42,16 @@ def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
 
 
 def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:
-    """Batches of P classes x K clips; where there is an unknown class, 2 K of it are in each batch beside the P.
+    """Batches of P classes x K clips; if there is an unknown class, each batch also has 2 K clips of it.
 
-    An epoch has as many batches as hold each clip of the classes once on average. Where the recipe leaves K open, few
-    classes give more clips each (see `filling`), in as many steps as 4 of each would take. Beside a single class (a wake
-    word) the unknown is the other one; of that an epoch goes through the labelled clips, for background and fragments are
-    many times as many.
+    An epoch has enough batches to use each clip of the classes once on average. Where the recipe leaves K open, few classes
+    give more clips each (see `filling`), in the number of steps that K = 4 would take. With a single class (a wake word),
+    the unknown class is the second of the P. The length of an epoch then depends on labelled clips only, as background
+    and fragments are many times as many.
     """
     order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
     known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
-    own = None  # clips of the single class, where there is but one
+    own = None  # clips of the single class, if there is only one
     if corpus.unknown is not None:
         column = corpus.classes.index(corpus.unknown)
         others = np.delete(known, column, axis=1)
@@ -69,15 +69,15 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
 
 
 def batch_size(clips: Clips, corpus: Corpus, recipe: Recipe) -> int:
-    """How many clips are in each of `epoch_batches`."""
+    """The number of clips in each of `epoch_batches`."""
     return len(next(epoch_batches(clips, corpus, recipe, 0)))
 
 
 def filling(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
-    """Clips of each class that make a batch of about 64: at least 4, and no more than half of the classes have.
+    """The clips per class that make a batch of about 64: at least 4, at most as many as the median class has.
 
-    An anchor is contrasted with its batch alone, so few classes with 4 clips each would show it little. `targets` is
-    `[clips, classes]` of 0 and 1.
+    An anchor is contrasted only with its own batch, so a few classes with 4 clips each would show it too little.
+    `targets` is `[clips, classes]` of 0 and 1.
     """
     sizes = np.sort(targets.sum(axis=0))[::-1]
     sizes = sizes[sizes > 0]
@@ -87,7 +87,7 @@ def filling(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items, each made while the one before it is used: augmentation beside the encoder's arithmetic."""
+    """The same items, each prepared while the one before it is in use: augmentation runs alongside the encoder."""
     with ThreadPoolExecutor(1) as worker:
         coming = worker.submit(lambda: next(items, None))
         while (item := coming.result()) is not None:

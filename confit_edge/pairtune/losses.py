@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ABSENT = -1e30  # the log of a weight of 0: finite, since a row of nothing but minus infinity has no gradient
+ABSENT = -1e30  # stands for the log of a weight of 0: a row with nothing but minus infinity has no gradient
 
 
 def jaccard(targets: Tensor) -> Tensor:
     """Pair weights `[n, n]`: the Jaccard overlap of label sets, 0 on the diagonal.
 
-    `targets [n, classes]` are 0/1 rows. Two single-label clips weigh 1 when their labels agree, else 0; a clip with an
-    empty label set is nobody's positive.
+    `targets [n, classes]` are rows of 0 and 1. Two single-label clips weigh 1 when their labels agree, else 0; a clip
+    without labels is a positive of no other clip.
     """
     targets = targets.float()
     shared = targets @ targets.T
@@ -31,8 +31,8 @@ def supervised_contrastive(
         -1/sum_p w_ip h_ip  *  sum_p w_ip h_ip log( exp(z_i z_p / t) / sum_{a != i} h_ia exp(z_i z_a / t) )
 
     averaged over the anchors i that have a positive. `projections [n, dim]` are normalised here; `pairs [n, n]` are the
-    overlaps w (see `jaccard`); `weights [n, n]` are the miner's h (1 when None): a pair of weight 0, positive or
-    negative, has left the loss. Computed in fp32 whatever the autocast. A batch in which no anchor has a positive gives
+    overlaps w (see `jaccard`); `weights [n, n]` are the miner's h (1 when None). A pair of weight 0, positive or negative,
+    is left out of the loss. Always computed in fp32, even under autocast. A batch in which no anchor has a positive gives
     0, with a gradient of 0.
     """
     with torch.autocast(projections.device.type, enabled=False):
@@ -54,7 +54,7 @@ def supervised_contrastive(
 
 
 class SupCon(nn.Module):
-    """`supervised_contrastive` at one temperature, as a contrast between the pairs of a batch."""
+    """`supervised_contrastive` with a fixed temperature, as a module."""
 
     def __init__(self, temperature: float) -> None:
         super().__init__()

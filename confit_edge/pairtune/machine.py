@@ -1,4 +1,4 @@
-"""Where a training runs, and in what precision."""
+"""The device, precision and memory of a training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from confit_edge.recipe import Precision
 from confit_runtime.errors import ConfitError, UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
-KEPT_BYTES = 2**31 - 1  # the largest an int holds
-# the thresholds are what glibc's own rise to as large tensors are freed; once one is set they stay
+KEPT_BYTES = 2**31 - 1  # the largest C int
+# glibc raises its thresholds up to these values as large blocks are freed; once one is set, that stops
 USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
 _changing, _keeping = threading.Lock(), 0
 
 
 def named_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one, else the CPU) or a torch device by name, untried. Raises UsageError for no name."""
+    """The torch device of a name, untried; `auto` is CUDA where available, else the CPU. Raises UsageError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -33,7 +33,7 @@ def named_device(name: str) -> torch.device:
 
 
 def pick_device(name: str) -> torch.device:
-    """The same, and it can be computed on. Raises UsageError for one that is not here."""
+    """As `named_device`, after a trial computation on it. Raises UsageError for a device that is not usable here."""
     device = named_device(name)
     try:
         torch.zeros(1, device=device)
@@ -47,7 +47,7 @@ def _unusable(name: str, error: Exception) -> UsageError:
 
 
 def pick_precision(name: Precision, device: torch.device) -> Precision:
-    """`auto` becomes bf16 where the device computes in it natively, else fp32; other names stay."""
+    """The precision to use: `auto` becomes bf16 where the device supports it natively, else fp32."""
     if name != "auto":
         return name
     return "bf16" if _computes_in_bf16(device) else "fp32"
@@ -61,20 +61,20 @@ def _computes_in_bf16(device: torch.device) -> bool:
 
 
 def remarks_on_machine(precision: Precision, device: torch.device) -> Iterator[str]:
-    """What a user is told of the precision that a training takes."""
+    """Notes for the user about the precision of a training."""
     if precision == "bf16" and not _computes_in_bf16(device):
-        yield f"--precision bf16: this {device.type} only emulates it, which saves memory and is slower than fp32"
+        yield f"--precision bf16: this {device.type} only emulates it, which saves memory but is slower than fp32"
     if (launchers := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", precision):
-        yield f"accelerate's mixed_precision, {launchers}, is not used: --precision is {precision}"
+        yield f"accelerate's mixed_precision ({launchers}) is ignored: --precision is {precision}"
 
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let glibc keep the memory of freed tensors for the next ones: a sixth off a training step on a CPU.
+    """Let glibc keep the memory of freed tensors for the next ones; a training step on a CPU takes a sixth less time.
 
-    Else a large tensor is given back to the system each time and its pages are made anew, zeroed, for the next. At the end of
-    the outermost all of it is given back, and more would be again: the program goes on. Where the C library is another
-    nothing happens.
+    Otherwise the memory of every large tensor goes back to the system, which must zero new pages for the next one. The
+    outermost of nested uses gives the memory back at its end and restores the usual settings. With another C library this
+    does nothing.
     """
     global _keeping
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -97,13 +97,13 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def own_draws(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """What is drawn and seeded within leaves torch's generators, of the CPU and of the device, as they were."""
+    """Restore torch's random generators, of the CPU and of the device, after the code inside has used or seeded them."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextlib.contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raises ConfitError saying what needs less of it where the memory, of the machine or of a GPU, does not suffice."""
+    """Raise ConfitError with advice where the memory of the machine or the GPU runs out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -111,12 +111,12 @@ def enough_memory() -> Iterator[None]:
             raise
         raise ConfitError(
             "not enough memory for this training: try --chunk-size 8 (the same batches and gradients, a few clips at a"
-            " time), then fewer classes or clips a batch, a shorter --window, or --precision bf16"
+            " time), then fewer classes or clips per batch, a shorter --window, or --precision bf16"
         ) from error
 
 
 def mixed_precision(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16 where the recipe asks for it."""
+    """Autocast to bf16 if that is the precision, else a context that does nothing."""
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -1,8 +1,8 @@
 """In-batch hard-pair mining: how much each pair weighs in the loss. Runs without gradients and keeps statistics.
 
-A strategy is a function of a batch's cosines and of which pairs are positive and negative. It gives a weight for each
-pair: 0 takes the pair out of the loss, a positive out of the denominator too, since there it would be pushed away.
-The paper names hard-pair mining without defining it; the choice among these is ours.
+A strategy is a function of a batch's cosines and of its positive and negative pairs. It returns a weight for each pair.
+A weight of 0 removes the pair from the loss; a positive also leaves the denominator, where it would be pushed away. The
+paper mentions hard-pair mining without defining it; these strategies are our choice.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ INFINITY = float("inf")
 
 @dataclass(frozen=True)
 class Mined:
-    """`weights [n, n]` of all pairs, 0 on the diagonal; the statistics describe the batch (NaN where it has no such pair).
+    """`weights [n, n]` of all pairs, 0 on the diagonal, and `statistics` of the batch (NaN where it has no such pair).
 
-    `positives_kept` and `negatives_kept` are shares of all such pairs; `hardest_positive` is the cosine of the least
-    similar positive and `hardest_negative` that of the most similar negative, before mining, as means over anchors.
+    `positives_kept` and `negatives_kept` are shares of all such pairs. `hardest_positive` is the cosine of an anchor's
+    least similar positive and `hardest_negative` that of its most similar negative, before mining; both are means over
+    anchors.
     """
 
     weights: Tensor
@@ -37,7 +38,7 @@ class Mined:
 def mine(projections: Tensor, pairs: Tensor, strategy: Strategy) -> Mined:
     """Weigh the pairs of `projections [n, dim]`; `pairs [n, n]` are overlap weights (0: a negative).
 
-    Computed in fp32 whatever the autocast.
+    Always computed in fp32, even under autocast.
     """
     with torch.autocast(projections.device.type, enabled=False):
         unit = functional.normalize(projections.float(), dim=1)
@@ -54,12 +55,12 @@ def mine(projections: Tensor, pairs: Tensor, strategy: Strategy) -> Mined:
         "hardest_positive": _mean_of_finite(farthest),
         "hardest_negative": _mean_of_finite(nearest),
     }
-    values = torch.stack(list(statistics.values())).tolist()  # in one go: each value fetched from a GPU waits for it
+    values = torch.stack(list(statistics.values())).tolist()  # all at once: every read from a GPU waits for it
     return Mined(weights, dict(zip(statistics, values, strict=True)))
 
 
 def strategy_of(recipe: Recipe) -> Strategy:
-    """The strategy that the recipe key `mining` names, with the recipe's parameters for it."""
+    """The strategy named by the recipe key `mining`, with the recipe's parameters for it."""
     strategies: dict[str, Strategy] = {
         "none": all_alike,
         "hardness": partial(by_hardness, beta=recipe.hardness),
@@ -79,7 +80,7 @@ def all_alike(cosine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 def by_hardness(cosine: Tensor, positive: Tensor, negative: Tensor, *, beta: float) -> Tensor:
     """Negatives weigh exp(beta * cos / 0.5), scaled to mean 1 over each anchor's negatives; positives weigh 1.
 
-    After Robinson et al. 2021 (arXiv 2010.04592), without their debiasing. `beta` 0 weighs all alike.
+    After Robinson et al. 2021 (arXiv 2010.04592), without their debiasing. With `beta` 0 all negatives weigh the same.
     """
     share = (cosine * (beta / 0.5)).masked_fill_(~negative, -INFINITY).softmax(dim=1)
     return share.mul_(negative.count_nonzero(dim=1)[:, None]).masked_fill_(~negative, 1.0)
@@ -110,10 +111,11 @@ def semi_hard(cosine: Tensor, positive: Tensor, negative: Tensor, *, margin: flo
 
 
 def multi_similarity(cosine: Tensor, positive: Tensor, negative: Tensor, *, margin: float) -> Tensor:
-    """Keep negatives more similar than the least similar positive less `margin`, and the mirror image of that.
+    """Keep negatives more similar than the least similar positive minus `margin`, and likewise for positives.
 
-    So are the positives kept that are less similar than the most similar negative plus `margin`: the pair mining of Wang
-    et al. 2019 (arXiv 1904.06627). An anchor without positives keeps no negatives, and one without negatives no positives.
+    Positives are kept if they are less similar than the most similar negative plus `margin`. This is the pair mining of
+    Wang et al. 2019 (arXiv 1904.06627). An anchor without positives keeps no negatives, and one without negatives no
+    positives.
     """
     farthest = cosine.masked_fill(~positive, INFINITY).amin(dim=1, keepdim=True)
     nearest = cosine.masked_fill(~negative, -INFINITY).amax(dim=1, keepdim=True)
@@ -121,7 +123,7 @@ def multi_similarity(cosine: Tensor, positive: Tensor, negative: Tensor, *, marg
 
 
 def _hardest(difficulty: Tensor, mask: Tensor, share: float) -> Tensor:
-    """The most difficult `share` of each row's masked pairs: to the nearest whole number, at least one, ties kept."""
+    """The most difficult `share` of each row's masked pairs, rounded to a whole number, at least one, with ties kept."""
     count = (mask.count_nonzero(dim=1)[:, None] * share).round().long().clamp_(min=1)
     ranked = difficulty.masked_fill(~mask, -INFINITY).sort(dim=1, descending=True).values
     return mask & (difficulty >= ranked.gather(1, count - 1))

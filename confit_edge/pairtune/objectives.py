@@ -1,4 +1,4 @@
-"""What a training step minimises: PairTune's contrastive objective, and the cross-entropy it is judged against."""
+"""What a training step minimises: PairTune's contrastive objective, or the cross-entropy it is compared with."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from confit_runtime.errors import UsageError
 class Objective(nn.Module, ABC):
     """A small head on the embedding, and the loss of a batch of its outputs.
 
-    The two halves are apart so that a trainer may gather or cache outputs between them: `project` treats each row alone,
-    `loss` sees the whole batch.
+    The two halves are separate so that a trainer can gather or cache outputs between them: `project` handles each row on
+    its own, `loss` needs the whole batch.
     """
 
     @abstractmethod
@@ -37,10 +37,10 @@ class Objective(nn.Module, ABC):
 
 
 class PairTune(Objective):
-    """Contrastive learning on a projection of the embedding; the projection is thrown away afterwards.
+    """Contrastive learning on a projection of the embedding; the projection is discarded after training.
 
-    A miner's `strategy` weighs the pairs of a batch, and `contrast` is the loss between them: called with the
-    projections, the targets, the overlaps of the pairs and their weights. It may have parameters of its own.
+    A miner's `strategy` weighs the pairs of a batch. `contrast` is the loss over these pairs, called with the projections,
+    the targets, the overlaps of the pairs and their weights; it may have parameters of its own.
     """
 
     def __init__(self, dim: int, projection_dim: int, contrast: nn.Module, strategy: Strategy, *, layers: int) -> None:
@@ -77,7 +77,7 @@ class FineTune(Objective):
         return functional.cross_entropy(outputs, targets.argmax(dim=1)), {}
 
 
-# an objective by the recipe, the size of the embeddings, the number of classes, and whether clips carry several labels
+# makes an objective from the recipe, the size of the embeddings, the number of classes, and whether clips have several labels
 MakeObjective = Callable[[Recipe, int, int, bool], Objective]
 
 
@@ -89,7 +89,7 @@ def make_objective(recipe: Recipe, dim: int, classes: int, multi_label: bool) ->
         contrast: nn.Module = SupCon(recipe.temperature)
     elif multi_label:
         raise UsageError(
-            f"recipe key 'loss': {recipe.loss} is for clips of one label, and these have several; use supcon"
+            f"recipe key 'loss' {recipe.loss} needs clips with one label, but these have several; use supcon"
         )
     else:
         contrast = Variant(recipe, classes)

@@ -1,4 +1,4 @@
-"""What of an encoder is trained, and how fast: frozen blocks, layer-wise rates, the schedule."""
+"""Which parts of an encoder train, and how fast: frozen blocks, layer-wise rates and the schedule."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.objectives import Objective
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
+from confit_runtime.wording import counted
 
 WARM_UP = 0.1  # of the steps
 AVERAGED_RATE = 0.5  # of the peak learning rate, while weights are averaged
@@ -20,10 +21,10 @@ AVERAGED_RATE = 0.5  # of the peak learning rate, while weights are averaged
 
 @contextlib.contextmanager
 def frozen(encoder: Encoder, freeze: str) -> Iterator[list[nn.Module]]:
-    """Keep part of `encoder` from training for a while; gives the modules that stay as they are.
+    """Freeze part of `encoder` for the time of the context; yields the frozen modules.
 
-    `freeze` is `none`, `features` (all before the first layer), a number of layers (and the features before them), or
-    `all`. Raises UsageError when there are fewer layers.
+    `freeze` is `none`, `features` (everything before the first layer), a number of layers (with the features before
+    them), or `all`. Raises UsageError when the encoder has fewer layers.
     """
     modules = _named(encoder, freeze)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -44,14 +45,16 @@ def _named(encoder: Encoder, freeze: str) -> list[nn.Module]:
         return [module for block in blocks for module in block] if encoder.learned_pooling() else [encoder]
     count = 1 if freeze == "features" else 1 + int(freeze)
     if count > len(blocks):
-        raise UsageError(f"recipe key 'freeze' is {freeze}, but this encoder has {len(blocks) - 1} layers")
+        raise UsageError(
+            f"recipe key 'freeze' is {freeze}, but this encoder has only {counted(len(blocks) - 1, 'layer')}"
+        )
     return [module for block in blocks[:count] for module in block]
 
 
 def make_optimiser(encoder: Encoder, objective: Objective, recipe: Recipe, lr: float) -> torch.optim.AdamW:
-    """AdamW over all that is trainable, the objective, and pooling that is learned anew, at the recipe's `head_lr`.
+    """AdamW over everything trainable; the objective and newly learned pooling train at the recipe's `head_lr`.
 
-    The last block of the encoder learns at `lr`, each block before it at `lr_decay` times the rate of the next (as in
+    The last block of the encoder learns at `lr`, each block before it at `lr_decay` times the rate of the next one (as in
     Clark et al. 2020, arXiv 2003.10555).
     """
     depth = {}
@@ -77,8 +80,8 @@ def make_optimiser(encoder: Encoder, objective: Objective, recipe: Recipe, lr: f
 def cosine_schedule(step: int, steps: int, averaging: float = 0.0) -> float:
     """The share of the peak learning rate at `step` of `steps`: a linear warm-up, then half a cosine to 0.
 
-    Where the weights of the last `averaging` of the steps are averaged, the cosine ends where that begins, at
-    `AVERAGED_RATE`, and the rate stays there: weights that hardly move are no more than one of them.
+    If the weights of the last `averaging` of the steps are averaged, the cosine ends where that share begins, at
+    `AVERAGED_RATE`, and the rate stays there: averaging weights that hardly change would gain nothing.
     """
     warm, end, least = max(1.0, WARM_UP * steps), (1 - averaging) * steps, AVERAGED_RATE if averaging else 0.0
     if step < warm:

@@ -1,4 +1,4 @@
-"""Of several learning rates the best one on validation, each tried by a training of its own."""
+"""The search for a learning rate: each candidate is tried in a training of its own and judged on validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from confit_edge.recipe import Recipe
 from confit_edge.watching import Watcher
 from confit_runtime.errors import ConfitError
 
-FOUND, TRIAL = "rates.json", "trial-"  # in the folder of a training that is not finished
+FOUND, TRIAL = "rates.json", "trial-"  # files of a search, in the folder of an unfinished training
 
 
 def choose_lr(
@@ -31,11 +31,11 @@ def choose_lr(
     teaching: Teaching | None = None,
     folder: Path | None = None,
 ) -> float:
-    """The learning rate of the encoder: its own where the recipe names none, the one named, or of several the best on validation.
+    """The learning rate of the encoder: the one in the recipe, or the best of several, or without any the encoder's own.
 
-    Each is tried for `search_epochs`: a short trial may mislead, for PairTune loses on validation before it gains. Where
-    there is a `folder`, what was found is kept in its `rates.json`, and a search that was killed goes on. One that
-    diverges is left out. Raises DivergedError when all do.
+    Each of several is tried for `search_epochs`; a short trial may mislead, since PairTune gets worse on validation before
+    it gets better. With a `folder`, results are kept in its `rates.json`, so that a killed search can resume. Rates that
+    diverge are left out. Raises DivergedError when all of them do.
     """
     if len(recipe.lr) <= 1:
         return recipe.lr[0] if recipe.lr else encoder.learning_rate
@@ -74,20 +74,20 @@ def choose_lr(
 
 
 def _found(kept: Path, ranks: Ranks) -> dict[str, float | None]:
-    """What each rate reached that was tried before, None where it diverged: as the first process reads it."""
+    """The validation results of the rates tried so far (None: diverged), as the first process reads them."""
     found: dict[str, float | None] = {}
     with ranks.together():
         if ranks.main and kept.is_file():
             try:
                 found = json.loads(kept.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ConfitError(f"{kept}: is damaged ({error}); remove it, and the rates are tried again") from error
+                raise ConfitError(f"{kept}: is damaged ({error}); remove it to try the rates again") from error
     agreed: dict[str, float | None] = ranks.agree(found)
     return agreed
 
 
 def _trying(lr: float, watch: Watcher) -> Watcher:
-    """Tells of the steps of a trial, and of nothing else: its epochs are not those of the training."""
+    """A watcher that passes on the steps of a trial only: its epochs are not those of the training."""
 
     def tell(event: dict[str, Any]) -> None:
         if event["stage"] == "step":
@@ -97,6 +97,6 @@ def _trying(lr: float, watch: Watcher) -> Watcher:
 
 
 def leave_nothing(folder: Path) -> None:
-    """Remove what a search keeps in the `folder` of its training so that it can go on."""
+    """Remove the files that a search keeps in the `folder` of its training in order to resume."""
     for path in (folder / FOUND, *folder.glob(f"{TRIAL}*")):
         files.remove(path)

@@ -1,4 +1,4 @@
-"""Whether a training may begin in a folder, or go on there: it must be the one that was begun."""
+"""Whether a training may start in a folder, or resume there: it must be the training that was started there."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
 from confit_runtime.wording import counted
 
-WHERE = ("device", "strict")  # of a recipe: where it is trained and what is refused, not what is learnt
+WHERE = ("device", "strict")  # recipe keys that do not affect what is learnt
 
 
 @contextmanager
 def alone(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Be the only training in `out`, of one process or of several together. Raises UsageError, on each of them."""
+    """Lock `out` for this training, of one or several processes. Raises UsageError, on each, if another trains there."""
     with ExitStack() as held:
         with ranks.together():
             if ranks.main:
@@ -39,22 +39,25 @@ def check_out(out: Path, resume: bool) -> None:
     check_utf8(out)
     begun = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
     if (out / "run.json").is_file() and not resume:
-        raise UsageError(f"{out}: holds a finished run; choose another -o, or remove it")
+        raise UsageError(f"{out}: contains a finished run; choose another -o, or remove it")
     if begun and not resume:
-        raise UsageError(f"{out}: holds a training that has not finished; add --resume to go on with it, or remove it")
+        raise UsageError(f"{out}: contains an unfinished training; add --resume to continue it, or remove it")
     if not begun and not (out / "run.json").is_file() and out.is_dir() and not all(map(is_partial, out.iterdir())):
-        raise UsageError(f"{out}: is not empty and holds no run; choose another -o")
+        raise UsageError(f"{out}: is not empty and contains no run; choose another -o")
 
 
 def _shown(value: Any) -> str:
-    """A value of a recipe, for a person; no learning rate is the encoder's own."""
+    """A recipe value for a message; an empty list of learning rates means the encoder's own."""
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "its own"
     return "none" if value is None else str(value)
 
 
 def begun(out: Path) -> dict[str, Any] | None:
-    """The training that was begun, or finished, in `out`, as `started.json` tells it; None where none was. Raises ConfitError."""
+    """The training that was started or finished in `out`, in the form of `started.json`; None if there is none.
+
+    Raises ConfitError where a file is damaged.
+    """
     if (out / "run.json").is_file():
         info = runs.read_info(out)
         return {
@@ -62,7 +65,7 @@ def begun(out: Path) -> dict[str, Any] | None:
             "fingerprint": info.data["fingerprint"],
             "distilled": info.distilled,
             "chosen_by": merit_name(multi_label=info.multi_label),
-            "processes": None,  # what is finished is not gone on with, by however many
+            "processes": None,  # a finished run is not resumed, so their number does not matter
             "encoder_sha256": info.encoder_sha256,
         }
     beginning = out / "started.json"
@@ -71,28 +74,28 @@ def begun(out: Path) -> dict[str, Any] | None:
     try:
         told: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train anew") from error
+        raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train again") from error
     if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes"} - set(told):
-        raise ConfitError(f"{beginning}: lacks {', '.join(sorted(missing))}; remove {out} and train anew")
+        raise ConfitError(f"{beginning}: lacks {', '.join(sorted(missing))}; remove {out} and train again")
     return told
 
 
 def begun_alike(out: Path, ranks: Ranks) -> dict[str, Any] | None:
-    """The same, of several processes. Raises UsageError, on each of them, where they see different ones."""
+    """As `begun`, for several processes. Raises UsageError, on each of them, where they see different trainings."""
     with ranks.together():
         before = begun(out)
-    if other := ranks.other("what was begun", before):
+    if other := ranks.other("the training to resume", before):
         raise UsageError(
-            f"{out}: process {other} sees another training there than process 0, or only one of them sees any; let all of"
-            " them write to and read from one folder"
+            f"{out}: process {other} and process 0 see different trainings there, or only one of them sees any; give all"
+            " processes the same folder"
         )
     return before
 
 
 def begun_recipe(out: Path, device: str | None) -> Recipe | None:
-    """The recipe of the training that was begun, or finished, in `out`; None where none was. Raises ConfitError.
+    """The recipe of the training that was started or finished in `out`; None if there is none. Raises ConfitError.
 
-    `device` is the one that it is to go on with, where that is said.
+    `device` is the device to resume on, if the user named one.
     """
     before = begun(out)
     if several():
@@ -104,15 +107,15 @@ def begun_recipe(out: Path, device: str | None) -> Recipe | None:
 
 
 def digest(recipe: Recipe, fingerprint: str, lr: float, epochs: int) -> str:
-    """Of a training, by which its checkpoint is known; what is named in it may have moved, see `refuse_other_training`."""
+    """A digest that identifies a training's checkpoint; it leaves out paths, which may change (`refuse_other_training`)."""
     free = (*WHERE, "background", "others", "encoder")
     same = {key: value for key, value in recipe.to_dict().items() if key not in free}
     return hashlib.sha256(json.dumps([same, fingerprint, lr, epochs]).encode()).hexdigest()
 
 
 def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
-    """Raise UsageError naming what differs where `before`, in `out`, is another recipe, data or teacher than `started`."""
-    version = " (or it was begun with an earlier version, which took background otherwise)"
+    """Raise UsageError naming what differs where `before`, in `out`, has another recipe, data or teacher than `started`."""
+    version = " (or it was started with an earlier version, which treated background differently)"
     changed = _differences(before, started, "now", version if before["recipe"].get("background") else "")
     if before["processes"] not in (None, started["processes"]):  # each draws its own dropout
         changed.append(f"the number of processes ({before['processes']}, now {started['processes']})")
@@ -121,37 +124,37 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
 
 
 def refuse_apart(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
-    """Raise UsageError, on every process, naming the one that is about to train something else than process 0 and what.
+    """Raise UsageError, on every process, where one would train something different from process 0; names what differs.
 
-    `started` is what each is about to train, of its `corpus`.
+    `started` describes the training that each is about to start on its `corpus`.
     """
     size = sum(map(len, (corpus.train, corpus.val, corpus.test)))
     told_of = f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"
-    every = ranks.each("what it is to train", (started, told_of))
+    every = ranks.each("its training", (started, told_of))
     first, clips = every[0]
     for index, (other, other_clips) in enumerate(every):
         told = (
             f" ({clips}, there {other_clips})"
             if clips != other_clips
-            else " (as many clips, but other sound or labels)"
+            else " (the same number of clips, but different sound or labels)"
         )
         if changed := _differences(first, other, "there", told):
             raise UsageError(
-                f"process {index} is about to train something else than process 0, and these differ: {', '.join(changed)};"
-                " give all of them one command, and the same data"
+                f"process {index} would train something different from process 0; these differ: {', '.join(changed)};"
+                " give all processes the same command and the same data"
             )
 
 
 def going_on_elsewhere(before: dict[str, Any], started: dict[str, Any]) -> str | None:
-    """What a user is told where a training goes on with another kind of device."""
+    """A note for the user where a training resumes on another kind of device; None where it does not."""
     was, now = before.get("device"), started["device"]
     if was in (None, now):
         return None
-    return f"begun on {was}, going on on {now}: no longer bit for bit what {was} alone would give"
+    return f"started on {was}, resuming on {now}: the result will not be bit for bit what {was} alone would give"
 
 
 def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_data: str) -> list[str]:
-    """What of a training differs from that `before`; `of_data` is said of data that do."""
+    """What differs between the training `before` and the one `started`; `of_data` follows "the data" where they do."""
     recipe, same_data = before["recipe"], before["fingerprint"] == started["fingerprint"]
     moved = {"background", "others"} if same_data else set()
     same_start = before.get("encoder_sha256") == started["encoder_sha256"]
@@ -165,7 +168,7 @@ def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_d
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
         changed.append(f"the data{of_data}")
     if before["chosen_by"] != started["chosen_by"]:
-        changed.append("what epochs are chosen by")
+        changed.append("the measure that epochs are chosen by")
     if before["distilled"] != started["distilled"]:
-        changed.append("the teacher or what it teaches from")
+        changed.append("the teacher, the lesson or the unlabelled sound")
     return changed

@@ -52,12 +52,13 @@ from confit_runtime.cautions import cautions
 from confit_runtime.files import make_folder
 from confit_runtime.wording import counted, lasting, listed, some
 
-FEW, SOUP_OF_FEW = 100, 4  # training clips of what fires; trainings that are averaged where there are fewer
+# with fewer than FEW training clips of classes that fire, SOUP_OF_FEW trainings are averaged
+FEW, SOUP_OF_FEW = 100, 4
 
 
 @dataclass
 class Trained:
-    """A finished training in memory; `baseline` is the dual probe on the encoder before it (None where not asked)."""
+    """A finished training in memory; `baseline` is the dual probe on the untrained encoder (None if not requested)."""
 
     info: runs.RunInfo
     encoder: Encoder
@@ -77,14 +78,14 @@ def train(
     watch: Watcher | None = None,
     teaching: TeachingRun | None = None,
 ) -> Trained | None:
-    """Train and write the run `out`; None when `resume` finds it finished already.
+    """Train and write the run `out`; returns None when `resume` finds it already finished.
 
-    A training that is killed loses at most the epoch it was in: the same call with `resume=True` ends with the same
-    weights as an undisturbed one. Where a launcher started several processes, all of them train and probe, and the first
-    writes and tells `watch`. `tensorboard` also writes curves into the run. With `teaching` the encoder is its student.
+    A killed training loses at most the epoch it was in: the same call with `resume=True` ends with the same weights as
+    an uninterrupted one. If a launcher started several processes, all of them train and probe; only the first writes
+    files and calls `watch`. `tensorboard` also writes curves into the run. With `teaching`, the encoder is the student.
     Raises UsageError when `out` holds something else, or another process trains there.
     """
-    # what is needed after hours only: where it is missing it fails here, and nothing is written
+    # needed only after hours of training: if one is missing, fail here, before anything is written
     import sklearn.linear_model  # noqa: F401
 
     from confit_edge.geometry import plots  # noqa: F401
@@ -94,7 +95,7 @@ def train(
     ranks.refuse_other_command("distill" if teaching else "train", resume)
     tell = watch if watch and ranks.main else unwatched
     recipe = settled(recipe, ranks.device)
-    check_utf8(manifest.resolve())  # which the run is to tell, after hours
+    check_utf8(manifest.resolve())  # run.json names it, but is only written after hours
     with alone(out, ranks), own_draws(ranks.device):
         with ranks.together():
             check_out(out, resume)
@@ -114,7 +115,7 @@ def _train(
     tell: Watcher,
     teaching: TeachingRun | None,
 ) -> Trained | None:
-    """The training in a folder that no other process trains in."""
+    """Train in a folder that is locked for this training."""
     with ranks.together():
         if recipe.rooms and recipe.rooms != SYNTHETIC:
             sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
@@ -138,7 +139,7 @@ def _train(
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if recipe.trainings > 1:
-            _note(tell, f"of so few clips {recipe.trainings} trainings are averaged (--soup 1: one)")
+            _note(tell, f"few training clips: averaging {recipe.trainings} trainings (--soup 1 for a single one)")
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,
@@ -156,19 +157,19 @@ def _train(
             if elsewhere := going_on_elsewhere(before, started):
                 _note(tell, elsewhere)
         else:
-            _note(tell, f"{out}: no training was begun there; this one begins")
+            _note(tell, f"{out}: no training to resume there; starting a new one")
     if finished:
         return None
     _refuse_what_cannot_begin(encoder, corpus, recipe, teaching)
     beginning = out / "started.json"
     curves = Curves(out / "tensorboard", tell) if tensorboard and ranks.main else None
-    with ranks.together():  # each process has looked into `out` before the first writes there
-        check_out(out, resume)  # where nothing can be locked, another may have begun meanwhile
+    with ranks.together():  # by now every process has looked into `out`, and the first may write there
+        check_out(out, resume)  # without a lock (Windows), another training may have started meanwhile
     with ranks.together():
         if ranks.main:
             make_folder(out)
             files.write_text(beginning, json.dumps(started, indent=2))
-    # before the frozen encoder is probed, which gains by it too
+    # also around the probe of the frozen encoder, which benefits too
     with enough_memory(), freed_memory_kept(), contextlib.closing(curves) if curves else contextlib.nullcontext():
         trained = _learn(
             encoder,
@@ -190,10 +191,10 @@ def _train(
 
 
 def _refuse_what_cannot_begin(encoder: Encoder, corpus: Corpus, recipe: Recipe, teaching: TeachingRun | None) -> None:
-    """Raise UsageError where encoder or batches cannot do what the recipe says: before anything is written or probed."""
+    """Raise UsageError, before anything is written or probed, where the encoder or batches do not suit the recipe."""
     lr, epochs = encoder.learning_rate, recipe.epochs
     with enough_memory(), prepared(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=epochs, teaching=teaching):
-        pass  # made, and not run
+        pass  # prepare the training without running it
 
 
 def _note(tell: Watcher, text: str) -> None:
@@ -201,15 +202,15 @@ def _note(tell: Watcher, text: str) -> None:
 
 
 def _tell_of_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
-    """Say so where an encoder cannot make an embedding from what --window asks for."""
+    """Note where the encoder's window differs from what --window asks for."""
     lasts_s = encoder.window / encoder.sample_rate
     if recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
-        nearest = f"{recipe.encoder} makes an embedding from {lasts_s:.2f} s, the nearest that it can"
+        nearest = f"{recipe.encoder} makes an embedding from {lasts_s:.2f} s, the nearest length that it supports"
         _note(tell, f"--window {recipe.window:g}: {nearest}")
 
 
 def tell_left_out(problems: list[ClipProblem], ranks: Ranks, tell: Watcher) -> None:
-    """Tell what was left out, on whichever process: one alone may have a clip that is damaged."""
+    """Report the clips that any process left out: a clip may be damaged on one machine only."""
     told: list[dict[str, Any]] = []
     for index, events in enumerate(ranks.each("clips left out", list(map(left_out, problems)))):
         new = [event for event in events if event not in told]
@@ -219,24 +220,24 @@ def tell_left_out(problems: list[ClipProblem], ranks: Ranks, tell: Watcher) -> N
 
 
 def _tell_of_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) -> None:
-    """Say so where a student learns what its thresholds are set on."""
+    """Warn where a student learns from the background that its thresholds are set on."""
     if heard := teaching.chosen_by(corpus):
         _note(
             tell,
-            f"beware: --unlabelled: background in {some(list(map(str, heard)))} is what thresholds are set on, and a"
-            " student that has learnt it is too good there; give other sound",
+            f"beware: --unlabelled: thresholds are set on background in {some(list(map(str, heard)))}, and a student that"
+            " has learnt it looks too good there; give other sound",
         )
 
 
 def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
-    """What a user is told of the clips before they are learnt; `data` describes them."""
+    """Notes and warnings about the clips, for the user before training begins; `data` describes the clips."""
     parts = (_counted(data, name) for name in ("train", "val", "test"))
     named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
-    yield "{}: {} to train, {} to choose by, {} to test".format(named, *parts)
+    yield "{}: {} for training, {} for validation, {} for testing".format(named, *parts)
     if corpus.background_train:
         learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
         which = listed(corpus.background_kept, 4) or "the end of each recording"
-        yield f"background: {learnt} to learn from, {kept} for thresholds ({which})"
+        yield f"background: {learnt} for training, {kept} for thresholds ({which})"
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
     everywhere = None if corpus.background_train else told_from_nothing(corpus.manifest)
     for suspect in [*misspelt(labels), *filter(None, [joined(labels), untested(corpus.manifest), everywhere])]:
@@ -249,12 +250,12 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
 
 
 def left_out(problem: ClipProblem) -> dict[str, Any]:
-    """The event of a clip or a recording that is left out."""
+    """The event that reports a clip or recording as left out."""
     return {"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail}
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe as it means the same in any folder: paths absolute, as a run's manifest is, and the precision chosen.
+    """The recipe with absolute paths, so that it holds from any folder, and with `auto` precision decided.
 
     Raises UsageError where a path is not UTF-8.
     """
@@ -269,17 +270,19 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
 
 
 def absolute(place: str | Path) -> str:
-    """A path as a run tells it. Raises UsageError where it is not UTF-8."""
+    """A path as run.json records it. Raises UsageError where it is not UTF-8."""
     path = Path(place).resolve()
     check_utf8(path)
     return str(path)
 
 
 def trainings(recipe: Recipe, corpus: Corpus) -> int:
-    """How many trainings are averaged where the recipe leaves it open: several of few clips, else one.
+    """The number of trainings to average where the recipe leaves it open: several with few clips, else one.
 
-    Not with `patience` or adapters, which have no mean, and of an encoder that stays as it is. Of twelve clips four fired
-    falsely less often than one as exported; as strict as it they found fewer at 10 dB (benchmarks/results/fewclips.json).
+    Always one with `patience`, with adapters (their mean is not the mean of the weights they make), and for a frozen
+    encoder. With twelve clips a word, four averaged trainings gave fewer false accepts than one with the exported
+    thresholds; calibrated to the same false-accept rate, they found fewer words at 10 dB
+    (benchmarks/results/fewclips.json).
     """
     able = recipe.freeze != "all" and not recipe.lora_rank and not recipe.patience
     return SOUP_OF_FEW if able and _own(corpus.train, corpus)["clips"] < FEW else 1
@@ -297,10 +300,10 @@ def train_corpus(
     watch: Watcher | None = None,
     teaching: TeachingRun | None = None,
 ) -> Trained:
-    """The same on a corpus in memory, writing nothing but the checkpoint. `encoder` stays as it is: a copy is trained.
+    """Train a copy of `encoder` on a corpus in memory, as `train` does, writing nothing but the checkpoint.
 
-    Raises UsageError where the encoder is not as its protocol says, and where the corpus was read at another sample rate than
-    the encoder's, is not finite, or lacks training clips of a class.
+    Raises UsageError where the encoder does not follow its protocol, and where the corpus has another sample rate than
+    the encoder, is not finite, or lacks training clips of a class.
     """
     check_encoder(encoder)
     encoder = copy_of(encoder)
@@ -334,7 +337,7 @@ def _learn(
     watch: Watcher | None,
     teaching: TeachingRun | None,
 ) -> Trained:
-    """Train `encoder` in place, of a corpus that `data` describes, and probe it."""
+    """Train `encoder` in place on a corpus that `data` describes, and probe it."""
     began = runs.weights_sha256(encoder)
     encoder.to(device)
     tell = watch or unwatched
@@ -386,7 +389,7 @@ def _learn(
 
 
 def save(trained: Trained, corpus: Corpus, out: str | Path, tell: Watcher) -> None:
-    """Write the run directory with its card, and then its plots: one that cannot be drawn is told, and costs no run."""
+    """Write the run directory with its card, then its plots; a plot that fails only causes a warning."""
     from confit_edge.card import run_card
     from confit_edge.geometry import plots
 
@@ -414,7 +417,7 @@ def save(trained: Trained, corpus: Corpus, out: str | Path, tell: Watcher) -> No
 
 
 def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:
-    """What the run was trained on, for `run.json`."""
+    """The description of the training data for `run.json`."""
     splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
     return {
         "manifest": str(manifest.resolve()),
@@ -430,12 +433,12 @@ def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:
 
 def _counted(data: dict[str, Any], split: str) -> str:
     clips, groups, own = data["clips"][split], data["groups"][split], data["own"][split]
-    of_them = f" ({own['clips']} of what fires)" if own["clips"] < clips else ""
+    of_them = f" ({own['clips']} of classes that fire)" if own["clips"] < clips else ""
     return f"{counted(clips, 'clip')} of {counted(groups, 'group')}{of_them}"
 
 
 def _own(clips: Clips, corpus: Corpus) -> dict[str, int]:
-    """How many clips of how many groups are of something that fires: a label that is not the unknown class."""
+    """The number of clips, and of their groups, whose label fires: any label but the unknown class."""
     unknown = corpus.unknown_column
     fires = clips.targets if unknown is None else np.delete(clips.targets, unknown, axis=1)
     rows = np.flatnonzero(fires.any(axis=1))

@@ -1,4 +1,4 @@
-"""Several trainings from the same start, their weights averaged: a model soup (Wortsman et al. 2022, arXiv 2203.05482)."""
+"""Averaged weights of several trainings from the same start: a model soup (Wortsman et al. 2022, arXiv 2203.05482)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 def averaged(modules: nn.Module) -> AveragedModel:
     """A running mean of the weights and buffers of `modules`, on any device.
 
-    A buffer of whole numbers (the batches that a batch normalisation has seen) has no mean: the last is taken.
+    An integer buffer (such as batch normalisation's count of batches) has no mean: its last value is kept.
     """
     mean = get_swa_avg_fn()
 
@@ -22,10 +22,11 @@ def averaged(modules: nn.Module) -> AveragedModel:
 
 
 class Soup(nn.Module):
-    """The start that trainings share, and the mean of the weights that they ended with.
+    """The common start of several trainings, and the mean of their final weights.
 
-    Trainings that begin at one pre-trained encoder and one head stay in one valley, where the mean of their weights is
-    as good as each and less sure of what only one of them believes. A module, so that a checkpoint holds it.
+    Trainings that start from the same pre-trained encoder and head stay in the same valley of the loss. There, the mean
+    of their weights is as good as each of them, and less confident in what only one of them has learnt. A module, so that
+    a checkpoint includes it.
     """
 
     def __init__(self, modules: nn.Module) -> None:
@@ -34,17 +35,17 @@ class Soup(nn.Module):
         self.mean = averaged(modules)
 
     def begin(self, modules: nn.Module) -> None:
-        """Each training is to start at the weights of `modules` as they are."""
+        """Make the current weights of `modules` the start of every training."""
         self.start.load_state_dict(modules.state_dict())
 
     def begin_again(self, modules: nn.Module) -> None:
-        """Give `modules` the weights of the start."""
+        """Reset `modules` to the weights of the start."""
         modules.load_state_dict(self.start.state_dict())
 
     def add(self, modules: nn.Module) -> None:
-        """Take a training's end, the weights of `modules`, into the mean."""
+        """Add the weights of `modules`, at the end of a training, to the mean."""
         self.mean.update_parameters(modules)
 
     def pour(self, modules: nn.Module) -> None:
-        """Give `modules` the mean."""
+        """Load the mean into `modules`."""
         modules.load_state_dict(self.mean.module.state_dict())

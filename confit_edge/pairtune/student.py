@@ -1,4 +1,4 @@
-"""`distill`: from a teacher's run to a student's run, another encoder on the same clips."""
+"""`distill`: from a teacher's run to the run of a student, which is another encoder on the same clips."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from confit_edge.recipe import Recipe
 from confit_edge.watching import Watcher, unwatched
 from confit_runtime.errors import UsageError
 
-# What a student's recipe takes over from its teacher's: the clips, the splits, and what is done to the windows. How
-# an encoder learns depends on the encoder, so that begins with the defaults.
+# What a student's recipe takes over from its teacher's: the clips, the splits and the augmentation of windows. How an
+# encoder learns best depends on the encoder, so those keys start from the defaults.
 INHERITED = (
     "seed", "label_column", "group_column", "split_by", "others", "background", "strict", "window", "trim", "shift", "gain",
     "speed", "noise_probability", "snr_low", "snr_high", "rooms", "room_probability", "equaliser", "band_probability",
@@ -45,10 +45,10 @@ def distill(
 ) -> Trained | None:
     """Teach a smaller encoder what the encoder of `run` knows, and write the student's run `out`.
 
-    `settings` are recipe keys of training and of `Lesson`, named in errors by their `source`; what they leave open is the
-    teacher's where it is of the data, else the default: the student is their `encoder`. `unlabelled` are folders or files
-    of any sound. `manifest` says where the run's own clips are now. Resumed, and with curves, as `train` is; None when `out` is
-    finished already.
+    `settings` are recipe keys of training and of `Lesson`; their `encoder` is the student. Errors name their `source`.
+    Keys that they leave open are the teacher's for the data (see `INHERITED`), else the default. `unlabelled` are folders
+    or files of any sound. `manifest` is the current path of the run's manifest, if it has moved. `resume` and
+    `tensorboard` work as in `train`. Returns None when `out` is already finished.
     """
     run, out, sounds = Path(run), Path(out), list(map(Path, unlabelled))
     teacher = runs.read_run(run)
@@ -58,20 +58,17 @@ def distill(
     recipe = settled(recipe, ranks.device)
     teachers_place, folders = absolute(run), list(map(absolute, sounds))
     tell = watch if watch and ranks.main else unwatched
-    with (
-        alone(out, ranks),
-        ranks.together(),
-    ):  # as `train` asks again: what cannot begin is told before anything is decoded
+    with alone(out, ranks), ranks.together():  # `train` checks this again; here it fails before anything is decoded
         check_out(out, resume)
     with ranks.together():
         data = Path(manifest or teacher.info.data["manifest"])
         if not data.exists():
-            raise UsageError(f"{data}: the manifest of {run} is not there; say where it is now (--manifest)")
+            raise UsageError(f"{data}: the manifest of {run} is missing; give its current path (--manifest)")
         check_utf8(data.resolve())
         encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
         if json.loads(json.dumps(encoder.spec())) == teacher.info.encoder:
             raise UsageError(
-                f"--student {recipe.encoder}: {run} is of that encoder itself; a student is another, smaller one"
+                f"--student {recipe.encoder}: {run} has that encoder itself; choose another, smaller one as the student"
             )
         rate = encoder.sample_rate
         files = list(dict.fromkeys(path for folder in sounds for path in sound_files(folder, "--unlabelled")))
@@ -99,7 +96,7 @@ def distill(
         },
     }
     if not heard:
-        tell({"stage": "note", "text": "no --unlabelled sound: the teacher teaches from the training clips alone"})
+        tell({"stage": "note", "text": "no --unlabelled sound: the teacher teaches with the training clips only"})
     teaching = TeachingRun(
         teacher=teacher.encoder,
         name=str(run),
@@ -116,17 +113,15 @@ def distill(
 
 
 def student_recipe(teacher: Recipe, settings: dict[str, Any], source: str) -> tuple[Recipe, Lesson]:
-    """A student's recipe and lesson, from its teacher's recipe and the `settings` given for it by `source`.
+    """A student's recipe and lesson, from its teacher's recipe and the `settings` that `source` gives for it.
 
-    Raises UsageError naming a key that is unknown, of a wrong type or out of range.
+    Raises UsageError naming a key that is unknown, has the wrong type or is out of range.
     """
     known = {field.name for field in fields(Recipe)} | set(KEYS)
     if unknown := sorted(map(str, settings.keys() - known)):
         raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
     if settings.get("objective", "pairtune") != "pairtune":
-        raise UsageError(
-            f"{source}: recipe key 'objective' must be pairtune: that is the supervised part of distillation"
-        )
+        raise UsageError(f"{source}: recipe key 'objective' must be pairtune, the supervised part of distillation")
     try:
         lesson = Lesson(**{key: value for key, value in settings.items() if key in KEYS})
     except UsageError as error:

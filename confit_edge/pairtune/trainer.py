@@ -1,4 +1,4 @@
-"""The training loop of stage 1, the same for PairTune and for the vanilla fine-tuning it is judged against."""
+"""The training loop of stage 1, the same for PairTune and for the vanilla fine-tuning it is compared with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from confit_edge.watching import Watcher, unwatched
 from confit_edge.windows import make_augmenter
 from confit_runtime.errors import ConfitError, UsageError
 
-START_WINDOWS = 256  # that a student's map into its teacher's space begins with
+START_WINDOWS = 256  # from which the start of a student's map into its teacher's space is computed
 
 
 class DivergedError(ConfitError):
@@ -48,7 +48,7 @@ class DivergedError(ConfitError):
 
 @dataclass
 class Fitted:
-    """What a training gives: the objective's head or projection (the encoder is changed in place), and its history."""
+    """The result of a training: the objective's head or projection, and the history. The encoder changes in place."""
 
     objective: Objective
     history: list[dict[str, float]]
@@ -57,11 +57,11 @@ class Fitted:
 
 @dataclass
 class SoFar:
-    """The epochs so far: a row of history for each, and the weights of the one that is kept.
+    """The epochs so far: a row of history for each, and the weights of the epoch that is kept.
 
-    That is the last that validation, of so many `clips`, cannot tell from the best: within one standard error (Breiman et
-    al. 1984). The rate falls to zero, so that the last epochs are the best ones more often than a height that luck
-    gave an early one. Of a soup's trainings one is kept of the present, which began at epoch `since`.
+    That is the last epoch within one standard error of the best (Breiman et al. 1984), given the number of validation
+    `clips`. The learning rate falls to zero, so the last epochs are more often truly the best than an early one that
+    scored high by chance. In a soup, only epochs of the current training count, which began at epoch `since`.
     """
 
     clips: int
@@ -71,7 +71,7 @@ class SoFar:
     since: int = 0
 
     def add(self, row: dict[str, float], modules: dict[str, nn.Module], averaged: bool) -> None:
-        """Of `averaged` weights the last are always kept: they stand on the most."""
+        """Add an epoch. The latest `averaged` weights are always kept: they average the most steps."""
         self.history.append(row)
         best = max(map(quality, self.history[self.since :]))
         if averaged or quality(row) >= best - standard_error(best, self.clips):
@@ -91,7 +91,7 @@ class SoFar:
             )
 
     def since_gain(self) -> int:
-        """Epochs since validation last reached a new height."""
+        """Epochs since validation last reached a new best."""
         values = list(map(quality, self.history))
         return len(values) - 1 - values.index(max(values)) if values else 0
 
@@ -108,22 +108,23 @@ def fit(
     teaching: Teaching | None = None,
     make: MakeObjective = make_objective,
 ) -> Fitted:
-    """Train `encoder` in place; it ends with the weights of an epoch chosen on validation, or with their average.
+    """Train `encoder` in place; it ends with the weights of an epoch chosen on validation, or with an average of weights.
 
-    That is the last epoch within one standard error of the best. With the recipe's `averaging` it is the mean over the
-    steps of the last so much of the training, at half the peak rate (Izmailov et al. 2018, arXiv 1803.05407): a flatter
-    place, which other speakers and rooms move less. With its `soup` so many trainings of `epochs` each are done from the
-    same start, one after another, and the mean of the weights that they end with is kept.
+    - By default: the last epoch within one standard error of the best.
+    - With the recipe's `averaging`: the mean over the steps in that last share of the training, at half the peak rate
+      (Izmailov et al. 2018, arXiv 1803.05407). It lies in a flatter region, where new speakers and rooms matter less.
+    - With `soup`: that many trainings of `epochs` each run one after another from the same start, and the mean of their
+      final weights is kept.
 
-    A row of history per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
-    fine-tuning, the miner's statistics for PairTune, and of a soup the number of the `training`. After `patience` epochs
-    without a gain on validation the training ends early. With `checkpoint_path`, each epoch is saved there and a training
-    found there goes on. `watch` is told of every batch. With `teaching` the encoder is a student, and the loss is the
-    teaching's; else it is that of the objective that `make` gives, by default the recipe's. Under a launcher of several
-    processes every one of them calls this, with the same arguments; all end with the same weights.
+    The history has a row per epoch: `epoch, loss, lr, val_linear` (a quick linear probe), `val_head` for vanilla
+    fine-tuning, the miner's statistics for PairTune, and for a soup the number of the `training`. The training ends early
+    after `patience` epochs without a gain on validation. With `checkpoint_path`, every epoch is saved there, and a
+    training found there is resumed. `watch` is called for every batch. With `teaching`, the encoder is a student and the
+    loss is the teaching's; otherwise the loss is that of the objective `make` returns, by default the recipe's. Under a
+    launcher of several processes, each of them calls this with the same arguments; all end with the same weights.
 
-    Raises DivergedError where a loss or an embedding is no longer finite, UsageError where the encoder or the batches cannot
-    do what the recipe says, and ConfitError on a checkpoint that is damaged or of another training.
+    Raises DivergedError where a loss or an embedding is no longer finite, UsageError where the encoder or the batches do
+    not suit the recipe, and ConfitError where the checkpoint is damaged or from another training.
     """
     ready = prepared(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching, make=make)
     with freed_memory_kept(), ready as training:
@@ -142,7 +143,7 @@ def prepared(
     teaching: Teaching | None = None,
     make: MakeObjective = make_objective,
 ) -> Iterator[Training]:
-    """The training that `fit` does, ready to run. Raises UsageError where encoder or batches cannot do what the recipe says."""
+    """The training of `fit`, ready to run. Raises UsageError where the encoder or the batches do not suit the recipe."""
     ranks = join(recipe.device)
     torch.manual_seed(recipe.seed)
     make = teaching.objective if teaching else make
@@ -151,7 +152,7 @@ def prepared(
     objective.to(ranks.device)
     if recipe.spec_augment:
         if not isinstance(encoder, SpeechEmbedding):
-            raise UsageError(f"recipe key 'spec_augment' is for speech-embedding, not for {encoder.family}")
+            raise UsageError(f"recipe key 'spec_augment' works with speech-embedding only, not with {encoder.family}")
         encoder.mask = SpecAugment(floor=SILENCE)
     with adapted(encoder, recipe.lora_rank), frozen(encoder, recipe.freeze) as still:
         tell = watch if ranks.main else None
@@ -159,10 +160,11 @@ def prepared(
 
 
 class Training:
-    """One training: what it learns from, what it changes, and where.
+    """One training: its data, the modules it changes, and the devices it runs on.
 
-    Its numbers depend on the recipe alone. Each epoch draws anew from (seed, epoch): the batches and their augmentation
-    on every process for the whole batch, so that several hear the windows that one would, and dropout by process.
+    Its random numbers depend on the recipe alone: every epoch is seeded with (seed, epoch). Each process draws the
+    batches and their augmentation for the whole batch, so several processes see the windows that a single one would.
+    Dropout differs between processes.
     """
 
     def __init__(
@@ -193,18 +195,23 @@ class Training:
         sizes = list(map(len, epoch_batches(self.clips, corpus, recipe, 0)))
         self.batches = len(sizes)
         if other := ranks.other("its recipe", self._digest()):
-            raise UsageError(f"process {other} has another recipe, corpus, lr or number of epochs than process 0")
+            raise UsageError(
+                f"process {other} has a different recipe, corpus, lr or number of epochs from process 0; give all processes"
+                " the same"
+            )
         self.steps = -(-self.batches // recipe.accumulate)
         self._refuse_parts_that_are_no_batch(min(sizes))
         learns = any(parameter.requires_grad for parameter in encoder.parameters())
         self.validate = Validation(corpus, ranks.device, still=not learns)
         if not learns:
-            self.tell({"stage": "note", "text": "freeze: the encoder stays as it is; only what stands on it learns"})
+            self.tell(
+                {"stage": "note", "text": "freeze: the encoder does not change; only the layers on top of it learn"}
+            )
 
     def _refuse_parts_that_are_no_batch(self, smallest: int) -> None:
         if smallest < self.ranks.count:
             raise UsageError(
-                f"a batch of {smallest} clips cannot be shared by {self.ranks.count} processes: start fewer"
+                f"a batch of {smallest} clips cannot be shared by {self.ranks.count} processes; start fewer processes"
             )
         self._train_mode()
         if self.ranks.count > 1 or self.recipe.chunk_size:
@@ -218,7 +225,7 @@ class Training:
                 so_far.since = epoch
                 self._begin_again(self.soup)
             if self.recipe.patience and so_far.since_gain() >= self.recipe.patience:
-                text = f"no gain on validation in {self.recipe.patience} epochs: the training ends here"
+                text = f"no gain on validation in {self.recipe.patience} epochs: the training ends early"
                 self.tell({"stage": "note", "text": text})
                 break
             row = self._epoch(epoch)
@@ -244,20 +251,20 @@ class Training:
         return Fitted(self.objective, so_far.history, so_far.kept_epoch)
 
     def _begin_again(self, soup: Soup) -> None:
-        """Another training from the same start, with batches of its own: they are drawn by the number of the epoch."""
+        """Start another training of the soup. Its batches differ, as they are drawn by the overall number of the epoch."""
         soup.begin_again(self.together)
         self.optimiser.state.clear()
         if self.average:
             self.average.n_averaged.zero_()
 
     def _judged(self) -> tuple[dict[str, Any], bool]:
-        """Encoder and objective as they would be kept now, and whether those are averages."""
+        """Encoder and objective as they would be kept now, and whether they are averages."""
         if self.average is None or not self.average.n_averaged:
             return self.modules, False
         return dict(self.average.module.named_children()), True
 
     def _kept(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds beside the optimiser."""
+        """The modules in a checkpoint, which also holds the optimiser."""
         beside = {"average": self.average, "soup": self.soup}
         return self.modules | {name: module for name, module in beside.items() if module is not None}
 
@@ -268,17 +275,16 @@ class Training:
         if checkpoint_path and self.ranks.everywhere(checkpoint_path):
             with self.ranks.together():
                 plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser, self._digest())
-            if other := self.ranks.other(
-                "its checkpoint", plain
-            ):  # and all have read it before the first replaces or removes it
+            # this exchange also makes sure that all have read it before the first replaces or removes it
+            if other := self.ranks.other("its checkpoint", plain):
                 raise UsageError(
-                    f"{checkpoint_path}: process {other} sees another one; let all read from and write to one folder"
+                    f"{checkpoint_path}: process {other} sees a different checkpoint; give all processes the same folder"
                 )
             self.ranks.refuse_other_weights(self.modules)
             done = len(plain["history"])
-            since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # of the training of the last epoch
+            since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # start of the last epoch's training
             self.tell(
-                {"stage": "note", "text": f"going on after epoch {done} of {self.epochs * self.recipe.trainings}"}
+                {"stage": "note", "text": f"resuming after epoch {done} of {self.epochs * self.recipe.trainings}"}
             )
             return SoFar(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
@@ -291,7 +297,7 @@ class Training:
         return SoFar(len(self.corpus.val))
 
     def _start_map(self, objective: Distil) -> None:
-        """From the windows of the first epochs, as many as a regression needs."""
+        """Start the map from the first windows of the training, as many as a regression needs."""
         pcm, targets = [], []
         for epoch in range(START_WINDOWS):
             for windows, beside in self._windows(epoch):
@@ -310,7 +316,7 @@ class Training:
         with contextlib.closing(ahead(self._windows(epoch))) as windows:
             for number, (pcm, targets) in enumerate(windows):
                 first = number - number % self.recipe.accumulate
-                together = min(self.recipe.accumulate, self.batches - first)  # the last of an epoch may be fewer
+                together = min(self.recipe.accumulate, self.batches - first)  # an epoch's last step may have fewer
                 if number == first:
                     self.optimiser.zero_grad(set_to_none=True)
                 numbers = self._backward(pcm, targets, together)
@@ -338,7 +344,7 @@ class Training:
             module.eval()
 
     def _windows(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each batch of an epoch: this process's share of the windows `[share, window]`, the targets of all."""
+        """The batches of an epoch: this process's share of the windows `[share, window]`, and the targets of all."""
         rng = np.random.default_rng([self.recipe.seed, epoch, 1])
         pinned = self.ranks.device.type == "cuda"
         for chosen in epoch_batches(self.clips, self.corpus, self.recipe, epoch):
@@ -350,7 +356,7 @@ class Training:
             yield (tensors[0].pin_memory(), tensors[1].pin_memory()) if pinned else tensors
 
     def _backward(self, pcm: Tensor, targets: Tensor, together: int) -> dict[str, float]:
-        """Add the gradient of one batch, of `together` that a step stands on; its loss and the miner's statistics."""
+        """Add the gradient of one of the `together` batches of a step; returns its loss and the miner's statistics."""
         pcm, targets = (tensor.to(self.ranks.device, non_blocking=True) for tensor in (pcm, targets))
         with mixed_precision(self.ranks.device, self.recipe.precision):
             share = embed_in_chunks(self.encoder, pcm, self.recipe.chunk_size)

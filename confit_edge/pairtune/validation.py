@@ -1,4 +1,4 @@
-"""How good an encoder is between epochs: a quick linear probe on validation, and the objective's own head."""
+"""How good an encoder is after an epoch: a quick linear probe on validation, and the objective's own head."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import merit
 from confit_runtime.arrays import Floats
 
-QUICK_CLIPS, QUICK_TOTAL = 10, 300  # of each class, and of all, for the probe after each epoch
-QUICK_KINDS = 3  # the unknown class, and clips of no class, are of many kinds: so many times the clips of another
+QUICK_CLIPS, QUICK_TOTAL = 10, 300  # clips per class, and in all, for the probe after each epoch
+QUICK_KINDS = 3  # times as many clips of the unknown class, and of no class: these contain many kinds of sound
 
 
 class Validation:
-    """The check after each epoch. An encoder that is `still` (wholly frozen) is embedded once."""
+    """The check after each epoch. The embeddings of a `still` (completely frozen) encoder are computed once."""
 
     def __init__(self, corpus: Corpus, device: torch.device, still: bool) -> None:
         self.corpus, self.device, self.still = corpus, device, still
@@ -29,12 +29,12 @@ class Validation:
         self._held: tuple[Floats, Floats] | None = None
 
     def __call__(self, encoder: Encoder, objective: Objective) -> dict[str, float] | None:
-        """`val_linear`, and `val_head` for vanilla fine-tuning; None when an embedding is no finite number."""
+        """`val_linear`, and `val_head` for vanilla fine-tuning; None when an embedding is not finite."""
         train, val = self._embeddings(encoder)
         if not (np.isfinite(train).all() and np.isfinite(val).all()):
             return None
         corpus = self.corpus
-        known = corpus.train.targets.any(axis=0)  # the unknown class has background only, which is not probed here
+        known = corpus.train.targets.any(axis=0)  # an unknown class may have only background, which is not probed here
         targets, truth = corpus.train.targets[self.rows][:, known], corpus.val.targets[:, known]
         probe = LinearProbe.fit(train, targets, val, truth, multi_label=corpus.multi_label, strengths=(0.1,))
         row = {"val_linear": merit(probe.scores(val), truth, multi_label=corpus.multi_label)}
@@ -51,27 +51,27 @@ class Validation:
 
 
 def quality(row: dict[str, float]) -> float:
-    """What an epoch is chosen by: vanilla fine-tuning by its own head, PairTune by the linear probe."""
+    """The measure that epochs are chosen by: vanilla fine-tuning's own head, or the linear probe for PairTune."""
     return row.get("val_head", row["val_linear"])
 
 
 def standard_error(share: float, clips: int) -> float:
-    """Of a share of right answers among `clips` (or of a mAP, as if it were one).
+    """The standard error of a `share` of right answers among `clips`; a mAP is treated like such a share.
 
-    Not zero where all are right: one more of each is counted.
+    One right and one wrong answer are added first, so the result is not zero where all answers are right.
     """
     share = (share * clips + 1) / (clips + 2)
     return math.sqrt(share * (1 - share) / clips)
 
 
 def quick_sample(targets: npt.NDArray[np.int8], unknown: int | None = None) -> list[int]:
-    """Some clips of each class, at most `QUICK_CLIPS`, fewer where there are many classes (but three).
+    """The indices of some clips of each class: at most `QUICK_CLIPS`, fewer with many classes, but at least three.
 
-    Of `unknown` more, and of clips of no class: without these a label that all the others have is told from nothing.
-    They are spread over the class as it is listed, by what its clips are and by who made them: the first ten of the unknown
-    class would all be one word. It is enough for the probe that watches a training, at a fraction of its cost. From four
-    clips of a class such a probe calls an encoder worse as it gets better: it trusts what the training clips have been
-    pulled together by.
+    There are more of the `unknown` class and of clips of no class: without those, a label that all other clips have would
+    have no counterexample. The clips are spread evenly over a class's list, which is in order of content and speaker: the
+    first ten of the unknown class could all be one word. The sample is enough for the probe that watches a training, at a
+    fraction of the cost. With four clips per class, such a probe rates an encoder worse as it improves, because it relies
+    on whatever pulled the training clips together.
     """
     each = min(QUICK_CLIPS, max(3, QUICK_TOTAL // targets.shape[1]))
     rows: set[int] = set()
@@ -91,10 +91,10 @@ def head_probe(objective: FineTune) -> LinearProbe:
 
 @torch.no_grad()
 def head_from_probe(objective: FineTune, encoder: Encoder, clips: Clips, val: Clips, device: torch.device) -> None:
-    """Start the head as the linear probe of the encoder as it is, on the clips that are trained on.
+    """Initialise the head as the linear probe of the untrained encoder, fitted on the training clips.
 
-    Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): a random head would first pull the
-    pre-trained features out of shape.
+    This is linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): a random head would at first distort
+    the pre-trained features.
     """
     train, held_out = (embed_clips(encoder, part.pcm, device) for part in (clips, val))
     probe = LinearProbe.fit(train, clips.targets, held_out, val.targets, multi_label=objective.multi_label)

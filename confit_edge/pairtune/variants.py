@@ -1,6 +1,6 @@
-"""Other contrasts between the pairs of a batch, to compare with ours: the losses of pytorch-metric-learning.
+"""Other contrastive losses to compare with ours, from pytorch-metric-learning.
 
-They take one class a clip, and pairs that are in or out: which of them takes which mining is in `confit_edge.recipe`.
+They need one class per clip, and a pair is either used or not. `confit_edge.recipe` lists the mining that each can use.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Variant(nn.Module):
     """A loss of pytorch-metric-learning on the unit sphere; computed in fp32 whatever the autocast.
 
     - `triplet`: max(0, cos(a, n) - cos(a, p) + margin), the mean over triplets above 0 (Schroff et al. 2015).
-    - `nt-xent`: each positive pair against the negatives of its anchor, at the temperature (Chen et al. 2020). Its memory
-      is that of all positive times all negative pairs: 4 MB for 72 clips in fours, 1.6 GB for 512.
-    - `n-pairs`: one pair of each class, against the positives of the others (Sohn 2016); at the temperature, and on unit
-      vectors where Sohn bounds their length by a penalty.
+    - `nt-xent`: each positive pair against the negatives of its anchor, with the temperature (Chen et al. 2020). It needs
+      memory for all positive times all negative pairs: 4 MB for 72 clips in fours, 1.6 GB for 512.
+    - `n-pairs`: one pair of each class against the positives of the others (Sohn 2016), with the temperature. It uses unit
+      vectors, where Sohn limits their length with a penalty.
     - `proxy-anchor`: clips against a learnt proxy of each class (Kim et al. 2020, arXiv 2003.13911). The proxies are
       parameters of this module.
     """
@@ -48,7 +48,7 @@ class Variant(nn.Module):
     def forward(self, projections: Tensor, targets: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
         """The loss of `projections [n, dim]` with one class in each row of `targets [n, classes]`.
 
-        Of `pairs [n, n]` (above 0: positive) those with a weight above 0 in `weights [n, n]` are taken.
+        Uses the `pairs [n, n]` (above 0: positive) whose weight in `weights [n, n]` is above 0.
         """
         with torch.autocast(projections.device.type, enabled=False):
             unit = functional.normalize(projections.float(), dim=1) * self.length
@@ -56,12 +56,12 @@ class Variant(nn.Module):
 
 
 def kept_pairs(positive: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
-    """The kept of all pairs `[n, n]`, as indices: anchors and their positives, anchors and their negatives."""
+    """The kept pairs of `[n, n]`, as indices: anchors and their positives, anchors and their negatives."""
     return *torch.where(positive & kept), *torch.where(~positive & kept)
 
 
 def kept_triplets(positive: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
-    """Each kept positive pair of `[n, n]` beside each kept negative of its anchor, as indices of all three."""
+    """Every kept positive pair of `[n, n]` with every kept negative of its anchor, as indices of all three."""
     anchors, positives = torch.where(positive & kept)
     rows, negatives = torch.where((~positive & kept)[anchors])
     return anchors[rows], positives[rows], negatives

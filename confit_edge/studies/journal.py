@@ -32,7 +32,7 @@ class Journal:
         """
         if not (self.path / HEADER).is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
-                raise UsageError(f"{self.path}: is not empty and holds no study; choose another -o")
+                raise UsageError(f"{self.path}: is not empty and contains no study; choose another -o")
             return {}
         before = read_header(self.path / HEADER)
         changed = [key for key in self.header if key != "recipe" and before.get(key) != self.header[key]]

@@ -97,7 +97,7 @@ def test_without_unlabelled_sound_it_says_so_and_speaks_json(
     assert code == 0, err
     assert list((tmp_path / "student" / "tensorboard").iterdir())
     lines = [json.loads(line) for line in out.splitlines()]
-    assert any(line["type"] == "note" and "training clips alone" in line["text"] for line in lines)
+    assert any(line["type"] == "note" and "training clips only" in line["text"] for line in lines)
     (epoch,) = [line for line in lines if line["type"] == "epoch"]
     assert -1 <= epoch["teacher_cosine"] <= 1
     assert lines[-1]["type"] == "summary"
@@ -132,7 +132,7 @@ def test_a_student_that_another_process_makes_is_refused(teacher: Path, tmp_path
     with alone(tmp_path / "student", "run"):
         code, out, err = confit("distill", teacher, "-o", tmp_path / "student", "--resume")
     assert (code, out) == (2, "")
-    assert f"{tmp_path / 'student'}: this run is being made by another process; wait for it" in err
+    assert f"{tmp_path / 'student'}: another process is writing this run; wait for it" in err
     assert not (tmp_path / "student").exists()
 
 
@@ -160,21 +160,21 @@ def test_bad_input_is_refused_on_one_line(
         ([teacher, "--unlabelled", tmp_path / "keys.yaml"], 2, ["keys.yaml: no recording can be used"]),
         ([teacher, "--unlabelled", judged], 2, ["somewhere-else.ogg", "test clip"]),
         ([teacher, "--manifest", other_classes], 2, ["other classes", "happy", "seven"]),
-        ([teacher, "--manifest", other_clips], 2, [str(other_clips), "is not the data"]),
+        ([teacher, "--manifest", other_clips], 2, [str(other_clips), "not the data that"]),
         ([teacher, "--manifest", tmp_path / "gone.csv"], 2, ["gone.csv", "--manifest"]),
         ([teacher, "--background", tmp_path / "gone"], 2, ["gone: no such file or folder (for --background)"]),
         ([teacher, "--others", tmp_path / "gone"], 2, ["gone: no such file or folder (for --others)"]),
         ([teacher, "--recipe", tmp_path / "keys.yaml"], 2, ["keys.yaml", "unknown keys: similarity"]),
         ([teacher, "--similarity-temperature", "0"], 2, ["--similarity-temperature must"]),
         ([teacher, "--lr", "fast"], 2, ["--lr fast"]),
-        ([teacher, "-o", teacher], 2, ["holds a finished run"]),
+        ([teacher, "-o", teacher], 2, ["contains a finished run"]),
     ]
     for arguments, code, named in cases:
         out = [] if "-o" in arguments else ["-o", tmp_path / "student"]
         found, printed, err = confit("distill", *arguments, *out)
         assert (found, printed) == (code, ""), (arguments, err)
         *notes, line = err.splitlines()
-        told = ("--unlabelled sound", " to choose by, ", " min for thresholds", "beware: ")
+        told = ("--unlabelled sound", " for validation, ", " min for thresholds", "beware: ")
         assert all(any(part in note for part in told) for note in notes)
         assert line.startswith("confit-edge: ")
         assert all(name in line for name in named), (arguments, err)

@@ -60,12 +60,12 @@ def test_the_sound_of_a_run_may_have_moved(run_path: Path, background: Path, con
         code, _, err = confit(*verb, tmp_path / "run")
         assert code == 2
         assert "then: the --background that" in err
-        assert "say where it is now (--background)" in err
+        assert "give its current path (--background)" in err
         code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now")
         assert code == 0, err
         code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now", "--others", tmp_path)
         assert code == 2
-        assert "trained without" in err
+        assert "was used to train" in err
 
 
 def test_the_encoder_that_a_run_began_with_may_have_moved(
@@ -96,7 +96,7 @@ def test_the_encoder_that_a_run_began_with_may_have_moved(
         assert "is not compared with" not in caplog.text
         code, _, err = confit(verb, vanilla, "--encoder", now)
         assert code == 2
-        assert "vanilla with speech-embedding): leave it out" in err
+        assert "vanilla with speech-embedding); leave it out" in err
     code, _, err = confit("probe", path, "--encoder", tmp_path / "nowhere")
     assert (code, "nowhere: no such folder" in err) == (2, True)
 

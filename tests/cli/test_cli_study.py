@@ -107,7 +107,7 @@ def test_a_study_is_done_by_one_process(tones: Path, recipe: Path, tmp_path: Pat
     with alone(tmp_path / "out", "study"):
         code, out, err = confit(*arguments)
         assert (code, out) == (2, "")
-        assert f"{tmp_path / 'out'}: this study is being made by another process; wait for it" in err
+        assert f"{tmp_path / 'out'}: another process is writing this study; wait for it" in err
         code, _, err = confit(*arguments, "--dry-run")
         assert code == 0, err
     assert not (tmp_path / "out").exists()
@@ -138,10 +138,10 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
             ["isotropy", "--background", "x"],
             r"--background is only for runs in --from; .* key 'background' in --recipe",
         ),
-        (["shots", "-o", __file__], r"is a file; -o names a folder for the study"),
+        (["shots", "-o", __file__], r"is a file; give a folder for the study with -o"),
         (
             ["shots", "-o", f"{__file__}/x/y", "--dry-run"],
-            r"y: cannot be made a folder, for .*test_cli_study.py is a file",
+            r"y: cannot create this folder, because .*test_cli_study.py is a file",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_run_is_made_by_one_process(small: Path, tmp_path: Path) -> None:
     assert not (out / "started.json").exists()
     for more in (["--seed", "5"], ["--resume"]):
         second = TRAINING.run("train", small, "-o", out, *options, *more)
-        told = f"confit-edge: {out}: this run is being made by another process; wait for it, or choose another -o\n"
+        told = f"confit-edge: {out}: another process is writing this run; wait for it, or choose another -o\n"
         assert (second.returncode, second.stdout, second.stderr) == (2, "", told)
     assert first.poll() is None, "it was over too soon"
     first.kill()
@@ -163,11 +163,11 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     begin = ("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1")
     code, out, err = confit(*begin, "--resume")  # as a script says it that may have been stopped
     assert code == 0, err
-    assert f"{tmp_path / 'run'}: no training was begun there; this one begins" in err
+    assert f"{tmp_path / 'run'}: no training to resume there; starting a new one" in err
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (info["recipe"]["epochs"], info["recipe"]["clips_per_class"]) == (1, 2)
     assert "epoch 1/1: loss" in err
-    assert "3 classes ('seven', 'stop', 'yes'): 12 clips of 4 groups to train, " in err
+    assert "3 classes ('seven', 'stop', 'yes'): 12 clips of 4 groups for training, " in err
     assert "beware: classes 'seven', 'stop', 'yes' have no clip in test, so no test result is reported for them" in err
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("frozen encoder, linear probe", "frozen encoder, kNN probe", "trained, linear probe", "trained, kNN probe")
@@ -274,7 +274,7 @@ def test_a_run_exports_from_another_folder_than_it_was_trained_in(
         "train", os.path.relpath(small), "-o", tmp_path / "run", "--background", background.name, *options
     )
     assert code == 0, err
-    assert "\nbackground: 19.6 s to learn from, 8.4 s for thresholds (the end of each recording)\n" in err
+    assert "\nbackground: 19.6 s for training, 8.4 s for thresholds (the end of each recording)\n" in err
     monkeypatch.chdir(tmp_path)
     code, _, err = confit("export", "run", "-o", "model.onnx", "--no-quantize", "--json")
     assert code == 0, err
@@ -325,7 +325,7 @@ def test_a_statistic_that_has_no_value_is_null(corpus: Corpus, tmp_path: Path, c
 
 def one_line(err: str) -> str:
     """The error, and nothing beside it but what a training told before it."""
-    (line,) = (line for line in err.splitlines() if not (line.startswith("beware: ") or " to choose by, " in line))
+    (line,) = (line for line in err.splitlines() if not (line.startswith("beware: ") or " for validation, " in line))
     assert line.startswith("confit-edge: ")
     return line
 
@@ -426,19 +426,19 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["good.csv", "--recipe", "recipe.yaml"], 2, ["recipe.yaml", "epoch"]),
         (["good.csv", "--recipe", "broken.yaml"], 2, ["broken.yaml"]),
         (["good.csv", "--lr", "fast"], 2, ["--lr"]),
-        (["good.csv", "--epochs", "0"], 2, ["confit-edge: --epochs must be at least 1, is 0"]),
+        (["good.csv", "--epochs", "0"], 2, ["confit-edge: --epochs must be at least 1; it is 0"]),
         (["good.csv", "--seed", "-1"], 2, ["--seed must be"]),
         (["good.csv", "--objective", "guess"], 2, ["--objective must be one of pairtune"]),
         (
             ["good.csv", "--snr-low", "20", "--snr-high", "10"],
             2,
-            ["confit-edge: --snr-low (20.0) and --snr-high (10.0) are"],
+            ["confit-edge: --snr-low (20.0) must not be above --snr-high (10.0)"],
         ),
-        (["good.csv", "--snr-low", "20"], 2, ["confit-edge: --snr-low (20.0) and --snr-high (15.0) are"]),
+        (["good.csv", "--snr-low", "20"], 2, ["confit-edge: --snr-low (20.0) must not be above --snr-high (15.0)"]),
         (
             ["good.csv", "--recipe", "soft.yaml", "--snr-low", "20"],
             2,
-            ["confit-edge: soft.yaml: --snr-low (20.0) and recipe key 'snr_high' (10) are"],
+            ["confit-edge: soft.yaml: --snr-low (20.0) must not be above recipe key 'snr_high' (10)"],
         ),
         (["good.csv", "--recipe", "layers.yaml"], 2, ["confit-edge: recipe key 'layers' is for attention encoders"]),
         (
@@ -451,16 +451,20 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
             2,
             ["confit-edge: --lora-rank is for attention encoders, not for --encoder sp"],
         ),
-        (["good.csv", "--mining", "none", "--hardness", "3"], 2, ["--hardness does nothing with mining none"]),
+        (["good.csv", "--mining", "none", "--hardness", "3"], 2, ["--hardness has no effect with mining none"]),
         (["good.csv", "--loss-margin", "0.2"], 2, ["--loss-margin", "triplet"]),
-        (["good.csv", "--objective", "finetune", "--loss", "triplet"], 2, ["--loss is of the objective pairtune"]),
+        (["good.csv", "--objective", "finetune", "--loss", "triplet"], 2, ["--loss belongs to the objective pairtune"]),
         (["good.csv", "--window", "inf"], 2, ["--window inf"]),
         (["good.csv", "--device", "abacus"], 2, ["--device abacus"]),
-        (["good.csv", "--encoder", "empty"], 2, ["--encoder ", "empty: holds no config.json"]),
+        (["good.csv", "--encoder", "empty"], 2, ["--encoder ", "empty: has no config.json"]),
         (["good.csv", "--lr", "1e6", "--epochs", "1", "--soup", "1"], 1, ["lr"]),
         (["good.csv", "-o", "notes.txt"], 2, ["notes.txt"]),
         (["good.csv", "-o", "."], 2, ["not empty"]),
-        (["good.csv", "-o", "notes.txt/run"], 2, ["notes.txt/run: cannot be made a folder, for notes.txt is a file"]),
+        (
+            ["good.csv", "-o", "notes.txt/run"],
+            2,
+            ["notes.txt/run: cannot create this folder, because notes.txt is a file"],
+        ),
         (["good.csv", "--encoder", "speech-embeding"], 2, ["speech-embedding, ge2e, yamnet"]),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else str(part),
@@ -497,10 +501,10 @@ def test_export_refuses_bad_input_on_one_line(
         ([tmp_path / "unfinished", "-o", out], 2, "--resume"),
         ([run_path, "-o", tmp_path / "model.bin"], 2, ".onnx"),
         ([run_path, "-o", tmp_path], 2, ".onnx"),
-        ([run_path, "-o", tmp_path / "two\nlines.onnx", "--data", fewer], 2, r"two\nlines.onnx: holds a line break"),
-        ([run_path, "-o", out, "--data", fewer, "--license", "MIT\nMIT"], 2, r"--license MIT\nMIT: holds a line break"),
+        ([run_path, "-o", tmp_path / "two\nlines.onnx", "--data", fewer], 2, r"two\nlines.onnx: contains a line break"),
+        ([run_path, "-o", out, "--data", fewer, "--license", "MIT\nMIT"], 2, r"--license MIT\nMIT: contains a line break"),
         ([run_path, "-o", bad / "good.csv" / "model.onnx"], 2, "cannot be made a folder"),
-        ([run_path, "-o", out, "--data", fewer], 2, "is not the data"),
+        ([run_path, "-o", out, "--data", fewer], 2, "not the data that"),
         ([run_path, "-o", out, "--data", tmp_path / "gone.csv"], 2, "gone.csv"),
     ]
     for arguments, code, named in cases:

@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
         )
     with pytest.raises(ConfitError, match=str(path)) as caught:
         checkpoint.restore(path, *training(1), "a training")
-    assert "without --resume" in str(caught.value)
+    assert "remove it to train from the start" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     modules, optimiser = training(0)
     checkpoint.save(path, modules, optimiser, PLAIN, {}, "a training")
-    with pytest.raises(ConfitError, match="of another training"):
+    with pytest.raises(ConfitError, match="belongs to another training"):
         checkpoint.restore(path, *training(1), "another")
     modules["objective"] = nn.Linear(9, 9)
     with pytest.raises(ConfitError, match=str(path)) as caught:
@@ -116,5 +116,5 @@ def test_a_checkpoint_of_an_earlier_version_is_not_told_as_damaged(tmp_path: Pat
     path = tmp_path / "checkpoint.safetensors"
     modules, optimiser = training(0)
     write_tensors(path, state(modules), {"plain": json.dumps(PLAIN)})
-    with pytest.raises(ConfitError, match="of an earlier version of confit-edge; train anew"):
+    with pytest.raises(ConfitError, match="from an earlier version of confit-edge; remove it"):
         checkpoint.restore(path, modules, optimiser, "a training")

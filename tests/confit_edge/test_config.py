@@ -192,7 +192,7 @@ def test_a_file_that_is_no_recipe_is_refused_on_one_line(tmp_path: Path, text: s
 
 def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name, what in (("nowhere.yaml", "no such file$"), ("binary.yaml", "not YAML"), (".", "Is a directory$")):
+    for name, what in (("nowhere.yaml", "no such file$"), ("binary.yaml", "not valid YAML"), (".", "Is a directory$")):
         with pytest.raises(UsageError, match=f"{tmp_path / name}: {what}"):
             Recipe.from_file(tmp_path / name)
 
@@ -203,7 +203,7 @@ def test_a_shipped_recipe_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Recipe.from_file(Path("esc50"), epochs=3).window == 5.0
     (tmp_path / "digits").mkdir()
     for name, what in (("esc10", "no such file"), ("digits", "is a folder")):
-        told = rf"^{name}: {what}, and no shipped recipe of that name \(shipped: emodb, esc50, gtzan, mswc, timit\)$"
+        told = rf"^{name}: {what}, and no shipped recipe has that name \(shipped: emodb, esc50, gtzan, mswc, timit\)$"
         with pytest.raises(UsageError, match=told):
             Recipe.from_file(Path(name))
     (tmp_path / "esc10").write_text("epochs: 4\n")
@@ -224,6 +224,6 @@ def test_a_learning_rate_that_is_no_number_is_refused(text: str) -> None:
 @pytest.mark.parametrize("mean", [{"soup": 2}, {"averaging": 0.5}])
 def test_a_mean_of_adapters_is_refused(mean: dict[str, Any]) -> None:
     """The mean of their factors is not the mean of the weights that these make."""
-    with pytest.raises(UsageError, match=f"'{next(iter(mean))}' and recipe key 'lora_rank'"):
+    with pytest.raises(UsageError, match=f"'{next(iter(mean))}' cannot be combined with recipe key 'lora_rank'"):
         Recipe(**mean, lora_rank=4)
     assert dataclasses.replace(Recipe(**mean), soup=1, averaging=0.0, lora_rank=4).lora_rank == 4

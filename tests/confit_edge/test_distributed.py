@@ -66,7 +66,7 @@ def test_processes_with_other_clips_say_so_once_and_write_nothing(machines: Path
     assert [line for line in said if line.startswith("left out") and str(damaged) in line and "on process 1: " in line]
     complaints = [line for line in said if line.startswith("confit-edge: ")]
     assert len(complaints) == 1
-    assert "process 1 is about to train something else than process 0" in complaints[0]
+    assert "process 1 would train something different from process 0" in complaints[0]
     assert "the data (60 clips of 5 classes, there 59 clips of 5 classes)" in complaints[0]
     assert not list(machines.glob("*/run"))
 
@@ -78,7 +78,7 @@ def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
     said = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--resume")
     complaints = [line for line in said if line.startswith("confit-edge: ")]
     assert len(complaints) == 1
-    assert "run: process 1 sees another training there than process 0" in complaints[0]
+    assert "run: process 1 and process 0 see different trainings there" in complaints[0]
     assert not (machines / "1" / "run").exists()
 
 
@@ -90,7 +90,9 @@ def test_a_training_that_one_process_alone_is_to_go_on_with_is_refused(manifest:
     ).stderr
     assert "confit_edge/" not in said  # no traceback of ours
     complaints = [line for line in said.splitlines() if line.startswith("confit-edge: ")]
-    assert complaints == ["confit-edge: process 1 has --resume, and process 0 has not: give all of them one command"]
+    assert complaints == [
+        "confit-edge: process 1 has --resume, but process 0 does not: give all processes the same command"
+    ]
     assert not out.exists()
 
 
@@ -255,12 +257,13 @@ def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None
     assert "normalises over the batch (layers.44)" in over_batch
     assert "--device cpu:0" in one_device
     assert "smaller lr" in diverged
-    assert "1 of the 2 processes see it" in apart
-    assert "process 1 has another recipe" in other
-    assert "weights of process 1 are no longer those of process 0 (encoder." in drifted
+    assert "only 1 of 2 processes can see it" in apart
+    assert "process 1 has a different recipe" in other
+    assert "weights of process 1 no longer equal those of process 0 (" in drifted
+    assert " differ, first encoder." in drifted
     assert of_one == "no clip"
-    assert "process 1 is to distill, and process 0 to train" in another_verb
-    assert "process 1 tells of its recipe, and process 0 of its checkpoint" in elsewhere
+    assert "process 1 runs distill, but process 0 runs train" in another_verb
+    assert "process 1 reports its recipe, but process 0 reports its checkpoint" in elsewhere
 
 
 def test_gradients_that_not_all_have_and_what_the_first_reads_are_the_same_on_each(trained: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_corpus_at_another_rate_than_the_encoders_is_refused(run: Run, manifes
 
 def test_a_run_is_exported_with_the_data_it_was_trained_on_only(run: Run, corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"manifest.csv: is not the data .*words was trained on: it has no clip of 'unknown'"
+        UsageError, match=r"manifest.csv: not the data that .*words was trained on: it has no clip of 'unknown'"
     ):
         export_run(run, corpus, tmp_path / "words.onnx", say=print)
     assert list(tmp_path.iterdir()) == []
@@ -176,13 +176,13 @@ class Own(Encoder):
         ({"frames": lambda self, pcm: Own.frames(self, pcm).mean(dim=1)}, r"it is \[1, 8\]$"),
         ({"frames": lambda self, pcm: Own.frames(self, pcm) / 0}, "must be finite"),
         ({"frames": lambda self, pcm: Own.frames(self, pcm.half())}, r"frames\(\) of one window, float32 .*, fails \("),
-        ({"learning_rate": None}, "learning_rate must be a number, is None"),
-        ({"highest_hz": 0.0}, "highest_hz must be above 0, is 0.0"),
-        ({"sample_rate": 16e3}, "sample_rate must be a whole number, is 16000.0"),
-        ({"hop": 0}, "hop must be at least 1, is 0"),
+        ({"learning_rate": None}, "learning_rate must be a number; it is None"),
+        ({"highest_hz": 0.0}, "highest_hz must be above 0; it is 0.0"),
+        ({"sample_rate": 16e3}, "sample_rate must be a whole number; it is 16000.0"),
+        ({"hop": 0}, "hop must be at least 1; it is 0"),
         (
             {"spec": lambda self: {"family": "own", "place": Path()}},
-            r"spec\(\) must be plain data, as run.json holds it",
+            r"spec\(\) must be plain data that JSON can hold",
         ),
         ({"spec": lambda self: {"channels": 4}}, r"spec\(\) must be a dict that names the family 'own'"),
         ({"blocks": lambda self: [[self.first]]}, r"second.weight is in 0 of blocks\(\)"),
@@ -245,7 +245,9 @@ def test_an_encoder_of_a_programs_own(beside_words: Path) -> None:
     assert weights_sha256(again.encoder) == weights_sha256(trained.encoder) != trained.info.encoder_sha256
     assert "\nsmall trained" in (beside_words / "runs" / "small" / "README.md").read_text()
     assert load(beside_words / "small.onnx").contract.encoder["name"] == "small"
-    with pytest.raises(ConfitError, match=r"family 'small' is not known .*; one of your own must be given.*encoder="):
+    with pytest.raises(
+        ConfitError, match=r"does not know the encoder family 'small'; pass an encoder of your own.*encoder="
+    ):
         read_run("runs/small")
-    with pytest.raises(UsageError, match=r"its encoder is \{.*48\}, and the one given is \{.*40\}$"):
+    with pytest.raises(UsageError, match=r"its encoder is \{.*48\}, but the one given is \{.*40\}$"):
         read_run("runs/small", encoder=names["Small"](40))

@@ -46,7 +46,7 @@ def test_the_precision_of_the_launcher_is_told_to_count_for_nothing(monkeypatch:
     for launchers, told in (("no", False), ("fp32", False), ("fp16", True)):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launchers)
         said = list(remarks_on_machine("fp32", torch.device("cpu")))
-        assert said == (["accelerate's mixed_precision, fp16, is not used: --precision is fp32"] if told else [])
+        assert said == (["accelerate's mixed_precision (fp16) is ignored: --precision is fp32"] if told else [])
 
 
 def test_too_little_memory_says_what_needs_less() -> None:

@@ -203,7 +203,7 @@ def test_proxies_are_learnt_kept_in_the_state_and_one_for_each_class() -> None:
 
 @pytest.mark.parametrize("loss", VARIANTS)
 def test_several_labels_are_refused_by_what_takes_one(loss: Loss) -> None:
-    with pytest.raises(UsageError, match=f"'loss': {loss} .* use supcon"):
+    with pytest.raises(UsageError, match=f"'loss' {loss} needs .* use supcon"):
         make_objective(recipe_of(loss, "none"), 10, 4, multi_label=True)
 
 
@@ -213,7 +213,7 @@ def test_what_a_loss_cannot_mine_is_refused_with_what_it_can(loss: Loss, mining:
     if (loss, mining) in TAKEN:
         assert isinstance(make(loss, mining), PairTune)
         return
-    with pytest.raises(UsageError, match=f"'loss' {loss} cannot use recipe key 'mining' {mining}; it takes none"):
+    with pytest.raises(UsageError, match=f"'loss' {loss} cannot use recipe key 'mining' {mining}; use mining none"):
         recipe_of(loss, mining)
 
 

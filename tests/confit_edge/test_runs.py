@@ -194,7 +194,7 @@ def test_of_few_clips_several_trainings_are_averaged(
     recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
     train(few_words, tmp_path / "run", recipe, watch=told.append)
     (note,) = [event["text"] for event in told if event["stage"] == "note" and "--soup 1" in event["text"]]
-    assert f"{SOUP_OF_FEW} trainings are averaged" in note
+    assert f"averaging {SOUP_OF_FEW} trainings" in note
     made = read_run(tmp_path / "run")
     assert made.recipe.soup == SOUP_OF_FEW
     assert made.metrics["training"] == {"epochs": SOUP_OF_FEW, "planned": SOUP_OF_FEW, "ended_early": False}
@@ -249,7 +249,7 @@ def test_clips_with_several_labels_train_and_get_probes(
     )
     assert probed["map"] == pytest.approx(mean_average_precision(scores, truth.astype(np.int8)))
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "| what | split | mAP |" in card
+    assert "| probe | split | mAP |" in card
     assert f"| linear probe | val | {100 * probed['map']:.1f} % |" in card
     assert ("head" in found.metrics) == (objective == "finetune")
     scores = found.linear.scores(embed_clips(found.encoder, corpus.train.pcm, CPU))
@@ -420,7 +420,7 @@ def test_a_plot_that_cannot_be_drawn_costs_no_run(cut: Callable[..., Path], tmp_
         ({"lora_rank": 4, "soup": None}, "'lora_rank'"),
         ({"freeze": "40"}, "'freeze' is 40"),
         ({"encoder": "ge2e", "window": 1.6, "spec_augment": True}, "'spec_augment'"),
-        ({"label_column": "labels", "loss": "triplet", "mining": "semi-hard"}, "'loss': triplet"),
+        ({"label_column": "labels", "loss": "triplet", "mining": "semi-hard"}, "'loss' triplet"),
     ],
 )
 def test_a_recipe_that_cannot_be_done_leaves_nothing(
@@ -538,7 +538,7 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     beginning.write_text(json.dumps({**begun, "device": "cuda"}))
     elsewhere, told = replace(recipe, device="cpu:0", strict=True), []  # neither changes what is learnt
     assert train(manifest, tmp_path / "run", elsewhere, resume=True, watch=told.append) is not None
-    assert [event for event in told if "begun on cuda, going on on cpu" in event.get("text", "")]
-    assert [event for event in told if event.get("text", "") == "going on after epoch 1 of 2"]
+    assert [event for event in told if "started on cuda, resuming on cpu" in event.get("text", "")]
+    assert [event for event in told if event.get("text", "") == "resuming after epoch 1 of 2"]
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
     assert not (tmp_path / "run" / runs.CHECKPOINT).exists()

@@ -242,7 +242,7 @@ def test_a_journal_refuses_what_is_not_its_own(tmp_path: Path) -> None:
         Journal(tmp_path / "out", other).open()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty and holds no study"):
+    with pytest.raises(UsageError, match="is not empty and contains no study"):
         Journal(tmp_path / "other", header).open()
 
 

@@ -179,7 +179,7 @@ def test_isotropy_reads_what_was_trained_before(
     write_manifest(replace(manifest, clips=manifest.clips[1:], source=other), other)
     with pytest.raises(UsageError, match="classes: its clips or their splits differ"):
         prepare(find("isotropy"), source_of(other, recipe), tmp_path / "else", seeds=1, earlier=[folder / "classes"])
-    with pytest.raises(UsageError, match=f"{tones}: is not the data {run_path} was trained on"):
+    with pytest.raises(UsageError, match=f"{tones}: not the data that {run_path} was trained on"):
         prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "run", seeds=1, earlier=[run_path])
 
 
@@ -227,12 +227,12 @@ def test_isotropy_is_told_where_the_background_of_a_run_is_now(
     info = json.loads((lost / "run.json").read_text())
     (lost / "run.json").write_text(json.dumps(info | {"recipe": info["recipe"] | {"background": str(there)}}))
     source, study = source_of(manifest, recipe), find("isotropy")
-    with pytest.raises(UsageError, match=r"is not there; say where it is now \(--background\)"):
+    with pytest.raises(UsageError, match=r"is missing; give its current path \(--background\)"):
         prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost])
     moved = prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"background": now})
     shutil.copytree(background, there)
     assert list(prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost]).trials) == list(moved.trials)
-    with pytest.raises(UsageError, match="was trained without: leave it out"):
+    with pytest.raises(UsageError, match=r"was used to train .*; leave it out"):
         prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"others": now})
 
 
@@ -423,7 +423,7 @@ def test_shots_trains_as_long_for_every_seed(tones: Path, recipe: Recipe) -> Non
 
 
 def test_temperature_is_asked_of_losses_that_have_one(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does nothing with loss triplet"):
+    with pytest.raises(UsageError, match="has no effect with loss triplet"):
         plan("temperature", tones, replace(recipe, loss="triplet", mining="semi-hard"), tmp_path / "out")
 
 

@@ -389,7 +389,7 @@ def test_a_training_ends_when_validation_gains_no_more(
     fitted, weights = trained(speech_embedding, few, recipe, checkpoint_path=path, watch=events.append)
     assert len(fitted.history) == 3  # one that sets the mark, and two that do not pass it
     assert [event["text"] for event in events if event["stage"] == "note"][1:] == [
-        "no gain on validation in 2 epochs: the training ends here"
+        "no gain on validation in 2 epochs: the training ends early"
     ]
     again, same_weights = trained(speech_embedding, few, recipe, checkpoint_path=path)
     assert again.history == fitted.history
@@ -432,7 +432,7 @@ def test_frozen_layers_drop_nothing_out(attention: Encoder, few: Corpus) -> None
 
     fit(encoder, few, replace(RECIPE, freeze="features", epochs=1), lr=5e-4, epochs=1, watch=watch)
     assert modes == {(False, True)}
-    with pytest.raises(UsageError, match="'freeze' is 2, but this encoder has 1 layers"):
+    with pytest.raises(UsageError, match="'freeze' is 2, but this encoder has only 1 layer"):
         trained(attention, few, replace(RECIPE, freeze="2"))
 
 

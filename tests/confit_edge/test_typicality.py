@@ -167,5 +167,5 @@ def test_a_run_of_the_schema_before_says_which_is_read(run_path: Path, tmp_path:
     copied = shutil.copytree(run_path, tmp_path / "run")
     raw = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps({**raw, "schema": 1}))
-    with pytest.raises(ConfitError, match=r"schema 1 is not known to this version \(it reads 2\)"):
+    with pytest.raises(ConfitError, match=r"this version cannot read schema 1 \(it reads 2\)"):
         read_run(copied)

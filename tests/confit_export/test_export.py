@@ -515,33 +515,35 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
         run_corpus(gone)
     assert run_corpus(gone, manifest).fingerprint == run.info.data["fingerprint"]
     lost = replace(run, recipe=replace(run.recipe, background=str(tmp_path / "lost")))
-    with pytest.raises(UsageError, match=r"lost: the --background that .* is not there; say where it is now"):
+    with pytest.raises(UsageError, match=r"lost: the --background that .* is missing; give its current path"):
         run_corpus(lost)
     shutil.copytree(str(run.recipe.background), tmp_path / "found")
     (found,) = moved([lost], background=tmp_path / "found")
     assert run_corpus(found).fingerprint == run.info.data["fingerprint"]
-    with pytest.raises(UsageError, match=r"--others .* was trained without: leave it out"):
+    with pytest.raises(UsageError, match=r"no --others was used to train .*; leave it out"):
         moved([run], others=tmp_path)
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))
-    with pytest.raises(UsageError, match=r"trained on: val had 15 clips of 3 groups, has 14 clips of 3 groups$"):
+    with pytest.raises(UsageError, match=r"trained on: val had 15 clips of 3 groups and now has 14 clips of 3 groups$"):
         run_corpus(run, fewer)
     first = tmp_path / "found" / sorted(os.listdir(tmp_path / "found"))[0]
     first.write_bytes(b"no sound")
-    earlier = r"\(or it was trained with an earlier version, which took background otherwise: then train anew\)"
-    shorter = r"trained on: the background to learn from lasted 19.6 s, lasts (11.2|16.8) s; the background for"
+    earlier = r"\(or the run is from an earlier version, which treated background differently; if so, train again\)"
+    shorter = r"trained on: the background for training lasted 19.6 s and now lasts (11.2|16.8) s; the background for"
     with pytest.raises(UsageError, match=rf"{shorter}.*; left out: .*{first.name} cannot be read as sound \("):
         run_corpus(found)
     first.unlink()
-    with pytest.raises(UsageError, match=rf"{shorter} thresholds lasted [0-9.]+ s, lasts [0-9.]+ s {earlier}$"):
+    with pytest.raises(UsageError, match=rf"{shorter} thresholds lasted [0-9.]+ s and now lasts [0-9.]+ s {earlier}$"):
         run_corpus(found)
     other = tmp_path / "other.csv"
     other.write_text(fewer.read_text().replace(",yes,", ",yess,") + f"\n{manifest.parent}/{rows[-1]}")
     with pytest.raises(UsageError, match=r"it has no clip of 'yes'; it has 'yess', which the run does not know$"):
         run_corpus(run, other)
     other.write_text(other.read_text().replace(",yess,", ",no,").replace(",stop,", ",yes,").replace(",no,", ",stop,"))
-    with pytest.raises(UsageError, match=rf"same classes, but other sound, labels, splits or background {earlier}$"):
+    with pytest.raises(
+        UsageError, match=rf"same classes, but different sound, labels, splits or background {earlier}$"
+    ):
         run_corpus(run, other)
 
 
