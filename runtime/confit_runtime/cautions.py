@@ -1,4 +1,4 @@
-"""What a model's numbers do not prove: sentences for whoever trusts a threshold or an accuracy that few clips stand on."""
+"""What a model's numbers do not prove: warnings about thresholds and accuracies that rest on few clips."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 from confit_runtime.wording import counted
 
-FEW_CLIPS, FEW_GROUPS = 30, 5  # of validation: below either, an error that is common may not have happened once
+FEW_CLIPS, FEW_GROUPS = (
+    30,
+    5,
+)  # of the validation split: with fewer of either, a common error may not have shown up once
 SURE = 0.95
 
 
 def cautions(data: Mapping[str, Any]) -> list[str]:
-    """What to beware of in a model trained on `data` (a contract's, or that of `run.json`): its clips and groups by split.
+    """Warnings about a model that was trained on `data` (from a contract or from `run.json`), by its clips and groups
+    per split.
 
-    With `n` clips and no error among them, the share of new clips that fail may still be 1 - (1 - SURE)^(1 / n), the exact
-    upper bound of a binomial (Clopper and Pearson, 1934).
+    With `n` clips and no error among them, the share of new clips that fail may still be as high as 1 - (1 - SURE)^(1
+    / n), the exact upper bound of a binomial (Clopper and Pearson, 1934).
     """
     if not data:
         return []
@@ -25,39 +29,39 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     for split, name in judged:
         if clips[split] and (unknown := data["clips"][split] - clips[split]) > clips[split]:
             found.append(
-                f"of {counted(data['clips'][split], f'{name} clip')} {unknown} are of the unknown class, and whoever always"
-                f" answered that would be right {100 * unknown / data['clips'][split]:.1f} % of the time: look at what is found"
-                " of the others"
+                f"{unknown} of {counted(data['clips'][split], f'{name} clip')} are of the unknown class, so a model"
+                f" that always answered that would be right {100 * unknown / data['clips'][split]:.1f} % of the"
+                " time: look at the results of the other classes"
             )
             break
     if ungrouped(data):
         every = "every clip is a group of its own"
-        alone = every if clips == groups else "most clips, of a class at least, are each a group of their own"
+        alone = every if clips == groups else "in at least one class most clips are each a group of their own"
         found.append(
-            f"{alone}: where one speaker or one recording gave several clips, they stand in train, validation and test alike,"
-            " and accuracy is too good; give a `group` column, or folders CLASS/GROUP/"
+            f"{alone}: clips of one speaker or one recording may then be in train, validation and test at once, and"
+            " the accuracy is too high; add a `group` column, or use folders CLASS/GROUP/"
         )
     for split, name in (("val", "validation"), ("test", "test")):
         if many := data.get("repeated", {}).get(split, 0):
             found.append(
-                f"{many} of {counted(data['clips'][split], f'{name} clip')} {'is' if many == 1 else 'are'} the very sound of a"
-                " training clip, so accuracy is too good: see `confit-edge data check`"
+                f"{many} of {counted(data['clips'][split], f'{name} clip')} {'has' if many == 1 else 'have'} the"
+                " same audio as a training clip, so the accuracy is too high: see `confit-edge data check`"
             )
     if clips["val"] < FEW_CLIPS or groups["val"] < FEW_GROUPS:
         share = 1 - (1 - SURE) ** (1 / max(1, min(clips["val"], groups["val"])))
         found.append(
-            f"thresholds, the chosen epoch and the gate stand on {counted(clips['val'], 'validation clip')} of"
-            f" {counted(groups['val'], 'group')}: were every one of them right, up to {100 * share:.0f} % of new groups might"
-            " still be missed. Try it with voices (or machines, kits) and rooms it was not trained on, move thresholds with"
-            " `--threshold LABEL=0.4`, or set them by `confit-edge calibrate`"
+            f"the thresholds, the chosen epoch and the gate rest on {counted(clips['val'], 'validation clip')} from"
+            f" {counted(groups['val'], 'group')}: even with no error among them, up to {100 * share:.0f} % of new"
+            " groups might still be missed. Test with voices (or machines, kits) and rooms that are not in the"
+            " training data; set thresholds with `--threshold LABEL=0.4` or with `confit-edge calibrate`"
         )
     return found
 
 
 def ungrouped(data: Mapping[str, Any]) -> bool:
-    """Whether nobody said which clips belong together, of a class at least.
+    """Whether, in at least one class, nobody said which clips belong together.
 
-    In files of older versions, whether no two share a group.
+    For files of older versions: whether no two clips share a group.
     """
     if "grouped" in data:
         return not data["grouped"]
@@ -67,12 +71,12 @@ def ungrouped(data: Mapping[str, Any]) -> bool:
 
 
 def enough(data: Mapping[str, Any], split: str) -> bool:
-    """Whether so many clips and groups of what fires stand behind the accuracy on a split that it may be published."""
+    """Whether a split has enough clips and groups of the labels that fire for its accuracy to be published."""
     own = _held(data, split)
     return own["clips"] >= FEW_CLIPS and own["groups"] >= FEW_GROUPS
 
 
 def _held(data: Mapping[str, Any], split: str) -> Mapping[str, int]:
-    """The `clips` and `groups` of what fires in a split; in files of older versions, of all."""
+    """The `clips` and `groups` of the labels that fire in a split; for files of older versions, of all labels."""
     own: Mapping[str, int] = data.get("own", {}).get(split) or {key: data[key][split] for key in ("clips", "groups")}
     return own

@@ -1,4 +1,4 @@
-"""Errors a person can act on: each message names what is at fault and what to do about it."""
+"""Errors that a user can act on: each message names what is wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 class ConfitError(Exception):
-    """The work could not be done. The command line prints the message on one line and exits with `exit_code`.
+    """The requested work failed. The command line prints the message on one line and exits with `exit_code`.
 
-    `clip` is the sound file that could not be used, where it is one of several (`of_clip`).
+    `clip` is the sound file at fault when there are several (see `of_clip`).
     """
 
     exit_code = 1
@@ -18,42 +18,42 @@ class ConfitError(Exception):
 
 
 class UsageError(ConfitError):
-    """What was asked for cannot be meant: a wrong option, a missing file, a column that is not there."""
+    """The request cannot be carried out as given: a wrong option, a missing file, a missing column."""
 
     exit_code = 2
 
 
 class AudioError(ConfitError):
-    """A clip or a stream that cannot be read as sound."""
+    """A clip or a stream cannot be read as sound."""
 
 
 class TooLongError(AudioError):
-    """A clip that is longer than what is read whole."""
+    """A clip is longer than the limit for files that are read as a whole."""
 
 
 class ModelError(ConfitError):
-    """A model file that is damaged, is not ours, or is from a version we do not know."""
+    """A model file is damaged, was not made by confit-edge, or comes from an unknown version."""
 
 
 class GalleryError(ConfitError):
-    """A gallery that cannot be used, as it is damaged, not ours, or of another model."""
+    """A gallery cannot be used: it is damaged, not a confit-edge gallery, or belongs to another model."""
 
 
 class GalleryModelError(GalleryError):
-    """A gallery that was enrolled with another model."""
+    """The gallery was enrolled with another model."""
 
 
 class GalleryBusyError(GalleryError):
-    """Another program holds the gallery for longer than one waits."""
+    """Another program kept the gallery locked for longer than the time limit."""
 
 
 class DeviceError(ConfitError):
-    """No microphone, no PortAudio, or a device that went away."""
+    """There is no microphone or no PortAudio, or the device disappeared."""
 
 
 @contextmanager
 def of_clip(path: str | Path) -> Iterator[None]:
-    """What is raised here is of this clip."""
+    """Mark every ConfitError raised in this block as caused by the clip at `path`."""
     try:
         yield
     except ConfitError as error:

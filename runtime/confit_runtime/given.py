@@ -1,4 +1,4 @@
-"""What a program gives to be listened to: models or streams, and a source. What is none of these is refused."""
+"""Check the models or streams and the source that a program passes to `listen`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ _OF_A_SOURCE = ("name", "rate", "live", "__enter__", "__exit__", "__iter__")
 
 
 def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream]:
-    """A stream for each model, which hears a recording from its very beginning; streams are taken as they are.
+    """Return one stream per model; streams are returned as they are. New streams hear a recording from its first
+    sample.
 
-    Raises UsageError on what is neither, on a stream that tells of ends, which nobody would hear of, and where there is none.
+    Raises UsageError if an item is neither a model nor a stream, if there is none, and for a stream made with
+    `ends=True`, because `listen` does not report ends.
     """
     from confit_runtime.model import Model
     from confit_runtime.stream import Stream
@@ -29,19 +31,21 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
     several = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else [models]
     for one in several:
         if not isinstance(one, Model | Stream):
-            raise UsageError(f"a loaded model or a stream listens, not {one!r}: load(...) gives a model")
+            raise UsageError(f"expected a loaded model or a stream, got {one!r}: load(...) returns a model")
         if isinstance(one, Stream) and one.ends:
             raise UsageError(
-                f"a stream of {one.model.name} was made with ends=True, and listen gives detections only: iterate over"
-                " Listener([stream], ...).follow(source), or follow_async(source), which give ends, gaps and notices as well"
+                f"a stream of {one.model.name} was made with ends=True, but listen yields detections only: iterate over"
+                " Listener([stream], ...).follow(source), or follow_async(source), which also yield ends, gaps and notices"
             )
     if not several:
-        raise UsageError("there is no model to listen with: give one, as load(...) does, or more")
+        raise UsageError("there is no model to listen with: pass at least one, as load(...) returns it")
     return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in several]
 
 
 def source_of(source: str | Path | GivenSource, *, stopped: bool = False) -> GivenSource:
-    """A source, opened where it is named, that can be `stopped`. Raises UsageError on what is none, and as `open_source`."""
+    """Return an opened source for a name, or the source itself. Raises UsageError if it is not a source or, with
+    `stopped`, has no `stop`; also what `open_source` raises.
+    """
     if isinstance(source, str | Path):
         return open_source(source)
     check_source(source, stopped=stopped)
@@ -49,18 +53,20 @@ def source_of(source: str | Path | GivenSource, *, stopped: bool = False) -> Giv
 
 
 def check_source(source: object, *, stopped: bool) -> None:
-    """Raise UsageError on what is no source, or cannot be `stopped` and is to be."""
+    """Raise UsageError if `source` is not a source, or if it must be `stopped` and has no `stop` method."""
     if lacks := [part for part in (*_OF_A_SOURCE, *(["stop"] if stopped else [])) if not hasattr(source, part)]:
         raise UsageError(
-            f"a source is listened to, not {type(source).__name__}, which lacks {listed(lacks, 8)}: open_source(...) gives one,"
-            " of its name"
+            f"expected a source, got {type(source).__name__}, which lacks {listed(lacks, 8)}: open_source(...)"
+            " opens one by name"
         )
 
 
 def chunk_of(item: object) -> Given:
-    """The chunk that a source gave. Raises UsageError on what is no `(pcm, rate)`, and on a rate that is none."""
+    """Return the chunk that a source yielded. Raises UsageError if it is not a `(pcm, rate)` tuple or the rate is
+    invalid.
+    """
     if not isinstance(item, tuple) or len(item) != 2:
-        what = f"{len(item)} things" if isinstance(item, tuple) else type(item).__name__
-        raise UsageError(f"a source gives (pcm, rate) tuples, Gap, Notice and Pause, and this one gave {what}")
+        what = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__
+        raise UsageError(f"a source yields (pcm, rate) tuples, Gap, Notice and Pause; this one yielded {what}")
     pcm, rate = item
     return pcm, check_rate(rate)

@@ -1,4 +1,4 @@
-"""Labelled recordings: what is heard in a long recording and when, from a table or from Audacity's label files."""
+"""Labelled recordings: which sounds a long recording contains and when, from a table or from Audacity label files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from confit_runtime.scoring import Heard
 from confit_runtime.sources import find_clips
 
 COLUMNS = ("path", "start_s", "end_s", "label")
-SEVERAL = "labels"  # in place of the last, where there is none: what it is called in manifests of overlapping sounds
-GROUP = "group"  # of what holds recordings together, where it is there: a day, a place
+SEVERAL = "labels"  # replaces the last column in manifests of overlapping sounds
+GROUP = "group"  # optional: keeps recordings together, for example those of one day or one place
 
-_SLACK_S = 0.1  # that a label may end after the sound does: lengths may be estimates
+_SLACK_S = 0.1  # by which a label may end after the sound does: lengths may be estimates
 
 log = logging.getLogger(__name__)
 
 
 class LabelError(ConfitError):
-    """A list of labels that cannot be read; the message names the file and the line."""
+    """A label file or table cannot be read; the message names the file and the line."""
 
 
 @dataclass
 class Labelled:
-    """A sound file, how long it is, the sounds in it in order of time, and the groups that its rows say it is of."""
+    """A sound file, its length, the sounds in it ordered by time, and the groups that its rows name."""
 
     path: Path
     seconds: float
@@ -42,17 +42,22 @@ class Labelled:
 
 
 def read_labelled(source: Path) -> list[Labelled]:
-    """Labelled recordings from a CSV, a folder, or one sound file.
+    """Read labelled recordings from a CSV, a folder, or one sound file.
 
-    A CSV has the columns path (relative to it), start_s, end_s and label (or labels); a recording without any of the sounds is a
-    row with the last three empty. Labels that a vertical bar joins are a sound each, as in manifests. In a folder, and for a
-    single file, the labels of `name.wav` stand in `name.txt` as Audacity exports them (start, end and label, parted by tabs, in
-    seconds); without such a file nothing is heard in the recording, and how many are so is logged. Raises UsageError when there
-    is nothing, AudioError on what is no sound, LabelError naming the line that cannot be read, or that lies past the end of its
-    recording, and on what would count twice: a sound that is listed twice, and two recordings beside one file of labels.
+    A CSV has the columns path (relative to the CSV), start_s, end_s and label (or labels). A recording without any
+    sounds is a row whose other columns are empty. Labels joined with a vertical bar count as one sound each, as in
+    manifests.
+
+    For a folder or a single sound file, the labels of `name.wav` are in `name.txt` as Audacity exports them: start,
+    end and label separated by tabs, in seconds. A recording without such a file is treated as containing no sounds; a
+    warning logs how many there are.
+
+    Raises UsageError if there is nothing to read or two recordings share a label file, AudioError if a file is not
+    sound, and LabelError, naming the line, if a line cannot be read, lies past the end of its recording, or repeats
+    another.
     """
     if not source.exists():
-        raise UsageError(f"{source}: no such table of labels, folder or sound file")
+        raise UsageError(f"{source}: no such label table, folder or sound file")
     if source.suffix.lower() == ".csv":
         found = _read_csv(source)
     else:
@@ -60,11 +65,13 @@ def read_labelled(source: Path) -> list[Labelled]:
         _refuse_sharing(found)
         if not any(recording.sounds for recording in found):
             tables = sorted(source.glob("*.csv")) if source.is_dir() else []
-            cure = f"; a CSV is given as itself: {tables[0]}" if tables else ""
-            raise UsageError(f"{source}: no labels there (name.txt beside name.wav, as Audacity exports them){cure}")
+            cure = f"; to use a CSV, pass the file itself: {tables[0]}" if tables else ""
+            raise UsageError(
+                f"{source}: no label files found (name.txt next to name.wav, as Audacity exports them){cure}"
+            )
         if bare := [recording.path for recording in found if not _audacity_labels(recording.path).is_file()]:
             log.warning(
-                "%s: %d of %d recordings have no labels (%s first): taken to hold none of the sounds",
+                "%s: %d of %d recordings have no label file (first: %s); treating them as having none of the sounds",
                 *(source, len(bare), len(found), bare[0].with_suffix(".txt").name),
             )
     for recording in found:
@@ -72,8 +79,8 @@ def read_labelled(source: Path) -> list[Labelled]:
         for one, other in pairwise(recording.sounds):
             if one == other:
                 raise LabelError(
-                    f"{source}: {one.label} from {one.start_s:g} s to {one.end_s:g} s of {recording.path} is listed twice: keep"
-                    " one of them"
+                    f"{source}: {one.label} from {one.start_s:g} s to {one.end_s:g} s of {recording.path} is listed"
+                    " twice: keep one of the two"
                 )
     return found
 
@@ -83,10 +90,14 @@ def _read_csv(source: Path) -> list[Labelled]:
     header = [cell.strip() for cell in next(rows, [])]
     columns = (*COLUMNS[:-1], SEVERAL) if SEVERAL in header and COLUMNS[-1] not in header else COLUMNS
     if missing := [name for name in columns if name not in header]:
-        cure = "; a CSV is parted by commas" if len(header) == 1 and any(mark in header[0] for mark in ";\t") else ""
+        cure = (
+            "; separate the columns with commas"
+            if len(header) == 1 and any(mark in header[0] for mark in ";\t")
+            else ""
+        )
         raise UsageError(
-            f"{source}: lacks the column {missing[0]} (needed: {', '.join(COLUMNS)}; there are: {', '.join(header) or 'none'})"
-            f"{cure}"
+            f"{source}: has no column {missing[0]} (needed: {', '.join(COLUMNS)}; found:"
+            f" {', '.join(header) or 'none'}){cure}"
         )
     at = [header.index(name) for name in columns]
     group_at = header.index(GROUP) if GROUP in header else None
@@ -96,13 +107,13 @@ def _read_csv(source: Path) -> list[Labelled]:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) > len(header):
-            raise LabelError(f"{where}: has {len(cells)} cells, the header has {len(header)}")
-        cells += [""] * (len(header) - len(cells))  # of a recording without sounds spreadsheets write the path alone
+            raise LabelError(f"{where}: has {len(cells)} cells, but the header has {len(header)}")
+        cells += [""] * (len(header) - len(cells))  # for a recording without sounds, spreadsheets write only the path
         name, start, end, label = (cells[place].strip() for place in at)
         if not name:
             raise LabelError(f"{where}: path is empty")
         path = source.parent / name
-        real = os.path.realpath(path)  # which may be spelt in several ways
+        real = os.path.realpath(path)  # one file may be spelt in several ways
         sounds = _heard(start, end, label, where) if start or end or label else []
         if real not in found:
             found[real] = Labelled(path, sound_seconds(path))
@@ -122,7 +133,7 @@ def _read_audacity(sound: Path) -> Labelled:
                 continue
             cells = line.split("\t", 2)
             if len(cells) < 3:
-                raise LabelError(f"{labels}, line {number}: expected start, end and label with tabs between")
+                raise LabelError(f"{labels}, line {number}: expected start, end and label, separated by tabs")
             start, end, label = (cell.strip() for cell in cells)
             where = f"{labels}, line {number}"
             _add(recording, _heard(start, end, label, where), where)
@@ -130,13 +141,14 @@ def _read_audacity(sound: Path) -> Labelled:
 
 
 def _refuse_sharing(found: Sequence[Labelled]) -> None:
-    """Raise UsageError where one file of labels stands beside two recordings, such as kitchen.wav and kitchen.flac."""
+    """Raise UsageError if two recordings share one label file, such as kitchen.wav and kitchen.flac."""
     first: dict[Path, Path] = {}
     for path in (recording.path for recording in found):
         labels = _audacity_labels(path)
         if labels.is_file() and labels in first:
             raise UsageError(
-                f"{first[labels]} and {path} have the same labels, {labels}: each recording counts once, so take one away"
+                f"{first[labels]} and {path} share the label file {labels}: keep only one of them, so that it"
+                " counts once"
             )
         first[labels] = path
 
@@ -146,11 +158,11 @@ def _audacity_labels(sound: Path) -> Path:
 
 
 def _heard(start: str, end: str, joined: str, where: str) -> list[Heard]:
-    """A sound of each label that stands in one place; at least one."""
+    """Return one sound for each label of a row; at least one."""
     try:
         start_s, end_s = float(start), float(end)
     except ValueError as error:
-        raise LabelError(f"{where}: start and end must be seconds, are {start!r} and {end!r}") from error
+        raise LabelError(f"{where}: start and end must be in seconds; they are {start!r} and {end!r}") from error
     if not (0 <= start_s <= end_s and math.isfinite(end_s)):
         raise LabelError(f"{where}: a sound cannot last from {start} s to {end} s")
     labels = dict.fromkeys(label for part in joined.split("|") if (label := plain(part)))  # as in a manifest

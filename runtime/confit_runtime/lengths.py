@@ -1,4 +1,6 @@
-"""How much sound a file holds by itself, where libsndfile goes by a header or a guess: MP3 by its frames, Ogg by its streams."""
+"""How much sound a file really contains, where libsndfile relies on a header or a guess: MP3 by its frames, Ogg by its
+streams.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ _KILOBITS = {
     2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")  # how a frame of layer III begins
-_STATED = (b"Xing", b"Info", b"VBRI")  # in a first frame without sound, which states how many come
+_STATED = (b"Xing", b"Info", b"VBRI")  # in a first frame without sound, which states how many frames follow
 
 
 def mp3_seconds(path: Path) -> tuple[float, bool]:
     """How long the frames of an MP3 file (layer III) last, and whether its first frame states how many there are.
 
-    Tags, pictures and padding between frames are passed over. Frames of a free bit rate are not found.
-    Raises AudioError where its folder does not let it be looked through, as does `is_joined`.
+    Skips tags, pictures and padding between frames. Does not find frames of free bit rate. Raises AudioError if the
+    folder does not allow files to be mapped into memory; so does `is_joined`.
     """
     seconds, first = 0.0, None
     with _mapped(path) as data:
@@ -42,12 +44,12 @@ def mp3_seconds(path: Path) -> tuple[float, bool]:
 
 
 def is_joined(path: Path) -> bool:
-    """Whether in an Ogg file another stream begins after the first."""
+    """Whether an Ogg file contains another stream after the first."""
     with _mapped(path) as data:
-        at, begun = 0, False  # streams that are heard at once all begin before anything else
-        last: dict[bytes, int] = {}  # the number of the last page, by the stream's own
+        at, begun = 0, False  # streams that play at the same time all begin before any other page
+        last: dict[bytes, int] = {}  # the number of each stream's last page, by stream
         while at >= 0 and at + 27 <= len(data):
-            if data[at : at + 5] != b"OggS\0":  # a stream that was cut off, or something between two
+            if data[at : at + 5] != b"OggS\0":  # a stream that was cut off, or other data between two streams
                 at = data.find(b"OggS\0", at + 1)
                 continue
             begins, stream = bool(data[at + 5] & 2), data[at + 14 : at + 18]
@@ -65,21 +67,23 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:  # some network folders cannot
-        raise AudioError(f"{path}: cannot be mapped into memory ({error.strerror}): copy it to a disk") from error
+    except OSError as error:  # some network folders do not support it
+        raise AudioError(f"{path}: cannot be mapped into memory ({error.strerror}): copy it to a local disk") from error
     with data:
         yield data
 
 
 @cache
 def _frames() -> dict[bytes, tuple[int, float, int]]:
-    """By the first three bytes of each header that a frame may have: its bytes, its seconds and its rate."""
+    """Maps the first three bytes of every possible frame header to the frame's size in bytes, its length in seconds
+    and its rate.
+    """
     found = {}
     for bits, version in _VERSIONS.items():
         half = 1 if version == 1 else 2
         for place, kilobits in enumerate(_KILOBITS[half], start=1):
             for column, rate in enumerate(_RATES[version]):
-                for low in range(4):  # whether it is padded by a byte, and a bit for anybody
+                for low in range(4):  # the padding bit, and a bit for private use
                     size = 144_000 * kilobits // half // rate + low // 2
                     for checked in (0, 1):
                         header = bytes([0xFF, 0xE2 | bits << 3 | checked, place << 4 | column << 2 | low])
@@ -88,7 +92,7 @@ def _frames() -> dict[bytes, tuple[int, float, int]]:
 
 
 def _next_frame(data: mmap.mmap, at: int) -> int:
-    """Where the next frame is that another one of its rate follows, behind what stands at `at`; the end where there is none."""
+    """Where the next frame begins after `at` that is followed by another frame of its rate; the end if there is none."""
     if data[at : at + 3] == b"ID3" and at + 10 <= len(data):
         size = 0
         for byte in data[at + 6 : at + 10]:

@@ -1,4 +1,4 @@
-"""A model file on a device: one heavy immutable `Model`, and a cheap `Stream` for each microphone."""
+"""A model file on a device: one large immutable `Model`, and a small `Stream` for each microphone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from confit_runtime.stream import Stream
 
 
-Thresholds = dict[str, dict[str, float]]  # of each label, as in a contract
+Thresholds = dict[str, dict[str, float]]  # per label, as in a contract
 STATE_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,9 @@ log = logging.getLogger(__name__)
 class Classification:
     """What one clip is: the best label, its score, and every label's score (0..1).
 
-    `labels` is what is heard in it, the best first: that label, or of a model of several labels all that reach their
-    thresholds (0.5 for one that is set never to fire), and so possibly none. There the unknown class is never the best.
+    `labels` lists the labels heard in the clip, best first. For a single-label model that is `label` alone. For a
+    multi-label model it is every label that reaches its threshold (0.5 for a label set never to fire), so it may be
+    empty; the unknown class is then never the best.
     """
 
     label: str
@@ -57,21 +58,25 @@ class Classification:
 def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Model:
     """Load a model file, or a shipped model by its name (`load("digits")`).
 
-    Where `confit-edge calibrate` left `MODEL.device.json` beside the file (or that which it is a link to), detection is set
-    as that says, unless `calibrated` is False. `threads` is onnxruntime's, 1 or more; one is fastest for models this small.
-    Raises UsageError when there is no such model or no number of threads, and ModelError when a file may not be read, is
-    damaged, is not ours, or is the calibration of another model.
+    If `confit-edge calibrate` wrote `MODEL.device.json` next to the file (or next to the file that a link points to),
+    the detection settings come from there, unless `calibrated` is False. `threads` is the number of onnxruntime
+    threads, 1 or more; one is fastest for models this small.
+
+    Raises UsageError if there is no such model or `threads` is not a valid number, and ModelError if a file cannot be
+    read, is damaged, was not made by confit-edge, or is the calibration of another model.
     """
     if not isinstance(model, str | Path):
-        raise UsageError(f"a model is loaded from a file, or by the name of a shipped model, not from {model!r}")
+        raise UsageError(f"load takes a model file or the name of a shipped model, not {model!r}")
     threads = whole(threads, "the threads that a model runs on", 1)
     path = Path(model)
     try:
         path = _found(model, path)
         contract, _, digest, sealed = read_sealed(path.read_bytes())
-        session = open_session(path, threads)  # which reads the file itself: bytes that it is given it keeps
+        session = open_session(
+            path, threads
+        )  # reads the file itself: onnxruntime would keep a copy of bytes passed to it
         if session.get_modelmeta().custom_metadata_map.get(DIGEST_KEY) != sealed:
-            raise ModelError("was changed while it was being read (load it again)")
+            raise ModelError("changed while it was being read (load it again)")
         _check_signature(contract, session)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
@@ -79,7 +84,7 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
         raise ModelError(f"{path}: {error}") from error
     if contract.parity.get("weight_bits") == 8 and saturates():
         log.warning(
-            "%s: its 8-bit weights are wrong on this processor (x86 without VNNI); export it with --target portable",
+            "%s: its 8-bit weights give wrong results on this processor (x86 without VNNI); export it with --target portable",
             path,
         )
     if calibrated and (device_file := device_path(path)).exists():
@@ -88,28 +93,32 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
 
 
 def _found(model: str | Path, path: Path) -> Path:
-    """The path of a model file or of a shipped model. Raises UsageError where there is none, OSError where nobody may look."""
+    """Return the path of a model file or of a shipped model. Raises UsageError if there is none, OSError if access is
+    denied.
+    """
     if not str(model).strip():
-        raise UsageError("a model without a name: give a file, or the name of a shipped model")
+        raise UsageError("the model name is empty: give a model file or the name of a shipped model")
     if path.is_file():
         return path
     if (path / "run.json").is_file():
         export = f"confit-edge export {quote(str(path))} -o {quote(f'{path.name}.onnx')}"
-        raise UsageError(f"{model}: is the run of a training, expected a model file; export it first: {export}")
+        raise UsageError(f"{model}: is a training run, not a model file; export it first: {export}")
     if path.suffix or len(path.parts) != 1:
-        what = "is a folder, expected a model file" if path.is_dir() else "no such model file"
+        what = "is a folder, not a model file" if path.is_dir() else "no such model file"
         raise UsageError(f"{model}: {what}{did_you_mean(path)}")
     return shipped_model(str(model))
 
 
 def check_labels(model: str, labels: Sequence[str], so: str) -> None:
-    """Raise UsageError where a model has none of the `labels` that a task is about, as one for voices has; say what it is for."""
+    """Raise UsageError if a model has none of the `labels` that a task needs, such as a model for voices; `so` says
+    what is missing.
+    """
     if not labels:
-        raise UsageError(f"{model}: has no label that fires, so {so}: it is for `enroll` and `identify`")
+        raise UsageError(f"{model}: has no label that can fire, and thus {so}: use it with `enroll` and `identify`")
 
 
 def _check_signature(contract: Contract, session: Any) -> None:
-    """Raise ModelError unless the graph takes and gives what the contract says (a free dimension may be anything)."""
+    """Raise ModelError unless the graph's inputs and outputs match the contract (a free dimension matches any size)."""
     states = {name: [None, *shape] for name, shape in contract.state.items()}
     inputs = {"pcm": [None, None if states else contract.window], **states}
     outputs = {
@@ -120,11 +129,11 @@ def _check_signature(contract: Contract, session: Any) -> None:
     has_inputs = {tensor.name: tensor for tensor in session.get_inputs()}
     has_outputs = {tensor.name: tensor for tensor in session.get_outputs()}
     if has_inputs.keys() != inputs.keys():
-        raise ModelError(f"its graph takes {sorted(has_inputs)}, its contract says {sorted(inputs)}")
+        raise ModelError(f"its graph has the inputs {sorted(has_inputs)}, but its contract says {sorted(inputs)}")
     for name, shape in [*inputs.items(), *outputs.items()]:
         tensor = has_inputs.get(name) or has_outputs.get(name)
         if tensor is None:
-            raise ModelError(f"its graph does not give {name!r}")
+            raise ModelError(f"its graph has no output {name!r}")
         agree = len(tensor.shape) == len(shape) and all(
             want is None or not isinstance(size, int) or size == want
             for size, want in zip(tensor.shape, shape, strict=True)
@@ -132,7 +141,7 @@ def _check_signature(contract: Contract, session: Any) -> None:
         state = name.removesuffix("_out")
         kinds = {has_inputs[state].type} & STATE_TYPES.keys() if state in states else {"tensor(float)"}
         if tensor.type not in kinds or not agree:
-            raise ModelError(f"its graph has {name!r} as {tensor.type} {tensor.shape}, its contract says {shape}")
+            raise ModelError(f"its graph has {name!r} as {tensor.type} {tensor.shape}, but its contract says {shape}")
 
 
 def _read_only(embeddings: Floats) -> Floats:
@@ -141,25 +150,25 @@ def _read_only(embeddings: Floats) -> Floats:
 
 
 def _reopened(path: Path, threads: int, digest: str, contract: Contract, loaded: Thresholds) -> Model:
-    """A model in another process than the one it was loaded in. Raises ModelError where its file is another one by now."""
+    """Load a pickled model in another process. Raises ModelError if the file has changed since."""
     model = load(path, threads=threads, calibrated=False)
     if model.digest != digest:
-        raise ModelError(f"{path}: is another model than the one that was passed to this process: load it again there")
+        raise ModelError(f"{path}: is no longer the model that was passed to this process: load it here again")
     return Model(path, contract, model._session, digest, loaded)
 
 
 class Model:
-    """A loaded model file: immutable and safe to share between threads. Another process that it is passed to opens the file
-    again, and sets it as it is here.
+    """A loaded model file: immutable and safe to share between threads. When it is passed to another process, that
+    process opens the file again and applies the same settings.
 
-    `digest` is the SHA-256 (hex) of its graph: the same for a copy whose contract has other thresholds.
+    `digest` is the SHA-256 (hex) of the graph; copies that differ only in their thresholds have the same digest.
     """
 
     def __init__(
         self, path: Path, contract: Contract, session: Any, digest: str, loaded: Thresholds | None = None
     ) -> None:
         self.path, self.contract, self._session, self.digest = path, contract, session, digest
-        # what `off` is lowered from, whatever `on` levels are tried in turn
+        # `with_thresholds` lowers `off` from these, whatever `on` levels were set before
         self._loaded = contract.thresholds if loaded is None else loaded
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[object, ...]]:
@@ -176,34 +185,34 @@ class Model:
 
     @cached_property
     def one_window_a_call(self) -> bool:
-        """Whether the graph takes one window a call, as where int8 scales are taken from each."""
+        """Whether the graph takes one window per call, as it does when int8 scales are computed from each window."""
         return bool(next(entry for entry in self._session.get_inputs() if entry.name == "pcm").shape[0] == 1)
 
     @cached_property
     def cohort(self) -> Floats:
-        """Embeddings `[n, dim]` of sounds that are not enrolled: what an open-set score is measured against."""
+        """Embeddings `[n, dim]` of sounds that are not enrolled: open-set scores are measured against them."""
         return self._held("cohort")
 
     @cached_property
     def quiet(self) -> Floats:
-        """Embeddings `[n, dim]` of rooms in which nothing sounds, as the file holds them.
+        """Embeddings `[n, dim]` of quiet rooms, as stored in the file.
 
-        They stand beside the cohort where sounds are enrolled: no training set holds every silence, and what is nearer to
-        one than to any print is not a sound that was enrolled.
+        They join the cohort when sounds are enrolled: no training set covers every kind of silence, and whatever is
+        nearer to a quiet room than to any print is not an enrolled sound.
         """
         return self._held("quiet")
 
     @cached_property
     def plain(self) -> Floats:
-        """Embeddings `[n, dim]` of beeps, hums, knocks and hisses that are made up: what any house is full of.
+        """Embeddings `[n, dim]` of synthetic beeps, hums, knocks and hisses, which are common in any house.
 
-        A sound that is to the model as one of them is to it as any of that kind, whatever it is enrolled as.
+        If the model cannot tell an enrolled sound from one of these, it cannot tell it from any sound of that kind.
         """
         rate = self.contract.sample_rate
         return _read_only(np.stack([self.embed(sound, rate) for sound in plain_sounds(self.contract.window, rate)]))
 
     def _held(self, output: str) -> Floats:
-        """Embeddings `[n, dim]` that the file holds as an output of its graph; none where it has no such output."""
+        """Embeddings `[n, dim]` that the file stores as an output of its graph; empty if there is no such output."""
         if output not in {entry.name for entry in self._session.get_outputs()}:
             return _read_only(np.zeros((0, self.contract.embedding_dim), np.float32))
         size = self.contract.hop if self.contract.streaming else self.contract.window
@@ -211,17 +220,18 @@ class Model:
         return _read_only(self._session.run([output], feed)[0])
 
     def initial_state(self, streams: int) -> State:
-        """The state of `streams` streams (1 or more) that have heard nothing: zeros."""
+        """The state of `streams` streams (1 or more) that have heard nothing yet: zeros."""
         types = {tensor.name: STATE_TYPES.get(tensor.type) for tensor in self._session.get_inputs()}
         return {name: np.zeros((streams, *shape), types[name]) for name, shape in self.contract.state.items()}
 
     def run(self, pcm: Floats, state: State) -> tuple[Floats, Floats, State]:
-        """One call of the graph.
+        """Run the graph once.
 
-        `pcm [streams, samples]` at the contract's rate: a multiple of `hop` for a streaming model, exactly `window`
-        for a windowed one. Returns `scores [streams, hops, classes]`, `embedding [streams, hops, dim]`, next state.
-        Nothing is checked, and what onnxruntime refuses is raised as it raises it: `rows`, `stream` and `batch` are for
-        sound that may be anything.
+        `pcm [streams, samples]` is at the contract's rate: a multiple of `hop` samples for a streaming model, exactly
+        `window` for a windowed one. Returns `scores [streams, hops, classes]`, `embedding [streams, hops, dim]` and
+        the next state.
+
+        Checks nothing, and passes on what onnxruntime raises. Use `rows`, `stream` or `batch` for untrusted sound.
         """
         names = ["scores", "embedding", *(f"{name}_out" for name in state)]
         if self.one_window_a_call and len(pcm) > 1:
@@ -232,28 +242,30 @@ class Model:
         return scores, embedding, dict(zip(state, rest, strict=True))
 
     def bind(self, inputs: State, outputs: State) -> Callable[[], None]:
-        """A call of the graph that reads and writes these very arrays, each time it is called.
+        """Return a function that runs the graph on these very arrays, reading `inputs` and writing `outputs`.
 
-        It spares what `run` spends on making arrays, which for a small model is a fifth of its time; as there, nothing is
-        checked.
+        It avoids creating arrays as `run` does, which takes a fifth of the time of a small model. Checks nothing
+        either.
         """
         return bind(self._session, inputs, outputs)
 
     def with_thresholds(self, on: Mapping[str, float]) -> Model:
-        """This model, sharing its engine, with other `on` levels for some labels.
+        """Return this model with other `on` levels for some labels; both share one engine.
 
-        `on` maps labels to levels. Their `off` is as it was loaded, lowered where it must be: whatever was set before, as
-        by a slider, leaves no trace. Raises UsageError on a label the model does not have or a level that is not above 0 and at
-        most 1.
+        `on` maps labels to levels. Each `off` is the one that was loaded, lowered where it must be; levels set
+        earlier, for example by a slider, leave no trace. Raises UsageError for a label that the model does not have,
+        or a level that is not above 0 and at most 1.
         """
         if not isinstance(on, Mapping):
-            raise UsageError(f"thresholds are given as a mapping of labels to levels, not as {on!r}")
+            raise UsageError(f"thresholds must be a mapping of labels to levels, got {on!r}")
         levels = dict(self.contract.thresholds)
         for label, level in on.items():
             if label not in self.labels:
                 raise UsageError(f"{self.name} has no label {label!r} (it has {known_names(label, self.labels)})")
-            if not is_number(level) or not 0.0 < level <= 1.0:  # at 0 a label fires once, for no score falls below
-                raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1, is {level!r}")
+            if (
+                not is_number(level) or not 0.0 < level <= 1.0
+            ):  # with 0 a label would fire only once: no score falls below
+                raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1; it is {level!r}")
             levels[label] = {**levels[label], "on": float(level), "off": min(float(level), self._loaded[label]["off"])}
         contract = dataclasses.replace(self.contract, thresholds=levels)
         return Model(self.path, contract, self._session, self.digest, self._loaded)
@@ -267,29 +279,36 @@ class Model:
         ends: bool = False,
         hold: Hold = NO_HOLD,
     ) -> Stream:
-        """A new stream that has heard nothing; with a gallery, it also tells when an enrolled name is heard.
+        """Return a new stream that has heard nothing. With a gallery it also detects enrolled names.
 
-        A microphone is scored once it has filled the model's window. `lead_in` is for recordings: silence stands before
-        them, so that a sound at the very beginning is heard too (None: where the stream is not `live`, as a `Listener` sets it
-        that follows a recording). With a `gate` of its own the stream sleeps while that hears nothing worth scoring. With
-        `ends`, `take_events` also tells when what was detected is over. What fired may pause for as long as `hold`
-        says, and is the same sound.
+        - `lead_in`: put silence before the sound, so that a sound at the very beginning of a recording is heard too.
+          Without it the first scores come once the model's window is full, as suits a microphone. None: only if the
+          stream is not `live`, which a `Listener` sets when it follows a recording.
+        - `gate`: the stream does not run the model while this gate hears nothing worth scoring. Each stream needs its
+          own.
+        - `ends`: `take_events` also reports when a detected sound is over.
+        - `hold`: for how long a sound that fired may pause and still count as the same sound.
         """
         from confit_runtime.stream import Stream
 
         return Stream(self, gallery, lead_in=lead_in, gate=gate, ends=ends, hold=hold)
 
     def batch(self, streams: int) -> Batch:
-        """`streams` streams in step with one another, run in one call. Raises UsageError on what is no number of them."""
+        """Return a batch of `streams` streams that run in step, in one call. Raises UsageError if `streams` is not a
+        valid number.
+        """
         return Batch(self, streams)
 
     def rows(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> tuple[Floats, Floats]:
         """Scores `[hops, classes]` and embeddings `[hops, dim]` of a clip.
 
-        A clip is a file, or `[samples]` or `[samples, channels]` with their rate in Hz: floats in -1..1, or int16 (int8, int32,
-        uint8) of full scale. One shorter than the window is centred in it; a longer one is padded at its end to a whole hop.
-        Raises UsageError where there is no such file or no rate; AudioError on what is no sound, integers of another type
-        (a list of them) too, on NaN, infinite or absurdly large samples, and on none.
+        A clip is a file, or samples `[samples]` or `[samples, channels]` with their rate in Hz: floats in -1..1, or
+        int16 (int8, int32, uint8) of full scale. A clip shorter than the window is centred in it; a longer one is
+        padded at its end to a whole hop.
+
+        Raises UsageError if the file does not exist or the rate is missing. Raises AudioError if the file is not
+        sound, for integers of another type (including a list of them), for NaN, infinite or absurdly large samples,
+        and for an empty clip.
         """
         clip = self._clip(pcm, sample_rate)
         contract = self.contract
@@ -303,18 +322,20 @@ class Model:
     def embed(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Floats:
         """The embedding `[dim]` of a clip, of length 1: the mean over its hops.
 
-        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError.
+        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError,
+        UsageError.
         """
         mean = self.rows(pcm, sample_rate)[1].mean(axis=0)
         return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
     def classify(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Classification:
-        """What a clip is, by the mean of its scores over its hops; of a long one, without the silence around its sound.
+        """Classify a clip by the mean of its scores over its hops. A clip longer than the window is trimmed of silence
+        first.
 
-        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError (on a
-        model without labels, as one for voices, too), and ModelError on a model whose scores are no numbers.
+        A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError
+        (also for a model without labels, such as one for voices), and ModelError if the model's scores are NaN.
         """
-        from confit_runtime.voiced import trimmed  # a device that only listens starts without it
+        from confit_runtime.voiced import trimmed  # not imported on a device that only listens
 
         check_labels(self.name, self.contract.target_labels, "nothing to classify")
         clip, rate = self._clip(pcm, sample_rate), self.contract.sample_rate
@@ -334,7 +355,7 @@ class Model:
         if isinstance(pcm, str | Path):
             return load_clip(pcm, self.contract.sample_rate)
         if sample_rate is None:
-            raise UsageError("PCM needs its sample_rate")
+            raise UsageError("PCM samples need a sample_rate")
         clip = to_mono(pcm)
         if clip.size == 0:
             raise AudioError("the clip: holds no samples")

@@ -28,24 +28,29 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
 
 
-LOOK_S = 1.0  # of sound between looks whether the gallery has changed
+LOOK_S = 1.0  # seconds of sound between checks for gallery changes
 
 
 class Stream:
     """One microphone or file: push audio of any rate in chunks of any length, get detections.
 
-    The model always sees one hop a call, so events do not depend on how the audio was chopped. With a gallery its names
-    are further classes: one fires when it is matched on `min_hops` rows in succession (at least two), and its score is
-    the similarity. What another program enrolls or removes meanwhile is known a second of sound later. Raises GalleryError
-    when the gallery was enrolled with another model.
+    The model always processes one hop per call, so detections do not depend on the chunk sizes.
 
-    With a gate the model sleeps through windows in which no hop is heard. When one is, the sound of the last window is
-    played to the model again, so that its rows are what they would have been without the gate and a word's start is not
-    clipped. Where a row would have looked at gated hops only there is none: a pause of what has fired.
+    With a gallery, the enrolled names are further classes: a name fires when it matches in `min_hops` consecutive rows
+    (at least two), and its score is the similarity. Names that another program enrolls or removes take effect within a
+    second of sound. Raises GalleryError if the gallery was enrolled with another model.
 
-    What pauses for as long as `hold` says and goes on is one sound: an alarm that beeps. With `ends` it also tells when what
-    it detected is over: `take_events` is to be called after `accept`, `skip`, `pause` and `finish`, and gives that and the
-    detections. They are kept until it is called, however many they are, or until `reset`.
+    With a gate, the model does not run while every hop of a window is gated. When the gate opens, the sound of the
+    last window is played to the model again, so that its rows are the same as without a gate and the start of a word
+    is not clipped. No row is made where it would cover gated hops only; for a sound that has fired this counts as a
+    pause.
+
+    A sound that pauses for no longer than `hold` and then continues counts as one sound, for example an alarm that
+    beeps.
+
+    With `ends` the stream also reports when a detected sound is over. Call `take_events` after `accept`, `skip`,
+    `pause` and `finish`; it returns both detections and ends. They are kept, however many there are, until it is
+    called or until `reset`.
     """
 
     def __init__(
@@ -59,10 +64,10 @@ class Stream:
         hold: Hold = NO_HOLD,
     ) -> None:
         if not isinstance(hold, Hold):
-            raise UsageError(f"how long a sound may pause is given as a Hold(seconds), not as {hold!r}")
+            raise UsageError(f"hold must be a Hold(seconds), got {hold!r}")
         if gate is not None:
             check_gate(gate, model.contract.sample_rate)
-        if gallery is None:  # of which names may come later
+        if gallery is None:  # with a gallery, names may be enrolled later
             hold.check(model.contract)
         self.model, self.lead_in, self.ends = model, lead_in, ends
         self._events = Events()  # with `ends`
@@ -74,48 +79,50 @@ class Stream:
             _check_gallery(gallery)
             gallery.check(model)
             self._names = NameDetector(model.contract, gallery.matcher, hold)
-        self._look = max(1, round(LOOK_S * model.contract.sample_rate / model.contract.hop))  # into it, in hops
-        self._unseen = 0  # hops since the last one
+        self._look = max(
+            1, round(LOOK_S * model.contract.sample_rate / model.contract.hop)
+        )  # hops between gallery checks
+        self._unseen = 0  # hops since the last check
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
         self._warm = model.contract.window // model.contract.hop - 1  # hops before the first row
         self._reach = self._warm + memory
         self._muted = False
-        self.listener: ref[Listener] | None = None  # which feeds it, until that has finished
+        self.listener: ref[Listener] | None = None  # the listener that feeds this stream, until it has finished
         self.reset()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Stream is not passed to another process: pass its model, and make a stream of it there")
+        raise TypeError("a Stream cannot be passed to another process: pass its model and make a stream there")
 
     def reset(self) -> None:
-        """Begin anew, `live`: the next sample pushed is sample 0 of silence, whatever was heard before.
+        """Start over, `live`: the next sample pushed is sample 0, preceded by silence.
 
-        Events that nobody took are forgotten: who hears next is not told of them.
+        Events that were not taken are discarded.
         """
         self._events.forget()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self.live = True  # what is pushed is recorded as time passes
+        self.live = True  # the sound pushed is being recorded in real time
         self._rate: int | None = None
-        self._muted_at = time.monotonic()  # if it is muted, since when
-        self._unheard_s = 0.0  # of the sound of mutes, what is still to come
-        self._idle = False  # nothing came since a pause
+        self._muted_at = time.monotonic()  # since when it is muted, if it is
+        self._unheard_s = 0.0  # seconds of muted sound that are still to arrive
+        self._idle = False  # nothing has arrived since a pause
         self._origin = 0  # the source sample at which the audio since the last gap begins
         self._taken = 0  # source samples taken since then
-        self._leads = self.lead_in  # silence is to stand before the next sound (None: unless it is live)
+        self._leads = self.lead_in  # put silence before the next sound (None: unless it is live)
         self._detector.reset()
         if self._names is not None:
             self._names.reset()
         self._forget()
 
     def skip(self, samples: int) -> None:
-        """Tell that the source dropped `samples` of its own samples: forget what was heard, and move the clock on.
+        """Report that the source dropped `samples` of its own samples: forget what was heard and advance the clock.
 
-        Without it, what was said before and after the gap would be heard as one, and times would be early from here on.
-        A class that fired stays silent for its refractory time, the gap included. Raises UsageError on what is no number of
-        samples.
+        Without it, sound before and after the gap would be heard as one, and all later times would be too early. A
+        class that fired stays silent for its refractory time, gap included. Raises UsageError if `samples` is not a
+        whole number of 0 or more.
         """
         samples = whole(samples, "the samples that a stream skips", 0)
         if self._rate is not None:
@@ -123,7 +130,7 @@ class Stream:
         self._move_on(samples)
 
     def _move_on(self, samples: int) -> None:
-        """Forget what was heard but not what fired, and move the clock on."""
+        """Forget what was heard, but not which classes fired, and advance the clock."""
         contract = self.model.contract
         self._break_off(self._origin + self._taken)
         if self._rate is not None:
@@ -137,23 +144,23 @@ class Stream:
         self._forget()
 
     def mute(self) -> None:
-        """From the next `accept` on, until `unmute`, let sound pass unheard: the clock moves, nothing is scored.
+        """From the next `accept` until `unmute`, let sound pass unheard: the clock advances, nothing is scored.
 
-        For a device that speaks itself. What was heard before is forgotten then, as after a gap. May be called from another
-        thread than the one that pushes sound.
+        For a device that speaks itself. What was heard before is forgotten, as after a gap. May be called from a
+        thread other than the one that pushes sound.
         """
         if not self._muted:
             self._muted_at = time.monotonic()
-            self._unheard_s = max(0.0, self._unheard_s)  # of a mute before this one
+            self._unheard_s = max(0.0, self._unheard_s)  # of an earlier mute
         self._muted = True
 
     def unmute(self) -> None:
-        """Hear again, as a stream that begins now, at the time it is.
+        """Listen again, like a new stream whose clock has kept running.
 
-        Sound that was recorded meanwhile and is pushed only now, because who pushes it was the one that spoke, passes
-        unheard too: as much as was muted, by the clock on the wall, less what was pushed meanwhile. (Not after a `pause`: of who
-        sends nothing, nothing is on its way. And not where the stream is not `live`: of a file nothing was recorded
-        meanwhile. Set `live = False` after `reset` to push one.)
+        Sound recorded during the mute but pushed only now also passes unheard, as happens when the program that pushes
+        sound was busy speaking: as much as the mute lasted by the wall clock, less what was pushed meanwhile. There
+        are two exceptions. After a `pause` nothing is on its way. And if the stream is not `live`, nothing was being
+        recorded (set `live = False` after `reset` to push a file).
         """
         if self._muted and self.live and not self._idle:
             self._unheard_s += time.monotonic() - self._muted_at
@@ -161,7 +168,7 @@ class Stream:
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """`with stream.muted(): ...`: mute, and unmute at the end."""
+        """Mute inside a `with stream.muted(): ...` block, and unmute at its end."""
         self.mute()
         try:
             yield
@@ -170,31 +177,30 @@ class Stream:
 
     def _forget(self) -> None:
         self._batch.reset()
-        self._lead = 0  # source samples of silence that stand before the audio
-        self._led = 0  # hops of it that are still to come: no gate is to take them for the noise of the room
+        self._lead = 0  # source samples of silence that precede the audio
+        self._led = 0  # hops of that silence still to come: a gate must not take them for the room's noise
         self._resampler: StreamResampler | None = None
         self._held = np.zeros(0, np.float32)
         self._hops = 0  # hops consumed since the start or the last gap
         self._awake = 0  # hops to be scored before the gate may close
-        self._asleep: deque[Pcm] = deque(maxlen=self._reach)  # the newest hops that were gated, `_slept` in all
+        self._asleep: deque[Pcm] = deque(maxlen=self._reach)  # the newest gated hops, of `_slept` in all
         self._slept = 0
         if self._gate is not None:
             self._gate.reset()
-        self.scores: Floats | None = None  # the newest row [classes], for whoever wants to show it
+        self.scores: Floats | None = None  # the newest row [classes], for display
 
     def accept(self, pcm: npt.ArrayLike, sample_rate: int) -> list[Detection]:
-        """Take `[samples]` or `[samples, channels]` at `sample_rate` in Hz; give the detections they complete.
+        """Take `[samples]` or `[samples, channels]` at `sample_rate` in Hz; return the detections they complete.
 
-        Samples are floats in -1..1, or int16 (int8, int32, uint8) of full scale. Raises AudioError on integers of another type,
-        which a list of them is, on NaN, infinite or absurdly large samples, and on more than 64 channels; UsageError when the
-        rate is none or changes without `reset()`; with a gallery also what `Gallery.matcher` raises.
+        Samples are floats in -1..1, or int16 (int8, int32, uint8) of full scale. Raises AudioError for integers of
+        another type (including a list of them), for NaN, infinite or absurdly large samples, and for more than 64
+        channels; UsageError if the rate is invalid or changes without `reset()`; with a gallery also what
+        `Gallery.matcher` raises.
         """
         chunk, sample_rate = to_mono(pcm), check_rate(sample_rate)
         check_samples(chunk, "the stream")
         if self._rate not in (None, sample_rate):
-            raise UsageError(
-                f"the stream began at {self._rate} Hz and now delivers {sample_rate} Hz: call reset() first"
-            )
+            raise UsageError(f"the stream began at {self._rate} Hz and now gets {sample_rate} Hz: call reset() first")
         self._idle = self._idle and not len(chunk)
         if (unheard := self._unheard(len(chunk), sample_rate)) > 0:
             self._rate = sample_rate
@@ -214,7 +220,9 @@ class Stream:
         return self._advance(self._resampler.push(chunk))
 
     def _unheard(self, samples: int, rate: int) -> int:
-        """How many of the next `samples` pass unheard, because the stream is muted or was while they were recorded."""
+        """How many of the next `samples` pass unheard because the stream is muted, or was muted when they were
+        recorded.
+        """
         if self._muted:
             self._unheard_s -= samples / rate
             return samples
@@ -223,19 +231,19 @@ class Stream:
         return unheard
 
     def finish(self) -> list[Detection]:
-        """Give the detections still on their way by following the audio with silence, then reset.
+        """Return the detections still pending, by following the audio with silence; then reset.
 
-        What `take_events` has yet to give stays to be taken.
+        Events not yet taken with `take_events` are kept.
         """
         found = self.pause()
         self._begin_anew()
         return found
 
     def pause(self) -> list[Detection]:
-        """Give the detections still on their way by following the audio with silence: no more of it comes for now.
+        """Return the detections still pending, by following the audio with silence: no more of it comes for now.
 
-        What is pushed next is on the same clock and begins anew, after silence, also where nothing came yet, or passed unheard.
-        A class that fired stays silent for its refractory time, of which that silence is a part.
+        Sound pushed next continues on the same clock, preceded by silence, even if nothing came before the pause or it
+        passed unheard. A class that fired stays silent for its refractory time; the silence counts towards it.
         """
         self._idle, self._unheard_s = True, 0.0  # nothing is on its way
         if self._resampler is None:
@@ -257,12 +265,12 @@ class Stream:
         while len(self._held) >= hop:
             chunk, self._held = self._held[:hop], self._held[hop:]
             found += self._score(chunk) if self._gate is None else self._gated(chunk, self._gate)
-        self._held = self._held.copy()  # a view would keep all that came
+        self._held = self._held.copy()  # a view would keep the whole chunk in memory
         return found
 
     def _gated(self, chunk: Pcm, gate: Gate) -> list[Detection]:
-        """Score a hop, or let it pass while the gate has heard nothing for as long as an event may reach."""
-        if self._led > 0:  # what begins is scored, for with nothing before it a gate takes it for the room
+        """Score a hop, or skip it if the gate has heard nothing for as long as an event may reach back."""
+        if self._led > 0:  # score the beginning: with nothing before it, a gate would take it for the room
             self._led -= 1
             self._awake = self._reach + 1
         elif gate.hears(chunk):
@@ -274,13 +282,13 @@ class Stream:
             return self._score(chunk)
         self._asleep.append(chunk.copy())
         self._slept += 1
-        if self._slept > self._reach:  # from here on it wakes as one that heard nothing
+        if self._slept > self._reach:  # from here on it wakes like a stream that heard nothing
             self._let_pass()
         self.scores = None
         return []
 
     def _let_pass(self) -> None:
-        """The next hop is not scored: a pause of what has fired."""
+        """Skip a hop without scoring it: a pause for what has fired."""
         self._hops += 1
         self._unseen += 1
         for detector, labels in self._detectors():
@@ -293,17 +301,17 @@ class Stream:
             yield self._names, self._names.labels
 
     def _wake(self) -> list[Detection]:
-        """Play the newest gated hops to the model; where others were gated before them, as to one that heard nothing."""
+        """Play the newest gated hops to the model; if more hops were gated before them, reset its state first."""
         if self._slept > len(self._asleep):
             self._batch.reset()
-            self._look_for_changes()  # before what it slept through is told
+            self._look_for_changes()  # before the events of the gated sound are reported
         found = [detection for chunk in self._asleep for detection in self._score(chunk)]
         self._asleep.clear()
         self._slept = 0
         return found
 
     def _score(self, chunk: Pcm) -> list[Detection]:
-        """The detections that the next hop completes."""
+        """Score the next hop and return the detections it completes."""
         scores, embedding = self._batch.step(chunk[None])
         self._hops += 1
         self._unseen += 1
@@ -315,7 +323,7 @@ class Stream:
         return found
 
     def _look_for_changes(self) -> None:
-        """Go on with the names that the gallery has now, if it is time to look."""
+        """Take over the gallery's current names, if a check is due."""
         if self._gallery is None or self._names is None or self._unseen < self._look:
             return
         self._unseen = 0
@@ -325,7 +333,7 @@ class Stream:
             self._events.end_names_but(matcher.names, self._source(self._begin(self._hops)), self._rate)
 
     def _found(self, detector: Detector | NameDetector, hits: list[Hit], labels: Sequence[str]) -> list[Detection]:
-        """The detections of the newest row; with `ends`, what ended there is kept beside them."""
+        """Return the detections of the newest row; with `ends`, record what ended there too."""
         names = isinstance(detector, NameDetector)
         found = [self._detection(hit, labels, names) for hit in hits]
         if self.ends:
@@ -336,7 +344,9 @@ class Stream:
         return found
 
     def _break_off(self, end: int) -> None:
-        """No more can be heard of what sounds at sample `end` of the source; what pauses there ended as its pause began."""
+        """End every sounding class at sample `end` of the source, because no more of it can be heard; a class that is
+        pausing there ended when its pause began.
+        """
         for detector, labels in self._detectors():
             self._end_pausing(detector, labels)
         self._events.end_all(end, self._rate)
@@ -349,46 +359,46 @@ class Stream:
                     self._events.end((names, labels[at]), self._of_row(row), self._rate)
 
     def take_events(self) -> list[Detection | Ended]:
-        """With `ends`, what was detected and what has ended since the last call, in the order in which it was known."""
+        """With `ends`: what was detected and what has ended since the last call, in the order in which it became
+        known.
+        """
         return self._events.take()
 
     def _detection(self, hit: Hit, labels: Sequence[str], enrolled: bool) -> Detection:
-        """Where in the source a hit of the newest row was."""
+        """Turn a hit of the newest row into a detection with its place in the source."""
         contract, rate = self.model.contract, self._rate
         assert rate is not None
         first, last = self._source(self._begin(self._hops - (hit.row - hit.start_row))), self._source(self._end())
         return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last, enrolled)
 
     def _source(self, at: int) -> int:
-        """The source's sample that a sample of the model's, since the last gap, was made of."""
+        """The source sample that corresponds to a sample of the model's, counted since the last gap."""
         assert self._rate is not None
         since = round(at * self._rate / self.model.contract.sample_rate)
         return self._origin + min(max(0, since - self._lead), self._taken)
 
     def _of_row(self, row: int) -> int:
-        """The source's sample at which the sound of a row of scores begins."""
+        """The source sample at which the sound described by a row of scores begins."""
         return self._source(self._begin(row + 1 + self._warm))
 
     def _begin(self, hops: int) -> int:
-        """Where the hop begins whose middle the row after `hops` hops speaks of."""
+        """The first sample of the hop at the middle of the sound that the row after `hops` hops describes."""
         return self._centre(hops) - self.model.contract.hop // 2
 
     def _end(self) -> int:
-        """Where the newest row's hop ends, no later than what has been consumed: how far ahead the source is depends on the
-        chopping.
+        """The last sample of the newest row's hop, no later than what has been consumed: how far the source is ahead
+        depends on the chunk sizes.
         """
         hop = self.model.contract.hop
         return min(self._centre(self._hops) + hop // 2, self._hops * hop)
 
     def _centre(self, hops: int) -> int:
-        """The sample at the middle of the sound that the row after `hops` hops speaks of."""
+        """The sample at the middle of the sound that the row after `hops` hops describes."""
         return hops * self.model.contract.hop - self.model.contract.latency_samples
 
 
 def _check_gallery(gallery: object) -> None:
-    from confit_runtime.gallery import Gallery  # a device that only listens starts without it
+    from confit_runtime.gallery import Gallery  # not imported on a device that only listens
 
     if not isinstance(gallery, Gallery):
-        raise UsageError(
-            f"a stream takes a gallery that was opened, as Gallery.open(path, model) does, not {gallery!r}"
-        )
+        raise UsageError(f"gallery must be an open Gallery, as Gallery.open(path, model) returns it, got {gallery!r}")
