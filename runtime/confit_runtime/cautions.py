@@ -7,19 +7,16 @@ from typing import Any
 
 from confit_runtime.wording import counted
 
-FEW_CLIPS, FEW_GROUPS = (
-    30,
-    5,
-)  # of the validation split: with fewer of either, a common error may not have shown up once
+# of the validation split: with fewer of either, a common error may not have shown up once
+FEW_CLIPS, FEW_GROUPS = 30, 5
 SURE = 0.95
 
 
 def cautions(data: Mapping[str, Any]) -> list[str]:
-    """Warnings about a model that was trained on `data` (from a contract or from `run.json`), by its clips and groups
-    per split.
+    """Warnings about a model, from the clips and groups of its `data` (in a contract or in `run.json`) by split.
 
-    With `n` clips and no error among them, the share of new clips that fail may still be as high as 1 - (1 - SURE)^(1
-    / n), the exact upper bound of a binomial (Clopper and Pearson, 1934).
+    With `n` clips and no error among them, the share of new clips that fail may still be as high as
+    1 - (1 - SURE)^(1 / n), the exact upper bound of a binomial (Clopper and Pearson, 1934).
     """
     if not data:
         return []
@@ -30,7 +27,7 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
         if clips[split] and (unknown := data["clips"][split] - clips[split]) > clips[split]:
             found.append(
                 f"{unknown} of {counted(data['clips'][split], f'{name} clip')} are of the unknown class, so a model"
-                f" that always answered that would be right {100 * unknown / data['clips'][split]:.1f} % of the"
+                f" that always gave that answer would be right {100 * unknown / data['clips'][split]:.1f} % of the"
                 " time: look at the results of the other classes"
             )
             break

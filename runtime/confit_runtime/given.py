@@ -19,8 +19,7 @@ _OF_A_SOURCE = ("name", "rate", "live", "__enter__", "__exit__", "__iter__")
 
 
 def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream]:
-    """Return one stream per model; streams are returned as they are. New streams hear a recording from its first
-    sample.
+    """Return one stream per model, which hears a recording from its first sample; streams are returned as they are.
 
     Raises UsageError if an item is neither a model nor a stream, if there is none, and for a stream made with
     `ends=True`, because `listen` does not report ends.
@@ -43,8 +42,9 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
 
 
 def source_of(source: str | Path | GivenSource, *, stopped: bool = False) -> GivenSource:
-    """Return an opened source for a name, or the source itself. Raises UsageError if it is not a source or, with
-    `stopped`, has no `stop`; also what `open_source` raises.
+    """Return the source that is passed, or open the one that is named.
+
+    Raises UsageError if it is not a source or, with `stopped`, has no `stop`; also what `open_source` raises.
     """
     if isinstance(source, str | Path):
         return open_source(source)
@@ -62,8 +62,9 @@ def check_source(source: object, *, stopped: bool) -> None:
 
 
 def chunk_of(item: object) -> Given:
-    """Return the chunk that a source yielded. Raises UsageError if it is not a `(pcm, rate)` tuple or the rate is
-    invalid.
+    """Return the chunk that a source yielded.
+
+    Raises UsageError if it is not a `(pcm, rate)` tuple or the rate is invalid.
     """
     if not isinstance(item, tuple) or len(item) != 2:
         what = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__

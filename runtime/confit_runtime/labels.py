@@ -91,7 +91,7 @@ def _read_csv(source: Path) -> list[Labelled]:
     columns = (*COLUMNS[:-1], SEVERAL) if SEVERAL in header and COLUMNS[-1] not in header else COLUMNS
     if missing := [name for name in columns if name not in header]:
         cure = (
-            "; separate the columns with commas"
+            "; columns must be separated by commas"
             if len(header) == 1 and any(mark in header[0] for mark in ";\t")
             else ""
         )

@@ -1,5 +1,6 @@
-"""How much sound a file really contains, where libsndfile relies on a header or a guess: MP3 by its frames, Ogg by its
-streams.
+"""How much sound a file really contains, counted from MP3 frames and Ogg streams.
+
+libsndfile itself relies on a header or a guess.
 """
 
 from __future__ import annotations
@@ -75,9 +76,7 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
 
 @cache
 def _frames() -> dict[bytes, tuple[int, float, int]]:
-    """Maps the first three bytes of every possible frame header to the frame's size in bytes, its length in seconds
-    and its rate.
-    """
+    """Map the first three bytes of every possible frame header to the frame's bytes, seconds and rate."""
     found = {}
     for bits, version in _VERSIONS.items():
         half = 1 if version == 1 else 2

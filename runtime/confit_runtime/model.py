@@ -72,9 +72,8 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     try:
         path = _found(model, path)
         contract, _, digest, sealed = read_sealed(path.read_bytes())
-        session = open_session(
-            path, threads
-        )  # reads the file itself: onnxruntime would keep a copy of bytes passed to it
+        # onnxruntime reads the file itself: it would keep a copy of bytes passed to it
+        session = open_session(path, threads)
         if session.get_modelmeta().custom_metadata_map.get(DIGEST_KEY) != sealed:
             raise ModelError("changed while it was being read (load it again)")
         _check_signature(contract, session)
@@ -93,8 +92,9 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
 
 
 def _found(model: str | Path, path: Path) -> Path:
-    """Return the path of a model file or of a shipped model. Raises UsageError if there is none, OSError if access is
-    denied.
+    """Return the path of a model file or of a shipped model.
+
+    Raises UsageError if there is none, OSError if access is denied.
     """
     if not str(model).strip():
         raise UsageError("the model name is empty: give a model file or the name of a shipped model")
@@ -110,8 +110,9 @@ def _found(model: str | Path, path: Path) -> Path:
 
 
 def check_labels(model: str, labels: Sequence[str], so: str) -> None:
-    """Raise UsageError if a model has none of the `labels` that a task needs, such as a model for voices; `so` says
-    what is missing.
+    """Raise UsageError if a model, such as one for voices, has none of the `labels` that a task needs.
+
+    `so` says what is missing without them, such as "nothing to classify".
     """
     if not labels:
         raise UsageError(f"{model}: has no label that can fire, and thus {so}: use it with `enroll` and `identify`")
@@ -158,9 +159,9 @@ def _reopened(path: Path, threads: int, digest: str, contract: Contract, loaded:
 
 
 class Model:
-    """A loaded model file: immutable and safe to share between threads. When it is passed to another process, that
-    process opens the file again and applies the same settings.
+    """A loaded model file: immutable and safe to share between threads.
 
+    When it is passed to another process, that process opens the file again and applies the same settings.
     `digest` is the SHA-256 (hex) of the graph; copies that differ only in their thresholds have the same digest.
     """
 
@@ -262,9 +263,7 @@ class Model:
         for label, level in on.items():
             if label not in self.labels:
                 raise UsageError(f"{self.name} has no label {label!r} (it has {known_names(label, self.labels)})")
-            if (
-                not is_number(level) or not 0.0 < level <= 1.0
-            ):  # with 0 a label would fire only once: no score falls below
+            if not is_number(level) or not 0.0 < level <= 1.0:  # with 0 a label fires only once: no score falls below
                 raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1; it is {level!r}")
             levels[label] = {**levels[label], "on": float(level), "off": min(float(level), self._loaded[label]["off"])}
         contract = dataclasses.replace(self.contract, thresholds=levels)
@@ -294,8 +293,9 @@ class Model:
         return Stream(self, gallery, lead_in=lead_in, gate=gate, ends=ends, hold=hold)
 
     def batch(self, streams: int) -> Batch:
-        """Return a batch of `streams` streams that run in step, in one call. Raises UsageError if `streams` is not a
-        valid number.
+        """Return a batch of `streams` streams that run in step, in one call.
+
+        Raises UsageError if `streams` is not a whole number of 1 or more.
         """
         return Batch(self, streams)
 
@@ -329,8 +329,9 @@ class Model:
         return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
     def classify(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Classification:
-        """Classify a clip by the mean of its scores over its hops. A clip longer than the window is trimmed of silence
-        first.
+        """Classify a clip by the mean of its scores over its hops.
+
+        The silence around the sound of a clip that is longer than the window is cut off first.
 
         A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError
         (also for a model without labels, such as one for voices), and ModelError if the model's scores are NaN.

@@ -19,8 +19,9 @@ _STEERING = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029{_REVERSING}]")
 
 
 def shown(text: str) -> str:
-    """Text from an untrusted source, made safe to print on one line: line breaks, terminal controls and direction
-    marks are escaped.
+    """Text from an untrusted source, made safe to print on one line.
+
+    Line breaks, terminal control characters and direction marks are escaped.
     """
     return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
@@ -64,8 +65,9 @@ def _near(label: str, known: Sequence[str], most: int) -> list[str]:
 
 
 def clean_name(name: str) -> str:
-    """The name as it is stored: NFC-normalised and stripped. Raises UsageError unless it has 1 to 100 printable
-    characters.
+    """The name as it is stored: NFC-normalised and stripped.
+
+    Raises UsageError unless it has 1 to 100 printable characters.
     """
     if not isinstance(name, str):
         raise UsageError(f"a name must be text, got {name!r}")

@@ -79,9 +79,7 @@ class Stream:
             _check_gallery(gallery)
             gallery.check(model)
             self._names = NameDetector(model.contract, gallery.matcher, hold)
-        self._look = max(
-            1, round(LOOK_S * model.contract.sample_rate / model.contract.hop)
-        )  # hops between gallery checks
+        self._look = max(1, round(LOOK_S * model.contract.sample_rate / model.contract.hop))  # gallery checks, in hops
         self._unseen = 0  # hops since the last check
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
@@ -220,9 +218,7 @@ class Stream:
         return self._advance(self._resampler.push(chunk))
 
     def _unheard(self, samples: int, rate: int) -> int:
-        """How many of the next `samples` pass unheard because the stream is muted, or was muted when they were
-        recorded.
-        """
+        """How many of the next `samples` pass unheard: the stream is muted, or was when they were recorded."""
         if self._muted:
             self._unheard_s -= samples / rate
             return samples
@@ -344,8 +340,9 @@ class Stream:
         return found
 
     def _break_off(self, end: int) -> None:
-        """End every sounding class at sample `end` of the source, because no more of it can be heard; a class that is
-        pausing there ended when its pause began.
+        """End every sounding class at sample `end` of the source, because no more of it can be heard.
+
+        A class that is pausing there ended when its pause began.
         """
         for detector, labels in self._detectors():
             self._end_pausing(detector, labels)
@@ -359,9 +356,7 @@ class Stream:
                     self._events.end((names, labels[at]), self._of_row(row), self._rate)
 
     def take_events(self) -> list[Detection | Ended]:
-        """With `ends`: what was detected and what has ended since the last call, in the order in which it became
-        known.
-        """
+        """With `ends`: the detections and ends since the last call, in the order in which they became known."""
         return self._events.take()
 
     def _detection(self, hit: Hit, labels: Sequence[str], enrolled: bool) -> Detection:
@@ -386,8 +381,9 @@ class Stream:
         return self._centre(hops) - self.model.contract.hop // 2
 
     def _end(self) -> int:
-        """The last sample of the newest row's hop, no later than what has been consumed: how far the source is ahead
-        depends on the chunk sizes.
+        """The end of the newest row's hop, but no later than the samples consumed.
+
+        How far ahead of those the source is depends on the chunk sizes.
         """
         hop = self.model.contract.hop
         return min(self._centre(self._hops) + hop // 2, self._hops * hop)
