@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Event = TypeVar("Event")
 
-_AHEAD = 64  # events that may wait for a slow reader; then the source waits too, and says what that made it lose
-_FREED_S = 1.0  # for which a stream is waited for, whose loop was left
-_POLL_S = 0.1  # how often a source that waits asks whether anybody still listens
+_AHEAD = 64  # events that may wait for a slow reader; then the source waits too, and reports what it lost by that
+_FREED_S = 1.0  # how long to wait for a stream whose loop was just left
+_POLL_S = 0.1  # how often a waiting source checks whether anybody still listens
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +40,23 @@ async def listen_async(
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
 ) -> AsyncGenerator[Detection, None]:
-    """Detections as they complete, without holding up the event loop: the models run in a worker thread.
+    """Yield detections as they complete, without blocking the event loop: the models run in a worker thread.
 
-    `models` and `source` are what they are for `listen`; or the source is an asynchronous iterable of `(pcm, rate)` chunks,
-    such as what a network client sends: all of one rate, and PCM as `Stream.accept` takes it, with a `Pause` where the client
-    stops for a while (where it sends nothing for 2 s there is one, anyway); a generator is closed at the end, as a source is.
+    `models` and `source` are as for `listen`. Alternatively, `source` is an asynchronous iterable of `(pcm, rate)`
+    chunks, such as what a network client sends: all at one rate, with PCM as `Stream.accept` takes it, and a `Pause`
+    where the client stops for a while (2 s without data count as one). If it is a generator, it is closed at the end,
+    like a source.
 
-    It ends when the source ends or after `seconds`. Leaving `async with aclosing(listen_async(...)) as events`, also because
-    the task is cancelled, stops the source and closes it before anything else happens (a second cancellation does not wait for
-    that); one that is left without `aclosing` is stopped when Python collects it. Who waits for an event for so long only
-    keeps `task = asyncio.ensure_future(anext(events))` and asks `asyncio.wait({task}, timeout=...)` until it is done:
-    `asyncio.wait_for(anext(events), ...)` cancels it when time is up, which in Python ends a generator.
+    It ends when the source ends, or after `seconds`. Use `async with aclosing(listen_async(...)) as events`: leaving
+    that block, also by cancellation, stops and closes the source before anything else happens (a second cancellation
+    does not wait for that). Without `aclosing`, it stops only when Python collects the generator.
 
-    Raises what `listen` does; what the source raises when it is left already is logged. Gaps and notices are logged, too: who
-    wants them, or when sounds are over, iterates over `Listener.follow_async`.
+    To wait for an event for a limited time, keep `task = asyncio.ensure_future(anext(events))` and call
+    `asyncio.wait({task}, timeout=...)` until it is done. `asyncio.wait_for(anext(events), ...)` cancels it when the
+    time is up, which ends a generator.
+
+    Raises what `listen` does; an error of a source that was already left is logged. Gaps and notices are logged too:
+    use `Listener.follow_async` to receive them, or to learn when sounds are over.
     """
     streams = streams_of(models)
     if isinstance(source, AsyncIterable):
@@ -69,7 +72,7 @@ async def listen_async(
 async def followed(
     listener: Listener, source: GivenSource | AsyncIterable[Item]
 ) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
-    """What `Listener.follow_async` gives. Raises UsageError on what is no source."""
+    """Implements `Listener.follow_async`. Raises UsageError if `source` is not a source."""
     async with AsyncExitStack() as left:
         if isinstance(source, AsyncIterable):
             items = await left.enter_async_context(aclosing(_with_pauses(source)))
@@ -95,7 +98,7 @@ async def _of_client(
 
 
 async def _first_chunk(items: AsyncGenerator[Item, None]) -> Given | None:
-    """The first chunk, if there is one. Nothing was heard before it, so nothing was lost."""
+    """Return the first chunk, if any. Gaps before it are skipped: nothing was heard yet, so nothing was lost."""
     async for item in items:
         if not isinstance(item, Gap | Notice | Pause):
             return item
@@ -105,7 +108,9 @@ async def _first_chunk(items: AsyncGenerator[Item, None]) -> Given | None:
 async def _from_items(
     listener: Listener, items: AsyncGenerator[Item, None], *first: Item
 ) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
-    """What a listener hears of `first`, a pause, for who sends only while somebody speaks begins with a word; and of `items`."""
+    """Yield what a listener hears of `first` and then of `items`. `first` is a pause, since a client that sends only
+    speech begins with a word.
+    """
     given, failed = deque(first), None
     with closing(listener):
         while not (failed or listener.full):
@@ -113,7 +118,7 @@ async def _from_items(
                 item = given.popleft() if given else await anext(items)
             except StopAsyncIteration:
                 break
-            except Exception as error:  # noqa: BLE001 - of the client, and raised when what was on its way is told
+            except Exception as error:  # noqa: BLE001 - the client's error, raised after the pending events
                 failed = error
             else:
                 for event in await _whole(listener.take(item)):
@@ -125,8 +130,9 @@ async def _from_items(
 
 
 async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None]:
-    """What a client sends, each item when asked for; where it has sounded and nothing more comes for `PAUSE_S`, a `Pause`."""
-    asked, sent = asyncio.Semaphore(0), asyncio.Queue[tuple[Item, ...]]()  # of one each; of none: the end
+    """Yield each item that a client sends, on demand; also a `Pause` if nothing follows its sound for `PAUSE_S`."""
+    # each holds one item; an empty tuple is the end
+    asked, sent = asyncio.Semaphore(0), asyncio.Queue[tuple[Item, ...]]()
 
     async def read() -> None:
         chunks = aiter(source)
@@ -139,15 +145,15 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
             if isinstance(chunks, AsyncGenerator):
                 await chunks.aclose()
 
-    # a task of its own for all that the client does: what it does within a time limit must not move to another
+    # one task runs all the client's code: an `asyncio.timeout` in it must not move to another task
     reader, lasting, clock = asyncio.create_task(read()), Lasting(), asyncio.get_running_loop().time
     reader.add_done_callback(lambda _: sent.put_nowait(()))
     try:
         while True:
             asked.release()
-            late = max(PAUSE_S, lasting.paused(PAUSE_S) - clock())  # who was not asked is not late
+            late = max(PAUSE_S, lasting.paused(PAUSE_S) - clock())  # a client that was not asked is not late
             try:
-                # not by `wait_for`, which of Python 3.11 goes on when it is cancelled as an item comes
+                # not `wait_for`: in Python 3.11 it continues if it is cancelled just as an item arrives
                 async with asyncio.timeout(late if late < math.inf else None):
                     item = await sent.get()
             except TimeoutError:
@@ -166,13 +172,13 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
         reader.cancel()
         await asyncio.wait([reader])
         if ended or not reader.cancelled():
-            reader.result()  # raises what the client did
+            reader.result()  # raises the client's error
 
 
 async def _whole(events: Iterator[Event]) -> list[Event]:
-    """All of `events`, worked out in a thread of the loop's; who is cancelled meanwhile leaves when it has come to its end.
+    """All of `events`, computed in a thread of the loop's pool; on cancellation, waits until the thread is done.
 
-    Else a thread would go on with a stream that its owner takes to be free.
+    Otherwise the thread would keep using a stream that its owner believes to be free.
     """
     work = asyncio.get_running_loop().run_in_executor(None, list, events)
     try:
@@ -183,7 +189,7 @@ async def _whole(events: Iterator[Event]) -> list[Event]:
 
 
 def _wait_for(streams: list[Stream]) -> None:
-    """Wait a moment for streams whose loop was left just now: its thread comes to the end of a chunk before they are free."""
+    """Wait a moment for streams whose loop was just left: its thread finishes a chunk before they are free."""
     until = time.monotonic() + _FREED_S
     while any(stream.listener and stream.listener() for stream in streams) and time.monotonic() < until:
         time.sleep(0.01)
@@ -205,9 +211,9 @@ def _opened(listener: Listener, source: GivenSource) -> Generator[Detection | En
 async def _from_thread(
     source: GivenSource, hear: Callable[[], Generator[Event, None, None]]
 ) -> AsyncGenerator[Event, None]:
-    """What `hear` gives in a thread of its own, which opens the `source` and closes it."""
+    """Yield what `hear` yields in a thread of its own, which opens and closes the `source`."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Queue[tuple[Event] | BaseException | None] = asyncio.Queue()  # None: the end
+    found: asyncio.Queue[tuple[Event] | BaseException | None] = asyncio.Queue()  # None marks the end
     room, left = threading.Semaphore(_AHEAD), threading.Event()
 
     def tell(what: tuple[Event] | BaseException | None) -> None:
@@ -216,22 +222,23 @@ async def _from_thread(
 
     def work() -> None:
         try:
-            with closing(hear()) as events:  # here, where the source was opened
+            with closing(hear()) as events:  # closed in this thread, where the source was opened
                 for event in events:
                     while not room.acquire(timeout=_POLL_S):
                         if left.is_set():
                             return
                     tell((event,))
-        except BaseException as error:  # noqa: BLE001 - it is raised where somebody listens
+        except BaseException as error:  # noqa: BLE001 - raised where the events are consumed
             if left.is_set():
-                log.warning("%s: failed when nobody listened any more: %s", source.name, error)
+                log.warning("%s: failed after listening had stopped: %s", source.name, error)
             else:
                 tell(error)
         else:
             tell(None)
 
-    # a thread of its own, for those of the loop are few and this one is busy for as long as somebody listens; and no task
-    # stands for it, which a loop that ends might cancel, and wait for, before the task that would stop the source
+    # A thread of its own: the loop's pool is small, and this one is busy for as long as somebody listens. No task
+    # represents it: a loop that ends might cancel that task, and wait for it, before the task that would stop the
+    # source.
     thread = threading.Thread(target=work, name="confit-listen", daemon=True)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Decoding and resampling: soundfile reads, soxr resamples, everything inside is mono float32 in -1..1."""
+"""Decoding and resampling: soundfile reads, soxr resamples; all audio inside is mono float32 in -1..1."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Pcm = npt.NDArray[np.float32]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
-LONGEST_CLIP_S = 3600  # of a file that is read whole: several times its samples are held
-_STUDIO_RATE = 48_000  # of a higher rate no more samples are read whole
-LOUDEST = 100.0  # where 1 is full scale: files of a workstation peak below 10, and floats made of integers far above
+LONGEST_CLIP_S = 3600  # of a file that is read as a whole: several times its samples are held in memory
+_STUDIO_RATE = 48_000  # at higher rates, no more samples than this are read as a whole
+LOUDEST = 100.0  # where 1 is full scale: audio editors' files peak below 10, floats made from integers far above
 NOT_READ = (
     ".m4a",
     ".aac",
@@ -33,23 +33,24 @@ NOT_READ = (
     ".amr",
     ".3gp",
     ".webm",
-)  # of phones and browsers; libsndfile has no decoder
+)  # from phones and browsers; libsndfile has no decoder for them
 
 _UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
-_PADDED = 10_000  # samples that an MP3 encoder may add at both ends (12 bits each), and the frame that says so
-_GUESSED = 0.01  # by which a length that is guessed from the first frame of an MP3 may be wrong
+_PADDED = 10_000  # samples that an MP3 encoder may add at both ends (12 bits each), plus the frame that states them
+_GUESSED = 0.01  # relative error of a length guessed from the first frame of an MP3
 
-_NOT_PROMISED = 1 << 62  # samples of a FLAC that was written to a pipe
+_NOT_PROMISED = 1 << 62  # sample count in a FLAC that was written to a pipe
 
 log = logging.getLogger(__name__)
 
 
 def read_audio(path: str | Path, longest_s: float | None = LONGEST_CLIP_S) -> tuple[Pcm, int]:
-    """Read a sound file of any libsndfile format, rate and channel count; None as `longest_s`: however long it is.
+    """Read a sound file of any libsndfile format, rate and channel count; `longest_s=None` reads it however long it
+    is.
 
-    Returns `(pcm [samples] float32 mono, sample_rate in Hz)`. Raises UsageError when there is no such file and
-    AudioError when it is not sound that libsndfile can read to its end, or is longer; above 48 kHz, where it holds more samples
-    than that long at 48 kHz.
+    Returns `(pcm [samples] float32 mono, sample_rate in Hz)`. Raises UsageError if the file does not exist. Raises
+    AudioError if it is not sound that libsndfile can read to its end, or if it is too long: longer than `longest_s`,
+    or, above 48 kHz, if it has more samples than `longest_s` has at 48 kHz.
     """
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
@@ -58,7 +59,7 @@ def read_audio(path: str | Path, longest_s: float | None = LONGEST_CLIP_S) -> tu
 
 
 def _within(most: float, sound: Any) -> Iterator[Pcm]:
-    """`decode`, of a file of so many samples at the most. Raises AudioError on a longer one, as soon as that shows."""
+    """`decode` for a file of at most `most` samples. Raises AudioError as soon as the file proves to be longer."""
     _check_length(sound, sound.expected or 0, most)
     samples = 0
     for block in decode(sound):
@@ -71,7 +72,8 @@ def _check_length(sound: Any, samples: int, most: float) -> None:
     if samples > most:
         minutes = most / sound.samplerate / 60
         raise TooLongError(
-            f"{os.fsdecode(sound.name)}: is longer than the {minutes:.0f} minutes that are read whole: cut it"
+            f"{os.fsdecode(sound.name)}: is longer than {minutes:.0f} minutes, the limit for files read as a whole:"
+            " cut it"
         )
 
 
@@ -80,19 +82,17 @@ def open_sound(path: str | Path) -> Any:
     path = Path(path)
     try:
         if not path.is_file():
-            raise UsageError(
-                f"{path}: no such file" if not path.is_dir() else f"{path}: is a folder, expected a sound file"
-            )
-        with path.open("rb"):  # for libsndfile says of no file why the system refuses it
+            raise UsageError(f"{path}: no such file" if not path.is_dir() else f"{path}: is a folder, not a sound file")
+        with path.open("rb"):  # libsndfile does not say why the system refuses a file
             pass
-        # a name need not be UTF-8, and as bytes it need not be text either
+        # the name need not be UTF-8, and as bytes it need not be text either
         sound = _forward()(str(path) if os.name == "nt" else os.fsencode(path))
     except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror}); may you read it?") from error
-    except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, known by its suffix .raw
+        raise AudioError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, recognised by its suffix .raw
         raise unreadable(path, error) from error
     if sound.channels > MAX_CHANNELS:
-        raise AudioError(f"{path}: has {sound.channels} channels, {MAX_CHANNELS} at the most can be")
+        raise AudioError(f"{path}: has {sound.channels} channels; at most {MAX_CHANNELS} are supported")
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise AudioError(f"{path}: its sample rate of {sound.samplerate} Hz is outside {MIN_RATE}..{MAX_RATE} Hz")
     sound.expected = _expected(path, sound)
@@ -100,13 +100,13 @@ def open_sound(path: str | Path) -> Any:
 
 
 def _expected(path: Path, sound: Any) -> int | None:
-    """How many samples must come of a file, None where it does not say.
+    """How many samples a file must yield, or None if it does not say.
 
-    Raises AudioError where it holds more than libsndfile would read of it.
+    Raises AudioError if it contains more than libsndfile would read.
     """
     if sound.format == "OGG" and is_joined(path):
         raise AudioError(
-            f"{path}: several streams are joined in it, of which only the first can be read; {_convert(path)}"
+            f"{path}: contains several joined streams, of which only the first can be read; {_convert(path)}"
         )
     if sound.subtype != "MPEG_LAYER_III":
         return int(sound.frames) if sound.frames < _NOT_PROMISED else None
@@ -114,10 +114,11 @@ def _expected(path: Path, sound: Any) -> int | None:
     read = sound.frames / sound.samplerate
     if there - read > max(_PADDED / sound.samplerate, _GUESSED * there):
         raise AudioError(
-            f"{path}: holds about {there:.1f} s of sound, of which only {read:.1f} s can be read, for it is joined of several"
-            f" or has a variable bit rate and no header that tells its length; {_convert(path)}"
+            f"{path}: contains about {there:.1f} s of sound, of which only {read:.1f} s can be read, because it is"
+            " joined from several files or has a variable bit rate without a header that states its length;"
+            f" {_convert(path)}"
         )
-    # tags and pictures count where the length is guessed
+    # a guessed length also counts tags and pictures
     return int(sound.frames) if stated or not there else min(sound.frames, round(there * sound.samplerate))
 
 
@@ -125,8 +126,8 @@ def _expected(path: Path, sound: Any) -> int | None:
 def _forward() -> type[Any]:
     """The class of a `soundfile.SoundFile` that never seeks.
 
-    soundfile seeks to where it is after each read of what can be sought. In MP3 a frame may lean on those before it, which
-    a seek forgets: read by blocks, sound of a low bit rate came out broken at the seams.
+    After each read of a seekable file, soundfile seeks to where it already is. In an MP3, a frame may depend on the
+    frames before it, which a seek forgets: read in blocks, sound of a low bit rate was damaged at the seams.
     """
     import soundfile
 
@@ -140,9 +141,9 @@ def _forward() -> type[Any]:
 
 
 def sound_seconds(path: str | Path) -> float:
-    """How long a sound file is, before it is decoded.
+    """How long a sound file is, without decoding it if its header says so.
 
-    Raises UsageError, and AudioError also where it holds no samples, with the file as their `clip`.
+    Raises UsageError, and AudioError also if it contains no samples, with the file as their `clip`.
     """
     with of_clip(path), open_sound(path) as sound:
         samples = sum(map(len, decode(sound))) if sound.expected is None else sound.expected
@@ -152,11 +153,11 @@ def sound_seconds(path: str | Path) -> float:
 
 
 def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
-    """A sound file that `open_sound` just opened as mono blocks `[<= block]`.
+    """Yield a sound file that `open_sound` just opened, as mono blocks `[<= block]`.
 
-    Raises AudioError when the file breaks off or is damaged on the way: some decoders stop early without a word, so
-    what came is held against what must come (to 0.1 s, for an MP3's first frames may lean on some that are not there).
-    No more than that is read: behind it may be what is no sound.
+    Raises AudioError if the file breaks off or is damaged. Some decoders stop early without an error, so the number of
+    samples is compared with what the file promises (to 0.1 s, because the first frames of an MP3 may depend on missing
+    ones). Reads no further than that: whatever follows may not be sound.
     """
     missing = sound.expected
     try:
@@ -166,10 +167,10 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
     except (RuntimeError, ValueError) as error:
         raise unreadable(os.fsdecode(sound.name), error) from error
     if missing is not None and missing > sound.samplerate // 10:
-        raise unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s of it are missing")
+        raise unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s are missing")
     if cut := _cut_off(sound):
         log.warning(
-            "%s: was cut short, its header promises %.1f times as much; read as far as it goes",
+            "%s: was cut short: its header promises %.1f times as much; reading as far as it goes",
             os.fsdecode(sound.name),
             cut,
         )
@@ -180,71 +181,78 @@ def _least(block: int, missing: int | None) -> int:
 
 
 def _cut_off(sound: Any) -> float | None:
-    """How many times as much a WAV header promises as there is in the file, where that is more. libsndfile mends it."""
+    """How many times more data a WAV header promises than the file has, if it does. libsndfile corrects the header."""
     told = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     promised, there = map(int, told.groups()) if told else (0, 0)
     return promised / there if there < promised < _UNKNOWN_LENGTH and there else None
 
 
 def flac_rate(rate: int) -> int:
-    """The highest rate of FLAC that is not above `rate`, both in Hz: above 65,535 it holds tens, up to 655,350."""
+    """The highest FLAC rate up to `rate`, both in Hz: above 65,535 only multiples of ten, up to 655,350."""
     return rate if rate <= 65_535 else min(rate // 10 * 10, 655_350)
 
 
 def unreadable(path: str | Path, why: object) -> AudioError:
-    """What to raise of a sound file that cannot be decoded: the reason, and what to do."""
+    """The error for a sound file that cannot be decoded: the reason, and what to do."""
     reason = str(why).rsplit(": ", 1)[-1].strip().rstrip(".")
     if (suffix := Path(path).suffix.lower()) in NOT_READ:
-        advice = f"{suffix} is not read: {_convert(path)}"
+        advice = f"{suffix} is not supported: {_convert(path)}"
     else:
         advice = "is it a complete audio file?"
     return AudioError(f"{path}: cannot be read as sound ({reason}); {advice}")
 
 
 def _convert(path: str | Path) -> str:
-    return f"convert it, such as with `ffmpeg -i {Path(path).name} {Path(path).stem}.flac`"
+    return f"convert it, for example with `ffmpeg -i {Path(path).name} {Path(path).stem}.flac`"
 
 
 def to_mono(pcm: npt.ArrayLike) -> Pcm:
     """Mono float32 in -1..1 from `[samples]` or `[samples, channels]` (channels are averaged).
 
-    Samples are what `in_full_scale` takes. Raises AudioError on what that refuses, on another shape, and on more than 64
-    channels or none.
+    Samples are what `in_full_scale` takes. Raises AudioError for what it refuses, for another shape, and for no
+    channels or more than 64.
     """
     array = as_array(pcm, "[samples] or [samples, channels]")
     if array.ndim not in (1, 2):
         raise AudioError(f"audio must be [samples] or [samples, channels], got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] > MAX_CHANNELS:
         raise AudioError(
-            f"audio of shape {array.shape} has {array.shape[1]} channels, {MAX_CHANNELS} at the most can be:"
+            f"audio of shape {array.shape} has {array.shape[1]} channels; at most {MAX_CHANNELS} are supported:"
             " samples come first, [samples, channels]"
         )
     if array.ndim == 2 and array.shape[1] == 0:
-        raise AudioError(f"audio of shape {array.shape} has no channels: one or more are needed, [samples, channels]")
+        raise AudioError(f"audio of shape {array.shape} has no channels: at least one is needed, [samples, channels]")
     array = in_full_scale(array)
     if array.ndim == 1:
         return array
-    with np.errstate(invalid="ignore"):  # infinite samples are for `check_samples` to tell of
+    with np.errstate(invalid="ignore"):  # `check_samples` reports infinite samples
         return array.mean(axis=1, dtype=np.float32)
 
 
 def as_array(pcm: npt.ArrayLike, shape: str) -> npt.NDArray[Any]:
-    """Samples as an array of whatever type they have. Raises AudioError on bytes, and where numpy makes none of them."""
+    """Samples as an array of whatever type they have.
+
+    Raises AudioError for bytes, and if numpy cannot make an array.
+    """
     try:
         array = np.asarray(pcm)
-    except (ValueError, TypeError, RuntimeError) as error:  # the last two of tensors: bfloat16, or with a gradient
+    # TypeError and RuntimeError come from tensors: bfloat16, or with a gradient
+    except (ValueError, TypeError, RuntimeError) as error:
         raise AudioError(f"audio must be {shape} ({error})") from error
     if array.dtype.kind == "S" or (array.dtype == np.uint8 and not hasattr(pcm, "__array__")):
-        # a bytearray and a memoryview would be heard as 8-bit sound, which of 16-bit PCM is noise
-        raise AudioError("bytes do not tell what samples they hold: give numpy.frombuffer(pcm, '<i2') of 16-bit PCM")
+        # a bytearray or memoryview would be read as 8-bit sound, which turns 16-bit PCM into noise
+        raise AudioError(
+            "bytes do not say what samples they contain: for 16-bit PCM, pass numpy.frombuffer(pcm, '<i2')"
+        )
     return array
 
 
 def in_full_scale(array: npt.NDArray[Any]) -> Pcm:
     """Samples of any shape as float32 in -1..1.
 
-    Floats are in -1..1; int8, int16 and int32 have the full scale of their type, and uint8 has its silence at 128. Raises
-    AudioError on integers of any other type, such as a list of them, whose scale nobody knows, and on what is no PCM.
+    Floats are taken to be in -1..1. int8, int16 and int32 have the full scale of their type; uint8 has its silence at
+    128. Raises AudioError for integers of any other type, such as a list of them, because their scale is unknown, and
+    for what is not PCM.
     """
     if array.dtype == np.uint8:
         array = (array.astype(np.float32) - 128.0) / 128.0
@@ -252,36 +260,39 @@ def in_full_scale(array: npt.NDArray[Any]) -> Pcm:
         array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
     elif not np.issubdtype(array.dtype, np.floating):
         raise AudioError(
-            f"audio must be float32 in -1..1, or integers of full scale, such as int16; got {array.dtype}: convert it, as with"
-            " numpy.asarray(pcm, numpy.int16)"
+            f"audio must be float32 in -1..1, or integers of full scale such as int16; got {array.dtype}: convert"
+            " it, for example with numpy.asarray(pcm, numpy.int16)"
         )
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite
         return array.astype(np.float32, copy=False)
 
 
 def is_sound(pcm: Pcm) -> bool:
-    """Whether samples are numbers, none of them absurdly large. Hours of sound are not copied."""
+    """Whether all samples are numbers and none is absurdly large. Does not copy the array, which may hold hours of
+    sound.
+    """
     return not pcm.size or bool(pcm.min() >= -LOUDEST and pcm.max() <= LOUDEST)
 
 
 def check_samples(pcm: Pcm, source: str | Path) -> None:
-    """Raise AudioError, naming the `source`, on NaN, infinite or absurdly large samples."""
+    """Raise AudioError, naming the `source`, for NaN, infinite or absurdly large samples."""
     if is_sound(pcm):
         return
     if not np.isfinite(pcm).all():
         raise AudioError(f"{source}: holds NaN or infinite samples")
     raise AudioError(
-        f"{source}: holds samples up to {np.abs(pcm).max():.5g}, and sound lies in -1..1: floats that were made of integers are"
-        " to be divided by their full scale (of int16: 32768), or the integers given; if they were not, is it damaged?"
+        f"{source}: holds samples up to {np.abs(pcm).max():.5g}, but sound lies in -1..1: divide floats made from"
+        " integers by their full scale (32768 for int16), or pass the integers; if it was not made from integers,"
+        " is it damaged?"
     )
 
 
 def check_rate(rate: float) -> int:
-    """The rate as an int, or UsageError when it is no sample rate in Hz."""
+    """The rate as an int. Raises UsageError if it is not a sample rate in Hz."""
     if not isinstance(rate, Real):
-        raise UsageError(f"a sample rate in Hz is needed, got {rate!r}")
+        raise UsageError(f"sample rate must be a number in Hz, got {rate!r}")
     if not (MIN_RATE <= rate <= MAX_RATE) or int(rate) != rate:
-        raise UsageError(f"sample rate {rate} Hz is outside {MIN_RATE}..{MAX_RATE} (whole Hz)")
+        raise UsageError(f"sample rate {rate} Hz is not a whole number of Hz in {MIN_RATE}..{MAX_RATE}")
     return int(rate)
 
 
@@ -294,32 +305,35 @@ def resample(pcm: Pcm, rate: int, to: int) -> Pcm:
 
 
 def _soxr(rate: int, to: int) -> Any:
-    """The soxr module, of which only who resamples has need. Raises UsageError, saying what to do, where it is absent."""
+    """The soxr module, needed only for resampling. Raises UsageError, saying what to do, if it is not installed."""
     try:
         import soxr
     except ImportError as error:
         raise UsageError(
-            f"sound at {rate} Hz is to be resampled to {to} Hz, which needs soxr ({error}): pip install soxr, or give sound at"
-            f" {to} Hz"
+            f"resampling sound from {rate} Hz to {to} Hz needs soxr ({error}): pip install soxr, or provide sound"
+            f" at {to} Hz"
         ) from error
     return soxr
 
 
 def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None:
-    """What to say of a source at `rate` Hz to models that hear up to `highest_hz`: what it lacks, and what to do; if so."""
+    """A warning if a source at `rate` Hz lacks frequencies that models hear (up to `highest_hz`), and what to do; else
+    None.
+    """
     if rate >= 2 * highest_hz:
         return None
     return (
-        f"{source}: comes at {rate} Hz and holds nothing above {rate / 2000:g} kHz, and {models} hears up to"
-        f" {highest_hz / 1000:g} kHz: of such sound it will miss more. Take a source of {2 * highest_hz:g} Hz or more, or train"
-        " for it: `confit-edge train ... --band-probability 0.5`"
+        f"{source}: comes at {rate} Hz and has nothing above {rate / 2000:g} kHz, but {models} hears up to"
+        f" {highest_hz / 1000:g} kHz and will miss more sounds. Use a source of {2 * highest_hz:g} Hz or more, or"
+        " train for this one: `confit-edge train ... --band-probability 0.5`"
     )
 
 
 def load_clip(path: str | Path, rate: int, longest_s: float | None = LONGEST_CLIP_S) -> Pcm:
-    """Read a clip as mono float32 at `rate` Hz, which it is given as it is read: nothing more is held of a higher rate.
+    """Read a clip as mono float32 at `rate` Hz. It is resampled while it is read, so a higher rate takes no more
+    memory.
 
-    Raises AudioError on a clip with no samples, and on what `check_samples` refuses, and what `read_audio` raises.
+    Raises what `read_audio` and `check_samples` raise, and AudioError for a clip with no samples.
     """
     with open_sound(path) as sound:
         most = math.inf if longest_s is None else longest_s * sound.samplerate
@@ -329,7 +343,7 @@ def load_clip(path: str | Path, rate: int, longest_s: float | None = LONGEST_CLI
 
 
 def _checked(blocks: Iterator[Pcm], source: str | Path) -> Iterator[Pcm]:
-    """The blocks of a file. Raises AudioError on one with no samples, and on what `check_samples` refuses."""
+    """Yield the blocks of a file. Raises AudioError if it has no samples, and for what `check_samples` refuses."""
     block = None
     for block in blocks:
         check_samples(block, source)
@@ -339,7 +353,7 @@ def _checked(blocks: Iterator[Pcm], source: str | Path) -> Iterator[Pcm]:
 
 
 def _resampled(blocks: Iterator[Pcm], rate: int, to: int) -> Iterator[Pcm]:
-    """The blocks at another rate: together the very samples that `resample` gives of the whole."""
+    """Yield the blocks at another rate; together they are exactly what `resample` returns for the whole."""
     if rate == to:
         yield from blocks
         return
@@ -354,9 +368,9 @@ def _soxr_stream(rate: int, to: int) -> Any:
 
 
 class StreamResampler:
-    """Resamples a stream pushed in chunks of any length.
+    """Resamples a stream that is pushed in chunks of any length.
 
-    Input goes to soxr in blocks of one fixed size, so what comes out does not depend on how the stream was chopped.
+    soxr gets blocks of one fixed size, so the output does not depend on the chunk sizes.
     """
 
     def __init__(self, rate: int, to: int) -> None:
@@ -366,16 +380,17 @@ class StreamResampler:
         self._held = np.zeros(0, np.float32)
 
     def push(self, pcm: Pcm) -> Pcm:
-        """Take `[samples]` at `rate`; give what is ready at `to` (possibly nothing)."""
+        """Take `[samples]` at `rate`; return what is ready at `to` (possibly nothing)."""
         if self._soxr is None:
             return pcm
         self._held = np.concatenate([self._held, pcm])
         whole = len(self._held) // self._block * self._block
-        blocks, self._held = self._held[:whole], self._held[whole:].copy()  # a view would keep all that came
+        # a view would keep the whole input in memory
+        blocks, self._held = self._held[:whole], self._held[whole:].copy()
         return self._join(self._soxr.resample_chunk(block) for block in blocks.reshape(-1, self._block))
 
     def finish(self) -> Pcm:
-        """Give the rest. The resampler cannot be pushed to afterwards."""
+        """Return the rest. Nothing can be pushed afterwards."""
         if self._soxr is None:
             return np.zeros(0, np.float32)
         return self._join([self._soxr.resample_chunk(self._held, last=True)])

@@ -1,4 +1,4 @@
-"""From rows of scores to events: smoothing, hysteresis, minimum duration and a refractory time for each class."""
+"""Turn rows of scores into events: smoothing, hysteresis, minimum duration and a refractory time for each class."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ LONGEST_HOLD_S = 86_400
 
 @dataclass(frozen=True)
 class Hold:
-    """For how many seconds what fired may pause and be the same sound: `general_s`, and `own_s` of labels and enrolled names.
+    """How many seconds a sound that fired may pause and still count as the same sound.
 
-    Raises UsageError on what is no number of seconds from 0 to a day.
+    `general_s` applies to all labels; `own_s` maps single labels and enrolled names to their own times. Raises
+    UsageError for anything that is not a number of seconds from 0 to a day.
     """
 
     general_s: float = 0.0
@@ -34,32 +35,32 @@ class Hold:
 
     def __post_init__(self) -> None:
         if not isinstance(self.own_s, Mapping):
-            raise UsageError(f"own_s maps labels to seconds, and is {self.own_s!r}")
+            raise UsageError(f"own_s must map labels to seconds; it is {self.own_s!r}")
         for label, seconds in [("all", self.general_s), *self.own_s.items()]:
             if not is_number(seconds) or not 0 <= seconds <= LONGEST_HOLD_S:
                 raise UsageError(
-                    f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and go on, not {seconds!r} ({label})"
+                    f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and continue, not for {seconds!r} ({label})"
                 )
 
     def among(self, labels: Sequence[str]) -> Hold:
-        """The same of those labels alone."""
+        """The same hold with the own times of these labels only."""
         known = set(map(plain, labels))
         return Hold(self.general_s, {label: own_s for label, own_s in self.own_s.items() if plain(label) in known})
 
     def check(self, contract: Contract) -> None:
-        """Raise UsageError on a name that is no label of a model, for who hears nothing else."""
+        """Raise UsageError if `own_s` names a label that the model does not have, for a stream without a gallery."""
         known = set(map(plain, contract.labels))
         for label in self.own_s:
             if plain(label) not in known:
                 near = nearest(label, contract.labels)
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise UsageError(
-                    f"a Hold of {label!r}: {contract.name} has no such label (it has {known_names(label, contract.labels)}),"
-                    f" and the stream no gallery{hint}"
+                    f"Hold for {label!r}: {contract.name} has no such label (it has"
+                    f" {known_names(label, contract.labels)}), and the stream has no gallery{hint}"
                 )
 
     def hops(self, contract: Contract, labels: Sequence[str]) -> list[int]:
-        """The rows of each label, however its accents are spelt."""
+        """How many rows each label may pause for; labels match however their accents are encoded."""
         own = {plain(label): seconds for label, seconds in self.own_s.items()}
         return [in_hops(contract, own.get(plain(label), self.general_s)) for label in labels]
 
@@ -69,7 +70,7 @@ NO_HOLD = Hold()
 
 @dataclass(frozen=True)
 class Hit:
-    """A class that fired: `start_row` is the first row above its low threshold, `row` the one at which it fired."""
+    """A class that fired: `start_row` is the first row at or above its `off` level, `row` the one at which it fired."""
 
     label: int
     score: float
@@ -80,11 +81,13 @@ class Hit:
 class Detector:
     """Turns score rows into hits.
 
-    A class fires when its smoothed score (mean of the last `smoothing_hops` rows) has been at or above `on` for
+    A class fires when its smoothed score (the mean of the last `smoothing_hops` rows) has been at or above `on` for
     `min_hops` rows and, in a single-label model, leads all others. It is armed again only once its smoothed score has
-    been below `off` for more than `hold_hops` rows, and stays silent for its refractory time after a hit (`hold_hops`,
-    `refractory_hops`: of all classes, or of each). `released` is which had fired and were armed again by the last `push` or
-    `skip_to`, in that order: (first row below `off`, class).
+    been below `off` for more than `hold_hops` rows. After a hit it stays silent for `refractory_hops`. Both hops may
+    be one number for all classes or one for each.
+
+    `released` lists the classes that had fired and that the last `push` or `skip_to` armed again, in the order in
+    which that happened: (first row below `off`, class).
     """
 
     _armed: Bools
@@ -109,7 +112,7 @@ class Detector:
         self._may_fire = np.ones(len(self.on), bool)
         self._may_fire[np.asarray(never, np.int64)] = False
         self._least = np.where(self._may_fire, np.minimum(self.on, self.off), np.inf).astype(np.float32)
-        self._recent = np.zeros((smoothing_hops - 1, len(self.on)), np.float32)  # the rows before the next
+        self._recent = np.zeros((smoothing_hops - 1, len(self.on)), np.float32)  # the rows before the next one
         self.released: list[tuple[int, int]] = []
         self.reset()
 
@@ -130,7 +133,7 @@ class Detector:
 
     @property
     def memory(self) -> int:
-        """On how many rows before its own a hit depends, leaving aside what disarmed its class."""
+        """How many earlier rows a hit depends on, apart from whatever disarmed its class."""
         return len(self._recent) + self.min_hops - 1
 
     def reset(self) -> None:
@@ -140,16 +143,17 @@ class Detector:
         self._arm()
 
     def begin_after(self, hops: float) -> None:
-        """Begin anew `hops` after what is row 0 now would have begun. Only the refractory times outlast that.
+        """Start over, `hops` after the beginning of what is row 0 now; only the refractory times are kept.
 
-        Both begin as many hops before their first row, so a time is a row of one and `hops` less a row of the other.
+        Old and new rows begin equally many hops before their first row, so a row of the new count is a row of the old
+        one minus `hops`.
         """
         silent = self.silent_until - hops
         self.reset()
         self.silent_until = silent
 
     def skip_to(self, row: int) -> None:
-        """Let rows pass that nobody scored: `row` is the next. For what has fired they are a pause."""
+        """Skip rows that nobody scored; `row` is the next one. For what has fired they are a pause."""
         paused = self._paused + row - self.rows
         over = ~self._armed & (paused > self.hold_hops)
         still = ~self._armed & ~over
@@ -160,7 +164,10 @@ class Detector:
         self._paused, self._armed, self._calm = paused, ~still, not still.any()
 
     def go_on_from(self, former: Detector, places: npt.ArrayLike) -> None:
-        """Go on with the next row of another of unsmoothed scores: each class as that of the place in it, of -1 as new."""
+        """Continue with the next row of `former`, a detector of unsmoothed scores.
+
+        Each class takes over the state of the class at its entry in `places`; -1 marks a new class.
+        """
         self.rows = self._first = former.rows
         self._arm()
         places = np.asarray(places, np.int64)
@@ -172,7 +179,9 @@ class Detector:
 
     @property
     def pausing(self) -> list[tuple[int, int]]:
-        """Which have fired, are below `off` and may go on within their hold: (first row below it, class)."""
+        """The classes that fired and are below `off`, but may continue within their hold: (first row below `off`,
+        class).
+        """
         pausing = ~self._armed & (self._paused > 0)
         return [(int(self.rows - self._paused[label]), int(label)) for label in np.flatnonzero(pausing)]
 
@@ -181,15 +190,15 @@ class Detector:
         self._calm_down()
 
     def _calm_down(self) -> None:
-        """As it is where no class that may fire is heard: all are armed, and none has begun."""
+        """Reset to the state in which no class that may fire is heard: all are armed and none has begun."""
         self._calm = True
-        self._above = np.zeros(len(self.on), np.int64)  # rows in succession at or above `on`
-        self._since = np.full(len(self.on), -1, np.int64)  # first row at or above `off`, -1 when below
+        self._above = np.zeros(len(self.on), np.int64)  # consecutive rows at or above `on`
+        self._since = np.full(len(self.on), -1, np.int64)  # first row at or above `off`, -1 while below
         self._armed = np.ones(len(self.on), bool)
-        self._paused = np.zeros(len(self.on), np.int64)  # rows in succession below `off`
+        self._paused = np.zeros(len(self.on), np.int64)  # consecutive rows below `off`
 
     def push(self, scores: Floats) -> list[Hit]:
-        """Take `[rows, classes]` scores; give the hits they complete, in time order."""
+        """Take `[rows, classes]` scores; return the hits they complete, in time order."""
         self.released = []
         hits = []
         smooth = self._smoothed(scores)
@@ -203,7 +212,9 @@ class Detector:
         return hits
 
     def _smoothed(self, scores: Floats) -> Floats:
-        """The mean of each of the `[rows, classes]` to come and those before it, of which there are fewer at the beginning."""
+        """Smooth each of the `[rows, classes]`: its mean with the rows before it, of which there are fewer at the
+        beginning.
+        """
         rows, hops = len(scores), len(self._recent) + 1
         all_rows = np.concatenate([self._recent, scores], dtype=np.float32)
         total = all_rows[:rows].copy()
@@ -215,7 +226,7 @@ class Detector:
         return total / np.minimum(np.arange(begun + 1, begun + rows + 1), hops).astype(np.float32)[:, None]
 
     def _hear_nothing(self) -> None:
-        """Take a row at which no class is heard. Where all are armed, as nearly always, that changes nothing."""
+        """Take a row at which no class is heard. If all classes are armed, as they nearly always are, nothing changes."""
         self._pause(np.ones(len(self.on), bool))
         self._above[:] = 0
         if self._armed.all():
@@ -241,7 +252,7 @@ class Detector:
         return hits
 
     def _pause(self, low: Bools) -> None:
-        """Take a row at which the classes of `low [classes]` are below `off`: of those that fired, the sound of some is over."""
+        """Take a row at which the classes in `low [classes]` are below `off`, and arm those whose sound is over."""
         self._paused = np.where(low, self._paused + 1, 0)
         self._since[low] = -1
         if self._armed.all():
@@ -252,11 +263,12 @@ class Detector:
 
 
 class NameDetector:
-    """Turns embedding rows into hits of enrolled names: one fires when it is matched on enough rows in succession."""
+    """Turns embedding rows into hits of enrolled names: a name fires when it matches in enough consecutive rows."""
 
     def __init__(self, contract: Contract, matcher: Matcher, hold: Hold = NO_HOLD) -> None:
         self.labels, self.matcher, self._hold = matcher.names, matcher, hold
-        level = np.full(len(self.labels), -1.0, np.float32)  # the matcher judged: what is no match is -infinity
+        # the matcher decides: a row without a match scores -infinity
+        level = np.full(len(self.labels), -1.0, np.float32)
         self._detector = Detector(
             level,
             level,
@@ -269,21 +281,21 @@ class NameDetector:
 
     @property
     def memory(self) -> int:
-        """On how many rows before its own a hit depends."""
+        """How many earlier rows a hit depends on."""
         return self._detector.memory
 
     @property
     def released(self) -> list[tuple[int, int]]:
-        """Which names had fired and are not matched any more, as in `Detector`."""
+        """The names that had fired and no longer match, as in `Detector`."""
         return self._detector.released
 
     @property
     def pausing(self) -> list[tuple[int, int]]:
-        """Which names may go on within their hold, as in `Detector`."""
+        """The names that may continue within their hold, as in `Detector`."""
         return self._detector.pausing
 
     def going_on(self, contract: Contract, matcher: Matcher) -> NameDetector:
-        """One for the names of another matcher, from the next row on; to those that are in both nothing has happened."""
+        """Return a detector for the names of another matcher from the next row on; names in both keep their state."""
         other = NameDetector(contract, matcher, self._hold)
         places = {label: place for place, label in enumerate(self.labels)}
         other._detector.go_on_from(self._detector, [places.get(label, -1) for label in other.labels])
@@ -294,19 +306,19 @@ class NameDetector:
         self._detector.reset()
 
     def begin_after(self, hops: float) -> None:
-        """Begin anew `hops` after what is row 0 now would have begun. Only the refractory times outlast that."""
+        """Start over, `hops` after the beginning of what is row 0 now; only the refractory times are kept."""
         self._detector.begin_after(hops)
 
     def skip_to(self, row: int) -> None:
-        """Let rows pass that nobody scored: `row` is the next."""
+        """Skip rows that nobody scored; `row` is the next one."""
         self._detector.skip_to(row)
 
     def push(self, embeddings: Floats) -> list[Hit]:
-        """Take `[rows, dim]` embeddings; give the hits they complete, `Hit.label` being a place in `labels`."""
+        """Take `[rows, dim]` embeddings; return the hits they complete. `Hit.label` is an index into `labels`."""
         scores = np.full((len(embeddings), len(self.labels)), -np.inf, np.float32)
         for row, embedding in zip(scores, embeddings, strict=True):
             if not np.isfinite(embedding).all():
-                continue  # of a model that fails at some sound: it is nobody, and the stream goes on
+                continue  # the model failed on this sound: count it as nobody and continue
             match = self.matcher.match(embedding)
             if match.name is not None:
                 row[self.labels.index(match.name)] = match.score
@@ -314,5 +326,5 @@ class NameDetector:
 
 
 def in_hops(contract: Contract, seconds: float) -> int:
-    """How many rows a time lasts: a refractory time, or a hold."""
+    """How many rows a duration takes, such as a refractory time or a hold."""
     return math.ceil(seconds * contract.sample_rate / contract.hop)

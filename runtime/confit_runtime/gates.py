@@ -1,4 +1,4 @@
-"""Gates: cheap ears that decide whether a stream's model needs to listen at all."""
+"""Gates: cheap checks that decide whether a stream's model needs to run at all."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from confit_runtime.arrays import is_number
 from confit_runtime.audio import Pcm, check_rate
 from confit_runtime.errors import UsageError
 
-SILENT_DBFS = -90.0  # what is softer than this is as soft as this
-_BLOCK_S = 0.02  # a hop is as loud as its loudest part of this length: an onset at its end must not be averaged away
+SILENT_DBFS = -90.0  # anything softer counts as this soft
+_BLOCK_S = 0.02  # a hop is as loud as its loudest part of this length, so that an onset at its end is not averaged away
 _CHUNK = 512  # samples that silero-vad takes at a time, at 16 kHz
 
 
 class Gate(Protocol):
-    """Hears every hop of one stream in order, and tells of each whether there is something in it.
+    """Hears every hop of one stream in order and decides whether it contains anything worth scoring.
 
-    One that has a `sample_rate` is for models of that rate alone.
+    A gate with a `sample_rate` works only with models of that rate.
     """
 
     def hears(self, hop: Pcm) -> bool:
-        """Whether `hop [samples]`, at the model's rate, holds something that should be scored."""
+        """Whether `hop [samples]`, at the model's rate, contains something that should be scored."""
 
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
 
 
 class EnergyGate:
-    """Open where the sound is at least at `level` dBFS and, where `above_floor` is given, that many dB above the noise.
+    """Opens when the sound is at or above `level` dBFS.
 
-    The level of a hop is the RMS of its loudest 20 ms. The noise floor is the least level of late: it falls at once, and
-    rises by `rise` dB a second, so that a fan that was switched on closes the gate again after some time. Raises
-    UsageError on a level that is not below 0 dBFS, and on what is no rate.
+    If `above_floor` is given, the sound must also be that many dB above the noise floor. The level of a hop is the RMS of its loudest 20 ms. The noise floor is the lowest recent level: it falls at once
+    and rises by `rise` dB per second, so that the gate closes again some time after a fan is switched on. Raises
+    UsageError for a level that is not below 0 dBFS, and for an invalid rate.
     """
 
     def __init__(
         self, sample_rate: int, level: float = -55.0, *, above_floor: float | None = None, rise: float = 1.0
     ) -> None:
         if not is_number(level) or not SILENT_DBFS <= level < 0:
-            raise UsageError(f"a gate's level must be between {SILENT_DBFS:g} and 0 dBFS, is {level!r}")
+            raise UsageError(f"a gate's level must be between {SILENT_DBFS:g} and 0 dBFS; it is {level!r}")
         if above_floor is not None and not (is_number(above_floor) and above_floor > 0):
             raise UsageError(f"a gate must open above the noise floor, not {above_floor!r} dB above it")
         self.level, self.above_floor, self.rise = level, above_floor, rise
@@ -62,18 +62,18 @@ class EnergyGate:
 
 
 class SpeechGate:
-    """Open where silero-vad (the `vad` extra) gives a probability of speech of at least `threshold`.
+    """Opens when silero-vad (the `vad` extra) gives a speech probability of at least `threshold`.
 
-    It costs more than a small streaming model itself: it is for windowed models, which it spares most of their windows,
-    and as a veto, for what fires without a voice. Raises UsageError where the model's rate is not 16 kHz or the package is
-    not installed.
+    It costs more than a small streaming model. Use it with windowed models, where it saves most windows, and as a veto
+    against detections without a voice. Raises UsageError if the model's rate is not 16 kHz or the package is not
+    installed.
     """
 
     def __init__(self, sample_rate: int, threshold: float = 0.5) -> None:
         if sample_rate != 16_000:
-            raise UsageError(f"the speech gate hears 16000 Hz only, this model {sample_rate} Hz")
+            raise UsageError(f"the speech gate works at 16000 Hz only; this model runs at {sample_rate} Hz")
         if not is_number(threshold) or not 0 < threshold < 1:
-            raise UsageError(f"the speech gate's threshold must be between 0 and 1, is {threshold!r}")
+            raise UsageError(f"the speech gate's threshold must be between 0 and 1; it is {threshold!r}")
         self.sample_rate, self.threshold = sample_rate, threshold
         self._vad = _silero()
         self.reset()
@@ -86,34 +86,33 @@ class SpeechGate:
         self._held = np.concatenate([self._held, hop])
         whole = len(self._held) // _CHUNK * _CHUNK
         chunks, self._held = self._held[:whole].reshape(-1, _CHUNK), self._held[whole:]
-        # every chunk is scored, whatever the first says: the detector carries state
+        # score every chunk, even after a first hit: the detector carries state
         return max((self._vad.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= self.threshold
 
 
 def check_gate(gate: Gate, sample_rate: int) -> None:
-    """Raise UsageError on what is no gate, and on one for sound of another rate than the model's."""
+    """Raise UsageError if `gate` is not a gate, or is for another sample rate than the model's."""
     if not (hasattr(gate, "hears") and hasattr(gate, "reset")):
         raise UsageError(
-            f"a gate is what hears hops, as an EnergyGate, not {gate!r}: confit_runtime.gates.make_gate('auto', {sample_rate})"
-            " gives one by how a user names it"
+            f"gate must have hears() and reset(), as an EnergyGate does, got {gate!r}:"
+            f" confit_runtime.gates.make_gate('auto', {sample_rate}) makes one from the name that a user gives"
         )
     if (rate := getattr(gate, "sample_rate", sample_rate)) != sample_rate:
-        raise UsageError(
-            f"the gate is for sound at {rate} Hz, and hears hops at the model's rate: make it for {sample_rate} Hz"
-        )
+        raise UsageError(f"the gate is for {rate} Hz, but hears hops at the model's rate: make it for {sample_rate} Hz")
 
 
 def loudest_dbfs(pcm: Pcm, block: int) -> float:
-    """The RMS of the loudest `block` samples of `pcm`, in dB below full scale (at least -90)."""
+    """The RMS of the loudest `block` samples of `pcm`, in dB of full scale (at least -90)."""
     blocks = np.pad(pcm, (0, -len(pcm) % block)).reshape(-1, block)
     power = float(np.mean(np.square(blocks, dtype=np.float64), axis=1).max(initial=0.0))
     return max(SILENT_DBFS, 10 * math.log10(power)) if power > 0 else SILENT_DBFS
 
 
 def make_gate(spec: str, sample_rate: int) -> Gate:
-    """A gate as a user names it: a level in dBFS, `auto` (12 dB above the noise floor), or `speech` (silero-vad).
+    """Make a gate from what a user gives: a level in dBFS, `auto` (12 dB above the noise floor), or `speech`
+    (silero-vad).
 
-    Raises UsageError on anything else.
+    Raises UsageError for anything else.
     """
     if spec == "auto":
         return EnergyGate(sample_rate, -65.0, above_floor=12.0)

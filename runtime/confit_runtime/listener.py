@@ -1,4 +1,4 @@
-"""One loop for every program that listens: the streams that hear a source together, and what taps add on the way."""
+"""The one loop that every listening program uses: streams that hear a source together, and taps that hear it too."""
 
 from __future__ import annotations
 
@@ -30,46 +30,54 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AHEAD_S = 10.0  # of sound, which a network stream gives at once as it begins
-DRIFT = 0.001  # how much too fast a sound card may run
-SETTLED_S, SLACK_S = 30.0, 0.5  # sound comes as it happens where in so long it got no further ahead than so much
-MOST_S = 0.5  # of sound between two looks of the taps, which hold the last seconds only
-PACE_S = 10.0  # of sound, over which is judged whether it takes longer to hear than it lasts
-REMIND_S = 60.0  # of sound from one notice of that to the next
+AHEAD_S = 10.0  # seconds of sound that a network stream may deliver at once when it begins
+DRIFT = 0.001  # by how much a sound card may run too fast
+SETTLED_S, SLACK_S = 30.0, 0.5  # sound is live if it got no further ahead than SLACK_S within SETTLED_S
+MOST_S = 0.5  # seconds of sound handed to the taps at once: they keep only the last seconds
+PACE_S = 10.0  # seconds of sound over which it is judged whether hearing takes longer than the sound lasts
+REMIND_S = 60.0  # seconds of sound between two notices of that
 
 
 class Tap:
-    """Hears what the streams hear, and may name, keep or drop what they detect. Override what you need."""
+    """Hears what the streams hear, and may name, keep or drop what they detect. Override the methods you need."""
 
     def begin(self, name: str, rate: int) -> None:
         """A source begins: its next sample is sample 0, and nothing was heard before."""
 
     def hear(self, pcm: Pcm, rate: int) -> None:
-        """A chunk `[samples]` at `rate`, of half a second at most, before the streams hear it.
+        """A chunk `[samples]` at `rate`, at most half a second long, before the streams hear it.
 
-        It holds the end of each detection that they make of it. It is lent, and for reading only: copy what you keep.
+        It contains the end of each detection that the streams make from it. It is read-only and lent: copy what you
+        keep.
         """
 
     def skip(self, samples: int) -> None:
         """The source lost `samples`."""
 
     def judge(self, detection: Detection) -> Detection | None:
-        """What is to be told instead of `detection`: itself, a changed one, or nothing."""
+        """Return what to report instead of `detection`: the same one, a changed one, or None to drop it."""
         return detection
 
 
 class Listener:
     """Feeds one source at `rate` Hz to the streams of one or more models, in step.
 
-    `take` what the source gives, then `finish`; or iterate over `follow(source)`, which does both, or in an asyncio program
-    over `follow_async(source)`. Until then no other listener may have its streams (one that is left in the middle and kept is
-    to be closed). They give detections in the order they complete (of a chunk, or of half a second of a longer one, first
-    those of the first model), each judged by every tap in turn, and the source's gaps and notices (gaps that follow one
-    another as one, when sound is back). At a pause they give what was on its way. A notice says at the beginning where a model
-    hears more than the source holds, and of `live` sound once a minute at most where hearing takes longer than it lasts, and
-    where it is silent or clipped. After `seconds` of the source's own time it is `full`, and hears no more.
-    `samples` and `dropped_samples` count in the source's own samples; `withheld` counts what taps kept back, by the names
-    of model and label. Of streams with `ends` it also gives when what was told is over.
+    Call `take` with each item the source yields, then `finish`; or iterate over `follow(source)`, which does both, or,
+    in an asyncio program, over `follow_async(source)`. Until it has finished, no other listener may use its streams;
+    close a listener that you abandon but keep.
+
+    They yield:
+
+    - detections in the order they complete, each after every tap has judged it. Within a chunk (half a second of a
+      longer one), those of the first model come first.
+    - gaps in the source, once sound is back; consecutive gaps are joined.
+    - notices: at the beginning if a model hears higher frequencies than the source contains; for `live` sound also if
+      hearing takes longer than the sound lasts (at most once a minute), and if the sound is silent or clipped.
+    - for streams with `ends`, the end of each detection it yielded.
+
+    A pause completes what is still pending. After `seconds` of the source's own time the listener is `full` and hears
+    no more. `samples` and `dropped_samples` count the source's own samples; `withheld` counts the detections that taps
+    dropped, by model name and label.
     """
 
     def __init__(
@@ -81,25 +89,27 @@ class Listener:
         taps: Sequence[Tap] = (),
         seconds: float | None = None,
     ) -> None:
-        """Raises UsageError on what are no streams; where one is given twice, for it would hear each sample twice, or is another
-        listener's still; where two models have one name; and on what is no rate and no number of seconds.
+        """Check the arguments and reset the streams.
+
+        Raises UsageError if an item is not a stream, if a stream is given twice (it would hear each sample twice) or still
+        belongs to another listener, if two models have the same name, and if `rate` or `seconds` is invalid.
         """
         check_streams(streams)
         if len(set(map(id, streams))) < len(streams):
-            raise UsageError("a stream is given twice: give each of the models that listen a stream of its own")
+            raise UsageError("a stream is listed twice: give each model its own stream")
         check_names(stream.model for stream in streams)
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
-        self._came = time.time(), 0  # when the last chunk came, and at which sample it ended
+        self._came = time.time(), 0  # when the last chunk arrived, and the sample at which it ended
         self._lead = _Lead()
         self.withheld: Counter[tuple[str, str]] = Counter()
-        # of streams with `ends`, what was told and is not over
+        # for streams with `ends`: detections reported that are not over yet
         self._sounding: Counter[tuple[str, bool, str, int]] = Counter()
-        self._end = None if seconds is None else round(duration(seconds, "how long one listens") * self.rate)
-        self.live = True  # the sound comes as it happens, and does not wait for who is slow
+        self._end = None if seconds is None else round(duration(seconds, "the seconds to listen") * self.rate)
+        self.live = True  # the sound is live and does not wait for a slow listener
         self._pace, self._loudness = _Pace(), Loudness(name)
         self._begun = False
-        self._gap: Gap | None = None  # not told yet
+        self._gap: Gap | None = None  # not reported yet
         self._claim()
         try:
             for stream in streams:
@@ -111,19 +121,22 @@ class Listener:
             raise
 
     def _claim(self) -> None:
-        """Raises UsageError where a stream is another's still: each would hear the sounds of both, and be told of few."""
+        """Raise UsageError if a stream still belongs to another listener.
+
+        Each of the two would hear the sounds of both and receive only some of the detections.
+        """
         for stream in self.streams:
             other = stream.listener() if stream.listener else None
             if other is not None and other is not self:
                 raise UsageError(
-                    f"a stream of {stream.model.name} is listening to {other.name} still: give each listener a stream of its own,"
-                    " or finish or close that one first"
+                    f"a stream of {stream.model.name} is still listening to {other.name}: give each listener its"
+                    " own stream, or finish or close that listener first"
                 )
         for stream in self.streams:
             stream.listener = ref(self)
 
     def close(self) -> None:
-        """Leave the streams to other listeners; what was on its way is not told."""
+        """Release the streams for other listeners; pending detections are discarded."""
         for stream in self.streams:
             if stream.listener and stream.listener() is self:
                 stream.listener = None
@@ -133,13 +146,14 @@ class Listener:
         return self._end is not None and self.samples >= self._end
 
     def time_of(self, sample: int) -> float | None:
-        """The time of day of a sample of live sound, in seconds since 1970: by when the last chunk came, and where in it or
-        how far from it the sample is.
+        """The time of day of a sample of live sound, in seconds since 1970.
 
-        So it is too late by as long as sound had to wait: for its block, on its way here, and for a machine that is behind.
-        None of sound that is not live, and where more has come than time has passed, as of a recording through a pipe:
-        nobody knows when that was. Of a stream that begins with more than `AHEAD_S` at once it is known when it has come as
-        it happens for a while.
+        It is the time when the last chunk arrived, corrected by how far the sample is from that chunk's end. The result is too late by as long as the sound had to wait: for its block to fill, on its way here, and for a
+        slow machine.
+
+        None if the sound is not live, and while more sound has arrived than time has passed, as with a recording sent
+        through a pipe. For a stream that begins with more than `AHEAD_S` at once, the time is known once its sound has
+        come in real time for a while.
         """
         if not self.live or self._lead.grows:
             return None
@@ -147,7 +161,9 @@ class Listener:
         return came - (came_at - sample) / self.rate
 
     def follow(self, source: GivenSource) -> Iterator[Detection | Ended | Gap | Notice]:
-        """All that is heard of a source, inside its `with` block. What it raises is raised after what was still on its way."""
+        """Yield everything heard in a source, inside its `with` block. An error of the source is raised after the
+        pending events.
+        """
         self.live = source.live
         for stream in self.streams:
             stream.live = source.live
@@ -159,11 +175,12 @@ class Listener:
     def follow_async(
         self, source: GivenSource | AsyncIterable[Item]
     ) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
-        """What `follow` gives, without holding up the event loop: the models run in a worker thread.
+        """Yield what `follow` yields without blocking the event loop: the models run in a worker thread.
 
-        A source is opened there and closed at the end, so it is to be given outside its `with` block; or it is what a client
-        sends, as `listen_async` takes it. It is to be left as `listen_async` is. Who ends it and wants what was on its way calls
-        `source.stop()`, or ends the client, and iterates to the end. What the listener counts may be further on than the event.
+        `source` is opened in that thread and closed at the end, so pass it outside its `with` block; or pass what a
+        client sends, as for `listen_async`. Leave it as you would leave `listen_async`. To end it and still get the
+        pending events, call `source.stop()` (or end the client) and iterate to the end. The listener's counters may be
+        ahead of the events.
         """
         from confit_runtime.asynchronous import followed
 
@@ -176,7 +193,7 @@ class Listener:
                 item = next(items)
             except StopIteration:
                 break
-            except Exception as error:  # noqa: BLE001 - of a source that may be anybody's, and raised in the end
+            except Exception as error:  # noqa: BLE001 - the source may be anyone's code; its error is raised at the end
                 failed = error
             else:
                 yield from self.take(item)
@@ -185,10 +202,11 @@ class Listener:
             raise failed
 
     def take(self, item: Item) -> Iterator[Detection | Ended | Gap | Notice]:
-        """What is heard when the source has given `item`, whose PCM may be whatever `Stream.accept` takes.
+        """Yield what is heard when the source has yielded `item`; its PCM may be whatever `Stream.accept` takes.
 
-        Of live sound a chunk that holds what is no sound, such as NaN, is a gap. Nothing happens until it is iterated over.
-        Raises AudioError, before anything has moved on, and UsageError, also on sound of another rate than the listener's.
+        In live sound, a chunk that is not sound, such as NaN, counts as a gap. Nothing happens until you iterate.
+        Raises AudioError before anything has changed, and UsageError, also for sound at another rate than the
+        listener's.
         """
         self._claim()
         if not self._begun:
@@ -208,7 +226,7 @@ class Listener:
             yield from self._hear(*item)
 
     def finish(self) -> Iterator[Detection | Ended | Gap]:
-        """What was still on its way when the source ended; then the streams are free for other listeners."""
+        """Yield what was still pending when the source ended; then release the streams for other listeners."""
         self._claim()
         yield from self._told()
         for stream in self.streams:
@@ -216,9 +234,11 @@ class Listener:
         self.close()
 
     def _sound(self, pcm: npt.ArrayLike, rate: int) -> Chunk | Gap:
-        """What a source gave, mono for taps, too; a recording does not mend by waiting, and is refused where it is no sound."""
+        """Turn a source's chunk into mono. Invalid samples become a gap in live sound; in a recording they raise
+        AudioError.
+        """
         if rate != self.rate:
-            raise UsageError(f"{self.name}: listened to at {self.rate} Hz, and now comes at {rate} Hz")
+            raise UsageError(f"{self.name}: began at {self.rate} Hz and now comes at {rate} Hz")
         mono = to_mono(pcm)
         if self.live:
             return sound_or_gap(mono, rate, self.name)
@@ -227,12 +247,12 @@ class Listener:
 
     def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection | Ended | Notice]:
         if self._end is not None:
-            pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have led beyond
+            pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have gone past the end
         self._advance(len(pcm))
         self._came = time.time(), self.samples
         most = max(1, round(MOST_S * rate))
         for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
-            part.setflags(write=False)  # of the view: it may be the caller's own array
+            part.setflags(write=False)  # read-only view: the array may be the caller's own
             began = time.perf_counter()
             for tap in self.taps:
                 tap.hear(part, rate)
@@ -254,7 +274,7 @@ class Listener:
         self._lead.advance(self.samples / self.rate, boottime())
 
     def _narrow(self) -> Iterator[Notice]:
-        models: dict[float, list[str]] = defaultdict(list)  # by how high they hear
+        models: dict[float, list[str]] = defaultdict(list)  # by the highest frequency they hear
         for stream in self.streams:
             models[stream.model.contract.highest_hz].append(stream.model.name)
         for highest_hz, names in models.items():
@@ -265,9 +285,9 @@ class Listener:
         models = ", ".join(stream.model.name for stream in self.streams)
         return Notice(
             "behind",
-            f"{self.name}: this machine cannot keep up: hearing it with {models} takes {self._pace.times:.1f} times as long as"
-            " the sound lasts, so that it falls behind; where sound is lost on its way here, times come out too early. Take a"
-            " smaller model, fewer at once, --gate, or a faster machine",
+            f"{self.name}: this machine cannot keep up: hearing it with {models} takes {self._pace.times:.1f} times"
+            " as long as the sound lasts, so it falls behind; if sound is lost on its way here, their times"
+            " are too early. Use a smaller model, fewer models at once, --gate, or a faster machine",
         )
 
     def _skip(self, gap: Gap) -> Iterator[Detection | Ended | Gap]:
@@ -284,7 +304,7 @@ class Listener:
             yield from self._judge(stream, [])
 
     def _told(self) -> Iterator[Gap]:
-        """The gap that has not been told yet."""
+        """Yield the gap that has not been reported yet, if any."""
         if self._gap is not None:
             gap, self._gap = self._gap, None
             yield gap
@@ -309,19 +329,20 @@ class Listener:
 
 
 class _Lead:
-    """How far sound is ahead of the clock: what happens as it comes gets no further ahead, whatever it began with.
+    """How far sound is ahead of the clock; live sound never gets further ahead than it began.
 
-    `grows` where it is more than `AHEAD_S` ahead of what it began with, until that has not grown for `SETTLED_S`.
+    `grows` is True once sound is more than `AHEAD_S` further ahead than when it began, until that has not grown for
+    `SETTLED_S`.
     """
 
     def __init__(self) -> None:
         self.grows = False
-        self._began: float | None = None  # by the clock, for sound that comes as it happens
-        self._least = self._before = math.inf  # the earliest of those, lately and before that
-        self._until = math.inf  # by the clock, where lately ends
+        self._began: float | None = None  # clock time at which the sound began, if it is live
+        self._least = self._before = math.inf  # the earliest such times, in the current period and before it
+        self._until = math.inf  # clock time at which the current period ends
 
     def advance(self, seconds: float, clock: float) -> None:
-        """So much sound, in all, had come by then."""
+        """By clock time `clock`, `seconds` of sound have arrived in all."""
         began = clock - seconds / (1 + DRIFT)
         if self._began is None:
             self._began, self._until = began, clock + SETTLED_S
@@ -334,21 +355,22 @@ class _Lead:
 
 
 class _Pace:
-    """Whether hearing takes longer than the sound lasts, by `PACE_S` of sound at a time.
+    """Whether hearing takes longer than the sound lasts, measured over `PACE_S` of sound at a time.
 
-    The slowest part of each is left aside: one hiccup of the machine is made up for. `times` is how much longer it took.
+    The slowest part of each period is left out: the machine catches up after a single hiccup. `times` is the ratio of
+    hearing time to sound time.
     """
 
     def __init__(self) -> None:
         self.times = 0.0
-        self._since = math.inf  # of sound, after it was told last
+        self._since = math.inf  # seconds of sound since the last notice
         self._begin()
 
     def _begin(self) -> None:
         self._sound = self._spent = self._slowest = 0.0
 
     def slow(self, sound: float, spent: float) -> bool:
-        """Whether it is to be told now, after `sound` seconds more that took `spent` seconds."""
+        """Whether to issue a notice now, after `sound` more seconds that took `spent` seconds."""
         self._since += sound
         self._sound += sound
         self._spent += spent
@@ -370,13 +392,14 @@ def listen(
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
 ) -> Iterator[Detection]:
-    """Detections as they complete, of one or more models (or streams made with a gallery) on one source.
+    """Yield detections as they complete, for one or more models (or streams made with a gallery) on one source.
 
-    `source` is opened here, and closed at the end; it may be named as `open_source` reads it. Of a recording a model hears
-    the very beginning, too (`lead_in`); a stream is taken as it was made. Gaps and notices are logged as
-    warnings; who wants them, or when sounds are over, has a `Listener`. Nothing happens until it is iterated over. Raises
-    UsageError on what is no model, no source and no number of seconds, on a stream given twice or made with `ends`, and on two
-    models of one name; what the source raises, and what `Stream.accept` does.
+    `source` is opened here and closed at the end; a name is read as by `open_source`. A model hears a recording from
+    its very beginning (`lead_in`); a stream is used as it was made. Gaps and notices are logged as warnings: use a
+    `Listener` to receive them, or to learn when sounds are over. Nothing happens until you iterate.
+
+    Raises UsageError for an invalid model, source or number of seconds, for a stream given twice or made with `ends`,
+    and for two models with the same name; also what the source and `Stream.accept` raise.
     """
     streams = streams_of(models)
     with (opened := source_of(source)):
@@ -386,7 +409,7 @@ def listen(
 def listened(
     streams: Sequence[Stream], source: GivenSource, taps: Sequence[Tap], seconds: float | None
 ) -> Iterator[Detection]:
-    """The detections of streams on a source that is open; the rest goes to the log."""
+    """Yield the detections of streams on an open source; gaps and notices go to the log."""
     listener = Listener(streams, source.name, source.rate, taps=taps, seconds=seconds)
     for event in listener.follow(source):
         if (detection := logged(event, listener)) is not None:
@@ -394,26 +417,26 @@ def listened(
 
 
 def check_streams(streams: object) -> None:
-    """Raise UsageError unless they are streams, several or one."""
+    """Raise UsageError unless `streams` is a sequence of streams."""
     from confit_runtime.stream import Stream
 
     if not isinstance(streams, Sequence) or not all(isinstance(one, Stream) for one in streams):
-        raise UsageError(f"a Listener takes a list of streams, as [model.stream()], not {streams!r}")
+        raise UsageError(f"a Listener takes a list of streams, such as [model.stream()], not {streams!r}")
 
 
 def check_names(models: Iterable[Model]) -> None:
-    """Raise UsageError where two models have one name, by which detections and summaries tell them apart."""
+    """Raise UsageError if two models share a name, which detections and summaries use to distinguish them."""
     for name, times in Counter(model.name for model in models).most_common(1):
         if times > 1:
-            raise UsageError(f"{times} of the models are named {name}: what each hears could not be told apart")
+            raise UsageError(f"{times} of the models are named {name}: their detections could not be told apart")
 
 
 def logged(event: Detection | Ended | Gap | Notice, listener: Listener) -> Detection | None:
-    """The event where it is a detection; a gap or a notice goes to the log."""
+    """Return the event if it is a detection; log it if it is a gap or a notice."""
     if isinstance(event, Notice):
         log.warning("%s", event.text)
     elif isinstance(event, Gap):
-        log.warning("%s: %.2f s of sound were lost: %s", listener.name, event.samples / listener.rate, event.reason)
+        log.warning("%s: lost %.2f s of sound: %s", listener.name, event.samples / listener.rate, event.reason)
     elif isinstance(event, Detection):
         return event
     return None
