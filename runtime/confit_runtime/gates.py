@@ -32,9 +32,10 @@ class Gate(Protocol):
 class EnergyGate:
     """Opens when the sound is at or above `level` dBFS.
 
-    If `above_floor` is given, the sound must also be that many dB above the noise floor. The level of a hop is the RMS of its loudest 20 ms. The noise floor is the lowest recent level: it falls at once
-    and rises by `rise` dB per second, so that the gate closes again some time after a fan is switched on. Raises
-    UsageError for a level that is not below 0 dBFS, and for an invalid rate.
+    If `above_floor` is given, the sound must also be that many dB above the noise floor. The level of a hop is the RMS
+    of its loudest 20 ms. The noise floor is the lowest recent level: it falls at once and rises by `rise` dB per
+    second, so that the gate closes again some time after a fan is switched on. Raises UsageError for a level that is
+    not below 0 dBFS, and for an invalid rate.
     """
 
     def __init__(

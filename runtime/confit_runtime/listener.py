@@ -148,8 +148,9 @@ class Listener:
     def time_of(self, sample: int) -> float | None:
         """The time of day of a sample of live sound, in seconds since 1970.
 
-        It is the time when the last chunk arrived, corrected by how far the sample is from that chunk's end. The result is too late by as long as the sound had to wait: for its block to fill, on its way here, and for a
-        slow machine.
+        It is the time when the last chunk arrived, corrected by how far the sample is from that chunk's end. The
+        result is too late by as long as the sound had to wait: for its block to fill, on its way here, and for a slow
+        machine.
 
         None if the sound is not live, and while more sound has arrived than time has passed, as with a recording sent
         through a pipe. For a stream that begins with more than `AHEAD_S` at once, the time is known once its sound has
