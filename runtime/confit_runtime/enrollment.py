@@ -1,4 +1,4 @@
-"""What a clip gives to a gallery: the prints of a sound, or of a voice cut to where it speaks."""
+"""Turn a clip into prints for a gallery: of a sound, or of a voice without its pauses."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ OF_KIND = {"speaker": "voices", "sound": "sounds"}
 
 SHORTEST_SOUND_S = 0.1
 SHORTEST_VOICE_S = 0.5  # of one clip
-LEAST_VOICE_S = 4.0  # of all clips of a name: less, and the next sentence sounds like somebody else
-PRINT_S = 3.0  # of voice that a print is made of
-QUIET_ALIKE = 0.98  # cosine with a quiet room from which on a print is hardly a sound
+LEAST_VOICE_S = 4.0  # for all clips of a name together: with less, the next sentence sounds like somebody else
+PRINT_S = 3.0  # of voice that one print is made of
+QUIET_ALIKE = 0.98  # cosine with a quiet room above which a print is hardly a sound
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What one clip gives: embeddings `[prints, dim]`, the sound of each, and the seconds of sound or voice in it."""
+    """What one clip yields: embeddings `[prints, dim]`, the sound of each, and the seconds of sound or voice in it."""
 
     embeddings: Floats
     sounds: list[Pcm]
@@ -43,10 +43,10 @@ class Taken:
 
 @dataclass(frozen=True)
 class Already:
-    """What a gallery has already, as prints are added to a name: nothing where there is none.
+    """What a gallery already holds when prints are added to a name.
 
-    `prints` are the name's own, of `seconds` of sound or voice, or its negative ones where such are added, and `contrary`
-    those of the other sign; `owners` have one of those that are added.
+    `prints` are the name's own, from `seconds` of sound or voice; or its negative ones, if negative prints are added.
+    `contrary` are those of the other sign. `owners` are the names that have one of the added prints.
     """
 
     prints: Collection[bytes] = ()
@@ -57,14 +57,17 @@ class Already:
 
 
 def kind_of(contract: Contract) -> Kind:
-    """Whether a model tells voices apart or sounds, as its contract's `calibration.enroll.kind` says (sounds if not)."""
+    """Whether a model distinguishes voices or sounds, from its contract's `calibration.enroll.kind` (by default
+    sounds).
+    """
     kind: Kind = contract.calibration.get("enroll", {}).get("kind", "sound")
     return kind
 
 
 def take(model: Model, pcm: Pcm, kind: Kind, source: str) -> Taken:
-    """The prints of a clip `[samples]` at the model's rate. Raises AudioError naming `source` on one with too little, and
-    on what is no sound.
+    """The prints of a clip `[samples]` at the model's rate.
+
+    Raises AudioError, naming `source`, if it has too little sound or is not sound.
     """
     check_samples(pcm, source)
     sounds = sound_parts(model, pcm) if kind == "sound" else voice_parts(pcm, model.contract.sample_rate)
@@ -74,7 +77,7 @@ def take(model: Model, pcm: Pcm, kind: Kind, source: str) -> Taken:
 
 
 def embed_query(model: Model, pcm: Pcm, kind: Kind, source: str) -> Floats:
-    """The embedding `[dim]` of a clip `[samples]` somebody asks about: of a voice, where it speaks. Raises AudioError."""
+    """The embedding `[dim]` of a clip `[samples]` to identify; of a voice, where it speaks. Raises AudioError."""
     check_samples(pcm, source)
     _seconds(model, pcm, kind, source)
     rate = model.contract.sample_rate
@@ -82,13 +85,13 @@ def embed_query(model: Model, pcm: Pcm, kind: Kind, source: str) -> Floats:
 
 
 def embed_sound(model: Model, pcm: Pcm) -> Floats:
-    """The embedding `[dim]` of the sounds in a clip `[samples]` at the model's rate, together: of unit length."""
+    """The embedding `[dim]` of all sounds in a clip `[samples]` at the model's rate together, of unit length."""
     parts = sound_parts(model, pcm)
     return unit(np.mean([model.embed(part, model.contract.sample_rate) for part in parts], axis=0))
 
 
 def still_needed(voiced_s: float, kind: Kind) -> float:
-    """Seconds of voice that a name with so many of them lacks; 0 for sounds, of which one clip is enough."""
+    """How many seconds of voice a name with `voiced_s` still needs; 0 for sounds, for which one clip is enough."""
     return max(0.0, LEAST_VOICE_S - voiced_s) if kind == "speaker" else 0.0
 
 
@@ -101,11 +104,11 @@ def admitted(
     kind: Kind | None,
     gallery: Path,
 ) -> tuple[list[int], float]:
-    """The places of the prints, each of a source, that a name does not have yet, and their seconds.
+    """The indices of the prints, each with a source, that a name does not have yet, and their seconds.
 
-    `seconds` are those of each print, or of all, which share them evenly. Of voices all must be enough; `kind` is None where
-    any are. Raises UsageError where another name has one of the prints, or this one with the other sign, AudioError on too
-    little voice.
+    `seconds` are given per print, or in total and shared evenly. Voices must add up to enough; `kind` None accepts any
+    amount. Raises UsageError if another name has one of the prints, or this one with the other sign, and AudioError
+    for too little voice.
     """
     check_nobody_else(name, already.owners, gallery)
     both = [str(source) for blob, source in zip(blobs, sources, strict=True) if blob in already.contrary]
@@ -124,71 +127,75 @@ def _share(seconds: float | Sequence[float], places: Sequence[int], prints: int)
 
 
 def check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
-    """Raise AudioError, saying how much is missing, unless a name has enough voice with these seconds and what it had."""
+    """Raise AudioError, saying how much is missing, unless these seconds and those of before are enough voice for a
+    name.
+    """
     if still_needed(had_s + seconds, kind):
-        had = f", with the {tenths(had_s):.1f} s there," if had_s else ""
+        had = f", in addition to the {tenths(had_s):.1f} s already enrolled," if had_s else ""
         raise AudioError(
-            f"{name}: these clips hold {tenths(seconds):.1f} s of voice{had} and {LEAST_VOICE_S:g} s are needed:"
-            f" {LEAST_VOICE_S - tenths(had_s + seconds):.1f} s more, a sentence or two; nothing was written"
+            f"{name}: these clips hold {tenths(seconds):.1f} s of voice{had} but {LEAST_VOICE_S:g} s are needed:"
+            f" {LEAST_VOICE_S - tenths(had_s + seconds):.1f} s more are missing, a sentence or two; nothing was written"
         )
 
 
 def check_nobody_else(name: str, owners: Set[str], gallery: Path) -> None:
-    """Raise UsageError unless `name` alone owns its prints in a gallery: a sound under two names is nearer to neither."""
+    """Raise UsageError unless `name` alone owns its prints in a gallery: a sound under two names is never answered."""
     if others := owners - {name}:
         other = min(others)
         raise UsageError(
-            f"{gallery}: some of the sounds for {name!r} are enrolled as {other!r} already, and a sound under two names is"
-            f" unknown; leave them out, or take {other!r} away first, with `{removal(other, gallery)}`"
+            f"{gallery}: some of the sounds for {name!r} are already enrolled as {other!r}, and a sound under two"
+            f" names is always unknown; leave them out, or first remove {other!r} with `{removal(other, gallery)}`"
         )
 
 
 def check_not_both(name: str, clips: Sequence[str], negative: bool, gallery: Path) -> None:
-    """Raise UsageError where there are `clips` whose prints, or `negative` ones, a gallery has with the other sign."""
+    """Raise UsageError if there are `clips` whose prints (or `negative` ones) a gallery has with the other sign."""
     if clips:
         there = f"enrolled as {name!r}" if negative else f"a negative print of {name!r}"
         raise UsageError(
-            f"{gallery}: a sound of {listed(list(dict.fromkeys(clips)))} is {there} already, and what is a print and a"
-            f" negative one is never answered: leave it out; or, if that was the mistake, enroll {name!r} anew (no command"
-            f" takes one print away, `{removal(name, gallery)}` takes all)"
+            f"{gallery}: a sound of {listed(list(dict.fromkeys(clips)))} is already {there}, and a sound that is"
+            " both a print and a negative print is never answered: leave it out; if the earlier one was the"
+            f" mistake, enroll {name!r} again (no command removes a single print, `{removal(name, gallery)}`"
+            " removes all)"
         )
 
 
 def removal(name: str, gallery: Path) -> str:
-    """The command that takes a name away."""
+    """The command that removes a name."""
     return f"confit-edge gallery remove {shlex.quote(name)} --gallery {shlex.quote(str(gallery))}"
 
 
 def tenths(seconds: float) -> float:
-    """Seconds as they are told where there are too few: rounded down, so that they do not look like enough."""
+    """Seconds as printed when there are too few: rounded down, so that they do not look like enough."""
     return math.floor(10 * seconds) / 10
 
 
 def voice_parts(pcm: Pcm, rate: int) -> list[Pcm]:
-    """The voice in a clip `[samples]` in parts of about `PRINT_S`, of equal length."""
+    """The voice in a clip `[samples]`, in equal parts of about `PRINT_S`."""
     voice = cut_to_voice(pcm, rate)
     return np.array_split(voice, max(1, round(len(voice) / rate / PRINT_S)))
 
 
 def sound_parts(model: Model, pcm: Pcm) -> list[Pcm]:
-    """The sounds in a clip `[samples]` at the model's rate, parted by long pauses; each with the room around it.
+    """The sounds in a clip `[samples]` at the model's rate, split at long pauses, each with the room noise around it.
 
-    An embedding is a mean over windows, and of a short sound in a long clip most windows hold only the room. A clip that
-    is no longer than the window is one part, as it is.
+    An embedding is a mean over windows, and for a short sound in a long clip most windows contain only the room. A
+    clip no longer than the window is one part, unchanged.
     """
     window = model.contract.window
     if len(pcm) <= window:
         return [pcm]
     parts = []
     for first, last in sounding_segments(pcm, model.contract.sample_rate, SHORTEST_SOUND_S):
-        # with the room around it, as it will be heard; as much on both sides, for it stands in the middle of the window
+        # with the room around it, as it will be heard; equally much on both sides, so that it is in the middle of the
+        # window
         around = min(max(0, window - (last - first)) // 2, first, len(pcm) - last)
         parts.append(pcm[first - around : last + around])
     return parts
 
 
 def to_flac(pcm: Pcm, rate: int) -> bytes:
-    """A sound `[samples]` as 16-bit FLAC, to be kept. Its rate is changed a little where FLAC cannot hold it."""
+    """A sound `[samples]` as 16-bit FLAC, for keeping. Its rate is changed slightly if FLAC does not support it."""
     import soundfile
 
     held, kept = io.BytesIO(), flac_rate(rate)
@@ -197,7 +204,7 @@ def to_flac(pcm: Pcm, rate: int) -> bytes:
 
 
 def _seconds(model: Model, pcm: Pcm, kind: Kind, source: str) -> float:
-    """Seconds of sound or voice in a clip. Raises AudioError when they are too few for a print."""
+    """Seconds of sound or voice in a clip. Raises AudioError if there are too few for a print."""
     rate = model.contract.sample_rate
     sounding = sounding_seconds(pcm, rate)
     if sounding == 0.0:
@@ -205,13 +212,14 @@ def _seconds(model: Model, pcm: Pcm, kind: Kind, source: str) -> float:
     if kind == "sound":
         if sounding < SHORTEST_SOUND_S:
             raise AudioError(
-                f"{source}: holds {sounding:.2f} s of sound, enrolling needs at least {SHORTEST_SOUND_S} s"
+                f"{source}: holds {sounding:.2f} s of sound; enrolling needs at least {SHORTEST_SOUND_S} s"
             )
         return sounding
     voiced = voiced_seconds(pcm, rate)
     if voiced < SHORTEST_VOICE_S:
         raise AudioError(
-            f"{source}: holds {tenths(voiced):.1f} s of voice in {len(pcm) / rate:.1f} s, and each clip needs"
-            f" {SHORTEST_VOICE_S} s: {SHORTEST_VOICE_S - tenths(voiced):.1f} s more; speak a whole sentence"
+            f"{source}: holds {tenths(voiced):.1f} s of voice in {len(pcm) / rate:.1f} s, but each clip needs"
+            f" {SHORTEST_VOICE_S} s: {SHORTEST_VOICE_S - tenths(voiced):.1f} s more are missing; speak a whole"
+            " sentence"
         )
     return voiced

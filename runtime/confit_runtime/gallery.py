@@ -36,12 +36,17 @@ from confit_runtime.shipped import as_asked_for
 
 
 class Gallery:
-    """Names and their prints, kept in one SQLite file. Use as a context manager; safe to share between threads, and
-    each process opens its own.
+    """Enrolled names and their prints, in one SQLite file. Use it as a context manager.
 
-    Each change is one transaction, on the disk when the call returns: a crash loses nothing that was enrolled. What
-    another program or thread changes meanwhile is seen by the next call. What reads or changes the file raises GalleryError
-    once it is closed, and GalleryBusyError where another program changes it for longer than one waits.
+    A print is the embedding of one enrolled sound, or of a few seconds of a voice. A negative print is of a sound that
+    was mistaken for the name.
+
+    A gallery is safe to share between threads; each process opens its own. Every change is one transaction and is on
+    the disk when the call returns, so a crash loses nothing that was enrolled. The next call sees what another program
+    or thread has changed.
+
+    Methods that read or change the file raise GalleryError once it is closed, and GalleryBusyError if another program
+    is changing it for longer than the time limit.
     """
 
     def __init__(self, file: GalleryFile, model: Model | None, levels: Levels | None) -> None:
@@ -66,31 +71,36 @@ class Gallery:
         margin: float | None = None,
         thresholds: Mapping[str, float] | None = None,
     ) -> Gallery:
-        """Open a gallery, or make an empty one for `model` with `create`, for names of `kind` (if not given, the model's).
+        """Open a gallery or, with `create`, make an empty one for `model` if there is none.
 
-        Without a model it can be listed and changed, but not matched against. `threshold` is a similarity, -1..1, that stands
-        instead of those the model and the prints themselves give, `thresholds` one for some names (who may be enrolled later
-        only with `create`), `margin`, 0..2, one instead of the model's. In a folder that cannot be written the file is opened
-        as it is, for reading only. Raises UsageError when there is no such file, on levels that cannot be, and on thresholds
-        for names that are not enrolled; GalleryError when it is damaged, of a newer version, of another model, not a gallery, in
-        use by another program for longer than one waits, or where one may not look.
+        - `model`: without it, the gallery can be listed and changed, but not matched against.
+        - `kind`: what the names of a new gallery are; by default the model's kind.
+        - `threshold`: a similarity, -1..1, that replaces the thresholds derived from the model and the prints.
+        - `thresholds`: the same for single names. With `create`, they may be enrolled later.
+        - `margin`: 0..2, replaces the model's.
+
+        In a folder without write permission, the file is opened as it is, read-only.
+
+        Raises UsageError if the file does not exist, for invalid levels, and for thresholds of names that are not
+        enrolled. Raises GalleryError if the file is damaged, from a newer version, for another model, not a gallery,
+        in use by another program for longer than the time limit, or not accessible.
         """
         if not isinstance(path, str | Path):
-            raise UsageError(f"a gallery is opened by the path of its file, not by {path!r}")
+            raise UsageError(f"path must be the path of a gallery file, got {path!r}")
         path = Path(path)
         there = is_there(path)
         if model is not None and not isinstance(model, Model):
-            raise UsageError(f"a gallery is opened for a loaded model, not for {model!r}: load({model!r}) gives one")
+            raise UsageError(f"model must be a loaded model, got {model!r}: load({model!r}) returns one")
         if there and not path.is_file():
-            raise UsageError(f"{path}: is not a file, expected a gallery")
+            raise UsageError(f"{path}: is not a file, so it cannot be a gallery")
         if create and model is None:
-            raise UsageError(f"{path}: a new gallery needs the model it is for")
+            raise UsageError(f"{path}: a new gallery needs the model that it is for")
         if not create and not there:
             raise UsageError(
-                f"{path}: no such gallery: `confit-edge enroll MODEL NAME CLIP... --gallery {path}` makes it"
+                f"{path}: no such gallery: `confit-edge enroll MODEL NAME CLIP... --gallery {path}` creates it"
             )
         levels = binding = None
-        if model is not None:  # what is wrong with it is said before a file is made
+        if model is not None:  # report its errors before a file is made
             own = {clean_name(name): level for name, level in (thresholds or {}).items()}
             levels = Levels.of(model.contract, threshold, margin, own)
             binding = _binding(model, kind) if create else None
@@ -107,7 +117,7 @@ class Gallery:
             raise
 
     def copy_layout(self, path: Path) -> Gallery:
-        """An empty gallery in a new file, bound to the same model. Raises UsageError and GalleryError."""
+        """Make an empty gallery in a new file, bound to the same model. Raises UsageError and GalleryError."""
         make_file(path, self.binding)
         return Gallery.open(path)
 
@@ -120,7 +130,7 @@ class Gallery:
         self.close()
 
     def close(self) -> None:
-        """Close the file. A matcher that was taken from it can still be used."""
+        """Close the file. A matcher taken from it remains usable."""
         self._file.close()
 
     @property
@@ -137,15 +147,16 @@ class Gallery:
 
     @property
     def kind(self) -> Kind:
-        """What the names are; where a file of an older version does not tell, what its model says.
+        """What the names are; if a file of an older version does not say, what its model says.
 
-        Raises UsageError where neither tells.
+        Raises UsageError if neither says.
         """
         if self.binding.kind:
             return "speaker" if self.binding.kind == "speaker" else "sound"
         if self._model is None:
             raise UsageError(
-                f"{self.path}: is of a version that did not tell voices from sounds: say with --kind which it holds"
+                f"{self.path}: was made by a version that did not record whether it holds voices or sounds: say"
+                " which with --kind"
             )
         return kind_of(self._model.contract)
 
@@ -164,27 +175,31 @@ class Gallery:
             advice = "use that model, or another --gallery"
             if kept and kept == prints and binding.kind in ("", kind_of(contract)):
                 again = f"`confit-edge gallery re-enroll {as_asked_for(model.path)} --gallery {self.path}`"
-                advice += f"; or make its prints anew, from the audio that was kept: {again}"
+                advice += f"; or compute its prints again from the audio that was kept: {again}"
             raise GalleryModelError(
-                f"{self.path}: was enrolled with another model ({named}embedding {binding.embedding_id[:12]} of {binding.dim};"
-                f" {model.name} has {contract.embedding_id[:12]} of {contract.embedding_dim}): {advice}"
+                f"{self.path}: was enrolled with another model ({named}embedding {binding.embedding_id[:12]} of"
+                f" {binding.dim} dimensions; {model.name} has {contract.embedding_id[:12]} of"
+                f" {contract.embedding_dim}): {advice}"
             )
 
     @property
     def matcher(self) -> Matcher:
-        """The prints as they are now, to match against; the same object for as long as nothing was changed.
+        """The current prints, to match against; the same object for as long as nothing changes.
 
-        While another program or thread is changing them, or the file cannot be read, those from before are given (the log
-        says so). Where the file was replaced (a copy was restored), it is that file's, and nobody is enrolled while there is
-        none. Raises UsageError on a gallery opened without a model, GalleryError where another program bound it to another
-        model.
+        While another program or thread is changing them, or the file cannot be read, this is the previous state, and
+        the log says so. If the file was replaced, for example by a backup, its prints are used; while there is no
+        file, nobody is enrolled. Raises UsageError if the gallery was opened without a model, and GalleryError if
+        another program bound it to another model.
         """
         if self._current is None:
-            raise UsageError(f"{self.path}: was opened without its model, so there is nothing to match with")
+            raise UsageError(f"{self.path}: was opened without its model, so it cannot match anything")
         return self._current.newest()
 
     def match(self, embedding: npt.ArrayLike) -> Match:
-        """Who an embedding `[dim]` of the model is nearest to; see `Matcher`. Raises UsageError, and what `matcher` raises."""
+        """Return the enrolled name that an embedding `[dim]` of the model matches; see `Matcher`.
+
+        Raises UsageError, and what `matcher` raises.
+        """
         return self.matcher.match(embedding)
 
     def enroll(
@@ -199,17 +214,23 @@ class Gallery:
         carried: bool = False,
         kind: Kind | None = None,
     ) -> int:
-        """Add `embeddings [n, dim]` (n >= 1), one source each, to a name; all of them or, after a crash, none.
+        """Add `embeddings [n, dim]` (n >= 1), one source each, to a name: all of them or, after a crash, none.
 
-        `audio` is the sound of each as FLAC, if it is to be kept. `negative` ones are of sounds that were taken for the
-        name and are not it. Those that the name has already are left out, with their share of the `voiced_s` seconds.
-        Of a voice all clips are given at once, and are refused where it has less than `LEAST_VOICE_S` with them; so is a
-        print that another name has, or this one with the other sign. `carried` ones were enrolled before, elsewhere, and
-        are taken as they are. `kind` says what these are, voices or sounds, where the gallery's own kind is not it. Returns
-        how many prints (or negative ones) the name has now. Raises UsageError, AudioError (of too little voice) and GalleryError.
+        - `voiced_s`: the seconds of sound or voice that all of them were made from.
+        - `negative`: they are sounds that were mistaken for the name.
+        - `audio`: the sound of each as FLAC, if it is to be kept.
+        - `carried`: they were enrolled before, in another gallery, and are taken as they are.
+        - `kind`: whether these are voices or sounds, if it differs from the gallery's kind.
+
+        Prints that the name already has are left out, together with their share of `voiced_s`. A print that belongs to
+        another name, or to this one with the other sign, is refused. Pass all clips of a voice at once: they are
+        refused if the name then has less than `LEAST_VOICE_S` seconds of voice.
+
+        Returns how many prints (or negative prints) the name has now. Raises UsageError, AudioError (too little voice)
+        and GalleryError.
         """
         name = new_name(name)
-        voiced_s = duration(voiced_s, f"voiced_s, the sound that {name!r} is enrolled from")
+        voiced_s = duration(voiced_s, f"voiced_s, the seconds of sound that {name!r} is enrolled from")
         with self.change() as db:
             blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
             if carried:
@@ -233,7 +254,9 @@ class Gallery:
             return self.counts_of(name)[negative]
 
     def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> Already:
-        """What the gallery has already, as these prints are added to a name; negative ones are nobody else's."""
+        """What the gallery already holds when these prints are added to a name. Negative prints are not compared with
+        other names.
+        """
         own, contrary = (self.blobs(name, negative=sign) for sign in (negative, not negative))
         if negative:
             return Already(own, contrary=contrary, negative=True)
@@ -241,29 +264,29 @@ class Gallery:
         return Already(own, seconds, self.owners(blobs), contrary)
 
     def _told_kind(self) -> Kind | None:
-        """The kind; None where neither a file of an older version nor a model tells."""
+        """The kind, or None if neither a file of an older version nor a model says."""
         return self.kind if self.binding.kind or self._model else None
 
     def names(self) -> dict[str, int]:
-        """How many prints each name has, in order of name."""
+        """How many prints each name has, sorted by name."""
         return {name: counts.prints for name, counts in self.counts().items() if counts.prints}
 
     def negatives(self) -> dict[str, int]:
-        """How many negative prints each name (or label of the model) has, in order of name."""
+        """How many negative prints each name (or label of the model) has, sorted by name."""
         return {name: counts.negative_prints for name, counts in self.counts().items() if counts.negative_prints}
 
     def counts(self) -> dict[str, Counts]:
-        """How many prints, and negative ones, each name (or label of the model) has, in order of name."""
+        """How many prints and negative prints each name (or label of the model) has, sorted by name."""
         with self._file.reading() as db:
             return read_counts(self.path, db)
 
     def counts_of(self, name: str) -> Counts:
-        """The same of one name; none where nobody is enrolled as that."""
+        """How many prints and negative prints one name has; zero if it is not enrolled."""
         with self._file.reading() as db:
             return read_counts(self.path, db, name).get(name, Counts())
 
     def blobs(self, name: str, *, negative: bool) -> set[bytes]:
-        """A name's prints of a kind, as they stand in the file; none of a name that is not enrolled."""
+        """A name's prints (or negative prints) as stored in the file; empty if the name is not enrolled."""
         with self._file.reading() as db:
             rows = db.execute(
                 "SELECT embedding FROM prints JOIN names ON name_id = names.id WHERE name = ? AND negative = ?",
@@ -272,16 +295,16 @@ class Gallery:
         return {blob for (blob,) in rows}
 
     def owners(self, blobs: Iterable[bytes]) -> set[str]:
-        """The names that have one of these prints."""
+        """The names that have any of these prints."""
         return set().union(*self.holders(blobs).values())
 
     def holders(self, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
-        """Of each of these prints the names that have it."""
+        """For each of these prints, the names that have it."""
         with self._file.reading() as db:
             return read_holders(db, blobs)
 
     def voiced_s(self, name: str) -> float:
-        """How many seconds of sound a name was enrolled from. Raises UsageError on an unknown name."""
+        """How many seconds of sound a name was enrolled from. Raises UsageError for an unknown name."""
         with self._file.reading() as db:
             row = db.execute(
                 "SELECT CAST(voiced_s AS REAL) FROM names WHERE id = ?", (self._id_of(db, clean_name(name)),)
@@ -291,7 +314,10 @@ class Gallery:
         return float(row[0])
 
     def prints(self, name: str) -> list[Print]:
-        """A name's prints, negative ones too, in the order they were enrolled. Raises UsageError on an unknown name."""
+        """A name's prints, including negative ones, in the order they were enrolled.
+
+        Raises UsageError for an unknown name.
+        """
         with self._file.reading() as db:
             rows = db.execute(
                 "SELECT embedding, CAST(source AS TEXT), negative, flac FROM prints"
@@ -307,17 +333,19 @@ class Gallery:
 
     @property
     def index_path(self) -> Path:
-        """Where the index of this gallery is, if `build_index` made one."""
+        """The path of this gallery's index, if `build_index` made one."""
         return self._file.index_path
 
     def build_index(self, progress: Callable[[int, int], None] | None = None) -> int:
-        """Write an index of the prints beside the file, for galleries of more than 100 000. Returns how many it holds.
+        """Write an index of the prints next to the file, for galleries of more than 100 000. Returns how many prints
+        it holds.
 
-        It has the file's mode. Prints enrolled later are found without it; removing a name erases it. `progress` is told how
-        many prints of how many are in it. Raises UsageError without usearch, GalleryError where the index cannot be written,
-        and where the file was replaced or somebody removed meanwhile; then none is.
+        The index has the file's mode. Prints enrolled later are found without it; removing a name erases it.
+        `progress` gets the number of prints that are in it and the number of all prints. Raises UsageError without
+        usearch, and GalleryError if the index cannot be written, or if meanwhile the file was replaced or a name
+        removed; no index is left then.
         """
-        with self._file.lock:  # to its end: no other thread removes anybody meanwhile
+        with self._file.lock:  # until the end, so that no other thread removes a name meanwhile
             with self.moment() as db:
                 self._file.check_stands()
                 look, mode = self._file.look(db), self.path.stat().st_mode & 0o777
@@ -328,7 +356,7 @@ class Gallery:
                 with self.change() as db:
                     if self._file.look(db) != look and not holds(*read_indexed(self.path, db, self.dim), ids, prints):
                         raise GalleryError(
-                            f"{self.path}: somebody was removed meanwhile, so there is no index: make it again"
+                            f"{self.path}: a name was removed meanwhile, so no index was made: make it again"
                         )
                     keep_index_digest(db, digest)
                     yield
@@ -337,9 +365,10 @@ class Gallery:
         return len(ids)
 
     def remove(self, name: str) -> Counts:
-        """Forget a name; nothing of it stays in the file, nor in an index. Returns how many prints of each sign it had.
+        """Forget a name: nothing of it stays in the file or in an index. Returns how many prints of each sign it had.
 
-        Raises UsageError on an unknown name, GalleryError where the file or its index cannot be written; then all is as it was.
+        Raises UsageError for an unknown name, and GalleryError, changing nothing, if the file or its index cannot be
+        written.
         """
         name = clean_name(name)
         with self.change() as db:
@@ -353,19 +382,22 @@ class Gallery:
         return had
 
     def rename(self, old: str, new: str) -> None:
-        """Give a name's prints another name. Raises UsageError when `old` is unknown, or `new` is taken or no name."""
+        """Give a name's prints another name.
+
+        Raises UsageError if `old` is unknown, or `new` is taken or not a valid name.
+        """
         old, new = clean_name(old), new_name(new)
         with self.change() as db:
             name_id = self._id_of(db, old)
             if old != new and any(self.counts_of(new)):
-                raise UsageError(f"{self.path}: {new!r} is enrolled already: remove it first, or choose another name")
+                raise UsageError(f"{self.path}: {new!r} is already enrolled: remove it first, or choose another name")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, name_id))
 
     def replace_prints(self, model: Model, kind: Kind, names: Mapping[str, tuple[Floats, Floats]]) -> None:
-        """Bind the gallery to another model: `names` gives all prints of each name, in order, and the new ones in their place.
+        """Bind the gallery to another model. `names` maps each name to all its prints, in order, and to the new ones.
 
-        Both are `[n, dim]`. Raises UsageError on new ones that cannot be, and GalleryError where the gallery holds others
-        than those by now; nothing is changed then.
+        Both are `[n, dim]`. Raises UsageError for invalid new prints, and GalleryError if the gallery's prints have
+        changed meanwhile; nothing is changed then.
         """
         binding = _binding(model, kind)
         with self._file.lock:
@@ -373,12 +405,12 @@ class Gallery:
                 held = self._held(db)
                 read = {name: [row.tobytes() for row in old.astype("<f4")] for name, (old, _) in names.items()}
                 if {name: [blob for _, blob in prints] for name, prints in held.items()} != read:
-                    raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was made anew: do it again")
+                    raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was re-enrolled: try again")
                 self._file.erase_index(db)
                 for name, (old, new) in names.items():
                     blobs = to_blobs(checked_rows(name, new, binding.dim))
                     if len(blobs) != len(old):
-                        raise UsageError(f"{len(blobs)} new prints of {name!r}, who has {len(old)}")
+                        raise UsageError(f"{len(blobs)} new prints for {name!r}, which has {len(old)}")
                     rows = [(blob, print_id) for blob, (print_id, _) in zip(blobs, held[name], strict=True)]
                     db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", rows)
                 bind(db, binding)
@@ -386,7 +418,7 @@ class Gallery:
             self._current = CurrentMatcher(self._file, model, Levels.of(model.contract, None, None), self._admit)
 
     def _held(self, db: sqlite3.Connection) -> dict[str, list[tuple[int, bytes]]]:
-        """Of each name the prints, negative ones too, in the order they were enrolled: ids and embeddings."""
+        """The prints of each name, including negative ones, in the order they were enrolled: ids and embeddings."""
         held: dict[str, list[tuple[int, bytes]]] = {}
         for name, print_id, blob in db.execute(
             "SELECT name, prints.id, embedding FROM prints JOIN names ON name_id = names.id ORDER BY prints.id"
@@ -396,17 +428,17 @@ class Gallery:
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, with all changes made within: all of it is on the disk afterwards, or nothing.
+        """One transaction around all changes made within: afterwards all of it is on the disk, or nothing.
 
-        Another thread's calls wait for its end. Raises GalleryError, also where another program bound the gallery to another
-        model: what one has prints of by now is not what it holds.
+        Calls of other threads wait for its end. Raises GalleryError, also if another program bound the gallery to
+        another model, because prints of the old model no longer fit.
         """
         with self._file.lock:
             try:
                 with self._file.change() as db:
                     self._check_bound(db)
                     yield db
-            finally:  # also of what came to nothing: the prints may have been read within
+            finally:  # also after a failure: the prints may have been read within
                 self._outdate()
 
     def _outdate(self) -> None:
@@ -415,13 +447,16 @@ class Gallery:
 
     @contextmanager
     def moment(self) -> Iterator[sqlite3.Connection]:
-        """All that is read within is of one moment, and of the model that the gallery was opened for. Raises GalleryError."""
+        """Everything read within is from one moment, and of the model that the gallery was opened for.
+
+        Raises GalleryError.
+        """
         with self._file.moment() as db:
             self._check_bound(db)
             yield db
 
     def _admit(self, db: sqlite3.Connection) -> Binding:
-        """What the prints are of. Raises GalleryError where that is not the model's embedding."""
+        """What the prints are of. Raises GalleryError if that is not the model's embedding."""
         assert self._model is not None
         binding = bound(self.path, db)
         self._check(binding, self._model)
@@ -429,12 +464,13 @@ class Gallery:
         return binding
 
     def _check_bound(self, db: sqlite3.Connection) -> None:
-        """Raise GalleryError where the prints are of another model than when the gallery was opened."""
+        """Raise GalleryError if the prints are of another model than when the gallery was opened."""
         binding = bound(self.path, db)
         if not binding.compares(self.binding):
             raise GalleryModelError(
-                f"{self.path}: was bound to another model while it was open (embedding {binding.embedding_id[:12]} of"
-                f" {binding.dim}, it was {self.embedding_id[:12]} of {self.dim}): open it again, for that model"
+                f"{self.path}: was bound to another model while it was open (embedding {binding.embedding_id[:12]}"
+                f" of {binding.dim} dimensions, before: {self.embedding_id[:12]} of {self.dim}): open it again, for"
+                " that model"
             )
         self.binding = binding
 
@@ -443,7 +479,9 @@ class Gallery:
         for name in names:
             if name not in there:
                 enrolled = known_names(name, list(there)) or "nobody"
-                raise UsageError(f"{self.path}: a threshold for {name!r}, who is not enrolled (enrolled: {enrolled})")
+                raise UsageError(
+                    f"{self.path}: there is a threshold for {name!r}, which is not enrolled (enrolled: {enrolled})"
+                )
 
     def _id_of(self, db: sqlite3.Connection, name: str) -> int:
         row = db.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
@@ -458,5 +496,5 @@ class Gallery:
 def _binding(model: Model, kind: Kind | None) -> Binding:
     contract = model.contract
     if kind is not None and kind not in OF_KIND:
-        raise UsageError(f"the names of a gallery are of kind {' or '.join(OF_KIND)}, not {kind!r}")
+        raise UsageError(f"kind must be {' or '.join(OF_KIND)}, not {kind!r}")
     return Binding(contract.embedding_id, contract.embedding_dim, contract.name, kind or kind_of(contract))

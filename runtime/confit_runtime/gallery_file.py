@@ -1,4 +1,4 @@
-"""The SQLite file of a gallery, open: one connection, which one thread at a time holds."""
+"""A gallery's open SQLite file: one connection, held by one thread at a time."""
 
 from __future__ import annotations
 
@@ -20,41 +20,44 @@ from confit_runtime.search import erase_index, index_path
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0  # for another program's change
+PATIENCE_S = 5.0  # how long to wait for another program's change
 PRAGMAS = (
     *("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"),
-    *("trusted_schema = OFF", "cell_size_check = ON"),  # of a file that may be anybody's
+    *("trusted_schema = OFF", "cell_size_check = ON"),  # the file may come from an untrusted source
 )
 
-_OPEN: WeakSet[GalleryFile] = WeakSet()  # by this process, or before it was forked
+_OPEN: WeakSet[GalleryFile] = WeakSet()  # opened by this process, or before it was forked
 
 Written = tuple[int, int]  # when, in ns, and how many bytes
 Look = tuple[int, Written | None]
-Older = Literal["migrate", "copy", "either"]  # done with a file of an older schema; either: a copy, where it must be
+# what to do with a file of an older schema; either: migrate it, or a copy if it cannot be written
+Older = Literal["migrate", "copy", "either"]
 
 
 class GalleryFile:
     """A gallery's file, safe to use from any thread: each waits until no other is reading or changing it."""
 
     def __init__(self, path: Path, binding: Binding | None = None) -> None:
-        """Open a file; with a `binding` one that is blank, or not there, becomes a gallery of it. Raises GalleryError."""
+        """Open a file; with a `binding`, a blank or missing one becomes a gallery with it. Raises GalleryError."""
         self.path, self.lock = path, RLock()
         self._closed = self._forked = False
-        self._readers = 0  # of the thread that holds the lock, one within another
-        self.shrinks = False  # once the change is done that is being made
+        self._readers = 0  # nested readers in the thread that holds the lock
+        self.shrinks = False  # whether the file shrinks after the current change
         with reported(path):
             self._use(_open(path, binding, PATIENCE_S))
         _OPEN.add(self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self.path}: a Gallery is not passed to another process: pass its path and the model, and open it there"
+            f"{self.path}: a Gallery cannot be passed to another process: pass its path and the model, and open it"
+            " there"
         )
 
     def forked(self) -> None:
         """Leave the file to the process that this one was forked from.
 
-        SQLite's connections may not be used in two, nor closed; and who held the lock there is not here to release it.
+        SQLite connections may not be used or closed in two processes, and the thread that held the lock does not exist
+        here to release it.
         """
         self.lock, self._forked = RLock(), True
 
@@ -69,10 +72,10 @@ class GalleryFile:
             self._closed = True
 
     def check_open(self) -> None:
-        """Raise GalleryError once it is closed, and in a process that was forked since it was opened."""
+        """Raise GalleryError if the file is closed, or if this process was forked after it was opened."""
         if self._forked:
             raise GalleryError(
-                f"{self.path}: was opened before this process was forked from another: open the gallery here"
+                f"{self.path}: was opened before this process was forked: open the gallery again in this process"
             )
         if self._closed:
             raise GalleryError(f"{self.path}: was closed: open the gallery again")
@@ -84,7 +87,7 @@ class GalleryFile:
             self.check_open()
             with reported(self.path):
                 if not (self._readers or self._db.in_transaction):
-                    self._forget_what_was_written_over(patience_s)  # may take another connection
+                    self._forget_what_was_written_over(patience_s)  # may replace the connection
                 self._readers += 1
                 try:
                     yield self._db
@@ -92,11 +95,12 @@ class GalleryFile:
                     self._readers -= 1
 
     def _forget_what_was_written_over(self, patience_s: float) -> None:
-        """Let SQLite read the file itself when it was written.
+        """Make SQLite read the file again after it was written.
 
-        The pages that SQLite holds are good for as long as a count in the file stands; a copy that is restored in place may
-        have that count, too, and half of those pages would be written back into it. Of what is used in memory, for it could
-        not be migrated where it is, another copy is made; it stays as it is where the file is gone.
+        SQLite keeps pages for as long as a counter in the file stays the same. A backup restored in place may have the
+        same counter, and half of those pages would then be written back into it. If the gallery is used as a migrated
+        copy in memory, because the file could not be migrated, it is copied again; if the file is gone, the copy stays
+        as it is.
         """
         written = _written(self.path)
         if written == self._written:
@@ -108,14 +112,17 @@ class GalleryFile:
             self._replace(_open(self.path, None, patience_s, older="copy"))
 
     def _replace(self, opened: _Opened) -> None:
-        """Go on with another connection."""
+        """Continue with another connection."""
         self._db.close()
         self._use(opened)
         self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
 
     @contextmanager
     def hurried(self, seconds: float) -> Iterator[sqlite3.Connection]:
-        """`reading`, that waits so long for another program's change. Raises GalleryBusyError where that is too short."""
+        """Like `reading`, but wait only `seconds` for another program's change.
+
+        Raises GalleryBusyError if that is too short.
+        """
         with self.reading(seconds) as db:
             db.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
             try:
@@ -125,7 +132,7 @@ class GalleryFile:
 
     @contextmanager
     def moment(self) -> Iterator[sqlite3.Connection]:
-        """`reading`, all of it as it is at one moment. Raises GalleryError."""
+        """Like `reading`, with everything read from one moment. Raises GalleryError."""
         with self.reading() as db:
             if db.in_transaction:
                 yield db
@@ -136,7 +143,7 @@ class GalleryFile:
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is on the disk afterwards, or nothing. Within another it is a part of that.
+        """One transaction: afterwards all of it is on the disk, or nothing. Inside another one it is part of that.
 
         Raises GalleryError.
         """
@@ -146,7 +153,7 @@ class GalleryFile:
                 return
             self.check_stands()
             self.shrinks = False
-            if self._copied:  # there may be room by now, and it may be written; if not, that is said
+            if self._copied:  # there may be space by now, and write permission; if not, this reports it
                 self._replace(_open(self.path, None, PATIENCE_S, older="migrate"))
                 db = self._db
             with db:
@@ -157,57 +164,60 @@ class GalleryFile:
 
     @property
     def changing(self) -> bool:
-        """Whether this thread, which holds the lock, is within a `change` or a `moment`."""
+        """Whether this thread, which holds the lock, is inside a `change` or a `moment`."""
         return self._db.in_transaction
 
     def _shrink(self, db: sqlite3.Connection) -> None:
-        """Give back the room of what was removed, which is overwritten already."""
+        """Give back the disk space of removed prints, which are overwritten already."""
         try:
             with reported(self.path):
                 db.execute("VACUUM")
         except GalleryError as error:
             log.warning(
-                "%s: who was removed is forgotten, but the file could not be made smaller (is the disk full?)",
+                "%s: the removed name is forgotten, but the file could not be made smaller (is the disk full?)",
                 self.path,
             )
             log.debug("%s", error)
-            # nor is the beginning of a print in what SQLite moved as it was removed; this needs little room
+            # also remove the beginnings of prints from what SQLite moved; this needs little space
             with suppress(GalleryError), reported(self.path):
                 db.execute("REINDEX prints_by_beginning")
 
     @property
     def index_path(self) -> Path:
-        """Where its index is, if there is one."""
+        """The path of its index, if there is one."""
         return index_path(self.path)
 
     def erase_index_of_others(self, db: sqlite3.Connection) -> None:
-        """Erase an index where there are no prints: it is of those of a file that is gone. Raises GalleryError."""
+        """Erase the index if the gallery has no prints: it belongs to a file that is gone. Raises GalleryError."""
         if db.execute("SELECT 1 FROM prints WHERE negative = 0 LIMIT 1").fetchone() is None:
             self.erase_index(db)
 
     def erase_index(self, db: sqlite3.Connection) -> None:
-        """Erase the index, within a `change`. Raises GalleryError."""
+        """Erase the index, inside a `change`. Raises GalleryError."""
         erase_index(self.index_path)
         keep_index_digest(db, None)
 
     @property
     def stands(self) -> bool:
-        """Whether the file that is open is the one that stands at its path."""
+        """Whether the open file is the one at its path."""
         return _identity(self.path) == self._identity
 
     def check_stands(self) -> None:
-        """Raise GalleryError unless the file that is open is the one that stands at its path."""
+        """Raise GalleryError unless the open file is the one at its path."""
         if not self.stands:
             raise GalleryError(
                 f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
             )
 
     def look(self, db: sqlite3.Connection) -> Look:
-        """What each change by another program changes, also by one that knows nothing of SQLite; within a `moment`."""
+        """A value that every change by another program alters, even one that does not use SQLite; inside a `moment`."""
         return int(db.execute("PRAGMA data_version").fetchone()[0]), self._written
 
     def reopen(self, seconds: float) -> None:
-        """Go on with the file that stands at the path now. Waits so long for another program's change. Raises GalleryError."""
+        """Continue with the file that is now at the path. Waits `seconds` for another program's change.
+
+        Raises GalleryError.
+        """
         with self.lock, reported(self.path):
             self._replace(_open(self.path, None, seconds))
 
@@ -222,20 +232,23 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_there(path: Path) -> bool:
-    """Whether something stands at a path. Raises GalleryError where one may not look."""
+    """Whether something exists at a path. Raises GalleryError if access is denied."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError as error:
         raise GalleryError(
-            f"{path}: cannot be looked for ({error.strerror}): look at its name, and at the permissions of its folders"
+            f"{path}: cannot be looked up ({error.strerror}): check its name, and the permissions of its folders"
         ) from error
     return True
 
 
 def make_file(path: Path, binding: Binding) -> None:
-    """Make an empty gallery. Raises UsageError and GalleryError, which name the folder, for the file may be moved yet."""
+    """Make an empty gallery.
+
+    Raises UsageError and GalleryError, which name the folder, because the file may be moved later.
+    """
     check_folder(path.parent)
     with reported(path.parent), closing(_connect(path, create=True, writable=True, patience_s=PATIENCE_S)) as db:
         lay_out(path, db, binding)
@@ -244,13 +257,13 @@ def make_file(path: Path, binding: Binding) -> None:
 def check_folder(folder: Path) -> None:
     """Raise UsageError or GalleryError unless a gallery can be made in a folder."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder for a gallery")
+        raise UsageError(f"{folder}: no such folder: the gallery needs one that exists")
     if not os.access(folder, os.W_OK):
-        raise GalleryError(f"{folder}: the folder cannot be written: choose another one for the gallery")
+        raise GalleryError(f"{folder}: the folder is not writable: choose another one for the gallery")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file stands at a path, if one does."""
+    """The identity of the file at a path, or None."""
     try:
         stat = path.stat()
     except OSError:
@@ -259,7 +272,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _written(path: Path) -> Written | None:
-    """When what stands at a path was written last, if anything does."""
+    """When the file at a path was last written, and its size, or None."""
     try:
         stat = path.stat()
     except OSError:
@@ -269,19 +282,19 @@ def _written(path: Path) -> Written | None:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A connection to a gallery of today's schema, and what was known of the file before it was read."""
+    """A connection to a gallery of the current schema, and what was known of the file before it was read."""
 
     db: sqlite3.Connection
     identity: tuple[int, int] | None
     written: Written | None
-    copied: bool = False  # into memory, where it was migrated
+    copied: bool = False  # whether it is a migrated copy in memory
 
 
 def _open(path: Path, binding: Binding | None, patience_s: float, *, older: Older = "either") -> _Opened:
-    """Open a gallery; with a `binding` one that is blank, or not there, becomes one of it.
+    """Open a gallery; with a `binding`, a blank or missing one becomes a gallery with it.
 
-    One of an older schema is migrated; or a copy in memory is, where it cannot be written. Raises GalleryError, and SQLite's
-    errors.
+    A gallery of an older schema is migrated; if it cannot be written, a copy in memory is. Raises GalleryError, and
+    SQLite's errors.
     """
     identity, written = _identity(path), _written(path)
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
@@ -290,7 +303,7 @@ def _open(path: Path, binding: Binding | None, patience_s: float, *, older: Olde
         _set(db)
         if prepare(path, db, binding) or _migrates(path, db, older, writable):
             return _Opened(db, identity or _identity(path), written)
-        written = _written(path)  # a migration that failed may have written, and taken it back
+        written = _written(path)  # a failed migration may have written something and rolled it back
         with closing(db):
             return _Opened(_migrated_copy(path, db), identity, written, copied=True)
     except BaseException:
@@ -299,7 +312,7 @@ def _open(path: Path, binding: Binding | None, patience_s: float, *, older: Olde
 
 
 def _migrates(path: Path, db: sqlite3.Connection, older: Older, writable: bool) -> bool:
-    """Migrate a gallery in its file, if that is asked for and can be. Raises GalleryError, and SQLite's errors."""
+    """Migrate a gallery in its file, if this is requested and possible. Raises GalleryError, and SQLite's errors."""
     if older == "copy":
         return False
     try:
@@ -309,8 +322,8 @@ def _migrates(path: Path, db: sqlite3.Connection, older: Older, writable: bool) 
             raise
         if writable:
             log.warning(
-                "%s: is of an older version, and could not be brought up to this one (%s): is the disk full? Until it can be"
-                " written a copy in memory is used",
+                "%s: is from an older version and could not be migrated to this one (%s): is the disk full? Until"
+                " it can be written, a copy in memory is used",
                 path,
                 error,
             )
@@ -319,13 +332,14 @@ def _migrates(path: Path, db: sqlite3.Connection, older: Older, writable: bool) 
 
 
 def _migrated_copy(path: Path, db: sqlite3.Connection) -> sqlite3.Connection:
-    """A copy in memory, of today's schema, that cannot be changed. Raises GalleryError, and SQLite's errors."""
+    """A copy in memory, of the current schema, that cannot be changed. Raises GalleryError, and SQLite's errors."""
     copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     try:
         _set(copy)
         with db:
             db.execute("BEGIN")
-            db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # waits for who writes no longer than it may
+            # waits for a writer no longer than the time limit
+            db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             db.backup(copy)
         migrate(path, copy)
         copy.execute("PRAGMA query_only = ON")
@@ -342,9 +356,9 @@ def _set(db: sqlite3.Connection) -> None:
 
 def _connect(path: Path, *, create: bool, writable: bool, patience_s: float) -> sqlite3.Connection:
     if create and writable:
-        # what it refuses SQLite refuses too, and tells; of a file that is there it changes nothing
+        # SQLite refuses, and reports, what this call refuses; an existing file is not changed
         with suppress(OSError):
-            os.close(os.open(path.resolve(), os.O_CREAT | os.O_EXCL, OURS))  # whose mode SQLite's journal takes
+            os.close(os.open(path.resolve(), os.O_CREAT | os.O_EXCL, OURS))  # SQLite's journal takes its mode
     mode = "rw" if writable else "ro"
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",

@@ -1,9 +1,10 @@
-"""Bounds on rates and shares: exact ones for independent events, and ones for events that come in groups.
+"""Bounds on rates and shares: exact ones for independent events, and others for events that come in groups.
 
-There are two methods for groups. Differences of two on the same clips and rates over recordings are resampled by whole
-groups. But percentiles tell little where groups are few and nearly all clips are right: the voice that is not understood is
-then in none of them. Shares, which are accuracy and the other metrics of probes (`confit_edge.probes.metrics`) and false
-rejects, take the exact interval of an effective number of clips (Korn and Graubard 1998, `clustered_share_interval`).
+There are two methods for groups. Differences between two models on the same clips, and rates over recordings, are
+resampled by whole groups. Percentiles say little, however, if groups are few and nearly all clips are right: the voice
+that is misunderstood is then in none of them. Shares, that is accuracy and the other metrics of probes
+(`confit_edge.probes.metrics`) and false rejects, use the exact interval of an effective number of clips (Korn and
+Graubard 1998, `clustered_share_interval`).
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 DRAWS = 2000
-FEWEST_GROUPS = 5  # recordings that tell how unlike recordings are: of fewer, `calibrate` and `evaluate` say so
-# correlation of the clips of a group: with as little, intervals of 5 to 40 groups held 91 % of the time and more, mostly 95 %
-# and more, where the true one was anything from 0.05 to 0.3
+FEWEST_GROUPS = 5  # recordings needed to see how much recordings differ; with fewer, `calibrate` and `evaluate` say so
+# lowest correlation assumed among the clips of a group: with it, intervals of 5 to 40 groups held in at least 91 % of
+# cases, mostly in 95 % or more, for true correlations of 0.05 to 0.3
 LEAST_ALIKE = 0.05
 _TINY = 1e-300
 
 
 def poisson_upper(count: int, exposure: float, confidence: float = 0.95) -> float:
-    """The one-sided exact upper bound of a rate: `count` events in `exposure` hours give an infinite rate for 0 hours.
+    """The one-sided exact upper bound of a rate of `count` events in `exposure` hours; infinite for 0 hours.
 
-    Garwood 1936: the rate at which so few events would come with a probability of 1 - `confidence`. With no event it is
-    -ln(1 - confidence) / exposure, which is 3.0 / exposure at 95 %.
+    Garwood 1936: the rate at which so few events would occur with a probability of 1 - `confidence`. Without events it
+    is -ln(1 - confidence) / exposure, which is 3.0 / exposure at 95 %.
     """
     if exposure <= 0:
         return math.inf
@@ -35,7 +36,7 @@ def poisson_upper(count: int, exposure: float, confidence: float = 0.95) -> floa
 
 
 def poisson_interval(count: int, exposure: float, confidence: float = 0.95) -> tuple[float, float]:
-    """The two-sided exact interval of a rate, each side missing it with (1 - `confidence`) / 2."""
+    """The two-sided exact interval of a rate; each side misses the rate with a probability of (1 - `confidence`) / 2."""
     if exposure <= 0:
         return 0.0, math.inf
     one_sided = (1 + confidence) / 2
@@ -48,7 +49,7 @@ def poisson_interval(count: int, exposure: float, confidence: float = 0.95) -> t
 def share_interval(hits: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
     """The two-sided exact interval of a share (Clopper and Pearson 1934); (0, 1) for no trials.
 
-    Of counts that are no whole numbers, such as effective ones, it is that of the same beta distributions.
+    Counts need not be whole numbers, such as effective counts: the same beta distributions apply.
     """
     if trials <= 0:
         return 0.0, 1.0
@@ -61,7 +62,8 @@ def share_interval(hits: float, trials: float, confidence: float = 0.95) -> tupl
 def resampled_upper(counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64], confidence: float = 0.95) -> float:
     """The one-sided upper bound of a rate whose events come in clusters: `counts` and `hours` of each recording.
 
-    The quantile of the rate over draws of as many recordings, with replacement. It says nothing where there is no event.
+    It is the quantile of the rate over draws of as many recordings, with replacement. Without any event it says
+    nothing.
     """
     return float(np.quantile(_resampled(counts, hours), confidence)) if counts.any() else 0.0
 
@@ -69,7 +71,7 @@ def resampled_upper(counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64
 def resampled_interval(
     counts: npt.NDArray, amounts: npt.NDArray[np.float64], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The two-sided percentile interval of sum(counts) / sum(amounts), recordings resampled."""
+    """The two-sided percentile interval of sum(counts) / sum(amounts), resampling recordings."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(_resampled(counts, amounts), [tail, 1 - tail])
     return float(low), float(high)
@@ -82,7 +84,8 @@ def grouped_share_interval(
 ) -> tuple[float, float]:
     """The two-sided interval of the share of `hits` among clips that come in groups (speakers, recordings).
 
-    Of groups of one clip each it is `share_interval`. Of one group nothing is known but itself: it counts as one clip.
+    With one clip in each group it equals `share_interval`. A single group counts as one clip, because nothing is known
+    of others.
     """
     right = np.asarray(hits, np.float64)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -100,12 +103,14 @@ def grouped_share_interval(
 def clustered_share_interval(
     share: float, variance: float, sizes: npt.NDArray, confidence: float = 0.95, *, worth: float | None = None
 ) -> tuple[float, float]:
-    """The two-sided interval of a share 0..1, or of a metric like one, with its `variance` over groups of `sizes [groups]` clips.
+    """The two-sided interval of a share 0..1, or of a similar metric, with its `variance` over groups of `sizes
+    [groups]` clips.
 
-    The exact one of an effective number of clips (Korn and Graubard 1998): their number over the design effect, which is how
-    much more the share varies than of independent clips, and over the widening that Student's t has for so few groups. Few
-    misses tell little of how unlike groups are, so that their clips count as correlated by `LEAST_ALIKE` at the least.
-    A metric to which some clips matter more than others is `worth` fewer clips than there are (`worth_of_classes`).
+    It is the exact interval of an effective number of clips (Korn and Graubard 1998): the number of clips, divided by
+    the design effect (how much more the share varies than with independent clips) and by the widening of Student's t
+    for so few groups. A few misses say little about how much groups differ, so clips of a group count as correlated by
+    at least `LEAST_ALIKE`. For a metric that weights some clips more than others, `worth` is the smaller number of
+    clips that it is worth (`worth_of_classes`).
     """
     clips, count = float(sizes.sum()), len(sizes)
     worth = clips if worth is None else worth
@@ -127,20 +132,24 @@ def _resampled(counts: npt.NDArray, amounts: npt.NDArray) -> npt.NDArray[np.floa
 
 @lru_cache(maxsize=8)
 def drawn(count: int, draws: int, seed: int | tuple[int, ...] = 0) -> npt.NDArray[np.float64]:
-    """How often each of `count` things is in each draw of as many, `[draws, count]`: the same at every call of a seed."""
+    """How often each of `count` items is in each draw of as many, `[draws, count]`; the same at every call with a
+    seed.
+    """
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
 
 
 @lru_cache(maxsize=4096)
 def _poisson_mean(count: int, share: float) -> float:
-    """The mean at which there are at most `count` events with a probability of `share`. A curve asks of few counts, often."""
+    """The mean at which at most `count` events occur with a probability of `share`. Cached: a curve asks for few
+    counts, often.
+    """
     top = count + 10.0 * math.sqrt(count + 1) - math.log(share) + 10.0
     return _falling_root(lambda mean: _poisson_cdf(count, mean), share, 0.0, top)
 
 
 def _poisson_cdf(count: int, mean: float) -> float:
-    """The probability of at most `count` events: the sum of the terms from the last down to where they are nothing."""
+    """The probability of at most `count` events: the terms summed from the last one down until they vanish."""
     terms = min(count, 80 + int(20 * math.sqrt(count)))
     if mean <= 0 or (terms < count and mean < count - terms / 2):  # ten standard deviations away
         return 1.0
@@ -155,7 +164,7 @@ def _beta_quantile(share: float, a: float, b: float) -> float:
 
 @lru_cache(maxsize=64)
 def _student_quantile(share: float, freedom: float) -> float:
-    """Of Student's t with so many degrees of freedom, for a `share` above a half."""
+    """The quantile of Student's t with `freedom` degrees of freedom, for a `share` above one half."""
 
     def above(t: float) -> float:
         return 0.5 * _beta_cdf(freedom / (freedom + t * t), freedom / 2, 0.5)

@@ -1,4 +1,4 @@
-"""Who an embedding is: the nearest prints, open-set thresholds that a name's own prints move, and vetoes."""
+"""Who an embedding belongs to: the nearest prints, open-set thresholds adjusted by a name's own prints, and vetoes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,35 @@ from confit_runtime.errors import UsageError
 from confit_runtime.names import known_names, plain
 from confit_runtime.search import ExactSearch, Search
 
-NEAREST = 3  # prints of a name, and sounds of the cohort, that a score is made of
-NEIGHBOURS = 64  # nearest prints of all: the names they belong to are scored
+NEAREST = 3  # prints of a name, and sounds of the cohort, that make up a score
+NEIGHBOURS = 64  # nearest prints overall; the names that own them are scored
 DEFAULT_THRESHOLD, DEFAULT_MARGIN = 0.6, 0.03
-PRIOR_PRINTS = 4.5  # prints of a name that weigh as much as what the model says of names in general
+PRIOR_PRINTS = 4.5  # number of prints of a name that weigh as much as what the model says of names in general
 LOWEST_SHIFT, HIGHEST_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
-UNIT_WITHIN = 1e-6  # of 1: a length that rounding alone keeps from it
-ROUNDING = 1e-6  # of a cosine: a clip that is both a print and a negative one is refused, whatever its last digit
-OWN_PRINTS = 64  # of a name, the newest, that tell how alike its prints are
+UNIT_WITHIN = 1e-6  # a length this close to 1 differs from it by rounding only
+ROUNDING = 1e-6  # of a cosine: refuse a clip that is both a print and a negative one, whatever its last digit
+OWN_PRINTS = 64  # of a name, the newest, from which the similarity of its prints is computed
 
 Reason = Literal["nobody", "too low", "negative", "stranger", "other", "too close"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """The answer to "who is this?". `name` is None when nobody enrolled is near enough, or two are equally near.
+    """The answer to "who is this?". `name` is None if no enrolled name is near enough, or two are equally near.
 
-    `reason` tells which rule said so, the first of these: "nobody" is enrolled, the score is "too low", a "negative" print
-    of the name is nearer, a "stranger" of the cohort is, an "other" name is (when one name was asked for), or two names are
-    "too close". It is None where `name` is not.
+    `reason` says which rule made the answer unknown; it is None if `name` is not. The rules, in the order in which
+    they apply:
 
-    `nearest` is the name that scores best, whatever the answer. `score` is its similarity, -1..1 (0 in an empty gallery),
-    or that of the name that was asked for, and `threshold` the one it needed; `runner_up` is the next name. All are given
-    even when the answer is unknown. `margin` is what lies between the two scores, None without a runner-up.
+    - "nobody": nobody is enrolled.
+    - "too low": the score is below the threshold.
+    - "negative": a negative print of the name is nearer.
+    - "stranger": a sound of the cohort is nearer.
+    - "other": another name is nearer (only if one name was asked for).
+    - "too close": two names are too close to each other.
+
+    The other fields are set even if the answer is unknown. `nearest` is the name with the best score. `score` is its
+    similarity, -1..1 (0 in an empty gallery), or that of the name that was asked for; `threshold` is what it needed.
+    `runner_up` is the next name, and `margin` the difference between the two scores, None without a runner-up.
     """
 
     name: str | None
@@ -54,11 +60,11 @@ class Match:
 
 @dataclass(frozen=True)
 class Levels:
-    """When a match is one, from a model's calibration.
+    """The similarity levels at which a match counts, from a model's calibration.
 
-    `threshold` is the similarity that one stranger in a hundred reaches, `genuine` how alike the prints of one name
-    were where that was measured (each against the others); None where `threshold` was given by hand. `own` are thresholds
-    given by hand for single names.
+    `threshold` is the similarity that one stranger in a hundred reaches. `genuine` is how similar the prints of one
+    name were in that measurement (each against the others); None if `threshold` was given by hand. `own` holds
+    thresholds given by hand for single names.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -70,15 +76,15 @@ class Levels:
     def of(
         cls, contract: Contract, threshold: float | None, margin: float | None, own: Mapping[str, float] | None = None
     ) -> Levels:
-        """The model's levels, with what was given by hand instead.
+        """The model's levels, replaced by those given by hand.
 
-        Raises UsageError on a threshold that is no similarity and on a margin that is none between two of them.
+        Raises UsageError for a threshold or a margin outside its range.
         """
         for given in [*([] if threshold is None else [threshold]), *(own or {}).values()]:
             if not (isinstance(given, Real) and -1.0 <= given <= 1.0):
-                raise UsageError(f"the threshold of a name is a similarity between -1 and 1, not {given!r}")
+                raise UsageError(f"the threshold of a name must be a similarity from -1 to 1, not {given!r}")
         if margin is not None and not (isinstance(margin, Real) and 0.0 <= margin <= 2.0):
-            raise UsageError(f"the margin between two similarities is from 0 to 2, not {margin!r}")
+            raise UsageError(f"the margin between two similarities must be from 0 to 2, not {margin!r}")
         found = contract.calibration.get("enroll", {})
         levels = {key: found[key] for key in ("threshold", "margin", "genuine") if key in found}
         if threshold is not None:
@@ -90,13 +96,15 @@ class Matcher:
     """The prints of a gallery at one moment: immutable, safe to share between threads.
 
     A name's score is the cosine between the embedding and the centroid of the name's three nearest prints, weighted by
-    their similarity; names are scored that own one of the 64 nearest prints (or of more, where those are all of one name).
-    The answer is unknown when the best score is below its threshold, or within `margin` of the next name's, or no better
-    than the mean cosine of the three nearest sounds of the `cohort`, or than that of a negative print of the name.
+    their similarity. A name is scored if it owns one of the 64 nearest prints (or of more, if those all belong to one
+    name). The answer is unknown if the best score is below its threshold, within `margin` of the next name's, no
+    better than the mean cosine of the three nearest sounds of the `cohort`, or no better than that of a negative print
+    of the name.
 
-    A threshold is the model's, moved by how alike the name's own prints are (each against the others) compared with what
-    the model was calibrated on, and shrunk: `p` prints weigh `p / (p + 4.5)`. Prints that agree less, as from a far
-    microphone, need less. (Adaptive normalisation by the cohort, AS-norm, was tried instead and lost: docs/enrollment.md.)
+    A name's threshold is the model's, shifted by how similar the name's own prints are (each against the others)
+    compared with those the model was calibrated on. The shift is shrunk: `p` prints weigh `p / (p + 4.5)`. Prints that
+    agree less, for example from a far microphone, need less. (Adaptive normalisation by the cohort, AS-norm, was tried
+    instead and was worse: docs/enrollment.md.)
     """
 
     def __init__(
@@ -113,7 +121,8 @@ class Matcher:
     ) -> None:
         """`prints [n, dim]` belong to `names[owners[n]]`, `owners` ascending; `cohort [m, dim]` may be empty.
 
-        The negative prints `vetoes [v, dim]` belong to `names[vetoed[v]]`, ascending too. A name may have only those.
+        The negative prints `vetoes [v, dim]` belong to `names[vetoed[v]]`, also ascending. A name may have negative
+        prints only.
         """
         self.names, self.levels = tuple(names), levels
         self._prints, self._cohort = np.ascontiguousarray(prints), unit(cohort)
@@ -124,7 +133,7 @@ class Matcher:
         self._enrolled = int(np.count_nonzero(np.diff(self._starts)))
         self._vetoes = np.zeros((0, prints.shape[1]), np.float32) if vetoes is None else np.ascontiguousarray(vetoes)
         self._veto_starts = np.searchsorted(np.asarray(vetoed, np.int64), places)
-        self._shifts: dict[int, float] = {}  # of thresholds, filled as names are asked for
+        self._shifts: dict[int, float] = {}  # of thresholds, computed when a name is asked for
 
     @property
     def enrolled(self) -> list[str]:
@@ -142,7 +151,7 @@ class Matcher:
         return len(self._vetoes) > 0
 
     def match(self, embedding: npt.ArrayLike) -> Match:
-        """Who an embedding `[dim]` is nearest to. Raises UsageError on another shape, and on NaN or infinity."""
+        """Return the name that an embedding `[dim]` matches. Raises UsageError for another shape, NaN or infinity."""
         query = self._query(embedding)
         ranking = self._ranking(query)
         if not ranking:
@@ -150,10 +159,10 @@ class Matcher:
         return self._answer(query, ranking[0], ranking[1] if len(ranking) > 1 else None, self.levels.margin)
 
     def verify(self, name: str, embedding: npt.ArrayLike) -> Match:
-        """Whether an embedding `[dim]` is `name`: the answer's `name` is that or None, `score` is of that name.
+        """Whether an embedding `[dim]` is `name`: the answer's `name` is that or None, `score` is that name's.
 
-        Nobody else who is enrolled may be nearer, by however little: no margin is asked. Raises UsageError when nobody is
-        enrolled as `name`, and on what `match` refuses.
+        No other enrolled name may be nearer, but no margin is required. Raises UsageError if `name` is not enrolled,
+        and for what `match` refuses.
         """
         query, name = self._query(embedding), plain(name)
         if name not in (enrolled := self.enrolled):
@@ -163,10 +172,10 @@ class Matcher:
         return self._answer(query, (self._score(claimed, query), claimed), others[0] if others else None, 0.0)
 
     def vetoes(self, label: str, embedding: npt.ArrayLike) -> bool:
-        """Whether an embedding `[dim]` of a sound that was taken for `label` is one that was enrolled as negative of it.
+        """Whether an embedding `[dim]` of a sound detected as `label` matches a negative print of that label.
 
-        It is when it is as near to such a print as a match must be, and nearer than to the sounds of the cohort.
-        Raises UsageError on what `match` refuses.
+        It does if it is as near to such a print as a match must be, and nearer than to the sounds of the cohort.
+        Raises UsageError for what `match` refuses.
         """
         query, label = self._query(embedding), plain(label)
         if label not in self.names:
@@ -177,11 +186,9 @@ class Matcher:
     def _query(self, embedding: npt.ArrayLike) -> Floats:
         query = floats(embedding, f"an embedding [{self._prints.shape[1]}]")
         if query.shape != self._prints.shape[1:]:
-            raise UsageError(f"an embedding here is [{self._prints.shape[1]}], got {list(query.shape)}")
+            raise UsageError(f"an embedding must have the shape [{self._prints.shape[1]}], got {list(query.shape)}")
         if not np.isfinite(query).all():
-            raise UsageError(
-                "an embedding to be matched holds NaN or infinite values: is its model or its sound at fault?"
-            )
+            raise UsageError("the embedding to match contains NaN or infinite values: check its model and its sound")
         return unit(query)
 
     def _answer(
@@ -202,7 +209,7 @@ class Matcher:
     def _reason(
         self, query: Floats, best: tuple[float, int], threshold: float, margin: float | None, least_margin: float
     ) -> Reason | None:
-        """Which rule says that the answer is unknown, if one does."""
+        """The rule that makes the answer unknown, if any."""
         score, place = best
         if not score >= threshold:
             return "too low"
@@ -215,12 +222,14 @@ class Matcher:
         return "too close" if margin is not None and margin < least_margin else None
 
     def _ranking(self, query: Floats) -> list[tuple[float, int]]:
-        """The two best scores, with the places of their names."""
+        """The two best scores, with the indices of their names."""
         ranking = sorted(((self._score(place, query), -place) for place in self._near(query)), reverse=True)
         return [(score, -place) for score, place in ranking[:2]]
 
     def _near(self, query: Floats) -> list[int]:
-        """The places of the names that own the nearest prints: two, where there are two, for the margin is to the next."""
+        """The indices of the names that own the nearest prints: at least two, if there are two, because the margin
+        needs the next.
+        """
         count = NEIGHBOURS
         while True:
             owners = np.unique(self._owners[self._search.nearest(query, count)])
@@ -253,12 +262,15 @@ class Matcher:
         if end == start:
             return -math.inf
         prints = self._vetoes[start:end]
-        # of a clip of several sounds the query is their mean, and each of its prints one of them: as a name is scored, too
+        # the query of a clip with several sounds is their mean, and each of its prints one of them: also compare as for
+        # a name
         return max(float((prints @ query).max()), print_score(prints, query))
 
 
 def unit(rows: Floats) -> Floats:
-    """Rows `[..., dim]` scaled to length 1. What has that length already stays bit for bit, or copies of it would differ."""
+    """Rows `[..., dim]` scaled to length 1. Rows that already have that length stay bit for bit, so that copies stay
+    equal.
+    """
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     lengths = np.where(np.abs(lengths - 1.0) < UNIT_WITHIN, 1.0, np.maximum(lengths, 1e-12))
     return (rows / lengths).astype(np.float32)
@@ -276,5 +288,5 @@ def print_score(prints: Floats, query: Floats) -> float:
 
 
 def likeness(prints: Floats) -> float:
-    """How alike prints `[n >= 2, dim]` are: the mean score of each against the others."""
+    """How similar prints `[n >= 2, dim]` are: the mean score of each against the others."""
     return float(np.mean([print_score(np.delete(prints, at, axis=0), prints[at]) for at in range(len(prints))]))

@@ -1,4 +1,4 @@
-"""Prints as they stand in a gallery's file, and as they are read from one that may hold anything."""
+"""Prints as stored in a gallery's file, and checked reading of a file that may contain anything."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from confit_runtime.matcher import unit
 from confit_runtime.migrations import damaged
 
 ROWS_AT_ONCE = 20_000
-ASKED_AT_ONCE = 400  # prints that one statement asks for, by two values; SQLite takes 999 at the least
-LENGTH_WITHIN = 1e-4  # of 1, of a print that is not damaged: float32 keeps it a hundred times nearer
+ASKED_AT_ONCE = 400  # prints requested by one statement, by two values each; SQLite accepts at least 999
+LENGTH_WITHIN = 1e-4  # of 1: an undamaged print's length; float32 keeps it a hundred times closer
 
 
 @dataclass(frozen=True)
 class Print:
     """One enrolled sound: its embedding `[dim]` of length 1, and where it came from.
 
-    `negative` prints are of a sound that was taken for the name and is not it. `audio` is the sound itself as FLAC,
-    where it was kept.
+    A `negative` print is of a sound that was mistaken for the name. `audio` is the sound itself as FLAC, if it was
+    kept.
     """
 
     embedding: Floats
@@ -36,7 +36,7 @@ class Print:
 
     @property
     def blob(self) -> bytes:
-        """The embedding as it stands in the file."""
+        """The embedding as stored in the file."""
         return self.embedding.astype("<f4").tobytes()
 
 
@@ -50,7 +50,7 @@ class Counts(NamedTuple):
 def checked(
     name: str, embeddings: npt.ArrayLike, dim: int, sources: Sequence[str | Path], audio: Sequence[bytes] | None
 ) -> Floats:
-    """The embeddings `[n, dim]` (n >= 1) that `name` is enrolled with. Raises UsageError on what are none."""
+    """The embeddings `[n, dim]` (n >= 1) to enroll for `name`. Raises UsageError if they are invalid."""
     rows = checked_rows(name, embeddings, dim)
     if len(sources) != len(rows) or len(audio or sources) != len(rows):
         raise UsageError(f"{len(rows)} embeddings to enroll, but {len(sources)} sources")
@@ -58,10 +58,10 @@ def checked(
 
 
 def checked_rows(name: str, embeddings: npt.ArrayLike, dim: int) -> Floats:
-    """Embeddings `[n, dim]` (n >= 1) of `name`. Raises UsageError on what are none."""
+    """Embeddings `[n, dim]` (n >= 1) of `name`. Raises UsageError if they are invalid."""
     rows = floats(embeddings, f"embeddings [n, {dim}]")
     if rows.ndim != 2 or rows.shape[1] != dim or len(rows) == 0:
-        raise UsageError(f"embeddings to enroll are [n, {dim}], got {list(rows.shape)}")
+        raise UsageError(f"embeddings to enroll must have the shape [n, {dim}], got {list(rows.shape)}")
     lengths = np.linalg.norm(rows, axis=1)
     if not (np.isfinite(lengths).all() and (lengths > 0.0).all()):
         raise UsageError(f"an embedding of {name!r} is zero, NaN or infinite")
@@ -69,37 +69,39 @@ def checked_rows(name: str, embeddings: npt.ArrayLike, dim: int) -> Floats:
 
 
 def to_blobs(embeddings: Floats) -> list[bytes]:
-    """Embeddings `[n, dim]` as they stand in the file: of length 1, little-endian float32."""
+    """Embeddings `[n, dim]` as stored in the file: of length 1, little-endian float32."""
     return [row.tobytes() for row in unit(embeddings).astype("<f4")]
 
 
 def from_blobs(path: Path, blobs: Sequence[object], dim: int) -> Floats:
-    """Embeddings `[n, dim]` from the bytes in the file. Raises GalleryError on what is no embedding of ours."""
+    """Embeddings `[n, dim]` from the bytes in the file. Raises GalleryError for invalid ones."""
     if any(not isinstance(blob, bytes) or len(blob) != 4 * dim for blob in blobs):
         raise damaged(path)
     embeddings = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dim)  # type: ignore[arg-type]
-    # large numbers would overflow as they are squared
+    # large numbers would overflow when squared
     if not (np.abs(embeddings) <= 1.01).all() or not (np.abs(_squares(embeddings) - 1.0) <= 2.0 * LENGTH_WITHIN).all():
         raise damaged(path)
     return embeddings.astype(np.float32, copy=False)
 
 
 def _squares(rows: Floats) -> Floats:
-    """The square of each row's length, without a second table of the rows."""
+    """The square of each row's length, without a second copy of the rows."""
     squares: Floats = np.einsum("nd,nd->n", rows, rows)
     return squares
 
 
 @dataclass(frozen=True)
 class Held:
-    """The prints of one sign as they were read, in order of name: ids `[n]`, those of their names, and embeddings `[n, dim]`."""
+    """The prints of one sign as they were read, ordered by name: ids `[n]`, their names' ids, and embeddings `[n,
+    dim]`.
+    """
 
     ids: Places
     owners: Places
     prints: Floats
 
     def find(self, ids: Places, owners: Places, beginnings: Floats) -> tuple[Places, Bools]:
-        """Where prints of a file are among these, and which are: an id may have been given to another print meanwhile."""
+        """Where a file's prints are among these, and which are: an id may have been given to another print meanwhile."""
         if not len(self.ids):
             return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
         order = np.argsort(self.ids)
@@ -109,7 +111,7 @@ class Held:
 
 
 class Listed(NamedTuple):
-    """Which prints a file holds: their ids `[n]`, those of their names, their signs, and the numbers that they begin with."""
+    """Which prints a file holds: their ids `[n]`, their names' ids, their signs, and their first numbers."""
 
     ids: Places
     owners: Places
@@ -118,7 +120,7 @@ class Listed(NamedTuple):
 
 
 def list_prints(path: Path, db: sqlite3.Connection, dim: int) -> Listed:
-    """All prints, in no order; as a text, for a hundred thousand rows take longer. Raises GalleryError."""
+    """All prints, in no order. Fetched as text, because a hundred thousand rows take longer. Raises GalleryError."""
     row = db.execute(
         "SELECT group_concat(id, ' '), group_concat(CAST(name_id AS INTEGER), ' '),"
         " group_concat(CAST(negative AS INTEGER), ' '), group_concat(hex(substr(embedding, 1, 8)), '') FROM prints"
@@ -134,9 +136,9 @@ def list_prints(path: Path, db: sqlite3.Connection, dim: int) -> Listed:
 def read_again(
     path: Path, db: sqlite3.Connection, dim: int, listed: Listed, before: Held, *, negative: bool
 ) -> tuple[Held, Places]:
-    """The prints of a sign as they are now, and where each was `before`, -1 of a new one: only those are read.
+    """The current prints of a sign, and the index of each in `before`, or -1 for a new one; only new ones are read.
 
-    Raises GalleryError on contents that make no sense.
+    Raises GalleryError for invalid contents.
     """
     rows = np.flatnonzero(listed.negative == int(negative))
     rows = rows[np.lexsort((listed.ids[rows], listed.owners[rows]))]
@@ -161,7 +163,7 @@ def _read_some(path: Path, db: sqlite3.Connection, dim: int, ids: Places) -> Flo
 
 
 def read_prints(path: Path, db: sqlite3.Connection, dim: int, *, negative: bool) -> Held:
-    """All prints of a sign. Raises GalleryError on contents that make no sense."""
+    """All prints of a sign. Raises GalleryError for invalid contents."""
     found = db.execute(
         "SELECT id, name_id, embedding FROM prints WHERE negative = ? ORDER BY name_id, id", (int(negative),)
     )
@@ -176,7 +178,7 @@ def read_prints(path: Path, db: sqlite3.Connection, dim: int, *, negative: bool)
 
 
 def places_among(path: Path, names: Sequence[int], owners: Places) -> Places:
-    """The places of prints' names among `names`, ids that ascend. Raises GalleryError on a print of no name."""
+    """The indices of the prints' names among `names`, ascending ids. Raises GalleryError for a print without a name."""
     ids = np.array(names, np.int64)
     places = np.searchsorted(ids, owners)
     if len(owners) and (not len(ids) or (ids[np.minimum(places, len(ids) - 1)] != owners).any()):
@@ -185,7 +187,7 @@ def places_among(path: Path, names: Sequence[int], owners: Places) -> Places:
 
 
 def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> dict[str, Counts]:
-    """How many prints each name has, in order of name, or one alone. Raises GalleryError on contents that make no sense."""
+    """How many prints each name has, sorted by name, or only one name. Raises GalleryError for invalid contents."""
     rows = db.execute(
         "SELECT name, SUM(negative = 0), SUM(negative = 1) FROM prints JOIN names ON name_id = names.id"
         f"{'' if name is None else ' WHERE name = ?'} GROUP BY name ORDER BY name",
@@ -197,7 +199,7 @@ def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> 
 
 
 def read_holders(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
-    """Of each of these prints the names that have it."""
+    """For each of these prints, the names that have it."""
     found: dict[bytes, set[str]] = {blob: set() for blob in blobs}
     asked = list(found)
     for start in range(0, len(asked), ASKED_AT_ONCE):
@@ -206,7 +208,7 @@ def read_holders(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, 
         rows = db.execute(
             "SELECT name, embedding FROM prints JOIN names ON name_id = names.id"
             f" WHERE negative = 0 AND substr(embedding, 1, 8) IN ({these}) AND embedding IN ({these})",
-            [*(blob[:8] for blob in some), *some],  # by an index on the beginnings
+            [*(blob[:8] for blob in some), *some],  # uses the index on the beginnings
         )
         for name, blob in rows:
             found[blob].add(name)
@@ -214,21 +216,21 @@ def read_holders(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, 
 
 
 def read_indexed(path: Path, db: sqlite3.Connection, dim: int) -> tuple[Places, Floats]:
-    """What an index is made of: ids `[n]` and embeddings `[n, dim]`. Raises GalleryError on contents that make no sense."""
+    """The contents of an index: ids `[n]` and embeddings `[n, dim]`. Raises GalleryError for invalid contents."""
     held = read_prints(path, db, dim, negative=False)
     places_among(path, [name_id for (name_id,) in db.execute("SELECT id FROM names ORDER BY id")], held.owners)
     return held.ids, held.prints
 
 
 def holds(ids: Places, prints: Floats, some: Places, those: Floats) -> bool:
-    """Whether all of `some` ids are among `ids`, with `those` prints."""
+    """Whether all of the ids `some` are among `ids`, with the prints `those`."""
     order = np.argsort(ids)
     at = order[np.searchsorted(ids[order], some[np.isin(some, ids)])]
     return len(at) == len(some) and np.array_equal(prints[at], those)
 
 
 def new_places(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
-    """The places of the prints that are neither among `known` nor a copy of one before them."""
+    """The indices of the prints that are neither in `known` nor a copy of an earlier one."""
     seen, places = set(known), []
     for at, blob in enumerate(blobs):
         if blob not in seen:
