@@ -1,12 +1,13 @@
-"""Thresholds that keep a promise: an upper bound of the false accepts an hour of the whole model, from hours without its words.
+"""Thresholds that keep a promise: an upper bound on the whole model's false accepts per hour, from hours without its
+words.
 
-The thresholds and the promise come from the same recordings, so the promise is made for more than it looks at. Every
-label has a level of its own, the one that only a few of its false accepts reached, and one margin is common to all: the
-threshold of a label is its level raised (or lowered) by the margin. A recording's false accepts are counted with the levels
-that the *other* recordings give. Levels only rise with more recordings, so the thresholds in the end, which stand on all
-of them, fire no oftener than those that were counted. The margin is lowered from the top until the bound meets the target
-no more: tests in an order that was fixed before, so that trying many costs nothing (fixed-sequence testing, as in
-Angelopoulos et al. 2021, Learn then Test).
+Thresholds and promise come from the same recordings, so the promise has to allow for that. Every label has its own
+level, the one that only a few of its false accepts reached, and all labels share one margin: a label's threshold is
+its level raised (or lowered) by the margin. A recording's false accepts are counted with the levels that the *other*
+recordings give. Levels only rise with more recordings, so the final thresholds, which use all of them, fire no more
+often than those that were counted. The margin is lowered from the top until the bound no longer meets the target.
+These are tests in an order fixed beforehand, so trying many costs nothing (fixed-sequence testing, as in Angelopoulos
+et al. 2021, Learn then Test).
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from confit_runtime.recordings import Recording
 
 Ints = npt.NDArray[np.int64]
 
-MOST_TOLD = 3  # of the false accepts that set the margin
+MOST_TOLD = 3  # of the false accepts that set the margin, how many are reported
 NEVER = 1.01  # a level that no score reaches
 STEP = 0.05  # of levels, in log odds: scores crowd near 1
-# from 0.05: a score is a probability times how typical the sound is, and a label must lead all others anyway
+# from 0.05: a score is a probability times the typicality of the sound, and a label must lead all others anyway
 LEVELS = np.append(1 / (1 + np.exp(-np.arange(-3.0, 13.8, STEP))), NEVER)
-HALF = round(3.0 / STEP)  # the place of 0.5
+HALF = round(3.0 / STEP)  # the index of 0.5
 RELEASE = 0.6  # `off` as a share of `on`
-REACHED_BY = 4  # false accepts that may lie above a label's own level: the very highest says little of the others
+REACHED_BY = 4  # false accepts that may exceed a label's own level: the very highest says little about the others
 
 
 @dataclass(frozen=True)
 class Counts:
-    """False accepts `[labels, recordings, levels]` of each label on its own at each level, and `hours [recordings]`."""
+    """False accepts `[labels, recordings, levels]` of each label alone at each level, and `hours [recordings]`."""
 
     events: Ints
     hours: npt.NDArray[np.float64]
@@ -47,12 +48,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Levels, as places in `LEVELS`, and what was promised of them.
+    """Chosen levels, as indices into `LEVELS`, and what is promised for them.
 
-    `own [labels]` is each label's level, `margin` the places that all are raised by, `bound` the upper bound of false
-    accepts an hour and `held_out` the false accepts `[recordings]` it stands on. `met` tells whether the bound is at most
-    the target; where it is not, the thresholds are those at which none was held out, and `more_hours` are missing.
-    No label is brought below its threshold of `lowest [labels]`: fewer false accepts than promised.
+    `own [labels]` is each label's level, `margin` the steps by which all are raised, `bound` the upper bound of false
+    accepts per hour, and `held_out` the false accepts `[recordings]` it is based on. `met` says whether the bound is
+    at most the target; if not, the thresholds are those with no held-out false accept, and `more_hours` are missing.
+    No label goes below its threshold in `lowest [labels]`, which means fewer false accepts than promised.
     """
 
     own: Ints
@@ -65,7 +66,7 @@ class Chosen:
 
     @property
     def levels(self) -> Ints:
-        """The places at the thresholds, or next below them."""
+        """The indices at the thresholds, or next below them."""
         places: Ints = np.searchsorted(LEVELS, self.thresholds, side="right") - 1
         return places
 
@@ -78,9 +79,9 @@ class Chosen:
 def count_false_accepts(
     contract: Contract, recordings: Sequence[Recording], tell: Callable[[float], None] = lambda seconds: None
 ) -> Counts:
-    """What every label would fire at every level, in recordings that hold none of them.
+    """Count what every label would fire at every level, in recordings that contain none of them.
 
-    `tell(seconds)` is called as it goes on, with how much of the recordings has been counted.
+    `tell(seconds)` is called during the work with the seconds of recordings counted so far.
     """
     events = np.zeros((len(contract.labels), len(recordings), len(LEVELS)), np.int64)
     labels, done = may_fire(contract), 0.0
@@ -91,13 +92,13 @@ def count_false_accepts(
                 events[label, place] += _events_by_level(contract, label, firing[:, label], smooth[:, label])
         done += recording.seconds
         tell(done)
-    # hysteresis may let a lower level fire less often (it is armed again later): the more careful count
+    # with hysteresis a lower level may fire less often (it is armed again later): use the more cautious count
     careful = np.maximum.accumulate(events[:, :, ::-1], axis=2)[:, :, ::-1]
     return Counts(careful, np.array([recording.seconds / 3600 for recording in recordings]))
 
 
 def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
-    """The lowest levels whose bound meets `target` false accepts an hour, with that confidence.
+    """The lowest levels whose bound meets `target` false accepts per hour with the given confidence.
 
     The bound is the larger of the exact one for independent events and the one that resamples recordings.
     """
@@ -115,10 +116,10 @@ def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
         exact = poisson_upper(int(found.sum()), whole, confidence)
         return max(exact, resampled_upper(found, hours, confidence))
 
-    highest = len(LEVELS) - 1  # a margin by which nothing ever fires
+    highest = len(LEVELS) - 1  # a margin at which nothing ever fires
     met = bound(highest) <= target
     limit = target if met else bound(highest)
-    low, high = -len(LEVELS), highest  # bounds rise as the margin falls: the lowest that keeps the limit
+    low, high = -len(LEVELS), highest  # bounds rise as the margin falls: find the lowest margin within the limit
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if bound(middle) <= limit else (middle, high)
@@ -129,7 +130,7 @@ def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
 def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
     """The highest level at which each label would fire at each row, and the smoothed scores, `[rows, labels]` each.
 
-    A label that does not lead (in a single-label model) fires at no level: minus infinity.
+    In a single-label model, a label that does not lead fires at no level: minus infinity.
     """
     smooth = np.stack([_moving_mean(column, contract.smoothing_hops) for column in rows.T], axis=1)
     firing = np.full_like(smooth, -np.inf)
@@ -142,7 +143,9 @@ def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
 
 
 def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
-    """Contract thresholds at levels `on [labels]`: a label keeps its refractory time, and one that cannot fire all."""
+    """Contract thresholds at levels `on [labels]`. A label keeps its refractory time; one that cannot fire stays
+    unchanged.
+    """
     levels = dict(contract.thresholds)
     for place in may_fire(contract):
         label, level = contract.labels[place], float(on[place])
@@ -152,7 +155,7 @@ def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dic
 
 @dataclass(frozen=True)
 class Positive:
-    """A clip that holds `label`: the highest level at which it fires for it, and what else fires at the thresholds."""
+    """A clip that contains `label`: the highest level at which that fires, and what else fires at the thresholds."""
 
     label: str
     group: str
@@ -161,9 +164,9 @@ class Positive:
 
 
 def hear_positive(contract: Contract, label: str, group: str, rows: Floats, own: Collection[str] = ()) -> Positive:
-    """A clip's `rows` as `clip_rows` gives them, with the contract's own thresholds for what else fires.
+    """Evaluate a clip's `rows`, as `clip_rows` returns them, with the contract's own thresholds for what else fires.
 
-    `own` are all labels of a clip that holds several: none of them is taken for another.
+    `own` lists all labels of a clip that contains several; none of them counts as a confusion.
     """
     firing, _ = firing_levels(contract, rows)
     place = contract.labels.index(label)
@@ -176,7 +179,7 @@ def hear_positive(contract: Contract, label: str, group: str, rows: Floats, own:
 def det_curve(
     counts: Counts, chosen: Chosen, contract: Contract, positives: Sequence[Positive], confidence: float = 0.95
 ) -> list[dict[str, float]]:
-    """False accepts an hour, with their interval, and false rejects 0..1, for each margin that makes a difference."""
+    """False accepts per hour, with their interval, and false rejects 0..1, for each margin that makes a difference."""
     points: list[dict[str, float]] = []
     hours = float(counts.hours.sum())
     labels = np.array([contract.labels.index(positive.label) for positive in positives], np.int64)
@@ -196,7 +199,7 @@ def det_curve(
 
 @dataclass(frozen=True)
 class Highest:
-    """The sound for which a label's score was highest: in which file, and at which second of it."""
+    """The sound at which a label's score was highest: its file, and the second in it."""
 
     label: str
     score: float
@@ -205,9 +208,9 @@ class Highest:
 
 
 def decisive(counts: Counts, contract: Contract, recordings: Sequence[Recording]) -> list[Highest]:
-    """The false accepts that lie highest above the level of their label that the other recordings give: they set the margin.
+    """The false accepts furthest above their label's level from the other recordings: they set the margin.
 
-    At most one of a label and a recording. None where nothing reached its label's level.
+    At most one per label and recording; empty if nothing reached its label's level.
     """
     found = []
     for at, (recording, others) in enumerate(zip(recordings, _by_the_others(counts), strict=True)):
@@ -229,7 +232,7 @@ def _highest(contract: Contract, place: int, recording: Recording) -> Highest:
 
 
 def may_fire(contract: Contract) -> list[int]:
-    """The places of the labels that can fire."""
+    """The indices of the labels that can fire."""
     return [contract.labels.index(label) for label in contract.can_fire]
 
 
@@ -239,7 +242,7 @@ def levels_of(contract: Contract) -> npt.NDArray[np.float64]:
 
 
 def only(contract: Contract, labels: Collection[str]) -> Contract:
-    """`contract` with only these labels able to fire; the others are still told from them."""
+    """`contract` with only these labels able to fire; the others still compete with them."""
     levels = {
         label: level if label in labels or label == contract.unknown_label else {**level, "on": NEVER, "off": RELEASE}
         for label, level in contract.thresholds.items()
@@ -248,10 +251,11 @@ def only(contract: Contract, labels: Collection[str]) -> Contract:
 
 
 def _own(events: Ints) -> Ints:
-    """The lowest level that no more than `REACHED_BY` events of each label reach, of `events [labels, levels]`.
+    """The lowest level that no more than `REACHED_BY` events of each label reach, from `events [labels, levels]`.
 
-    No lower than a half, though the margin may lower all of them beyond it: a label that hardly fires has shown little,
-    and were it lower the first surprise would raise the others, which the margin is common to, by as much.
+    It is at least one half, although the margin may lower all levels further. A label that hardly fires has shown
+    little: with a lower level, its first surprise would raise the common margin, and with it all other labels, by as
+    much.
     """
     own: Ints = np.maximum((events <= REACHED_BY).argmax(axis=1), HALF)
     return own
@@ -274,7 +278,7 @@ def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Flo
     count, armed = np.zeros(len(LEVELS), np.int64), np.ones(len(LEVELS), bool)
     silent_until = np.zeros(len(LEVELS), np.int64)
     places = np.flatnonzero(firing >= LEVELS[0])
-    since_last = np.zeros(len(places), np.float32)  # the lowest score since the row before among these
+    since_last = np.zeros(len(places), np.float32)  # the lowest score since the previous one of these rows
     if len(places) > 1:
         since_last[1:] = np.minimum.reduceat(smooth[: places[-1] + 1], places[:-1] + 1)
     for row, lowest in zip(places.tolist(), since_last, strict=True):
@@ -287,7 +291,7 @@ def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Flo
 
 
 def _moving_mean(column: Floats, length: int) -> Floats:
-    """The mean of the last `length` values at each place (of fewer, at the beginning)."""
+    """The mean of the last `length` values at each index (of fewer at the beginning)."""
     sums = np.concatenate([[0.0], np.cumsum(column, dtype=np.float64)])
     first = np.maximum(np.arange(1, len(sums)) - length, 0)
     mean: Floats = ((sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first)).astype(np.float32)

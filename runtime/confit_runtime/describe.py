@@ -1,4 +1,4 @@
-"""A model in words: what its contract says of it, for people."""
+"""A model in words: its contract, for people."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from confit_runtime.wording import bounds, listed, percent
 
 
 def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
-    """Names and values, for a table; `size` is the file's in bytes. Raises ModelError on reports of another form."""
+    """Names and values for a table; `size` is the file's size in bytes. Raises ModelError if a report is malformed."""
     try:
         return _facts(contract, size)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{contract.name}: its reports (cost, metrics, parity, data or calibration) are not of the form they should have"
+            f"{contract.name}: one of its reports (cost, metrics, parity, data or calibration) is malformed"
             f" ({type(error).__name__}: {error}): export it again, or calibrate it again"
         ) from error
 
 
 def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     rate, parity, metrics = contract.sample_rate, contract.parity, contract.metrics
-    every = f"a row every {1e3 * contract.hop / rate:g} ms, of {contract.window / rate:g} s"
+    every = f"a row every {1e3 * contract.hop / rate:g} ms, each covering {contract.window / rate:g} s"
     rows = [
         ("kind", f"{'streaming' if contract.streaming else 'windowed'}: {every} at {rate} Hz"),
         ("labels", f"{len(contract.labels)}: {listed(contract.labels)}"),
@@ -35,14 +35,14 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if contract.cost:
         rows += _cost(contract.cost)
     if fused := parity.get("fused_activations"):
-        rows.append(("activations", f"exchanged for fused ones; cosine {fused['cosine']:.4f} to those of the run"))
+        rows.append(("activations", f"replaced by fused ones; cosine {fused['cosine']:.4f} to the run's"))
     if "scheme" in parity:
         rows += _quantised(parity)
     rows += _measured(contract)
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
-        # nothing was lost in any resample: no interval
+        # nothing was lost in any resample, so there is no interval
         interval = f" {bounds(low, high, '+.2f')}" if low < high else ""
         of_map = f"; mAP {100 * parity['map_lost']:+.2f} points" if "map_lost" in parity else ""
         rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}{of_map}"))
@@ -60,7 +60,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
 
 
 def _quantised(parity: dict[str, Any]) -> list[tuple[str, str]]:
-    """How a model was quantised, and what that spared or would have hurt most."""
+    """How a model was quantised, and which layers that spared or would have hurt most."""
     calibration = f", ranges by {parity['calibration']}" if "calibration" in parity else ""
     epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
     kept = listed(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise"
@@ -71,13 +71,13 @@ def _quantised(parity: dict[str, Any]) -> list[tuple[str, str]]:
     if sweep := parity.get("sweep"):
         hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
         worst = ", ".join(f"{layer} {error:.2g}" for layer, error in hurt)
-        late = f"; {sweep['unmeasured']} layers not measured in time" if sweep["unmeasured"] else ""
-        rows.append(("layers that hurt most", f"{worst} (1 - cosine, quantised alone){late}"))
+        late = f"; {sweep['unmeasured']} layers not measured for lack of time" if sweep["unmeasured"] else ""
+        rows.append(("layers that hurt most", f"{worst} (1 - cosine when quantised alone){late}"))
     return rows
 
 
 def _measured(contract: Contract) -> list[tuple[str, str]]:
-    """How a model measured: on clips by split, as clips are heard alone, and at its calibrated thresholds."""
+    """Measured results: on clips by split, on clips heard alone, and at the calibrated thresholds."""
     parity, metrics = contract.parity, contract.metrics
     rows = []
     before = parity.get("fp32", {})
@@ -92,10 +92,12 @@ def _measured(contract: Contract) -> list[tuple[str, str]]:
         fp32 = f"; fp32 {share(before[split])}" if beside else ""
         rows.append((f"{what}, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
     if fired := metrics.get("fired"):
-        told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each alone between silences"
+        told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each played alone between silences"
         rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
     if softer := metrics.get("softer"):
-        told = f"{softer['fired']} of {softer['n']} {heard_alone(contract)}; as recorded {softer['as_recorded']}"
+        told = (
+            f"{softer['fired']} of {softer['n']} {heard_alone(contract)}; at the recorded level {softer['as_recorded']}"
+        )
         rows.append((f"fires {softer['db']:g} dB softer, validation", told))
     if "frr" in (device := contract.calibration.get("device", {})):
         missed = percent(device["frr"], *device["frr_interval"])
@@ -104,13 +106,13 @@ def _measured(contract: Contract) -> list[tuple[str, str]]:
 
 
 def better_than_int8(contract: Contract) -> str | None:
-    """What to export with instead where most multiply-adds of an int8 model are in fp32; None where they are not."""
+    """What to export with instead if most multiply-adds of an int8 model are in fp32; otherwise None."""
     macs = contract.cost.get("macs_per_second", {})
     if contract.precision != "int8" or 2 * macs.get("int8", 0) >= sum(macs.values()):
         return None
     whole = "--scheme fp16 (all weights in 16 bits)"
     left = "fp32" in contract.cost.get("nodes", {}).get("LSTM", {}) and contract.parity.get("scheme") == "static"
-    return f"--scheme dynamic (LSTMs in int8, too) or {whole}" if left and not contract.streaming else whole
+    return f"--scheme dynamic (LSTMs in int8 too) or {whole}" if left and not contract.streaming else whole
 
 
 def _precision(contract: Contract) -> str:
@@ -124,20 +126,20 @@ def share(measured: dict[str, Any]) -> str:
 
 
 def ranked(measured: dict[str, Any]) -> str:
-    """The mean average precision of a model of several labels, in per cent; older exports have no interval of it."""
+    """The mean average precision of a multi-label model, in per cent; older exports have no interval."""
     return percent(measured["map"], measured.get("map_low", math.nan), measured.get("map_high", math.nan))
 
 
 def heard_alone(contract: Contract) -> str:
-    """What the share that fires is counted in: a clip of several labels counts once for each."""
+    """What the share that fires counts: a clip with several labels counts once for each."""
     return "sounds" if contract.multi_label else "clips"
 
 
 def _thresholds(contract: Contract) -> str:
-    """One level for all labels, or the lowest and the highest; then what never fires."""
+    """One level for all labels, or the lowest and the highest; then the labels that never fire."""
     by_level = sorted((contract.thresholds[label]["on"], label) for label in contract.can_fire)
     if not by_level:
-        return "nothing fires: it is for enrolled names"
+        return "nothing fires: this model is for enrolled names"
     (low, lowest), (high, highest) = by_level[0], by_level[-1]
     shown = f"{low:.4g} for all labels" if low == high else f"{low:.4g} ({lowest}) to {high:.4g} ({highest})"
     return shown + (f"; never: {listed(contract.silenced)}" if contract.silenced else "")
@@ -149,10 +151,10 @@ def _calibrated(contract: Contract) -> str:
     report = contract.calibration["device"]
     source = f"{report['file']} of {report['made']}: " if "file" in report else ""
     if "hours" not in report:
-        return f"{source}no report of a calibration"
+        return f"{source}no calibration report"
     return (
-        f"{source}calibration on {report['hours']:.2f} hours: at most {report['fa_per_hour_bound']:.2g} false accepts an hour"
-        f" ({100 * report['confidence']:g} % sure), target {report['target_fa_per_hour']:g}"
+        f"{source}calibration on {report['hours']:.2f} hours: at most {report['fa_per_hour_bound']:.2g} false accepts per hour"
+        f" ({100 * report['confidence']:g} % confidence), target {report['target_fa_per_hour']:g}"
     )
 
 
@@ -165,6 +167,6 @@ def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
     )
     return [
         ("parameters", f"{cost['parameters'] / 1e6:.2f} M"),
-        ("multiply-adds a second of audio", f"{sum(macs.values()) / 1e6:.1f} M ({parts})"),
+        ("multiply-adds per second of audio", f"{sum(macs.values()) / 1e6:.1f} M ({parts})"),
         ("layers by precision", layers),
     ]

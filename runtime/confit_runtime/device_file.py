@@ -1,4 +1,4 @@
-"""`MODEL.device.json`: how detection was set for one model on one device, and the report that it was set by."""
+"""`MODEL.device.json`: the detection settings for one model on one device, and the report behind them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SCHEMA = 1
 class DeviceFile:
     """Thresholds of one model (as in its contract), and what `calibrate` measured.
 
-    It is bound to `model_digest`, the SHA-256 (hex) of the model's graph; `model` is the name it had, `made` an ISO date.
+    It is bound to `model_digest`, the SHA-256 (hex) of the model's graph. `model` is the model's name, `made` an ISO
+    date.
     """
 
     schema: int
@@ -34,9 +35,9 @@ class DeviceFile:
     version: str
 
     def apply(self, contract: Contract, digest: str, source: Path) -> Contract:
-        """`contract` with detection set as this says, and its calibration as `calibration["device"]`, with `file` and `made`.
+        """`contract` with these detection settings, and the report as `calibration["device"]`, plus `file` and `made`.
 
-        Raises ModelError where it was made for another model.
+        Raises ModelError if the file was made for another model.
         """
         if digest != self.model_digest:
             raise ModelError(
@@ -44,7 +45,7 @@ class DeviceFile:
                 " calibrate this one, or remove the file"
             )
         if self.thresholds.keys() != set(contract.labels):
-            raise ModelError(f"{source}: its labels are not those of {contract.name}: calibrate again")
+            raise ModelError(f"{source}: its labels differ from those of {contract.name}: calibrate again")
         try:
             return dataclasses.replace(
                 contract,
@@ -65,9 +66,9 @@ class DeviceFile:
 
 
 def device_path(model: Path) -> Path:
-    """Where the device file of a model file lies, or is to be written: `words.device.json` beside `words.onnx`.
+    """Where the device file of a model file is, or is to be written: `words.device.json` next to `words.onnx`.
 
-    Of a link that has none beside it, it is that of the file it leads to, where there is one.
+    For a link without a device file next to it, it is that of the link's target, if there is one.
     """
     beside, of_target = _beside(model), _beside(model.resolve())
     return of_target if of_target.exists() and not beside.exists() else beside
@@ -78,19 +79,19 @@ def _beside(model: Path) -> Path:
 
 
 def refuse_calibrated(model: Path) -> None:
-    """Raise UsageError where a device file lies beside what is to be written: it would be taken for that of the new model.
+    """Raise UsageError if a device file is next to a model to be written: it would be taken for the new model's.
 
-    What a link leads to does not matter: the new model takes the place of the link.
+    The target of a link does not matter: the new model replaces the link.
     """
     if (path := _beside(model)).exists():
         raise UsageError(
-            f"{path}: is the calibration of the {model.name} that is there, or was, and not of a new one: remove it (and"
+            f"{path}: is the calibration of an existing or former {model.name}, not of a new one: remove it (and"
             " calibrate the new model), or write to another name"
         )
 
 
 def read_device_file(path: Path) -> DeviceFile:
-    """Read and check. Raises ModelError naming the file and the key at fault."""
+    """Read and check a device file. Raises ModelError naming the file and the key at fault."""
     try:
         raw = json.loads(path.read_bytes())
         json.dumps(raw, allow_nan=False)

@@ -1,4 +1,4 @@
-"""The tables of a gallery file: laid out once, checked at each opening, and brought up from older schemas."""
+"""The tables of a gallery file: created once, checked at each opening, and migrated from older schemas."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SCHEMA = 4
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
 
 _AUDIO = "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)"
-# which file beside it is its index, by SHA-256; none where none was made
+# the SHA-256 of the file next to it that is its index; no row if there is none
 _INDEX_FILE = "CREATE TABLE index_file (digest TEXT NOT NULL)"
-# who has a print is asked as each is enrolled; its first two numbers tell it from nearly all others
+# who has a print is looked up at each enrollment; its first two numbers distinguish it from nearly all others
 _BY_BEGINNING = "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))"
 _TABLES = (
-    # kind: what the names are, speaker or sound; empty in a file of an older schema, which did not tell
+    # kind: what the names are, speaker or sound; empty in files of older schemas, which did not record it
     "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL, kind TEXT NOT NULL)",
     "CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, voiced_s REAL NOT NULL)",
-    # negative prints are of sounds that were taken for the name, and are not it
+    # negative prints are of sounds that were mistaken for the name
     "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
     " embedding BLOB NOT NULL, source TEXT NOT NULL, negative INTEGER NOT NULL DEFAULT 0)",
     "CREATE INDEX prints_of_name ON prints (name_id)",
@@ -32,7 +32,7 @@ _TABLES = (
     _BY_BEGINNING,
 )
 
-# as they stand in files of older schemas, and in those once they were migrated
+# as found in files of older schemas, and after their migration
 _OLDER_TABLES = (
     "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL)",
     "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL)",
@@ -44,26 +44,27 @@ _OLDER_TABLES = (
     "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
     " embedding BLOB NOT NULL, source TEXT NOT NULL)",
 )
-_OF_ITSELF = None  # what SQLite says of the index that it makes for a column that is UNIQUE
-# of ANALYZE: how many rows; sqlite_stat4, which some builds add, keeps names and prints of who was removed, and is refused
+_OF_ITSELF = None  # what SQLite reports for the index that it makes for a UNIQUE column
+# the row counts of ANALYZE; sqlite_stat4, which some builds add, keeps names and prints that were removed, and is
+# refused
 _STATISTICS = "CREATE TABLE sqlite_stat1(tbl,idx,stat)"
 _ALLOWED = {*_TABLES, *_OLDER_TABLES, _OF_ITSELF, _STATISTICS}
 
 
 def _to_2(db: sqlite3.Connection) -> None:
-    """Schema 1 knew no negative prints, kept no audio and did not name its model."""
+    """Schema 1 had no negative prints, kept no audio and did not name its model."""
     db.execute("ALTER TABLE binding ADD COLUMN model TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE prints ADD COLUMN negative INTEGER NOT NULL DEFAULT 0")
     db.execute(_AUDIO)
 
 
 def _to_3(db: sqlite3.Connection) -> None:
-    """Schema 2 did not tell voices from sounds."""
+    """Schema 2 did not record whether names are voices or sounds."""
     db.execute("ALTER TABLE binding ADD COLUMN kind TEXT NOT NULL DEFAULT ''")
 
 
 def _to_4(db: sqlite3.Connection) -> None:
-    """Schema 3 did not tell its index from any other file, and read all prints to find one."""
+    """Schema 3 did not identify its index file, and read all prints to find one."""
     db.execute(_INDEX_FILE)
     db.execute(_BY_BEGINNING)
 
@@ -74,7 +75,7 @@ _MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to
 
 @dataclass(frozen=True)
 class Binding:
-    """What the prints of a gallery are of: a model's embedding, and names that are a speaker or a sound ("": not told)."""
+    """What a gallery's prints are of: a model's embedding, and names that are a speaker or a sound ("": not recorded)."""
 
     embedding_id: str
     dim: int
@@ -82,14 +83,15 @@ class Binding:
     kind: str
 
     def compares(self, other: Binding) -> bool:
-        """Whether prints of the one compare with those of the other: they are of one embedding."""
+        """Whether prints of both can be compared: they are of one embedding."""
         return (self.embedding_id, self.dim) == (other.embedding_id, other.dim)
 
 
 def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None) -> bool:
-    """Check an open gallery, and lay it out where it is blank and `create_for` is given. Whether it is of today's schema.
+    """Check an open gallery; if it is blank and `create_for` is given, create its tables. Returns whether the schema
+    is current.
 
-    Raises GalleryError on what is no gallery, is damaged or is newer than this version.
+    Raises GalleryError if it is not a gallery, is damaged, or is newer than this version.
     """
     if create_for is not None and is_blank(path, db):
         lay_out(path, db, create_for)
@@ -97,14 +99,14 @@ def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None) -> b
 
 
 def is_blank(path: Path, db: sqlite3.Connection) -> bool:
-    """Whether nothing was ever written: reading first rolls back what a crash left half done."""
+    """Whether nothing was ever written; the read first rolls back what a crash left half done."""
     return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0 and path.stat().st_size == 0
 
 
 def lay_out(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
-    """Make a blank file a gallery of a model's prints; one that is not blank stays as it is.
+    """Turn a blank file into a gallery of a model's prints; a file that is not blank stays as it is.
 
-    An index beside a blank one is of a file that is gone, and is erased. Raises GalleryError.
+    An index next to a blank file belongs to a file that is gone, and is erased. Raises GalleryError.
     """
     with db:
         db.execute("BEGIN IMMEDIATE")
@@ -119,15 +121,15 @@ def lay_out(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
 
 
 def bind(db: sqlite3.Connection, binding: Binding) -> None:
-    """Say what the prints are of."""
+    """Record what the prints are of."""
     db.execute("DELETE FROM binding")
     db.execute("INSERT INTO binding (embedding_id, dim, model, kind) VALUES (?, ?, ?, ?)", astuple(binding))
 
 
 def bound(path: Path, db: sqlite3.Connection) -> Binding:
-    """What the prints are of.
+    """Return what the prints are of.
 
-    Raises GalleryError where the file says nothing that makes sense, brings what is not ours, or is of a newer version by now.
+    Raises GalleryError if the file's contents are invalid, not confit-edge's, or by now of a newer version.
     """
     _schema(path, db)
     row = db.execute("SELECT embedding_id, dim, model, kind FROM binding").fetchone()
@@ -137,22 +139,22 @@ def bound(path: Path, db: sqlite3.Connection) -> Binding:
 
 
 def keep_index_digest(db: sqlite3.Connection, digest: str | None) -> None:
-    """Say which file beside it is its index; None: there is none."""
+    """Record the digest of the index file; None: there is no index."""
     db.execute("DELETE FROM index_file")
     if digest is not None:
         db.execute("INSERT INTO index_file (digest) VALUES (?)", (digest,))
 
 
 def index_digest(db: sqlite3.Connection) -> object:
-    """What says which file is its index; None where none was made since it was told."""
+    """The recorded digest of the index file; None if there is no index."""
     row = db.execute("SELECT digest FROM index_file").fetchone()
     return row and row[0]
 
 
 def _check(path: Path, db: sqlite3.Connection) -> int:
-    """The schema of a sound gallery. Raises GalleryError."""
+    """The schema of an undamaged gallery. Raises GalleryError."""
     if is_blank(path, db):
-        raise GalleryError(f"{path}: is empty: enroll somebody into it first")
+        raise GalleryError(f"{path}: is empty: enroll a name into it first")
     if _header(db, "application_id") != APPLICATION_ID:
         raise GalleryError(f"{path}: is an SQLite file, but not a confit-edge gallery: choose another --gallery")
     version = _schema(path, db)
@@ -164,27 +166,27 @@ def _check(path: Path, db: sqlite3.Connection) -> int:
 def _schema(path: Path, db: sqlite3.Connection) -> int:
     """The schema of a gallery.
 
-    Raises GalleryError where it is newer than this version, or brings tables, views or triggers of its own: SQLite would do
-    what those say.
+    Raises GalleryError if it is newer than this version, or has tables, views or triggers of its own, which SQLite
+    would run.
     """
     if (version := _header(db, "user_version")) > SCHEMA:
         raise GalleryError(
-            f"{path}: is of a newer confit-edge (schema {version}, this version reads up to {SCHEMA}): update confit-edge,"
-            " or start this program again if it was updated meanwhile"
+            f"{path}: is from a newer confit-edge (schema {version}; this version reads up to {SCHEMA}): update"
+            " confit-edge, or restart this program if confit-edge was updated meanwhile"
         )
     for name, sql in db.execute("SELECT name, sql FROM sqlite_master"):
         if sql not in _ALLOWED:
             raise GalleryError(
-                f"{path}: has {name!r:.60}, which is not a gallery's: somebody changed the file; restore a copy, or"
-                " enroll again into another --gallery"
+                f"{path}: has {name!r:.60}, which does not belong in a gallery: the file was changed; restore a"
+                " copy, or enroll again into another --gallery"
             )
     return version
 
 
 def _is_cut(path: Path, db: sqlite3.Connection) -> bool:
-    """Whether the file ends within a page, which SQLite forgives where only zeros are lost."""
+    """Whether the file ends within a page, which SQLite tolerates if only zeros are lost."""
     if db.in_transaction:
-        return False  # within a migration, of a file that was whole when it was opened
+        return False  # during a migration, of a file that was complete when it was opened
     with db:
         db.execute("BEGIN")
         size = _header(db, "page_size")
@@ -193,7 +195,9 @@ def _is_cut(path: Path, db: sqlite3.Connection) -> bool:
 
 
 def migrate(path: Path, db: sqlite3.Connection) -> None:
-    """Bring an older gallery to today's schema, all steps in one transaction: after a crash the file is as it was, or whole."""
+    """Bring an older gallery to the current schema in one transaction: after a crash the file is as it was, or
+    complete.
+    """
     with db:
         db.execute("BEGIN IMMEDIATE")
         # another program may have migrated it since it was checked
@@ -207,7 +211,7 @@ def _header(db: sqlite3.Connection, field: str) -> int:
 
 
 def cannot_be_written(error: sqlite3.Error) -> bool:
-    """Whether SQLite may read a file nevertheless: it, or its folder, is read-only, or there is no room."""
+    """Whether SQLite can still read the file: it or its folder is read-only, or there is no space."""
     code = getattr(error, "sqlite_errorname", "")
     return code.startswith(("SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN"))
 
@@ -218,10 +222,10 @@ def damaged(path: Path) -> GalleryError:
 
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """SQLite's errors as GalleryError, each naming the file."""
+    """Turn SQLite's errors into GalleryError, each naming the file."""
     try:
         yield
-    except UnicodeDecodeError as error:  # of a text in the file, or in SQLite's own message about it
+    except UnicodeDecodeError as error:  # in a text in the file, or in SQLite's own message about it
         raise damaged(path) from error
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorname", "")
@@ -230,17 +234,17 @@ def reported(path: Path) -> Iterator[None]:
         if code.startswith("SQLITE_CORRUPT"):
             raise damaged(path) from error
         if code == "SQLITE_READONLY_ROLLBACK":
-            raise GalleryError(f"{path}: a change to it was cut short; open it once where it can be written") from error
+            raise GalleryError(f"{path}: a change to it was interrupted; open it once with write permission") from error
         if code.startswith("SQLITE_READONLY"):
             raise GalleryError(f"{path}: cannot be changed: the file or its folder is read-only") from error
         if code.startswith("SQLITE_BUSY"):
-            raise GalleryBusyError(f"{path}: is in use by another program: try again when it is done") from error
+            raise GalleryBusyError(f"{path}: is in use by another program: try again later") from error
         if code.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise GalleryError(
                 f"{path}: could not be written ({error}): is the disk full? Nothing was changed"
             ) from error
         if code.startswith("SQLITE_CANTOPEN"):
             raise GalleryError(
-                f"{path}: cannot be opened or written: look at its permissions, and its folder's"
+                f"{path}: cannot be opened or written: check its permissions and those of its folder"
             ) from error
         raise GalleryError(f"{path}: the gallery cannot be used ({error})") from error

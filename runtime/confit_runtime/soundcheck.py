@@ -1,4 +1,4 @@
-"""What can be told of a microphone from a few seconds of its sound: level, noise, clipping, and what to do about it."""
+"""What a few seconds of sound reveal about a microphone: level, noise, clipping, and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from confit_runtime.errors import AudioError
 from confit_runtime.frames import QUIETEST_DB, decibel, frame_levels, runs
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
 
-FULL = 0.99  # a sample at or above this, with as loud neighbours, is clipped
+FULL = 0.99  # a sample at or above this counts as clipped if its neighbours are as loud
 
-_SPEECH_HZ = 8_000.0  # what a device should hear of speech
+_SPEECH_HZ = 8_000.0  # the band of speech that a device should hear
 _SPECTRUM = 1024
 _AT_ONCE = 1000  # spectra
 _WHY_LOST = {  # by a gap's reason
     OVERRUN: "something else keeps it busy",
     MICROPHONE_AWAY: "unplugged, a loose cable, or a weak power supply",
 }
-_ROUNDING = 1e-4  # -80 dB: the level of a signal that is hardly more than the last bit of 16
+_ROUNDING = 1e-4  # -80 dB: the level of a signal barely above the last of 16 bits
 
 
 @dataclass(frozen=True)
 class Soundcheck:
-    """Measures of some sound. Levels are in dB of full scale, of 20 ms frames and without the DC offset.
+    """Measurements of some sound. Levels are in dB of full scale, over 20 ms frames, without the DC offset.
 
-    `loud_db` is exceeded by a twentieth of the frames and `noise_db` by nine tenths. `clipped` is the share of samples
-    in runs at full scale, `dc_offset` the mean sample, `holes` how often a live sound broke off in digital silence.
-    `bandwidth_hz` is the highest frequency at which there is more than 75 dB below the strongest one.
+    `loud_db` is exceeded by one twentieth of the frames and `noise_db` by nine tenths. `clipped` is the share of
+    samples in runs at full scale, `dc_offset` the mean sample, `holes` how often live sound broke off in digital
+    silence. `bandwidth_hz` is the highest frequency whose power is less than 75 dB below the strongest one.
     """
 
     seconds: float
@@ -47,16 +47,16 @@ class Soundcheck:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know about a microphone: that it is `good`, a `warning`, or `bad` (nothing will be heard well)."""
+    """One finding about a microphone: it is `good`, a `warning`, or `bad` (nothing will be heard well)."""
 
     level: Literal["good", "warning", "bad"]
     text: str
 
 
 def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
-    """Measure `[samples]` of sound. Raises AudioError on less than a tenth of a second, and on what is no sound."""
+    """Measure `[samples]` of sound. Raises AudioError for less than a tenth of a second, and if it is not sound."""
     if len(pcm) < rate // 10:
-        raise AudioError(f"{len(pcm) / rate:.2f} s of sound are too little to judge it")
+        raise AudioError(f"{len(pcm) / rate:.2f} s of sound are too short to measure; at least 0.1 s are needed")
     check_samples(pcm, "the sound")
     offset = float(pcm.mean(dtype=np.float64))
     levels = frame_levels(pcm - np.float32(offset), rate)
@@ -74,22 +74,22 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
 
 
 def fault_of(check: Soundcheck, *, quiet: bool = False) -> str | None:
-    """Why a clip is of no use, if it is: clipped, silent, or torn. One of what is heard in a `quiet` room may be soft."""
+    """Why a clip is unusable (clipped, silent, or torn), or None. A clip of a `quiet` room may be soft."""
     if check.peak_db <= QUIETEST_DB:
-        return "it is silent, nothing but zeros; is the microphone muted?"
+        return "it is digital silence, all zeros; is the microphone muted?"
     if check.loud_db < -65.0 and not quiet:
         return "it is silent; speak louder or come closer"
     if check.clipped > 1e-4:
         return f"it is clipped ({check.clipped:.1%} of it at full scale); turn the microphone down or step back"
     if check.holes:
-        return "sound was lost in it"
+        return "some of its sound was lost"
     return None
 
 
 def findings(check: Soundcheck, *, lost_s: Mapping[str, float] | None = None) -> list[Finding]:
-    """What the measures, and the seconds lost by the reason of their gaps, mean: the worst first.
+    """What the measurements, and the seconds lost by reason of the gap, mean; the worst first.
 
-    A single good finding where there is nothing to do.
+    Returns a single good finding if there is nothing to do.
     """
     found = [*_level_findings(check), *_flaw_findings(check, lost_s or {})]
     order = ("bad", "warning")
@@ -99,7 +99,10 @@ def findings(check: Soundcheck, *, lost_s: Mapping[str, float] | None = None) ->
 def _level_findings(check: Soundcheck) -> list[Finding]:
     if check.peak_db <= QUIETEST_DB:
         return [
-            Finding("bad", "digital silence: the microphone is muted, or another one is meant (`confit-edge devices`)")
+            Finding(
+                "bad",
+                "digital silence: the microphone is muted, or this is the wrong one (`confit-edge devices` lists them)",
+            )
         ]
     found = []
     if check.clipped > 1e-4:
@@ -122,7 +125,7 @@ def _level_findings(check: Soundcheck) -> list[Finding]:
         found.append(
             Finding(
                 "warning",
-                f"speech stands only {check.loud_db - check.noise_db:.0f} dB above the noise (or nobody spoke): come closer",
+                f"speech is only {check.loud_db - check.noise_db:.0f} dB above the noise (or nobody spoke): come closer",
             )
         )
     return found
@@ -138,7 +141,7 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
         )
     for reason, seconds in lost_s.items():
         why = f" ({_WHY_LOST[reason]})" if reason in _WHY_LOST else ""
-        found.append(Finding("bad", f"{seconds:.2f} s were lost: {reason}{why}"))
+        found.append(Finding("bad", f"{seconds:.2f} s of sound were lost: {reason}{why}"))
     if check.holes:
         found.append(
             Finding(
@@ -149,25 +152,25 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
         found.append(
             Finding(
                 "warning",
-                f"hears nothing above {check.bandwidth_hz / 1000:.1f} kHz: a headset in telephone mode, or a low rate"
-                " resampled on the way",
+                f"hears nothing above {check.bandwidth_hz / 1000:.1f} kHz: a headset in telephone mode, or sound"
+                " resampled from a low rate",
             )
         )
     return found
 
 
 def clipped_share(pcm: Pcm) -> float:
-    """The share of samples that stand at full scale beside others that do."""
+    """The share of samples in runs of at least three at full scale."""
     starts, ends = runs(np.abs(pcm) >= FULL).T
     lengths = ends - starts
     return float(lengths[lengths >= 3].sum() / len(pcm))
 
 
 def _holes(pcm: Pcm, rate: int) -> int:
-    """How often sound breaks off, and begins again, with a digital silence of 3 to 100 ms between.
+    """How often sound breaks off and begins again, with 3 to 100 ms of digital silence in between.
 
-    What is lost leaves a sound that stops and starts at the level it had. One that a noise gate or a noise suppression
-    ends fades to nothing, and what is as soft as a rounding is none: so both the 3 ms before and those after must be
+    Lost samples leave a sound that stops and resumes at its previous level. A noise gate or noise suppression fades
+    sound out instead, down to what rounding alone would leave. So both the 3 ms before and the 3 ms after must be
     louder than that.
     """
     starts, ends = runs(pcm == 0.0).T

@@ -1,4 +1,4 @@
-"""Moving prints: to another gallery file, back again, and to another model from the audio that was kept."""
+"""Moving prints: to another gallery file and back, and to another model from the audio that was kept."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Progress = Callable[[int, int], None]  # names done, names in all
 
 
 def _untold(done: int, total: int) -> None:
-    """How far it is, where nobody waits for it."""
+    """Ignore progress."""
 
 
 def export_names(source: Gallery, names: Sequence[str], out: Path, progress: Progress = _untold) -> dict[str, Counts]:
-    """Write a new gallery file with some names' prints (all, when none is named). Returns how many of each.
+    """Write a new gallery file with the prints of some names (all, if none is given). Returns how many of each.
 
-    Raises UsageError when `out` is there already, or its folder is not, or on an unknown name; GalleryError where it cannot
-    be written, and what reading `source` raises.
+    Raises UsageError if `out` already exists, its folder does not, or a name is unknown; GalleryError if it cannot be
+    written, and what reading `source` raises.
     """
     if is_there(out):
-        raise UsageError(f"{out}: is there already: choose another file, or import into it")
+        raise UsageError(f"{out}: already exists: choose another file, or import into it")
     check_folder(out.parent)
     with source.moment():
         counts = source.counts()
@@ -53,22 +53,22 @@ def export_names(source: Gallery, names: Sequence[str], out: Path, progress: Pro
 
 
 def import_names(target: Gallery, source: Gallery, progress: Progress = _untold) -> dict[str, Counts]:
-    """Add another gallery's prints to this one; prints it has already are left out. Returns how many came, by name.
+    """Add another gallery's prints to this one, except those it already has. Returns how many were added, by name.
 
-    Raises GalleryError when the two were enrolled with different models, UsageError when one holds voices and the other
-    sounds, when one of the names cannot be enrolled, or when prints of it stand here under another name, which would make
-    both unknown, or under its own with the other sign; nothing is written then.
+    Raises GalleryError if the two were enrolled with different models. Raises UsageError if one holds voices and the
+    other sounds, if a name cannot be enrolled, or if the target has its prints under another name (which would make
+    both unknown) or under the same name with the other sign. Nothing is written then.
     """
     if not source.binding.compares(target.binding):
         raise GalleryError(
-            f"{source.path}: was enrolled with another model than {target.path}, and prints of two models do not compare"
+            f"{source.path}: was enrolled with another model than {target.path}, and prints of two models cannot be compared"
         )
     if source.binding.kind and target.binding.kind and source.binding.kind != target.binding.kind:
         raise UsageError(
-            f"{source.path}: holds {OF_KIND[source.kind]}, and {target.path} holds {OF_KIND[target.kind]}: import it into"
+            f"{source.path}: holds {OF_KIND[source.kind]}, but {target.path} holds {OF_KIND[target.kind]}: import it into"
             " another --gallery"
         )
-    # read before it is changed: who holds one gallery does not wait for another, whose holder may wait for this one
+    # read before the change: whoever holds one gallery must not wait for another, whose holder may wait for this one
     with source.moment():
         names = [new_name(name) for name in source.counts()]
         found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
@@ -87,18 +87,18 @@ def import_names(target: Gallery, source: Gallery, progress: Progress = _untold)
 
 
 def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> dict[str, Counts]:
-    """Make every print anew with another model, from the audio that was kept. Returns how many of each name.
+    """Compute every print again with another model, from the audio that was kept. Returns how many of each name.
 
-    `kind` says what the names are, where the gallery does not or the model is of the other kind. Raises, changing nothing,
-    UsageError when it is needed and not given, GalleryError when the audio of any print was not kept, and when the gallery
-    was changed meanwhile.
+    `kind` says what the names are, if the gallery does not or the model is of the other kind. Raises, changing
+    nothing, UsageError if it is needed and missing, and GalleryError if the audio of any print was not kept or the
+    gallery was changed meanwhile.
     """
     of_model = kind_of(model.contract)
     if kind is None and gallery.kind != of_model:
         holds = OF_KIND[gallery.kind]
         raise UsageError(
-            f"{gallery.path}: holds {holds}, and {model.name} is for {OF_KIND[of_model]}: use a model for {holds}, or"
-            f" another --gallery (--kind {gallery.kind}, if {model.name} is for {holds} all the same)"
+            f"{gallery.path}: holds {holds}, but {model.name} is for {OF_KIND[of_model]}: use a model for {holds}, or"
+            f" another --gallery (or --kind {gallery.kind}, if {model.name} is for {holds} after all)"
         )
     made, settled = {}, kind or of_model
     counts = gallery.counts()
@@ -106,8 +106,8 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
         prints = gallery.prints(name)
         if absent := sum(one.audio is None for one in prints):
             raise GalleryError(
-                f"{gallery.path}: the audio of {absent} of {name}'s {len(prints)} prints was not kept (enroll --keep-audio):"
-                " enroll from clips again, into another --gallery"
+                f"{gallery.path}: the audio of {absent} of {name}'s {len(prints)} prints was not kept (enroll"
+                " --keep-audio): enroll from clips again, into another --gallery"
             )
         sounds = [_decoded(gallery, name, one, model) for one in prints]
         embeddings = np.stack([_embedded(model, sound, settled) for sound in sounds])
@@ -117,7 +117,7 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
 
 
 def _check_signs(name: str, prints: Sequence[Print], gallery: Gallery) -> None:
-    """Raise UsageError where a gallery has one of a name's prints with the other sign."""
+    """Raise UsageError if a gallery has one of a name's prints with the other sign."""
     for negative in (False, True):
         contrary = gallery.blobs(name, negative=not negative)
         both = [one.source for one in prints if one.negative == negative and one.blob in contrary]
@@ -153,24 +153,25 @@ def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> No
 
 
 def _embedded(model: Model, sound: Pcm, kind: Kind) -> Floats:
-    """A kept sound as this model takes it: another's window may have left more room around it."""
+    """Embed a kept sound as this model needs it: another model's window may have left more room around it."""
     return embed_sound(model, sound) if kind == "sound" else model.embed(sound, model.contract.sample_rate)
 
 
 def _decoded(gallery: Gallery, name: str, print_: Print, model: Model) -> Pcm:
-    """The kept audio of a name's print `[samples]` at the model's rate."""
+    """The kept audio `[samples]` of a name's print, at the model's rate."""
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(print_.audio or b"")) as sound:
             if sound.channels != 1:
-                raise ValueError("is no clip that was kept")
+                raise ValueError("not a clip that was kept")
             if sound.frames > LONGEST_CLIP_S * sound.samplerate:
                 raise GalleryError(
-                    f"{gallery.path}: the audio of {name}'s print from {print_.source} is longer than the"
-                    f" {LONGEST_CLIP_S // 60} minutes that are read whole, as an earlier version kept it: remove the name"
-                    f" (`{removal(name, gallery.path)}`), and enroll it from shorter clips once the others are made anew"
+                    f"{gallery.path}: the audio of {name}'s print from {print_.source}, kept by an earlier version,"
+                    f" is longer than {LONGEST_CLIP_S // 60} minutes, the limit for clips read as a whole: remove"
+                    f" the name (`{removal(name, gallery.path)}`), and enroll it again from shorter clips once the"
+                    " others are re-enrolled"
                 )
             return resample(sound.read(dtype="float32"), sound.samplerate, model.contract.sample_rate)
     except (RuntimeError, ValueError, TypeError, UsageError) as error:
-        raise GalleryError(f"{gallery.path}: audio that was kept in it is damaged") from error
+        raise GalleryError(f"{gallery.path}: audio kept in it is damaged") from error
