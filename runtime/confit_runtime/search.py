@@ -1,4 +1,4 @@
-"""Which prints are nearest to an embedding: exactly, in numpy, or by an index where there are very many."""
+"""Find the prints nearest to an embedding: exactly, in numpy, or with an index if there are very many."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from confit_runtime.arrays import Floats, Places
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import OURS, partial_folder, partial_folders, remove_left
 
-CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: recall against time
-OVERSAMPLED = 2  # candidates of an index for each print asked for, then compared in full: it holds 8 bits of a number
-TOLD_EVERY = 5_000  # prints of an index that is being made
-LATER = 1_000  # prints that came or went since a search was made, for which no other one is
-CHECKED = 16  # vectors of an index held against the gallery's
+CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: trades recall against time
+OVERSAMPLED = 2  # candidates of an index per print requested, then compared in full: the index stores 8 bits per number
+TOLD_EVERY = 5_000  # prints between two progress reports of an index in the making
+LATER = 1_000  # prints added or removed since a search was made, before a new one is made
+CHECKED = 16  # vectors of an index compared with the gallery's
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
 log = logging.getLogger(__name__)
@@ -32,14 +32,14 @@ class Search(Protocol):
     """Finds rows of `prints [n, dim]`."""
 
     def nearest(self, unit: Floats, count: int) -> Places:
-        """The rows nearest to `unit [dim]`, in no order: `count`, or all there are."""
+        """The rows nearest to `unit [dim]`, in no order: `count` of them, or all there are."""
 
 
 class ExactSearch:
     """Compares with every print.
 
-    It keeps them once more, a dimension after another: read so, a hundred thousand take half the time they take row by
-    row, for what a product with one vector costs is memory.
+    It keeps a second copy of the prints, one dimension after another. Reading a hundred thousand prints in this order
+    takes half the time of reading them row by row, because memory access dominates a product with one vector.
     """
 
     def __init__(self, prints: Floats) -> None:
@@ -50,13 +50,13 @@ class ExactSearch:
 
 
 class LaterSearch:
-    """Asks a search of the prints as they were, and compares with those that came since.
+    """Uses a search of earlier prints, and compares with each print that was added since.
 
-    Of a hundred thousand prints what a search keeps takes longer to make than sound waits.
+    For a hundred thousand prints, making a new search takes longer than live sound can wait.
     """
 
     def __init__(self, before: Search, rows: Places, prints: Floats) -> None:
-        """`rows` are those of the prints of `before` among `prints [n, dim]`, -1 of one that is gone."""
+        """`rows` are the rows of the prints of `before` in `prints [n, dim]`, -1 for a removed one."""
         self._before, self._rows, self._prints = before, rows, prints
         there = np.zeros(len(prints), bool)
         there[rows[rows >= 0]] = True
@@ -64,7 +64,7 @@ class LaterSearch:
 
     @staticmethod
     def of(before: Search, rows: Places, prints: Floats) -> Search:
-        """The search to use: a new one, where many prints came or went."""
+        """The search to use: a new one, if many prints were added or removed."""
         if isinstance(before, LaterSearch):
             rows = np.append(rows, -1)[before._rows]
             before = before._before
@@ -78,16 +78,17 @@ class LaterSearch:
 
 
 class IndexSearch:
-    """Asks an index made by `build_index`, and compares with every print that was enrolled after it was made.
+    """Uses an index made by `build_index`, and compares with every print that was enrolled afterwards.
 
-    What is found are nearly always the nearest prints, not always (`benchmarks/results/gallery.json` says how often). The
-    index is read where it lies on the disk. Once that was written, by who erased it or restored a copy, all prints are compared.
+    It finds the nearest prints nearly always, not always (`benchmarks/results/gallery.json` says how often). The index
+    is read from the disk. Once its file is written to, when it is erased or replaced, all prints are compared.
     """
 
     def __init__(self, path: Path, ids: Places, prints: Floats, digest: object, effort: int = SEARCH_EFFORT) -> None:
         """`ids [n]` are those of `prints [n, dim]` in the gallery; `effort` is how many candidates a search keeps.
 
-        `digest` is what `build_index` gave. Raises GalleryError on another file, and on an index of other prints.
+        `digest` is what `build_index` returned. Raises GalleryError for another file, and for an index of other
+        prints.
         """
         self._file = _open(path)
         weakref.finalize(self, os.close, self._file)
@@ -104,15 +105,15 @@ class IndexSearch:
             raise _stale(path)
 
     def nearest(self, unit: Floats, count: int) -> Places:
-        if self._written() == self._opened:  # to read what was cut short takes the process down
+        if self._written() == self._opened:  # reading a truncated file would crash the process
             found = self._index.search(unit, count * OVERSAMPLED).keys.astype(np.int64)
-            if self._written() == self._opened:  # still: what was found is of a whole index
+            if self._written() == self._opened:  # still unchanged: the result comes from a complete index
                 rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
                 return rows[_nearest(self._prints[rows], unit, count)]
         return _nearest(self._prints, unit, count)
 
     def _written(self) -> tuple[int, int]:
-        """When the file was written last, in ns, and how many bytes it has."""
+        """When the file was last written, in ns, and its size in bytes."""
         stat = os.fstat(self._file)
         return stat.st_mtime_ns, stat.st_size
 
@@ -122,14 +123,14 @@ class IndexSearch:
 
 
 def _nearest(prints: Floats, unit: Floats, count: int) -> Places:
-    """The rows of `prints [n, dim]` nearest to `unit [dim]`, in no order: `count`, or all there are."""
+    """The rows of `prints [n, dim]` nearest to `unit [dim]`, in no order: `count` of them, or all there are."""
     if count >= len(prints):
         return np.arange(len(prints))
     return np.argpartition(prints @ unit, -count)[-count:]
 
 
 def index_path(gallery: Path) -> Path:
-    """Where the index of a gallery is, if there is one."""
+    """The path of a gallery's index, if there is one."""
     return gallery.with_name(gallery.name + ".index")
 
 
@@ -141,11 +142,11 @@ def build_index(
     mode: int = OURS,
     placing: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> str:
-    """Write an index of `prints [n, dim]`, whole or not at all. Returns the SHA-256 of the file.
+    """Write an index of `prints [n, dim]`, complete or not at all. Returns the SHA-256 of the file.
 
-    All cores work at it; `progress` is told how many prints of how many are in it. Within `placing`, which is given the digest,
-    the file gets its place; it raises where the prints are no longer those of the gallery. Raises UsageError where usearch is
-    not installed, GalleryError where the file cannot be written.
+    Uses all cores; `progress` gets the number of prints that are in the index and the number of all prints. The file
+    is put in place inside `placing(digest)`, which raises if the prints are no longer those of the gallery. Raises
+    UsageError if usearch is not installed, GalleryError if the file cannot be written.
     """
     usearch = _usearch()
     index = usearch.Index(
@@ -173,17 +174,15 @@ def build_index(
             with placing(digest):
                 temporary.replace(path)
             return digest
-    except (OSError, RuntimeError) as error:  # usearch's own is a RuntimeError
+    except (OSError, RuntimeError) as error:  # usearch raises RuntimeError
         cause = error.strerror if isinstance(error, OSError) else error
-        raise GalleryError(
-            f"{path}: the index cannot be written ({cause}): look at its folder, and the disk"
-        ) from error
+        raise GalleryError(f"{path}: the index cannot be written ({cause}): check its folder and the disk") from error
 
 
 def erase_index(path: Path) -> None:
-    """Remove an index, overwritten first: it holds prints, and somebody asked to be forgotten.
+    """Remove an index, overwriting it first, because it contains prints of somebody who is to be forgotten.
 
-    And what processes left of it that were killed as they wrote it. Raises GalleryError.
+    Also removes what killed processes left of it. Raises GalleryError.
     """
     for held in (path, *(folder / path.name for folder in partial_folders(path))):
         try:
@@ -198,16 +197,17 @@ def erase_index(path: Path) -> None:
 
 
 def _erase(path: Path) -> None:
-    """Overwrite a file and remove it; of a link only the link goes, for what it leads to may be anything. Raises OSError.
+    """Overwrite a file and remove it; of a link only the link is removed, because its target may be anything. Raises
+    OSError.
 
-    What stays then is told of: it may be an index.
+    Logs a warning about what remains, because it may be an index.
     """
     there = path.lstat()
     stays = ""
     if S_ISLNK(there.st_mode) and path.exists():
-        stays = f"was a link, so what it led to stays, {path.resolve()}"
+        stays = f"was a link, so its target {path.resolve()} remains"
     elif S_ISREG(there.st_mode) and there.st_nlink > 1:
-        stays = f"has another name, so it stays there (`find / -xdev -inum {there.st_ino}` finds it)"
+        stays = f"has another hard link, so it remains there (`find / -xdev -inum {there.st_ino}` finds it)"
     elif S_ISREG(there.st_mode):
         with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | _NO_LINK)) as file:
             if os.path.samestat(there, os.fstat(file.fileno())):
@@ -215,20 +215,23 @@ def _erase(path: Path) -> None:
                     file.write(bytes(1 << 20))
     path.unlink()
     if stays:
-        log.warning("%s: %s, and may hold prints of who was removed: remove it yourself", path, stays)
+        log.warning("%s: %s and may contain prints of the removed name: remove it by hand", path, stays)
 
 
 def _open(path: Path) -> int:
-    """The file of an index, open. Raises GalleryError."""
+    """Open an index file. Raises GalleryError."""
     try:
         return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except OSError as error:  # it was erased this moment
+    except OSError as error:  # it was erased just now
         raise GalleryError(f"{path}: the index cannot be read ({error.strerror})") from error
 
 
 def _restored(path: Path, descriptor: int, digest: object) -> Any:
-    """The index in an open file. Raises GalleryError on another one than was made: what is damaged takes the process down."""
-    with suppress(OSError, ValueError, RuntimeError):  # usearch's own is a RuntimeError
+    """The index in an open file.
+
+    Raises GalleryError if it is not the recorded one: a damaged one would crash the process.
+    """
+    with suppress(OSError, ValueError, RuntimeError):  # usearch raises RuntimeError
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             same = _digest(file) == digest
         if same and (index := _usearch().Index.restore(str(path), view=True)) is not None:
@@ -237,16 +240,14 @@ def _restored(path: Path, descriptor: int, digest: object) -> Any:
 
 
 def _digest(file: BufferedReader) -> str:
-    """The SHA-256 of an open file: some 100 MB take a tenth of a second, with OpenSSL, which only an index is worth."""
+    """The SHA-256 of an open file: 0.1 s for about 100 MB with OpenSSL, which is worth loading for an index only."""
     from hashlib import file_digest
 
     return file_digest(file, "sha256").hexdigest()
 
 
 def _stale(path: Path) -> GalleryError:
-    return GalleryError(
-        f"{path}: is not the index that was made of this gallery: make it again with `confit-edge gallery index`"
-    )
+    return GalleryError(f"{path}: is not this gallery's current index: make it again with `confit-edge gallery index`")
 
 
 def _usearch() -> Any:

@@ -1,4 +1,4 @@
-"""Taps on what is detected: who spoke, what was a false alarm before, and keeping what fired."""
+"""Taps on detections: naming who spoke, dropping known false alarms, and saving what fired."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ from confit_runtime.voiced import cut_to_voice, voiced_seconds
 
 log = logging.getLogger(__name__)
 
-RECENT_S, SLACK_S = 6.0, 1.0  # that are held at least; and more than is needed, for sound comes in pieces
+RECENT_S, SLACK_S = 6.0, 1.0  # seconds kept at least; and a reserve, because sound arrives in chunks
 SHORTEST_WORD_S = 0.2
-MOST_TRIGGERS = 10_000  # files, some hundred megabytes
+MOST_TRIGGERS = 10_000  # files, a few hundred megabytes
 _TRIGGER = re.compile(r"[\w.-]{1,30}-\d{8}-\d{6}-[\w.-]{0,20}-\d{4,}\.flac")  # as `SaveTap` names them
-VOICE_BEFORE_S = 3.0  # how far back before the end of a detection a voice is looked for
-# of the word that fired, before the detection's end and after; and what it may score less than a name needs. Chosen on
-# the demo's validation voices: others who speak after an enrolled one are told from it, its own words rarely dropped
+VOICE_BEFORE_S = 3.0  # how far before the end of a detection to look for a voice
+# The word that fired: seconds before and after the detection's end, and by how much it may score below what a name
+# needs. Chosen on the demo's validation voices: other people who speak after an enrolled one are told apart, and its
+# own words are rarely dropped.
 WORD_S, LEAST_OF_WORD_S, WORD_SLACK = (0.6, 0.3), 0.1, 0.1
 
 
 def reach_s(models: Collection[Model]) -> float:
-    """How many seconds a detection by one of `models` looks back on: its window, and a voice before."""
+    """How many seconds a detection by one of `models` looks back: its window, and a voice before it."""
     windows = [(one.window + one.latency_samples) / one.sample_rate for one in (model.contract for model in models)]
     return max([RECENT_S, *(window + VOICE_BEFORE_S + SLACK_S for window in windows)])
 
 
 class RecentAudio(Tap):
-    """The last seconds of a source, in its own rate. What was lost stands in it as silence."""
+    """The last seconds of a source, at its own rate. Lost sound is kept as silence."""
 
     def __init__(self, seconds: float = RECENT_S) -> None:
         self._seconds = seconds
         self._forget()
 
     def _forget(self) -> None:
-        self._held: deque[Pcm] = deque()  # the first of them may be older than is asked for
-        self._samples = 0  # in all of them
+        self._held: deque[Pcm] = deque()  # the first one may be older than requested
+        self._samples = 0  # total in `_held`
         self._end = 0  # the source's sample after the last one held
         self.rate = 0
 
@@ -70,14 +71,14 @@ class RecentAudio(Tap):
         self._append(np.zeros(min(samples, round(self._seconds * self.rate)), np.float32), samples)
 
     def _append(self, pcm: Pcm, samples: int | None = None) -> None:
-        self._held.append(pcm.copy())  # whoever lent it may use it again
+        self._held.append(pcm.copy())  # the caller may reuse the array it lent
         self._samples += len(pcm)
         self._end += len(pcm) if samples is None else samples
         while self._samples - len(self._held[0]) >= self._seconds * self.rate:
             self._samples -= len(self._held.popleft())
 
     def between(self, start: int, end: int) -> Pcm:
-        """Samples `start..end` of the source, as far as they are held."""
+        """Samples `start..end` of the source, as far as they are kept."""
         most = round(self._seconds * self.rate)
         held = np.concatenate([np.zeros(0, np.float32), *self._held])[-most:]
         first = self._end - len(held)
@@ -85,16 +86,19 @@ class RecentAudio(Tap):
 
 
 class SpeakerTap(RecentAudio):
-    """Names who spoke at each detection, by a speaker model and its gallery.
+    """Names who spoke at each detection, with a speaker model and its gallery.
 
-    `only` names, by the name of a model, whose words alone are told of what it detects: what others said is dropped, and so
-    is what nobody says, such as an alarm. Of a model that is not in it everything is told.
+    `only` maps the name of a model to the enrolled names whose words alone are reported among its detections: words of
+    others, and sounds that nobody speaks, such as an alarm, are dropped. All detections of models not in `only` are
+    reported.
 
-    What is judged is the voice in the three seconds up to the detection's end, for a word alone is little to know a voice
-    by. Whoever that is must have said the word, too: the word alone must be nearest to the same name, and within
-    `WORD_SLACK` of what the name needs. Where it is not, where there is too little voice, or where nobody enrolled is near
-    enough, the speaker is None. The gallery is read anew when another program has changed it. `models` are those whose
-    detections are named: of a window of many seconds more must be held.
+    The speaker is judged by the voice in the three seconds up to the detection's end, because one word alone is too
+    short to recognise a voice. That speaker must also have said the word: the word alone must be nearest to the same
+    name, and within `WORD_SLACK` of what the name needs. Otherwise, and if there is too little voice or no enrolled
+    name is near enough, the speaker is None.
+
+    The gallery is read again when another program changes it. `models` are those whose detections are named; windows
+    of many seconds need more sound to be kept.
     """
 
     def __init__(
@@ -118,11 +122,15 @@ class SpeakerTap(RecentAudio):
         return dataclasses.replace(detection, speaker=speaker)
 
     def _tell_where_none_can_be(self, of: str, only: set[str]) -> None:
-        """Who alone is listened to may have been removed or renamed meanwhile: then all is dropped, and the log says so once."""
+        """Log once if none of the names in `only` is enrolled any more (removed or renamed), so that everything is
+        dropped.
+        """
         if of not in self._told and not only.intersection(self._gallery.matcher.enrolled):
             self._told.add(of)
             names = ", ".join(sorted(only))
-            log.warning("%s: %s is not enrolled any more, so nothing of %s is told", self._gallery.path, names, of)
+            log.warning(
+                "%s: %s is no longer enrolled, so no detections of %s are reported", self._gallery.path, names, of
+            )
 
     def _speaker(self, detection: Detection) -> str | None:
         matcher = self._gallery.matcher
@@ -137,7 +145,9 @@ class SpeakerTap(RecentAudio):
     def _match(
         self, matcher: Matcher, detection: Detection, before_s: float, after_s: float, least_s: float
     ) -> Match | None:
-        """Whose voice is heard from so long before a detection's end (or its start) until after it; None of too little."""
+        """The voice from `before_s` before a detection's end (or from its start) to `after_s` after it; None if there
+        is too little.
+        """
         first = min(detection.start_sample, detection.end_sample - round(before_s * self.rate))
         heard = self.between(first, detection.end_sample + round(after_s * self.rate))
         if voiced_seconds(heard, self.rate) < least_s:
@@ -146,7 +156,7 @@ class SpeakerTap(RecentAudio):
 
 
 class VetoTap(RecentAudio):
-    """Drops detections whose sound is one that was enrolled as negative of their label (`enroll --negative`)."""
+    """Drops detections whose sound was enrolled as a negative of their label (`enroll --negative`)."""
 
     def __init__(self, model: Model, gallery: Gallery) -> None:
         super().__init__(reach_s([model]))
@@ -163,17 +173,18 @@ class VetoTap(RecentAudio):
 
 
 class SaveTap(RecentAudio):
-    """Keeps the sound of each detection as FLAC in a folder, to be listened to, enrolled or enrolled as negative.
+    """Saves the sound of each detection as FLAC in a folder, to listen to, to enroll, or to enroll as negative.
 
-    Of more than `most` in the folder the oldest go, of those that a `SaveTap` of whatever program named: other files are
-    nobody's but their owner's. One that cannot be removed (another user's, where a folder is shared) stays beside them. Where
-    one cannot be removed or written the log says so once, and listening goes on. Raises UsageError on a detection of none of
+    If the folder has more than `most`, the oldest are removed, but only files that some `SaveTap` named: other files
+    are left alone. A file that cannot be removed (another user's, in a shared folder) stays. If a file cannot be
+    removed or written, the log says so once, and listening continues. Raises UsageError for a detection by none of
     `models`.
     """
 
     def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
-        """Makes the folder where it is not there. Raises OSError when it cannot be made or written, UsageError on a `most` that
-        is no number of files.
+        """Make the folder if it does not exist.
+
+        Raises OSError if the folder cannot be made or written, UsageError if `most` is not a valid number of files.
         """
         super().__init__(reach_s(models))
         self._folder, self._models = folder, {model.name: model for model in models}
@@ -182,8 +193,8 @@ class SaveTap(RecentAudio):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        self._most, self._kept = whole(most, "the triggers that are kept", 1), deque(_triggers(folder))
-        self._staying: set[str] = set()  # what could not be removed; not in `_kept`
+        self._most, self._kept = whole(most, "the number of triggers to keep", 1), deque(_triggers(folder))
+        self._staying: set[str] = set()  # files that could not be removed; not in `_kept`
 
     def begin(self, name: str, rate: int) -> None:
         super().begin(name, rate)
@@ -193,7 +204,7 @@ class SaveTap(RecentAudio):
         if detection.model not in self._models:
             known = ", ".join(self._models) or "none"
             raise UsageError(
-                f"a trigger of {detection.model} cannot be kept: SaveTap was made for other models ({known})"
+                f"cannot save a trigger of {detection.model}: this SaveTap was made for other models ({known})"
             )
         data = to_flac(trigger(self, detection, self._models[detection.model]), self.rate)
         try:
@@ -201,17 +212,19 @@ class SaveTap(RecentAudio):
             kept = self._write(detection.label, data)
         except OSError as error:
             if not self._failing:
-                log.warning("%s: triggers cannot be kept (%s); listening goes on", self._folder, error.strerror)
+                log.warning("%s: triggers cannot be saved (%s); listening continues", self._folder, error.strerror)
             self._failing = True
         else:
             self._failing = False
             self._kept.append(kept.name)
-            with suppress(OSError):  # the next one tries again
+            with suppress(OSError):  # the next detection tries again
                 self._drop_oldest()
         return detection
 
     def _drop_oldest(self) -> None:
-        """Of all that lies there: other programs may keep theirs in the same folder, and some may have been moved away."""
+        """Look at everything in the folder: other programs may save theirs there, and some files may have been moved
+        away.
+        """
         there = set(filter(_TRIGGER.fullmatch, os.listdir(self._folder)))
         self._staying &= there
         if set(self._kept) != there - self._staying:
@@ -224,12 +237,14 @@ class SaveTap(RecentAudio):
             (self._folder / name).unlink(missing_ok=True)
         except OSError as error:
             if not self._staying:
-                most = f"so that more than {self._most} triggers lie there"
+                most = f"so the folder keeps more than {self._most} triggers"
                 log.warning("%s: cannot be removed (%s), %s", self._folder / name, error.strerror, most)
             self._staying.add(name)
 
     def _write(self, label: str, data: bytes) -> Path:
-        """Into a new file: what fired, when the program began, the source, and the next number that no other program took."""
+        """Write a new file, named after what fired, when the program began, the source, and the next number that is
+        free.
+        """
         label, source = (
             re.sub(r"[^\w.-]+", "_", text)[:longest] for text, longest in ((label, 30), (self._source, 20))
         )
@@ -242,7 +257,7 @@ class SaveTap(RecentAudio):
 
 
 def _triggers(folder: Path) -> list[str]:
-    """The names of what `SaveTap` kept in a folder before, oldest first."""
+    """The names of what any `SaveTap` saved in a folder before, oldest first."""
     found: list[tuple[int, str]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -253,11 +268,12 @@ def _triggers(folder: Path) -> list[str]:
 
 
 def trigger(recent: RecentAudio, detection: Detection, model: Model) -> Pcm:
-    """The sound of a detection: the window that it was made of, in the middle of which the last hop ends it, and all since its
-    start.
+    """The sound of a detection: its whole window, and everything since its start.
+
+    The detection ends with the last hop in the middle of that window.
     """
     contract = model.contract
-    ahead = max(0, contract.latency_samples - contract.hop // 2)  # of its end, which is that of the hop
+    ahead = max(0, contract.latency_samples - contract.hop // 2)  # samples after its end, which is the end of the hop
     window, ahead = (round(samples * recent.rate / contract.sample_rate) for samples in (contract.window, ahead))
     last = detection.end_sample + ahead
     return recent.between(min(detection.start_sample, last - window), last)

@@ -43,26 +43,26 @@ _MICROPHONE = re.compile(r"mic(?::?(?P<name>(?<=:).*|#\d{1,3}))?", re.DOTALL)
 
 
 def names_clips(spec: str) -> bool:
-    """Whether a user names by it what `find_clips` finds, a folder or a glob pattern, and not one source to open."""
+    """Whether `spec` names what `find_clips` finds, a folder or a glob pattern, rather than one source to open."""
     if spec == "-" or _MICROPHONE.fullmatch(spec) is not None or is_url(spec):
         return False
     return Path(spec).is_dir() or is_pattern(spec)
 
 
 def open_source(spec: str | Path, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
-    """A source from how a user names it: `mic`, `mic:ID`, `mic:NAME`, a file's path, a URL, or `-` for PCM on stdin.
+    """Open a source by the name a user gives: `mic`, `mic:ID`, `mic:NAME`, a file's path, a URL, or `-` for PCM on
+    stdin.
 
-    A `Path` is a file's, whatever it is called.
-    `#N` after a microphone is its channel N, from 1, where the mean of all is not what is wanted (an array of microphones
-    with a processed or a loopback channel). `rate`, `channels` and `format` describe the PCM on stdin. Raises UsageError,
-    AudioError, DeviceError.
+    A `Path` is always a file. `#N` after a microphone selects its channel N, from 1, instead of the mean of all
+    channels (for microphone arrays with a processed or a loopback channel). `rate`, `channels` and `format` describe
+    the PCM on stdin. Raises UsageError, AudioError, DeviceError.
     """
     if isinstance(spec, str) and not spec.strip():
         raise UsageError("--source is empty: give mic, a sound file, a folder, a URL or -")
     if spec == "-":
         if rate is None:
             raise UsageError(
-                "raw PCM on stdin does not say its rate: give --rate HZ, in a program open_source('-', rate=HZ)"
+                "raw PCM on stdin does not state its rate: give --rate HZ, or in a program open_source('-', rate=HZ)"
             )
         if sys.stdin is None:
             raise UsageError("source '-' reads raw PCM from a pipe, but stdin is closed")
@@ -71,7 +71,7 @@ def open_source(spec: str | Path, *, rate: int | None = None, channels: int = 1,
         return PcmSource(cast(io.BufferedIOBase, sys.stdin.buffer), rate, channels, format)
     for option, given in (("--rate", rate), ("--channels", channels != 1), ("--format", format != "s16le")):
         if given:
-            raise UsageError(f"{option} is for source '-'; {without_secrets(str(spec))} knows its own")
+            raise UsageError(f"{option} is for source '-' only; {without_secrets(str(spec))} has its own")
     if isinstance(spec, Path):
         return FileSource(spec)
     if microphone := _MICROPHONE.fullmatch(spec):

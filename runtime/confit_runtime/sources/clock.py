@@ -1,4 +1,4 @@
-"""The clock that live sources measure absences by."""
+"""The clock by which live sources measure absences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 def boottime() -> float:
-    """Seconds that pass while the machine is suspended, too, where its monotonic clock can tell (Linux)."""
+    """Seconds that also pass while the machine is suspended, if the system provides such a clock (Linux)."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()

@@ -1,4 +1,4 @@
-"""Recordings: sound files, read block by block, and the clips a user names."""
+"""Recordings: sound files, read block by block, and the clips that a user names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from confit_runtime.sources.base import Chunk
 SOUND_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
     *(".w64", ".rf64", ".voc", ".sph", ".nist"),
-    *NOT_READ,  # listed, they are reported and not overlooked
+    *NOT_READ,  # so that they are reported instead of overlooked
 )
 
 
 class FileSource:
     """A sound file of any libsndfile format, rate and channel count, read block by block.
 
-    Raises UsageError when there is no such file, and where it is iterated over again or after it was closed; AudioError when it
-    is not sound, or, on the way, when it is damaged or holds NaN, infinite or absurdly large samples.
+    Raises UsageError if there is no such file, and on iterating again or after closing; AudioError if it is not sound
+    or, during iteration, if it is damaged or contains NaN, infinite or absurdly large samples.
     """
 
     live = False
@@ -45,9 +45,7 @@ class FileSource:
 
     def __iter__(self) -> Iterator[Chunk]:
         if self._begun or self._sound.closed:
-            raise UsageError(
-                f"{self.name}: was {'read' if self._begun else 'closed'} already: open it again to hear it"
-            )
+            raise UsageError(f"{self.name}: was already {'read' if self._begun else 'closed'}: open it again")
         self._begun = True
         for block in decode(self._sound, block=max(1, self.rate // 2)):
             if self._stopped.is_set():
@@ -60,16 +58,19 @@ class FileSource:
 
 
 def find_clips(specs: Sequence[str | Path]) -> list[Path]:
-    """Clips from how a user names them: files, folders (the sound files in them and below) and glob patterns, in order.
+    """Find the clips that a user names: files, folders (the sound files in them and below) and glob patterns, in
+    order.
 
-    A path that names nothing is passed on, for whoever reads it to refuse. Raises UsageError on an empty name, on a
-    folder or a pattern without sound, and on a folder that cannot be read.
+    A path that does not exist is passed on, and refused when it is read. Raises UsageError for an empty name, for a
+    folder or a pattern without sound files, and for a folder that cannot be read.
     """
     clips: list[Path] = []
     for spec in specs:
         path = Path(spec)
         if not str(spec).strip():
-            raise UsageError("a source or clip without a name: give a sound file or a folder (. is the one you are in)")
+            raise UsageError(
+                "the name of a source or clip is empty: give a sound file or a folder (. is the current one)"
+            )
         if path.is_dir():
             found = sounds_below(path)
         elif is_pattern(str(spec)):
@@ -77,28 +78,29 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
         else:
             found = [path]
         if not found:
-            raise UsageError(f"{spec}: no sound files there")
+            raise UsageError(f"{spec}: no sound files found")
         clips += found
     return clips
 
 
 def is_pattern(spec: str) -> bool:
-    """Whether it is a glob pattern, and no file's name."""
+    """Whether `spec` is a glob pattern and not the name of an existing file."""
     return glob.has_magic(spec) and not Path(spec).exists()
 
 
 def sounds_below(folder: Path) -> list[Path]:
-    """The sound files in a folder and those below it, sorted, hidden ones left out.
+    """The sound files in a folder and below, sorted, without hidden ones.
 
-    Links to folders are followed, but for one that leads back to a folder it lies in. Raises UsageError on a folder that
-    cannot be read.
+    Links to folders are followed, except those that lead back to a folder containing them. Raises UsageError for a
+    folder that cannot be read.
     """
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
     found: list[Path] = []
-    within = {os.fspath(folder): {os.path.realpath(folder)}}  # of each folder: itself and those above it, without links
+    # for each folder: the real paths of itself and those above it
+    within = {os.fspath(folder): {os.path.realpath(folder)}}
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         above = within.pop(place)
         real = {name: os.path.realpath(os.path.join(place, name)) for name in folders if not name.startswith(".")}

@@ -1,4 +1,4 @@
-"""Microphones through PortAudio: at the device's own rate, waited for when they go away, nothing lost in silence."""
+"""Microphones through PortAudio: at the device's own rate, reopened after an absence, with every loss reported."""
 
 from __future__ import annotations
 
@@ -20,25 +20,30 @@ from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, No
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.portaudio import import_portaudio, working_settings
 
-BLOCK_S = 0.08  # what PortAudio is asked to deliver at a time: a model's hop, and waking up more often costs a Pi more
-_POLL_S = 0.2  # how often a silent microphone is asked whether it is still there
-_RETRY_S = 1.0  # how often a lost one is looked for
-_PATIENCE_S = 30.0  # for how long at the most one that was opened again may deliver nothing
+BLOCK_S = 0.08  # how much PortAudio delivers at a time: a model's hop; waking up more often costs a Raspberry Pi more
+_POLL_S = 0.2  # how often to check whether a silent microphone is still there
+_RETRY_S = 1.0  # how often to look for a lost one
+_PATIENCE_S = 30.0  # longest time that a reopened microphone may deliver nothing
 
 
 class Microphone:
     """A microphone through PortAudio, at the device's own default rate; several channels are averaged.
 
-    `device` is an index, a part of a name, or None for the default; `channel` the one channel to hear, from 1. A bounded
-    queue of `queue_s` stands between PortAudio's thread and the reader: what does not fit, what PortAudio itself lost, and
-    blocks that hold NaN come back as a `Gap`. One that is unplugged, or delivers nothing for `stall_s`, is waited for and
-    opened again by its name, for `wait_s` at most (None: as long as it takes; each opening has `stall_s`). Should it then
-    deliver nothing, it is given twice as long at each opening, up to half a minute. Should it come back with another rate,
-    its sound is resampled to `rate`.
+    - `device`: an index, a part of a name, or None for the default.
+    - `channel`: hear only this channel, from 1.
+    - `queue_s`: length of the queue between PortAudio's thread and the reader. What does not fit, what PortAudio
+      itself lost, and blocks with NaN come back as a `Gap`.
+    - `stall_s`: a microphone that delivers nothing for this long counts as away, like one that is unplugged. It is
+      then waited for and opened again by its name. If it still delivers nothing, it gets twice as long at each
+      opening, up to half a minute.
+    - `wait_s`: the longest time to wait for it (None: no limit); each opening gets at least `stall_s`.
+    - `portaudio`: the sounddevice module, imported here if not given.
 
-    `portaudio` is the sounddevice module, imported here when not given. Raises DeviceError when there is no PortAudio,
-    no such device, or none that can be opened, and, on the way, when it has been away for more than `wait_s`; UsageError on
-    a `channel` that is no whole number from 1, and on what is no number of seconds: `queue_s` and `stall_s` hold a block.
+    If it comes back with another rate, its sound is resampled to `rate`.
+
+    Raises DeviceError if there is no PortAudio, no such device, or none that can be opened and, during iteration, if
+    it has been away for longer than `wait_s`. Raises UsageError if `channel` is not a whole number from 1, and if a
+    number of seconds is invalid; `queue_s` and `stall_s` must be at least one block.
     """
 
     live = True
@@ -53,8 +58,8 @@ class Microphone:
         wait_s: float | None = None,
         portaudio: Any = None,
     ) -> None:
-        with suppress(ImportError):  # who hears at the model's own rate has no need of it
-            import soxr  # noqa: F401 - Ctrl-C while its library loads ends the process by a signal: not while someone speaks
+        with suppress(ImportError):  # not needed at the model's own rate
+            import soxr  # noqa: F401 - load it now: Ctrl-C while its library loads kills the process
 
         self._portaudio = portaudio or import_portaudio()
         self._queue_s = duration(queue_s, "the queue_s of a microphone", BLOCK_S)
@@ -67,31 +72,33 @@ class Microphone:
         except (ValueError, self._portaudio.PortAudioError) as error:
             what = "no default microphone" if device is None else f"no microphone {device!r}"
             there = any(info["max_input_channels"] for info in self._portaudio.query_devices())
-            none = "there is none at all: plug one in, or listen to a file"
-            cure = "`confit-edge devices` lists what there is" if there else none
+            none = "there are no microphones: plug one in, or listen to a file"
+            cure = "`confit-edge devices` lists the microphones" if there else none
             raise DeviceError(f"{what} ({_line(error)}); {cure}") from error
         self._info = info
         self.device_name = str(info["name"])
         self._alone = len(self._namesakes(_stem)) == 1
         if channel is not None and not 1 <= channel <= info["max_input_channels"]:
             has = "one channel" if info["max_input_channels"] == 1 else f"{info['max_input_channels']} channels"
-            raise DeviceError(f"{self.name}: {self.device_name} has {has}")
+            raise DeviceError(f"{self.name}: {self.device_name} has only {has}")
         same = [one["index"] for one in self._namesakes(str)]
-        self._same, self._place = len(same), same.index(info["index"])  # how many bear its name, and which it is
+        # how many devices have its name, and which of them it is
+        self._same, self._place = len(same), same.index(info["index"])
         self._settings = self._how(info)
         self.rate = int(self._settings["samplerate"])
         self._stopped = threading.Event()
         self._capture: _Capture | None = None
-        self._lost: float | None = None  # when it was last heard, until it is heard again
-        self._told = 0  # samples of the gaps since then
-        self._patience_s = stall_s  # how long it may deliver nothing since it was opened again
-        self._mute = False  # whether it was told that it delivers nothing though it is open
+        self._lost: float | None = None  # when it was last heard, while it is away
+        self._told = 0  # samples of the gaps reported since then
+        self._patience_s = stall_s  # how long it may deliver nothing after it was reopened
+        self._mute = False  # whether a notice said that it is open but delivers nothing
 
     @classmethod
     def named(cls, name: str) -> Microphone:
-        """From how a user names it: an index, a part of a name, nothing for the default; and `#N` after it for a channel.
+        """Open a microphone by the name a user gives: an index, part of a name, or nothing for the default; then
+        optionally `#N` for a channel.
 
-        Where a device is called so, it is that device.
+        If a device's name contains the `#N`, it is that device.
         """
         portaudio = import_portaudio()
         device, mark, channel = name.rpartition("#")
@@ -118,9 +125,9 @@ class Microphone:
         self._lost = None
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
-        said = False  # that it went away
+        said = False  # whether a notice said that it went away
         while not self._stopped.is_set():
-            if self._lost is None or self._capture is not None:  # else it was away when it was iterated over before
+            if self._lost is None or self._capture is not None:  # otherwise it was already away in an earlier iteration
                 heard = yield from self._hear()
                 if self._stopped.is_set():
                     return
@@ -128,7 +135,7 @@ class Microphone:
                 if self._lost is None:
                     self._lost, self._told, said = heard, 0, False
                     self._patience_s, self._mute = self._stall_s, False
-                else:  # it was opened in vain
+                else:  # reopening it did not help
                     yield from self._gap(boottime() - self._lost)
                     self._check_wait(self._lost)
             if not said:
@@ -140,9 +147,9 @@ class Microphone:
         self._stopped.set()
 
     def _hear(self) -> Generator[Chunk | Gap | Notice, None, float]:
-        """What the open device delivers until it goes away; returns when it was last heard.
+        """Yield what the open device delivers until it goes away; return when it was last heard.
 
-        Where it was away it is back with the first block, for what was opened may take seconds to deliver it.
+        After an absence it counts as back with its first block, which a reopened device may take seconds to deliver.
         """
         capture = self._capture
         if capture is None:
@@ -158,11 +165,11 @@ class Microphone:
                 if boottime() - max(heard, taken) > self._patience(heard):
                     yield from self._delivers_nothing()
                     break
-                if self._lost is not None:  # the first block began before it came
+                if self._lost is not None:  # the first block began before it arrived
                     yield from self._gap(boottime() - _RETRY_S - self._lost)
                 continue
             if self._lost is None and came - heard - lost / capture.rate > self._stall_s:
-                break  # this machine was suspended, or the device stood still, and nobody looked
+                break  # the machine was suspended, or the device stalled unnoticed
             heard, taken = came, boottime()
             if self._lost is not None:
                 yield from self._gap(came - (lost + len(block)) / capture.rate - self._lost)
@@ -179,27 +186,27 @@ class Microphone:
         return heard
 
     def _patience(self, opened: float) -> float:
-        """For how long nothing may come: while it is lost as long as it is waited for, if that leaves it `stall_s`."""
+        """How long nothing may arrive: while it is away, the current patience within `wait_s`, but at least `stall_s`."""
         if self._lost is None:
             return self._stall_s
         left_s = math.inf if self._wait_s is None else self._lost + self._wait_s - opened
         return max(self._stall_s, min(self._patience_s, left_s))
 
     def _delivers_nothing(self) -> Iterator[Notice]:
-        """Of one that was opened again, once until it is back."""
+        """Yield a notice, once per absence, that a reopened device delivers nothing."""
         if self._lost is not None and not self._mute:
             self._mute = True
-            text = f"{self.device_name} is there and can be opened, but delivers nothing; waiting for its sound"
+            text = f"{self.device_name} can be opened but delivers nothing; waiting for sound"
             yield Notice("away", text)
 
     def _away(self) -> Notice:
-        """That it went away. Raises DeviceError where it is not waited for."""
+        """The notice that it went away. Raises DeviceError if it is not to be waited for."""
         if self._wait_s == 0.0:
             raise DeviceError(f"{self.name}: the microphone went away (unplugged?)")
         return Notice("away", f"{self.device_name} went away (unplugged?); waiting for it to come back")
 
     def _wait(self, heard: float) -> Iterator[Gap]:
-        """Gaps that keep the clock running, until the device was found and opened again."""
+        """Yield gaps that keep the clock running until the device is found and opened again."""
         while not self._stopped.is_set():
             away_s = boottime() - heard
             back = self._reopen()
@@ -210,19 +217,19 @@ class Microphone:
             self._stopped.wait(_RETRY_S if self._wait_s is None else min(_RETRY_S, self._wait_s / 4))
 
     def _check_wait(self, heard: float) -> None:
-        """Raises DeviceError where it has been waited for long enough."""
+        """Raise DeviceError if the wait has lasted long enough."""
         if self._wait_s is not None and boottime() - heard > self._wait_s:
-            raise DeviceError(f"{self.name}: the microphone went away and did not come back in {self._wait_s:g} s")
+            raise DeviceError(f"{self.name}: the microphone went away and did not come back within {self._wait_s:g} s")
 
     def _gap(self, away_s: float) -> Iterator[Gap]:
-        """What was not told yet of the seconds away."""
+        """Yield the part of `away_s` that no gap has reported yet."""
         due = int(away_s * self.rate) - self._told
         if due > 0:
             self._told += due
             yield Gap(due, MICROPHONE_AWAY)
 
     def _reopen(self) -> bool:
-        """Whether the device is there again, and open."""
+        """Whether the device is back and open."""
         try:
             _look_for_devices(self._portaudio)
             found = self._find_again()
@@ -230,15 +237,16 @@ class Microphone:
                 return False
             self._capture = _Capture(self._portaudio, self._how(found), self._queue_s)
         except (UsageError, ValueError, self._portaudio.PortAudioError):
-            return False  # half there: udev and the sound server take a while to settle
+            return False  # half ready: udev and the sound server need a moment to settle
         self._info = found
         self._patience_s = min(2 * self._patience_s, _PATIENCE_S)
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
-        """The device by its name, and its place where others bear the same, once as many are there as were.
+        """Find the device by its name; among several with that name by its position, once as many are present as
+        before.
 
-        By its name without the card's number where that cannot be another device.
+        Without an exact match, the card's number in the name is ignored, if no other device can be meant.
         """
         if same := self._namesakes(str):
             return same[self._place] if len(same) == self._same else None
@@ -267,14 +275,14 @@ class Microphone:
 class _Capture:
     """One opening of a device: PortAudio's thread fills a bounded queue.
 
-    Of each block with how many samples were lost before it, and when it came.
+    Each entry is how many samples were lost before the block, the block, and when it arrived.
     """
 
     def __init__(self, portaudio: Any, settings: dict[str, Any], queue_s: float) -> None:
         self.rate = int(settings["samplerate"])
         self.blocks: queue.Queue[tuple[int, Pcm, float]] = queue.Queue(maxsize=max(1, round(queue_s / BLOCK_S)))
-        self._lost = 0  # samples lost since the last block that was queued; only PortAudio's thread touches these two
-        # when the next block's first sample should be recorded, on PortAudio's clock
+        self._lost = 0  # samples lost since the last queued block; only PortAudio's thread touches these two
+        # when the next block's first sample should be recorded, by PortAudio's clock
         self._expected_s: float | None = None
         with _captures_lock:
             self._stream = portaudio.InputStream(
@@ -297,11 +305,11 @@ class _Capture:
             _captures.discard(self)
 
     def _callback(self, block: Pcm, frames: int, times: Any, status: Any) -> None:
-        """PortAudio's thread: `block [frames, channels]` is only lent."""
+        """Called in PortAudio's thread; `block [frames, channels]` is only lent."""
         if status.input_overflow:
             expected_s = times.inputBufferAdcTime if self._expected_s is None else self._expected_s
             missing = round((times.inputBufferAdcTime - expected_s) * self.rate)
-            # drivers that keep no clock give no duration: then at least one block is gone
+            # drivers without a clock give no duration: then at least one block is lost
             self._lost += missing if 0 < missing < 60 * self.rate else frames
         self._expected_s = times.inputBufferAdcTime + frames / self.rate
         try:
@@ -313,7 +321,7 @@ class _Capture:
 
 
 class _Converter:
-    """Brings a device that came back with another rate to the rate it had, without letting the clock slip."""
+    """Converts a device that came back at another rate to its earlier rate, without letting the clock drift."""
 
     def __init__(self, rate: int, to: int) -> None:
         self._rate, self._to = rate, to
@@ -336,16 +344,16 @@ class _Converter:
 
 
 def _look_for_devices(portaudio: Any) -> None:
-    """Have PortAudio list the devices anew, which it does only when it starts, and can only while it has none open."""
+    """Make PortAudio list the devices again, which it does only when it starts, and only while none is open."""
     with _captures_lock:
         if not _captures:
-            with suppress(portaudio.PortAudioError):  # it does not run where it could not be started the last time
+            with suppress(portaudio.PortAudioError):  # it is not running if it could not be started last time
                 portaudio._terminate()
             portaudio._initialize()
 
 
 def _stem(name: str) -> str:
-    """A device's name without the card's number, which may differ when it is plugged in again."""
+    """A device's name without the card's number, which may change when it is plugged in again."""
     return re.sub(r"\(hw:\d+,\d+\)", "", name).strip()
 
 

@@ -1,4 +1,4 @@
-"""Network streams (RTSP cameras, HTTP radio) through ffmpeg, which is run as a program where it is installed."""
+"""Network streams (RTSP cameras, HTTP radio), decoded by the ffmpeg program."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice, check_c
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
-# what a URL of each scheme may make ffmpeg open in its turn: a playlist must not read this machine's files
+# what a URL of each scheme may make ffmpeg open: a playlist must not read this machine's files
 _HTTP = "http,https,httpproxy,tcp,tls,crypto"
 _RTSP = "rtsp,rtp,rtcp,srtp,udp,tcp,tls"
 PROTOCOLS = {"http": _HTTP, "https": _HTTP, "rtsp": _RTSP, "rtsps": _RTSP}
 
-# What a stream left out stands as silence; a clock that is set anew, which goes back or far ahead, is no hole.
+# Missing parts of a stream become silence; a clock that is reset, backwards or far ahead, is not a gap.
 _SINCE_LAST = "if(between(PTS-PREV_INPTS,0,15/TB),PTS-PREV_INPTS,NB_SAMPLES/SR/TB)"
 FILTER = f"asetpts='if(isnan(PREV_OUTPTS),PTS,PREV_OUTPTS+{_SINCE_LAST})',aresample=async=1"
 
-# what ffmpeg tells of a stream, and of how much it wrote: no reason why it ended
+# ffmpeg's lines about a stream and its output: they are no reason why it ended
 _NO_REASON = re.compile(
     r"\s|(?:In|Out)put #|Stream mapping:|Press \[q\]|size=|.*(?:muxing overhead|Guessed Channel Layout|Estimating duration)"
 )
 
 _HOST = re.compile(r"(?:[^/?#]*@)?(?:\[[\da-fA-F:.]+(?:%[\w.%~-]+)?\]|[^/?#:@\[\]]+)(?::\d*)?(?=[/?#]|$)")
 _SECRET = re.compile(r"((?:pass|pw|pin|token|key|secret|auth)[a-z_]*=)[^&;]*", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z][\w-]{0,23}", re.ASCII)  # of a part of a query
-_TELLS_APART = re.compile(  # the streams of a camera: channel=1
+_NAME = re.compile(r"[A-Za-z][\w-]{0,23}", re.ASCII)  # of a query parameter
+_TELLS_APART = re.compile(  # parameters that distinguish the streams of a camera: channel=1
     r"(?:channel|chan|chn?|camera|cam|(?:sub)?stream|subtype|sub|profile|track|media|quality|resolution|res|fps|codec|format|index)"
     r"[_-]?(?:id|no|num|number|name|type)?\d{0,2}=[A-Za-z0-9]{1,4}",
     re.IGNORECASE | re.ASCII,
@@ -47,12 +47,10 @@ _TELLS_APART = re.compile(  # the streams of a camera: channel=1
 
 _POLL_S = 0.2
 _LONGEST_WAIT_S = 30.0
-_SETTLED_S, _FASTEST = (
-    1.0,
-    1.25,
-)  # a stream has caught up when that long it came no faster than that many times real time
-_MOST_HELD_S = 60.0  # of what came meanwhile
-_MAY_COME_S = 15.0  # of the time away, what the stream may still deliver when it is back
+# a stream has caught up when, for _SETTLED_S, it came no faster than _FASTEST times real time
+_SETTLED_S, _FASTEST = 1.0, 1.25
+_MOST_HELD_S = 60.0  # of sound buffered while catching up
+_MAY_COME_S = 15.0  # part of the absence that a stream may still deliver when it is back
 
 
 def is_url(spec: str) -> bool:
@@ -60,11 +58,11 @@ def is_url(spec: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be shown: without user and password, with no password in its path, and of a query what tells streams apart.
+    """A URL that is safe to show: without user and password, secrets in its path masked, and its query mostly masked.
 
-    Of the query a part stands where its name is one of those, as `channel`, and its value has four letters or digits at the most.
-    Where what should be a host is none, a / ? or # may be of the password, and that ends at the last @ of all. What is no URL
-    stays as it is.
+    A query parameter is shown if its name distinguishes streams, such as `channel`, and its value has at most four
+    letters or digits. If the URL has no valid host, a / ? or # may belong to the password, which then ends at the very
+    last @. What is not a URL stays as it is.
     """
     if not is_url(url):
         return url
@@ -79,7 +77,7 @@ def without_secrets(url: str) -> str:
 
 
 def _part(found: re.Match[str]) -> str:
-    """One of the parts of a query: whole, with its value masked, or masked where it may be a secret as it stands."""
+    """One parameter of a query: unchanged, with its value masked, or masked completely if it may itself be a secret."""
     name, _, value = found[0].partition("=")
     if not value or "=" in value or _NAME.fullmatch(name) is None:
         return "***"
@@ -91,16 +89,17 @@ def _masked(found: re.Match[str]) -> str:
 
 
 class NetworkSource:
-    """An RTSP or HTTP stream, decoded and made mono at `rate` Hz by ffmpeg.
+    """An RTSP or HTTP stream, decoded to mono at `rate` Hz by ffmpeg.
 
-    A stream that breaks off, or delivers nothing for `stall_s`, is opened again, at first after a second, then after
-    twice as long each time up to 30 s. Its clock runs on meanwhile: when it is back, and what it delivers at once (while it
-    was opened, or kept for who comes new) has come, the gap is what brings the clock to where it would have been, and what
-    was heard before is left out. What says how long it is, as a file on a web server does, ends with its end, and is an
-    error when it breaks off before. `name` is the URL `without_secrets`.
+    A stream that breaks off, or delivers nothing for `stall_s`, is opened again: first after one second, then after
+    twice as long each time, up to 30 s. Its clock continues meanwhile. When the stream is back and has delivered what
+    it had buffered, a gap sets the clock to where it would have been, and sound heard before is left out.
 
-    Raises UsageError on a scheme that is none of `PROTOCOLS` and a `stall_s` that is no number of seconds, DeviceError
-    without ffmpeg, and, on the way, when the stream cannot be opened the first time, with what ffmpeg says.
+    A stream that states its length, such as a file on a web server, ends at its end; if it breaks off before that,
+    this is an error. `name` is the URL `without_secrets`.
+
+    Raises UsageError for a scheme not in `PROTOCOLS` and an invalid `stall_s`; DeviceError without ffmpeg and, during
+    iteration, if the stream cannot be opened the first time, with ffmpeg's message.
     """
 
     live = True
@@ -109,9 +108,9 @@ class NetworkSource:
         self.name = without_secrets(url)
         scheme, host = _scheme_and_host(url, self.name)
         if scheme not in PROTOCOLS:
-            raise UsageError(f"{scheme}:// cannot be listened to (can be: {', '.join(PROTOCOLS)})")
+            raise UsageError(f"{scheme}:// is not supported (supported: {', '.join(PROTOCOLS)})")
         if not host:
-            raise UsageError(f"{self.name}: names no host")
+            raise UsageError(f"{self.name}: has no host name")
         program = shutil.which(ffmpeg)
         if program is None:
             raise DeviceError("listening to a URL needs the program ffmpeg: apt-get install ffmpeg")
@@ -126,8 +125,8 @@ class NetworkSource:
         ]
         self._stopped = threading.Event()
         self._ffmpeg: _Ffmpeg | None = None
-        self._heard_s = self._clock_s = 0.0  # of sound, and with the gaps
-        self._zero = math.inf  # when the clock stood at 0: the earliest moment that what came speaks for
+        self._heard_s = self._clock_s = 0.0  # seconds of sound, without and with the gaps
+        self._zero = math.inf  # when the clock stood at 0: the earliest time consistent with what came
 
     def __enter__(self) -> NetworkSource:
         check_closed(self.name, open_already=self._ffmpeg is not None)
@@ -151,7 +150,7 @@ class NetworkSource:
         self._stopped.set()
 
     def _hear(self) -> Iterator[Chunk]:
-        """What the open stream delivers until it breaks off."""
+        """Yield what the open stream delivers until it breaks off."""
         if self._ffmpeg is None:
             raise UsageError(f"{self.name}: is not open: iterate over a stream inside its `with` block")
         heard = boottime()
@@ -164,33 +163,36 @@ class NetworkSource:
                 return
 
     def _counted(self, chunk: Chunk) -> Chunk:
-        """The chunk, with which the clock has moved on."""
+        """The chunk, after advancing the clock by it."""
         seconds = len(chunk[0]) / self.rate
         self._heard_s, self._clock_s = self._heard_s + seconds, self._clock_s + seconds
         self._zero = min(self._zero, boottime() - self._clock_s)
         return chunk
 
     def _gap(self, seconds: float) -> Gap:
-        """That much of the time away, by which the clock moves on."""
+        """A gap of that many seconds, after advancing the clock by it."""
         gap = Gap(max(0, round(seconds * self.rate)), STREAM_AWAY)
         self._clock_s += gap.samples / self.rate
         return gap
 
     def _ended(self) -> bool:
-        """Whether the stream came to its end, rather than broke off. Raises DeviceError where it is not to be waited for."""
+        """Whether the stream reached its end instead of breaking off.
+
+        Raises DeviceError if waiting for it is pointless.
+        """
         assert self._ffmpeg is not None
         self._ffmpeg.close()
         if not self._heard_s:
-            raise DeviceError(f"{self.name}: cannot be listened to ({self._why()})")
+            raise DeviceError(f"{self.name}: cannot be opened ({self._why()})")
         duration_s = self._ffmpeg.duration_s
         if duration_s is not None and self._heard_s < duration_s - 1.0:
-            # opened again it would begin from its beginning
+            # opened again, it would start from its beginning
             told = f"broke off after {self._heard_s:.1f} s of {duration_s:.1f} s ({self._why()})"
             raise DeviceError(f"{self.name}: {told}")
         return duration_s is not None
 
     def _wait(self) -> Iterator[Chunk | Gap | Notice]:
-        """Gaps that keep the clock running until the stream was opened again, and what it delivers at first."""
+        """Yield gaps that keep the clock running until the stream is open again, then what it delivers first."""
         yield Notice("away", f"{self.name} broke off ({self._why()}); waiting for it to come back")
         pause = 1.0
         while not self._stopped.wait(pause):
@@ -202,7 +204,7 @@ class NetworkSource:
                 away = behind - len(pcm) / self.rate
                 yield self._gap(away)
                 yield Notice("back", f"{self.name} is back")
-                # what it kept from before it broke off was heard then
+                # what it buffered from before it broke off was already heard
                 yield self._counted((pcm[max(0, round(-away * self.rate)) :], self.rate))
                 return
             if behind > _MAY_COME_S:
@@ -211,9 +213,9 @@ class NetworkSource:
             pause = min(_LONGEST_WAIT_S, 2 * pause)
 
     def _caught_up(self) -> list[Chunk]:
-        """What a stream that was opened delivers until it comes as fast as it is made."""
+        """What a reopened stream delivers until it arrives no faster than real time."""
         chunks: list[Chunk] = []
-        began, held_s, lately = 0.0, 0.0, deque[tuple[float, float]]()  # when so many seconds came
+        began, held_s, lately = 0.0, 0.0, deque[tuple[float, float]]()  # when how many seconds came
         for chunk in self._hear():
             now, seconds = boottime(), len(chunk[0]) / self.rate
             began, held_s = began or now, held_s + seconds
@@ -231,7 +233,7 @@ class NetworkSource:
         if not self._ffmpeg.ended:
             return f"it delivered nothing for {self._stall_s:g} s"
         said = self._ffmpeg.last_words.replace(self._url, self.name)
-        said = re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), said)  # of where it was sent on to
+        said = re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), said)  # URLs that it was redirected to
         return f"ffmpeg: {said}" if said else "it ended"
 
     def _close(self) -> None:
@@ -241,23 +243,23 @@ class NetworkSource:
 
 
 def _scheme_and_host(url: str, shown: str) -> tuple[str, str | None]:
-    """Of a URL. Raises UsageError, which shows no secret, where it cannot be read."""
+    """The scheme and host of a URL. Raises UsageError, without showing secrets, if the URL cannot be parsed."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        # what Python says may hold the password
+        # Python's message may contain the password
         raise UsageError(
-            f"{shown}: is no URL that can be read: is there a / ? # or @ in the password? They are written %2F %3F %23 %40"
+            f"{shown}: is not a valid URL: if the password contains / ? # or @, write them as %2F %3F %23 %40"
         ) from error
     return parts.scheme.lower(), parts.hostname
 
 
 class _Ffmpeg:
-    """One run of ffmpeg: PCM from its stdout, and what it says on stderr."""
+    """One run of ffmpeg: PCM from its stdout, and its messages on stderr."""
 
     def __init__(self, command: list[str]) -> None:
-        self.duration_s: float | None = None  # where the stream says how long it is
+        self.duration_s: float | None = None  # if the stream states its length
         self.ended = False
         self._rest = b""  # half a sample
         self._lines: deque[str] = deque(maxlen=10)
@@ -272,7 +274,7 @@ class _Ffmpeg:
         return self._lines[-1] if self._lines else ""
 
     def read(self, timeout_s: float) -> npt.NDArray[np.int16]:
-        """The samples there are: none where nothing came in time, or it has `ended`."""
+        """The samples available: empty if nothing came in time, or if the stream has `ended`."""
         assert self._process.stdout is not None
         if wait_for_data(self._process.stdout.fileno(), timeout_s):
             data = self._process.stdout.read(65_536)
@@ -283,7 +285,7 @@ class _Ffmpeg:
         return samples
 
     def close(self) -> None:
-        """Kill it if it still runs."""
+        """Kill the process if it is still running."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         if not self.ended:

@@ -21,8 +21,8 @@ from confit_runtime.sources.pipes import wait_for_data
 
 PCM_FORMATS: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 
-_FILES = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}  # by how the file begins
-_POLL_S = 0.2  # how often a silent pipe looks whether it was stopped
+_FILES = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}  # by the first bytes of the file
+_POLL_S = 0.2  # how often a silent pipe checks whether it was stopped
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,15 @@ log = logging.getLogger(__name__)
 class PcmSource:
     """Raw interleaved PCM from a byte stream, passed on as it arrives. A last incomplete frame is dropped, and logged.
 
-    The stream may have been read before, as for a header line, and may be unbuffered. Where what came has sounded and nothing
-    more comes for `pause_s` there is a `Pause`, and where nothing comes for `stall_s` a notice says so, and another when it
-    goes on, but there is no gap: whoever writes may have nothing to write, as between two calls, and have lost nothing. (On
-    Windows, where a pipe cannot be waited for, there is none of these.)
+    The stream may already have been read from, such as a header line, and may be unbuffered.
 
-    Raises UsageError on a rate, channel count, format or `stall_s` that cannot be, and where the bytes begin as a sound file
-    does; DeviceError where the stream breaks off, as a socket does.
+    If nothing follows for `pause_s` after the sound received so far has played, there is a `Pause`. If nothing comes
+    for `stall_s`, a notice says so, and another one when sound comes again; but there is no gap, because the writer
+    may have nothing to write, such as between two calls, and have lost nothing. (Windows cannot wait for a pipe, so it
+    has none of these.)
+
+    Raises UsageError for an invalid rate, channel count, format or `stall_s`, and if the bytes begin like a sound
+    file; DeviceError if the stream breaks off, as a socket may.
     """
 
     live = True
@@ -53,10 +55,10 @@ class PcmSource:
         stall_s: float = 10.0,
     ) -> None:
         if format not in PCM_FORMATS:
-            raise UsageError(f"PCM format {format!r} is not known (known: {', '.join(PCM_FORMATS)})")
-        channels = whole(channels, "the channels of PCM", 1)
+            raise UsageError(f"PCM format {format!r} is unknown (known: {', '.join(PCM_FORMATS)})")
+        channels = whole(channels, "the number of PCM channels", 1)
         if channels > MAX_CHANNELS:
-            raise UsageError(f"{channels} channels: expected 1 to {MAX_CHANNELS}")
+            raise UsageError(f"PCM has {channels} channels; it must have 1 to {MAX_CHANNELS}")
         self.name, self.rate = name, check_rate(rate)
         self._stream, self._channels, self._dtype = stream, channels, PCM_FORMATS[format]
         self._pause_s = duration(pause_s, "the pause_s of a pipe")
@@ -69,12 +71,12 @@ class PcmSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The stream belongs to the caller and stays open."""
+        """Do nothing: the stream belongs to the caller and stays open."""
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
         try:
             yield from self._items()
-        except OSError as error:  # such as of a socket whose other end is gone
+        except OSError as error:  # for example a socket whose other end is gone
             raise DeviceError(f"{self.name}: broke off ({error.strerror or error})") from error
 
     def _items(self) -> Iterator[Chunk | Gap | Notice | Pause]:
@@ -88,8 +90,8 @@ class PcmSource:
             start = (start + data[:4])[:4]
             if start in _FILES:
                 raise UsageError(
-                    f"the pipe holds a {_FILES[start]} file, not raw PCM: have it written without a header"
-                    " (`arecord -t raw`, `ffmpeg ... -f s16le -`), or give the file's path as the source"
+                    f"the pipe contains a {_FILES[start]} file, not raw PCM: write it without a header (`arecord -t"
+                    " raw`, `ffmpeg ... -f s16le -`), or give the file's path as the source"
                 )
             whole = len(held) // frame * frame
             frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
@@ -97,7 +99,7 @@ class PcmSource:
                 yield sound_or_gap(to_mono(frames.reshape(-1, self._channels)), self.rate, "the pipe")
         if held and not self._stopped.is_set():
             log.warning(
-                "%s: ended within a sample (%d of %d bytes): are format and channels right?",
+                "%s: ended in the middle of a sample (%d of %d bytes): check format and channels",
                 self.name,
                 len(held),
                 frame,
@@ -107,7 +109,7 @@ class PcmSource:
         self._stopped.set()
 
     def _pieces(self) -> Iterator[bytes | Notice | Pause]:
-        """The bytes as they arrive, to the end or until it is stopped, and what is to be told where they do not."""
+        """Yield the bytes as they arrive, to the end or until it is stopped, and pauses and notices if none arrive."""
         read = self._stream.read if isinstance(self._stream, io.RawIOBase) else self._stream.read1
         try:
             descriptor = self._stream.fileno()
@@ -116,7 +118,7 @@ class PcmSource:
         ahead = descriptor is not None and self._was_read_ahead(descriptor)
         second = self._dtype.itemsize * self._channels * self.rate
         lasting, came, away, paused = Lasting(), boottime(), False, True
-        yield Pause()  # who writes only while somebody speaks begins with a word
+        yield Pause()  # a writer that writes only while somebody speaks begins with a word
         while not self._stopped.is_set():
             if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):
                 ahead = False
@@ -135,12 +137,12 @@ class PcmSource:
                 yield Notice("away", f"{self.name}: nothing came through the pipe for {self._stall_s:g} s; waiting")
 
     def _was_read_ahead(self, descriptor: int) -> bool:
-        """Whether the stream's buffer holds something already, as after a header line: waiting would not tell."""
+        """Whether the stream's buffer already holds data, as after a header line, which waiting would not detect."""
         if not isinstance(self._stream, io.BufferedReader) or wait_for_data(descriptor, 0.0):
             return False
         if not os.get_blocking(descriptor):
             return False
-        os.set_blocking(descriptor, False)  # or a look into an empty buffer would wait until something comes
+        os.set_blocking(descriptor, False)  # otherwise peeking into an empty buffer would wait for data
         try:
             return bool(self._stream.peek())
         finally:

@@ -15,7 +15,7 @@ _RATES = (48_000, 44_100, 32_000, 22_050, 16_000, 8_000)
 class InputDevice:
     """A microphone that PortAudio offers: `mic:{index}`, or `mic:` and a part of its name.
 
-    `rates` are those of the usual sample rates, in Hz, at which it can be opened now; none where it is in use.
+    `rates` are the usual sample rates, in Hz, at which it can be opened now; empty if it is in use.
     """
 
     index: int
@@ -27,12 +27,12 @@ class InputDevice:
 
 
 def input_devices(portaudio: Any = None) -> list[InputDevice]:
-    """The microphones there are. `portaudio` as for `Microphone`. Raises DeviceError without PortAudio."""
+    """The available microphones. `portaudio` as for `Microphone`. Raises DeviceError without PortAudio."""
     portaudio = portaudio or import_portaudio()
     try:
         default = portaudio.query_devices(None, "input")["index"]
     except (ValueError, portaudio.PortAudioError):
-        default = None  # PortAudio's way to say that there is none
+        default = None  # how PortAudio says that there is none
     return [
         InputDevice(
             info["index"],
@@ -48,7 +48,7 @@ def input_devices(portaudio: Any = None) -> list[InputDevice]:
 
 
 def import_portaudio() -> Any:
-    """The sounddevice module. Raises DeviceError, saying what to install, where it or the PortAudio library is absent."""
+    """The sounddevice module. Raises DeviceError, saying what to install, if it or the PortAudio library is missing."""
     try:
         import sounddevice
     except ModuleNotFoundError as error:
@@ -64,21 +64,21 @@ def import_portaudio() -> Any:
 
 
 def working_settings(portaudio: Any, info: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
-    """How to open a device: at its default rate, or, where a driver refuses its own default, at the best usual one.
+    """How to open a device: at its default rate or, if the driver refuses its own default, at the best usual one.
 
-    With one channel where it opens so, unless the `whole` device is wanted.
+    It is opened with one channel if possible, unless the `whole` device is wanted.
     """
     default = check_rate(round(info["default_samplerate"]))
     for rate in (default, *_RATES):
         if channels := _channels_at(portaudio, info, rate, whole):
             return {"device": info["index"], "channels": channels, "samplerate": rate}
-    # opening it says why it cannot be opened
+    # opening it reports why it cannot be opened
     every = int(info["max_input_channels"])
     return {"device": info["index"], "channels": every if whole else 1, "samplerate": default}
 
 
 def _channels_at(portaudio: Any, info: dict[str, Any], rate: int, whole: bool = False) -> int:
-    """With how many channels the device opens at `rate`: one where that can be, else all it has; 0 where it does not."""
+    """With how many channels the device opens at `rate`: one if possible, otherwise all it has; 0 if it does not open."""
     every = int(info["max_input_channels"])
     for channels in dict.fromkeys((every,) if whole else (1, every)):
         try:
