@@ -1,4 +1,6 @@
-"""confit-edge on the device: load a model, stream audio through it, enroll new names. numpy and onnxruntime only."""
+"""confit-edge on the device: load a model, stream audio through it, enroll new names. Needs numpy and onnxruntime
+only.
+"""
 
 import os
 from importlib import import_module
@@ -42,13 +44,14 @@ __all__ = [
     "load",
 ]
 
-# written here, where the build reads it: asking the installed package for it costs each start 5 MB and 30 ms
+# read by the build; looking it up from the installed package would cost each start 5 MB and 30 ms
 __version__ = "0.1.0"
 
-# onnxruntime from 1.29 on would tell Microsoft of each session; it looks as it is imported, and who wants that sets 0
+# onnxruntime from 1.29 on reports each session to Microsoft unless this is set when it is imported; set it to 0 to
+# allow that
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-# imported when asked for: who only listens pays neither time nor memory for galleries, and an error message for nothing
+# imported on first use: a program that only listens does not load galleries, and an error message loads nothing
 _HOME = {
     **dict.fromkeys(("AudioError", "ConfitError", "DeviceError", "GalleryError", "ModelError", "UsageError"), "errors"),
     **dict.fromkeys(("EnergyGate", "Gate", "SpeechGate"), "gates"),

@@ -1,4 +1,4 @@
-"""The arrays that all parts pass to each other, by what they hold; and what a program gives, as arrays, counts and seconds."""
+"""Array types by what they contain, and checks of arrays, counts and seconds that a program passes."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ Bools = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int8]  # 0/1 `[clips, classes]`
 
-LARGEST_TABLE = 4_000_000  # numbers that are made at once, where a table can be made in parts
+LARGEST_TABLE = 4_000_000  # numbers computed at once, where a table can be computed in parts
 
 
 def floats(values: npt.ArrayLike, what: str) -> Floats:
-    """`values` as float32. Raises UsageError, saying `what` was expected, where they are no numbers."""
+    """`values` as float32. Raises UsageError, saying that `what` was expected, if they are not numbers."""
     try:
         return np.asarray(values, np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last of tensors with a gradient
-        raise UsageError(f"{what}: numbers are expected ({error})") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError comes from tensors with a gradient
+        raise UsageError(f"{what}: must be numbers ({error})") from error
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a program gave a number: Python's or numpy's, and not True or False."""
+    """Whether `value` is a number, Python's or numpy's, but not True or False."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def whole(count: float, what: str, least: int) -> int:
-    """`count` as an int. Raises UsageError, saying `what` takes one, where it is no whole number of `least` or more."""
+    """`count` as an int. Raises UsageError, naming `what` it is, unless it is a whole number of at least `least`."""
     if not isinstance(count, Real) or not least <= count < math.inf or int(count) != count:
-        raise UsageError(f"{what}: a whole number is expected, {least} or more, got {count!r}")
+        raise UsageError(f"{what}: must be a whole number, {least} or more; it is {count!r}")
     return int(count)
 
 
 def duration(seconds: float, what: str, least_s: float = 0.0) -> float:
-    """`seconds` as a float. Raises UsageError, saying `what` takes them, where they are no number of `least_s` or more."""
+    """`seconds` as a float.
+
+    Raises UsageError, naming `what` they are, unless they are a number of at least `least_s`.
+    """
     if not isinstance(seconds, Real) or not least_s <= seconds < math.inf:
-        raise UsageError(f"{what}: a number of seconds is expected, {least_s:g} or more, got {seconds!r}")
+        raise UsageError(f"{what}: must be a number of seconds, {least_s:g} or more; it is {seconds!r}")
     return float(seconds)

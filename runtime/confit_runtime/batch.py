@@ -1,4 +1,4 @@
-"""Streams in step: one call of the graph moves them all on by one hop."""
+"""Streams in step: one call of the graph advances them all by one hop."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Several streams of one model in step. Each hears what it would hear alone.
+    """Several streams of one model, in step. Each hears what it would hear alone.
 
-    It gives rows of scores and embeddings. For events, of microphones that each have their own rate and time, there is
-    `Model.stream`: one for each.
+    It returns rows of scores and embeddings. For events, or for microphones with their own rates and times, use one
+    `Model.stream` each.
     """
 
     def __init__(self, model: Model, streams: int) -> None:
-        streams = whole(streams, "the streams of a batch", 1)
+        streams = whole(streams, "the number of streams in a batch", 1)
         self.model, self.streams = model, streams
         contract = model.contract
-        self._hops = np.zeros(streams, np.int64)  # since each began
+        self._hops = np.zeros(streams, np.int64)  # since each stream began
         self._pcm = np.zeros((streams, contract.hop if contract.streaming else contract.window), np.float32)
         self._scores = np.zeros((streams, 1, len(contract.labels)), np.float32)
         self._embedding = np.zeros((streams, 1, contract.embedding_dim), np.float32)
         self._states = [model.initial_state(streams) for _ in range(2)]
-        # by turns: the states that one call writes are those that the next one reads
+        # in turns: the states that one call writes are those that the next one reads
         self._calls = cycle([self._bind(*self._states), self._bind(*reversed(self._states))])
         self.reset()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Batch is not passed to another process: pass its model, and make a batch of it there")
+        raise TypeError("a Batch cannot be passed to another process: pass its model and make a batch there")
 
     def reset(self, stream: int | None = None) -> None:
-        """Begin anew, as if nothing had been heard: all streams, or one, for who else is to be heard in its place.
+        """Start over, as if nothing had been heard: all streams, or one, so that another sound can take its place.
 
-        Raises UsageError where there is no such stream.
+        Raises UsageError if there is no such stream.
         """
         if stream is not None and whole(stream, "the stream to reset", 0) >= self.streams:
             raise UsageError(
@@ -56,25 +56,26 @@ class Batch:
             array[of] = 0
 
     def push(self, pcm: npt.ArrayLike) -> tuple[Floats, Floats]:
-        """Take one hop `[streams, hop]`; give scores `[streams, rows, classes]` and embeddings `[streams, rows, dim]`.
+        """Take one hop `[streams, hop]`; return scores `[streams, rows, classes]` and embeddings `[streams, rows,
+        dim]`.
 
-        The hop is at the model's rate: floats in -1..1, or int16 (int8, int32, uint8) of full scale. `rows` is 1, or 0 until
-        real audio fills the receptive field of any stream; in those that began anew later it is NaN until then. Raises
-        UsageError on another shape; AudioError on integers of another type, and on NaN, infinite or absurdly large samples,
-        naming the stream.
+        The hop is at the model's rate: floats in -1..1, or int16 (int8, int32, uint8) of full scale. `rows` is 1, or 0
+        until real audio fills the receptive field of any stream. Streams that were reset later give NaN until theirs
+        is full. Raises UsageError for another shape. Raises AudioError for integers of another type, and for NaN,
+        infinite or absurdly large samples, naming the stream.
         """
         shape = (self.streams, self.model.contract.hop)
         array = as_array(pcm, f"[{shape[0]}, {shape[1]}]")
         if array.shape != shape:
-            raise UsageError(f"a batch of {self.streams} takes {list(shape)} samples, got {list(array.shape)}")
+            raise UsageError(f"a batch of {self.streams} needs samples of shape {list(shape)}, got {list(array.shape)}")
         hop = in_full_scale(array)
-        if not is_sound(hop):  # of all streams at once
+        if not is_sound(hop):  # checks all streams at once
             for at, samples in enumerate(hop):
                 check_samples(samples, f"stream {at} of the batch")
         return self.step(hop)
 
     def step(self, hop: Floats) -> tuple[Floats, Floats]:
-        """The same of a hop of float32 that was checked already."""
+        """Like `push`, for a float32 hop that was already checked."""
         contract = self.model.contract
         self._hops += 1
         self._pcm[:, : -contract.hop] = self._pcm[:, contract.hop :]

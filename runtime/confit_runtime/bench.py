@@ -1,4 +1,4 @@
-"""How fast a model runs on this machine, and how far that is from what the machine can do. One thread throughout."""
+"""How fast a model runs on this machine, and how that compares with what the machine can do. Always one thread."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from confit_runtime.model import Model, load
 from confit_runtime.sources.microphone import BLOCK_S
 
 MICROPHONE_RATE = 48_000
-MICROPHONE_BLOCK = round(BLOCK_S * MICROPHONE_RATE)  # samples, as `listen` asks a microphone for them
-MOST_STREAMS = 2_048  # the search ends here: a device should not run out of memory by being measured
+MICROPHONE_BLOCK = round(BLOCK_S * MICROPHONE_RATE)  # samples per block, as `listen` requests them from a microphone
+MOST_STREAMS = 2_048  # where the search ends, so that measuring does not use up a device's memory
 _WARM_UP = 5
 _FEWEST = 20
 _LEVEL = np.float32(0.05)
@@ -33,7 +33,7 @@ _LEVEL = np.float32(0.05)
 class Latency:
     """What one call of the graph takes: wall time in milliseconds, and processor time per second of audio.
 
-    A call takes one hop of a streaming model, one window of a windowed one; either moves the audio on by one hop.
+    A call takes one hop of a streaming model, or one window of a windowed one; both advance the audio by one hop.
     """
 
     p50_ms: float
@@ -47,8 +47,8 @@ class Latency:
 class Fresh:
     """A new process that loads a model and listens: seconds until its first score, and its peak memory.
 
-    The audio is there at once, so `first_score_s` is what the machine needs, without the wait for a window of sound.
-    `peak_mb` is the largest resident set in 2**20 bytes, None where the system does not tell.
+    All audio is available at once, so `first_score_s` is computing time without the wait for a window of sound.
+    `peak_mb` is the largest resident set in 2**20 bytes, None if the system does not report it.
     """
 
     first_score_s: float
@@ -56,7 +56,7 @@ class Fresh:
 
 
 def call_latency(model: Model, seconds: float = 2.0) -> Latency:
-    """Of calls in succession, carrying state, for `seconds` of processor time (at least 20 calls)."""
+    """Measure consecutive calls that carry state, for `seconds` of processor time (at least 20 calls)."""
     contract = model.contract
     batch = model.batch(1)
     wall, cpu, spent = [], [], 0.0
@@ -77,10 +77,11 @@ def call_latency(model: Model, seconds: float = 2.0) -> Latency:
 
 
 def stream_rtf(model: Model, seconds: float = 2.0) -> float:
-    """Processor time per second of audio of a whole `Stream`: resampling from a microphone's rate, the model, detection.
+    """Processor time per second of audio of a whole `Stream`: resampling from a microphone's rate, the model,
+    detection.
 
-    It is fed as a microphone feeds it, 80 ms at a time; the median over seconds of audio, for `seconds` of processor
-    time (at least 3 of audio).
+    It is fed like a microphone, 80 ms at a time. The result is the median over seconds of audio, for `seconds` of
+    processor time (at least 3 of audio).
     """
     stream = model.stream()
     spent: list[float] = []
@@ -96,9 +97,11 @@ def stream_rtf(model: Model, seconds: float = 2.0) -> float:
 
 
 def streams_per_core(model: Model, calls: int = 7) -> int:
-    """How many streams `model.batch` carries in real time on one core: a call must take less processor time than a hop.
+    """How many streams `model.batch` runs in real time on one core: a call must take less processor time than a hop
+    lasts.
 
-    0 when one stream is too much; at most `MOST_STREAMS`. Found to 2 %, each size by the median of `calls`.
+    0 if one stream is too much; at most `MOST_STREAMS`. Found to within 2 %, with each size measured as the median of
+    `calls`.
     """
     contract = model.contract
     hop_s = contract.hop / contract.sample_rate
@@ -107,11 +110,12 @@ def streams_per_core(model: Model, calls: int = 7) -> int:
     while high - low > max(1, low // 50):
         took = _call_s(model, guess, calls)
         low, high = (guess, high) if took < hop_s else (low, guess)
-        # a call takes a time of its own and one for each stream: look a little beyond where they would fill the hop
+        # a call has a fixed cost and one per stream: look slightly beyond where they would fill the hop
         each, before = (took - before[1]) / (guess - before[0]), (guess, took)
         fit, in_proportion = guess + (hop_s - took) / max(each, 1e-12), guess * hop_s / took
         guess = min(int(min(fit, 2 * in_proportion) * (1.01 if took < hop_s else 0.99)), MOST_STREAMS)
-        if not low < guess < high:  # halfway to what was too many; twice what was not, for far more may fill the memory
+        # after too many, go halfway back; otherwise double, because a much larger number might fill the memory
+        if not low < guess < high:
             guess = (low + high) // 2 if high <= MOST_STREAMS else min(2 * low, MOST_STREAMS)
     return low
 
@@ -131,9 +135,9 @@ def _call_s(model: Model, streams: int, calls: int) -> float:
 def fresh_process(path: Path, seconds: float = 10.0) -> Fresh:
     """What a new process needs to load the model at `path` and to hear `seconds` of audio at 48 kHz.
 
-    Raises ConfitError with what the process said when it fails.
+    Raises ConfitError with the process's message if it fails.
     """
-    # -P: what lies in the current folder is not run, such as a random.py, which numpy would import
+    # -P: do not run files in the current folder, such as a random.py, which numpy would import
     command = [sys.executable, "-P", "-c", _CHILD, str(path), str(seconds)]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
@@ -143,7 +147,7 @@ def fresh_process(path: Path, seconds: float = 10.0) -> Fresh:
         first_score_s = time.perf_counter() - start
         peak, said = child.stdout.read().strip(), child.stderr.read().strip()
     if child.returncode:
-        raise ConfitError(f"{path}: a new process could not run it ({said.splitlines()[-1] if said else 'no word'})")
+        raise ConfitError(f"{path}: a new process could not run it ({said.splitlines()[-1] if said else 'no message'})")
     return Fresh(first_score_s, None if peak == "None" else float(peak))
 
 
@@ -155,7 +159,7 @@ hear(*sys.argv[1:])
 
 
 def hear(path: str, seconds: str) -> None:
-    """What the new process of `fresh_process` does: a line at the first score, then its peak memory."""
+    """What the new process of `fresh_process` runs: prints a line at the first score, then its peak memory."""
     model = load(path)
     batch = model.batch(1)
     for pcm in _noise(1, model.contract.hop):
@@ -170,16 +174,16 @@ def hear(path: str, seconds: str) -> None:
 
 
 def lowest_rtf(macs_per_second: Mapping[str, float], rates: Rates) -> float:
-    """Processor time per second of audio if every multiply-add went at this machine's own rate: the roofline.
+    """Processor time per second of audio if every multiply-add ran at this machine's own rate: the roofline.
 
-    `macs_per_second` of audio, by precision, as the contract's `cost` has them. What is not int8 is computed in fp32,
-    whatever it is stored in.
+    `macs_per_second` of audio by precision, as in the contract's `cost`. Everything that is not int8 is computed in
+    fp32, however it is stored.
     """
     int8 = macs_per_second.get("int8", 0.0)
     return (sum(macs_per_second.values()) - int8) / rates.fp32 + int8 / rates.int8
 
 
 def _noise(streams: int, samples: int) -> Iterator[Floats]:
-    """Endless calls' worth of the same noise `[streams, samples]`, at -26 dBFS."""
+    """The same noise `[streams, samples]` for every call, endlessly, at -26 dBFS."""
     rng = np.random.default_rng(0)
     return repeat(_LEVEL * rng.standard_normal((streams, samples), dtype=np.float32))

@@ -1,4 +1,4 @@
-"""The matcher of a gallery, kept as the file is: whoever changes it, or puts another one in its place."""
+"""The matcher of a gallery, kept up to date with its file, whoever changes or replaces it."""
 
 from __future__ import annotations
 
@@ -22,72 +22,76 @@ from confit_runtime.search import IndexSearch, LaterSearch, Search
 
 log = logging.getLogger(__name__)
 
-LISTENING_PATIENCE_S = 0.1  # for a change by another program or thread: sound does not wait
+LISTENING_PATIENCE_S = 0.1  # how long to wait for a change by another program or thread: live sound does not wait
 
 
 class CurrentMatcher:
-    """The prints of a gallery's file as they are now, to match against.
+    """The current prints of a gallery's file, to match against.
 
-    Once they were read, nobody waits for them: while the file cannot be read they are as they were, and the log says why.
+    Once they have been read, nobody waits for them: while the file cannot be read, the previous ones stay, and the log
+    says why.
     """
 
     def __init__(
         self, file: GalleryFile, model: Model, levels: Levels, admit: Callable[[sqlite3.Connection], Binding]
     ) -> None:
-        """`admit` gives what the prints are of, and raises GalleryModelError where that is not `model`."""
+        """`admit` returns what the prints are of, and raises GalleryModelError if that is not `model`."""
         self._file, self._model, self._levels, self._admit = file, model, levels, admit
         self._matcher: Matcher | None = None
-        self._read_names: dict[int, str] = {}  # by their ids, of which the matcher was made
-        self._held: tuple[Held, Held] | None = None  # those of names and the negative ones, likewise
-        self._searched: Search | None = None  # how the first are searched
-        self._seen: Look | None = None  # of the file, when that was read; None: it has changed since
-        self._unread = False  # another file stands at the path, and was not read yet
-        self._gone = False  # none does
-        self._told = ""  # what the log said last
+        self._read_names: dict[int, str] = {}  # by id: the names that the matcher was made of
+        self._held: tuple[Held, Held] | None = None  # the names' prints and the negative ones that it was made of
+        self._searched: Search | None = None  # the search of the former
+        self._seen: Look | None = None  # the state of the file when it was read; None: it has changed since
+        self._unread = False  # another file is at the path and was not read yet
+        self._gone = False  # there is no file at the path
+        self._told = ""  # the last message in the log
 
     def outdate(self) -> None:
-        """Tell that this process changed the gallery."""
+        """Record that this process changed the gallery."""
         self._seen = None
 
     def newest(self) -> Matcher:
-        """The same object for as long as nothing was changed; of nobody, where the file is gone. Raises GalleryError."""
+        """The matcher: the same object for as long as nothing changes; without names if the file is gone.
+
+        Raises GalleryError.
+        """
         matcher, lock = self._matcher, self._file.lock
         if lock.acquire(timeout=-1 if matcher is None else LISTENING_PATIENCE_S):
             try:
                 matcher = self._first() if self._matcher is None else self._next(self._matcher)
             finally:
                 lock.release()
-        assert matcher is not None  # without one the lock was waited for
+        assert matcher is not None  # without a matcher, the lock was waited for
         return matcher
 
     def _first(self) -> Matcher:
         with self._file.moment() as db:
-            look = self._file.look(db)  # before it is read: what is written over it then is seen the next time
+            look = self._file.look(db)  # before reading: anything written over it meanwhile is noticed next time
             self._matcher, self._seen = self._load(db), look
         return self._matcher
 
     def _next(self, matcher: Matcher) -> Matcher:
-        """What the file holds now, where it can be read at once; `matcher`, where it cannot."""
+        """The matcher for the file's current contents if they can be read at once, otherwise `matcher`."""
         self._file.check_open()
         try:
             if is_there(self._file.path):
                 self._matcher = self._read(matcher)
             elif not self._gone:
-                log.warning("%s: is not there any more, so nobody is enrolled", self._file.path)
+                log.warning("%s: no longer exists, so nobody is enrolled", self._file.path)
                 self._matcher, self._gone, self._unread = self._nobody(), True, True
         except GalleryModelError:
             raise
         except GalleryBusyError as error:
-            self._tell(f"{error}; until then its names are as they were")
-        except GalleryError as error:  # a copy of it may not be written to its end yet
+            self._tell(f"{error}; until then its previous names stay in use")
+        except GalleryError as error:  # a copy of the file may not be complete yet
             self._unread = True
-            self._tell(f"{error}; until it can be read its names are as they were")
+            self._tell(f"{error}; until it can be read, its previous names stay in use")
         return self._matcher or matcher
 
     def _read(self, matcher: Matcher) -> Matcher:
-        """The prints of the file that stands at the path; `matcher`, if those are its. Raises GalleryError.
+        """Read the prints of the file at the path; return `matcher` if they are unchanged. Raises GalleryError.
 
-        Within a change of this process, which another file would end, they are those of the file that is changed.
+        Inside a change by this process, which a reopened file would end, they are those of the file being changed.
         """
         changing = self._file.changing
         if self._unread or not self._file.stands:
@@ -100,12 +104,12 @@ class CurrentMatcher:
         if changing:
             return matcher
         if self._unread:
-            log.warning("%s: was replaced; its names are those of the new file", self._file.path)
+            log.warning("%s: was replaced; using the names of the new file", self._file.path)
         self._unread, self._gone, self._told = False, False, ""
         return matcher
 
     def _tell(self, message: str) -> None:
-        if message != self._told:  # it is asked once a second
+        if message != self._told:  # this is called once per second
             log.warning("%s", message)
         self._told = message
 
@@ -115,9 +119,9 @@ class CurrentMatcher:
         return Matcher([], [], nothing, nothing, levels=self._levels)
 
     def _load(self, db: sqlite3.Connection) -> Matcher:
-        """All prints; of those that were read before, only what is new is read.
+        """A matcher of all prints; of prints that were read before, only new ones are read.
 
-        Raises GalleryError where they make no sense, or are of another model by now.
+        Raises GalleryError if they are invalid, or by now of another model.
         """
         path = self._file.path
         binding = self._admit(db)
@@ -139,7 +143,7 @@ class CurrentMatcher:
         return matcher
 
     def _prints(self, db: sqlite3.Connection, dim: int) -> tuple[Held, Held, Places]:
-        """Those of names, the negative ones, and where each of the first was among those that were read before, or -1."""
+        """The names' prints, the negative ones, and the index of each of the former among those read before, or -1."""
         path = self._file.path
         if self._held is None:
             own, negative = (read_prints(path, db, dim, negative=sign) for sign in (False, True))
@@ -152,16 +156,16 @@ class CurrentMatcher:
         return own, negative, before
 
     def _search(self, own: Held, before: Places, digest: object) -> Search | None:
-        """By the index, if there is one and it is this gallery's; None: all prints are compared.
+        """An index search, if this gallery has a valid index; None: compare with all prints.
 
-        One that lies beside a gallery of nobody stays, for who only reads erases nothing: `enroll` does.
+        An index next to an empty gallery stays, because reading erases nothing: `enroll` does.
         """
         path = self._file.index_path
         try:
             if len(own.ids) and path.exists():
                 return IndexSearch(path, own.ids, own.prints, digest)
         except GalleryError as error:
-            log.warning("%s; every print is compared", error)
+            log.warning("%s; comparing with every print instead", error)
         if self._held is None or isinstance(self._searched, IndexSearch | None):
             return None
         rows = np.full(len(self._held[0].ids), -1)
@@ -169,20 +173,22 @@ class CurrentMatcher:
         return LaterSearch.of(self._searched, rows, own.prints)
 
     def _cohort(self, binding: Binding) -> Floats:
-        """What is not enrolled: the model's own sounds, and for sounds the quiet around them."""
+        """Embeddings of what is not enrolled: the model's own sounds and, for sounds, quiet rooms."""
         cohort = self._model.cohort
         if (binding.kind or kind_of(self._model.contract)) == "speaker":
             return cohort
         return np.concatenate([cohort, self._model.quiet])
 
     def _name(self, name: object) -> str:
-        """A name as it is answered. Raises GalleryError on one that nobody can be enrolled under."""
+        """A name to be used in answers. Raises GalleryError for one that cannot be enrolled."""
         path = self._file.path
         with suppress(UsageError):
             if isinstance(name, str) and clean_name(name) == name:
                 try:
                     return new_name(name)
                 except UsageError as error:
-                    again = f"give it another with `confit-edge gallery rename`, or remove it (--gallery {path})"
-                    raise GalleryError(f"{path}: a name in it cannot be answered ({error}): {again}") from error
+                    again = f"rename it with `confit-edge gallery rename`, or remove it (--gallery {path})"
+                    raise GalleryError(
+                        f"{path}: contains a name that cannot be used as an answer ({error}): {again}"
+                    ) from error
         raise damaged(path)

@@ -1,4 +1,7 @@
-"""How a model does on long labelled recordings: false accepts, false rejects, latency and confusions, heard as `listen` hears."""
+"""How a model performs on long labelled recordings: false accepts, false rejects, latency and confusions.
+
+The recordings are heard as `listen` hears them.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ from confit_runtime.sources import FileSource
 if TYPE_CHECKING:
     from confit_runtime.model import Model
 
-NEARBY_S = 1.0  # of sound before and after a label, which its noise is estimated from
+NEARBY_S = 1.0  # seconds before and after a label from which its noise is estimated
 SNR_STEPS = (0.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True)
 class JudgedRecording:
-    """One recording: its sounds that the model should find, whether it did, and what it heard falsely.
+    """One recording: its sounds that the model should find, which of them it found, and its false accepts.
 
-    `snr_db` is estimated for each sound; `latency_s` is the time from a found sound's end to the moment at which what found
-    it was told, None where it was not found; `others` are the labelled sounds that are none of the model's, or that are set
+    `snr_db` is an estimate for each sound. `latency_s` is the time from a found sound's end until its detection was
+    reported, None if it was not found. `others` are labelled sounds that the model does not know, or that are set
     never to fire.
     """
 
@@ -79,9 +82,9 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
 
 
 class LocalPower:
-    """The signal-to-noise ratio of labelled sounds, from a recording that is heard once, block by block.
+    """Estimates the signal-to-noise ratio of labelled sounds in a recording that is heard once, block by block.
 
-    What is kept is the energy of each stretch between two places where a label, or what is near to one, begins or ends.
+    It stores the energy of each stretch between two points where a label, or the surroundings of one, begins or ends.
     """
 
     def __init__(self, rate: int, sounds: Sequence[Heard]) -> None:
@@ -90,7 +93,7 @@ class LocalPower:
         near = [(max(0.0, heard.start_s - NEARBY_S), heard.end_s + NEARBY_S) for heard in sounds]
         self._near = _places(near, rate)
         self._edges = np.unique(np.concatenate([[0], self._inside.ravel(), self._near.ravel()]))
-        self._energy = np.zeros(len(self._edges))  # of what lies from an edge to the next
+        self._energy = np.zeros(len(self._edges))  # from each edge to the next
         self._samples = np.zeros(len(self._edges), np.int64)
         self._heard = 0
 
@@ -107,10 +110,10 @@ class LocalPower:
         self._heard += len(block)
 
     def snr_db(self) -> list[float]:
-        """The ratio of each sound in dB, from its own power and that of up to 1 s on each side of it.
+        """The ratio for each sound in dB, from its own power and that of up to 1 s on each side of it.
 
-        What lies within another labelled sound is no noise. Infinite where there is no sound around it, minus infinity
-        where it is no louder than what is around it; NaN where it has no length, or nothing around it is free of labels.
+        Other labelled sounds do not count as noise. Infinite if its surroundings are digital silence, minus infinity
+        if it is no louder than its surroundings; NaN if it has no length, or its surroundings are all labelled.
         """
         begun = np.searchsorted(np.sort(self._inside[:, 0]), self._edges, side="right")
         free = begun == np.searchsorted(np.sort(self._inside[:, 1]), self._edges, side="right")
@@ -128,7 +131,7 @@ class LocalPower:
         return found
 
     def _power(self, span: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]) -> tuple[float, int]:
-        """The mean power of the wanted stretches of a span, 0 where there are none, and how many samples they have."""
+        """The mean power of the wanted stretches of a span, 0 if there are none, and how many samples they have."""
         stretches = slice(*np.searchsorted(self._edges, span))
         chosen = wanted[stretches]
         samples = int(self._samples[stretches][chosen].sum())
@@ -136,7 +139,7 @@ class LocalPower:
 
 
 def snr_band(snr_db: float) -> str:
-    """The band that a ratio is reported in."""
+    """The band in which a ratio is reported."""
     if math.isnan(snr_db):
         return "no estimate"
     below = [step for step in SNR_STEPS if snr_db >= step]
@@ -149,7 +152,7 @@ def snr_band(snr_db: float) -> str:
 
 
 def what_was_there(accept: Heard, judged: JudgedRecording) -> str:
-    """The label of the sound in which a false accept was heard, or `nothing`."""
+    """The label of the sound during which a false accept was heard, or `nothing`."""
     near = [heard for heard in [*judged.sounds, *judged.others] if reach(heard)[0] <= accept.end_s <= reach(heard)[1]]
     return min(near, key=lambda heard: abs(heard.end_s - accept.end_s)).label if near else "nothing"
 

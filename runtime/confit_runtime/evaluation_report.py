@@ -1,4 +1,4 @@
-"""What judged recordings come to together: rates with intervals, by label and by noise, and where it went wrong."""
+"""Summarise judged recordings: rates with intervals, by label and by noise, and where errors happened."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from confit_runtime.scoring import Heard
 def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence: float) -> dict[str, Any]:
     """The report on all recordings together; `never_fire` counts the sounds of labels that are set never to fire.
 
-    Of no recording there is no rate: it is None, and so is its interval.
+    Without recordings, the rate and its interval are None.
     """
     hours = np.array([one.seconds / 3600 for one in judged])
     accepts = np.array([len(one.score.false_accepts) for one in judged])
     total, whole = int(accepts.sum()), float(hours.sum())
     low, high = poisson_interval(total, whole, confidence)
-    if total and len(judged) > 1:  # the wider of the two: false accepts come in clusters
+    if total and len(judged) > 1:  # use the wider of the two: false accepts come in clusters
         again = resampled_interval(accepts, hours, confidence)
         low, high = min(low, again[0]), max(high, again[1])
     heard = [
@@ -74,7 +74,7 @@ def _place(recording: JudgedRecording, heard: Heard) -> dict[str, Any]:
 
 
 def _by_ratio(item: tuple[str, Any]) -> int:
-    """Bands from the noisiest to the quietest, then what has no ratio."""
+    """Sort bands from the noisiest to the quietest, then sounds without an estimate."""
     return [snr_band(ratio) for ratio in (float("-inf"), *SNR_STEPS, float("nan"))].index(item[0])
 
 
@@ -91,9 +91,10 @@ def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> d
 
 
 def _latencies(judged: Sequence[JudgedRecording], window_s: float) -> tuple[list[float], list[float]]:
-    """When found sounds were told: seconds from the end of each, but from the start of those longer than the model's window.
+    """When found sounds were reported: seconds from each sound's end, or from its start if it is longer than the
+    model's window.
 
-    It hears those, such as an engine that runs for minutes, long before they end.
+    The model detects long sounds, such as an engine that runs for minutes, long before they end.
     """
     from_end, from_start = list[float](), list[float]()
     for one in judged:

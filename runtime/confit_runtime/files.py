@@ -1,4 +1,4 @@
-"""Files written whole or not at all, folders to write in, and where what can be made again is kept."""
+"""Files written completely or not at all, folders to write in, and the cache of what can be computed again."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pathlib import Path
 
 from confit_runtime.errors import UsageError
 
-OURS = 0o600  # the mode of what is about people, such as their voices: nobody else may read it
-PUBLIC = 0o666  # less what the umask forbids
+OURS = 0o600  # for data about people, such as their voices: nobody else may read it
+PUBLIC = 0o666  # minus what the umask forbids
 
 
 def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
-    """Write a file whole or not at all, though another process writes it, too: the last one's stays. Raises OSError.
+    """Write a file completely or not at all; if several processes write it, the last one wins. Raises OSError.
 
-    What killed processes left of it goes: that takes a millisecond among a thousand files, and writing through takes ten.
+    Also removes what killed processes left of it: this takes one millisecond among a thousand files; flushing to disk
+    takes ten.
     """
-    with suppress(PermissionError):  # of a folder that may be written but not read
+    with suppress(PermissionError):  # for a folder that may be written but not read
         remove_left(path)
     with naming(path), partial_folder(path) as folder:
         _write_through(folder / path.name, data, mode)
@@ -30,10 +31,10 @@ def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
 
 
 def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
-    """Write a file whole or not at all where there is none, nor another thread or process that is writing one.
+    """Write a new file completely or not at all, while no other thread or process writes it.
 
-    Only who made the hidden file beside it may give that its name, so nothing is replaced, and no links are needed, which some
-    file systems lack. Raises FileExistsError where the name is taken, and OSError.
+    Only whoever created the hidden file next to it may give it that name. So nothing is replaced, and no links are
+    needed, which some file systems lack. Raises FileExistsError if the name is taken, and OSError.
     """
     temporary = path.with_name(f".{path.name}.partial")
     temporary.touch(mode, exist_ok=False)
@@ -44,13 +45,13 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
             _write_through(temporary, data, mode)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # not once it has its name: the next one may be writing where it was
+        temporary.unlink(missing_ok=True)  # not after the rename: the next writer may be using the same name
         raise
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError of writing, as on a full disk, names no file: let it name the one that was asked for."""
+    """Make an OSError name the file that was asked for: errors of writing, such as a full disk, name none."""
     try:
         yield
     except OSError as error:
@@ -60,7 +61,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _write_through(path: Path, data: bytes, mode: int) -> None:
-    """Write a file, of `mode` where there was none, through to the disk."""
+    """Write a file and flush it to disk; a new file gets `mode`."""
     with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
@@ -69,21 +70,21 @@ def _write_through(path: Path, data: bytes, mode: int) -> None:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, in which to write what is to be there: nobody else's, and gone at the end.
+    """A hidden folder next to `path` in which to write it: exclusive, and removed at the end.
 
-    It is locked meanwhile, by which `remove_left` knows it from what a killed process left: the number of a process tells that
-    in no other container. Raises OSError.
+    It is locked meanwhile; this is how `remove_left` distinguishes it from the remains of a killed process. A process
+    number would not do across containers. Raises OSError.
     """
     while True:
         folder = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
         try:
             folder.mkdir()
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:  # nobody asked for the longer one
+            if error.errno == errno.ENAMETOOLONG:  # the user did not choose the longer name
                 error.filename = str(path)
             raise
         with _locked(folder, wait=True):
-            if not folder.is_dir():  # it was taken for one that is left, in the moment before it was locked
+            if not folder.is_dir():  # it was taken for a leftover just before it was locked
                 continue
             try:
                 yield folder
@@ -93,18 +94,18 @@ def partial_folder(path: Path) -> Iterator[Path]:
 
 
 def partial_folders(path: Path) -> list[Path]:
-    """Those in which any process is writing, or was as it was killed, what is to be at `path`."""
+    """The hidden folders in which any process is writing `path`, or was when it was killed."""
     if not path.parent.is_dir():
         return []
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
     found = [path.with_name(name) for name in os.listdir(path.parent) if ours.fullmatch(name)]
-    return [folder for folder in found if not folder.is_symlink()]  # nobody writes in what a link leads to
+    return [folder for folder in found if not folder.is_symlink()]  # nobody writes into the target of a link
 
 
 def remove_left(path: Path) -> None:
-    """Remove what processes left that were killed as they wrote what was to be at `path`, as far as we may.
+    """Remove what processes left that were killed while writing `path`, as far as permissions allow.
 
-    Not where no lock tells it from what one is writing: on Windows, and on some network disks.
+    Does nothing if no lock can distinguish leftovers from work in progress: on Windows, and on some network disks.
     """
     for folder in partial_folders(path):
         with _locked(folder, wait=False) as ours:
@@ -113,16 +114,16 @@ def remove_left(path: Path) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether it is what a killed writer left."""
+    """Whether `path` is what a killed writer left."""
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 @contextmanager
 def _locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Lock a folder; gives whether it is locked, which it is not where another holds it, or where there are no such locks."""
+    """Lock a folder; yields whether it is locked: not if another process holds it, or if there are no such locks."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # it is gone; and Windows opens no folder
+    except OSError:  # it is gone; and Windows cannot open folders
         yield False
         return
     try:
@@ -132,9 +133,10 @@ def _locked(folder: Path, wait: bool) -> Iterator[bool]:
 
 
 def lock(descriptor: int, *, wait: bool) -> bool | None:
-    """Hold an open file or folder until it is closed, or this process ends, however it does; False where another has it.
+    """Lock an open file or folder until it is closed or this process ends; False if another process holds the lock.
 
-    With `wait` that is waited for. None, and nothing is held, where the system has no such locks, as Windows, or the file system.
+    With `wait`, waits for it. None, without a lock, if the system (such as Windows) or the file system does not
+    support it.
     """
     try:
         import fcntl
@@ -144,34 +146,34 @@ def lock(descriptor: int, *, wait: bool) -> bool | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError:  # some of networks have none
+    except OSError:  # some network file systems have none
         return None
     return True
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises UsageError where that cannot be, or where nothing can be written in it."""
+    """Make a folder and its parents. Raises UsageError if that fails, or if the folder is not writable."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"{path}: cannot be made a folder ({error.strerror}); write somewhere else, with -o"
+            f"{path}: cannot create this folder ({error.strerror}); write somewhere else with -o"
         ) from error
     if not os.access(path, os.W_OK):
-        raise UsageError(f"{path}: is a folder that may not be written; write somewhere else, with -o")
+        raise UsageError(f"{path}: this folder is not writable; write somewhere else with -o")
 
 
 def check_suffix(path: Path, suffix: str, what: str, option: str = "") -> None:
-    """Raise UsageError where a file to write has another ending: "`option` `path`: `what` ends with `suffix`"."""
+    """Raise UsageError if a file to write has the wrong suffix: "`option` `path`: `what` must end with `suffix`"."""
     if path.suffix.lower() != suffix:
-        raise UsageError(f"{option} {path}: {what} ends with {suffix}".lstrip())
+        raise UsageError(f"{option} {path}: {what} must end with {suffix}".lstrip())
 
 
 def default_cache() -> Path:
     """$CONFIT_EDGE_CACHE, or a folder in the user's home; a user id may have none.
 
-    What is in it was decoded from voices, so it is made for its user alone; who may read one that was chosen and is there
-    already, its mode says. Raises UsageError where somebody else laid what is no folder of ours into the one for all.
+    Its contents are derived from voices, so it is created for its user only; an existing folder in $CONFIT_EDGE_CACHE
+    keeps its mode. Raises UsageError if somebody else owns the fallback folder in the shared temporary folder.
     """
     chosen, home = os.environ.get("CONFIT_EDGE_CACHE"), os.path.expanduser("~")
     if chosen:
@@ -180,7 +182,9 @@ def default_cache() -> Path:
         return _made_private(Path(home, ".cache", "confit-edge"), anew=True)
     folder = _made_private(Path(tempfile.gettempdir(), f"confit-edge-{_user()}"), anew=True)
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != _user()):
-        raise UsageError(f"{folder}: is the cache of a user without a home, and not yours; set CONFIT_EDGE_CACHE")
+        raise UsageError(
+            f"{folder}: is the cache for users without a home folder, but not yours; set CONFIT_EDGE_CACHE"
+        )
     return folder
 
 
@@ -189,7 +193,7 @@ def _user() -> int:
 
 
 def _made_private(folder: Path, anew: bool = False) -> Path:
-    """The folder, made for its user alone; with `anew` that is made of one that is there, too. Who writes tells of errors."""
+    """The folder, private to its user; with `anew` an existing one is made private too. Errors are left to the writer."""
     with suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(0o700, exist_ok=anew)

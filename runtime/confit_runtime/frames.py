@@ -1,4 +1,4 @@
-"""Levels of sound, frame by frame, and the runs of frames or samples that have something in common."""
+"""Sound levels, frame by frame, and runs of frames or samples with a common property."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy.typing as npt
 from confit_runtime.audio import Pcm
 
 FRAME_S = 0.02
-QUIETEST_DB = -120.0  # what digital silence is reported as
-_FRAMES_A_PART = 4096  # hours of sound are not copied at once
+QUIETEST_DB = -120.0  # how digital silence is reported
+_FRAMES_A_PART = 4096  # so that hours of sound are not copied at once
 
 
 def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
-    """The level of each 20 ms frame, `[frames]` in dB of full scale; what is left at the end is in none."""
+    """The level of each 20 ms frame, `[frames]` in dB of full scale; an incomplete last frame is ignored."""
     size = max(1, round(rate * FRAME_S))
     frames = pcm[: max(1, len(pcm) // size) * size].astype(np.float64).reshape(-1, max(1, min(size, len(pcm))))
     return np.maximum(10 * np.log10(np.square(frames).mean(axis=1) + 1e-30), QUIETEST_DB)
@@ -32,6 +32,6 @@ def decibel(level: float, floor: float = QUIETEST_DB) -> float:
 
 
 def runs(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Where each run of True begins and where it has ended, `[runs, 2]`."""
+    """The start and the end (exclusive) of each run of True, `[runs, 2]`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return edges.reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""What cannot be changed: dicts that many share."""
+"""Dicts that cannot be changed, because many users share them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any, NoReturn
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot be changed, for JSON, equality and pickle a dict as any other; `dataclasses.asdict` gives one, too."""
+    """A dict that cannot be changed. JSON, equality and pickle treat it as any dict; `dataclasses.asdict` keeps the
+    type.
+    """
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError("this dict is shared by all that use the model and cannot be changed: make a dict(...) of it")
+        raise TypeError("this dict is shared by all users of the model and cannot be changed: copy it with dict(...)")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
@@ -19,7 +21,7 @@ class FrozenDict(dict[str, Any]):
 
 
 def frozen(value: Any) -> Any:
-    """A dict as one that cannot be changed, those in it too, and a list as a tuple; anything else as it is."""
+    """Make a dict and the dicts in it unchangeable, and a list a tuple; anything else stays as it is."""
     if isinstance(value, dict):
         return FrozenDict({key: frozen(inner) if isinstance(inner, dict) else inner for key, inner in value.items()})
     return tuple(value) if isinstance(value, list) else value

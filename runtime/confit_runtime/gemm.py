@@ -1,6 +1,6 @@
-"""How fast this machine multiplies: matrix products of onnxruntime in fp32 and int8, one thread.
+"""How fast this machine multiplies: matrix products of onnxruntime in fp32 and int8, with one thread.
 
-The products are ONNX models of one node, written here: what is measured is the same library that runs the models.
+The products are ONNX models of one node, built here, so the measured library is the one that runs the models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from confit_runtime.protobuf import bytes_field, number_field, text_field
 from confit_runtime.session import open_session
 
-SIZE = 512  # large enough to reach the peak, small enough for the second cache
+SIZE = 512  # large enough to reach peak speed, small enough for the second-level cache
 FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6  # onnx.TensorProto.DataType
 _PRODUCTS = {"float32": ("MatMul", FLOAT, FLOAT, FLOAT), "int8": ("MatMulInteger", UINT8, INT8, INT32)}
 
@@ -31,7 +31,7 @@ class Rates:
 
 
 def measure_rates(seconds: float = 0.5) -> Rates:
-    """The rates of this machine, each the fastest product of as many as `seconds` of processor time hold."""
+    """The rates of this machine, each from the fastest product within `seconds` of processor time."""
     rng = np.random.default_rng(0)
     fp32 = rng.standard_normal((2, SIZE, SIZE)).astype(np.float32)
     activations = rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
@@ -40,7 +40,7 @@ def measure_rates(seconds: float = 0.5) -> Rates:
 
 
 def processor() -> str:
-    """The processor's own name, where the system tells it."""
+    """The processor's own name, if the system provides it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -48,9 +48,10 @@ def processor() -> str:
 
 
 def saturates() -> bool:
-    """Whether this processor adds products of uint8 and int8 in 16 bits (x86 without VNNI), and so gets large ones wrong.
+    """Whether this processor adds products of uint8 and int8 in 16 bits (x86 without VNNI), which overflows for large
+    ones.
 
-    Found by such a product. Models with 7-bit weights (`--target portable`) are right all the same.
+    Tests one such product. Models with 7-bit weights (`--target portable`) are correct even so.
     """
     largest = np.full((1, 4), 255, np.uint8)
     weight = np.full((4, 1), 127, np.int8)
@@ -61,7 +62,7 @@ def saturates() -> bool:
 def product(rows: int, weight: npt.NDArray[Any]) -> bytes:
     """A serialised ONNX model `out = a @ weight` for `a [rows, depth]` and `weight [depth, columns]`.
 
-    A float32 weight takes float32 and gives float32; an int8 weight takes uint8 and gives int32.
+    A float32 weight takes and returns float32; an int8 weight takes uint8 and returns int32.
     """
     operator, given, kept, made = _PRODUCTS[weight.dtype.name]
     depth, columns = weight.shape
@@ -80,7 +81,7 @@ def _value(name: str, kind: int, *shape: int) -> bytes:
 
 
 def _rate(a: npt.NDArray[Any], weight: npt.NDArray[Any], seconds: float) -> float:
-    """Multiply-adds per second of the fastest call, by the processor time of this thread: it does all the work."""
+    """Multiply-adds per second of the fastest call, by the processor time of this thread, which does all the work."""
     session = open_session(product(len(a), weight), threads=1)
     best, end = float("inf"), time.thread_time() + seconds
     while (start := time.thread_time()) < end:

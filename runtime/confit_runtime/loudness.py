@@ -1,4 +1,4 @@
-"""Whether live sound is nothing but digital silence, or clipped, told while it comes."""
+"""Detect, while live sound arrives, that it is only digital silence, or clipped."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from confit_runtime.audio import Pcm
 from confit_runtime.soundcheck import FULL, clipped_share
 from confit_runtime.sources.base import Notice
 
-SILENT_S = 30.0  # of nothing but zeros, until that is told the first time
-LONGEST_SILENT_S = 3600.0  # and at most
+SILENT_S = 30.0  # of nothing but zeros, before the first notice
+LONGEST_SILENT_S = 3600.0  # upper limit of the doubling
 SPELL_S = 60.0  # over which clipping is judged
-CLIPPED_SHARE = 0.1  # of a spell, in chunks that hold clipped samples
+CLIPPED_SHARE = 0.1  # share of a spell that lies in chunks with clipped samples
 
 
 class Loudness:
-    """Hears the source `name`, and tells of silence and of clipping when it is there, and when it is gone.
+    """Hears the source `name` and issues notices when silence or clipping begins and ends.
 
-    After each silence the next is told when it lasts twice as long, up to an hour: a microphone with a noise gate gives
-    zeros whenever the room is quiet.
+    After each silence, the next notice needs a silence twice as long, up to an hour: a microphone with a noise gate
+    delivers zeros whenever the room is quiet.
     """
 
     def __init__(self, name: str) -> None:
@@ -25,12 +25,12 @@ class Loudness:
         self._silent_s = self._spell_s = self._clipped_s = 0.0
 
     def hear(self, pcm: Pcm, rate: int) -> Notice | None:
-        """What is to be told after a chunk `[samples]` at `rate`, of half a second at most."""
+        """The notice to issue after a chunk `[samples]` at `rate`, at most half a second long; None if there is none."""
         peak, seconds = max(pcm.max(), -pcm.min()), len(pcm) / rate
         self._silent_s = 0.0 if peak else self._silent_s + seconds
         if self._silent:
             self._silent = not peak
-            return Notice("fine", f"{self._name}: is heard again") if peak else None
+            return Notice("fine", f"{self._name}: has sound again") if peak else None
         self._spell_s += seconds
         if peak >= FULL and clipped_share(pcm):
             self._clipped_s += seconds
@@ -39,7 +39,8 @@ class Loudness:
             self._patience_s = min(2 * self._patience_s, LONGEST_SILENT_S)
             return Notice(
                 "silent",
-                f"{self._name}: nothing but digital silence for {self._silent_s:.0f} s: it is muted, or another source is meant",
+                f"{self._name}: nothing but digital silence for {self._silent_s:.0f} s: it is muted, or this is the"
+                " wrong source",
             )
         return self._judge_spell() if self._spell_s >= SPELL_S else None
 
@@ -50,8 +51,8 @@ class Loudness:
         if self._clipped and not before:
             return Notice(
                 "clipped",
-                f"{self._name}: clipped in {clipped_s:.0f} of the last {spell_s:.0f} s: turn its gain down, or move it away"
-                " from what is so loud",
+                f"{self._name}: clipped in {clipped_s:.0f} of the last {spell_s:.0f} s: turn its gain down, or move"
+                " it away from the loud source",
             )
         if before and not self._clipped:
             return Notice("fine", f"{self._name}: is no longer clipped")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def peak_bytes() -> int | None:
-    """This process's largest resident set so far, or None where the system does not tell.
+    """This process's largest resident set so far, or None if the system does not report it.
 
-    Linux also counts it in `getrusage`, but there a child begins with its parent's peak.
+    On Linux `getrusage` reports it too, but there a child starts with its parent's peak.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")

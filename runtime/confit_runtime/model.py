@@ -67,7 +67,7 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     """
     if not isinstance(model, str | Path):
         raise UsageError(f"load takes a model file or the name of a shipped model, not {model!r}")
-    threads = whole(threads, "the threads that a model runs on", 1)
+    threads = whole(threads, "the number of threads", 1)
     path = Path(model)
     try:
         path = _found(model, path)

@@ -1,4 +1,4 @@
-"""The few lines of protobuf that a model file needs, so that a device needs no onnx package."""
+"""The few lines of protobuf that a model file needs, so that a device does not need the onnx package."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from confit_runtime.errors import ModelError
 
 
 def number_field(number: int, value: int) -> bytes:
-    """A field that holds a number (not negative)."""
+    """A field with a number (not negative)."""
     return _varint(number << 3) + _varint(value)
 
 
 def bytes_field(number: int, value: bytes) -> bytes:
-    """A field that holds bytes, a text or another message."""
+    """A field with bytes, a text or another message."""
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
@@ -22,7 +22,7 @@ def text_field(number: int, text: str) -> bytes:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """The fields of one message: (number, start, payload start, end). Raises ModelError where they are not whole."""
+    """The fields of one message: (number, start, payload start, end). Raises ModelError if they are incomplete."""
     at = 0
     while at < len(data):
         start = at
@@ -45,7 +45,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         yield number, start, payload, at
 
 
-# where tensors stand in an ONNX model: the kind of message that a field holds, by that of the message it stands in
+# where tensors are in an ONNX model: by the kind of a message, the kind of message in each field
 _MESSAGES = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -59,8 +59,8 @@ _MESSAGES = {
 
 
 def has_external_data(model: bytes) -> bool:
-    """Whether any tensor of an ONNX model stands in another file. Raises ModelError where its messages are not whole."""
-    if b"location" not in model:  # as each that does is said to: of most models no more is read
+    """Whether any tensor of an ONNX model is stored in another file. Raises ModelError if a message is incomplete."""
+    if b"location" not in model:  # every external tensor has this key: most models need no further reading
         return False
     left = [("model", model)]
     while left:

@@ -1,4 +1,4 @@
-"""Recording a clip from a microphone, and judging it on the spot."""
+"""Recording a clip from a microphone, and checking it at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from confit_runtime.frames import FRAME_S
 from confit_runtime.soundcheck import Soundcheck, fault_of, soundcheck
 from confit_runtime.sources import Gap, Notice, Pause, Source
 
-Show = Callable[[float, Pcm], None]  # seconds to go (below 0: of the countdown), and the newest sound
-Tell = Callable[[str], None]  # what happened to the source
+Show = Callable[[float, Pcm], None]  # seconds left (below 0: of the countdown), and the newest sound
+Tell = Callable[[str], None]  # the text of a notice from the source
 
 
 @dataclass(frozen=True)
 class Take:
-    """A recorded clip `[samples]` at `rate`, its measures, and why it should be recorded again (None: it is good)."""
+    """A recorded clip `[samples]` at `rate`, its measurements, and why it should be recorded again (None: it is good)."""
 
     pcm: Pcm
     rate: int
@@ -39,12 +39,14 @@ def record_clip(
     show: Show | None = None,
     tell: Tell | None = None,
 ) -> Take:
-    """Record `seconds` from a live source, inside its `with` block, after hearing `countdown_s` that are not kept.
+    """Record `seconds` from a live source, inside its `with` block, after a countdown of `countdown_s`.
 
-    What was waiting in the source's queue is not kept either: the clip begins when the countdown ends. A source that
-    goes away is waited for, and then the countdown begins anew. `show` is called with each chunk, and `tell` with the words
-    of each notice. A clip that is softer than speech is a fault, unless a `quiet` one is meant. Raises UsageError on a
-    source that is not live and on what is no number of seconds, DeviceError when it ends before the clip does.
+    Sound from the countdown and from the source's queue is discarded: the clip begins when the countdown ends. If the
+    source goes away, it is waited for, and the countdown starts again. `show` is called with each chunk, and `tell`
+    with the text of each notice. A clip softer than speech is a fault, unless it is meant to be `quiet`.
+
+    Raises UsageError if the source is not live or a number of seconds is invalid, and DeviceError if the source ends
+    before the clip does.
     """
     check_live(source)
     seconds = duration(seconds, "the length of a clip", FRAME_S)
@@ -74,11 +76,13 @@ def record_clip(
         if taken >= wanted:
             clip = np.concatenate(parts)[:wanted]
             check = soundcheck(clip, source.rate)
-            return Take(clip, source.rate, check, "sound was lost in it" if lost else fault_of(check, quiet=quiet))
+            return Take(
+                clip, source.rate, check, "some of its sound was lost" if lost else fault_of(check, quiet=quiet)
+            )
     raise DeviceError(f"{source.name}: ended before the clip did")
 
 
 def check_live(source: Source) -> None:
-    """Raises UsageError on a source that clips cannot be recorded from."""
+    """Raise UsageError if clips cannot be recorded from this source."""
     if not source.live:
-        raise UsageError(f"{source.name}: is a recording already; clips are recorded from a microphone or a stream")
+        raise UsageError(f"{source.name}: is already a recording; record clips from a microphone or a stream")

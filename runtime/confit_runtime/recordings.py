@@ -1,4 +1,4 @@
-"""Score rows of long recordings: what a stream would see of each, kept in a cache so that no hour is scored twice."""
+"""Score rows of long recordings, as a stream would produce them, cached so that no hour is scored twice."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from confit_runtime.rows import RowMaker
 
 log = logging.getLogger(__name__)
 
-LONG_S = 1800.0  # a recording that is longer counts as several of this length
-SHORT_S = 60.0  # files of a folder that are shorter count as one recording, made in one go
+LONG_S = 1800.0  # a longer recording counts as several of this length
+SHORT_S = 60.0  # shorter files in a folder count as one recording, made in one go
 _READ_BYTES = 1 << 20
 _NOTHING: Floats = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One unit of resampling: score rows `[hops, classes]` of each piece of sound in it, and how long that is.
+    """One unit of resampling: score rows `[hops, classes]` of each piece of sound in it, and its length.
 
-    `places` says of each piece in which file it is, and at which second that begins.
+    `places` gives, for each piece, its file and the second at which it begins there.
     """
 
     name: str
@@ -52,11 +52,11 @@ class RowCache:
 
     @classmethod
     def default(cls) -> RowCache:
-        """In `default_cache()`."""
+        """The cache in `default_cache()`."""
         return cls(default_cache() / "heard")
 
     def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Floats, float]:
-        """`stream_rows` of a file and its seconds, from the cache where it is there. Raises as `stream_rows` does."""
+        """`stream_rows` of a file, and its seconds, from the cache if available. Raises what `stream_rows` does."""
         kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
         rows = _NOTHING
         with self._going_on():
@@ -65,7 +65,7 @@ class RowCache:
             seconds = sound_seconds(path)
             tell(seconds)
             return rows, seconds
-        with self._going_on():  # what cannot be kept is said before an hour is scored
+        with self._going_on():  # report before scoring an hour that the result cannot be kept
             kept.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=kept.parent).close()
         rows, seconds = stream_rows(model, path, tell)
@@ -77,7 +77,9 @@ class RowCache:
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
-        """Go on where the cache cannot be used, as on a full disk, and say so once: its rows can be made again."""
+        """Continue if the cache cannot be used, for example on a full disk, and warn once: its rows can be computed
+        again.
+        """
         try:
             yield
         except OSError as error:
@@ -87,7 +89,7 @@ class RowCache:
 
 
 def _rows_in(kept: Path) -> Floats:
-    """What a file of the cache holds: nothing where there is none, or it is damaged, so that it is made anew."""
+    """The rows in a cache file; empty if it is missing or damaged, so that they are computed again."""
     try:
         rows: Floats = np.load(kept, allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
@@ -98,11 +100,11 @@ def _rows_in(kept: Path) -> Floats:
 def score_recordings(
     model: Model, paths: Sequence[Path], cache: RowCache, tell: Callable[[str, float, float], None]
 ) -> list[Recording]:
-    """The recordings in sound files. `tell(name, seconds done, seconds in all)` is called as it goes on.
+    """The recordings in sound files. `tell(name, seconds done, seconds in all)` is called during the work.
 
-    Short files of one folder are one recording, for they were likely made together; a long one counts as several. What
-    was scored is in the cache at once, so that an hour is not lost with a process. Raises UsageError, AudioError, of a file
-    that cannot be used with its `clip`.
+    Short files in one folder are one recording, because they were probably made together; a long one counts as
+    several. Scored rows go into the cache at once, so that a killed process loses no hour. Raises UsageError,
+    AudioError; an unusable file is the error's `clip`.
     """
     lengths = {path: sound_seconds(path) for path in paths}
     refuse_twins(paths)
@@ -125,24 +127,26 @@ def score_recordings(
 
 
 def refuse_twins(paths: Sequence[Path]) -> None:
-    """Raise UsageError where one recording stands under two names, or is named twice: its hours would count twice."""
+    """Raise UsageError if two files are the same recording, or one is listed twice: its hours would count twice."""
     sizes = Counter(path.stat().st_size for path in paths)
     first: dict[str, Path] = {}
     for path in paths:
         if sizes[path.stat().st_size] > 1:
             digest = _digest(path)
             if digest in first:
-                told = f"{path} and {first[digest]} are the same" if first[digest] != path else f"{path} is named twice"
-                raise UsageError(f"{told}: each recording counts once")
+                told = (
+                    f"{path} and {first[digest]} are the same" if first[digest] != path else f"{path} is listed twice"
+                )
+                raise UsageError(f"{told}: list each recording once")
             first[digest] = path
 
 
 def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda seconds: None) -> tuple[Floats, float]:
     """Score rows `[hops, classes]` of a sound file of any length as `listen` hears it, and its seconds.
 
-    Silence stands before and after it, so that all of it is scored, and as often as any sound on a device: what a file
-    counts for is as long as it is. `tell(seconds)` is called as it goes on. Raises UsageError, and AudioError also for
-    nothing but zeros: no microphone gives them, and a muted one proves nothing.
+    Silence is added before and after it, so that all of it is scored, and as often as any sound on a device: the file
+    counts for exactly its length. `tell(seconds)` is called during the work. Raises UsageError and AudioError; also
+    for digital silence, because only a muted microphone gives that, which proves nothing.
     """
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
@@ -159,21 +163,21 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
     if samples == 0:
         raise AudioError(f"{path}: holds no samples")
     if not sounds:
-        raise AudioError(f"{path}: is digital silence, nothing but zeros: was the microphone muted? Leave it out")
+        raise AudioError(f"{path}: is digital silence, all zeros: was the microphone muted? Leave it out")
     return np.concatenate(
         [np.zeros((0, len(model.labels)), np.float32), *(scores for scores, _ in parts)]
     ), samples / rate
 
 
 def clip_rows(model: Model, pcm: Pcm) -> Floats:
-    """Score rows of a clip at the model's rate as a stream hears it between two silences, one row a hop of it all."""
+    """Score rows of a clip at the model's rate as a stream hears it between two silences, one row per hop of all that."""
     before, after = _silences(model)
     parts = RowMaker(model).push(np.concatenate([before, pcm, after]), last=True)
     return np.concatenate([scores for scores, _ in parts])
 
 
 def _silences(model: Model) -> tuple[Pcm, Pcm]:
-    """What stands before a sound and after it, so that all rows that look at it are made, and smoothed."""
+    """The silence before and after a sound that is needed to make, and smooth, every row that covers it."""
     contract = model.contract
     tail = contract.latency_samples + (contract.smoothing_hops + contract.min_hops) * contract.hop
     return np.zeros(contract.window, np.float32), np.zeros(tail + contract.hop, np.float32)
@@ -186,7 +190,7 @@ def _tell_sum(
 
 
 def _split(name: str, rows: Floats, seconds: float) -> list[Recording]:
-    """A recording as one, or, where it is long, as several of equal length."""
+    """A recording as one, or, if it is long, as several of equal length."""
     count = max(1, round(seconds / LONG_S))
     parts = np.array_split(rows, count)
     names = [name] if count == 1 else [f"{name} ({part + 1} of {count})" for part in range(count)]

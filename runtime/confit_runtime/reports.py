@@ -1,4 +1,4 @@
-"""The form of a contract's `data` and of its `calibration`: which keys there may be, and of what kind each is."""
+"""The form of a contract's `data` and `calibration`: which keys are allowed, and the kind of each."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from confit_runtime.errors import ModelError
 
 SPLITS = ("train", "val", "test")
-ALWAYS = ("fingerprint", "clips", "groups")  # in `data`, where there is any
+ALWAYS = ("fingerprint", "clips", "groups")  # required in `data`, unless it is empty
 Check = Callable[[object], bool]
 
 
 def check_data(data: Mapping[str, Any]) -> None:
-    """Raise ModelError unless `data` is empty, or tells the clips and groups that a model was made of by split."""
+    """Raise ModelError unless `data` is empty, or gives the clips and groups behind a model by split."""
     _check("data", data, _DATA)
     if data and (missing := [key for key in ALWAYS if key not in data]):
         raise ModelError(f"contract key 'data' lacks {', '.join(missing)}")
 
 
 def check_calibration(calibration: Mapping[str, Any]) -> None:
-    """Raise ModelError unless `calibration` holds what enrollment starts from, and the reports of how thresholds were set."""
+    """Raise ModelError unless `calibration` contains valid settings for enrollment and reports on thresholds."""
     _check("calibration", calibration, _CALIBRATION)
     if (enroll := calibration.get("enroll")) is not None:
         _check("calibration.enroll", enroll, _ENROLL)
@@ -34,7 +34,7 @@ def _check(where: str, values: Mapping[str, Any], known: Mapping[str, tuple[str,
     for key, value in values.items():
         kind, good = known[key]
         if not good(value):
-            raise ModelError(f"contract key '{where}.{key}' must be {kind}, is {str(value)[:60]!r}")
+            raise ModelError(f"contract key '{where}.{key}' must be {kind}; it is {str(value)[:60]!r}")
 
 
 def _text(value: object) -> bool:
@@ -91,7 +91,7 @@ _DATA: dict[str, tuple[str, Check]] = {
     "multi_label": ("true or false", _truth),
 }
 _CALIBRATION: dict[str, tuple[str, Check]] = dict.fromkeys(("enroll", "detection", "device"), ("an object", _object))
-_SIMILARITY = _from_to(-1, 1, slack=1e-6)  # a mean of cosines in float32 may be a little more
+_SIMILARITY = _from_to(-1, 1, slack=1e-6)  # a mean of cosines in float32 may be slightly more
 _ENROLL: dict[str, tuple[str, Check]] = {
     "kind": ("speaker or sound", _kind),
     "threshold": _SIMILARITY,

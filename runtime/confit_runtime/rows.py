@@ -1,4 +1,4 @@
-"""The rows of sound that comes in parts: it is pushed through a model in as many hops a call as come."""
+"""Turn sound that arrives in parts into rows, running as many hops per call as are available."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
 
 
-# by a streaming model and by one of windows: a long recording needs no more memory
+# for streaming and for windowed models: the limit keeps memory constant for long recordings
 HOPS_A_CALL, WINDOWS_A_CALL = 256, 16
 
 
 class RowMaker:
-    """Takes sound at the model's rate, and gives the rows after the warm-up.
+    """Takes sound at the model's rate, and returns the rows after the warm-up.
 
-    `push` gives scores `[hops, classes]` and embeddings `[hops, dim]`, a call of the graph at a time. What does not make
-    whole calls is held; with `last` whole hops of it are run, too, and less than a hop is never heard.
+    `push` yields scores `[hops, classes]` and embeddings `[hops, dim]`, one call of the graph at a time. Sound that
+    does not fill a call is held back. With `last`, its whole hops are run too; a remaining part of a hop is never
+    heard.
     """
 
     def __init__(self, model: Model) -> None:

@@ -1,4 +1,4 @@
-"""How many sounds were found, and what was heard that was not there."""
+"""Count how many sounds were found, and how many detections were false."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LATE_S = 1.0  # a true detection ends within this of the sound's end
-EARLY_S = 0.25  # and not more than this before its start
-DEBOUNCE_S = 1.0  # false accepts of one label closer than this are one
+LATE_S = 1.0  # a true detection ends no later than this after the sound's end
+EARLY_S = 0.25  # and no earlier than this before its start
+DEBOUNCE_S = 1.0  # false accepts of one label closer than this count as one
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A label and its span in seconds: a sound that is there, or a detection of one, with its score."""
+    """A label and its span in seconds: a sound that is present, or a detection with its score."""
 
     label: str
     start_s: float
@@ -23,14 +23,14 @@ class Heard:
 
 @dataclass(frozen=True)
 class Score:
-    """`found_by[i]` is the place of the detection that found sound i, None where none did; what was heard falsely, debounced."""
+    """`found_by[i]` is the index of the detection that found sound i, or None; `false_accepts` are debounced."""
 
     found_by: list[int | None]
     false_accepts: list[Heard]
 
     @property
     def found(self) -> list[bool]:
-        """Of each sound, whether it was detected with its own label."""
+        """For each sound, whether it was detected with its own label."""
         return [place is not None for place in self.found_by]
 
     @property
@@ -39,23 +39,23 @@ class Score:
 
 
 def reach(sound: Heard) -> tuple[float, float]:
-    """From when to when, in seconds, a detection must end to be of this sound."""
+    """The interval, in seconds, in which a detection of this sound must end."""
     return sound.start_s - EARLY_S, sound.end_s + LATE_S
 
 
 def score_detections(truth: list[Heard], detections: Iterable[Heard]) -> Score:
-    """Match detections with the sounds that are there.
+    """Match detections with the sounds that are present.
 
-    A detection is true when a sound of its label ends at most 1 s before the detection does, and has begun by then
-    (0.25 s of slack). In order of time each finds, of the sounds that it may be of and that none has found, the one that
-    ends first, so that as many are found as can be. Where all have been found it is neither found twice nor a false
-    accept. Everything else is a false accept: a detection on audio without the class, a wrong label included.
+    A detection is true if a sound of its label ends at most 1 s before the detection does, and has begun by then (with
+    0.25 s of slack). In time order, each detection finds, among the sounds it may belong to that are not found yet,
+    the one that ends first; this finds as many as possible. If all of those are already found, the detection counts
+    neither as another hit nor as a false accept. Everything else is a false accept, including a wrong label.
     """
     found_by: list[int | None] = [None] * len(truth)
     false_accepts: list[Heard] = []
     reaches = [reach(sound) for sound in truth]
     last: dict[str, float] = {}  # when the last false accept of each label ended
-    coming: dict[str, deque[int]] = defaultdict(deque)  # by label, in order of time: sounds that have not begun
+    coming: dict[str, deque[int]] = defaultdict(deque)  # by label, in time order: sounds that have not begun
     near: dict[str, list[int]] = defaultdict(list)  # and those that may still be detected
     for index in sorted(range(len(truth)), key=lambda index: truth[index].start_s):
         coming[truth[index].label].append(index)

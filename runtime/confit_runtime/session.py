@@ -1,4 +1,4 @@
-"""onnxruntime sessions, as everything here opens and calls them."""
+"""How onnxruntime sessions are opened and called."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from confit_runtime.errors import ModelError
 
-State = dict[str, npt.NDArray[Any]]  # float32, or uint8 in a quantised model: zeros are a valid start of either
+State = dict[str, npt.NDArray[Any]]  # float32, or uint8 in a quantised model: zeros are a valid start for both
 
 
 def open_session(model: bytes | Path, threads: int, *, as_written: bool = False) -> Any:
-    """An onnxruntime session of a model, serialised or a file, on the CPU. Raises ModelError when it cannot run it.
+    """Open an onnxruntime session of a model, given as bytes or a file, on the CPU. Raises ModelError if it cannot
+    run.
 
-    `as_written` runs each node as it stands in the file; else they are fused and folded.
+    `as_written` runs each node as it is in the file; otherwise nodes are fused and folded.
     """
     import onnxruntime
 
@@ -26,21 +27,22 @@ def open_session(model: bytes | Path, threads: int, *, as_written: bool = False)
     options.log_severity_level = 3
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # each state is carried on where its layer has just run, not at the end, when the cache holds other things: 1 to 2 % of a hop
+    # carry each state on right after its layer ran, not at the end, when the cache holds other data: saves 1 to 2 % of
+    # a hop
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    # spinning threads would eat a core between two hops of a microphone
+    # spinning threads would occupy a core between two hops of a microphone
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if isinstance(model, Path) and not _takes(model):
         model = model.read_bytes()
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own, which share no public base
+    except Exception as error:  # onnxruntime raises its own classes, which share no public base
         reason = " ".join(str(error).split())
         raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot run this model ({reason})") from error
 
 
 def _takes(path: Path) -> bool:
-    """Whether onnxruntime can open a file, which it does by names in UTF-8 only."""
+    """Whether onnxruntime can open a file: it supports only names in UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -49,7 +51,7 @@ def _takes(path: Path) -> bool:
 
 
 def bind(session: Any, inputs: State, outputs: State) -> Callable[[], None]:
-    """A call of a session that reads and writes these very arrays, each time it is called."""
+    """Return a function that runs a session on these very arrays, reading `inputs` and writing `outputs`."""
     from onnxruntime import OrtValue
 
     binding = session.io_binding()

@@ -122,7 +122,7 @@ class Stream:
         class that fired stays silent for its refractory time, gap included. Raises UsageError if `samples` is not a
         whole number of 0 or more.
         """
-        samples = whole(samples, "the samples that a stream skips", 0)
+        samples = whole(samples, "the number of samples to skip", 0)
         if self._rate is not None:
             self._unheard_s -= samples / self._rate
         self._move_on(samples)

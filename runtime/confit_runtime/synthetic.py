@@ -1,4 +1,6 @@
-"""Sound made by rule, the same on every device: beeps, hums and knocks. No answer hangs on it, only what is said of clips."""
+"""Synthetic sounds, the same on every device: beeps, hums and knocks. They affect warnings about clips, never an
+answer.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ import numpy as np
 from confit_runtime.audio import Pcm
 
 PEAK = 0.3
-ONSET = 0.25  # of the whole, where what is struck begins
+ONSET = 0.25  # where a struck sound begins, as a share of the whole
 
 
 def plain_sounds(samples: int, rate: int) -> Iterator[Pcm]:
-    """What any house is full of, `[samples]` each: struck tones, beeps, hums, a clatter, a hiss and a thump."""
+    """Sounds common in any house, `[samples]` each: struck tones, beeps, hums, a clatter, a hiss and a thump."""
     time = np.arange(samples) / rate
     for pitch in (150, 300, 600, 1000, 1600, 2500):
         yield _peak(np.sin(2 * np.pi * pitch * time) * _struck(time, 0.15))
@@ -29,7 +31,7 @@ def plain_sounds(samples: int, rate: int) -> Iterator[Pcm]:
 
 def white(samples: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """White noise `[samples]` in -1..1."""
-    # the powers of a primitive multiplier are as good as random in their high bits; numpy.random takes 3 MB to import
+    # the high bits of a primitive multiplier's powers are practically random; importing numpy.random takes 3 MB
     powers = np.cumprod(np.full(samples, 0x2C9277B5, np.uint32), dtype=np.uint32)
     return (powers >> 8) / 2.0**23 - 1.0
 
