@@ -1,6 +1,4 @@
-"""confit-edge on the device: load a model, stream audio through it, enroll new names. Needs numpy and onnxruntime
-only.
-"""
+"""confit-edge on the device: load a model, stream audio through it, enroll new names. Needs numpy and onnxruntime only."""
 
 import os
 from importlib import import_module

@@ -108,8 +108,9 @@ async def _first_chunk(items: AsyncGenerator[Item, None]) -> Given | None:
 async def _from_items(
     listener: Listener, items: AsyncGenerator[Item, None], *first: Item
 ) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
-    """Yield what a listener hears of `first` and then of `items`. `first` is a pause, since a client that sends only
-    speech begins with a word.
+    """Yield what a listener hears of `first` and then of `items`.
+
+    `first` is a pause, since a client that sends only speech begins with a word.
     """
     given, failed = deque(first), None
     with closing(listener):

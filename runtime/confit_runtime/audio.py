@@ -25,15 +25,8 @@ MAX_CHANNELS = 64
 LONGEST_CLIP_S = 3600  # of a file that is read as a whole: several times its samples are held in memory
 _STUDIO_RATE = 48_000  # at higher rates, no more samples than this are read as a whole
 LOUDEST = 100.0  # where 1 is full scale: audio editors' files peak below 10, floats made from integers far above
-NOT_READ = (
-    ".m4a",
-    ".aac",
-    ".mp4",
-    ".wma",
-    ".amr",
-    ".3gp",
-    ".webm",
-)  # from phones and browsers; libsndfile has no decoder for them
+# from phones and browsers; libsndfile has no decoder for them
+NOT_READ = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm")
 
 _UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
 _PADDED = 10_000  # samples that an MP3 encoder may add at both ends (12 bits each), plus the frame that states them
@@ -45,8 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def read_audio(path: str | Path, longest_s: float | None = LONGEST_CLIP_S) -> tuple[Pcm, int]:
-    """Read a sound file of any libsndfile format, rate and channel count; `longest_s=None` reads it however long it
-    is.
+    """Read a sound file of any libsndfile format, rate and channel count; `longest_s=None` reads it however long it is.
 
     Returns `(pcm [samples] float32 mono, sample_rate in Hz)`. Raises UsageError if the file does not exist. Raises
     AudioError if it is not sound that libsndfile can read to its end, or if it is too long: longer than `longest_s`,
@@ -268,9 +260,7 @@ def in_full_scale(array: npt.NDArray[Any]) -> Pcm:
 
 
 def is_sound(pcm: Pcm) -> bool:
-    """Whether all samples are numbers and none is absurdly large. Does not copy the array, which may hold hours of
-    sound.
-    """
+    """Whether all samples are numbers and none is absurdly large. Does not copy the array, which may hold hours of sound."""
     return not pcm.size or bool(pcm.min() >= -LOUDEST and pcm.max() <= LOUDEST)
 
 
@@ -317,9 +307,7 @@ def _soxr(rate: int, to: int) -> Any:
 
 
 def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None:
-    """A warning if a source at `rate` Hz lacks frequencies that models hear (up to `highest_hz`), and what to do; else
-    None.
-    """
+    """A warning if a source at `rate` Hz lacks frequencies that models hear (up to `highest_hz`), and what to do; else None."""
     if rate >= 2 * highest_hz:
         return None
     return (
@@ -330,8 +318,7 @@ def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None
 
 
 def load_clip(path: str | Path, rate: int, longest_s: float | None = LONGEST_CLIP_S) -> Pcm:
-    """Read a clip as mono float32 at `rate` Hz. It is resampled while it is read, so a higher rate takes no more
-    memory.
+    """Read a clip as mono float32 at `rate` Hz. It is resampled while it is read, so a higher rate takes no more memory.
 
     Raises what `read_audio` and `check_samples` raise, and AudioError for a clip with no samples.
     """

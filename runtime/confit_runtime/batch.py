@@ -56,8 +56,7 @@ class Batch:
             array[of] = 0
 
     def push(self, pcm: npt.ArrayLike) -> tuple[Floats, Floats]:
-        """Take one hop `[streams, hop]`; return scores `[streams, rows, classes]` and embeddings `[streams, rows,
-        dim]`.
+        """Take one hop `[streams, hop]`; return scores `[streams, rows, classes]` and embeddings `[streams, rows, dim]`.
 
         The hop is at the model's rate: floats in -1..1, or int16 (int8, int32, uint8) of full scale. `rows` is 1, or 0
         until real audio fills the receptive field of any stream. Streams that were reset later give NaN until theirs

@@ -77,8 +77,7 @@ def call_latency(model: Model, seconds: float = 2.0) -> Latency:
 
 
 def stream_rtf(model: Model, seconds: float = 2.0) -> float:
-    """Processor time per second of audio of a whole `Stream`: resampling from a microphone's rate, the model,
-    detection.
+    """Processor time per second of audio of a whole `Stream`: resampling from a microphone's rate, the model, detection.
 
     It is fed like a microphone, 80 ms at a time. The result is the median over seconds of audio, for `seconds` of
     processor time (at least 3 of audio).
@@ -97,8 +96,7 @@ def stream_rtf(model: Model, seconds: float = 2.0) -> float:
 
 
 def streams_per_core(model: Model, calls: int = 7) -> int:
-    """How many streams `model.batch` runs in real time on one core: a call must take less processor time than a hop
-    lasts.
+    """How many streams `model.batch` runs in real time on one core: a call must take less processor time than a hop lasts.
 
     0 if one stream is too much; at most `MOST_STREAMS`. Found to within 2 %, with each size measured as the median of
     `calls`.

@@ -1,5 +1,4 @@
-"""Thresholds that keep a promise: an upper bound on the whole model's false accepts per hour, from hours without its
-words.
+"""Thresholds that keep a promise: an upper bound on the whole model's false accepts per hour, from hours without its words.
 
 Thresholds and promise come from the same recordings, so the promise has to allow for that. Every label has its own
 level, the one that only a few of its false accepts reached, and all labels share one margin: a label's threshold is
@@ -143,9 +142,7 @@ def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
 
 
 def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
-    """Contract thresholds at levels `on [labels]`. A label keeps its refractory time; one that cannot fire stays
-    unchanged.
-    """
+    """Contract thresholds at levels `on [labels]`. A label keeps its refractory time; one that cannot fire stays unchanged."""
     levels = dict(contract.thresholds)
     for place in may_fire(contract):
         label, level = contract.labels[place], float(on[place])

@@ -28,8 +28,7 @@ _MODEL_GRAPH, _MODEL_METADATA = 7, 14  # field numbers of onnx.ModelProto
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything a device needs to know about a model. Lengths are in samples at `sample_rate`; a hop is one row of
-    output.
+    """Everything a device needs to know about a model. Lengths are in samples at `sample_rate`; a hop is one row of output.
 
     A row of output describes `window` samples and is made every `hop` samples; the sound it describes is centred
     `latency_samples` before the row's last sample. The model hears up to `highest_hz`.

@@ -179,9 +179,7 @@ class Detector:
 
     @property
     def pausing(self) -> list[tuple[int, int]]:
-        """The classes that fired and are below `off`, but may continue within their hold: (first row below `off`,
-        class).
-        """
+        """The classes that fired and are below `off`, but may continue within their hold: (first row below `off`, class)."""
         pausing = ~self._armed & (self._paused > 0)
         return [(int(self.rows - self._paused[label]), int(label)) for label in np.flatnonzero(pausing)]
 
@@ -212,9 +210,7 @@ class Detector:
         return hits
 
     def _smoothed(self, scores: Floats) -> Floats:
-        """Smooth each of the `[rows, classes]`: its mean with the rows before it, of which there are fewer at the
-        beginning.
-        """
+        """Smooth each of the `[rows, classes]`: its mean with the rows before it, of which there are fewer at the beginning."""
         rows, hops = len(scores), len(self._recent) + 1
         all_rows = np.concatenate([self._recent, scores], dtype=np.float32)
         total = all_rows[:rows].copy()

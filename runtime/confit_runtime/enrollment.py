@@ -57,9 +57,7 @@ class Already:
 
 
 def kind_of(contract: Contract) -> Kind:
-    """Whether a model distinguishes voices or sounds, from its contract's `calibration.enroll.kind` (by default
-    sounds).
-    """
+    """Whether a model distinguishes voices or sounds, from its contract's `calibration.enroll.kind` (by default sounds)."""
     kind: Kind = contract.calibration.get("enroll", {}).get("kind", "sound")
     return kind
 
@@ -127,9 +125,7 @@ def _share(seconds: float | Sequence[float], places: Sequence[int], prints: int)
 
 
 def check_enough(name: str, had_s: float, seconds: float, kind: Kind) -> None:
-    """Raise AudioError, saying how much is missing, unless these seconds and those of before are enough voice for a
-    name.
-    """
+    """Raise AudioError, saying how much is missing, unless these seconds and those of before are enough voice for a name."""
     if still_needed(had_s + seconds, kind):
         had = f", in addition to the {tenths(had_s):.1f} s already enrolled," if had_s else ""
         raise AudioError(

@@ -91,8 +91,9 @@ def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> d
 
 
 def _latencies(judged: Sequence[JudgedRecording], window_s: float) -> tuple[list[float], list[float]]:
-    """When found sounds were reported: seconds from each sound's end, or from its start if it is longer than the
-    model's window.
+    """When found sounds were reported, in seconds: (from their ends, from their starts).
+
+    The second list is for sounds longer than the model's window.
 
     The model detects long sounds, such as an engine that runs for minutes, long before they end.
     """

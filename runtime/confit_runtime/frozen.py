@@ -6,9 +6,7 @@ from typing import Any, NoReturn
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot be changed. JSON, equality and pickle treat it as any dict; `dataclasses.asdict` keeps the
-    type.
-    """
+    """A dict that cannot be changed. JSON, equality and pickle treat it as any dict; `dataclasses.asdict` keeps the type."""
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("this dict is shared by all users of the model and cannot be changed: copy it with dict(...)")

@@ -254,8 +254,9 @@ class Gallery:
             return self.counts_of(name)[negative]
 
     def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> Already:
-        """What the gallery already holds when these prints are added to a name. Negative prints are not compared with
-        other names.
+        """What the gallery already holds when these prints are added to a name.
+
+        Negative prints are not compared with other names.
         """
         own, contrary = (self.blobs(name, negative=sign) for sign in (negative, not negative))
         if negative:
@@ -337,8 +338,7 @@ class Gallery:
         return self._file.index_path
 
     def build_index(self, progress: Callable[[int, int], None] | None = None) -> int:
-        """Write an index of the prints next to the file, for galleries of more than 100 000. Returns how many prints
-        it holds.
+        """Write an index of the prints next to the file, for galleries of more than 100 000. Returns how many prints it holds.
 
         The index has the file's mode. Prints enrolled later are found without it; removing a name erases it.
         `progress` gets the number of prints that are in it and the number of all prints. Raises UsageError without

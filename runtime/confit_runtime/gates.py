@@ -110,8 +110,7 @@ def loudest_dbfs(pcm: Pcm, block: int) -> float:
 
 
 def make_gate(spec: str, sample_rate: int) -> Gate:
-    """Make a gate from what a user gives: a level in dBFS, `auto` (12 dB above the noise floor), or `speech`
-    (silero-vad).
+    """Make a gate from what a user gives: a level in dBFS, `auto` (12 dB above the noise floor), or `speech` (silero-vad).
 
     Raises UsageError for anything else.
     """

@@ -48,8 +48,7 @@ def processor() -> str:
 
 
 def saturates() -> bool:
-    """Whether this processor adds products of uint8 and int8 in 16 bits (x86 without VNNI), which overflows for large
-    ones.
+    """Whether this processor adds products of uint8 and int8 in 16 bits (x86 without VNNI), which overflows for large ones.
 
     Tests one such product. Models with 7-bit weights (`--target portable`) are correct even so.
     """

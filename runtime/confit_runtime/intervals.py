@@ -103,8 +103,9 @@ def grouped_share_interval(
 def clustered_share_interval(
     share: float, variance: float, sizes: npt.NDArray, confidence: float = 0.95, *, worth: float | None = None
 ) -> tuple[float, float]:
-    """The two-sided interval of a share 0..1, or of a similar metric, with its `variance` over groups of `sizes
-    [groups]` clips.
+    """The two-sided interval of a share 0..1 (or a similar metric) of clips in groups.
+
+    `variance` is that of the share over groups of `sizes [groups]` clips.
 
     It is the exact interval of an effective number of clips (Korn and Graubard 1998): the number of clips, divided by
     the design effect (how much more the share varies than with independent clips) and by the widening of Student's t
@@ -132,17 +133,16 @@ def _resampled(counts: npt.NDArray, amounts: npt.NDArray) -> npt.NDArray[np.floa
 
 @lru_cache(maxsize=8)
 def drawn(count: int, draws: int, seed: int | tuple[int, ...] = 0) -> npt.NDArray[np.float64]:
-    """How often each of `count` items is in each draw of as many, `[draws, count]`; the same at every call with a
-    seed.
-    """
+    """How often each of `count` items is in each draw of as many, `[draws, count]`; the same at every call with a seed."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
 
 
 @lru_cache(maxsize=4096)
 def _poisson_mean(count: int, share: float) -> float:
-    """The mean at which at most `count` events occur with a probability of `share`. Cached: a curve asks for few
-    counts, often.
+    """The mean at which at most `count` events occur with a probability of `share`.
+
+    Cached: a curve asks for few counts, often.
     """
     top = count + 10.0 * math.sqrt(count + 1) - math.log(share) + 10.0
     return _falling_root(lambda mean: _poisson_cdf(count, mean), share, 0.0, top)

@@ -162,8 +162,9 @@ class Listener:
         return came - (came_at - sample) / self.rate
 
     def follow(self, source: GivenSource) -> Iterator[Detection | Ended | Gap | Notice]:
-        """Yield everything heard in a source, inside its `with` block. An error of the source is raised after the
-        pending events.
+        """Yield everything heard in a source, inside its `with` block.
+
+        An error of the source is raised after the pending events.
         """
         self.live = source.live
         for stream in self.streams:
@@ -235,9 +236,7 @@ class Listener:
         self.close()
 
     def _sound(self, pcm: npt.ArrayLike, rate: int) -> Chunk | Gap:
-        """Turn a source's chunk into mono. Invalid samples become a gap in live sound; in a recording they raise
-        AudioError.
-        """
+        """Turn a source's chunk into mono. Invalid samples become a gap in live sound; in a recording they raise AudioError."""
         if rate != self.rate:
             raise UsageError(f"{self.name}: began at {self.rate} Hz and now comes at {rate} Hz")
         mono = to_mono(pcm)

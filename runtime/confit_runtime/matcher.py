@@ -227,8 +227,9 @@ class Matcher:
         return [(score, -place) for score, place in ranking[:2]]
 
     def _near(self, query: Floats) -> list[int]:
-        """The indices of the names that own the nearest prints: at least two, if there are two, because the margin
-        needs the next.
+        """The indices of the names that own the nearest prints.
+
+        At least two, if there are two, because the margin needs the next name.
         """
         count = NEIGHBOURS
         while True:
@@ -268,9 +269,7 @@ class Matcher:
 
 
 def unit(rows: Floats) -> Floats:
-    """Rows `[..., dim]` scaled to length 1. Rows that already have that length stay bit for bit, so that copies stay
-    equal.
-    """
+    """Rows `[..., dim]` scaled to length 1. Rows that already have that length stay bit for bit, so that copies stay equal."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     lengths = np.where(np.abs(lengths - 1.0) < UNIT_WITHIN, 1.0, np.maximum(lengths, 1e-12))
     return (rows / lengths).astype(np.float32)

@@ -88,8 +88,9 @@ class Binding:
 
 
 def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None) -> bool:
-    """Check an open gallery; if it is blank and `create_for` is given, create its tables. Returns whether the schema
-    is current.
+    """Check an open gallery; if it is blank and `create_for` is given, create its tables.
+
+    Returns whether the schema is current.
 
     Raises GalleryError if it is not a gallery, is damaged, or is newer than this version.
     """
@@ -195,9 +196,7 @@ def _is_cut(path: Path, db: sqlite3.Connection) -> bool:
 
 
 def migrate(path: Path, db: sqlite3.Connection) -> None:
-    """Bring an older gallery to the current schema in one transaction: after a crash the file is as it was, or
-    complete.
-    """
+    """Bring an older gallery to the current schema in one transaction: after a crash the file is as it was, or complete."""
     with db:
         db.execute("BEGIN IMMEDIATE")
         # another program may have migrated it since it was checked

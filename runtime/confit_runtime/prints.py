@@ -92,9 +92,7 @@ def _squares(rows: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Held:
-    """The prints of one sign as they were read, ordered by name: ids `[n]`, their names' ids, and embeddings `[n,
-    dim]`.
-    """
+    """The prints of one sign as they were read, ordered by name: ids `[n]`, their names' ids, and embeddings `[n, dim]`."""
 
     ids: Places
     owners: Places

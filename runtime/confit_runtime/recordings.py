@@ -77,9 +77,7 @@ class RowCache:
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
-        """Continue if the cache cannot be used, for example on a full disk, and warn once: its rows can be computed
-        again.
-        """
+        """Continue if the cache cannot be used, for example on a full disk, and warn once: its rows can be computed again."""
         try:
             yield
         except OSError as error:

@@ -197,8 +197,7 @@ def erase_index(path: Path) -> None:
 
 
 def _erase(path: Path) -> None:
-    """Overwrite a file and remove it; of a link only the link is removed, because its target may be anything. Raises
-    OSError.
+    """Overwrite a file and remove it; of a link only the link is removed, because its target may be anything. Raises OSError.
 
     Logs a warning about what remains, because it may be an index.
     """

@@ -15,8 +15,7 @@ State = dict[str, npt.NDArray[Any]]  # float32, or uint8 in a quantised model: z
 
 
 def open_session(model: bytes | Path, threads: int, *, as_written: bool = False) -> Any:
-    """Open an onnxruntime session of a model, given as bytes or a file, on the CPU. Raises ModelError if it cannot
-    run.
+    """Open an onnxruntime session of a model, given as bytes or a file, on the CPU. Raises ModelError if it cannot run.
 
     `as_written` runs each node as it is in the file; otherwise nodes are fused and folded.
     """

@@ -122,9 +122,7 @@ class SpeakerTap(RecentAudio):
         return dataclasses.replace(detection, speaker=speaker)
 
     def _tell_where_none_can_be(self, of: str, only: set[str]) -> None:
-        """Log once if none of the names in `only` is enrolled any more (removed or renamed), so that everything is
-        dropped.
-        """
+        """Log once if none of the names in `only` is enrolled any more (removed or renamed), so that everything is dropped."""
         if of not in self._told and not only.intersection(self._gallery.matcher.enrolled):
             self._told.add(of)
             names = ", ".join(sorted(only))
@@ -145,8 +143,9 @@ class SpeakerTap(RecentAudio):
     def _match(
         self, matcher: Matcher, detection: Detection, before_s: float, after_s: float, least_s: float
     ) -> Match | None:
-        """The voice from `before_s` before a detection's end (or from its start) to `after_s` after it; None if there
-        is too little.
+        """Match the voice from `before_s` before a detection's end (or from its start) to `after_s` after it.
+
+        None if there is less voice than `least_s`.
         """
         first = min(detection.start_sample, detection.end_sample - round(before_s * self.rate))
         heard = self.between(first, detection.end_sample + round(after_s * self.rate))
@@ -222,9 +221,7 @@ class SaveTap(RecentAudio):
         return detection
 
     def _drop_oldest(self) -> None:
-        """Look at everything in the folder: other programs may save theirs there, and some files may have been moved
-        away.
-        """
+        """Look at everything in the folder: other programs may save theirs there, and some files may have been moved away."""
         there = set(filter(_TRIGGER.fullmatch, os.listdir(self._folder)))
         self._staying &= there
         if set(self._kept) != there - self._staying:
@@ -242,9 +239,7 @@ class SaveTap(RecentAudio):
             self._staying.add(name)
 
     def _write(self, label: str, data: bytes) -> Path:
-        """Write a new file, named after what fired, when the program began, the source, and the next number that is
-        free.
-        """
+        """Write a new file, named after what fired, when the program began, the source, and the next number that is free."""
         label, source = (
             re.sub(r"[^\w.-]+", "_", text)[:longest] for text, longest in ((label, 30), (self._source, 20))
         )

@@ -1,6 +1,4 @@
-"""Synthetic sounds, the same on every device: beeps, hums and knocks. They affect warnings about clips, never an
-answer.
-"""
+"""Synthetic sounds, the same on every device: beeps, hums and knocks. They affect warnings about clips, never an answer."""
 
 from __future__ import annotations
 

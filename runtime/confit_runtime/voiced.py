@@ -67,8 +67,7 @@ def cut_to_voice(pcm: Pcm, sample_rate: int) -> Pcm:
 
 
 def sounding_segments(pcm: Pcm, sample_rate: int, shortest_s: float = 0.0) -> list[tuple[int, int]]:
-    """The stretches `(first, last + 1)` in samples of a clip `[samples]` that contain any sound, in order, between
-    long pauses.
+    """The stretches `(first, last + 1)` in samples of a clip `[samples]` that contain any sound, in order, between long pauses.
 
     A 20 ms frame sounds if it is near the clip's loudest and clearly above its quiet ones; some quiet is kept before
     and after each stretch. A clip of even level is one stretch. Stretches shorter than `shortest_s` are left out if

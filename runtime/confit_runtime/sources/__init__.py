@@ -50,8 +50,7 @@ def names_clips(spec: str) -> bool:
 
 
 def open_source(spec: str | Path, *, rate: int | None = None, channels: int = 1, format: str = "s16le") -> Source:
-    """Open a source by the name a user gives: `mic`, `mic:ID`, `mic:NAME`, a file's path, a URL, or `-` for PCM on
-    stdin.
+    """Open a source by the name a user gives: `mic`, `mic:ID`, `mic:NAME`, a file's path, a URL, or `-` for PCM on stdin.
 
     A `Path` is always a file. `#N` after a microphone selects its channel N, from 1, instead of the mean of all
     channels (for microphone arrays with a processed or a loopback channel). `rate`, `channels` and `format` describe

@@ -51,8 +51,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Pause:
-    """Nothing has arrived for a while, or not yet, and nothing was lost: the sender may send only while somebody
-    speaks.
+    """Nothing has arrived for a while, or not yet, and nothing was lost: the sender may send only while somebody speaks.
 
     What was heard before is over, and what comes next is a new beginning. The source's clock stands still.
     """

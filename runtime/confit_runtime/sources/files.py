@@ -58,8 +58,7 @@ class FileSource:
 
 
 def find_clips(specs: Sequence[str | Path]) -> list[Path]:
-    """Find the clips that a user names: files, folders (the sound files in them and below) and glob patterns, in
-    order.
+    """Find the clips that a user names: files, folders (the sound files in them and below) and glob patterns, in order.
 
     A path that does not exist is passed on, and refused when it is read. Raises UsageError for an empty name, for a
     folder or a pattern without sound files, and for a folder that cannot be read.

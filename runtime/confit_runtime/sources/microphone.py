@@ -95,8 +95,9 @@ class Microphone:
 
     @classmethod
     def named(cls, name: str) -> Microphone:
-        """Open a microphone by the name a user gives: an index, part of a name, or nothing for the default; then
-        optionally `#N` for a channel.
+        """Open a microphone by the name a user gives.
+
+        That is an index, a part of a name, or nothing for the default, then optionally `#N` for a channel.
 
         If a device's name contains the `#N`, it is that device.
         """
@@ -243,8 +244,7 @@ class Microphone:
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
-        """Find the device by its name; among several with that name by its position, once as many are present as
-        before.
+        """Find the device by its name; among several with that name by its position, once as many are present as before.
 
         Without an exact match, the card's number in the name is ignored, if no other device can be meant.
         """
