@@ -436,7 +436,7 @@ def logged(event: Detection | Ended | Gap | Notice, listener: Listener) -> Detec
     if isinstance(event, Notice):
         log.warning("%s", event.text)
     elif isinstance(event, Gap):
-        log.warning("%s: lost %.2f s of sound: %s", listener.name, event.samples / listener.rate, event.reason)
+        log.warning("%s: %.2f s of sound were lost: %s", listener.name, event.samples / listener.rate, event.reason)
     elif isinstance(event, Detection):
         return event
     return None

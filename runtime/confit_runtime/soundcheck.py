@@ -76,7 +76,7 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
 def fault_of(check: Soundcheck, *, quiet: bool = False) -> str | None:
     """Why a clip is unusable (clipped, silent, or torn), or None. A clip of a `quiet` room may be soft."""
     if check.peak_db <= QUIETEST_DB:
-        return "it is digital silence, all zeros; is the microphone muted?"
+        return "it is silent, all zeros; is the microphone muted?"
     if check.loud_db < -65.0 and not quiet:
         return "it is silent; speak louder or come closer"
     if check.clipped > 1e-4:

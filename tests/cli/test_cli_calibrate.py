@@ -367,7 +367,7 @@ def test_a_model_without_a_label_that_fires_is_refused(confit: Confit, sounds: P
     code, out, err = confit(verb, mute, *rest)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "has no label that fires" in err
-    assert "it is for `enroll` and `identify`" in err
+    assert "use it with `enroll` and `identify`" in err
 
 
 def test_labels_are_held_against_the_recordings_and_the_model(
@@ -645,20 +645,20 @@ def test_each_recording_and_each_sound_counts_once(confit: Confit, sounds: Path,
     assert (report["false_rejects"]["missed"], report["fired_for"][0]["was"]) == (0, "parrot")
     table.write_text(f"{head}kitchen.wav,2.0,2.3,mid\n../ev/kitchen.wav,2,2.30,low\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, table)
-    told = f"{table}: low from 2 s to 2.3 s of {kitchen} is listed twice: keep one of them"
+    told = f"{table}: low from 2 s to 2.3 s of {kitchen} is listed twice: keep one of the two"
     assert (code, out, err) == (1, "", f"confit-edge: {told}\n")
     shutil.copy(kitchen, tmp_path / "ev" / "copy.wav")
     table.write_text(f"{head}copy.wav,2.0,2.3,low\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, table)
     assert (code, out) == (2, "")
-    assert f"{kitchen.with_name('copy.wav')} and {kitchen} are the same: each recording counts once" in err
+    assert f"{kitchen.with_name('copy.wav')} and {kitchen} are the same: list each recording once" in err
     (tmp_path / "ev" / "copy.wav").unlink()
     (tmp_path / "ev" / "kitchen.txt").write_text("2.0\t2.3\tlow\n", encoding="utf-8")
     soundfile.write(kitchen.with_suffix(".flac"), *soundfile.read(kitchen))
     code, out, err = confit("evaluate", model, kitchen.parent)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert (
-        f"{kitchen.with_suffix('.flac')} and {kitchen} have the same labels, {kitchen.with_suffix('.txt')}: each" in err
+        f"{kitchen.with_suffix('.flac')} and {kitchen} share the label file {kitchen.with_suffix('.txt')}: keep" in err
     )
 
 
@@ -741,7 +741,10 @@ def test_recordings_without_labels_are_counted(
     confit: Confit, sounds: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert confit("evaluate", model, sounds / "labelled")[0] == 0
-    assert "1 of 2 recordings have no labels (hall.txt first): taken to hold none of the sounds" in caplog.text
+    assert (
+        "1 of 2 recordings have no label file (first: hall.txt); treating them as having none of the sounds"
+        in caplog.text
+    )
 
 
 def test_a_link_is_calibrated_where_its_calibration_lies(confit: Confit, sounds: Path, model: Path) -> None:
@@ -766,14 +769,14 @@ def test_inspect_tells_the_thresholds_that_are_used(confit: Confit, sounds: Path
     assert "never: low, high" in out
     path, today = model.with_suffix(".device.json"), datetime.date.today().isoformat()
     assert (
-        f"thresholds from  {path} of {today}: calibration on 0.23 hours: at most 13 false accepts an hour (95 %" in out
+        f"thresholds from  {path} of {today}: calibration on 0.23 hours: at most 13 false accepts per hour (95 %" in out
     )
     told = json.loads(confit("inspect", model, "--no-measure", "--json")[1])
     assert told["device_file"] == str(model.with_suffix(".device.json"))
     assert told["contract"]["thresholds"]["mid"]["on"] < 1
     path.write_text(json.dumps({**json.loads(path.read_text()), "report": {}}), encoding="utf-8")
     out = confit("inspect", model, "--no-measure")[1]
-    assert f"thresholds from  {path} of {today}: no report of a calibration" in out
+    assert f"thresholds from  {path} of {today}: no calibration report" in out
     assert "never: low, high" in out
 
 
@@ -781,7 +784,10 @@ def test_labels_that_cannot_be_read(confit: Confit, sounds: Path, model: Path, t
     table = tmp_path / "labels.csv"
     for text, fault in (
         ("path,start,end,label\n", "start_s"),
-        ("path;start_s;end_s;label\nx.wav;1;2;low\n", "path;start_s;end_s;label); a CSV is parted by commas\n"),
+        (
+            "path;start_s;end_s;label\nx.wav;1;2;low\n",
+            "path;start_s;end_s;label); columns must be separated by commas\n",
+        ),
         ("path,start_s,end_s,label\nx.wav,one,2,low\n", "line 2"),
         ("path,start_s,end_s,label\nx.wav,3,2,low\n", "line 2"),
         ("path,start_s,end_s,label\nx.wav,1,2,\n", "label is empty"),
@@ -793,8 +799,8 @@ def test_labels_that_cannot_be_read(confit: Confit, sounds: Path, model: Path, t
         assert fault in err
     code, _, err = confit("evaluate", model, sounds / "negatives")
     assert code == 2
-    assert err.endswith("no labels there (name.txt beside name.wav, as Audacity exports them)\n")
+    assert err.endswith("no label files found (name.txt next to name.wav, as Audacity exports them)\n")
     shutil.copy(sounds / "negatives" / "radio-0.flac", tmp_path)
     code, _, err = confit("evaluate", model, tmp_path)
     assert code == 2
-    assert err.endswith(f"a CSV is given as itself: {table}\n")
+    assert err.endswith(f"to use a CSV, pass the file itself: {table}\n")

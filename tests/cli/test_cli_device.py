@@ -194,13 +194,13 @@ def test_listen_to_a_pipe(home: Path, form: str, channels: int) -> None:
 
 def test_a_muted_source_is_told_of(home: Path) -> None:
     pcm = np.concatenate([silence(31.0), scene(16_000)])
-    told = "-: nothing but digital silence for 30 s: it is muted, or another source is meant"
+    told = "-: nothing but digital silence for 30 s: it is muted, or this is the wrong source"
     arguments = ["listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"]
     done = run(home, *arguments, stdin=(pcm * 32767).astype("<i2").tobytes())
     silent, fine = (one for one in lines(done) if one["type"] == "notice")
     assert (silent["type"], silent["source"], silent["state"], silent["text"]) == ("notice", "-", "silent", told)
-    assert (fine["state"], fine["text"]) == ("fine", "-: is heard again")
-    assert done.stderr.splitlines()[:2] == [told, "-: is heard again"]
+    assert (fine["state"], fine["text"]) == ("fine", "-: has sound again")
+    assert done.stderr.splitlines()[:2] == [told, "-: has sound again"]
 
 
 def test_raw_pcm_does_not_come_from_a_terminal(home: Path) -> None:
@@ -590,7 +590,7 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
     pattern = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "**/*.wav")
     assert pattern.stdout == done.stdout
     none = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "*.flac")
-    assert (none.returncode, none.stderr) == (2, "confit-edge: *.flac: no sound files there\n")
+    assert (none.returncode, none.stderr) == (2, "confit-edge: *.flac: no sound files found\n")
 
 
 def test_the_clip_in_which_listening_is_stopped_counts(home: Path, tmp_path: Path) -> None:
@@ -645,14 +645,14 @@ def test_sound_that_was_cut_off_is_told(home: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
     done = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "cut.wav")
     assert done.returncode == 0
-    assert done.stderr.splitlines()[0].startswith("cut.wav: was cut short, its header promises 2.0 times as much")
+    assert done.stderr.splitlines()[0].startswith("cut.wav: was cut short: its header promises 2.0 times as much")
     # what was written to a pipe does not know its length
     (tmp_path / "cut.wav").write_bytes(data[:40] + b"\xff\xff\xff\xff" + data[44:])
     assert len(run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "cut.wav").stderr.splitlines()) == 1
     pcm = (scene(16_000) * 32767).astype("<i2").tobytes() + b"\x01"
     done = run(home, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", stdin=pcm)
     assert done.returncode == 0
-    assert done.stderr.splitlines()[0] == "-: ended within a sample (1 of 2 bytes): are format and channels right?"
+    assert done.stderr.splitlines()[0] == "-: ended in the middle of a sample (1 of 2 bytes): check format and channels"
 
 
 def test_a_file_of_nan_or_of_too_little_sound_is_named(home: Path) -> None:
@@ -664,7 +664,9 @@ def test_a_file_of_nan_or_of_too_little_sound_is_named(home: Path) -> None:
         told = done.stderr.splitlines()[-1]
         assert (done.returncode, told) == (1, "confit-edge: nan.wav: holds NaN or infinite samples"), verb
     done = run(home, "doctor", "--source", "short.wav")
-    assert done.stderr == "confit-edge: short.wav: 0.03 s of sound are too little to judge it\n"
+    assert (
+        done.stderr == "confit-edge: short.wav: 0.03 s of sound are too short to measure; at least 0.1 s are needed\n"
+    )
 
 
 def test_doctor_takes_a_pipe(home: Path) -> None:
@@ -686,7 +688,7 @@ def test_doctor_and_record_with_a_microphone(
     assert findings[0] == {
         "type": "finding",
         "level": "bad",
-        "text": "0.10 s were lost: this machine could not keep up (something else keeps it busy)",
+        "text": "0.10 s of sound were lost: this machine could not keep up (something else keeps it busy)",
     }
     assert "dropouts     0.10 s lost" in ask("doctor", "--seconds", "2").stdout
 
@@ -753,8 +755,10 @@ def test_doctor_does_not_blame_the_machine_for_an_unplugged_microphone(
     done = run(Path.cwd(), "doctor", "--seconds", "4", "--json", env=fake_portaudio("unplugged, back"))
     *findings, measured = lines(done)
     busy, away = (one["text"] for one in findings if "lost" in one["text"])
-    assert busy == "0.10 s were lost: this machine could not keep up (something else keeps it busy)"
-    assert away.endswith(" s were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)")
+    assert busy == "0.10 s of sound were lost: this machine could not keep up (something else keeps it busy)"
+    assert away.endswith(
+        " s of sound were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)"
+    )
     assert float(away.split()[0]) == pytest.approx((measured["dropped_samples"] - 4410) / RATE, abs=0.006)
 
 
@@ -1029,7 +1033,7 @@ def test_a_clip_that_cannot_be_used_has_a_line_of_its_own(
 def test_of_a_clip_that_is_too_long_it_is_told_how_it_is_heard(home: Path, tmp_path: Path) -> None:
     clip = tmp_path / "an hour.flac"
     soundfile.write(clip, np.ones(3_660_000, np.int16), 1000)
-    too_long = f"confit-edge: {clip}: is longer than the 60 minutes that are read whole: cut it"
+    too_long = f"confit-edge: {clip}: is longer than 60 minutes, the limit for files read as a whole: cut it"
     listen = f"or run `confit-edge listen tiny.onnx --source '{clip}'"
     told = run(home, "classify", "tiny.onnx", str(clip)).stderr.splitlines()
     assert told[-1] == f"{too_long}, {listen}`"
@@ -1120,9 +1124,7 @@ def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path)
     (tmp_path / "phone").mkdir()
     for at in range(2):
         soundfile.write(tmp_path / "phone" / f"{at}.wav", scene(8_000), 8_000)
-    beware = (
-        f"{tmp_path / 'phone' / '0.wav'}: comes at 8000 Hz and holds nothing above 4 kHz, and tiny hears up to 8 kHz"
-    )
+    beware = f"{tmp_path / 'phone' / '0.wav'}: comes at 8000 Hz and has nothing above 4 kHz, but tiny hears up to 8 kHz"
     enroll = ["enroll", "tiny.onnx", "phone", str(tmp_path / "phone"), "--gallery", str(tmp_path / "phone.db")]
     for verb in (["listen", "tiny.onnx", "--source", str(tmp_path / "phone")], enroll):
         done = run(home, *verb)
@@ -1180,10 +1182,14 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen nothing.onnx --source scene.flac", 2, "nothing.onnx: no such model file"),
         ("listen text.onnx --source scene.flac", 1, "text.onnx: is not"),
         ("listen tiny.onnx tiny.onnx --source scene.flac", 2, "2 of the models are named tiny"),
-        ("classify speakers bells", 2, "speakers: has no label that fires, so nothing to classify: it is for `enroll`"),
+        (
+            "classify speakers bells",
+            2,
+            "speakers: has no label that can fire, and thus nothing to classify: use it with `enroll`",
+        ),
         ("listen mute.onnx --source scene.flac", 2, "mute has no label that fires: give --gallery"),
-        ("listen tiny.onnx --source=", 2, "a source or clip without a name"),
-        ("record low -o clips --source scene.flac", 2, "scene.flac: is a recording already"),
+        ("listen tiny.onnx --source=", 2, "the name of a source or clip is empty"),
+        ("record low -o clips --source scene.flac", 2, "scene.flac: is already a recording"),
         ("record low -o clips --source -", 2, "not a pipe"),
         ("listen tiny.onnx --source text.wav", 1, "text.wav: cannot be read as sound"),
         ("listen tiny.onnx --source nothing.wav", 2, "nothing.wav: no such file"),
@@ -1216,10 +1222,10 @@ def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
         ("listen tiny.onnx --source scene.flac --gallery text.wav", 1, "text.wav: is not a gallery"),
         ("listen other.onnx --source scene.flac --gallery house.db", 1, "house.db: was enrolled with another model"),
         ("identify other.onnx buzz.wav --gallery house.db", 1, "house.db: was enrolled with another model"),
-        ("identify tiny.onnx buzz.wav --gallery future.db", 1, "future.db: is of a newer confit-edge"),
+        ("identify tiny.onnx buzz.wav --gallery future.db", 1, "future.db: is from a newer confit-edge"),
         ("identify tiny.onnx buzz.wav", 2, "gallery.db: no such gallery"),
         ("enroll other.onnx eve buzz.wav --gallery house.db", 1, "house.db: was enrolled with another model"),
-        ("enroll tiny.onnx eve *.mp3 --gallery house.db", 2, "*.mp3: no sound files there"),
+        ("enroll tiny.onnx eve *.mp3 --gallery house.db", 2, "*.mp3: no sound files found"),
         ("gallery show eve --gallery house.db", 2, "nobody is enrolled as 'eve' (enrolled: bell)"),
         ("gallery list --gallery cut.db", 1, "cut.db: the gallery is damaged"),
     ],

@@ -33,7 +33,7 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     contract = load(out).contract
     assert contract.parity["weight_bits"] == 7  # which no processor adds wrongly
     assert "export there, or take --target portable" not in " ".join(err.split())
-    assert "its 8-bit weights are wrong" not in caplog.text
+    assert "its 8-bit weights give wrong results" not in caplog.text
 
     _, head, body = out.with_suffix(".md").read_text(encoding="utf-8").split("---\n", 2)
     fields = yaml.safe_load(head)
@@ -62,7 +62,7 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     assert lines["size"].strip() == f"{out.stat().st_size / 1e6:.2f} MB"
     assert lines["layers kept in fp32"].strip() == "/stack/layers.4/Conv"
     assert lines["gate"].strip() == "passed"
-    assert lines["activations"].strip().startswith("exchanged for fused ones")
+    assert lines["activations"].strip().startswith("replaced by fused ones")
 
     code, told, _ = confit("inspect", out, "--json")
     assert code == 0
@@ -82,7 +82,7 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
     word = next((DATA / "words" / "seven").glob("*.ogg"))
     code, _, err = confit("enroll", out, "ada", word, "--gallery", gallery)
     assert code == 1
-    assert "s of voice and 4 s are needed" in err
+    assert "s of voice but 4 s are needed" in err
     code, _, err = confit("enroll", out, "ada", word, "--gallery", gallery, "--kind", "sound")
     assert code == 0, err
 
@@ -185,7 +185,7 @@ def test_eight_bit_weights_where_they_are_wrong_are_told_of(
     assert code == 0, err
     assert ("export there, or take --target portable" in " ".join(err.split())) == saturates()
     assert load(out).contract.parity["weight_bits"] == 8
-    assert ("its 8-bit weights are wrong on this processor" in caplog.text) == saturates()
+    assert ("its 8-bit weights give wrong results on this processor" in caplog.text) == saturates()
 
 
 def test_a_card_shows_labels_as_they_are() -> None:

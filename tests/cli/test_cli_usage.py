@@ -215,7 +215,7 @@ def test_a_folder_that_may_not_be_written_is_said_before_the_work() -> None:
     with tempfile.TemporaryDirectory() as closed:  # not pytest's, which only its owner may enter
         Path(closed).chmod(0o555)
         result = subprocess.run([sys.executable, "-c", AS_NOBODY, closed], capture_output=True, text=True)
-    assert f"{closed}: is a folder that may not be written" in result.stderr
+    assert f"{closed}: this folder is not writable" in result.stderr
 
 
 def test_without_a_stdout_verbs_begin(tmp_path: Path) -> None:

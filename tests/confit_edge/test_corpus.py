@@ -236,7 +236,7 @@ def test_clips_that_are_judged_and_trained_on_are_counted(tmp_path: Path) -> Non
         "groups": {"train": 4, "val": 2, "test": 1},
         "repeated": repeated,
     }
-    assert sum("2 of 2 test clips are the very sound of a training clip" in one for one in cautions(data)) == 1
+    assert sum("2 of 2 test clips have the same audio as a training clip" in one for one in cautions(data)) == 1
     assert not any("very sound" in one for one in cautions({**data, "repeated": {"val": 0, "test": 0}}))
 
 

@@ -301,7 +301,7 @@ def test_a_calibration_that_lies_there_is_not_taken_for_that_of_the_new_model(
     run: Run, run_corpus: Corpus, tmp_path: Path
 ) -> None:
     (tmp_path / "m.device.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"m\.device\.json: is the calibration of the m\.onnx"):
+    with pytest.raises(UsageError, match=r"m\.device\.json: is the calibration of an existing or former m\.onnx"):
         export_run(run, run_corpus, tmp_path / "m.onnx", say=print)
     assert [path.name for path in tmp_path.iterdir()] == ["m.device.json"]
 

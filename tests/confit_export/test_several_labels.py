@@ -80,7 +80,7 @@ def test_what_fires_is_counted_in_sounds_where_clips_have_several(several: Expor
     assert several.contract.metrics["fired"]["n"] == 3 * (2 + 2 + 1)
     assert any(" of 15 test sounds fire" in line for line in said)
     (told,) = (value for name, value in facts(several.contract, 1) if name.startswith("fires at"))
-    assert " of 15 sounds, each alone" in told
+    assert " of 15 sounds, each played alone" in told
 
 
 def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Exported, several_corpus: Corpus) -> None:

@@ -112,7 +112,7 @@ def test_an_mp3_that_is_read_in_part_is_refused(tmp_path: Path, rate: int) -> No
     for content, there, read in ((joined, r"4\d\.\d", r"20\.0"), (silent_about_it, r"20\.\d", r"\d\.\d")):
         path.write_bytes(content)
         with pytest.raises(
-            AudioError, match=rf"clip\.mp3: holds about {there} s of sound, of which only {read} s can be"
+            AudioError, match=rf"clip\.mp3: contains about {there} s of sound, of which only {read} s can be"
         ):
             sound_seconds(path)
 
@@ -132,7 +132,7 @@ def test_ogg_streams_that_were_joined_are_refused(tmp_path: Path, suffix: str, s
     for joined in (first + second, first + b"\n" + second, first[: len(first) * 2 // 3] + second):
         path.write_bytes(joined)
         with pytest.raises(
-            AudioError, match=rf"clip\.{suffix}: several streams are joined in it, of which only the first can"
+            AudioError, match=rf"clip\.{suffix}: contains several joined streams, of which only the first can"
         ):
             open_sound(path)
     path.write_bytes(first + b"garbage" * 99)
@@ -162,7 +162,7 @@ def test_a_file_of_hours_is_not_read_whole_unless_that_is_asked_for(tmp_path: Pa
         data[21] &= 0xF0
         data[22:26] = bytes(4)
         path.write_bytes(data)
-    message = r"hours\.flac: is longer than the 60 minutes that are read whole: cut it$"
+    message = r"hours\.flac: is longer than 60 minutes, the limit for files read as a whole: cut it$"
     for read in (read_audio, lambda path: load_clip(path, 16_000)):
         with pytest.raises(AudioError, match=message):
             read(path)
@@ -255,7 +255,7 @@ def test_a_clip_must_hold_finite_samples(tmp_path: Path) -> None:
         load_clip(path, 16_000)
     for large, said in ((3e38, r"3e\+38"), (-12_345, "12345"), (-128, "128")):  # floats of the scale of int16 and int8
         soundfile.write(path, np.float32([0.0, large, 0.0]), 16_000, subtype="FLOAT")
-        with pytest.raises(AudioError, match=rf"clip\.wav: holds samples up to {said}, and sound lies in -1\.\.1"):
+        with pytest.raises(AudioError, match=rf"clip\.wav: holds samples up to {said}, but sound lies in -1\.\.1"):
             load_clip(path, 16_000)
     soundfile.write(path, np.float32([0.0, -8.0, 0.0]), 16_000, subtype="FLOAT")  # +18 dBFS, as a workstation may mix
     assert load_clip(path, 16_000).min() == -8.0
@@ -367,7 +367,7 @@ def test_sound_of_the_models_own_rate_needs_no_soxr(
     assert [event.label for event in listen(model, tmp_path / "low.wav")] == ["low"]
     microphone = Microphone(portaudio=FakePortAudio(scene, rate))
     assert [event.label for event in listen(model, microphone, seconds=1.5)] == ["low"]
-    stream, why = model.stream(), r"at 44100 Hz is to be resampled to 16000 Hz, which needs soxr .*: pip install soxr"
+    stream, why = model.stream(), r"resampling sound from 44100 Hz to 16000 Hz needs soxr .*: pip install soxr"
     with pytest.raises(UsageError, match=why):
         stream.accept(scene, 44_100)
     assert [event.label for event in stream.accept(scene, rate)] == ["low"]

@@ -21,7 +21,7 @@ def test_many_clips_of_many_groups_need_no_caution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clips", "groups", "named"), [(60, 4, "60 validation clips of 4 groups"), (29, 9, "of 9 groups")]
+    ("clips", "groups", "named"), [(60, 4, "60 validation clips from 4 groups"), (29, 9, "from 9 groups")]
 )
 def test_few_clips_or_few_groups_are_told_of(clips: int, groups: int, named: str) -> None:
     (caution,) = cautions(data(clips, groups))
@@ -37,11 +37,11 @@ def test_only_clips_of_what_fires_count() -> None:
     few = {"train": {"clips": 7, "groups": 7}, "val": {"clips": 2, "groups": 2}, "test": {"clips": 1, "groups": 1}}
     unknown, alone, chosen = cautions({**data(115, 40), "own": few})
     assert (
-        "of 115 test clips 114 are of the unknown class, and whoever always answered that would be right 99.1 %"
+        "114 of 115 test clips are of the unknown class, so a model that always gave that answer would be right 99.1 %"
         in unknown
     )
     assert "every clip is a group of its own" in alone
-    assert "2 validation clips of 2 groups" in chosen
+    assert "2 validation clips from 2 groups" in chosen
     assert not any("unknown" in one for one in cautions({**data(115, 40), "own": few, "multi_label": True}))
     many = {split: {"clips": 60, "groups": 6} for split in few}
     assert cautions({**data(100, 40), "own": many}) == []
@@ -53,7 +53,7 @@ def test_clips_without_groups_are_told_of() -> None:
     said = {**data(80, 80), "grouped": False}
     assert cautions(said) == [caution]
     (caution,) = cautions({**data(80, 60), "grouped": False})
-    assert "most clips, of a class at least, are each a group of their own" in caution
+    assert "in at least one class most clips are each a group of their own" in caution
     assert cautions({**said, "grouped": True}) == []  # a speaker for each clip
     rows = facts(tiny_model.contract(data={"fingerprint": "", **data(3, 3)}), 1000)
     assert len([text for name, text in rows if name == "beware"]) == 2

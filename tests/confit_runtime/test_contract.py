@@ -68,17 +68,19 @@ def test_a_missing_key_is_named(key: str) -> None:
 
 def test_who_reads_a_file_of_another_version_is_told_what_to_do() -> None:
     raw = json.loads(CONTRACT.to_json())
-    with pytest.raises(ModelError, match=rf"schema {SCHEMA - 1} is of an older confit-edge.*export it again"):
+    with pytest.raises(ModelError, match=rf"schema {SCHEMA - 1} is from an older confit-edge.*export it again"):
         Contract.from_json(json.dumps({**raw, "schema": SCHEMA - 1, "pool_hops": 7}))
     baked = {**raw, "schema": SCHEMA - 1, "calibration": {"device": {}}}
-    with pytest.raises(ModelError, match=r"its run, or, where it is .* of a model that ships, calibrate that again$"):
+    with pytest.raises(
+        ModelError, match=r"its run, or calibrate the shipped model again if it is a calibrated copy of one$"
+    ):
         Contract.from_json(json.dumps(baked))
-    update = rf"written by confit-edge 9\.1, this is {re.escape(__version__)}: update confit-edge"
+    update = rf"written by confit-edge 9\.1; this is {re.escape(__version__)}: update confit-edge"
     with pytest.raises(ModelError, match=rf"schema {SCHEMA + 1} is newer.*{update}"):
         Contract.from_json(json.dumps({**raw, "schema": SCHEMA + 1, "version": "9.1", "colour": "red"}))
     with pytest.raises(ModelError, match=rf"unknown keys \(colour\): {update}"):
         Contract.from_json(json.dumps({**raw, "version": "9.1", "colour": "red"}))
-    with pytest.raises(ModelError, match="'schema' must be int, is 'True'"):  # which is no older one
+    with pytest.raises(ModelError, match="'schema' must be int; it is 'True'"):  # which is no older one
         Contract.from_json(json.dumps({**raw, "schema": True}))
 
 
@@ -96,7 +98,7 @@ def test_data_and_calibration_are_read_in_the_form_that_export_writes() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("data", {**DATA, "clips": 90}, r"'data\.clips' must be a count for train, val and test, is '90'"),
+        ("data", {**DATA, "clips": 90}, r"'data\.clips' must be a count for train, val and test; it is '90'"),
         ("data", {**DATA, "groups": {**CLIPS, "val": 1.5}}, r"'data\.groups'"),
         ("data", {"fingerprint": "", "clips": CLIPS}, "'data' lacks groups"),
         ("data", {**DATA, "colour": "red"}, "'data' has unknown keys: colour"),
@@ -191,7 +193,7 @@ def test_labels_that_would_steer_a_terminal_are_refused_and_other_texts_are_read
     assert Contract.from_json(json.dumps(kept)).license == "MIT\nMIT"
     label = kept["labels"][0]
     levels = {**kept["thresholds"], f"{label}\x1b": kept["thresholds"][label]}
-    with pytest.raises(ModelError, match=r"'labels' holds control .*; export it again from a run"):
+    with pytest.raises(ModelError, match=r"'labels' contains control .*; export it again from a run"):
         Contract.from_json(json.dumps({**kept, "labels": [f"{label}\x1b", *kept["labels"][1:]], "thresholds": levels}))
 
 

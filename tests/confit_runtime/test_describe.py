@@ -26,7 +26,7 @@ def test_thresholds_are_a_range_and_what_never_fires() -> None:
     report = {"hours": 7.7, "fa_per_hour_bound": 0.3894, "confidence": 0.95, "target_fa_per_hour": 0.5}
     told = dict(facts(tiny_model.contract(thresholds=LEVELS, calibration={"device": report}), 1000))
     assert told["thresholds from"] == (
-        "calibration on 7.70 hours: at most 0.39 false accepts an hour (95 % sure), target 0.5"
+        "calibration on 7.70 hours: at most 0.39 false accepts per hour (95 % confidence), target 0.5"
     )
 
 
@@ -37,7 +37,7 @@ def test_what_was_missed_is_told_by_the_thresholds_that_missed_it() -> None:
     soft = {"db": 20.0, "fired": 51, "as_recorded": 100, "n": 126}
     plain = tiny_model.contract(metrics={"fired": fired, "test": fired, "softer": soft})
     told = dict(facts(plain, 1000))
-    assert told["fires 20 dB softer, validation"] == "51 of 126 clips; as recorded 100"
+    assert told["fires 20 dB softer, validation"] == "51 of 126 clips; at the recorded level 100"
     assert told["fires at the export's thresholds, test"].startswith("79.4 % [70.0, 90.0] of 126")
     assert "missed at the calibrated thresholds" not in told
     told = dict(facts(dataclasses.replace(plain, calibration={"device": {**report, **missed}}), 1000))
@@ -72,7 +72,7 @@ def test_int8_of_which_most_is_computed_in_fp32_is_told_of() -> None:
     ],
 )
 def test_reports_of_another_form_are_a_model_error(changes: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match="are not of the form they should have"):
+    with pytest.raises(ModelError, match="is malformed"):
         facts(dataclasses.replace(tiny_model.contract(), **changes), 1)
 
 
@@ -80,4 +80,4 @@ def test_the_layers_that_hurt_most_come_first() -> None:
     sweep = {"errors": {"a": 4.4e-05, "b": 2.8e-05, "c": 0.001739, "d": 0.0213}, "unmeasured": 0}
     parity = {"scheme": "static", "target": "portable", "kept_fp32": [], "sweep": sweep}
     told = dict(facts(tiny_model.contract(parity=parity), 1000))
-    assert told["layers that hurt most"] == "d 0.021, c 0.0017, a 4.4e-05 (1 - cosine, quantised alone)"
+    assert told["layers that hurt most"] == "d 0.021, c 0.0017, a 4.4e-05 (1 - cosine when quantised alone)"

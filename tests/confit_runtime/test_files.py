@@ -187,12 +187,12 @@ def test_without_a_home_what_somebody_laid_in_the_folder_for_all_is_no_cache(
     theirs, folder = tmp_path / "theirs", tmp_path / f"confit-edge-{os.getuid()}"
     theirs.mkdir(0o755)
     folder.symlink_to(theirs)
-    with pytest.raises(UsageError, match="and not yours; set CONFIT_EDGE_CACHE"):
+    with pytest.raises(UsageError, match="but not yours; set CONFIT_EDGE_CACHE"):
         default_cache()
     assert theirs.stat().st_mode & 0o777 == 0o755
     folder.unlink()
     assert default_cache() == folder
     monkeypatch.setattr(os, "getuid", lambda: 4321)
     (tmp_path / "confit-edge-4321").mkdir()
-    with pytest.raises(UsageError, match="and not yours"):
+    with pytest.raises(UsageError, match="but not yours"):
         default_cache()

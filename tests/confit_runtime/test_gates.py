@@ -208,9 +208,9 @@ def test_gates_that_cannot_be(spec: str) -> None:
 @pytest.mark.parametrize(
     ("gate", "said"),
     [
-        ("auto", r"not 'auto': .*make_gate\('auto', 16000\)"),
-        (-50, "a gate is what hears hops, as an EnergyGate, not -50"),
-        (EnergyGate(48_000), r"at 48000 Hz, .*: make it for 16000 Hz"),
+        ("auto", r"got 'auto': .*make_gate\('auto', 16000\)"),
+        (-50, r"gate must have hears\(\) and reset\(\), as an EnergyGate does, got -50"),
+        (EnergyGate(48_000), r"for 48000 Hz, .*: make it for 16000 Hz"),
     ],
 )
 def test_what_is_no_gate_for_a_model_is_refused_by_its_stream(model: Model, gate: Any, said: str) -> None:

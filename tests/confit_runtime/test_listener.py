@@ -156,7 +156,7 @@ def test_a_faulty_block_of_a_recording_is_refused_before_anything_moves_on(model
 
 def test_half_a_sample_is_no_gap(model: Model) -> None:
     listener = Listener([model.stream()], "", RATE)
-    with pytest.raises(UsageError, match=r"the samples of a gap: a whole number is expected, 0 or more, got 1\.5"):
+    with pytest.raises(UsageError, match=r"the samples of a gap: must be a whole number, 0 or more; it is 1\.5"):
         list(listener.take(Gap(1.5, "late")))  # type: ignore[arg-type]
 
 
@@ -169,7 +169,7 @@ def test_a_listener_that_a_gap_has_filled_hears_no_more(model: Model) -> None:
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "2"])
 def test_nobody_listens_for_less_than_no_time(model: Model, seconds: Any) -> None:
-    with pytest.raises(UsageError, match=f"a number of seconds is expected, 0 or more, got {seconds!r}"):
+    with pytest.raises(UsageError, match=f"must be a number of seconds, 0 or more; it is {seconds!r}"):
         list(listen(model, Scripted(chunks(scene())), seconds=seconds))
 
 
@@ -439,7 +439,7 @@ def test_what_is_no_source_is_not_listened_to(model: Model, source: Any) -> None
         async for _ in listen_async(model, source):
             pass
 
-    with pytest.raises(UsageError, match=rf"not {type(source).__name__}, which lacks name, .*open_source\(\.\.\.\)"):
+    with pytest.raises(UsageError, match=rf"got {type(source).__name__}, which lacks name, .*open_source\(\.\.\.\)"):
         list(listen(model, source))
     with pytest.raises(UsageError, match=r"which lacks .*stop: open_source\(\.\.\.\)"):
         asyncio.run(hear())
@@ -456,10 +456,10 @@ def test_a_source_that_cannot_be_stopped_is_listened_to_all_the_same(model: Mode
 @pytest.mark.parametrize(
     ("item", "what"),
     [
-        ([silence(0.1), RATE], "this one gave list"),
-        (silence(0.1), "this one gave ndarray"),
-        ((silence(0.1), RATE, 0), "this one gave 3 things"),
-        ((silence(0.1), None), "a sample rate in Hz is needed, got None"),
+        ([silence(0.1), RATE], "this one yielded list"),
+        (silence(0.1), "this one yielded ndarray"),
+        ((silence(0.1), RATE, 0), "this one yielded a tuple of 3"),
+        ((silence(0.1), None), "sample rate must be a number in Hz, got None"),
     ],
 )
 def test_what_a_source_may_not_give_is_refused_and_not_passed_over(model: Model, item: Any, what: str) -> None:
@@ -486,13 +486,13 @@ def test_a_listener_needs_a_rate(model: Model, rate: Any) -> None:
 def test_a_listener_takes_streams(model: Model) -> None:
     given: list[Any] = [model.stream(), [model], [model.stream(), None], model, None, "digits"]
     for one in given:
-        with pytest.raises(UsageError, match=r"a Listener takes a list of streams, as \[model.stream\(\)\], not "):
+        with pytest.raises(UsageError, match=r"a Listener takes a list of streams, such as \[model.stream\(\)\], not "):
             Listener(one, "", RATE)
 
 
 def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
     stream, source = model.stream(), Scripted(chunks(scene()))
-    with pytest.raises(UsageError, match="a stream is given twice"):
+    with pytest.raises(UsageError, match="a stream is listed twice"):
         list(listen([stream, stream], source))
     assert source.left.is_set()
 
@@ -500,7 +500,7 @@ def test_one_stream_does_not_hear_a_source_twice(model: Model) -> None:
 def test_one_stream_is_one_listeners_until_that_has_finished(model: Model, tmp_path: Path) -> None:
     stream, taken = (
         model.stream(),
-        "a stream of tiny is listening to first still: give each listener a stream of its own",
+        "a stream of tiny is still listening to first: give each listener its own stream",
     )
     first = Listener([stream], "first", RATE)
     list(first.take((scene(), RATE)))
@@ -508,18 +508,18 @@ def test_one_stream_is_one_listeners_until_that_has_finished(model: Model, tmp_p
         Listener([stream], "second", RATE)
     list(first.finish())
     second = Listener([stream], "second", RATE)
-    with pytest.raises(UsageError, match="a stream of tiny is listening to second still"):
+    with pytest.raises(UsageError, match="a stream of tiny is still listening to second"):
         list(first.take((scene(), RATE)))
     second.close()
     hearing = listen(stream, Scripted(chunks(scene())))
     next(hearing)
-    with pytest.raises(UsageError, match="a stream of tiny is listening to scripted still"):
+    with pytest.raises(UsageError, match="a stream of tiny is still listening to scripted"):
         list(listen(stream, Scripted([])))
     hearing.close()
     Listener([stream], "nobody keeps it", RATE)
     other = load(tiny_model.build(tmp_path / "other.onnx", name="other")).stream()
     kept = Listener([other], "second", RATE)
-    with pytest.raises(UsageError, match="is listening to second still"):
+    with pytest.raises(UsageError, match="is still listening to second"):
         Listener([stream, other], "both", RATE)
     kept.close()
     assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
@@ -548,7 +548,7 @@ def test_two_clients_do_not_share_a_stream(model: Model) -> None:
 
 def test_sound_of_another_rate_than_the_listeners_is_refused(model: Model) -> None:
     listener = Listener([model.stream()], "the client", 48_000)
-    with pytest.raises(UsageError, match="the client: listened to at 48000 Hz, and now comes at 16000 Hz"):
+    with pytest.raises(UsageError, match="the client: began at 48000 Hz and now comes at 16000 Hz"):
         list(listener.take((scene(), RATE)))
     assert listener.samples == 0
     (first, *_) = [event for event in listener.take((scene(48_000), 48_000)) if isinstance(event, Detection)]
@@ -570,7 +570,7 @@ def test_a_model_hears_a_recording_from_its_very_beginning() -> None:
 
 
 def test_two_models_of_one_name_could_not_be_told_apart(model: Model, windowed: Model) -> None:
-    with pytest.raises(UsageError, match="2 of the models are named tiny: what each hears could not be told apart"):
+    with pytest.raises(UsageError, match="2 of the models are named tiny: their detections could not be told apart"):
         list(listen([model, windowed], Scripted(chunks(scene()))))
     with pytest.raises(UsageError, match="2 of the models are named tiny"):
         Listener([model.stream(), model.stream()], "", RATE)
@@ -764,7 +764,7 @@ def test_a_microphone_that_fails_in_every_way_still_hears(model: Model) -> None:
     assert [event.label for event in events if isinstance(event, Detection)] == ["low", "mid", "low", "mid"]
     assert {event.reason for event in events if isinstance(event, Gap)} >= {
         "this machine could not keep up",
-        "the microphone delivered values that are no sound",
+        "the microphone delivered values that are not sound",
         "the microphone was away",
     }
     assert listener.samples == 4 * rate
@@ -783,7 +783,7 @@ def test_a_source_below_the_models_rate_is_told_of_once(model: Model, tmp_path: 
     for event in events[:told]:
         assert isinstance(event, Notice)
         assert event.text.startswith(
-            "phone: comes at 8000 Hz and holds nothing above 4 kHz, and tiny, other hears up to 8 kHz"
+            "phone: comes at 8000 Hz and has nothing above 4 kHz, but tiny, other hears up to 8 kHz"
         )
 
 
@@ -1095,7 +1095,7 @@ def test_what_a_source_raises_when_it_was_left_is_logged(model: Model, caplog: p
 
     asyncio.run(hear())
     assert source.left.is_set()
-    assert "scripted: failed when nobody listened any more: the device broke" in caplog.text
+    assert "scripted: failed after listening had stopped: the device broke" in caplog.text
 
 
 def test_a_loop_that_was_left_at_once_may_be_begun_again_on_its_stream(model: Model) -> None:
@@ -1399,7 +1399,7 @@ def test_a_source_that_does_not_open_leaves_the_stream_free(model: Model) -> Non
     Listener([stream], "second", RATE).close()
     assert kept.samples == 0
     any_source: Any = "mic"
-    with pytest.raises(UsageError, match=r"a source is listened to, not str, which lacks name, .* open_source\("):
+    with pytest.raises(UsageError, match=r"expected a source, got str, which lacks name, .* open_source\("):
         asyncio.run(every_event(kept, any_source))
 
 

@@ -63,6 +63,6 @@ def test_a_listener_tells_it_of_live_sound(model: Model, live: bool) -> None:
     source.live = live
     events = Listener([model.stream()], source.name, RATE).follow(source)
     assert [event for event in events if isinstance(event, Notice)] == live * [
-        Notice("silent", "scripted: nothing but digital silence for 30 s: it is muted, or another source is meant"),
-        Notice("fine", "scripted: is heard again"),
+        Notice("silent", "scripted: nothing but digital silence for 30 s: it is muted, or this is the wrong source"),
+        Notice("fine", "scripted: has sound again"),
     ]

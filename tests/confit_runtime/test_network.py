@@ -113,7 +113,7 @@ def test_a_file_on_a_web_server_is_heard_to_its_end(radio: Radio) -> None:
             assert isinstance(item, tuple)
             assert item[1] == RATE
             parts.append(item[0])
-        with pytest.raises(UsageError, match=r"file\.flac: is open already: .* outside its `with` block"), source:
+        with pytest.raises(UsageError, match=r"file\.flac: is already open: .* outside its `with` block"), source:
             pass
     np.testing.assert_allclose(np.concatenate(parts), tone(440, 1.0, RATE), atol=1e-3)
     assert set(radio.visits) == {"/file.flac"}
@@ -130,7 +130,7 @@ def second(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_a_stream_is_given_a_number_of_seconds(second: str, seconds: float) -> None:
-    with pytest.raises(UsageError, match=r"stall_s of a network stream: a number of seconds is expected, 0\.2 or more"):
+    with pytest.raises(UsageError, match=r"stall_s of a network stream: must be a number of seconds, 0\.2 or more"):
         NetworkSource("http://localhost/radio", stall_s=seconds, ffmpeg=second)
 
 

@@ -164,7 +164,7 @@ def test_what_counts_as_one_recording(model: Model, tmp_path: Path, monkeypatch:
     assert told == sorted(told)
     assert told[-1] == 1.0
     assert {len(one.pieces) for one in found} == {1, 3}
-    with pytest.raises(UsageError, match=r"one\.wav is named twice"):
+    with pytest.raises(UsageError, match=r"one\.wav is listed twice"):
         score_recordings(model, [*paths, paths[-1]], RowCache(tmp_path / "rows"), lambda *told: None)
     copy = Path(shutil.copy(paths[-1], tmp_path / "copy.wav"))
     with pytest.raises(UsageError, match=r"copy\.wav and .*one\.wav are the same"):

@@ -45,5 +45,5 @@ def test_an_index_that_holds_more_prints_than_are_there_is_none(tmp_path: Path) 
     digest = build_index(path, ids, PRINTS)
     found = IndexSearch(path, ids, PRINTS, digest).nearest(QUERY, 5)
     assert sorted(found.tolist()) == sorted(by_cosine(PRINTS)[:5])
-    with pytest.raises(GalleryError, match="is not the index that was made of this gallery"):
+    with pytest.raises(GalleryError, match="is not this gallery's current index"):
         IndexSearch(path, ids[:-1], PRINTS[:-1], digest)

@@ -89,14 +89,14 @@ def test_holes_and_losses_are_counted() -> None:
         torn[at : at + 160] = 0.0
     check = soundcheck(torn, RATE)
     assert check.holes == 3
-    assert fault_of(check) == "sound was lost in it"
+    assert fault_of(check) == "some of its sound was lost"
     assert "broke off 3 times" in words(torn)
     assert words(speech(), lost_s={OVERRUN: 0.25}) == (
-        "bad: 0.25 s were lost: this machine could not keep up (something else keeps it busy)"
+        "bad: 0.25 s of sound were lost: this machine could not keep up (something else keeps it busy)"
     )
     assert words(speech(), lost_s={MICROPHONE_AWAY: 1.5, "it hiccuped": 0.1}) == (
-        "bad: 1.50 s were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)"
-        " | bad: 0.10 s were lost: it hiccuped"
+        "bad: 1.50 s of sound were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)"
+        " | bad: 0.10 s of sound were lost: it hiccuped"
     )
 
 
@@ -127,7 +127,7 @@ def test_a_sound_that_is_not_finite_is_not_judged() -> None:
 
 
 def test_too_little_sound_is_not_judged() -> None:
-    with pytest.raises(AudioError, match="too little"):
+    with pytest.raises(AudioError, match="too short"):
         soundcheck(silence(0.05), RATE)
 
 
@@ -151,7 +151,7 @@ def test_a_take_that_lost_sound_is_refused() -> None:
     sound = np.tile(tone(440, 1.0, 24_000), 3)
     machine = FakePortAudio(sound, 24_000, real_time=True, overflows={8: 500})
     with Microphone(portaudio=machine) as microphone:
-        assert record_clip(microphone, 0.8).fault == "sound was lost in it"
+        assert record_clip(microphone, 0.8).fault == "some of its sound was lost"
 
 
 def test_a_clip_begins_anew_when_the_microphone_was_away_and_is_back() -> None:
@@ -173,7 +173,10 @@ def test_a_clip_begins_anew_when_the_microphone_was_away_and_is_back() -> None:
 
 
 def test_recordings_are_not_recorded_again() -> None:
-    with FileSource(DATA / "digits-real" / "seven.ogg") as source, pytest.raises(UsageError, match="recording already"):
+    with (
+        FileSource(DATA / "digits-real" / "seven.ogg") as source,
+        pytest.raises(UsageError, match="already a recording"),
+    ):
         record_clip(source, 1.0)
 
 
@@ -184,7 +187,7 @@ def test_what_is_no_length_of_a_clip_is_a_usage_error(seconds: Any) -> None:
             lambda: record_clip(microphone, seconds),
             lambda: record_clip(microphone, 0.5, countdown_s=seconds),
         ):
-            with pytest.raises(UsageError, match=f"of a clip: a number of seconds is expected, .*got {seconds!r}"):
+            with pytest.raises(UsageError, match=f"of a clip: must be a number of seconds, .*it is {seconds!r}"):
                 attempt()
         with pytest.raises(UsageError, match="the length of a clip"):
             record_clip(microphone, 0.0)

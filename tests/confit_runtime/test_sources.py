@@ -87,11 +87,11 @@ def test_a_file_is_heard_once(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "tone.wav", tone(440, 1.0, 16_000), 16_000)
     with FileSource(tmp_path / "tone.wav") as source:
         next(iter(source))
-        with pytest.raises(UsageError, match=r"tone\.wav: was read already: open it again to hear it"):
+        with pytest.raises(UsageError, match=r"tone\.wav: was already read: open it again"):
             list(source)
     with FileSource(tmp_path / "tone.wav") as closed:
         pass
-    with pytest.raises(UsageError, match=r"tone\.wav: was closed already: open it again to hear it"):
+    with pytest.raises(UsageError, match=r"tone\.wav: was already closed: open it again"):
         list(closed)
 
 
@@ -289,7 +289,7 @@ def test_pcm_that_cannot_be() -> None:
 def test_a_pipe_that_holds_a_file_is_refused(form: str, named: str) -> None:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(1_600), 16_000, format=form)
-    with pytest.raises(UsageError, match=f"holds a {named} file.*arecord -t raw"):
+    with pytest.raises(UsageError, match=f"contains a {named} file.*arecord -t raw"):
         taken(PcmSource(Pieces(file.getvalue(), [1, 3]), 16_000))
 
 
@@ -346,11 +346,11 @@ def test_a_microphone_is_not_opened_twice(model: Model) -> None:
     portaudio = FakePortAudio(SOUND, then="unplugged")
     microphone = Microphone(portaudio=portaudio)
     with microphone:
-        with pytest.raises(UsageError, match=r"mic: is open already: .* outside its `with` block"):
+        with pytest.raises(UsageError, match=r"mic: is already open: .* outside its `with` block"):
             list(listen(model, microphone))
         assert portaudio.open_streams == 1
         next(item for item in microphone if isinstance(item, Notice))  # it went away
-        with pytest.raises(UsageError, match="mic: is open already"):
+        with pytest.raises(UsageError, match="mic: is already open"):
             list(listen(model, microphone))
     assert portaudio.open_streams == 0
 
@@ -402,7 +402,7 @@ def test_a_microphone_that_goes_away_and_is_not_waited_for(then: str) -> None:
 def test_a_microphone_that_does_not_come_back_in_time() -> None:
     microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged"), wait_s=0.3)
     items = []
-    with pytest.raises(DeviceError, match=r"did not come back in 0\.3 s"), microphone:
+    with pytest.raises(DeviceError, match=r"did not come back within 0\.3 s"), microphone:
         items.extend(microphone)
     assert [item.state for item in items if isinstance(item, Notice)] == ["away"]
 
@@ -495,7 +495,7 @@ def test_a_microphone_that_is_there_but_delivers_nothing_is_waited_for_so_long_a
     microphone, items = Microphone(portaudio=portaudio, stall_s=0.2, wait_s=1.5), []
     timer = threading.Timer(20.0, microphone.stop)
     timer.start()
-    with pytest.raises(DeviceError, match=r"did not come back in 1\.5 s"), microphone:
+    with pytest.raises(DeviceError, match=r"did not come back within 1\.5 s"), microphone:
         items.extend(microphone)
     timer.cancel()
     notices = [item.text for item in items if isinstance(item, Notice)]
@@ -605,22 +605,22 @@ def test_a_microphone_whose_name_ends_like_a_channel(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("channel", [0, -1, 1.5, float("nan"), "1"])
 def test_what_is_no_channel_is_a_usage_error(channel: Any) -> None:
-    with pytest.raises(UsageError, match="channel of a microphone: a whole number is expected, 1 or more"):
+    with pytest.raises(UsageError, match="channel of a microphone: must be a whole number, 1 or more"):
         Microphone(channel=channel, portaudio=FakePortAudio(SOUND))
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "1"])
 def test_what_is_no_number_of_seconds_is_a_usage_error(seconds: Any) -> None:
     for name in ("queue_s", "stall_s", "wait_s"):
-        with pytest.raises(UsageError, match=f"{name} of a microphone: a number of seconds is expected, 0"):
+        with pytest.raises(UsageError, match=f"{name} of a microphone: must be a number of seconds, 0"):
             Microphone(portaudio=FakePortAudio(SOUND), **{name: seconds})
-    with pytest.raises(UsageError, match="stall_s of a pipe: a number of seconds is expected"):
+    with pytest.raises(UsageError, match="stall_s of a pipe: must be a number of seconds"):
         PcmSource(io.BytesIO(), 16_000, stall_s=seconds)
 
 
 def test_a_microphone_is_given_the_time_of_a_block_at_least() -> None:
     for name in ("queue_s", "stall_s"):
-        with pytest.raises(UsageError, match=f"{name} of a microphone: .* 0.08 or more, got 0"):
+        with pytest.raises(UsageError, match=f"{name} of a microphone: .* 0.08 or more; it is 0"):
             Microphone(portaudio=FakePortAudio(SOUND), **{name: 0.0})
 
 
@@ -631,7 +631,7 @@ def test_a_channel_may_be_a_whole_number_of_any_type() -> None:
 
 
 def test_a_channel_that_a_microphone_does_not_have() -> None:
-    with pytest.raises(DeviceError, match=r"mic#3: USB Mic.* has 2 channels"):
+    with pytest.raises(DeviceError, match=r"mic#3: USB Mic.* has only 2 channels"):
         Microphone(channel=3, portaudio=FakePortAudio(SOUND))
 
 
@@ -655,7 +655,7 @@ def test_a_microphone_is_stopped_from_another_thread() -> None:
 @pytest.mark.parametrize(
     ("device", "present", "message"),
     [
-        (None, False, "no default microphone .*there is none at all"),
+        (None, False, "no default microphone .*there are no microphones"),
         ("Webcam", True, "Webcam"),
         ("USB", True, "Multiple input devices"),
         (0, True, "Not an input device"),
@@ -729,7 +729,7 @@ def test_sources_by_name(tmp_path: Path) -> None:
     source = open_source(str(path))
     assert isinstance(source, FileSource)
     source.__exit__(None, None, None)
-    with pytest.raises(UsageError, match=r"--rate HZ, in a program open_source\('-', rate=HZ\)"):
+    with pytest.raises(UsageError, match=r"--rate HZ, or in a program open_source\('-', rate=HZ\)"):
         open_source("-")
     with pytest.raises(UsageError, match="--rate"):
         open_source(str(path), rate=16_000)
@@ -758,7 +758,7 @@ def test_clips_by_name(tmp_path: Path) -> None:
     for nothing in (tmp_path / "empty", tmp_path / "*.mp3"):
         with pytest.raises(UsageError, match="no sound files"):
             find_clips([nothing])
-    with pytest.raises(UsageError, match="without a name"):
+    with pytest.raises(UsageError, match="is empty"):
         find_clips([""])
 
 

@@ -108,7 +108,7 @@ def test_who_alone_is_listened_to_may_go(voices: Path, model: Model, caplog: pyt
         gallery.rename("ben", "benjamin")
         assert [tap.judge(detection(15.2, 15.8)) for _ in range(3)] == [None] * 3
     assert [record.message for record in caplog.records] == [
-        f"{voices}: ben is not enrolled any more, so nothing of tiny is told"
+        f"{voices}: ben is no longer enrolled, so no detections of tiny are reported"
     ]
 
 
@@ -228,7 +228,7 @@ def test_a_trigger_of_a_model_that_was_not_named_is_refused(tmp_path: Path, mode
     tap = SaveTap(tmp_path, [model])
     tap.begin("scene", RATE)
     tap.hear(scene()[: 2 * RATE], RATE)
-    with pytest.raises(UsageError, match=r"a trigger of other cannot be kept: .* \(tiny\)"):
+    with pytest.raises(UsageError, match=r"cannot save a trigger of other: .* \(tiny\)"):
         tap.judge(dataclasses.replace(detection(1.2, 1.3), model="other"))
 
 
@@ -310,7 +310,7 @@ def test_where_a_trigger_cannot_be_kept_listening_goes_on(
         assert tap.judge(detection(1.2, 1.3)) == detection(1.2, 1.3)
         if not occupied:
             assert len(list(folder.iterdir())) == kept
-    assert caplog.text.count("triggers cannot be kept") == 2
+    assert caplog.text.count("triggers cannot be saved") == 2
 
 
 def test_of_a_folder_of_triggers_the_newest_are_kept(tmp_path: Path, model: Model) -> None:
