@@ -716,8 +716,8 @@ def test_doctor_and_record_with_a_microphone(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "low").touch()
     for place, fault in (
-        ("file", "file: cannot be made a folder"),
-        ("taken", "taken/low/ada: cannot be made a folder"),
+        ("file", "file: cannot create this folder"),
+        ("taken", "taken/low/ada: cannot create this folder"),
     ):
         refused = ask("record", "low", "-o", str(tmp_path / place), "--group", "ada")
         assert (refused.returncode, refused.stderr.startswith(f"confit-edge: {tmp_path}/{fault}")) == (2, True)

@@ -311,7 +311,7 @@ def test_the_same_clip_counts_once(clips: Path, words: Path, confit: Confit) -> 
     )
     assert f"{prints} prints left out: already enrolled as santa" in said
     status, _, said = confit("enroll", "speakers", "santa", *given[:2], "--negative")
-    assert (status, f"a sound of {given[0]}, {given[1]} is enrolled as 'santa' already" in said) == (2, True)
+    assert (status, f"a sound of {given[0]}, {given[1]} is already enrolled as 'santa'" in said) == (2, True)
     assert confit("gallery", "list")[1] == listed
 
 

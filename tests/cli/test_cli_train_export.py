@@ -503,7 +503,7 @@ def test_export_refuses_bad_input_on_one_line(
         ([run_path, "-o", tmp_path], 2, ".onnx"),
         ([run_path, "-o", tmp_path / "two\nlines.onnx", "--data", fewer], 2, r"two\nlines.onnx: contains a line break"),
         ([run_path, "-o", out, "--data", fewer, "--license", "MIT\nMIT"], 2, r"--license MIT\nMIT: contains a line break"),
-        ([run_path, "-o", bad / "good.csv" / "model.onnx"], 2, "cannot be made a folder"),
+        ([run_path, "-o", bad / "good.csv" / "model.onnx"], 2, "cannot create this folder"),
         ([run_path, "-o", out, "--data", fewer], 2, "not the data that"),
         ([run_path, "-o", out, "--data", tmp_path / "gone.csv"], 2, "gone.csv"),
     ]

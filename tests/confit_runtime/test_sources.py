@@ -289,7 +289,7 @@ def test_pcm_that_cannot_be() -> None:
 def test_a_pipe_that_holds_a_file_is_refused(form: str, named: str) -> None:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(1_600), 16_000, format=form)
-    with pytest.raises(UsageError, match=f"contains a {named} file.*arecord -t raw"):
+    with pytest.raises(UsageError, match=f"contains {named} data.*arecord -t raw"):
         taken(PcmSource(Pieces(file.getvalue(), [1, 3]), 16_000))
 
 

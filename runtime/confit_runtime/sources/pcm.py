@@ -90,7 +90,7 @@ class PcmSource:
             start = (start + data[:4])[:4]
             if start in _FILES:
                 raise UsageError(
-                    f"the pipe contains a {_FILES[start]} file, not raw PCM: write it without a header (`arecord -t"
+                    f"the pipe contains {_FILES[start]} data, not raw PCM: write it without a header (`arecord -t"
                     " raw`, `ffmpeg ... -f s16le -`), or give the file's path as the source"
                 )
             whole = len(held) // frame * frame
