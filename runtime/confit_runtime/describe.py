@@ -24,7 +24,7 @@ def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
 
 def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     rate, parity, metrics = contract.sample_rate, contract.parity, contract.metrics
-    every = f"a row every {1e3 * contract.hop / rate:g} ms, each covering {contract.window / rate:g} s"
+    every = f"scores every {1e3 * contract.hop / rate:g} ms over a window of {contract.window / rate:g} s"
     rows = [
         ("kind", f"{'streaming' if contract.streaming else 'windowed'}: {every} at {rate} Hz"),
         ("labels", f"{len(contract.labels)}: {listed(contract.labels)}"),
@@ -48,7 +48,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}{of_map}"))
         rows.append(("cosine to fp32", f"{parity['cosine']:.4f} (mean over validation clips)"))
     if "stream_max_abs_diff" in parity:
-        rows.append(("in parts against whole", f"{parity['stream_max_abs_diff']:.1e} at most, in fp32"))
+        rows.append(("streamed against whole", f"differs by at most {parity['stream_max_abs_diff']:.1e}, in fp32"))
     if "gate" in metrics:
         failed = "; ".join(metrics["gate"]["failures"])
         rows.append(("gate", "passed" if metrics["gate"]["passed"] else f"FAILED, written with --force: {failed}"))

@@ -366,7 +366,7 @@ def test_a_model_without_a_label_that_fires_is_refused(confit: Confit, sounds: P
     rest = ("--negatives", sounds / "negatives") if verb == "calibrate" else (sounds / "labels.csv",)
     code, out, err = confit(verb, mute, *rest)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "has no label that fires" in err
+    assert "has no label that can fire" in err
     assert "use it with `enroll` and `identify`" in err
 
 

@@ -39,7 +39,7 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     fields = yaml.safe_load(head)
     assert (fields["license"], fields["pipeline_tag"]) == ("cc0-1.0", "audio-classification")
     assert "model-index" not in fields  # 15 clips of 3 voices are no result to publish
-    assert "15 validation clips of 3 groups" in body
+    assert "15 validation clips from 3 groups" in body
     held = {**contract.data["own"], "test": {"clips": 300, "groups": 18}}
     many = replace(contract, data={**contract.data, "own": held})
     (result,) = yaml.safe_load(front_matter(many))["model-index"][0]["results"]
