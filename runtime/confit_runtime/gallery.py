@@ -343,7 +343,7 @@ class Gallery:
         The index has the file's mode. Prints enrolled later are found without it; removing a name erases it.
         `progress` gets the number of prints that are in it and the number of all prints. Raises UsageError without
         usearch, and GalleryError if the index cannot be written, or if meanwhile the file was replaced or a name
-        removed; no index is left then.
+        removed; no index is written then.
         """
         with self._file.lock:  # until the end, so that no other thread removes a name meanwhile
             with self.moment() as db:

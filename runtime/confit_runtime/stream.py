@@ -94,7 +94,7 @@ class Stream:
         raise TypeError("a Stream cannot be passed to another process: pass its model and make a stream there")
 
     def reset(self) -> None:
-        """Start over, `live`: the next sample pushed is sample 0, preceded by silence.
+        """Start over as a `live` stream: the next sample pushed is sample 0, preceded by silence.
 
         Events that were not taken are discarded.
         """
