@@ -193,7 +193,7 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
         (["check", folder / "absent"], "no such manifest"),
         (["check", folder / "set", "--label-column", "word"], "no column 'word'"),
         (["split", folder / "set"], "--out"),
-        (["split", folder / "set", "-o", folder / "out.parquet"], "so its name ends with .csv"),
+        (["split", folder / "set", "-o", folder / "out.parquet"], "so its name must end with .csv"),
         (["split", folder / "m.csv", "-o", folder / "m.csv"], "name another file"),
         *[
             (["split", folder / "set", "-o", out, "--fractions", bad], "70/10/20")
@@ -289,7 +289,7 @@ def test_fetch_in_a_wrong_way_exits_with_2(emotions: Path, tmp_path: Path) -> No
         ([], "name a corpus"),
         (["emodb"], "data fetch emodb: name the manifest to write, with -o OUT.csv"),
         (["emodb", "-o", out], "--root DIR"),
-        (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "so its name ends with .csv"),
+        (["emodb", "-o", tmp_path / "out.txt", "--root", emotions], "so its name must end with .csv"),
         (["imagenet", "-o", out, "--root", emotions], "not a known corpus; name one of timit,"),
         (["esc50", "-o", out, "--root", emotions], "esc50 is neither there nor"),
         (["emodb", "-o", out, "--root", emotions, "--fold", "6"], "has folds 1 to 5"),
