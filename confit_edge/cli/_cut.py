@@ -169,12 +169,12 @@ def _remarks(report: dict[str, Any]) -> Iterator[str]:
         yield f"left out because of a labelled sound in it: {counted(report['unknown_with_others'], f'{UNKNOWN} sound')}"
     if report["short"]:
         yield (
-            f"beware: {counted(report['short'], 'clip')} shorter than {MIN_S:g} s (the shortest {report['shortest_s']:.3f} s),"
+            f"warning: {counted(report['short'], 'clip')} shorter than {MIN_S:g} s (the shortest {report['shortest_s']:.3f} s),"
             " which training leaves out. --margin 0.3 also keeps what is heard around each sound"
         )
     if report["long"]:
         yield (
-            f"beware: {counted(report['long'], 'clip')} longer than {LONG_S:g} s (the longest {report['longest_s']:.1f} s):"
+            f"warning: {counted(report['long'], 'clip')} longer than {LONG_S:g} s (the longest {report['longest_s']:.1f} s):"
             " training cuts windows of 1 to 1.3 s from them (--window) and learns each as the label, even a pause. Label single"
             " sounds, or choose a longer window"
         )

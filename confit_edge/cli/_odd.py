@@ -44,11 +44,11 @@ def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None
     label, count = (labels.most_common(1) or [("", 0)])[0]
     if own := [one for one in model.contract.target_labels if one.casefold() == name.casefold()]:
         say(
-            f"beware: {own[0]!r} is also a label of {model.name}, so a sound may be reported twice; choose another name"
+            f"warning: {own[0]!r} is also a label of {model.name}, so a sound may be reported twice; choose another name"
         )
     elif 2 * count > len(sounds) and label in model.contract.target_labels:
         say(
-            f"beware: most of these sounds are like {label!r}, a label of {model.name}, which will fire too; asked for {name!r},"
+            f"warning: most of these sounds are like {label!r}, a label of {model.name}, which will fire too; asked for {name!r},"
             " they will often be taken for a stranger"
         )
 
@@ -60,7 +60,7 @@ def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
     for clip, alike in _alike(taken, model.quiet):
         if alike >= QUIET_ALIKE:
             say(
-                f"beware: {clip}: to {model.name} it is almost like a quiet room (similarity {alike:.2f}), so the name may fire"
+                f"warning: {clip}: to {model.name} it is almost like a quiet room (similarity {alike:.2f}), so the name may fire"
                 " in any; record it louder or nearer"
             )
 
@@ -83,7 +83,7 @@ def _tell_many(taken: list[tuple[str, Taken]]) -> None:
     for clip, one in taken:
         if len(one.sounds) > MANY_SOUNDS:
             say(
-                f"beware: {clip}: holds {len(one.sounds)} sounds separated by pauses, and each becomes a print; if some are"
+                f"warning: {clip}: holds {len(one.sounds)} sounds separated by pauses, and each becomes a print; if some are"
                 " something else, cut them out"
             )
 
@@ -96,7 +96,7 @@ def _tell_plain(model: Model, taken: list[tuple[str, Taken]]) -> None:
     for clip, alike in _alike(taken, model.plain):
         if alike >= (1.0 + threshold) / 2:
             say(
-                f"beware: {clip}: to {model.name} it is much like any beep, hum or knock (similarity {alike:.2f} to a synthetic"
+                f"warning: {clip}: to {model.name} it is much like any beep, hum or knock (similarity {alike:.2f} to a synthetic"
                 " one), so the name may fire for any; enroll it with a model that was trained on many such sounds"
             )
 
@@ -108,7 +108,7 @@ def _tell_no_voice(model: Model, taken: list[tuple[str, Taken]]) -> None:
     for clip, one in taken:
         if ((one.embeddings @ model.plain.T).max(axis=1) > (one.embeddings @ model.cohort.T).max(axis=1)).any():
             say(
-                f"beware: {clip}: to {model.name} it is partly more like a hum or a knock than like any voice (music? a"
+                f"warning: {clip}: to {model.name} it is partly more like a hum or a knock than like any voice (music? a"
                 " machine?); enroll a voice that speaks alone"
             )
 
@@ -129,7 +129,7 @@ def _tell_deaf(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | Non
     )
     if lost:
         say(
-            f"beware: {lost} of the {len(own)} prints of {name} are nearer to its negative prints than to its other prints;"
+            f"warning: {lost} of the {len(own)} prints of {name} are nearer to its negative prints than to its other prints;"
             f" such sounds will no longer be recognised as {name}"
         )
 
@@ -139,7 +139,7 @@ def _tell_taken_for_others(name: str, taken: list[tuple[str, Taken]], gallery: G
     others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
     for other in (enrolled for enrolled in others if enrolled not in (None, name)):
         say(
-            f"beware: {others[other]} of {others.total()} prints are recognised as {other!r}, which is enrolled: is it the"
+            f"warning: {others[other]} of {others.total()} prints are recognised as {other!r}, which is enrolled: is it the"
             " same? If two names are equally near, the answer is unknown"
         )
 
@@ -159,7 +159,7 @@ def _tell_unlike_the_rest(name: str, taken: list[tuple[str, Taken]], model: Mode
         score = print_score(np.delete(every, at, axis=0), every[at])
         if score < needed:
             say(
-                f"beware: {clip}: is unlike the rest of {name} (similarity {score:.2f}; recognition needs {needed:.2f}): noise,"
+                f"warning: {clip}: is unlike the rest of {name} (similarity {score:.2f}; recognition needs {needed:.2f}): noise,"
                 f" or somebody else? One such print lets others pass as {name}; `confit-edge gallery show` shows how alike the"
                 " prints are"
             )

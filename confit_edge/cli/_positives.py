@@ -64,7 +64,7 @@ def read_positives(
         sound_seconds(clip.path)
     if len(found) > 1 and all(clip.alone for clip in found):
         say(
-            f"beware: {source}: has no groups, so the interval of missed clips treats each clip as independent and is too"
+            f"warning: {source}: has no groups, so the interval of missed clips treats each clip as independent and is too"
             " narrow if a speaker or recording gave several; add a column `group`, or name one with --group-column"
         )
     return found
@@ -82,15 +82,15 @@ def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str], asked: str)
             " fewer of the clips it was trained on (without the column `split`, all clips count)"
         )
         if untold := sorted({label for clip in clips for label in clip.labels if label in wanted} - _labels(test)):
-            say(f"beware: {source}: has no test clip of {', '.join(untold)}, so its misses are not measured")
+            say(f"warning: {source}: has no test clip of {', '.join(untold)}, so its misses are not measured")
     elif not test and any(clip.split for clip in clips):
         say(
-            f"beware: {source}: has splits, but none of these clips is in test; if the model was trained on them, it will miss"
+            f"warning: {source}: has splits, but none of these clips is in test; if the model was trained on them, it will miss"
             " more of other clips"
         )
     elif not test:
         say(
-            f"beware: {source}: has no splits, so all of it counts ({counted(len(clips), 'clip')}); if the model was trained on"
+            f"warning: {source}: has no splits, so all of it counts ({counted(len(clips), 'clip')}); if the model was trained on"
             f" some of them, it will miss more of other clips. `confit-edge data split {quote(str(source))} -o OUT.csv{asked}`"
             " makes the splits that `train` made of the same clips. Give it the training's --seed, --label-column,"
             " --group-column and --split-by, or its test will hold training clips"

@@ -165,7 +165,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
     if (behind := _reached(knn) - _reached(linear)) >= BEHIND and linear["n"] >= FEW:
         say(
-            f"beware: the linear probe, which export writes, is {100 * behind:.0f} points behind the kNN probe;"
+            f"warning: the linear probe, which export writes, is {100 * behind:.0f} points behind the kNN probe;"
             " `confit-edge probe RUN` shows which classes are confused. If many clips are taken for unknown, check that the"
             " background holds none of your classes"
         )
@@ -174,7 +174,7 @@ def print_probes(metrics: dict[str, Any]) -> None:
         what = "mAP" if "map" in after else "accuracy"
         cure = "more --unlabelled sound" if "teacher" in metrics else "--freeze all, which trains only the probes"
         say(
-            f"beware: validation {what} fell from {100 * _reached(before):.1f} % with the frozen encoder to"
+            f"warning: validation {what} fell from {100 * _reached(before):.1f} % with the frozen encoder to"
             f" {100 * _reached(after):.1f} % with the trained one: training made it worse. Try {cure}, or a smaller --lr;"
             " more clips help more than either"
         )

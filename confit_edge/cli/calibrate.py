@@ -169,7 +169,7 @@ def calibrate(
     if json:
         emit("summary", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
     for caution in beware:
-        say(f"beware: {caution}")
+        say(f"warning: {caution}")
     if not chosen.met:
         hours = report["hours"]
         raise ConfitError(

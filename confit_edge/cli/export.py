@@ -174,7 +174,7 @@ def export(
         say(advice)
     beware = cautions(contract.data)
     for caution in beware:
-        say(f"beware: {caution}")
+        say(f"warning: {caution}")
     if json_lines:
         emit(
             "summary",

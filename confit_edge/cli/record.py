@@ -234,7 +234,7 @@ def _without_torn(manifest: Path) -> bytes:
     os.truncate(manifest, len(whole))
     then = f". Clips without a row: {listed(without)}; add their rows, or remove the clips" if without else ""
     say(
-        f"beware: {manifest}: its last row was only partly written and was removed: {torn.decode(errors='replace')!r}{then}"
+        f"warning: {manifest}: its last row was only partly written and was removed: {torn.decode(errors='replace')!r}{then}"
     )
     return whole
 

@@ -243,7 +243,7 @@ def read_corpus(
     manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
     decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
     if soft := hardly_heard({clip: loudest_db(decoded[clip.path], rate) for clip in manifest.clips}, manifest.folder):
-        notes.append(f"beware: {soft}")
+        notes.append(f"warning: {soft}")
     manifest = with_splits(manifest, seed=seed)
     if others is not None:
         apart, unusable = _read_others(others, among, manifest, decoded, store, strict, progress)
@@ -338,13 +338,13 @@ def _read_background(
         notes.append(f"{option}: left out {listed(copies, 3)}: the same sound as another recording")
     if parts.unlearnt:
         notes.append(
-            f"beware: {option}: nothing of {some(parts.unlearnt)} is learnt: with more than {MOST_KINDS} names, each counts as a"
+            f"warning: {option}: nothing of {some(parts.unlearnt)} is learnt: with more than {MOST_KINDS} names, each counts as a"
             " voice or a place, and whole voices or places are kept for thresholds. Put kinds of sound into at most"
             f" {MOST_KINDS} folders"
         )
     if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
         notes.append(
-            f"beware: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {listed(soft_ones, 3)}; was the"
+            f"warning: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {listed(soft_ones, 3)}; was the"
             " microphone muted?"
         )
     return parts, problems, notes

@@ -49,7 +49,7 @@ def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
     for name in sorted(set(manifest.classes) - {UNKNOWN}):
         if near := [label for label in sorted(kept) if alike(label, name)]:
             notes.append(
-                f"beware: --others {place}: its clips of {', '.join(near)} are learnt as unknown; if your class {name} is the"
+                f"warning: --others {place}: its clips of {', '.join(near)} are learnt as unknown; if your class {name} is the"
                 f" same sound, rename the class to {near[0]}, and those clips are left out"
             )
     return others, notes

@@ -53,7 +53,7 @@ def spared(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - labels, fonts and libraries can fail in any way
-        tell(f"beware: {path} could not be drawn ({' '.join(str(error).split()) or type(error).__name__})")
+        tell(f"warning: {path} could not be drawn ({' '.join(str(error).split()) or type(error).__name__})")
 
 
 @any_script()

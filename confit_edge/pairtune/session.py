@@ -224,7 +224,7 @@ def _tell_of_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) ->
     if heard := teaching.chosen_by(corpus):
         _note(
             tell,
-            f"beware: --unlabelled: thresholds are set on background in {some(list(map(str, heard)))}, and a student that"
+            f"warning: --unlabelled: thresholds are set on background in {some(list(map(str, heard)))}, and a student that"
             " has learnt it looks too good there; give other sound",
         )
 
@@ -241,12 +241,12 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
     everywhere = None if corpus.background_train else told_from_nothing(corpus.manifest)
     for suspect in [*misspelt(labels), *filter(None, [joined(labels), untested(corpus.manifest), everywhere])]:
-        yield f"beware: {suspect}"
+        yield f"warning: {suspect}"
     yield from corpus.notes
     for caution in [*cautions(data), *filter(None, [advice_on_background(corpus.classes)])]:
-        yield f"beware: {caution}"
+        yield f"warning: {caution}"
     for one, other in corpus.contradictions():
-        yield f"beware: {one} and {other} are the same sound with different labels; remove the wrong one"
+        yield f"warning: {one} and {other} are the same sound with different labels; remove the wrong one"
 
 
 def left_out(problem: ClipProblem) -> dict[str, Any]:

@@ -416,7 +416,7 @@ def _finish(
         # with the chosen detection settings, so that sounds heard alone are smoothed as in the stream
         tried = replace(contract, smoothing_hops=chosen.smoothing_hops, min_hops=thresholds.MIN_HOPS[0])
         say(
-            f"beware: a device would hear {_why_so_few(chosen, provisional(out, graph, tried), corpus)}. Train with"
+            f"warning: a device would hear {_why_so_few(chosen, provisional(out, graph, tried), corpus)}. Train with"
             f" {'' if corpus.background_train else '--background, or with '}more clips from more voices (or machines, or rooms),"
             " cut to their sound. For enrolled names the model may be good enough as it is"
         )

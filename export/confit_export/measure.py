@@ -38,7 +38,7 @@ def softer(model: Model, corpus: Corpus, run: Run, say: Callable[[str], None]) -
     cure = "add clips that are as soft" if still else f"train with `--gain` above {gain:g} (dB, softer and louder)"
     if missed >= max(2, FEWER * len(soft)):
         say(
-            f"beware: {SOFTER_DB:g} dB softer, as from the next room, {soft.sum()} of {len(soft)} validation sounds fire,"
+            f"warning: {SOFTER_DB:g} dB softer, as from the next room, {soft.sum()} of {len(soft)} validation sounds fire,"
             f" compared with {as_recorded.sum()} as recorded. If the device is to hear that far, {cure}"
         )
     return {"db": SOFTER_DB, "fired": int(soft.sum()), "as_recorded": int(as_recorded.sum()), "n": len(soft)}
@@ -89,6 +89,6 @@ def compare_on_test(fp32: dict[str, Any], shipped: dict[str, Any], precision: st
         losses.append(f"{100 * (fp32['map'] - shipped['map']):.2f} points of mAP")
     if losses:
         say(
-            f"beware: on test, quantising to {precision} loses {' and '.join(losses)}: more than the gate allows on"
+            f"warning: on test, quantising to {precision} loses {' and '.join(losses)}: more than the gate allows on"
             " validation. Export with --no-quantize, or keep layers in fp32 with --keep-fp32 NAME"
         )

@@ -53,7 +53,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         failed = "; ".join(metrics["gate"]["failures"])
         rows.append(("gate", "passed" if metrics["gate"]["passed"] else f"FAILED, written with --force: {failed}"))
     rows += [("thresholds", _thresholds(contract)), ("thresholds from", _calibrated(contract))]
-    rows += [("beware", caution) for caution in cautions(contract.data)]
+    rows += [("warning", caution) for caution in cautions(contract.data)]
     rows.append(("licence", contract.license))
     rows.append(("embedding id", contract.embedding_id))
     return rows

@@ -377,7 +377,7 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     assert as_folder.stderr.endswith(f"; to use its manifest, give {out / 'manifest.csv'}\n")
     alone = run("cut", table, "-o", field / "alone", "--alone", "--margin", "0.4", cache=field / "cache")
     assert "left out because of --alone: 1 overlapping sound" in alone.stderr
-    assert "beware" not in alone.stderr  # the margin gives what is short a length
+    assert "warning" not in alone.stderr  # the margin gives what is short a length
     (clip,) = read_manifest(field / "alone" / "manifest.csv", alone=True).clips
     assert soundfile.info(clip.path).duration == pytest.approx(0.82)
 

@@ -841,7 +841,7 @@ def test_a_row_that_was_not_written_to_its_end_goes_and_its_clip_is_named(
     told = capsys.readouterr().err
     if without:
         names = ", ".join(f"low/Zoë/{name}.wav" for name in without)
-        assert told.startswith(f"beware: {manifest}: its last row was only partly written and was removed: ")
+        assert told.startswith(f"warning: {manifest}: its last row was only partly written and was removed: ")
         assert told.endswith(f". Clips without a row: {names}; add their rows, or remove the clips\n")
     else:
         assert told == ""
@@ -1157,10 +1157,10 @@ def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:
     done = run(home, "enroll", "tiny.onnx", "eve", "known.wav", "--gallery", "known.db")
     assert done.returncode == 0, done.stderr
     assert "most of these sounds are like 'low'" in done.stderr
-    assert "beware" not in run(home, "enroll", "tiny.onnx", "buzz", "buzz.wav", "--gallery", "known.db").stderr
+    assert "warning" not in run(home, "enroll", "tiny.onnx", "buzz", "buzz.wav", "--gallery", "known.db").stderr
     for name in ("low", "Low"):
         said = run(home, "enroll", "tiny.onnx", name, "buzz.wav", "--gallery", "labels.db").stderr
-        assert "beware: 'low' is also a label of tiny" in said
+        assert "warning: 'low' is also a label of tiny" in said
 
 
 @pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])

@@ -174,7 +174,7 @@ def test_bad_input_is_refused_on_one_line(
         found, printed, err = confit("distill", *arguments, *out)
         assert (found, printed) == (code, ""), (arguments, err)
         *notes, line = err.splitlines()
-        told = ("--unlabelled sound", " for validation, ", " min for thresholds", "beware: ")
+        told = ("--unlabelled sound", " for validation, ", " min for thresholds", "warning: ")
         assert all(any(part in note for part in told) for note in notes)
         assert line.startswith("confit-edge: ")
         assert all(name in line for name in named), (arguments, err)

@@ -208,7 +208,7 @@ def test_what_is_no_voice_is_told_of(clips: Path, words: Path, confit: Confit) -
     time = np.arange(12 * RATE) / RATE
     soundfile.write("hum.flac", 0.3 * np.sin(2 * np.pi * 200 * time) * (time % 1 < 0.7), RATE)
     _, _, said = confit("enroll", "speakers", "hum", "hum.flac")
-    assert "beware: hum.flac: to speakers it is partly more like a hum or a knock than like any voice" in said
+    assert "warning: hum.flac: to speakers it is partly more like a hum or a knock than like any voice" in said
     for voice in ("am_santa", "bf_lily", "zf_xiaoyi"):
         given = [clips / f"{voice}-{at}.flac" for at in range(4)]
         assert "than like any voice" not in confit("enroll", "speakers", voice, *given)[2]
@@ -217,12 +217,12 @@ def test_what_is_no_voice_is_told_of(clips: Path, words: Path, confit: Confit) -
 def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path, confit: Confit) -> None:
     own, other = ([clips / f"{voice}-{at}.flac" for at in range(4)] for voice in ("am_santa", "zf_xiaoyi"))
     status, _, said = confit("enroll", "speakers", "santa", *own[:3])
-    assert (status, "beware" in said) == (0, False)
+    assert (status, "warning" in said) == (0, False)
     status, _, said = confit("enroll", "speakers", "santa", other[0])
     assert status == 0
-    odd = [line for line in said.splitlines() if line.startswith("beware: ")]
+    odd = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert odd
-    assert all(line.startswith(f"beware: {other[0]}: is unlike the rest of santa (similarity 0.") for line in odd)
+    assert all(line.startswith(f"warning: {other[0]}: is unlike the rest of santa (similarity 0.") for line in odd)
     assert confit("enroll", "speakers", "nick", *own[2:], "--gallery", "one.db")[0] == 0
     status, _, said = confit("enroll", "speakers", "claus", *own[:2], "--gallery", "one.db")
     assert status == 0
@@ -234,7 +234,7 @@ def test_a_clip_of_hardly_more_than_the_room_is_told_of(words: Path, confit: Con
     soundfile.write("room.flac", 3e-3 * rng.standard_normal(4 * RATE), RATE)
     status, _, said = confit("enroll", "digits", "nothing", "room.flac", "--gallery", "words.db")
     assert status == 0
-    assert "beware: room.flac: to digits it is almost like a quiet room" in said
+    assert "warning: room.flac: to digits it is almost like a quiet room" in said
     status, _, said = confit("enroll", "digits", "bed", word("bed", "bf_lily"), "--gallery", "words.db")
     assert (status, "quiet room" in said) == (0, False)
 
@@ -244,7 +244,7 @@ def test_what_a_model_of_words_cannot_tell_from_a_beep_is_told_of(words: Path, c
     soundfile.write("bell.flac", 0.4 * np.sin(2 * np.pi * 880 * time) * np.exp(-3 * time), RATE)
     status, _, said = confit("enroll", "digits", "bell", "bell.flac", "--gallery", "house.db")
     assert status == 0
-    assert "beware: bell.flac: to digits it is much like any beep, hum or knock (similarity 0.9" in said
+    assert "warning: bell.flac: to digits it is much like any beep, hum or knock (similarity 0.9" in said
     given = [word(what, "bf_lily") for what in ("bed", "house", "marvin")]
     assert "like any beep" not in confit("enroll", "digits", "words", *given, "--gallery", "words2.db")[2]
 
@@ -254,7 +254,7 @@ def test_a_clip_of_many_sounds_is_told_of(words: Path, confit: Confit) -> None:
     for count, told in ((5, False), (6, True)):
         soundfile.write(f"{count}.flac", np.concatenate([pause, *[said_once, pause] * count]), RATE)
         said = confit("enroll", "digits", f"bed {count}", f"{count}.flac", "--gallery", f"{count}.db")[2]
-        assert (f"beware: {count}.flac: holds {count} sounds separated by pauses" in said) == told
+        assert (f"warning: {count}.flac: holds {count} sounds separated by pauses" in said) == told
 
 
 def test_negatives_that_silence_the_name_itself_are_told_of(words: Path, confit: Confit) -> None:
@@ -262,11 +262,11 @@ def test_negatives_that_silence_the_name_itself_are_told_of(words: Path, confit:
     voices = ("am_santa", "bf_lily", "zf_xiaoyi")
     assert confit("enroll", "digits", "marvin", *(word("marvin", voice) for voice in voices), *house)[0] == 0
     _, _, said = confit("enroll", "digits", "marvin", word("bed", "bf_lily"), "--negative", *house)
-    assert "beware" not in said
+    assert "warning" not in said
     hissing = load_clip(word("marvin", "bf_lily"), RATE)
     soundfile.write("own.flac", hissing + 1e-3 * np.random.default_rng(0).standard_normal(len(hissing)), RATE)
     _, _, said = confit("enroll", "digits", "marvin", "own.flac", "--negative", *house)
-    assert re.search(r"beware: [123] of the 3 prints of marvin ", said)
+    assert re.search(r"warning: [123] of the 3 prints of marvin ", said)
     assert "are nearer to its negative prints than to its other prints" in said
 
 

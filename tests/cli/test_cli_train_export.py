@@ -168,7 +168,7 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
     assert (info["recipe"]["epochs"], info["recipe"]["clips_per_class"]) == (1, 2)
     assert "epoch 1/1: loss" in err
     assert "3 classes ('seven', 'stop', 'yes'): 12 clips of 4 groups for training, " in err
-    assert "beware: classes 'seven', 'stop', 'yes' have no clip in test, so no test result is reported for them" in err
+    assert "warning: classes 'seven', 'stop', 'yes' have no clip in test, so no test result is reported for them" in err
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("frozen encoder, linear probe", "frozen encoder, kNN probe", "trained, linear probe", "trained, kNN probe")
     ]
@@ -325,7 +325,7 @@ def test_a_statistic_that_has_no_value_is_null(corpus: Corpus, tmp_path: Path, c
 
 def one_line(err: str) -> str:
     """The error, and nothing beside it but what a training told before it."""
-    (line,) = (line for line in err.splitlines() if not (line.startswith("beware: ") or " for validation, " in line))
+    (line,) = (line for line in err.splitlines() if not (line.startswith("warning: ") or " for validation, " in line))
     assert line.startswith("confit-edge: ")
     return line
 
@@ -502,7 +502,11 @@ def test_export_refuses_bad_input_on_one_line(
         ([run_path, "-o", tmp_path / "model.bin"], 2, ".onnx"),
         ([run_path, "-o", tmp_path], 2, ".onnx"),
         ([run_path, "-o", tmp_path / "two\nlines.onnx", "--data", fewer], 2, r"two\nlines.onnx: contains a line break"),
-        ([run_path, "-o", out, "--data", fewer, "--license", "MIT\nMIT"], 2, r"--license MIT\nMIT: contains a line break"),
+        (
+            [run_path, "-o", out, "--data", fewer, "--license", "MIT\nMIT"],
+            2,
+            r"--license MIT\nMIT: contains a line break",
+        ),
         ([run_path, "-o", bad / "good.csv" / "model.onnx"], 2, "cannot create this folder"),
         ([run_path, "-o", out, "--data", fewer], 2, "not the data that"),
         ([run_path, "-o", out, "--data", tmp_path / "gone.csv"], 2, "gone.csv"),

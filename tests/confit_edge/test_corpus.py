@@ -153,7 +153,7 @@ def test_clips_and_background_of_hardly_anything_are_told_of(tmp_path: Path) -> 
     soundfile.write(tmp_path / "bg" / "1.wav", dither[8], RATE)
     told = read_corpus(tmp_path / "own", rate=RATE, seed=0, background=tmp_path / "bg").notes
     assert told[1:] == [
-        f"beware: --background {tmp_path / 'bg'}: almost silent, never above -70 dBFS: {tmp_path / 'bg' / '1.wav'}; was the"
+        f"warning: --background {tmp_path / 'bg'}: almost silent, never above -70 dBFS: {tmp_path / 'bg' / '1.wav'}; was the"
         " microphone muted?"
     ]
 

@@ -410,7 +410,7 @@ def test_a_plot_that_cannot_be_drawn_costs_no_run(cut: Callable[..., Path], tmp_
     train(manifest, out, recipe, watch=in_the_way)
     read_run(out)
     notes = [event["text"] for event in told if event["stage"] == "note"]
-    assert any(note.startswith(f"beware: {out / 'plots' / 'learning.png'} could not be drawn (") for note in notes)
+    assert any(note.startswith(f"warning: {out / 'plots' / 'learning.png'} could not be drawn (") for note in notes)
     assert not (out / "started.json").exists()
 
 
@@ -452,7 +452,7 @@ def test_a_training_suspects_a_class_that_is_another_misspelt(cut: Callable[...,
 
     with pytest.raises(StoppedError):
         train(manifest, tmp_path / "run", Recipe(epochs=1, frozen_baseline=False, clips_per_class=2), watch=stop)
-    assert "beware: 'Stop' (3 clips): is it 'stop' (3)? If so, rename it" in told
+    assert "warning: 'Stop' (3 clips): is it 'stop' (3)? If so, rename it" in told
 
 
 def test_a_training_suspects_labels_that_are_joined(cut: Callable[..., Path]) -> None:
@@ -461,7 +461,7 @@ def test_a_training_suspects_labels_that_are_joined(cut: Callable[..., Path]) ->
     manifest.write_text(table)
     corpus = read_corpus(manifest, rate=16_000, seed=0)
     told = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
-    assert any("beware: class 'yes,stop' is learnt separately" in line for line in told)
+    assert any("warning: class 'yes,stop' is learnt separately" in line for line in told)
 
 
 def test_a_training_tells_of_a_label_that_all_its_clips_have(

@@ -212,7 +212,7 @@ def test_what_softer_sound_costs_is_what_a_listener_misses(
     assert not said
     monkeypatch.setattr(measure, "SOFTER_DB", 200.0)  # nothing is left of it
     assert softer(model, run_corpus, run, said.append) == {**told, "db": 200.0, "fired": 0}
-    assert said[0].startswith(f"beware: 200 dB softer, as from the next room, 0 of {told['n']} validation sounds fire")
+    assert said[0].startswith(f"warning: 200 dB softer, as from the next room, 0 of {told['n']} validation sounds fire")
     assert "`--gain` above 6 " in said[0]
 
 
@@ -383,7 +383,7 @@ def test_force_writes_the_file_and_its_contract_tells_what_failed(run: Run, run_
     lost, clips = made.fp32["test"]["accuracy"] - made.shipped["test"]["accuracy"], len(run_corpus.test)
     assert lost > 0.2
     assert any(line.startswith("accuracy on test: int8 ") and f" of {clips} clips, fp32 " in line for line in said)
-    (beware,) = [line for line in said if line.startswith("beware: on test, quantising to int8 loses ")]
+    (beware,) = [line for line in said if line.startswith("warning: on test, quantising to int8 loses ")]
     assert f" {100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips: more than the gate" in beware
     assert "--no-quantize" in beware
     # the sweep that looked for a way out is told, worst layer first
@@ -553,7 +553,7 @@ def test_a_model_that_hears_little_is_told_of(run: Run, run_corpus: Corpus, tmp_
         said: list[str] = []
         changed = replace(run, linear=probe)
         export_run(changed, run_corpus, tmp_path / f"{scale}.onnx", quantize=False, force=True, say=said.append)
-        assert any(line.startswith("beware: a device would hear ") for line in said) == told
+        assert any(line.startswith("warning: a device would hear ") for line in said) == told
 
 
 def test_a_model_file_must_be_called_onnx(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_why_few_are_found_is_told(
     said, hum = list[str](), 0.01 * np.sin(np.arange(16_000) / 50).astype(np.float32)
     val = replace(run_corpus.val, pcm=[hum] * len(run_corpus.val), uncut=None)
     export_run(run, replace(run_corpus, val=val), tmp_path / "hums.onnx", quantize=False, say=said.append)
-    (beware,) = [line for line in said if line.startswith("beware: a device would hear 0 of ")]
+    (beware,) = [line for line in said if line.startswith("warning: a device would hear 0 of ")]
     assert "and no more with lower thresholds: over the validation part of the background, 10 dB softer" in beware
     assert f"Heard alone, 0 of {len(val)} validation clips would. Train with more clips" in beware
 

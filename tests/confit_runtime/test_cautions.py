@@ -56,7 +56,7 @@ def test_clips_without_groups_are_told_of() -> None:
     assert "in at least one class most clips are each a group of their own" in caution
     assert cautions({**said, "grouped": True}) == []  # a speaker for each clip
     rows = facts(tiny_model.contract(data={"fingerprint": "", **data(3, 3)}), 1000)
-    assert len([text for name, text in rows if name == "beware"]) == 2
+    assert len([text for name, text in rows if name == "warning"]) == 2
 
 
 def test_an_accuracy_of_a_few_clips_is_not_to_be_published() -> None:
