@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
+from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.arrays import Floats
@@ -138,9 +139,10 @@ def _tell_taken_for_others(name: str, taken: list[tuple[str, Taken]], gallery: G
     matcher = gallery.matcher
     others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
     for other in (enrolled for enrolled in others if enrolled not in (None, name)):
+        are = "is" if others[other] == 1 else "are"
         say(
-            f"warning: {others[other]} of {others.total()} prints are recognised as {other!r}, which is enrolled: is it the"
-            " same? If two names are equally near, the answer is unknown"
+            f"warning: {others[other]} of {counted(others.total(), 'print')} {are} recognised as {other!r}, which is enrolled: is"
+            " it the same? If two names are equally near, the answer is unknown"
         )
 
 

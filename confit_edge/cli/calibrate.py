@@ -183,7 +183,7 @@ def calibrate(
     if kept:
         say(
             f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
-            " If they hold everything the device will ever hear, --lower lowers it and misses fewer sounds"
+            " If they hold everything the device will ever hear, --lower lowers these thresholds, so that fewer sounds are missed"
         )
     say(f"wrote {written}")
 
