@@ -43,7 +43,8 @@ def fetch_hub(
     files stay where they are. The label is the column `label` or `labels`, or else the only ClassLabel column; a column of
     lists gives a multi-label manifest. Splits with names other than train, validation or test are left out, and so are
     files that an audio folder lists but does not contain. If the set has only train, splits are made when they are needed.
-    Raises UsageError if a column is missing or the new folder is not empty, and ConfitError if the set cannot be loaded.
+    Raises UsageError if a local folder or a column is missing or the new folder is not empty, and ConfitError if the set
+    cannot be loaded.
     """
     folder = Path(source)
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -65,6 +66,8 @@ def fetch_hub(
             clips = [clip for clip in clips if clip.path.is_file()]
     else:
         if not folder.is_dir():  # on the hub, whose sets store clips as bytes
+            if source.startswith((".", "/", "~")):  # no name on the hub begins like this
+                raise UsageError(f"hf:{source}: no such folder")
             _check_free(out.with_suffix(""))
         parts = _load(source, subset)
         notes = [

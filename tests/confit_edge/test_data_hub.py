@@ -251,6 +251,12 @@ def test_a_set_that_is_not_there_is_told(tmp_path: Path) -> None:
         fetch_hub("nobody/nothing", tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize("name", ["./nothing", "../nothing", "/nothing/here", "~/nothing"])
+def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"hf:{name}: no such folder"):
+        fetch_hub(name, tmp_path / "m.csv")
+
+
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"pip install 'confit-edge\[hub\]'"):
