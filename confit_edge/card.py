@@ -39,7 +39,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         f"Intervals are computed over groups (speakers, recordings), since clips of one group are alike; {_apart(data)}.",
         "The test split served for this report only; epoch, learning rate and probe settings were chosen on validation.",
         "",
-        *(f"**Beware:** {caution}.\n" for caution in cautions(data)),
+        *(f"**Warning:** {caution}.\n" for caution in cautions(data)),
         "![learning curves](plots/learning.png)",
         "",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in info.versions.items()),

@@ -172,7 +172,7 @@ def export_run(
     fired = share_that_fires(shipped, corpus)
     if fired:
         what = f"{'test' if len(corpus.test) else 'validation'} {heard_alone(finished)}"
-        say(f"at these thresholds {share(fired)} of {fired['n']} {what} fire, each heard alone between silences")
+        say(f"at these thresholds {share(fired)} of {fired['n']} {what} fire, each played alone between silences")
     soft = softer(shipped, corpus, run, say)
     finished = replace(
         finished,
