@@ -54,7 +54,7 @@ def test_trained_at_once_is_as_trained_alone(manifest: Path, tmp_path: Path, mon
 
 
 def test_what_the_demo_took_is_told_with_its_memory_where_the_system_tells_that() -> None:
-    assert time_and_memory({"seconds": 301.4, "peak_rss_mb": 1930}) == "301 s, 1930 MB at the most"
+    assert time_and_memory({"seconds": 301.4, "peak_rss_mb": 1930}) == "301 s, 1930 MB of memory at most"
     assert time_and_memory({"seconds": 301.4, "peak_rss_mb": None}) == "301 s"
 
 

@@ -128,7 +128,7 @@ def test_the_verb_prints_json_lines_and_a_table(tiny: Path) -> None:
             env=environment(),
         )
         assert "measuring tiny: one call\n" in done.stderr
-        assert "measuring tiny: how many streams a core carries\n" in done.stderr
+        assert "measuring tiny: streams per core\n" in done.stderr
         return done.stdout
 
     machine, one, summary = (json.loads(line) for line in run("--json").splitlines())
