@@ -95,6 +95,26 @@ def stream_rtf(model: Model, seconds: float = 2.0) -> float:
     return median(spent)
 
 
+def live_rtf(model: Model, seconds: float = 8.0) -> float:
+    """As `stream_rtf`, but at a microphone's pace: one block every 80 ms, with the processor idle in between.
+
+    Then caches are cold and the clock is slow at every block, so a live microphone costs more per second of audio than
+    a recording does. It takes `seconds` (at least 1), and as long as the model's window before. Wall time.
+    """
+    stream = model.stream()
+    first = math.ceil(model.contract.window / model.contract.sample_rate / BLOCK_S)
+    spent, due = [], time.monotonic()
+    blocks = zip(range(first + max(round(seconds / BLOCK_S), 13)), _noise(1, MICROPHONE_BLOCK), strict=False)
+    for number, block in blocks:
+        due += BLOCK_S
+        time.sleep(max(due - time.monotonic(), 0.0))
+        start = time.thread_time()
+        stream.accept(block[0], MICROPHONE_RATE)
+        if number >= first:
+            spent.append(time.thread_time() - start)
+    return sum(spent) / (len(spent) * BLOCK_S)
+
+
 def streams_per_core(model: Model, calls: int = 7) -> int:
     """How many streams `model.batch` runs in real time on one core: a call must take less processor time than a hop lasts.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from confit_runtime import Model
-from confit_runtime.bench import call_latency, fresh_process, lowest_rtf, stream_rtf, streams_per_core
+from confit_runtime import Model, load
+from confit_runtime.bench import call_latency, fresh_process, live_rtf, lowest_rtf, stream_rtf, streams_per_core
 from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import Rates, measure_rates, product, saturates
 from confit_runtime.memory import peak_bytes
@@ -66,6 +67,13 @@ def test_figures_of_a_model(kind: str, request: pytest.FixtureRequest) -> None:
     hop_ms = 1e3 * model.contract.hop / model.contract.sample_rate
     assert latency.cpu_rtf == pytest.approx(latency.cpu_ms / hop_ms)
     assert stream_rtf(model, 0.01) > 0
+
+
+def test_a_live_stream_is_fed_at_the_pace_of_a_microphone(tiny: Path) -> None:
+    start = time.monotonic()
+    busy = live_rtf(load(tiny), seconds=1.0)
+    assert time.monotonic() - start > 1.0
+    assert 0 < busy < 1
 
 
 def test_streams_per_core_is_the_largest_in_real_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
