@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from confit_runtime.gemm import Rates
     from confit_runtime.model import Model
 
-HEADS = ("model", "precision", "p50 ms", "p99 ms", "graph", "stream", "live", "of limit", "MB", "streams", "first score s")
+HEADS = (
+    "model",
+    "precision",
+    "p50 ms",
+    "p99 ms",
+    "graph",
+    "stream",
+    "live",
+    "of limit",
+    "MB",
+    "streams",
+    "first score s",
+)
 
 
 def bench(
@@ -22,7 +34,9 @@ def bench(
     seconds: Annotated[
         float,
         typer.Option(
-            metavar="N", min=0.05, help="Processor time in seconds to spend on each figure; `live` takes 4 N of wall time."
+            metavar="N",
+            min=0.05,
+            help="Processor time in seconds to spend on each figure; `live` takes 4 N of wall time.",
         ),
     ] = 2.0,
     json: Json = False,
