@@ -29,7 +29,17 @@ from confit_edge.studies import find, names
 from confit_edge.studies.bench import precision_tally
 from confit_edge.studies.journal import Journal, read_outcomes
 from confit_edge.studies.phrases import ranking, versus
-from confit_edge.studies.questions import batch, convergence, dimensions, isotropy, mining, unseen
+from confit_edge.studies.questions import (
+    batch,
+    classes,
+    convergence,
+    dimensions,
+    isotropy,
+    mining,
+    shots,
+    temperature,
+    unseen,
+)
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.subset import (
     clips_per_class,
@@ -476,6 +486,169 @@ def test_a_conclusion_says_for_how_many_comparisons_its_intervals_are_widened() 
         True,
         False,
     ]  # two of batch, one of window
+
+
+# what each study concludes, of arms that are clearly apart
+
+
+def measured(*arms: tuple[Arm, dict[str, float], dict[str, float]]) -> Results:
+    """Three seeds of twenty groups around the shares of each arm, and its numbers."""
+    rng = np.random.default_rng(0)
+    return Results(
+        outcome(arm, seed, {name: list(share + rng.normal(0, 0.01, 20)) for name, share in shares.items()}, **numbers)
+        for arm, shares, numbers in arms
+        for seed in range(3)
+    )
+
+
+def claims(lines: list[str]) -> list[str]:
+    """Without the numbers."""
+    return [re.sub(r" \([+-]?\d[^()]*\)\.$", "", line) for line in lines]
+
+
+VANILLA: Arm = {"objective": "finetune"}
+HEAD, FEATURES = "vanilla's own head", "a linear probe on vanilla's features"
+
+
+def test_of_batch_an_effect_is_that_of_the_last_level_over_the_combinations_that_both_have() -> None:
+    arms = [
+        ({"batch": size, "window": window, "hardness": 0.0}, {"linear": 0.6 + size / 1000 + window / 10}, {})
+        for size, window in ((50, 0.5), (50, 1.0), (100, 1.0), (200, 0.5), (200, 1.0))
+    ]
+    results = measured(*((arm, share, {"val_linear": 0.5}) for arm, share, _ in arms))
+    lines = claims(batch.conclude(results))
+    assert "Batch 200, averaged over the rest, is above batch 50" in lines
+    assert "Batch 200, averaged over the rest, is above batch 100" in lines
+    assert "Window 1.0, averaged over the rest, is above window 0.5" in lines
+    effect = batch.main_effect(results, "batch", 200, 50)
+    assert effect.value == pytest.approx(0.15, abs=0.005)
+    # the window of 0.5 has no batch of 100, and counts for nothing here
+    assert batch.main_effect(results, "batch", 200, 100).value == pytest.approx(0.10, abs=0.005)
+    assert math.isnan(batch.main_effect(results, "batch", 200, 7).value)
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.2, "above"), (0.1, None), (0.02, "below")])
+def test_of_classes_a_gain_is_held_against_that_of_the_fewest(gain: float, verdict: str | None) -> None:
+    """With few classes PairTune is 0.1 above vanilla's head and 0.05 below its features, with many `gain` and 0.05 less."""
+    results = measured(
+        ({"objective": "pairtune", "classes": 2}, {"linear": 0.7}, {}),
+        ({**VANILLA, "classes": 2}, {"head": 0.6, "linear": 0.75}, {}),
+        ({"objective": "pairtune", "classes": 50}, {"linear": 0.5}, {}),
+        ({**VANILLA, "classes": 50}, {"head": 0.5 - gain, "linear": 0.55}, {}),
+    )
+    lines = claims(classes.conclude(results))
+    assert lines[:2] == [
+        f"With 2 classes: PairTune + linear probe is above {HEAD}",
+        f"With 2 classes: PairTune + linear probe is below {FEATURES}",
+    ]
+    assert lines[4] == "(Intervals widened for 2 comparisons.)"
+    told = f"The gain over {HEAD} with 50 classes is {verdict} that with 2"
+    untold = [
+        f"No significant difference between the gain over {r} with 50 classes and that with 2" for r in (HEAD, FEATURES)
+    ]
+    assert lines[5:] == ([told, untold[1]] if verdict else untold)
+
+
+@pytest.mark.parametrize(
+    ("ours", "claim"), [(3.0, "PairTune takes fewer epochs than"), (11.0, "PairTune takes more epochs than")]
+)
+def test_of_convergence_fewer_epochs_are_fewer_and_its_curves_are_no_end(ours: float, claim: str) -> None:
+    results = measured(
+        ({"objective": "pairtune"}, {"linear": 0.9}, {"epochs_linear": ours}),
+        (VANILLA, {"linear": 0.8, "head": 0.8}, {"epochs_linear": 7.0, "epochs_head": ours}),
+        ({"objective": "pairtune", "epoch": 1}, {"linear": 0.1}, {"epochs_linear": 99.0}),
+    )
+    lines = convergence.conclude(results)
+    assert lines[0].startswith(f"pairtune, linear probe: {ours:.1f} [")
+    assert [line.startswith(claim) for line in lines if "vanilla's features (" in line] == [True, False]
+    assert any(line.startswith(f"No significant difference in epochs between PairTune and {HEAD}") for line in lines)
+    assert claims(lines)[-2:] == [f"At the end: PairTune + linear probe is above {rival}" for rival in (HEAD, FEATURES)]
+
+
+def test_of_mining_each_is_held_against_the_same_loss_without() -> None:
+    def arm(loss: str, mining: str) -> Arm:
+        return {"objective": "pairtune", "loss": loss, "mining": mining}
+
+    results = measured(
+        (arm("supcon", "none"), {"linear": 0.8}, {"val_linear": 0.5}),
+        (arm("supcon", "hardness"), {"linear": 0.9}, {"val_linear": 0.6}),
+        (arm("supcon", "semi-hard"), {"linear": 0.7}, {"val_linear": 0.5}),
+        (arm("triplet", "none"), {"linear": 0.6}, {"val_linear": 0.4}),
+        (arm("triplet", "semi-hard"), {"linear": 0.6}, {"val_linear": 0.4}),
+        (arm("nt-xent", "semi-hard"), {"linear": 0.6}, {"val_linear": 0.4}),  # nothing to hold it against
+        (VANILLA, {"head": 0.95, "linear": 0.85}, {"val_linear": 0.9}),
+    )
+    lines = claims(mining.conclude(results))
+    assert lines[0].startswith("Best on validation is loss supcon, mining hardness: ")
+    assert "Supcon with hardness is above the same loss without mining" in lines
+    assert "Supcon with semi-hard is below the same loss without mining" in lines
+    assert "No significant difference between mining and none: triplet with semi-hard." in lines
+    assert lines[-3:] == [
+        "(Intervals widened for 3 comparisons.)",
+        f"Supcon with hardness is below {HEAD}",
+        f"Supcon with hardness is above {FEATURES}",
+    ]
+
+
+def test_of_shots_a_tail_is_held_against_even_classes_and_pairtune_against_both_others() -> None:
+    def arm(objective: str, clips: str, count: int) -> Arm:
+        return {"objective": objective, "clips": clips, "shots": count}
+
+    results = measured(
+        (arm("frozen", shots.EVEN, 5), {"linear": 0.7}, {}),
+        (arm("finetune", shots.EVEN, 5), {"linear": 0.8, "head": 0.95}, {}),
+        (arm("pairtune", shots.EVEN, 5), {"linear": 0.9}, {}),
+        (arm("frozen", shots.UNEVEN, 9), {"linear": 0.95}, {}),
+        (arm("finetune", shots.UNEVEN, 9), {"linear": 0.7, "linear_rare": 0.5, "head": 0.7}, {}),
+        (arm("finetune", shots.SPREAD, 4), {"linear": 0.7, "linear_rare": 0.6}, {}),
+        (arm("pairtune", shots.UNEVEN, 9), {"linear": 0.9, "linear_rare": 0.8}, {}),
+        (arm("pairtune", shots.SPREAD, 4), {"linear": 0.8, "linear_rare": 0.8}, {}),
+    )
+    assert claims(shots.conclude(results)) == [
+        "With 5 per class: PairTune + linear probe is above the frozen encoder",
+        f"With 5 per class: PairTune + linear probe is below {HEAD}",
+        f"With 5 per class: PairTune + linear probe is above {FEATURES}",
+        "On all classes: no significant difference between finetune on a long tail and finetune on even classes",
+        "On all classes: pairtune on a long tail is above pairtune on even classes",
+        "On the rarer classes: finetune on a long tail is below finetune on even classes",
+        "On the rarer classes: no significant difference between pairtune on a long tail and pairtune on even classes",
+        "On a long tail: PairTune + linear probe is below the frozen encoder",
+        f"On a long tail: PairTune + linear probe is above {HEAD}",
+        f"On a long tail: PairTune + linear probe is above {FEATURES}",
+    ]
+
+
+def test_of_temperature_the_best_on_validation_is_held_against_vanilla() -> None:
+    results = measured(
+        ({"objective": "pairtune", "temperature": 0.1}, {"linear": 0.7}, {"val_linear": 0.9}),
+        ({"objective": "pairtune", "temperature": 1.0}, {"linear": 0.9}, {"val_linear": 0.8}),
+        (VANILLA, {"head": 0.8, "linear": 0.6}, {"val_linear": 1.0}),
+    )
+    lines = claims(temperature.conclude(results))
+    assert lines[0].startswith("Best on validation is temperature 0.1: ")
+    assert lines[1] == "Significantly better on test, though not on validation: temperature 1.0."
+    assert lines[-2:] == [f"PairTune at 0.1 is below {HEAD}", f"PairTune at 0.1 is above {FEATURES}"]
+
+
+def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_probe() -> None:
+    def made(setting: Arm, metric: str, *shares: float) -> list[tuple[Arm, dict[str, float], dict[str, float]]]:
+        other = {"prototype": "linear", "linear": "prototype"}[metric]
+        return [
+            ({"objective": objective, **setting}, {metric: share, other: 0.5}, {})
+            for objective, share in zip(("frozen", "finetune", "pairtune"), shares, strict=True)
+        ]
+
+    results = measured(
+        *made({"classes": "trained", "domain": "phone"}, "linear", 0.6, 0.9, 0.8),
+        *made({"classes": "unseen", "domain": "noise", "way": 5, "shots": 1}, "prototype", 0.9, 0.7, 0.8),
+    )
+    assert claims(unseen.conclude(results)) == [
+        "Trained classes, phone: PairTune is above the frozen encoder",
+        "Trained classes, phone: PairTune is below vanilla",
+        "Unseen classes, noise (5-way 1-shot): PairTune is below the frozen encoder",
+        "Unseen classes, noise (5-way 1-shot): PairTune is above vanilla",
+        "(Intervals widened for 2 comparisons.)",
+    ]
 
 
 # the parts of single studies
