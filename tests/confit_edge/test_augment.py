@@ -216,3 +216,48 @@ def test_clips_are_made_as_soft_as_the_encoder_asks_unless_the_recipe_says(corpu
         found = levels(encoder, recipe)
         assert -most <= min(found) < -0.9 * most
         assert 0.9 * most < max(found) <= most + 0.1
+
+
+def test_a_long_clip_is_heard_from_anywhere_in_one_piece() -> None:
+    """Also where it is longer than what is read of it."""
+    for length in (WINDOW + 1, 2 * WINDOW - 1, 5 * WINDOW):
+        clip = np.arange(1, length + 1, dtype=np.float32)
+        windows = Augmenter(WINDOW, shift=100)([clip] * 40, rng())
+        assert np.array_equal(windows, windows[:, :1] + np.arange(WINDOW))
+        assert np.ptp(windows[:, 0]) > 0.5 * (length - WINDOW) - 1
+
+
+@pytest.mark.parametrize(
+    ("babble", "background", "shares"),
+    [
+        (True, True, (0.2, 0.3, 0.5)),
+        (True, False, (0.2, 0.8, 0)),
+        (False, True, (0.2, 0, 0.8)),
+        (False, False, (1, 0, 0)),
+    ],
+)
+def test_noise_is_of_each_kind_there_is(babble: bool, background: bool, shares: tuple[float, ...]) -> None:
+    """A fifth is coloured noise; the rest are other clips and background, half of all of it where there is some."""
+    time = np.arange(WINDOW) / RATE
+    clip, hum = (np.sin(2 * np.pi * hertz * time).astype(np.float32) for hertz in (500, 3000))
+    augment = Augmenter(
+        WINDOW, noise_probability=1.0, background=(np.tile(hum, 3),) if background else (), babble=babble
+    )
+    heard = np.zeros(3)
+    for window in augment([clip] * 400, rng()):
+        power = np.abs(np.fft.rfft(window - clip)) ** 2
+        assert power.sum() > 0
+        in_clip, in_hum = (
+            power[round(hertz * WINDOW / RATE) - 50 :][:101].sum() / power.sum() for hertz in (500, 3000)
+        )
+        heard[1 if in_clip > 0.9 else 2 if in_hum > 0.9 else 0] += 1 / 400
+    np.testing.assert_allclose(heard, shares, atol=0.07)
+    assert (heard[np.array(shares) == 0] == 0).all()
+
+
+def test_half_an_hour_of_background_is_left_as_it_is() -> None:
+    rate = 10
+    parts = [sound(900 * rate, 0), sound(900 * rate, 1)]
+    assert varied(parts, speeds=(0.8,), rate=rate, rng=rng()) == parts
+    less = [parts[0], parts[1][1:]]
+    assert len(varied(less, speeds=(0.8,), rate=rate, rng=rng())) == 2 + 2 + 2

@@ -135,3 +135,16 @@ def test_no_window_of_nothing_known_holds_a_whole_clip(window_s: float) -> None:
     for middle in middles[away >= off]:
         assert not middle - encoder.window / 2 <= clip.start < clip.end <= middle + encoder.window / 2
     assert window_s > 1.28 or (off, gaps_s(encoder)) == (round(OFF_S * RATE_HZ), GAP_S)
+
+
+def test_background_recordings_follow_one_another_each_from_a_place_of_its_own() -> None:
+    """Of two recordings and five parts of 20 s, the first is heard thrice and the second twice, in turn."""
+    one = np.arange(1, 5_001, dtype=np.float32) / 20_000
+    rng = np.random.default_rng(0)
+    stream, spoken = compose([], [], [one, -one], samples=4 * PART + 100, rate=RATE, snr=(0.0, 0.0), rng=rng)
+    assert spoken == []
+    parts = [stream[start : start + PART] for start in range(0, len(stream), PART)]
+    assert [float(np.sign(part).mean()) for part in parts] == [1, -1, 1, -1, 1]
+    for part in parts:
+        np.testing.assert_allclose(np.diff(np.abs(part)), 1 / 20_000, atol=1e-6)  # from one place on
+    assert len({float(abs(part[0])) for part in parts}) == 5
