@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +32,14 @@ from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe, log_loss
 from confit_edge.probes.metrics import accuracy, correct, paired_difference
 from confit_edge.probes.verification import all_pairs
-from confit_edge.probes.views import ROWS, augmented_views, background_rows, stream_views
+from confit_edge.probes.views import (
+    ROWS,
+    _no_more_than_most,
+    _parts,
+    augmented_views,
+    background_rows,
+    stream_views,
+)
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError
@@ -37,6 +47,7 @@ from confit_runtime.errors import ConfitError
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
 CPU = torch.device("cpu")
+RATE = 16_000
 
 
 def blobs(classes: int, clips: int, seed: int = 0, dim: int = 12) -> tuple[Floats, Targets]:
@@ -510,6 +521,62 @@ def test_background_rows_are_of_places_in_the_background() -> None:
     assert max(same[::2]) < 1e-5
     assert max(same[1::2]) > 0.05
     assert background_rows(encoder, [low], 0, CPU, rng).shape == (0, encoder.dim)
+
+
+def test_background_is_heard_by_how_long_its_recordings_are() -> None:
+    """Of a minute and of ten seconds, the minute in six blocks of seven."""
+    encoder, rng = pretrained("speech-embedding", 1.28), np.random.default_rng(0)
+    long, short = (np.full(seconds * RATE, level, np.float32) for seconds, level in ((60, 0.0), (10, 0.5)))
+    rows = background_rows(encoder, [long, short], 40 * ROWS, CPU, rng)
+    alone = rows.reshape(40, ROWS, -1)[::2]  # every second block is of two places
+    with torch.no_grad():
+        silent = encoder.rows(torch.zeros(encoder.window)).numpy()[0]
+    share = float((np.abs(alone - silent).max(axis=(1, 2)) < 1e-5).mean())
+    assert share == pytest.approx(6 / 7, abs=0.15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 6), st.integers(0, 9))
+def test_no_source_has_more_rows_than_half_of_them_have(sources: list[int], short: int, seed: int) -> None:
+    kept = _no_more_than_most(np.array(sources, np.int64), short, np.random.default_rng(seed)).tolist()
+    assert kept == sorted(set(kept))
+    counts = Counter(sources)
+    most = max(short, int(median(counts.values())) if counts else 0)
+    assert Counter(sources[place] for place in kept) == {source: min(most, count) for source, count in counts.items()}
+
+
+def test_which_rows_of_a_source_are_kept_is_drawn() -> None:
+    sources = np.repeat([0, 1, 2], (50, 2, 2))
+    draws = {tuple(_no_more_than_most(sources, 1, np.random.default_rng(seed))[:2].tolist()) for seed in range(20)}
+    assert len(draws) > 10
+    assert max(place for draw in draws for place in draw) > 40
+
+
+def test_streams_are_as_long_as_they_may_be_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confit_edge.probes.views.STREAM_S", 100)
+    rate, gap_s = 10, 0.5
+    seconds = [*range(1, 40), 130]  # the last is longer than any stream by itself
+    clips = Clips(
+        [np.zeros(one * rate, np.float32) for one in seconds], np.ones((40, 1), np.int8), ["a"] * 40, [Path()] * 40
+    )
+    parts = _parts(clips, rate, gap_s, np.random.default_rng(0))
+    assert sorted(at for part in parts for at in part) == list(range(40))
+    lengths = [[seconds[at] + gap_s for at in part] for part in parts]
+    assert all(sum(part) <= 100 or len(part) == 1 for part in lengths)
+    assert all(
+        sum(part) + after[0] > 100 for part, after in pairwise(lengths)
+    )  # no clip would have fitted that came next
+    assert [at for part in parts for at in part] != list(range(40))
+    few = Clips(clips.pcm[:9], clips.targets[:9], ["a"] * 9, [Path()] * 9)  # of 49.5 s with their gaps
+    assert _parts(few, rate, gap_s, np.random.default_rng(0)) == [list(range(9))]
+
+
+def test_each_view_is_another_stream(run_corpus: Corpus) -> None:
+    """Else a second one would say nothing that the first has not said."""
+    encoder, heard = pretrained("speech-embedding", 1.28), run_corpus.background_train
+    rows, targets = stream_views(encoder, run_corpus, run_corpus.train, heard, Recipe(), CPU, views=2, salt=2)
+    spoken = rows[targets[:, run_corpus.classes.index(UNKNOWN)] == 0]
+    assert len({row.tobytes() for row in spoken}) == len(spoken)
 
 
 def test_views_keep_every_label_of_a_clip(run_corpus: Corpus) -> None:

@@ -24,7 +24,7 @@ from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
 from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.soup import averaged
-from confit_edge.pairtune.trainer import Fitted, SoFar, fit
+from confit_edge.pairtune.trainer import Fitted, SoFar, fit, prepared
 from confit_edge.pairtune.validation import head_from_probe, head_probe, quality, quick_sample, standard_error
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.recipe import Recipe
@@ -258,6 +258,25 @@ def test_a_soup_is_the_mean_of_trainings_from_the_same_start(
     # each began at the start again: it is no further from there than the first went, give or take
     gone = [sum(float((end[name] - start[name]).square().sum()) for name in start) for end in ends]
     assert max(gone) < 2 * min(gone)
+
+
+def test_each_training_of_a_soup_begins_with_no_momentum_and_no_mean(speech_embedding: Encoder, few: Corpus) -> None:
+    """What an optimiser remembers, and the mean of the weights so far, are of the training before."""
+    recipe = replace(RECIPE, epochs=2, soup=2, averaging=0.5)
+    steps: list[tuple[int, int]] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["stage"] == "step":
+            state, average = training.optimiser.state[training.parameters[0]], training.average
+            assert average is not None
+            steps.append((int(state["step"]), int(average.n_averaged)))
+
+    with prepared(copy.deepcopy(speech_embedding), few, recipe, lr=5e-4, epochs=2, watch=watch) as training:
+        training.run(None)
+    first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
+    assert first == second
+    assert [step for step, _ in first] == list(range(1, len(first) + 1))
+    assert first[0][1] == 0 < first[-1][1] == len(first) // 2
 
 
 # a head that starts as the probe and learns next to nothing, on an encoder that stays as it is: quick, and known beforehand

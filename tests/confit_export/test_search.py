@@ -60,6 +60,7 @@ def quantizer() -> Quantizer:
 def by_hurt(quantizer: Quantizer, windows: Floats) -> list[str]:
     """The layers, the worst first, each measured alone."""
     whole = embed(quantizer.fp32, windows)
+    assert whole.shape == windows.shape  # also of those that fill no batch
     near = {layer: float((embed(quantizer([layer]), windows) * whole).sum(axis=1).mean()) for layer in quantizer.layers}
     assert len({round(cosine, 6) for cosine in near.values()}) == LAYERS
     return sorted(near, key=near.__getitem__)

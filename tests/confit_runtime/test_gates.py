@@ -328,6 +328,26 @@ def test_a_class_that_fired_stays_silent_across_an_interruption(model: Model, in
     assert len(set(map(tuple, found))) > 2  # they do differ by the refractory time
 
 
+@pytest.mark.parametrize("lead_in", [False, True])
+def test_a_name_that_fired_stays_silent_across_a_gap(model: Model, gallery: Gallery, lead_in: bool) -> None:
+    """As a class does: exactly as long as it would be, were there silence in its place."""
+    bell, counts = np.concatenate([silence(0.2), chord(BELL, 0.3), silence(0.3)]), set()
+    for refractory_s in (0.2, *(1.7 + 0.03 * step for step in range(7)), 3.0):
+        contract, found = dataclasses.replace(model.contract, refractory_s=refractory_s), []
+        for gap in (False, True):
+            stream = Model(model.path, contract, model._session, model.digest).stream(gallery, lead_in=lead_in)
+            events = stream.accept(bell, RATE)
+            if gap:
+                stream.skip(RATE)
+            else:
+                events += stream.accept(silence(1.0), RATE)
+            events += stream.accept(bell, RATE)
+            found.append([(event.label, event.start_sample) for event in events])
+        assert found[0] == found[1], refractory_s
+        counts.add(len(found[0]))
+    assert counts == {1, 2}
+
+
 def test_of_who_sent_nothing_while_muted_nothing_is_on_its_way(model: Model) -> None:
     """A device that speaks while nobody else does, and then hears the answer."""
     stream = model.stream()
