@@ -130,3 +130,44 @@ def test_the_linear_probe_learns_from_all_the_background(run_corpus: Corpus, mon
     learnt = firing(encoder)
     monkeypatch.setattr(dual, "learn_hard", lambda probe, *of, **how: probe)
     assert learnt < 0.5 * firing(encoder)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_in_each_round_the_surest_that_are_new_are_added(multi_label: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the background is like a class in all, and fires however often it is learnt: it is not taken again."""
+    rng = np.random.default_rng(0)
+    centres = [[1.0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    fitting, choosing = clusters(rng, centres, 40), clusters(rng, centres, 20)
+    like_a_class = np.array([1.0, 0, 0]) + 0.05 * rng.standard_normal((6, 3))
+    between = np.array([0.3, 0, 0.3]) + 0.8 * rng.standard_normal((60, 3))
+    background = np.concatenate([like_a_class, between]).astype(np.float32)
+    probe = LinearProbe.fit(*fitting, *choosing, multi_label=multi_label)
+    fitted: list[tuple[Floats, LinearProbe]] = []
+    fit = LinearProbe.fit
+
+    def noted(embeddings: Floats, *rest: npt.NDArray, multi_label: bool = False) -> LinearProbe:
+        fitted.append((embeddings[120:], fit(embeddings, *rest, multi_label=multi_label)))
+        return fitted[-1][1]
+
+    monkeypatch.setattr(hard.LinearProbe, "fit", noted)
+    last = learn_hard(probe, fitting, choosing, background, unknown=2)
+    taken: list[int] = []
+    for rows, after in fitted:
+        new = surest(probe, background, taken)
+        assert new
+        taken += new[: 80 - len(taken)]
+        assert np.array_equal(rows, background[sorted(taken)])
+        probe = after
+    assert last is probe
+    assert last.multi_label == multi_label
+    assert 2 <= len(fitted) < ROUNDS
+    assert len(taken) < 80
+    assert surest(probe, background, taken) == []
+    assert fires(probe, background[:6]).all()
+
+
+def surest(probe: LinearProbe, background: Floats, taken: list[int]) -> list[int]:
+    """The rows that fire and were not taken before, by their scores."""
+    scores = np.delete(probe.scores(background), 2, axis=1).max(axis=1)
+    new = [row for row in range(len(background)) if row not in taken and scores[row] > FIRES]
+    return sorted(new, key=lambda row: -scores[row])

@@ -554,7 +554,7 @@ def test_which_rows_of_a_source_are_kept_is_drawn() -> None:
 
 def test_streams_are_as_long_as_they_may_be_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("confit_edge.probes.views.STREAM_S", 100)
-    rate, gap_s = 10, 0.5
+    rate, gap_s = 10, 3.0
     seconds = [*range(1, 40), 130]  # the last is longer than any stream by itself
     clips = Clips(
         [np.zeros(one * rate, np.float32) for one in seconds], np.ones((40, 1), np.int8), ["a"] * 40, [Path()] * 40
@@ -567,7 +567,7 @@ def test_streams_are_as_long_as_they_may_be_and_no_longer(monkeypatch: pytest.Mo
         sum(part) + after[0] > 100 for part, after in pairwise(lengths)
     )  # no clip would have fitted that came next
     assert [at for part in parts for at in part] != list(range(40))
-    few = Clips(clips.pcm[:9], clips.targets[:9], ["a"] * 9, [Path()] * 9)  # of 49.5 s with their gaps
+    few = Clips(clips.pcm[:9], clips.targets[:9], ["a"] * 9, [Path()] * 9)  # of 72 s with their gaps
     assert _parts(few, rate, gap_s, np.random.default_rng(0)) == [list(range(9))]
 
 
