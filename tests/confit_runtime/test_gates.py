@@ -342,7 +342,7 @@ def test_a_name_that_fired_stays_silent_across_a_gap(model: Model, gallery: Gall
             else:
                 events += stream.accept(silence(1.0), RATE)
             events += stream.accept(bell, RATE)
-            found.append([(event.label, event.start_sample) for event in events])
+            found.append([(event.label, event.start_sample, event.end_sample) for event in events])
         assert found[0] == found[1], refractory_s
         counts.add(len(found[0]))
     assert counts == {1, 2}
