@@ -28,7 +28,7 @@ from confit_edge.recipe import Recipe
 from confit_edge.studies import find, names
 from confit_edge.studies.bench import precision_tally
 from confit_edge.studies.journal import Journal, read_outcomes
-from confit_edge.studies.phrases import ranking, versus
+from confit_edge.studies.phrases import points, ranking, versus
 from confit_edge.studies.questions import (
     batch,
     classes,
@@ -536,6 +536,8 @@ def test_of_classes_a_gain_is_held_against_that_of_the_fewest(gain: float, verdi
         ({"objective": "pairtune", "classes": 50}, {"linear": 0.5}, {}),
         ({**VANILLA, "classes": 50}, {"head": 0.5 - gain, "linear": 0.55}, {}),
     )
+    ours, head = Side("linear", {"objective": "pairtune", "classes": 2}), Side("head", {**VANILLA, "classes": 2})
+    assert points(results.difference(ours, head, comparisons=2)) in classes.conclude(results)[0]
     lines = claims(classes.conclude(results))
     assert lines[:2] == [
         f"With 2 classes: PairTune + linear probe is above {HEAD}",
@@ -642,6 +644,9 @@ def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_
         *made({"classes": "trained", "domain": "phone"}, "linear", 0.6, 0.9, 0.8),
         *made({"classes": "unseen", "domain": "noise", "way": 5, "shots": 1}, "prototype", 0.9, 0.7, 0.8),
     )
+    trained: Arm = {"classes": "trained", "domain": "phone"}
+    ours, frozen = (Side("linear", {"objective": name, **trained}) for name in ("pairtune", "frozen"))
+    assert points(results.difference(ours, frozen, comparisons=2)) in unseen.conclude(results)[0]
     assert claims(unseen.conclude(results)) == [
         "Trained classes, phone: PairTune is above the frozen encoder",
         "Trained classes, phone: PairTune is below vanilla",
