@@ -632,6 +632,22 @@ def test_of_temperature_the_best_on_validation_is_held_against_vanilla() -> None
     assert lines[-2:] == [f"PairTune at 0.1 is below {HEAD}", f"PairTune at 0.1 is above {FEATURES}"]
 
 
+def test_of_a_ranking_each_arm_is_told_apart_as_one_of_many() -> None:
+    """Of twenty that are ever so little worse, some differ by themselves and not as one of twenty."""
+    results = measured(*(({"t": at}, {"linear": 0.8 - at / 2000}, {"val_linear": 0.9 - at / 1000}) for at in range(21)))
+    best, *others = results.arms()
+    worse = {
+        comparisons: [
+            f"t {arm['t']}"
+            for arm in others
+            if results.difference(Side("linear", best), Side("linear", arm), comparisons).low > 0
+        ]
+        for comparisons in (1, 20)
+    }
+    assert 0 < len(worse[20]) < len(worse[1])
+    assert f": {'; '.join(worse[20])}." in ranking(results, results.arms(), "t")[1]
+
+
 def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_probe() -> None:
     def made(setting: Arm, metric: str, *shares: float) -> list[tuple[Arm, dict[str, float], dict[str, float]]]:
         other = {"prototype": "linear", "linear": "prototype"}[metric]
