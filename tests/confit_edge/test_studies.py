@@ -266,6 +266,7 @@ def test_shares_and_numbers_are_means_over_what_they_are_of() -> None:
         for seed in (0, 1, 2)
     )
     assert results.share("linear", o="a").value == pytest.approx(0.6)
+    assert results.share("linear").value == pytest.approx(0.5)  # of both together, as many clips of each
     assert results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).value == pytest.approx(0.2)
     gap = results.contrast([(0.5, Side("linear", {"o": "a"})), (0.5, Side("linear", {"o": "b"}))])
     assert gap.value == pytest.approx(0.5)
