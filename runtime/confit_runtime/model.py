@@ -26,6 +26,7 @@ from confit_runtime.names import known_names
 from confit_runtime.rows import RowMaker
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import did_you_mean, shipped_model
+from confit_runtime.sources.files import SOUND_SUFFIXES
 from confit_runtime.synthetic import plain_sounds
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ def _found(model: str | Path, path: Path) -> Path:
     if not str(model).strip():
         raise UsageError("the model name is empty: give a model file or the name of a shipped model")
     if path.is_file():
+        if path.suffix.lower() in SOUND_SUFFIXES:
+            raise UsageError(
+                f"{model}: is a sound file, not a model file; `listen` takes it as --source {quote(str(path))}"
+            )
         return path
     if (path / "run.json").is_file():
         export = f"confit-edge export {quote(str(path))} -o {quote(f'{path.name}.onnx')}"

@@ -108,6 +108,12 @@ def test_a_missing_model_is_a_usage_error(tmp_path: Path) -> None:
         load("a-model-that-never-shipped")
 
 
+def test_a_sound_file_in_place_of_a_model_is_named_as_such() -> None:
+    clip = DATA / "digits-real" / "one.ogg"
+    with pytest.raises(UsageError, match=r"one\.ogg: is a sound file, not a model file; .* --source "):
+        load(clip)
+
+
 @pytest.mark.parametrize("count", [0, -5, 1.5, float("nan"), float("inf"), "2", None])
 def test_what_is_no_number_of_things_is_a_usage_error(tiny: Path, model: Model, tmp_path: Path, count: Any) -> None:
     """A stream that had skipped 1.5 samples told of half ones from then on."""
