@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
@@ -157,11 +158,14 @@ def _tell_unlike_the_rest(name: str, taken: list[tuple[str, Taken]], model: Mode
     if len(every) <= 2:  # with two prints, neither is the odd one
         return
     needed = Levels.of(model.contract, None, None).threshold
+    lowest: dict[str, float] = {}  # a long clip gives many prints, but needs one warning
     for at, clip in enumerate(clips, start=len(known)):
         score = print_score(np.delete(every, at, axis=0), every[at])
         if score < needed:
-            say(
-                f"warning: {clip}: is unlike the rest of {name} (similarity {score:.2f}; recognition needs {needed:.2f}): noise,"
-                f" or somebody else? One such print lets others pass as {name}; `confit-edge gallery show` shows how alike the"
-                " prints are"
-            )
+            lowest[clip] = min(score, lowest.get(clip, score))
+    for clip, score in lowest.items():
+        say(
+            f"warning: {clip}: is unlike the rest of {name} (similarity {score:.2f}; recognition needs {needed:.2f}): noise,"
+            f" or somebody else? One such print lets others pass as {name}; `confit-edge gallery show {quote(name)}` shows how"
+            " alike the prints are"
+        )

@@ -221,7 +221,7 @@ def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path
     status, _, said = confit("enroll", "speakers", "santa", other[0])
     assert status == 0
     odd = [line for line in said.splitlines() if line.startswith("warning: ")]
-    assert odd
+    assert len(odd) == 1  # however many prints the clip gives
     assert all(line.startswith(f"warning: {other[0]}: is unlike the rest of santa (similarity 0.") for line in odd)
     assert confit("enroll", "speakers", "nick", *own[2:], "--gallery", "one.db")[0] == 0
     status, _, said = confit("enroll", "speakers", "claus", *own[:2], "--gallery", "one.db")
