@@ -185,7 +185,8 @@ def calibrate(
             f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
             " If they hold everything the device will ever hear, --lower lowers these thresholds, so that fewer sounds are missed"
         )
-    say(f"wrote {written}")
+    undo = "" if bake else f"; programs that load {loaded.path.name} use its thresholds until you remove it"
+    say(f"wrote {written}{undo}")
 
 
 def _check(target: float, confidence: float, bake: Path | None, plot: Path | None) -> None:
