@@ -197,9 +197,10 @@ def export(
             cautions=beware,
         )
         return
+    compared = "" if contract.precision == "fp32" else f" (fp32 {timing.fp32.p50_ms:.2f} ms)"
     say(
         f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms per call"
-        f" (fp32 {timing.fp32.p50_ms:.2f} ms); card {card}. Next: {_next_step(contract, out)}"
+        f"{compared}; card {card}. Next: {_next_step(contract, out)}"
     )
 
 

@@ -147,22 +147,19 @@ def card_of(contract: Contract, size: int, model: str, *, note: str = "", sectio
 
 def _speed(contract: Contract, timing: Timing) -> list[str]:
     latency, fp32, unit = timing.latency, timing.fp32, "hop" if contract.streaming else "window"
+    cpu = f"{latency.cpu_rtf:.4f} s"
+    rows = [("latency per call, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms")]
+    if contract.precision != "fp32":
+        rows.append(("latency per call in fp32, p50 / p99", f"{fp32.p50_ms:.2f} / {fp32.p99_ms:.2f} ms"))
+        cpu += f" (fp32 {fp32.cpu_rtf:.4f} s)"
+    peak = "unknown" if timing.peak_mb is None else f"{timing.peak_mb:.0f} MB"
+    rows += [("processor time per second of audio", cpu), ("peak memory of a listening process", peak)]
     return [
         "## On the machine that exported it",
         "",
         f"Measured on {platform.machine()} with one thread; other machines differ. One call processes one {unit}.",
         "",
-        *table(
-            [
-                ("latency per call, p50 / p99", f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms"),
-                ("latency per call in fp32, p50 / p99", f"{fp32.p50_ms:.2f} / {fp32.p99_ms:.2f} ms"),
-                ("processor time per second of audio", f"{latency.cpu_rtf:.4f} s (fp32 {fp32.cpu_rtf:.4f} s)"),
-                (
-                    "peak memory of a listening process",
-                    "unknown" if timing.peak_mb is None else f"{timing.peak_mb:.0f} MB",
-                ),
-            ]
-        ),
+        *table(rows),
         "",
     ]
 
