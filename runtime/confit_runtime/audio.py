@@ -75,8 +75,9 @@ def open_sound(path: str | Path) -> Any:
     try:
         if not path.is_file():
             raise UsageError(f"{path}: no such file" if not path.is_dir() else f"{path}: is a folder, not a sound file")
-        with path.open("rb"):  # libsndfile does not say why the system refuses a file
-            pass
+        with path.open("rb") as file:  # libsndfile does not say why the system refuses a file, or that it is empty
+            if not file.read(1):
+                raise AudioError(f"{path}: is an empty file (0 bytes)")
         # the name need not be UTF-8, and as bytes it need not be text either
         sound = _forward()(str(path) if os.name == "nt" else os.fsencode(path))
     except OSError as error:
