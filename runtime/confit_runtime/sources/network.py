@@ -113,7 +113,7 @@ class NetworkSource:
             raise UsageError(f"{self.name}: has no host name")
         program = shutil.which(ffmpeg)
         if program is None:
-            raise DeviceError("listening to a URL needs the program ffmpeg: apt-get install ffmpeg")
+            raise DeviceError("listening to a URL needs the program ffmpeg: sudo apt-get install ffmpeg")
         self.rate = check_rate(rate)
         self._url, self._stall_s = url, duration(stall_s, "the stall_s of a network stream", _POLL_S)
         self._command = [

@@ -57,7 +57,7 @@ def import_portaudio() -> Any:
         ) from error
     except OSError as error:
         raise DeviceError(
-            f"no microphone support: {error}. On Debian, Ubuntu and Raspberry Pi OS: apt-get install libportaudio2"
+            f"no microphone support: {error}. On Debian, Ubuntu and Raspberry Pi OS: sudo apt-get install libportaudio2"
             " (sound files and PCM on stdin work without it)"
         ) from error
     return sounddevice
