@@ -21,6 +21,7 @@ from confit_runtime.errors import AudioError, UsageError, of_clip
 from confit_runtime.files import default_cache, write_whole
 from confit_runtime.model import Model
 from confit_runtime.rows import RowMaker
+from confit_runtime.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def score_recordings(
     for folder, parts in together.items():
         files, pieces, lengths_s = zip(*parts, strict=True)
         places = [(str(path), 0.0) for path in files]
-        found.append(Recording(f"{folder} ({len(parts)} short files)", list(pieces), sum(lengths_s), places))
+        found.append(Recording(f"{folder} ({counted(len(parts), 'short file')})", list(pieces), sum(lengths_s), places))
     return found
 
 
