@@ -19,7 +19,7 @@ def demo(
 
     The demo trains PairTune and vanilla fine-tuning on 29 spoken words, compares them on unseen voices, exports one int8
     file, listens to five noisy minutes, and enrolls a word and two voices. Nothing is precomputed. It takes five to six
-    minutes on two cores and needs the export extra: pip install 'confit-edge[export]'.
+    minutes on two idle cores with bf16, and longer without. It needs the export extra: pip install 'confit-edge[export]'.
 
     It writes the model, the runs, plots, report.html and summary.json to --out.
 

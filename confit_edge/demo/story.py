@@ -56,7 +56,9 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     make_folder(out)
     started = time.monotonic()
     demo = Demo(out, seed, say, watch)
-    demo.say("This takes five to six minutes on two cores. Nothing that follows is precomputed.")
+    demo.say(
+        "This takes five to six minutes on two idle cores with bf16, and longer without. Nothing that follows is precomputed."
+    )
     words = word_manifest(demo)
     pairtune, finetune, memory = train_words(demo, words)
     summary: dict[str, Any] = {"seed": seed, "accuracy": accuracy_table(demo, pairtune, finetune)}
