@@ -141,7 +141,7 @@ def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> 
         ("peak", f"{check.peak_db:.1f} dB of full scale"),
         ("loud", f"{check.loud_db:.1f} dB"),
         ("noise floor", f"{check.noise_db:.1f} dB"),
-        ("clipped", f"{check.clipped:.3%}"),
+        ("clipped", f"{100 * check.clipped:.3f} %"),
         ("DC offset", f"{check.dc_offset:+.4f}"),
         ("bandwidth", f"{check.bandwidth_hz / 1000:.1f} kHz"),
         ("dropouts", f"{dropped / check.rate:.2f} s lost, {counted(check.holes, 'break')} in the sound"),

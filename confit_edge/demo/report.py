@@ -57,7 +57,7 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         _timeline(out / "stream.csv"),
         "<h2>Confusion</h2>",
         _image(out / "plots" / "confusion.png", "confusion of test clips"),
-        "<h2>Enrolment</h2>",
+        "<h2>Enrollment</h2>",
         f"<p>The word '{word['word']}', enrolled from three clips: {word['correct']} of {word['n']} clips by other voices"
         f" recognised; {word['others_unknown']} of {word['others_n']} clips of other words answered 'unknown', as they should"
         " be.</p>",
