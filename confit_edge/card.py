@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from confit_edge.encoders import encoder_name
 from confit_edge.probes.metrics import Merit, merit_name, named_probes
-from confit_edge.probes.tables import escaped
+from confit_edge.probes.tables import escaped, escaped_sentence
 from confit_runtime.cautions import cautions, ungrouped
 from confit_runtime.wording import counted, listed
 
@@ -39,7 +39,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         f"Intervals are computed over groups (speakers, recordings), since clips of one group are alike; {_apart(data)}.",
         "The test split served for this report only; epoch, learning rate and probe settings were chosen on validation.",
         "",
-        *(f"**Warning:** {caution}.\n" for caution in cautions(data)),
+        *(f"**Warning:** {escaped_sentence(caution)}.\n" for caution in cautions(data)),
         "![learning curves](plots/learning.png)",
         "",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in info.versions.items()),

@@ -13,11 +13,20 @@ from confit_edge.files import write_text
 
 # marks of Markdown and HTML; a closing bracket counts only before ( or [, so not in `90.0 [81.2, 95.1]`
 _MARKS = re.compile(r"[\\`*_<>&|~]|\](?=[(\[])")
+_CODE = re.compile(r"(`[^`]+`)")
 
 
 def escaped(text: str) -> str:
     """A name escaped for Markdown: on one line, and nothing in it is read as a link, image or tag."""
     return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def escaped_sentence(text: str) -> str:
+    """A sentence escaped like a name, except that `code` between backticks stays code, also in a cell of a table."""
+    parts = _CODE.split(" ".join(text.split()))
+    return "".join(
+        part.replace("|", r"\|") if at % 2 else _MARKS.sub(r"\\\g<0>", part) for at, part in enumerate(parts)
+    )
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

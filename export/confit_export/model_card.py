@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from confit_edge.files import write_text
-from confit_edge.probes.tables import escaped
+from confit_edge.probes.tables import escaped, escaped_sentence
 from confit_export.export import Exported
 from confit_runtime.bench import Latency, call_latency, fresh_process
 from confit_runtime.cautions import enough
@@ -200,4 +200,4 @@ def front_matter(contract: Contract) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> list[str]:
-    return ["| property | value |", "|---|---|", *(f"| {name} | {escaped(value)} |" for name, value in rows)]
+    return ["| property | value |", "|---|---|", *(f"| {name} | {escaped_sentence(value)} |" for name, value in rows)]

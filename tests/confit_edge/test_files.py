@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from confit_edge.cli import _refused
 from confit_edge.files import remove, write_tensors, write_text
-from confit_edge.probes.tables import write_csv
+from confit_edge.probes.tables import escaped_sentence, write_csv
 from confit_runtime.errors import ConfitError
 from tests.full_disk import files_of_at_most
 
@@ -138,3 +138,9 @@ def test_a_table_takes_the_place_of_the_former_one_when_it_is_whole(tmp_path: Pa
     assert path.read_text().split() == ["epoch", "3"]
     assert former.read_text().split()[0] == "epoch,loss,val"  # the file that was there was not written into
     assert sorted(tmp_path.iterdir()) == [former, path]
+
+
+def test_a_sentence_is_escaped_for_markdown_but_its_code_stays_code() -> None:
+    assert escaped_sentence("give `--only a|b` to *x*  [y](z) ` lone") == (
+        "give `--only a\\|b` to \\*x\\* [y\\](z) \\` lone"
+    )
