@@ -82,6 +82,12 @@ def test_coloured_noise_falls_with_its_slope(slope: float) -> None:
 def test_noise_gain_brings_the_noise_to_the_ratio(snr: float) -> None:
     clip, noise = sound(3000), sound(9000, 1, level=3.0)
     found = 20 * np.log10(rms(clip) / rms(noise * noise_gain(clip, noise, snr)))
+    offset = np.float32(0.05)  # of the microphone
+    np.testing.assert_allclose(
+        [noise_gain(clip + offset, noise, snr), noise_gain(clip, noise + offset, snr)],
+        noise_gain(clip, noise, snr),
+        rtol=1e-4,
+    )
     assert found == pytest.approx(snr, abs=0.01)
     assert noise_gain(clip, np.zeros(10, np.float32), snr) == 0
     assert noise_gain(np.zeros(10, np.float32), noise, snr) == 0
