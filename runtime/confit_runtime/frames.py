@@ -20,9 +20,10 @@ def frame_levels(pcm: Pcm, rate: int) -> npt.NDArray[np.float64]:
 
 
 def loudest_db(pcm: Pcm, rate: int) -> float:
-    """The level of the loudest 20 ms frame of a clip or a recording `[samples]`, in dB of full scale."""
+    """The level of the loudest 20 ms frame of a clip or a recording `[samples]`, in dB of full scale, without its DC offset."""
     part = max(1, round(rate * FRAME_S)) * _FRAMES_A_PART
-    parts = (frame_levels(pcm[at : at + part], rate) for at in range(0, len(pcm), part))
+    offset = np.float32(pcm.mean(dtype=np.float64)) if pcm.size else np.float32(0)
+    parts = (frame_levels(pcm[at : at + part] - offset, rate) for at in range(0, len(pcm), part))
     return float(max((levels.max() for levels in parts), default=QUIETEST_DB))
 
 

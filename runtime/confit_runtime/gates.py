@@ -33,9 +33,9 @@ class EnergyGate:
     """Opens when the sound is at or above `level` dBFS.
 
     If `above_floor` is given, the sound must also be that many dB above the noise floor. The level of a hop is the RMS
-    of its loudest 20 ms. The noise floor is the lowest recent level: it falls at once and rises by `rise` dB per
-    second, so that the gate closes again some time after a fan is switched on. Raises UsageError for a level that is
-    not below 0 dBFS, and for an invalid rate.
+    of its loudest 20 ms, without the DC offset. The noise floor is the lowest recent level: it falls at once and rises
+    by `rise` dB per second, so that the gate closes again some time after a fan is switched on. Raises UsageError for a
+    level that is not below 0 dBFS, and for an invalid rate.
     """
 
     def __init__(
@@ -103,9 +103,12 @@ def check_gate(gate: Gate, sample_rate: int) -> None:
 
 
 def loudest_dbfs(pcm: Pcm, block: int) -> float:
-    """The RMS of the loudest `block` samples of `pcm`, in dB of full scale (at least -90)."""
-    blocks = np.pad(pcm, (0, -len(pcm) % block)).reshape(-1, block)
-    power = float(np.mean(np.square(blocks, dtype=np.float64), axis=1).max(initial=0.0))
+    """The RMS of the loudest `block` samples of `pcm`, each block without its mean, in dB of full scale (at least -90).
+
+    The mean goes because a microphone's DC offset is no sound; a last block that is shorter counts as filled with silence.
+    """
+    blocks = [pcm[at : at + block] for at in range(0, len(pcm), block)]
+    power = max((float(np.var(one, dtype=np.float64)) * len(one) / block for one in blocks), default=0.0)
     return max(SILENT_DBFS, 10 * math.log10(power)) if power > 0 else SILENT_DBFS
 
 

@@ -59,7 +59,8 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
         raise AudioError(f"{len(pcm) / rate:.2f} s of sound are too short to measure; at least 0.1 s are needed")
     check_samples(pcm, "the sound")
     offset = float(pcm.mean(dtype=np.float64))
-    levels = frame_levels(pcm - np.float32(offset), rate)
+    centred = pcm - np.float32(offset)
+    levels = frame_levels(centred, rate)
     return Soundcheck(
         seconds=len(pcm) / rate,
         rate=rate,
@@ -69,7 +70,7 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
         clipped=clipped_share(pcm),
         dc_offset=offset,
         holes=_holes(pcm, rate),
-        bandwidth_hz=_bandwidth(pcm, rate),
+        bandwidth_hz=_bandwidth(centred, rate),
     )
 
 

@@ -197,6 +197,36 @@ def test_an_onset_at_the_end_of_a_hop_opens() -> None:
     assert EnergyGate(RATE, -46.0).hears(hop)
 
 
+@pytest.mark.parametrize("spec", ["auto", "-50"])
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("chunk", [37, 800, 16_000])
+def test_a_dc_offset_neither_opens_nor_deafens_a_gate(
+    model: Model, hops_scored: list[int], spec: str, rate: int, chunk: int
+) -> None:
+    """The same hops are scored, and the same words heard, as without it."""
+    sound = scene([("", 1.0), ("low", 0.3), ("", 2.0), ("mid", 0.3), ("", 1.0)], rate) * np.float32(0.1)
+    found = []
+    for offset in (0.0, 0.02):
+        pcm = sound + np.float32(offset)
+        parts = np.split(pcm, range(chunk, len(pcm), chunk))
+        stream = model.stream(gate=make_gate(spec, RATE))
+        # the offset fades in, as through the capacitors of a sound card, because a step would be a click
+        stream.accept(np.linspace(0, offset, rate, dtype=np.float32), rate)
+        hops_scored.clear()
+        events = [(event.label, event.start_sample) for part in parts for event in stream.accept(part, rate)]
+        found.append((events, len(hops_scored)))
+    assert found[0] == found[1]
+    assert [label for label, _ in found[0][0]] == ["low", "mid"]
+
+
+@pytest.mark.parametrize("samples", [100, 320, 420, 1280, 1281])
+def test_the_level_of_a_hop_of_any_length_is_that_of_its_sound_alone(samples: int) -> None:
+    hop = tone(500, 0.1, level=0.01)[:samples]
+    level = loudest_dbfs(hop, 320)
+    assert loudest_dbfs(hop + np.float32(0.3), 320) == pytest.approx(level, abs=0.01)
+    assert loudest_dbfs(np.full(samples, 0.3, np.float32), 320) == -90.0
+
+
 @pytest.mark.parametrize("spec", ["loud", "3", "-100", "nan"])
 def test_gates_that_cannot_be(spec: str) -> None:
     with pytest.raises(UsageError, match="gate"):

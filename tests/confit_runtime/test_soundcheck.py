@@ -10,6 +10,7 @@ import pytest
 from confit_edge.demo import DATA
 from confit_runtime import AudioError, DeviceError, UsageError
 from confit_runtime.audio import read_audio, resample
+from confit_runtime.frames import QUIETEST_DB, loudest_db
 from confit_runtime.recording import record_clip
 from confit_runtime.soundcheck import fault_of, findings, soundcheck
 from confit_runtime.sources import FileSource, Microphone
@@ -81,6 +82,15 @@ def test_a_headset_in_telephone_mode_is_told_from_a_wide_one() -> None:
     assert soundcheck(wide, 48_000).bandwidth_hz > 15_000
     assert "hears nothing above" in words(narrow, 48_000)
     assert "hears nothing above" in words(resample(wide, 48_000, 8_000), 8_000)  # whatever rate it claims
+
+
+def test_a_dc_offset_hides_no_bandwidth_and_counts_in_no_level() -> None:
+    sound = 0.03 * speech()
+    without, offset = (soundcheck(sound + np.float32(level), RATE) for level in (0.0, 0.2))
+    assert offset.bandwidth_hz == pytest.approx(without.bandwidth_hz, rel=0.02)
+    assert (offset.loud_db, offset.noise_db) == pytest.approx((without.loud_db, without.noise_db), abs=0.1)
+    assert loudest_db(sound + np.float32(0.2), RATE) == pytest.approx(loudest_db(sound, RATE), abs=0.1)
+    assert loudest_db(np.full(100, 0.2, np.float32), RATE) == loudest_db(silence(0.0), RATE) == QUIETEST_DB
 
 
 def test_holes_and_losses_are_counted() -> None:
