@@ -17,6 +17,7 @@ from confit_runtime.wording import counted
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
+    from confit_runtime.channels import ChannelCheck
     from confit_runtime.soundcheck import Finding, Soundcheck
     from confit_runtime.sources import Source
 
@@ -40,8 +41,9 @@ def doctor(
 ) -> None:
     """Measure a microphone and advise what to improve.
 
-    It measures the rate, level, clipping, noise floor, DC offset and dropouts. Be quiet for the first half, then speak as you
-    will later, from where you will stand. The exit status is 1 if something is so bad that little would be recognised.
+    It measures the rate, level, clipping, noise floor, DC offset and dropouts, and whether the channels cancel each other. Be
+    quiet for the first half, then speak as you will later, from where you will stand. The exit status is 1 if something is so
+    bad that little would be recognised.
 
     Examples:
 
@@ -58,10 +60,10 @@ def doctor(
     with open_source(source, rate=rate, channels=channels, format=pcm_format) as opened:
         if opened.live:
             say(f"measuring {opened.name} for {seconds:g} s: be quiet for {seconds / 2:g} s, then speak")
-        pcm, lost, arrivals = _hear(opened, seconds)
+        pcm, measured, lost, arrivals = _hear(opened, seconds)
         name, clocked = opened.name, isinstance(opened, Microphone)
     try:
-        check = soundcheck(pcm, opened.rate)
+        check = soundcheck(pcm, opened.rate, measured)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from error
     found = findings(check, lost_s={reason: samples / opened.rate for reason, samples in lost.items()})
@@ -77,16 +79,21 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple[float, int]]]:
-    """The sound without gaps, the samples lost by reason, and the arrivals: at which time how many samples had come."""
+def _hear(source: Source, seconds: float) -> tuple[Pcm, ChannelCheck, Counter[str], list[tuple[float, int]]]:
+    """The sound without gaps, what was measured of its channels, the samples lost by reason, and the arrivals.
+
+    An arrival is a time, and how many samples had come by then.
+    """
     import numpy as np
 
     from confit_edge.cli._live import level_line, say_alone
+    from confit_runtime.channels import ChannelCheck
     from confit_runtime.sources import Gap, Notice, Pause
 
     show = level_line() if source.live and on_a_terminal() else None
     parts, arrivals, heard, wanted = [], [], 0, round(seconds * source.rate)
     lost: Counter[str] = Counter()
+    channels = ChannelCheck()
     for item in source:
         if isinstance(item, Notice):
             say_alone(item.text)
@@ -98,6 +105,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple
             heard += item.samples
         else:
             parts.append(item[0])
+            channels.hear(item)
             heard += len(item[0])
         arrivals.append((time.monotonic(), heard))
         if show is not None and parts:
@@ -106,7 +114,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, Counter[str], list[tuple
             break
     if not parts:
         raise DeviceError(f"{source.name}: gave no sound in {seconds:g} s")
-    return np.concatenate(parts), lost, arrivals
+    return np.concatenate(parts), channels, lost, arrivals
 
 
 def _slip(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:
@@ -132,7 +140,9 @@ def _slip(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:
 
 
 def _rounded(check: Soundcheck) -> dict[str, float]:
-    return {key: round(value, 5) for key, value in dataclasses.asdict(check).items()}
+    return {
+        key: round(value, 5) if isinstance(value, float) else value for key, value in dataclasses.asdict(check).items()
+    }
 
 
 def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> None:

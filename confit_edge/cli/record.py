@@ -59,9 +59,9 @@ def record(
 ) -> None:
     """Record clips of one class, to train on or to enroll.
 
-    Each clip is checked as soon as it is recorded; a clip that is clipped, silent or has gaps is refused and recorded
-    again. Clips go to DIR/LABEL/GROUP/, and each gets a row in DIR/manifest.csv. You can train on the folder or on the
-    manifest.
+    Each clip is checked as soon as it is recorded; a clip that is clipped or silent, has gaps, or whose channels cancel each
+    other is refused and recorded again. Clips go to DIR/LABEL/GROUP/, and each gets a row in DIR/manifest.csv. You can train
+    on the folder or on the manifest.
 
     Record every class with the same microphone, in at least three groups (people, rooms, days). Also record a class called
     unknown, which never fires, with the other sounds of the place.

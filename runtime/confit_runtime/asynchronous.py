@@ -13,11 +13,10 @@ from contextlib import AsyncExitStack, aclosing, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from confit_runtime.audio import to_mono
 from confit_runtime.given import check_source, chunk_of, source_of, streams_of
 from confit_runtime.listener import Listener, Tap, listened, logged
 from confit_runtime.sources import Gap, Given, GivenSource, Item, Notice, Pause
-from confit_runtime.sources.base import PAUSE_S, Lasting
+from confit_runtime.sources.base import PAUSE_S, Lasting, mixed
 
 if TYPE_CHECKING:
     from confit_runtime.events import Detection, Ended
@@ -164,9 +163,8 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
                 break
             (piece,) = item
             if not isinstance(piece, Gap | Notice | Pause):
-                pcm, rate = chunk_of(piece)
-                piece = to_mono(pcm), rate
-                lasting.came(len(piece[0]) / rate, clock())
+                piece = mixed(chunk_of(piece))
+                lasting.came(len(piece[0]) / piece[1], clock())
             yield piece
     finally:
         ended = reader.done()

@@ -146,7 +146,12 @@ def sound_seconds(path: str | Path) -> float:
 
 
 def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
-    """Yield a sound file that `open_sound` just opened, as mono blocks `[<= block]`.
+    """Yield a sound file that `open_sound` just opened, as mono blocks `[<= block]`. Raises what `decode_channels` raises."""
+    yield from map(to_mono, decode_channels(sound, block))
+
+
+def decode_channels(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
+    """Yield a sound file that `open_sound` just opened, as blocks `[<= block, channels]`.
 
     Raises AudioError if the file breaks off or is damaged. Some decoders stop early without an error, so the number of
     samples is compared with what the file promises (to 0.1 s, because the first frames of an MP3 may depend on missing
@@ -156,7 +161,7 @@ def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
     try:
         while len(frames := sound.read(_least(block, missing), dtype="float32", always_2d=True)):
             missing = None if missing is None else missing - len(frames)
-            yield to_mono(frames)
+            yield frames
     except (RuntimeError, ValueError) as error:
         raise unreadable(os.fsdecode(sound.name), error) from error
     if missing is not None and missing > sound.samplerate // 10:

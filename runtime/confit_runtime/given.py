@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from confit_runtime.audio import check_rate
 from confit_runtime.errors import UsageError
 from confit_runtime.sources import Given, GivenSource, open_source
+from confit_runtime.sources.base import Mixed
 from confit_runtime.wording import listed
 
 if TYPE_CHECKING:
@@ -70,4 +71,4 @@ def chunk_of(item: object) -> Given:
         what = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__
         raise UsageError(f"a source yields (pcm, rate) tuples, Gap, Notice and Pause; this one yielded {what}")
     pcm, rate = item
-    return pcm, check_rate(rate)
+    return item if isinstance(item, Mixed) else (pcm, check_rate(rate))

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import ref
 
-import numpy.typing as npt
-
 from confit_runtime.arrays import duration, whole
-from confit_runtime.audio import check_rate, check_samples, narrow, to_mono
+from confit_runtime.audio import check_rate, check_samples, narrow
+from confit_runtime.channels import channels_of
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.given import chunk_of, source_of, streams_of
-from confit_runtime.loudness import Loudness
-from confit_runtime.sources import Chunk, Gap, GivenSource, Item, Notice, Pause
-from confit_runtime.sources.base import sound_or_gap
+from confit_runtime.loudness import Cancellation, Loudness
+from confit_runtime.sources import Chunk, Gap, Given, GivenSource, Item, Notice, Pause
+from confit_runtime.sources.base import mixed, sound_or_gap
 from confit_runtime.sources.clock import boottime
 
 if TYPE_CHECKING:
@@ -71,8 +70,9 @@ class Listener:
     - detections in the order they complete, each after every tap has judged it. Within a chunk (half a second of a
       longer one), those of the first model come first.
     - gaps in the source, once sound is back; consecutive gaps are joined.
-    - notices: at the beginning if a model hears higher frequencies than the source contains; for `live` sound also if
-      hearing takes longer than the sound lasts (at most once a minute), and if the sound is silent or clipped.
+    - notices: at the beginning if a model hears higher frequencies than the source contains; if the source's channels
+      cancel each other where they are averaged; for `live` sound also if hearing takes longer than the sound lasts (at
+      most once a minute), and if the sound is silent or clipped.
     - for streams with `ends`, the end of each detection it yielded.
 
     A pause completes what is still pending. After `seconds` of the source's own time the listener is `full` and hears
@@ -107,7 +107,7 @@ class Listener:
         self._sounding: Counter[tuple[str, bool, str, int]] = Counter()
         self._end = None if seconds is None else round(duration(seconds, "the seconds to listen") * self.rate)
         self.live = True  # the sound is live and does not wait for a slow listener
-        self._pace, self._loudness = _Pace(), Loudness(name)
+        self._pace, self._loudness, self._cancellation = _Pace(), Loudness(name), Cancellation(name)
         self._begun = False
         self._gap: Gap | None = None  # not reported yet
         self._claim()
@@ -215,7 +215,7 @@ class Listener:
             self._begun = True
             yield from self._narrow()
         if not isinstance(item, Gap | Notice | Pause):
-            item = self._sound(*chunk_of(item))
+            item = self._sound(chunk_of(item))
         if isinstance(item, Notice):
             yield item
         elif isinstance(item, Gap):
@@ -225,7 +225,7 @@ class Listener:
                 yield from self._judge(stream, stream.pause())
         else:
             yield from self._told()
-            yield from self._hear(*item)
+            yield from self._hear(*item, channels_of(item))
 
     def finish(self) -> Iterator[Detection | Ended | Gap]:
         """Yield what was still pending when the source ended; then release the streams for other listeners."""
@@ -235,23 +235,25 @@ class Listener:
             yield from self._judge(stream, stream.finish())
         self.close()
 
-    def _sound(self, pcm: npt.ArrayLike, rate: int) -> Chunk | Gap:
+    def _sound(self, given: Given) -> Chunk | Gap:
         """Turn a source's chunk into mono. Invalid samples become a gap in live sound; in a recording they raise AudioError."""
+        rate = given[1]
         if rate != self.rate:
             raise UsageError(f"{self.name}: began at {self.rate} Hz and now comes at {rate} Hz")
-        mono = to_mono(pcm)
         if self.live:
-            return sound_or_gap(mono, rate, self.name)
-        check_samples(mono, self.name)
-        return mono, rate
+            return sound_or_gap(given, self.name)
+        chunk = mixed(given)
+        check_samples(chunk[0], self.name)
+        return chunk
 
-    def _hear(self, pcm: Pcm, rate: int) -> Iterator[Detection | Ended | Notice]:
+    def _hear(self, pcm: Pcm, rate: int, channels: Pcm) -> Iterator[Detection | Ended | Notice]:
         if self._end is not None:
             pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have gone past the end
         self._advance(len(pcm))
         self._came = time.time(), self.samples
         most = max(1, round(MOST_S * rate))
-        for part in (pcm[at : at + most] for at in range(0, len(pcm), most)):
+        for at in range(0, len(pcm), most):
+            part, side_by_side = pcm[at : at + most], channels[at : at + most][: len(pcm) - at]
             part.setflags(write=False)  # read-only view: the array may be the caller's own
             began = time.perf_counter()
             for tap in self.taps:
@@ -262,11 +264,13 @@ class Listener:
                 found = list(self._judge(stream, stream.accept(part, rate)))
                 spent += time.perf_counter() - began
                 yield from found
+            if (notice := self._cancellation.hear(side_by_side, rate)) is not None:
+                yield notice
             if not self.live:
                 continue
             if self._pace.slow(len(part) / rate, spent):
                 yield self._behind()
-            if (notice := self._loudness.hear(part, rate)) is not None:
+            if (notice := self._loudness.hear(side_by_side, rate)) is not None:
                 yield notice
 
     def _advance(self, samples: int) -> None:

@@ -1,14 +1,15 @@
-"""Detect, while live sound arrives, that it is only digital silence, or clipped."""
+"""Detect, while sound arrives, that it is only digital silence, or clipped, or that its channels cancel each other."""
 
 from __future__ import annotations
 
 from confit_runtime.audio import Pcm
-from confit_runtime.soundcheck import FULL, clipped_share
+from confit_runtime.channels import ONE_CHANNEL, Clipping, Mixing
 from confit_runtime.sources.base import Notice
 
 SILENT_S = 30.0  # of nothing but zeros, before the first notice
 LONGEST_SILENT_S = 3600.0  # upper limit of the doubling
 SPELL_S = 60.0  # over which clipping is judged
+LOUD_S = 5.0  # of loud sound, by which it is judged whether channels cancel
 CLIPPED_SHARE = 0.1  # share of a spell that lies in chunks with clipped samples
 
 
@@ -22,31 +23,31 @@ class Loudness:
     def __init__(self, name: str) -> None:
         self._name, self._silent, self._clipped = name, False, False
         self._patience_s = SILENT_S
-        self._silent_s = self._spell_s = self._clipped_s = 0.0
+        self._silent_s = self._spell_s = 0.0
+        self._clipping = Clipping()
 
-    def hear(self, pcm: Pcm, rate: int) -> Notice | None:
-        """The notice to issue after a chunk `[samples]` at `rate`, at most half a second long; None if there is none."""
-        peak, seconds = max(pcm.max(), -pcm.min()), len(pcm) / rate
+    def hear(self, channels: Pcm, rate: int) -> Notice | None:
+        """The notice to issue after a chunk `[samples, channels]`, at most half a second long; None if there is none."""
+        peak, seconds = max(channels.max(), -channels.min()), len(channels) / rate
         self._silent_s = 0.0 if peak else self._silent_s + seconds
         if self._silent:
             self._silent = not peak
             return Notice("fine", f"{self._name}: has sound again") if peak else None
         self._spell_s += seconds
-        if peak >= FULL and clipped_share(pcm):
-            self._clipped_s += seconds
+        self._clipping.hear(channels)
         if self._silent_s >= self._patience_s:
-            self._silent, self._clipped, self._spell_s, self._clipped_s = True, False, 0.0, 0.0
+            self._silent, self._clipped, self._spell_s, self._clipping = True, False, 0.0, Clipping()
             self._patience_s = min(2 * self._patience_s, LONGEST_SILENT_S)
             return Notice(
                 "silent",
                 f"{self._name}: nothing but digital silence for {self._silent_s:.0f} s: it is muted, or this is the"
                 " wrong source",
             )
-        return self._judge_spell() if self._spell_s >= SPELL_S else None
+        return self._judge_spell(rate) if self._spell_s >= SPELL_S else None
 
-    def _judge_spell(self) -> Notice | None:
-        clipped_s, spell_s, before = self._clipped_s, self._spell_s, self._clipped
-        self._clipped_s = self._spell_s = 0.0
+    def _judge_spell(self, rate: int) -> Notice | None:
+        clipped_s, spell_s, before = self._clipping.spread / rate, self._spell_s, self._clipped
+        self._spell_s, self._clipping = 0.0, Clipping()
         self._clipped = clipped_s >= CLIPPED_SHARE * spell_s
         if self._clipped and not before:
             return Notice(
@@ -56,4 +57,27 @@ class Loudness:
             )
         if before and not self._clipped:
             return Notice("fine", f"{self._name}: is no longer clipped")
+        return None
+
+
+class Cancellation:
+    """Hears the channels of the source `name` and issues notices when they begin and cease to cancel each other."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._cancelled, self._mixing = name, False, Mixing()
+
+    def hear(self, channels: Pcm, rate: int) -> Notice | None:
+        """The notice to issue after a chunk `[samples, channels]`; None if there is none."""
+        self._mixing.hear(channels, rate)
+        if self._mixing.loud_s < LOUD_S:
+            return None
+        before, self._cancelled = self._cancelled, self._mixing.cancels
+        self._mixing = Mixing()
+        if self._cancelled and not before:
+            return Notice(
+                "cancelled",
+                f"{self._name}: its channels cancel each other where they are averaged, so little is heard: {ONE_CHANNEL}",
+            )
+        if before and not self._cancelled:
+            return Notice("fine", f"{self._name}: its channels no longer cancel each other")
         return None

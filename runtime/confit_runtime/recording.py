@@ -11,6 +11,7 @@ import numpy as np
 
 from confit_runtime.arrays import duration
 from confit_runtime.audio import Pcm
+from confit_runtime.channels import ChannelCheck
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.frames import FRAME_S
 from confit_runtime.soundcheck import Soundcheck, fault_of, soundcheck
@@ -53,12 +54,13 @@ def record_clip(
     countdown_s = max(duration(countdown_s, "the countdown of a clip"), 2 * FRAME_S)
     begin = time.monotonic() + countdown_s
     wanted, parts, taken, lost = round(seconds * source.rate), [np.zeros(0, np.float32)], 0, 0
+    channels = ChannelCheck()
     for item in source:
         if isinstance(item, Notice):
             if tell is not None:
                 tell(item.text)
             begin = math.inf if item.state == "away" else time.monotonic() + countdown_s
-            parts, taken, lost = [np.zeros(0, np.float32)], 0, 0
+            parts, taken, lost, channels = [np.zeros(0, np.float32)], 0, 0, ChannelCheck()
             continue
         if isinstance(item, Pause):
             continue
@@ -68,14 +70,17 @@ def record_clip(
             if show is not None and left < math.inf:
                 show(-left, pcm)
             continue
-        lost += isinstance(item, Gap)
+        if isinstance(item, Gap):
+            lost += 1
+        else:
+            channels.hear(item)
         parts.append(pcm)
         taken += len(pcm)
         if show is not None:
             show(max(0.0, (wanted - taken) / source.rate), pcm)
         if taken >= wanted:
             clip = np.concatenate(parts)[:wanted]
-            check = soundcheck(clip, source.rate)
+            check = soundcheck(clip, source.rate, channels)
             return Take(
                 clip, source.rate, check, "some of its sound was lost" if lost else fault_of(check, quiet=quiet)
             )

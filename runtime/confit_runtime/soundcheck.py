@@ -9,11 +9,12 @@ from typing import Literal
 import numpy as np
 
 from confit_runtime.audio import Pcm, check_samples
+from confit_runtime.channels import ONE_CHANNEL, ChannelCheck
 from confit_runtime.errors import AudioError
 from confit_runtime.frames import QUIETEST_DB, decibel, frame_levels, runs
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
 
-FULL = 0.99  # a sample at or above this counts as clipped if its neighbours are as loud
+CLIPPED = 1e-4  # share of clipped samples that is too much
 
 _SPEECH_HZ = 8_000.0  # the band of speech that a device should hear
 _SPECTRUM = 1024
@@ -30,7 +31,8 @@ class Soundcheck:
     """Measurements of some sound. Levels are in dB of full scale, over 20 ms frames, without the DC offset.
 
     `loud_db` is exceeded by one twentieth of the frames and `noise_db` by nine tenths. `clipped` is the share of
-    samples in runs at full scale, `dc_offset` the mean sample, `holes` how often live sound broke off in digital
+    clipped samples in the channel that has the most, and `cancelled` whether the channels cancel each other
+    (`confit_runtime.channels`). `dc_offset` is the mean sample, `holes` how often live sound broke off in digital
     silence. `bandwidth_hz` is the highest frequency whose power is less than 75 dB below the strongest one.
     """
 
@@ -40,6 +42,7 @@ class Soundcheck:
     loud_db: float
     noise_db: float
     clipped: float
+    cancelled: bool
     dc_offset: float
     holes: int
     bandwidth_hz: float
@@ -53,11 +56,17 @@ class Finding:
     text: str
 
 
-def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
-    """Measure `[samples]` of sound. Raises AudioError for less than a tenth of a second, and if it is not sound."""
+def soundcheck(pcm: Pcm, rate: int, channels: ChannelCheck | None = None) -> Soundcheck:
+    """Measure `[samples]` of sound; `channels` has heard the channels it was averaged from, if there were several.
+
+    Raises AudioError for less than a tenth of a second, and if it is not sound.
+    """
     if len(pcm) < rate // 10:
         raise AudioError(f"{len(pcm) / rate:.2f} s of sound are too short to measure; at least 0.1 s are needed")
     check_samples(pcm, "the sound")
+    if channels is None:
+        channels = ChannelCheck()
+        channels.hear((pcm, rate))
     offset = float(pcm.mean(dtype=np.float64))
     centred = pcm - np.float32(offset)
     levels = frame_levels(centred, rate)
@@ -67,7 +76,8 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
         peak_db=decibel(float(np.abs(pcm).max())),
         loud_db=float(np.percentile(levels, 95)),
         noise_db=float(np.percentile(levels, 10)),
-        clipped=clipped_share(pcm),
+        clipped=channels.clipped,
+        cancelled=channels.cancelled,
         dc_offset=offset,
         holes=_holes(pcm, rate),
         bandwidth_hz=_bandwidth(centred, rate),
@@ -75,13 +85,15 @@ def soundcheck(pcm: Pcm, rate: int) -> Soundcheck:
 
 
 def fault_of(check: Soundcheck, *, quiet: bool = False) -> str | None:
-    """Why a clip is unusable (clipped, silent, or torn), or None. A clip of a `quiet` room may be soft."""
+    """Why a clip is unusable (cancelled, clipped, silent, or torn), or None. A clip of a `quiet` room may be soft."""
+    if check.cancelled:
+        return f"its channels cancel each other; {ONE_CHANNEL}"
     if check.peak_db <= QUIETEST_DB:
         return "it is silent, all zeros; is the microphone muted?"
     if check.loud_db < -65.0 and not quiet:
         return "it is silent; speak louder or come closer"
-    if check.clipped > 1e-4:
-        return f"it is clipped ({check.clipped:.1%} of it at full scale); turn the microphone down or step back"
+    if check.clipped > CLIPPED:
+        return f"it is clipped ({check.clipped:.1%} of its samples); turn the microphone down or step back"
     if check.holes:
         return "some of its sound was lost"
     return None
@@ -98,7 +110,7 @@ def findings(check: Soundcheck, *, lost_s: Mapping[str, float] | None = None) ->
 
 
 def _level_findings(check: Soundcheck) -> list[Finding]:
-    if check.peak_db <= QUIETEST_DB:
+    if check.peak_db <= QUIETEST_DB and not check.cancelled:
         return [
             Finding(
                 "bad",
@@ -106,12 +118,17 @@ def _level_findings(check: Soundcheck) -> list[Finding]:
             )
         ]
     found = []
-    if check.clipped > 1e-4:
+    if check.clipped > CLIPPED:
         found.append(
             Finding(
                 "bad", f"{check.clipped:.2%} of the samples are clipped: turn its gain down (alsamixer, F4) by 6 dB"
             )
         )
+    if check.cancelled:  # what is left of the sound has no level to judge
+        return [
+            *found,
+            Finding("bad", f"its channels cancel each other where they are averaged: {ONE_CHANNEL}"),
+        ]
     if check.loud_db < -50.0:
         found.append(
             Finding("bad", f"very quiet ({check.loud_db:.0f} dB): turn its gain up, or speak while it measures")
@@ -134,7 +151,7 @@ def _level_findings(check: Soundcheck) -> list[Finding]:
 
 def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Finding]:
     found = []
-    if abs(check.dc_offset) > 0.01:
+    if abs(check.dc_offset) > 0.01 and check.clipped <= CLIPPED:  # clipping one side more than the other leaves one
         found.append(
             Finding(
                 "warning", f"a DC offset of {check.dc_offset:+.3f}: cheap hardware; it costs headroom, not accuracy"
@@ -149,7 +166,7 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
                 "bad", f"the sound broke off {check.holes} times: a loose cable, a weak power supply, a busy USB bus"
             )
         )
-    if check.peak_db > QUIETEST_DB and check.bandwidth_hz < 0.6 * _SPEECH_HZ:
+    if check.peak_db > QUIETEST_DB and not check.cancelled and check.bandwidth_hz < 0.6 * _SPEECH_HZ:
         found.append(
             Finding(
                 "warning",
@@ -158,13 +175,6 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
             )
         )
     return found
-
-
-def clipped_share(pcm: Pcm) -> float:
-    """The share of samples in runs of at least three at full scale."""
-    starts, ends = runs(np.abs(pcm) >= FULL).T
-    lengths = ends - starts
-    return float(lengths[lengths >= 3].sum() / len(pcm))
 
 
 def _holes(pcm: Pcm, rate: int) -> int:

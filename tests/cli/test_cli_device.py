@@ -675,6 +675,22 @@ def test_doctor_takes_a_pipe(home: Path) -> None:
     assert (lines(done)[-1]["source"], lines(done)[-1]["seconds"]) == ("-", 2.5)
 
 
+def test_channels_that_cancel_are_told_of_by_doctor_and_listen(home: Path, tmp_path: Path) -> None:
+    sound = np.tile(scene(16_000), 4)
+    both = np.stack([sound, -sound], axis=1)
+    soundfile.write(tmp_path / "both.wav", both, 16_000)
+    pcm = (both * 32767).astype("<i2").tobytes()
+    for source in (["both.wav"], ["-", "--rate", "16000", "--channels", "2"]):
+        done = run(tmp_path, "doctor", "--source", *source, "--json", stdin=pcm)
+        finding, measured = lines(done)
+        assert (done.returncode, finding["level"], measured["cancelled"]) == (1, "bad", True)
+        assert finding["text"].startswith("its channels cancel each other where they are averaged: use one of them")
+        done = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", *source, "--json", stdin=pcm)
+        assert [line["state"] for line in lines(done) if line["type"] == "notice"] == ["cancelled"]
+    soundfile.write(tmp_path / "one.wav", both[:, 0], 16_000)
+    assert lines(run(tmp_path, "doctor", "--source", "one.wav", "--json"))[-1]["cancelled"] is False
+
+
 def test_doctor_and_record_with_a_microphone(
     home: Path, tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:

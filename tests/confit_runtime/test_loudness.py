@@ -1,13 +1,16 @@
-"""What is told of live sound that is silent or clipped, when, and how often."""
+"""What is told of live sound that is silent, clipped or cancelled, when, and how often."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from confit_edge.demo import DATA
 from confit_runtime import Listener, Model
+from confit_runtime.audio import load_clip
 from confit_runtime.loudness import Loudness
 from confit_runtime.sources import Notice
+from confit_runtime.sources.base import mixed
 from tests.confit_runtime.test_listener import Scripted, chunks
 from tests.tiny_model import RATE, Floats, silence, tone
 
@@ -21,7 +24,7 @@ def told(*spells: tuple[Floats, int], size: int = RATE // 10) -> list[tuple[str,
     for sound, seconds in spells:
         for chunk, rate in chunks(np.tile(sound, seconds), size=size):
             at += len(chunk)
-            if (notice := loudness.hear(chunk, rate)) is not None:
+            if (notice := loudness.hear(chunk[:, None], rate)) is not None:
                 states.append((notice.state, round(at / RATE, 1)))
     return states
 
@@ -51,6 +54,15 @@ def test_a_clipped_microphone_is_told_of_once_and_again_when_it_is_not() -> None
     ]
 
 
+@pytest.mark.parametrize("size", [RATE // 100, RATE // 10, RATE // 2])
+def test_sound_that_was_clipped_and_then_made_softer_is_told_of(size: int) -> None:
+    speech = load_clip(DATA / "digits-real" / "seven.ogg", RATE)
+    speech = np.resize(speech / np.abs(speech).max(), RATE)
+    clipped = (0.8 * np.clip(10 * speech, -1.0, 1.0)).astype(np.float32)
+    assert told((clipped, 60), (speech * np.float32(0.7), 61), size=size) == [("clipped", 60.0), ("fine", 120.0)]
+    assert told((speech * np.float32(0.7), 56), (clipped, 4), (HEARD, 60), size=size) == []
+
+
 def test_a_door_that_slams_is_not_clipping() -> None:
     assert told((HEARD, 20), (CLIPPED, 4), (HEARD, 36), (0.985 * CLIPPED, 60)) == []
     peaks = np.where(np.arange(RATE) % 100 == 0, 1.0, HEARD).astype(np.float32)  # alone, each of them
@@ -66,3 +78,19 @@ def test_a_listener_tells_it_of_live_sound(model: Model, live: bool) -> None:
         Notice("silent", "scripted: nothing but digital silence for 30 s: it is muted, or this is the wrong source"),
         Notice("fine", "scripted: has sound again"),
     ]
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("kind", ["source", "client"])
+def test_channels_that_cancel_each_other_are_told_of_and_not_called_silent(model: Model, live: bool, kind: str) -> None:
+    """Whether a source of confit-edge averages them, or a program gives all channels."""
+    opposite = np.tile(np.stack([HEARD, -HEARD], axis=1), (40, 1))
+    alike = np.tile(np.stack([HEARD, HEARD], axis=1), (12, 1))
+    given = chunks(np.concatenate([opposite, alike]), size=8000)
+    source = Scripted([mixed(chunk) if kind == "source" else chunk for chunk in given])
+    source.live = live
+    events = Listener([model.stream()], source.name, RATE).follow(source)
+    cancelled, fine = [event for event in events if isinstance(event, Notice)]
+    assert cancelled.state == "cancelled"
+    assert cancelled.text.startswith("scripted: its channels cancel each other where they are averaged, so little is")
+    assert fine == Notice("fine", "scripted: its channels no longer cancel each other")

@@ -61,6 +61,7 @@ def test_a_good_microphone_needs_nothing() -> None:
         (silence(1.0), "bad", "digital silence", "silent"),
         (noise(1.0, 1e-4), "bad", "very quiet", "silent"),
         (np.clip(20 * speech(), -1, 1), "bad", "clipped", "clipped"),
+        (0.5 * np.clip(20 * speech(), -1, 1), "bad", "clipped", "clipped"),  # and then made softer
         (0.05 * speech(), "warning", "quiet", None),
         (speech() + noise(9.0, 0.05)[: len(speech())], "warning", "noisy", None),
         (speech() + np.float32(0.1), "warning", "DC offset of +0.100", None),
@@ -73,6 +74,13 @@ def test_what_is_wrong_is_said(sound: Floats, level: str, said: str, fault: str 
     found = fault_of(soundcheck(sound, RATE))
     assert (found is None) == (fault is None)
     assert fault is None or fault in str(found)
+
+
+def test_clipping_that_leaves_an_offset_is_not_blamed_on_the_hardware() -> None:
+    lopsided = np.clip(20 * speech(), -0.3, 1)
+    assert abs(soundcheck(lopsided, RATE).dc_offset) > 0.01
+    assert "clipped" in words(lopsided)
+    assert "DC offset" not in words(lopsided)
 
 
 def test_a_headset_in_telephone_mode_is_told_from_a_wide_one() -> None:
@@ -162,6 +170,17 @@ def test_a_take_that_lost_sound_is_refused() -> None:
     machine = FakePortAudio(sound, 24_000, real_time=True, overflows={8: 500})
     with Microphone(portaudio=machine) as microphone:
         assert record_clip(microphone, 0.8).fault == "some of its sound was lost"
+
+
+def test_a_take_whose_channels_cancel_is_refused_for_that() -> None:
+    sound = tone(440, 2.0, 24_000, 0.3)
+    both = np.stack([sound, -sound], axis=1)
+    with Microphone(portaudio=FakePortAudio(both, 24_000, mono=False, real_time=True)) as microphone:
+        fault = record_clip(microphone, 0.5).fault
+    assert fault is not None
+    assert fault.startswith("its channels cancel each other; use one of them: #1 after a microphone's name")
+    with Microphone(channel=1, portaudio=FakePortAudio(both, 24_000, mono=False, real_time=True)) as microphone:
+        assert record_clip(microphone, 0.5).fault is None
 
 
 def test_a_clip_begins_anew_when_the_microphone_was_away_and_is_back() -> None:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.audio import Pcm, is_sound
+from confit_runtime.audio import Pcm, in_full_scale, is_sound, to_mono
 from confit_runtime.errors import UsageError
 
 # the reasons of gaps that a user can do something about
@@ -23,6 +23,20 @@ SETTLED_S = 10.0  # sound ahead of the clock for this long arrived late at first
 PAUSE_S = 2.0  # without sound after the last chunk has played: usually longer than network delays
 
 Chunk = tuple[Pcm, int]  # mono [samples] in -1..1, and its rate in Hz
+
+
+class Mixed(tuple[Pcm, int]):
+    """A chunk that is the mean of several channels, along with the `channels [samples, channels]` themselves.
+
+    What is wrong with a single channel, or between two, cannot be measured in their mean.
+    """
+
+    channels: Pcm
+
+    def __new__(cls, mean: Pcm, rate: int, channels: Pcm) -> Mixed:
+        mixed = super().__new__(cls, (mean, rate))
+        mixed.channels = channels
+        return mixed
 
 
 @dataclass(frozen=True)
@@ -41,10 +55,11 @@ class Notice:
       how far. The clock of a pipe stands still, because the writer may have nothing to write.
     - "narrow": it lacks frequencies that `models` hear; "behind": the models are too slow
       (`confit_runtime.listener`).
-    - "silent" or "clipped": it has been so for a while; "fine": no longer (`confit_runtime.loudness`).
+    - "silent", "clipped" or "cancelled" (its channels cancel each other): it has been so for a while; "fine": no longer
+      (`confit_runtime.loudness`).
     """
 
-    state: Literal["away", "back", "narrow", "behind", "silent", "clipped", "fine"]
+    state: Literal["away", "back", "narrow", "behind", "silent", "clipped", "cancelled", "fine"]
     text: str
     models: tuple[str, ...] = ()
 
@@ -110,6 +125,15 @@ Given = tuple[npt.ArrayLike, int]  # a program's own chunk: whatever PCM `Stream
 Item = Given | Gap | Notice | Pause
 
 
+def mixed(given: Given | Mixed) -> Chunk:
+    """The chunk made from whatever PCM `to_mono` takes. Raises AudioError."""
+    if isinstance(given, Mixed):
+        return given
+    pcm, rate = given
+    mean, array = to_mono(pcm), np.asarray(pcm)
+    return (mean, rate) if array.ndim == 1 or array.shape[1] == 1 else Mixed(mean, rate, in_full_scale(array))
+
+
 class GivenSource(Protocol):
     """A program's own source: like `Source`, but its chunks may contain whatever PCM `Stream.accept` takes."""
 
@@ -142,13 +166,17 @@ def check_closed(name: str, *, open_already: bool) -> None:
         )
 
 
-def sound_or_gap(pcm: Pcm, rate: int, what: str) -> Chunk | Gap:
-    """Return the chunk, or a gap of its length if it is not sound: a live source continues after a faulty block."""
-    if is_sound(pcm):
-        return pcm, rate
-    if np.isfinite(pcm).all():
+def sound_or_gap(given: Given, what: str) -> Chunk | Gap:
+    """Return the chunk, or a gap of its length if it is not sound: a live source continues after a faulty block.
+
+    Raises AudioError for what is not PCM.
+    """
+    chunk = mixed(given)
+    if is_sound(chunk[0]):
+        return chunk
+    if np.isfinite(chunk[0]).all():
         return Gap(
-            len(pcm),
+            len(chunk[0]),
             f"{what} delivered samples far outside -1..1, like floats that were not divided by their full scale",
         )
-    return Gap(len(pcm), f"{what} delivered values that are not sound")
+    return Gap(len(chunk[0]), f"{what} delivered values that are not sound")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from confit_runtime.audio import NOT_READ, check_samples, decode, open_sound
+from confit_runtime.audio import NOT_READ, check_samples, decode_channels, open_sound
 from confit_runtime.errors import UsageError
-from confit_runtime.sources.base import Chunk
+from confit_runtime.sources.base import Chunk, mixed
 
 SOUND_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
@@ -47,11 +47,12 @@ class FileSource:
         if self._begun or self._sound.closed:
             raise UsageError(f"{self.name}: was already {'read' if self._begun else 'closed'}: open it again")
         self._begun = True
-        for block in decode(self._sound, block=max(1, self.rate // 2)):
+        for block in decode_channels(self._sound, block=max(1, self.rate // 2)):
             if self._stopped.is_set():
                 return
-            check_samples(block, self.name)
-            yield block, self.rate
+            chunk = mixed((block, self.rate))
+            check_samples(chunk[0], self.name)
+            yield chunk
 
     def stop(self) -> None:
         self._stopped.set()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from confit_runtime.arrays import duration, whole
-from confit_runtime.audio import Pcm, StreamResampler, to_mono
+from confit_runtime.audio import Pcm, StreamResampler
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, check_closed, sound_or_gap
 from confit_runtime.sources.clock import boottime
@@ -178,12 +178,13 @@ class Microphone:
                 yield Notice("back", f"{self.device_name} is back")
             if lost:
                 yield Gap(convert.skip(lost), OVERRUN)
-            sound = to_mono(block) if self._channel is None else np.ascontiguousarray(block[:, self._channel - 1])
-            item = sound_or_gap(sound, capture.rate, "the microphone")
+            sound = block if self._channel is None else np.ascontiguousarray(block[:, self._channel - 1])
+            item = sound_or_gap((sound, capture.rate), "the microphone")
             if isinstance(item, Gap):
                 yield Gap(convert.skip(item.samples), item.reason)
             else:
-                yield convert.push(item[0]), self.rate
+                converted = convert.push(item[0])
+                yield item if converted is item[0] else (converted, self.rate)
         return heard
 
     def _patience(self, opened: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from confit_runtime.arrays import duration, whole
-from confit_runtime.audio import MAX_CHANNELS, check_rate, to_mono
+from confit_runtime.audio import MAX_CHANNELS, check_rate
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.sources.base import PAUSE_S, Chunk, Gap, Lasting, Notice, Pause, sound_or_gap
 from confit_runtime.sources.clock import boottime
@@ -96,7 +96,7 @@ class PcmSource:
             whole = len(held) // frame * frame
             frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
             if len(frames):
-                yield sound_or_gap(to_mono(frames.reshape(-1, self._channels)), self.rate, "the pipe")
+                yield sound_or_gap((frames.reshape(-1, self._channels), self.rate), "the pipe")
         if held and not self._stopped.is_set():
             log.warning(
                 "%s: ended in the middle of a sample (%d of %d bytes): check format and channels",

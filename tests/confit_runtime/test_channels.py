@@ -1,0 +1,123 @@
+"""What is measured of single channels before they are averaged: clipping, also below full scale, and cancellation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from confit_edge.demo import DATA
+from confit_runtime.audio import load_clip, resample
+from confit_runtime.channels import ChannelCheck, Clipping
+from confit_runtime.sources.base import Mixed, mixed
+from tests.tiny_model import Floats, silence, tone
+
+RATE = 16_000
+
+
+def speech(rate: int = RATE) -> Floats:
+    """Ten digits one after another, with a peak of 1."""
+    pcm = np.concatenate([load_clip(path, rate) for path in sorted((DATA / "digits-real").glob("*.ogg"))])
+    return pcm / np.abs(pcm).max()
+
+
+def sixteen_bits(pcm: Floats) -> Floats:
+    return (np.round(np.clip(pcm, -1, 1) * 32_767) / 32_768).astype(np.float32)
+
+
+def clipping(*channels: Floats, size: int = 1280) -> Clipping:
+    measure = Clipping()
+    pcm = np.stack(channels, axis=1)
+    for at in range(0, len(pcm), size):
+        measure.hear(pcm[at : at + size])
+    return measure
+
+
+def check(channels: Floats, rate: int = RATE, size: int = 1280) -> ChannelCheck:
+    measure = ChannelCheck()
+    for at in range(0, len(channels), size):
+        measure.hear(mixed((channels[at : at + size], rate)))
+    return measure
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("softer", [1.0, 0.8, 0.1])
+@pytest.mark.parametrize("size", [800, 10**7])
+def test_clipped_sound_is_found_at_any_level_however_it_is_chopped(rate: int, softer: float, size: int) -> None:
+    sound = speech(rate)
+    clipped = sixteen_bits(np.float32(softer) * np.clip(8 * sound, -1, 1))
+    wanted = np.mean(np.abs(8 * sound) >= 1)  # a flat top of one or two samples is not one
+    assert 0.5 * wanted < clipping(clipped, size=size).share < 1.01 * wanted
+    assert clipping(sixteen_bits(softer * sound), size=size).share == 0.0
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_clipping_on_one_side_is_clipping(side: int) -> None:
+    sound = sixteen_bits(np.float32(0.5 * side) * np.minimum(8 * speech(), 1.0))
+    assert clipping(np.maximum(sound, -0.5) if side == 1 else np.minimum(sound, 0.5)).share > 0.01
+
+
+@pytest.mark.parametrize("frequency", [100, 440, 1000, 2731, 3000])
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("shape", [np.sin, lambda phase: np.sign(np.sin(phase) + 1e-9)])
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.02])
+def test_a_beep_is_not_clipped(frequency: int, rate: int, shape: np.ufunc, noise: float) -> None:
+    """A square wave is flat by nature, and a low sine has three samples that are nearly equal."""
+    time = np.arange(2 * rate) / rate
+    beep = 0.5 * shape(2 * np.pi * frequency * time) * (time % 0.5 < 0.25)
+    hiss = noise * np.random.default_rng(0).standard_normal(len(beep))
+    assert clipping(sixteen_bits((beep + hiss).astype(np.float32))).share == 0.0
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-4, 2e-3, 0.02])
+def test_what_is_quiet_is_not_clipped(level: float) -> None:
+    hiss = np.random.default_rng(0).normal(0, level, 4 * RATE).astype(np.float32)
+    for quiet in (sixteen_bits(hiss), sixteen_bits(level * speech()), np.full(RATE, level, np.float32)):
+        assert clipping(quiet).share == 0.0
+
+
+def test_sound_that_was_compressed_or_resampled_is_not_clipped() -> None:
+    for clip in sorted((DATA / "background").rglob("*.ogg"))[:3]:
+        pcm = load_clip(clip, RATE)[: 20 * RATE]
+        pcm *= 0.9 / np.abs(pcm).max()
+        assert clipping(sixteen_bits(pcm)).share == 0.0
+        assert clipping(sixteen_bits(0.8 * resample(pcm, RATE, 44_100))).share == 0.0
+
+
+def test_one_clipped_channel_of_two_is_found_before_they_are_averaged() -> None:
+    sound = speech()
+    clipped = np.clip(8 * sound, -1, 1)
+    both = np.stack([sixteen_bits(0.5 * sound), sixteen_bits(clipped)], axis=1)
+    assert clipping(*both.T).share == clipping(both[:, 1]).share > 0.02
+    assert clipping(both.mean(axis=1)).share == 0.0
+    assert check(both).clipped == clipping(both[:, 1]).share
+    assert not check(both).cancelled
+
+
+def test_channels_of_opposite_polarity_cancel() -> None:
+    rng, sound = np.random.default_rng(0), np.float32(0.1) * speech()
+    hiss = rng.normal(0, 1e-3, (len(sound), 2)).astype(np.float32)
+    assert check(np.stack([sound, -sound], axis=1) + hiss).cancelled
+    assert check(np.stack([sound, -0.5 * sound], axis=1) + hiss).cancelled
+    assert check(np.stack([sound, -sound], axis=1) + np.float32([0.3, 0.1])).cancelled  # whatever their offsets
+
+
+def test_channels_that_differ_do_not_cancel() -> None:
+    rng, sound = np.random.default_rng(0), np.float32(0.1) * speech()
+    other = rng.normal(0, 0.1, (len(sound), 7)).astype(np.float32)
+    assert not check(sound).cancelled
+    assert not check(np.stack([sound, np.roll(sound, 8)], axis=1)).cancelled  # 17 cm apart
+    assert not check(np.column_stack([sound, 0 * other])).cancelled  # one of eight has sound
+    assert not check(np.column_stack([sound, other])).cancelled
+    quiet = np.float32(1e-2) * sound
+    assert not check(np.stack([quiet, -quiet], axis=1)).cancelled  # too faint to say
+
+
+def test_a_chunk_keeps_the_channels_it_was_averaged_from() -> None:
+    left, right = tone(440, 0.1), silence(0.1)
+    pcm = (np.stack([left, right], axis=1) * 32_767).astype(np.int16)
+    chunk = mixed((pcm, RATE))
+    assert isinstance(chunk, Mixed)
+    np.testing.assert_array_equal(chunk.channels, pcm / np.float32(32_768))
+    np.testing.assert_array_equal(chunk[0], chunk.channels.mean(axis=1))
+    assert mixed(chunk) is chunk
+    assert not isinstance(mixed((pcm[:, :1], RATE)), Mixed)
