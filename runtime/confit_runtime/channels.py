@@ -68,8 +68,9 @@ class Mixing:
         self._channels = channels.shape[1]
         if self._channels == 1 or not len(channels):
             return
-        centred = channels - channels.mean(axis=0)
-        products = centred.T @ centred  # the energies of the channels, and of each pair
+        sums = np.ones(len(channels), np.float32) @ channels
+        # the energies of the channels, and of each pair, without their offsets
+        products = channels.T @ channels - np.outer(sums, sums) / len(channels)
         each, seconds = float(np.trace(products)) / self._channels, len(channels) / rate
         if each >= 10 ** (LOUD_DB / 10) * len(channels):
             self.loud_s += seconds
@@ -100,8 +101,8 @@ class Clipping:
             self._samples, self._channels = 0, [_Channel() for _ in range(channels.shape[1])]
         if len(channels):
             self._samples += len(channels)
-            for at, channel in enumerate(self._channels):
-                channel.hear(np.ascontiguousarray(channels[:, at]))
+            for channel, pcm in zip(self._channels, np.ascontiguousarray(channels.T), strict=True):
+                channel.hear(pcm)
 
     @property
     def share(self) -> float:
@@ -126,8 +127,10 @@ class _Channel:
             self._full += int((ends - starts).sum())
             self._full_spread += len(pcm) if len(starts) else 0
         positive, negative = self._sides
-        positive.hear(pcm, high)
-        negative.hear(-pcm, -low)
+        if positive.is_reached(high):
+            positive.hear(pcm)
+        if negative.is_reached(-low):
+            negative.hear(-pcm)
 
     @property
     def clipped(self) -> int:
@@ -149,12 +152,14 @@ class _Side:
         self._tops = self._round = 0
         self.samples = self.spread = 0  # in flat tops; in chunks that have any
 
-    def hear(self, pcm: Pcm, peak: float) -> None:
+    def is_reached(self, peak: float) -> bool:
+        """Whether a chunk with this peak may have flat tops: it reaches the loudest level so far, or raises it."""
         if peak > (1 + _FLAT) * self._peak:
             self._peak = peak
             self._forget()  # what is below the loudest level was not cut off there
-        if self._peak < _LEAST_PEAK or peak < (1 - _FLAT) * self._peak:
-            return
+        return self._peak >= _LEAST_PEAK and peak >= (1 - _FLAT) * self._peak
+
+    def hear(self, pcm: Pcm) -> None:
         starts, ends = _runs(pcm >= (1 - _FLAT) * self._peak)
         inside = (starts > 0) & (ends < len(pcm))
         starts, ends = starts[inside], ends[inside]
