@@ -385,6 +385,22 @@ def test_what_the_reader_is_too_slow_for_comes_as_a_gap() -> None:
     np.testing.assert_allclose(heard[~missing], SOUND[: len(heard)].mean(axis=1)[~missing], atol=1e-6)
 
 
+def test_a_reader_that_is_too_slow_loses_long_stretches_and_not_a_block_now_and_again() -> None:
+    portaudio = FakePortAudio(np.tile(SOUND, (3, 1)), real_time=True, then="unplugged")
+    gaps, blocks = [], 0
+    with Microphone(portaudio=portaudio, queue_s=0.4, wait_s=0.0) as microphone:
+        for item in microphone:
+            if isinstance(item, Gap):
+                gaps.append(item.samples // BLOCK)
+            else:
+                blocks += 1
+                time.sleep(1.6 * BLOCK / 48_000)
+            if blocks == 20:
+                break
+    assert sum(gaps) > 5
+    assert min(gaps) >= 5  # until the queue is empty
+
+
 def test_blocks_that_hold_nan_come_as_gaps() -> None:
     heard = taken(Microphone(portaudio=FakePortAudio(SOUND, faulty=(2, 5))), samples=40_000)
     missing = np.isnan(heard)

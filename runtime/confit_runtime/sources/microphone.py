@@ -282,7 +282,9 @@ class _Capture:
     def __init__(self, portaudio: Any, settings: dict[str, Any], queue_s: float) -> None:
         self.rate = int(settings["samplerate"])
         self.blocks: queue.Queue[tuple[int, Pcm, float]] = queue.Queue(maxsize=max(1, round(queue_s / BLOCK_S)))
-        self._lost = 0  # samples lost since the last queued block; only PortAudio's thread touches these two
+        # only PortAudio's thread touches these three
+        self._lost = 0  # samples lost since the last queued block
+        self._draining = False  # the queue was full and has not been emptied since
         # when the next block's first sample should be recorded, by PortAudio's clock
         self._expected_s: float | None = None
         with _captures_lock:
@@ -313,11 +315,13 @@ class _Capture:
             # drivers without a clock give no duration: then at least one block is lost
             self._lost += missing if 0 < missing < 60 * self.rate else frames
         self._expected_s = times.inputBufferAdcTime + frames / self.rate
-        try:
-            self.blocks.put_nowait((self._lost, block.copy(), boottime()))
-        except queue.Full:
+        # A machine that is too slow should lose long stretches: were each free place filled at once, single blocks would
+        # be lost all the time, and of sound in which every word has a hole it would hear less.
+        self._draining = self.blocks.full() or (self._draining and not self.blocks.empty())
+        if self._draining:
             self._lost += frames
         else:
+            self.blocks.put_nowait((self._lost, block.copy(), boottime()))
             self._lost = 0
 
 
