@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Batch:
     """Several streams of one model, in step. Each hears what it would hear alone.
 
-    It returns rows of scores and embeddings. For events, or for microphones with their own rates and times, use one
+    It returns rows of scores and embeddings. It knows of no gaps: push zeros in place of a stream's lost samples, and
+    `reset` a stream after a long gap. For events, or for microphones with their own rates and times, use one
     `Model.stream` each.
     """
 

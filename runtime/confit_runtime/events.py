@@ -33,8 +33,8 @@ class Ended:
     """A detected sound is over: its score fell below the label's `off` level, or no more of it could be heard.
 
     `start_s`, `start_sample` and `enrolled` are those of the detection. `end_s` is the position described by the last
-    row at or above the `off` level, or the point where the sound broke off: at a gap, a mute, a pause, the end, or
-    where the gate had closed. A sound that is then pausing within its hold ended when its pause began.
+    row at or above the `off` level, or the point where the sound broke off: at a gap longer than a second, a mute, a
+    pause, the end, or where the gate had closed. A sound that is then pausing within its hold ended when its pause began.
     """
 
     model: str

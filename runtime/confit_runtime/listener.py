@@ -51,7 +51,7 @@ class Tap:
         """
 
     def skip(self, samples: int) -> None:
-        """The source lost `samples`."""
+        """The source lost `samples`; called before the streams hear silence in their place."""
 
     def judge(self, detection: Detection) -> Detection | None:
         """Return what to report instead of `detection`: the same one, a changed one, or None to drop it."""
@@ -69,7 +69,8 @@ class Listener:
 
     - detections in the order they complete, each after every tap has judged it. Within a chunk (half a second of a
       longer one), those of the first model come first.
-    - gaps in the source, once sound is back; consecutive gaps are joined.
+    - gaps in the source, once sound is back; consecutive gaps are joined. The streams hear silence in their place, as
+      `Stream.skip` says.
     - notices: at the beginning if a model hears higher frequencies than the source contains; if the source's channels
       cancel each other where they are averaged; for `live` sound also if hearing takes longer than the sound lasts (at
       most once a minute), and if the sound is silent or clipped.
@@ -304,8 +305,7 @@ class Listener:
         for tap in self.taps:
             tap.skip(samples)
         for stream in self.streams:
-            stream.skip(samples)
-            yield from self._judge(stream, [])
+            yield from self._judge(stream, stream.skip(samples))
 
     def _told(self) -> Iterator[Gap]:
         """Yield the gap that has not been reported yet, if any."""

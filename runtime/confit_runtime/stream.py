@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 LOOK_S = 1.0  # seconds of sound between checks for gallery changes
+GAP_S = 1.0  # a gap is heard as silence for this many seconds; what follows a longer one is a new beginning
 
 
 class Stream:
@@ -47,6 +48,8 @@ class Stream:
 
     A sound that pauses for no longer than `hold` and then continues counts as one sound, for example an alarm that
     beeps.
+
+    Lost sound (`skip`) is heard as silence, but for no more than a second of each gap.
 
     With `ends` the stream also reports when a detected sound is over. Call `take_events` after `accept`, `skip`,
     `pause` and `finish`; it returns both detections and ends. They are kept, however many there are, until it is
@@ -107,7 +110,7 @@ class Stream:
         self._muted_at = time.monotonic()  # since when it is muted, if it is
         self._unheard_s = 0.0  # seconds of muted sound that are still to arrive
         self._idle = False  # nothing has arrived since a pause
-        self._origin = 0  # the source sample at which the audio since the last gap begins
+        self._origin = 0  # the source sample at which the audio since the last interruption begins
         self._taken = 0  # source samples taken since then
         self._leads = self.lead_in  # put silence before the next sound (None: unless it is live)
         self._detector.reset()
@@ -115,22 +118,40 @@ class Stream:
             self._names.reset()
         self._forget()
 
-    def skip(self, samples: int) -> None:
-        """Report that the source dropped `samples` of its own samples: forget what was heard and advance the clock.
+    def skip(self, samples: int) -> list[Detection]:
+        """Report that the source lost `samples` of its own samples; return the detections that the gap completes.
 
-        Without it, sound before and after the gap would be heard as one, and all later times would be too early. A
-        class that fired stays silent for its refractory time, gap included. Raises UsageError if `samples` is not a
-        whole number of 0 or more.
+        The clock advances by them, and the gap is heard as silence: the stream hears what it would hear if zeros had
+        been pushed. Several calls without sound in between are one gap. After the first `GAP_S` seconds of a gap, what
+        was heard before is forgotten: a sound that is still on then has ended where the gap began, and what follows
+        the gap is preceded by silence, as after a `pause`. A class that fired stays silent for its refractory time,
+        gap included. A gap before the first sound, and one in muted sound, only advances the clock.
+
+        Raises UsageError if `samples` is not a whole number of 0 or more.
         """
         samples = whole(samples, "the number of samples to skip", 0)
-        if self._rate is not None:
-            self._unheard_s -= samples / self._rate
-        self._move_on(samples)
+        if self._rate is not None and (unheard := self._unheard(samples, self._rate)) > 0:
+            self._move_on(unheard)
+            samples -= unheard
+        if self._resampler is None:
+            self._move_on(samples)
+            return []
+        rate = self._resampler.rate
+        played = min(samples, round(GAP_S * rate) - self._lost)
+        if self._gate is not None:
+            self._holes.append((self._of_model(self._taken), self._of_model(self._taken + played)))
+        self._taken += played
+        self._lost += played
+        found = self._advance(self._resampler.push(np.zeros(played, np.float32)))
+        if samples > played:
+            self._move_on(samples - played)
+            self._leads = True
+        return found
 
     def _move_on(self, samples: int) -> None:
         """Forget what was heard, but not which classes fired, and advance the clock."""
         contract = self.model.contract
-        self._break_off(self._origin + self._taken)
+        self._break_off(self._origin + self._taken - self._lost)
         if self._rate is not None:
             hops = (self._lead + self._taken + samples) * contract.sample_rate / (self._rate * contract.hop)
             self._detector.begin_after(hops)
@@ -144,8 +165,8 @@ class Stream:
     def mute(self) -> None:
         """From the next `accept` until `unmute`, let sound pass unheard: the clock advances, nothing is scored.
 
-        For a device that speaks itself. What was heard before is forgotten, as after a gap. May be called from a
-        thread other than the one that pushes sound.
+        For a device that speaks itself. What was heard before is forgotten. May be called from a thread other than the
+        one that pushes sound.
         """
         if not self._muted:
             self._muted_at = time.monotonic()
@@ -179,7 +200,9 @@ class Stream:
         self._led = 0  # hops of that silence still to come: a gate must not take them for the room's noise
         self._resampler: StreamResampler | None = None
         self._held = np.zeros(0, np.float32)
-        self._hops = 0  # hops consumed since the start or the last gap
+        self._hops = 0  # hops consumed since the start or the last interruption
+        self._lost = 0  # lost samples heard as silence since the last sound
+        self._holes: deque[tuple[float, float]] = deque()  # where they lie in the model's samples, for a gate
         self._awake = 0  # hops to be scored before the gate may close
         self._asleep: deque[Pcm] = deque(maxlen=self._reach)  # the newest gated hops, of `_slept` in all
         self._slept = 0
@@ -210,6 +233,8 @@ class Stream:
             self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
             self._rate = self._resampler.rate
         self._taken += len(chunk)
+        if len(chunk):
+            self._lost = 0
         if self._leads or (self._leads is None and not self.live):
             self._lead = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
             self._led = self.model.contract.window // self.model.contract.hop
@@ -269,7 +294,7 @@ class Stream:
         if self._led > 0:  # score the beginning: with nothing before it, a gate would take it for the room
             self._led -= 1
             self._awake = self._reach + 1
-        elif gate.hears(chunk):
+        elif not self._mostly_lost() and gate.hears(chunk):
             found = self._wake()
             self._awake = self._reach
             return found + self._score(chunk)
@@ -282,6 +307,15 @@ class Stream:
             self._let_pass()
         self.scores = None
         return []
+
+    def _mostly_lost(self) -> bool:
+        """Whether at least half of the next hop was lost: a gate must not take that silence for the room's noise."""
+        hop = self.model.contract.hop
+        first = (self._hops + len(self._asleep)) * hop
+        lost = sum(max(0.0, min(end, first + hop) - max(start, first)) for start, end in self._holes)
+        while self._holes and self._holes[0][1] <= first + hop:
+            self._holes.popleft()
+        return 2 * lost >= hop
 
     def _let_pass(self) -> None:
         """Skip a hop without scoring it: a pause for what has fired."""
@@ -367,10 +401,15 @@ class Stream:
         return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last, enrolled)
 
     def _source(self, at: int) -> int:
-        """The source sample that corresponds to a sample of the model's, counted since the last gap."""
+        """The source sample that corresponds to a sample of the model's, counted since the last interruption."""
         assert self._rate is not None
         since = round(at * self._rate / self.model.contract.sample_rate)
         return self._origin + min(max(0, since - self._lead), self._taken)
+
+    def _of_model(self, taken: int) -> float:
+        """How many of the model's samples the stream has been given once it has taken so many of the source's."""
+        assert self._rate is not None
+        return (self._lead + taken) * self.model.contract.sample_rate / self._rate
 
     def _of_row(self, row: int) -> int:
         """The source sample at which the sound described by a row of scores begins."""

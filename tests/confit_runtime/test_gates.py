@@ -145,13 +145,34 @@ def test_who_was_removed_or_enrolled_during_a_pause_is_known_at_its_end(
         assert heard_after(seconds) == ["bell"]
 
 
-def test_a_gap_forgets_what_a_gate_has_heard(model: Model) -> None:
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("lost_s", [0.005, 0.03, 0.5])
+def test_lost_sound_is_no_noise_floor_until_a_long_gap_forgets_it(model: Model, rate: int, lost_s: float) -> None:
+    """Else a gate that follows the floor were open for half a minute after each gap."""
     gate = EnergyGate(RATE, -65.0, above_floor=12.0)
-    stream = model.stream(gate=gate)
-    stream.accept(silence(0.1), RATE)
-    assert gate._floor is not None
-    stream.skip(1)
+    stream, noise = model.stream(gate=gate), np.random.default_rng(0).normal(0, 0.01, rate).astype(np.float32)
+    stream.accept(noise, rate)
+    before = gate._floor
+    assert before is not None
+    stream.skip(round(lost_s * rate))
+    stream.accept(noise[: rate // 2], rate)
+    assert gate._floor == pytest.approx(before, abs=3.5)
+    stream.skip(2 * rate)
     assert gate._floor is None
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_a_gate_lets_a_word_through_that_has_a_hole(kind: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(kind)
+    sound = scene([("", 1.0), ("low", 0.4), ("", 0.6)], RATE)
+    for start in range(round(0.9 * RATE), round(1.4 * RATE), 333):
+        parts = sound[:start], sound[start + 80 :]
+        found = []
+        for gate in (None, EnergyGate(RATE, LEVEL)):
+            stream = model.stream(gate=gate)
+            found.append([*stream.accept(parts[0], RATE), *stream.skip(80), *heard(stream, [parts[1]], RATE)])
+        assert [event.label for event in found[0]] == ["low"]
+        alike(found[1], found[0])
 
 
 def test_an_adaptive_gate_follows_the_noise_floor() -> None:

@@ -42,7 +42,7 @@ from confit_runtime.sources import Chunk, Gap, Item, Microphone, Notice, Pause, 
 from confit_runtime.speaker import RecentAudio, SpeakerTap, VetoTap
 from tests import tiny_model
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
-from tests.tiny_model import HOP, RATE, Floats, silence, tone
+from tests.tiny_model import HOP, RATE, WINDOW, Floats, silence, tone
 
 
 def scene(rate: int = RATE) -> Floats:
@@ -221,12 +221,13 @@ def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model:
             return None if detection.label == "mid" else dataclasses.replace(detection, speaker="ada")
 
     stream, sound = model.stream(ends=True), np.concatenate([scene(), tone(500, 0.3)])
-    for rest, at_most in ([], len(sound)), ([Gap(RATE, "gone"), (silence(0.1), RATE)], len(sound)):
+    # lost sound is heard as silence, in which its score falls
+    for rest, late in ([], 0), ([Gap(RATE, "gone"), (silence(0.1), RATE)], WINDOW):
         items = [*chunks(sound), *rest]
         told = list(Listener([stream], "", RATE, taps=[NoMid()]).follow(Scripted(items)))
         events = [event for event in told if isinstance(event, Detection | Ended)]
         assert [(type(event), event.label) for event in events] == [(Detection, "low"), (Ended, "low")] * 2
-        assert events[-1].end_sample == at_most
+        assert len(sound) <= events[-1].end_sample <= len(sound) + late
         assert [type(event) for event in told[len(events) :]] == (
             [Gap] if rest else []
         )  # the gap is told after what it ended
@@ -1420,3 +1421,23 @@ def test_an_end_is_told_before_what_the_source_raises(model: Model, as_a_client:
     with pytest.raises(OSError, match="the connection is lost"):
         asyncio.run(hear())
     assert told == ["Detection", "Ended"]
+
+
+def test_a_listener_hears_a_short_gap_as_the_silence_that_its_taps_keep(model: Model) -> None:
+    pcm, start, end = scene(), 7_000, 7_500
+    zeroed = np.concatenate([pcm[:start], np.zeros(end - start, np.float32), pcm[end:]])
+    tap = RecentAudio(seconds=60.0)
+    listener = Listener([model.stream(ends=True)], "", RATE, taps=[tap])
+    items = [*chunks(pcm[:start]), Gap(200, "late"), Gap(end - start - 200, "late"), *chunks(pcm[end:])]
+    told = list(listener.follow(Scripted(items)))
+    plain = list(Listener([model.stream(ends=True)], "", RATE).follow(Scripted(chunks(zeroed))))
+    assert [event for event in told if not isinstance(event, Gap)] == plain != []
+    assert [event for event in told if isinstance(event, Gap)] == [Gap(end - start, "late")]
+    assert (listener.samples, listener.dropped_samples) == (len(pcm), end - start)
+    np.testing.assert_array_equal(tap.between(0, len(pcm)), zeroed)
+
+
+def test_what_a_gap_completes_is_told_while_it_lasts(model: Model) -> None:
+    listener = Listener([model.stream()], "", RATE)
+    told = [*listener.take((np.append(silence(0.3), tone(500, 0.05)), RATE)), *listener.take(Gap(RATE // 4, "late"))]
+    assert [event.label for event in told if isinstance(event, Detection)] == ["low"]
