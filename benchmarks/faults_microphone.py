@@ -4,13 +4,16 @@
 
 Writes its rows under `microphone` into benchmarks/results/faults.json. The shipped model listens, through `Microphone` and
 `Listener`, to ten digits by a person; the digits that it hears without a fault are the reference. PortAudio is the stand-in
-that the tests use, at 48 kHz. A fault strikes in a pause drawn by the seed, so every word must still be heard, once and in its
-place.
+that the tests use, at 48 kHz. A fault strikes at a block drawn by the seed: in a pause, where every word must still be heard,
+once and in its place; or in one of the words that are heard without a fault, which then has a hole (`struck_heard` counts these
+words). In a pause nothing but silence is lost. In a word, an overflow and NaN take sound out of it, and a microphone that
+vanishes cuts it in two.
 
 The clock error is the distance, in samples at 48 kHz, between where a word is heard with the fault and where it is heard
-without, moved by the reported gaps. The grid of 80 ms hops starts again after a gap, so up to one hop (3,840 samples) is not an
-error of the clock. The gap error is the difference, in milliseconds, between the reported gaps and the time in which the
-stand-in delivered nothing; when the microphone is back, its first block comes up to two seconds late.
+without, moved by the reported gaps; the struck word is left out. The sound after a gap meets the grid of 80 ms hops elsewhere,
+so up to one hop (3,840 samples) is not an error of the clock. The gap error is the difference, in milliseconds, between the
+reported gaps and the time in which the stand-in delivered nothing; when the microphone is back, its first block comes up to two
+seconds late.
 """
 
 from __future__ import annotations
@@ -34,24 +37,31 @@ TRIALS, SEED = 25, 0
 LATE_S = 2.0  # at most, from reopening a microphone that is back to its first block
 PAUSE_S = 3.0  # a window and two hops on either side of the gap, so that a gap does not affect any word
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-FAULTS = ("overflows", "NaN", "vanishes", "stalls", "changes rate")
+FAULTS = ("overflows", "NaN", "vanishes", "stalls", "changes rate", "overflows briefly")
+STRUCK = {"pause": FAULTS[:5], "word": ("overflows briefly", "overflows", "NaN", "vanishes")}
+LONGEST_LOST = {"overflows": BLOCK * 5, "overflows briefly": RATE // 100}  # samples
 
 
-def scene() -> tuple[Pcm, list[int]]:
-    """Return the words with pauses between them, and the block at the middle of each pause except the last."""
-    parts, middles = [np.zeros(round(PAUSE_S * RATE), np.float32)], []
+def scene() -> tuple[Pcm, list[int], dict[str, range]]:
+    """Return the words with pauses between them, the block at the middle of each pause except the last, and the words' blocks."""
+    pause = round(PAUSE_S * RATE)
+    parts, middles, blocks = [np.zeros(pause, np.float32)], [], {}
     for word in WORDS:
-        parts += [load_clip(DATA / "digits-real" / f"{word}.ogg", RATE), np.zeros(round(PAUSE_S * RATE), np.float32)]
-        middles.append((sum(map(len, parts)) - round(PAUSE_S * RATE / 2)) // BLOCK)
-    return np.concatenate(parts), middles[:-1]
+        start = sum(map(len, parts))
+        parts += [load_clip(DATA / "digits-real" / f"{word}.ogg", RATE), np.zeros(pause, np.float32)]
+        end = sum(map(len, parts)) - pause
+        blocks[word] = range(-(-start // BLOCK), end // BLOCK)
+        middles.append((end + pause // 2) // BLOCK)
+    return np.concatenate(parts), middles[:-1], blocks
 
 
-def machine_that_fails(fault: str, pcm: Pcm, block: int, rng: np.random.Generator) -> FakePortAudio:
-    """Return a PortAudio whose microphone hears `pcm` and fails at `block`."""
-    if fault == "overflows":
-        lost = int(rng.integers(1, BLOCK * 5))
-        # the lost samples lie in the pause; the stand-in skips them
-        return FakePortAudio(np.insert(pcm, block * BLOCK, np.zeros(lost, np.float32)), RATE, overflows={block: lost})
+def machine_that_fails(fault: str, struck: str, pcm: Pcm, block: int, rng: np.random.Generator) -> FakePortAudio:
+    """Return a PortAudio whose microphone hears `pcm` and fails at `block`, in a pause or in a word."""
+    if fault in LONGEST_LOST:
+        lost = int(rng.integers(1, LONGEST_LOST[fault]))
+        if struck == "pause":  # the pause is longer by what the stand-in loses
+            pcm = np.insert(pcm, block * BLOCK, np.zeros(lost, np.float32))
+        return FakePortAudio(pcm, RATE, overflows={block: lost})
     if fault == "NaN":
         return FakePortAudio(pcm, RATE, faulty=tuple(range(block, block + int(rng.integers(1, 3)))))
     before, after = pcm[: block * BLOCK], pcm[block * BLOCK :]
@@ -77,37 +87,45 @@ def listen(model: Model, portaudio: FakePortAudio, samples: int) -> tuple[list[D
     return found + [event for event in listener.finish() if isinstance(event, Detection)], gaps
 
 
-def row(model: Model, fault: str) -> dict[str, Any]:
-    """Run `TRIALS` faults of one kind."""
+def row(model: Model, struck: str, fault: str) -> dict[str, Any]:
+    """Run `TRIALS` faults of one kind, each in a pause or in a word."""
     rng = np.random.default_rng([SEED, FAULTS.index(fault)])
-    pcm, middles = scene()
+    pcm, middles, blocks = scene()
     clean, _ = listen(model, FakePortAudio(pcm, RATE), len(pcm) - BLOCK)
-    heard = missed = extra = 0
+    heard = missed = extra = struck_heard = 0
     errors, gap_errors = [], []
     for _ in range(TRIALS):
-        portaudio = machine_that_fails(fault, pcm, int(rng.choice(middles)), rng)
+        word = str(rng.choice([event.label for event in clean])) if struck == "word" else None
+        block = int(rng.choice(middles if word is None else blocks[word]))
+        portaudio = machine_that_fails(fault, struck, pcm, block, rng)
         found, gaps = listen(model, portaudio, len(pcm) - 8 * BLOCK)  # gaps of NaN and the resampler keep some back
-        struck, length = gaps[0][0], sum(samples for _, samples in gaps)
+        began, length = gaps[0][0], sum(samples for _, samples in gaps)
         if away := portaudio.away_s:
             gap_errors.append(1000 * abs(length / RATE - away))
         left = list(found)
         for event in clean:
-            # a block of NaN replaces sound; all other gaps add to it
-            moved = length if fault != "NaN" and event.start_sample > struck else 0
+            # what is NaN, or overflows in a word, replaces sound; all other gaps add to it
+            adds = fault != "NaN" and not (struck == "word" and fault in LONGEST_LOST)
+            moved = length if adds and event.start_sample > began else 0
             match = next((one for one in left if one.label == event.label), None)
             if match is None:
                 missed += 1
                 continue
             left.remove(match)
             heard += 1
+            if event.label == word:
+                struck_heard += 1
+                continue
             errors.append(abs(match.start_sample - event.start_sample - moved))
         extra += len(left)
     return {
         "fault": fault,
+        "in_a": struck,
         "trials": TRIALS,
         "words": TRIALS * len(clean),
         "heard": heard,
         "missed": missed,
+        **({"struck_heard": struck_heard} if struck == "word" else {}),
         "heard_that_were_not_said": extra,
         "clock_error_samples_median": float(np.median(errors)),
         "clock_error_samples_largest": int(np.max(errors)),
@@ -121,9 +139,10 @@ def main() -> None:
     given = parser.parse_args()
     model = load("digits")
     rows = []
-    for fault in FAULTS:
-        rows.append(row(model, fault))
-        print(rows[-1], flush=True)
+    for struck, faults in STRUCK.items():
+        for fault in faults:
+            rows.append(row(model, struck, fault))
+            print(rows[-1], flush=True)
     result = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
     result["microphone"] = {
         "command": "python -m benchmarks.faults_microphone",
