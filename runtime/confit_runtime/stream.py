@@ -144,16 +144,20 @@ class Stream:
         self._lost += played
         found = self._advance(self._resampler.push(np.zeros(played, np.float32)))
         if samples > played:
-            self._move_on(samples - played)
+            self._move_on(samples - played, silence=self._lead_in(rate))
             self._leads = True
         return found
 
-    def _move_on(self, samples: int) -> None:
-        """Forget what was heard, but not which classes fired, and advance the clock."""
+    def _move_on(self, samples: int, *, silence: int = 0) -> None:
+        """Forget what was heard, but not which classes fired, and advance the clock.
+
+        `silence` is how many samples of what precedes the next sound take no time of the refractory times.
+        """
         contract = self.model.contract
         self._break_off(self._origin + self._taken - self._lost)
         if self._rate is not None:
-            hops = (self._lead + self._taken + samples) * contract.sample_rate / (self._rate * contract.hop)
+            since = self._lead + self._taken + samples - silence
+            hops = since * contract.sample_rate / (self._rate * contract.hop)
             self._detector.begin_after(hops)
             if self._names is not None:
                 self._names.begin_after(hops)
@@ -236,11 +240,15 @@ class Stream:
         if len(chunk):
             self._lost = 0
         if self._leads or (self._leads is None and not self.live):
-            self._lead = math.ceil(self.model.contract.window * sample_rate / self.model.contract.sample_rate)
+            self._lead = self._lead_in(sample_rate)
             self._led = self.model.contract.window // self.model.contract.hop
             chunk = np.concatenate([np.zeros(self._lead, np.float32), chunk])
         self._leads = False
         return self._advance(self._resampler.push(chunk))
+
+    def _lead_in(self, rate: int) -> int:
+        """How many samples of silence a lead-in is: a window."""
+        return math.ceil(self.model.contract.window * rate / self.model.contract.sample_rate)
 
     def _unheard(self, samples: int, rate: int) -> int:
         """How many of the next `samples` pass unheard: the stream is muted, or was when they were recorded."""

@@ -380,18 +380,21 @@ def test_a_class_that_fired_stays_silent_across_an_interruption(model: Model, in
 
 
 @pytest.mark.parametrize("lead_in", [False, True])
-def test_a_name_that_fired_stays_silent_across_a_gap(model: Model, gallery: Gallery, lead_in: bool) -> None:
+@pytest.mark.parametrize("seconds", [1.0, 1.5])
+def test_a_name_that_fired_stays_silent_across_a_gap(
+    model: Model, gallery: Gallery, lead_in: bool, seconds: float
+) -> None:
     """As a class does: exactly as long as it would be, were there silence in its place."""
     bell, counts = np.concatenate([silence(0.2), chord(BELL, 0.3), silence(0.3)]), set()
-    for refractory_s in (0.2, *(1.7 + 0.03 * step for step in range(7)), 3.0):
+    for refractory_s in (0.2, *(seconds + 0.7 + 0.03 * step for step in range(7)), 4.0):
         contract, found = dataclasses.replace(model.contract, refractory_s=refractory_s), []
         for gap in (False, True):
             stream = Model(model.path, contract, model._session, model.digest).stream(gallery, lead_in=lead_in)
             events = stream.accept(bell, RATE)
             if gap:
-                stream.skip(RATE)
+                stream.skip(round(seconds * RATE))
             else:
-                events += stream.accept(silence(1.0), RATE)
+                events += stream.accept(silence(seconds), RATE)
             events += stream.accept(bell, RATE)
             found.append([(event.label, event.start_sample, event.end_sample) for event in events])
         assert found[0] == found[1], refractory_s

@@ -598,9 +598,9 @@ def test_a_word_of_which_a_few_milliseconds_are_lost_is_heard(rate: int) -> None
 
 
 def test_a_lead_in_lengthens_no_refractory_time_across_a_gap(model: Model) -> None:
-    slow = Model(model.path, dataclasses.replace(model.contract, refractory_s=1.5), model._session, model.digest)
+    slow = Model(model.path, dataclasses.replace(model.contract, refractory_s=1.9), model._session, model.digest)
     sound, counts = np.concatenate([silence(0.3), tone(500, 0.3), silence(0.3)]), set()
-    for hops in range(0, 40, 4):
+    for hops in range(30, 70, 4):  # a second is 50
         found = []
         for lead_in in (False, True):
             stream = slow.stream(lead_in=lead_in)
