@@ -1,6 +1,6 @@
 """The files of a run, written whole or not at all: a killed process leaves the old file or the new one.
 
-A run has one writer at a time (see `alone`), so the partial tensor file of a killed writer has a fixed name, and the
+A run has one writer at a time (see `lock_folder`), so the partial tensor file of a killed writer has a fixed name, and the
 next writer removes it. All other files are written by `confit_runtime.files`, which allows several processes at once.
 """
 
@@ -28,7 +28,7 @@ def check_folder(out: Path, what: str) -> None:
 
 
 @contextmanager
-def alone(out: Path, what: str) -> Iterator[None]:
+def lock_folder(out: Path, what: str) -> Iterator[None]:
     """Lock the folder `out` for this process, which writes the `what` there. Raises UsageError if another has the lock.
 
     Creates the folder if needed, and removes it again if nothing was written into it. The lock is on the folder itself,
@@ -39,7 +39,7 @@ def alone(out: Path, what: str) -> Iterator[None]:
         yield
         return
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    descriptor = _locked(out)
+    descriptor = _open_locked(out)
     if descriptor is None:
         raise UsageError(f"{out}: another process is writing this {what}; wait for it, or choose another -o")
     try:
@@ -51,7 +51,7 @@ def alone(out: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(folder: Path) -> int | None:
+def _open_locked(folder: Path) -> int | None:
     """The descriptor of the folder, created if needed, opened and locked; None where another process has the lock."""
     while True:
         if not folder.exists():

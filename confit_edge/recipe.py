@@ -106,10 +106,10 @@ class Recipe:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        for name, hint in _hints().items():
+        for name, hint in _key_types().items():
             check_type(name, hint, getattr(self, name))
         self._check_values()
-        self._check_together()
+        self._check_combinations()
 
     def _check_values(self) -> None:
         at_least = {
@@ -148,7 +148,7 @@ class Recipe:
         if not 0 < self.mining_share <= 1:
             raise UsageError(f"recipe key 'mining_share' must be above 0 and at most 1; it is {self.mining_share}")
 
-    def _check_together(self) -> None:
+    def _check_combinations(self) -> None:
         if self.objective == "pairtune" and self.clips_per_class == 1:
             raise UsageError("recipe key 'clips_per_class' must be at least 2 for pairtune: an anchor needs a positive")
         if self.lora_rank and (self.trainings > 1 or self.averaging):
@@ -229,12 +229,12 @@ class Recipe:
 
 
 @cache
-def _hints() -> dict[str, Any]:
+def _key_types() -> dict[str, Any]:
     """The type of each key. Cached: resolving one takes a tenth of a millisecond, and a study makes hundreds of recipes."""
     return typing.get_type_hints(Recipe)
 
 
-def refuse_idle(recipe: Recipe, given: Collection[str]) -> None:
+def check_no_idle_keys(recipe: Recipe, given: Collection[str]) -> None:
     """Raise UsageError where a key `given` on the command line has no effect with the rest of its recipe."""
     acts = {
         "hardness": ("mining", ("hardness",)),
@@ -309,11 +309,11 @@ def check_type(key: str, hint: Any, value: Any) -> None:
             raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}; it is {_shown(value)}")
         return
     if typing.get_origin(hint) is tuple:
-        good = isinstance(value, tuple) and all(_is(item, float) for item in value)
+        good = isinstance(value, tuple) and all(_has_type(item, float) for item in value)
     elif type(None) in options:
-        good = value is None or _is(value, options[0])
+        good = value is None or _has_type(value, options[0])
     else:
-        good = _is(value, hint)
+        good = _has_type(value, hint)
     if not good:
         raise UsageError(f"recipe key '{key}' has the value {_shown(value)}, which has the wrong type")
 
@@ -326,7 +326,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
-def _is(value: Any, kind: type) -> bool:
+def _has_type(value: Any, kind: type) -> bool:
     if kind is float:
         most = sys.float_info.max  # an int may be larger
         return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most

@@ -167,7 +167,7 @@ def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     info, reading = read_info(path), path / "run.json"
     try:
         recipe = Recipe.from_dict(info.recipe, str(reading))
-        encoder = _build(info.encoder, reading) if encoder is None else _same(encoder, info.encoder, path)
+        encoder = _build(info.encoder, reading) if encoder is None else _copy_matching(encoder, info.encoder, path)
         reading = path / "encoder.safetensors"
         encoder.load_state_dict(load_tensors(reading), strict=True)
         reading = path / "probe.safetensors"
@@ -186,7 +186,7 @@ def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     return Run(path, info, recipe, encoder.eval(), linear, knn, typicality, metrics)
 
 
-def moved(
+def with_current_paths(
     runs: list[Run], *, background: Path | None = None, others: Path | None = None, encoder: Path | None = None
 ) -> list[Run]:
     """The runs with the current paths of their background, others and the encoder folder they began with.
@@ -202,10 +202,10 @@ def moved(
             )
         now: dict[str, Any] = {key: str(place.resolve())}
         runs = [replace(run, recipe=replace(run.recipe, **now)) if getattr(run.recipe, key) else run for run in runs]
-    return _begun_with(runs, encoder) if encoder else runs
+    return _with_encoder_folder(runs, encoder) if encoder else runs
 
 
-def _begun_with(runs: list[Run], encoder: Path) -> list[Run]:
+def _with_encoder_folder(runs: list[Run], encoder: Path) -> list[Run]:
     """The runs, where those that began with an encoder folder now name this one.
 
     If the folders of some no longer exist, only those change.
@@ -240,17 +240,17 @@ def run_corpus(run: Run, manifest: str | Path | None = None) -> Corpus:
                 f"{place}: the --{key} that {run.path} was trained with is missing; give its current path (--{key})"
             )
     corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
-    refuse_other_data(run, corpus)
+    check_same_data(run, corpus)
     return corpus
 
 
-def refuse_other_data(run: Run, corpus: Corpus) -> None:
+def check_same_data(run: Run, corpus: Corpus) -> None:
     """Raise UsageError where `corpus` is not the data the run was trained on."""
     corpus.refuse_other_rate(run.encoder.sample_rate)
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(
             f"{corpus.manifest.source}: not the data that {run.path} was trained on:"
-            f" {_differs(run.info, corpus, run.encoder.sample_rate)}{_left_out(corpus)}"
+            f" {_describe_difference(run.info, corpus, run.encoder.sample_rate)}{_left_out(corpus)}"
         )
 
 
@@ -265,7 +265,7 @@ def sizes(corpus: Corpus, rate: int) -> dict[str, Any]:
     }
 
 
-def _differs(info: RunInfo, corpus: Corpus, rate: int) -> str:
+def _describe_difference(info: RunInfo, corpus: Corpus, rate: int) -> str:
     """A sentence on how `corpus` differs from the data of a run."""
     was, now = info.data, sizes(corpus, rate)
     told = []
@@ -320,7 +320,7 @@ def _build(spec: dict[str, Any], source: Path) -> Encoder:
     return encoder
 
 
-def _same(given: Encoder, spec: dict[str, Any], path: Path) -> Encoder:
+def _copy_matching(given: Encoder, spec: dict[str, Any], path: Path) -> Encoder:
     """A copy of the encoder that was given for a run. Raises UsageError where its spec is not the run's."""
     if plain(given.spec()) != spec:
         raise UsageError(f"{path}: its encoder is {spec}, but the one given is {given.spec()}")

@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
-from confit_edge.heedless import speak_heedlessly
+from confit_edge.tolerant_stderr import make_stderr_tolerant
 from confit_runtime.errors import ConfitError
 
 
-class _Spawning(SpawnContext):
+class _TrackedSpawnContext(SpawnContext):
     """Starts fresh processes, and remembers them to tell them apart from other child processes of this program."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun: set[multiprocessing.process.BaseProcess] = set()
+        self.started: set[multiprocessing.process.BaseProcess] = set()
 
     def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
         process = SpawnProcess(*args, **kwargs)
-        self.begun.add(process)
+        self.started.add(process)
         return process
 
 
@@ -41,7 +41,7 @@ def workers(
     Leaving the context, also after an error or Ctrl-C, ends the processes without waiting for their work. They also end
     when this process dies, however that happens. Raises ConfitError with the `advice` where one of them died.
     """
-    context = _Spawning()
+    context = _TrackedSpawnContext()
     pool = ProcessPoolExecutor(
         count,
         mp_context=context,
@@ -53,7 +53,7 @@ def workers(
     except BrokenProcessPool as error:
         raise ConfitError(f"a worker process died (out of memory?); {advice}") from error
     finally:
-        for worker in context.begun.intersection(multiprocessing.active_children()):
+        for worker in context.started.intersection(multiprocessing.active_children()):
             worker.terminate()
         pool.shutdown(cancel_futures=True)
 
@@ -78,14 +78,14 @@ def _begin(threads: int, begin: Callable[..., None] | None, args: tuple[Any, ...
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which then ends this one
     parent = multiprocessing.parent_process()
     assert parent is not None
-    speak_heedlessly()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    make_stderr_tolerant()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     if begin:
         begin(*args)
 
 
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+def _exit_with_parent(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from confit_edge.cli._console import Verb, Verbs, say, say_error
-from confit_edge.heedless import speak_heedlessly
+from confit_edge.tolerant_stderr import make_stderr_tolerant
 from confit_runtime import __version__
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
@@ -128,7 +128,7 @@ def main() -> None:
 
 def _run() -> None:
     _speak_utf8()
-    speak_heedlessly()
+    make_stderr_tolerant()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         _check_encoding()

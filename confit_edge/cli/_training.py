@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, emit, say
-from confit_edge.launched import several
+from confit_edge.launcher import is_multi_process
 from confit_runtime.names import shown
 from confit_runtime.wording import bounds, counted
 
@@ -121,7 +121,7 @@ def told_when_stopped(out: Path) -> Iterator[None]:
 
 def _said_already(text: str) -> bool:
     """Whether another process of this training has printed `text`."""
-    if not several():
+    if not is_multi_process():
         return False
     from confit_edge.pairtune.distributed import said_already
 

@@ -48,12 +48,12 @@ def analyze(
     from confit_edge.judging.geometry import analyse
     from confit_edge.pairtune.machine import pick_device
     from confit_edge.probes.tables import known
-    from confit_edge.runs import moved, read_run
+    from confit_edge.runs import read_run, with_current_paths
     from confit_runtime.files import make_folder
 
     if out:
         make_folder(out)  # so that a folder that cannot be written fails before anything is measured
-    read = moved([read_run(path) for path in runs], background=background, others=others, encoder=encoder)
+    read = with_current_paths([read_run(path) for path in runs], background=background, others=others, encoder=encoder)
     with TrainingBar(json_lines) as bar:
         report = analyse(read, split=split, manifest=manifest, device=pick_device(device), tell=bar)
     if out:

@@ -30,9 +30,9 @@ def demo(
     Next: open demo-out/report.html, then record clips of your own with `confit-edge record`.
     """
     from confit_edge.cli._training import TrainingBar
-    from confit_edge.launched import refuse_several
+    from confit_edge.launcher import check_single_process
 
-    refuse_several("demo", "")
+    check_single_process("demo", "")
     from confit_edge.demo.story import run_demo
 
     def tell(text: str) -> None:

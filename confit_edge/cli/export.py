@@ -128,7 +128,7 @@ def export(
     Next: `confit-edge listen words.onnx`, then `confit-edge calibrate` on recordings from the device. For a model of voices:
     `confit-edge enroll`.
     """
-    from confit_edge.runs import moved, read_run, run_corpus
+    from confit_edge.runs import read_run, run_corpus, with_current_paths
     from confit_export.calibration import CALIBRATIONS
     from confit_export.export import Quantisation, export_run, refuse_steering, refuse_unquantised
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
@@ -141,7 +141,7 @@ def export(
         refuse_unquantised({"--scheme": scheme, "--target": target, "--calibration": calibration})
     refuse_steering(out, license)
     refuse_other_card(out)
-    (loaded,) = moved([read_run(run)], background=background, others=others)
+    (loaded,) = with_current_paths([read_run(run)], background=background, others=others)
     corpus = run_corpus(loaded, data)
     made = export_run(
         loaded,

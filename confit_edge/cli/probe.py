@@ -60,12 +60,12 @@ def probe(
     from confit_edge.judging.probe import side_by_side
     from confit_edge.pairtune.machine import pick_device
     from confit_edge.probes.tables import known
-    from confit_edge.runs import moved, read_run
+    from confit_edge.runs import read_run, with_current_paths
     from confit_runtime.files import make_folder
 
     if out:
         make_folder(out)  # so that a folder that cannot be written fails before anything is measured
-    runs = moved(
+    runs = with_current_paths(
         [read_run(path) for path in [*(baseline or []), run]], background=background, others=others, encoder=encoder
     )
     with TrainingBar(json_lines) as bar:

@@ -109,11 +109,11 @@ def study(
 
     Next: `confit-edge train` with the setting that did best.
     """
-    from confit_edge.launched import refuse_several
+    from confit_edge.launcher import check_single_process
 
-    refuse_several("study", "; --jobs runs several of its trials at once")
+    check_single_process("study", "; --jobs runs several of its trials at once")
     from confit_edge.data.tables import check_utf8
-    from confit_edge.files import alone
+    from confit_edge.files import lock_folder
     from confit_edge.recipe import Recipe
     from confit_edge.studies import find
     from confit_edge.studies.bench import source_of
@@ -132,7 +132,7 @@ def study(
         check_utf8(Path(argument))  # the results include the command
     question = find(name)
     source = source_of(manifest, Recipe.from_file(recipe) if recipe else Recipe())
-    with nullcontext() if dry_run else alone(out, "study"), StudyBar(json_lines) as progress:
+    with nullcontext() if dry_run else lock_folder(out, "study"), StudyBar(json_lines) as progress:
         planned = prepare(
             question, source, out, seeds=seeds or 3, groups=train_groups, earlier=earlier, places=places, watch=progress
         )

@@ -302,7 +302,7 @@ def train(
     }
     from confit_edge.pairtune.resuming import begun_recipe
     from confit_edge.pairtune.session import train as run_training
-    from confit_edge.recipe import Recipe, read_yaml, refuse_idle
+    from confit_edge.recipe import Recipe, check_no_idle_keys, read_yaml
     from confit_runtime.errors import UsageError
 
     if "others" in flags:
@@ -322,7 +322,7 @@ def train(
     with naming_flags(of_flags, source):
         base = begun.to_dict() if begun else {}  # options left out keep the values the training began with
         settings = Recipe.from_dict({**base, **given}, source)
-        refuse_idle(settings, flags)
+        check_no_idle_keys(settings, flags)
         with told_when_stopped(out), TrainingBar(json_lines) as progress:
             trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
     tell_trained(trained, out, settings.device, json_lines)

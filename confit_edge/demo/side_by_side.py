@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge.pairtune.session import Trained, train
+from confit_edge.progress import Watcher
 from confit_edge.recipe import Recipe
-from confit_edge.watching import Watcher
 from confit_edge.workers import limited_to, workers
 from confit_runtime.memory import peak_bytes
 

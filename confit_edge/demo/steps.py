@@ -9,8 +9,8 @@ from textwrap import fill
 from typing import Any
 
 from confit_edge.data.manifest import Clip
+from confit_edge.progress import Watcher
 from confit_edge.recipe import Recipe
-from confit_edge.watching import Watcher
 from confit_runtime.audio import load_clip
 
 EPOCHS, SOUP = 14, 2

@@ -31,8 +31,8 @@ from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.session import Trained
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.metrics import correct, paired_difference
+from confit_edge.progress import Watcher
 from confit_edge.runs import read_run, run_corpus
-from confit_edge.watching import Watcher
 from confit_export.export import Exported, export_run
 from confit_runtime.audio import Pcm, load_clip
 from confit_runtime.errors import UsageError

@@ -21,9 +21,9 @@ from confit_edge.probes.judge import Bootstrapped, Judgement, judge
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.verification import Trials, verify
+from confit_edge.progress import Watcher, report_probe_progress
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run, damaged, run_corpus, weights_sha256
-from confit_edge.watching import Watcher, tell_of_probe
 from confit_runtime.arrays import Floats
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -184,7 +184,7 @@ def _starts(runs: list[Run]) -> list[str]:
 
 def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torch.device, tell: Watcher) -> Probed:
     """Fit both probes on the frozen encoder of `subject`, as `recipe` says; `tell` receives the progress."""
-    progress = partial(tell_of_probe, tell, subject.name)
+    progress = partial(report_probe_progress, tell, subject.name)
     return Probed(subject, corpus, dual_probe(subject.encoder.to(device), corpus, recipe, device, progress=progress))
 
 

@@ -19,8 +19,8 @@ from confit_edge.geometry import measures, plots
 from confit_edge.judging.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
 from confit_edge.probes.metrics import merit_name
 from confit_edge.probes.tables import escaped, known, markdown, write_csv
+from confit_edge.progress import Watcher, ignore_event
 from confit_edge.runs import Run
-from confit_edge.watching import Watcher, unwatched
 from confit_runtime.arrays import Floats
 from confit_runtime.wording import counted
 
@@ -161,7 +161,7 @@ def analyse(
     split: Split,
     device: torch.device,
     manifest: Path | None = None,
-    tell: Watcher = unwatched,
+    tell: Watcher = ignore_event,
 ) -> GeometryReport:
     """Embed the clips of a split by the encoders that the runs started from and by the runs, and measure the embeddings.
 

@@ -24,8 +24,8 @@ from confit_edge.judging.compare import (
 )
 from confit_edge.probes.tables import escaped, known, markdown, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
+from confit_edge.progress import Watcher, ignore_event
 from confit_edge.runs import Run
-from confit_edge.watching import Watcher, unwatched
 from confit_runtime.wording import counted, percent
 
 TITLES = {
@@ -197,7 +197,7 @@ def side_by_side(
     device: torch.device,
     manifest: Path | None = None,
     trials: Path | None = None,
-    tell: Watcher = unwatched,
+    tell: Watcher = ignore_event,
 ) -> ProbeReport:
     """Probe the runs and the encoders they started from, by the recipe of the last run, on the same clips.
 

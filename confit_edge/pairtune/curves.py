@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from confit_edge.watching import Watcher
+from confit_edge.progress import Watcher
 from confit_runtime.errors import UsageError
 
 

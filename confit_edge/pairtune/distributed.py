@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.launched import several
+from confit_edge.launcher import is_multi_process
 from confit_edge.pairtune.machine import named_device, pick_device
 from confit_edge.runs import bytes_of
 from confit_runtime.errors import ConfitError, UsageError
@@ -213,7 +213,7 @@ def join(device: str) -> Ranks:
     `device` is the recipe's. Raises UsageError when it names a single device for several processes, or when they cannot
     be joined.
     """
-    if not several():
+    if not is_multi_process():
         return Ranks(pick_device(device))
     wanted = named_device(device)  # not tried yet: before each process has its own device, all would try the first
     if wanted.index is not None:

@@ -16,8 +16,8 @@ from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.pairtune.trainer import DivergedError, fit
 from confit_edge.pairtune.validation import quality
 from confit_edge.probes.metrics import merit_name
+from confit_edge.progress import Watcher
 from confit_edge.recipe import Recipe
-from confit_edge.watching import Watcher
 from confit_runtime.errors import ConfitError
 
 FOUND, TRIAL = "rates.json", "trial-"  # files of a search, in the folder of an unfinished training

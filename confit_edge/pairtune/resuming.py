@@ -12,7 +12,7 @@ from typing import Any
 from confit_edge import files, runs
 from confit_edge.data.corpus import Corpus
 from confit_edge.data.tables import check_utf8
-from confit_edge.launched import several
+from confit_edge.launcher import is_multi_process
 from confit_edge.pairtune.distributed import Ranks, join
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
@@ -29,7 +29,7 @@ def alone(out: Path, ranks: Ranks) -> Iterator[None]:
     with ExitStack() as held:
         with ranks.together():
             if ranks.main:
-                held.enter_context(files.alone(out, "run"))
+                held.enter_context(files.lock_folder(out, "run"))
         yield
 
 
@@ -98,7 +98,7 @@ def begun_recipe(out: Path, device: str | None) -> Recipe | None:
     `device` is the device to resume on, if the user named one.
     """
     before = begun(out)
-    if several():
+    if is_multi_process():
         own = before["recipe"].get("device") if before else None
         ranks = join(device or own or Recipe.device)
         ranks.refuse_other_command("train", resume=True)

@@ -46,8 +46,8 @@ from confit_edge.pairtune.trainer import Fitted, fit, prepared
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
+from confit_edge.progress import Watcher, ignore_event, report_probe_progress
 from confit_edge.recipe import Recipe
-from confit_edge.watching import Watcher, tell_of_probe, unwatched
 from confit_runtime.cautions import cautions
 from confit_runtime.files import make_folder
 from confit_runtime.wording import counted, lasting, listed, some
@@ -93,7 +93,7 @@ def train(
     manifest, out = Path(manifest), Path(out)
     ranks = join(recipe.device)
     ranks.refuse_other_command("distill" if teaching else "train", resume)
-    tell = watch if watch and ranks.main else unwatched
+    tell = watch if watch and ranks.main else ignore_event
     recipe = settled(recipe, ranks.device)
     check_utf8(manifest.resolve())  # run.json names it, but is only written after hours
     with alone(out, ranks), own_draws(ranks.device):
@@ -340,9 +340,11 @@ def _learn(
     """Train `encoder` in place on a corpus that `data` describes, and probe it."""
     began = runs.weights_sha256(encoder)
     encoder.to(device)
-    tell = watch or unwatched
+    tell = watch or ignore_event
     probing = partial(dual_probe, encoder, corpus, recipe, device)
-    baseline = probing(progress=partial(tell_of_probe, tell, "the frozen encoder")) if recipe.frozen_baseline else None
+    baseline = (
+        probing(progress=partial(report_probe_progress, tell, "the frozen encoder")) if recipe.frozen_baseline else None
+    )
     lr = choose_lr(encoder, corpus, recipe, watch, teaching, checkpoint.parent if checkpoint else None)
     fitted = fit(
         encoder,
@@ -354,7 +356,7 @@ def _learn(
         watch=watch,
         teaching=teaching,
     )
-    probes = probing(progress=partial(tell_of_probe, tell, "the trained encoder"))
+    probes = probing(progress=partial(report_probe_progress, tell, "the trained encoder"))
     epochs, planned = len(fitted.history), recipe.epochs * recipe.trainings
     metrics: dict[str, Any] = {
         "probes": probes.metrics,

@@ -18,8 +18,8 @@ from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
 from confit_edge.pairtune.distributed import join
 from confit_edge.pairtune.resuming import alone, check_out
 from confit_edge.pairtune.session import Trained, absolute, settled, tell_left_out, train
+from confit_edge.progress import Watcher, ignore_event
 from confit_edge.recipe import Recipe
-from confit_edge.watching import Watcher, unwatched
 from confit_runtime.errors import UsageError
 
 # What a student's recipe takes over from its teacher's: the clips, the splits and the augmentation of windows. How an
@@ -57,7 +57,7 @@ def distill(
     ranks.refuse_other_command("distill", resume)
     recipe = settled(recipe, ranks.device)
     teachers_place, folders = absolute(run), list(map(absolute, sounds))
-    tell = watch if watch and ranks.main else unwatched
+    tell = watch if watch and ranks.main else ignore_event
     with alone(out, ranks), ranks.together():  # `train` checks this again; here it fails before anything is decoded
         check_out(out, resume)
     with ranks.together():

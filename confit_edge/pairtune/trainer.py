@@ -31,8 +31,8 @@ from confit_edge.pairtune.resuming import digest
 from confit_edge.pairtune.soup import Soup, averaged
 from confit_edge.pairtune.validation import Validation, head_from_probe, quality, standard_error
 from confit_edge.probes.metrics import merit_name
+from confit_edge.progress import Watcher, ignore_event
 from confit_edge.recipe import Recipe
-from confit_edge.watching import Watcher, unwatched
 from confit_edge.windows import make_augmenter
 from confit_runtime.errors import ConfitError, UsageError
 
@@ -183,7 +183,7 @@ class Training:
         self.teaching = teaching
         self.encoder, self.objective, self.corpus, self.recipe = encoder, objective, corpus, recipe
         self.lr, self.epochs, self.ranks, self.still = lr, epochs, ranks, still
-        self.tell: Watcher = watch or unwatched
+        self.tell: Watcher = watch or ignore_event
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
         self.together = nn.ModuleDict(self.modules)
         self.average = averaged(self.together) if recipe.averaging else None

@@ -17,7 +17,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.runs import Run, refuse_other_data
+from confit_edge.runs import Run, check_same_data
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
@@ -134,7 +134,7 @@ def export_run(
         _refuse_idle(f"--scheme {how.scheme}", "computes in fp32", {**ranges, "--qat-epochs": how.qat_epochs})
     refuse_steering(out, license)
     _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
-    refuse_other_data(run, corpus)
+    check_same_data(run, corpus)
     make_folder(out.parent)
     remove_left(out)
     seed, encoder = run.recipe.seed, run.encoder.eval()

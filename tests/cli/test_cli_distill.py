@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.files import alone
+from confit_edge.files import lock_folder
 from confit_edge.runs import read_run, weights_sha256
 from confit_runtime import load
 from confit_runtime.audio import load_clip
@@ -129,7 +129,7 @@ def test_killed_and_resumed_the_student_is_the_undisturbed_one(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows locks no folder")
 def test_a_student_that_another_process_makes_is_refused(teacher: Path, tmp_path: Path, confit: Confit) -> None:
-    with alone(tmp_path / "student", "run"):
+    with lock_folder(tmp_path / "student", "run"):
         code, out, err = confit("distill", teacher, "-o", tmp_path / "student", "--resume")
     assert (code, out) == (2, "")
     assert f"{tmp_path / 'student'}: another process is writing this run; wait for it" in err

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from confit_edge.files import alone
+from confit_edge.files import lock_folder
 from confit_edge.studies import names
 from tests.cli.command import Confit
 from tests.cli.forked import TRAINING
@@ -104,7 +104,7 @@ def test_it_says_what_it_costs_and_a_dry_run_does_no_more(
 @pytest.mark.skipif(os.name == "nt", reason="Windows locks no folder")
 def test_a_study_is_done_by_one_process(tones: Path, recipe: Path, tmp_path: Path, confit: Confit) -> None:
     arguments = ["study", "unseen", "--data", tones, "--recipe", recipe, "-o", tmp_path / "out", "--seeds", "1"]
-    with alone(tmp_path / "out", "study"):
+    with lock_folder(tmp_path / "out", "study"):
         code, out, err = confit(*arguments)
         assert (code, out) == (2, "")
         assert f"{tmp_path / 'out'}: another process is writing this study; wait for it" in err

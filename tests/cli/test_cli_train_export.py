@@ -21,7 +21,7 @@ import soundfile
 
 from confit_edge.cli._training import TrainingBar, print_probes
 from confit_edge.data.corpus import Corpus
-from confit_edge.files import alone
+from confit_edge.files import lock_folder
 from confit_runtime import load
 from tests.cli.command import COMMAND, ENVIRONMENT, Confit
 from tests.cli.forked import TRAINING
@@ -110,7 +110,7 @@ def test_a_run_is_made_by_one_process(small: Path, tmp_path: Path) -> None:
     refused = TRAINING.run("train", tmp_path / "none.csv", "-o", tmp_path / "other" / "words", *options)
     assert refused.returncode == 2
     assert not (tmp_path / "other").exists()
-    with alone(out, "run"):
+    with lock_folder(out, "run"):
         pass
     assert (out / "started.json").is_file()
 

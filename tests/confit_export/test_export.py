@@ -24,7 +24,7 @@ from confit_edge.cli import main
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
-from confit_edge.runs import Run, moved, run_corpus, weights_sha256
+from confit_edge.runs import Run, run_corpus, weights_sha256, with_current_paths
 from confit_export import export, measure
 from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
@@ -518,10 +518,10 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     with pytest.raises(UsageError, match=r"lost: the --background that .* is missing; give its current path"):
         run_corpus(lost)
     shutil.copytree(str(run.recipe.background), tmp_path / "found")
-    (found,) = moved([lost], background=tmp_path / "found")
+    (found,) = with_current_paths([lost], background=tmp_path / "found")
     assert run_corpus(found).fingerprint == run.info.data["fingerprint"]
     with pytest.raises(UsageError, match=r"no --others was used to train .*; leave it out"):
-        moved([run], others=tmp_path)
+        with_current_paths([run], others=tmp_path)
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))

@@ -60,7 +60,7 @@ def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Place
     read = {path: runs.read_run(path) for path in earlier if not (path / HEADER).is_file()}
     if not read and (given := [key for key, place in places.items() if place is not None]):
         raise UsageError(f"--{given[0]} applies to runs, and --from names only studies; leave it out")
-    found = dict(zip(read, runs.moved(list(read.values()), **places), strict=True))
+    found = dict(zip(read, runs.with_current_paths(list(read.values()), **places), strict=True))
     trials: list[Trial] = []
     for path in earlier:
         if path not in read:

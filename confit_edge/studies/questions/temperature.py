@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.recipe import Recipe, refuse_idle
+from confit_edge.recipe import Recipe, check_no_idle_keys
 from confit_edge.studies.bench import pairtuned, rivals
 from confit_edge.studies.phrases import against_vanilla, ranking
 from confit_edge.studies.results import Results, Side
@@ -20,7 +20,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 
     Raises UsageError if the recipe's loss has no temperature.
     """
-    refuse_idle(pairtuned(recipe), ["temperature"])
+    check_no_idle_keys(pairtuned(recipe), ["temperature"])
     frozen, finetune, pairtune = rivals(Trial({}, recipe))
     return [
         frozen,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, TextIO, cast
 
 
-class Heedless:
+class TolerantStream:
     """A stream that drops whatever cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -35,7 +35,7 @@ class Heedless:
             self._stream.flush()
 
 
-def speak_heedlessly() -> None:
+def make_stderr_tolerant() -> None:
     """Make stderr such a stream for all who write to it: verbs, progress bars, warnings and libraries."""
-    if sys.stderr is not None and not isinstance(sys.stderr, Heedless):
-        sys.stderr = cast(TextIO, Heedless(sys.stderr))
+    if sys.stderr is not None and not isinstance(sys.stderr, TolerantStream):
+        sys.stderr = cast(TextIO, TolerantStream(sys.stderr))

@@ -8,10 +8,10 @@ from typing import Any
 Watcher = Callable[[dict[str, Any]], None]
 
 
-def unwatched(event: dict[str, Any]) -> None:
+def ignore_event(event: dict[str, Any]) -> None:
     """A watcher that ignores every event."""
 
 
-def tell_of_probe(tell: Watcher, of: str, done: int, total: int) -> None:
+def report_probe_progress(tell: Watcher, of: str, done: int, total: int) -> None:
     """Report that `done` of the `total` sounds for probing the encoder `of` have been embedded."""
     tell({"stage": "probe", "of": of, "done": done, "total": total})
