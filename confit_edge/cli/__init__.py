@@ -32,7 +32,7 @@ PANELS = {  # of --help, with the verbs of each in order
 }
 GROUPS = ("data", "gallery")  # of several verbs each
 
-_BROUGHT_BY = {  # the modules that each extra installs
+_MODULES_OF_EXTRA = {  # the modules that each extra installs
     "train": (
         *("torch", "transformers", "sklearn", "accelerate", "scipy", "threadpoolctl", "safetensors", "yaml", "pyarrow"),
         *("matplotlib", "pytorch_metric_learning", "peft", "torchaudio"),
@@ -42,8 +42,12 @@ _BROUGHT_BY = {  # the modules that each extra installs
     "index": ("usearch",),
     "hub": ("datasets",),
 }
-_NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "Failed to allocate memory")  # of torch and onnxruntime
-_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE)  # only writing fails with these
+_OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "Failed to allocate memory",
+)  # of torch and onnxruntime
+_WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE)  # only writing fails with these
 
 
 HELP = """Turn a few labelled clips into a calibrated, quantised audio classifier that listens on a CPU device.
@@ -120,14 +124,14 @@ def main() -> None:
     try:
         _run()
     except BaseException as error:
-        if not _interrupted(error):
+        if not _is_interrupt(error):
             raise
         say("confit-edge: stopped")
         sys.exit(130)
 
 
 def _run() -> None:
-    _speak_utf8()
+    _print_utf8()
     make_stderr_tolerant()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -146,21 +150,21 @@ def _run() -> None:
         told = f"cannot be written: {around!r} is not UTF-8, perhaps a file name; rename the file"
         _fail(ConfitError(told), ConfitError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
-        _fail(ConfitError(_refused(error)), ConfitError.exit_code)
+        _fail(ConfitError(_os_error_text(error)), ConfitError.exit_code)
     except Exception as error:
-        if not _without_memory(error):
+        if not _is_out_of_memory(error):
             raise
         _fail(ConfitError("not enough memory: give shorter files, or fewer of them at once"), ConfitError.exit_code)
 
 
-def _interrupted(error: BaseException | None) -> bool:
+def _is_interrupt(error: BaseException | None) -> bool:
     """Whether Ctrl-C caused the error: typer turns it into a silent exit, and a module that is loading into an ImportError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__ if isinstance(error, SystemExit) else error.__cause__
     return error is not None
 
 
-def _speak_utf8() -> None:
+def _print_utf8() -> None:
     """Print UTF-8 whatever the terminal's encoding: JSON requires it, and names may be in any script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None in a daemon
@@ -175,21 +179,21 @@ def _check_encoding() -> None:
 
 def _extra_of(module: str, verb: list[str]) -> str | None:
     """The extra that installs `module`, or None if no extra does."""
-    extra = next((extra for extra, modules in _BROUGHT_BY.items() if module in modules), None)
+    extra = next((extra for extra, modules in _MODULES_OF_EXTRA.items() if module in modules), None)
     # the export extra also installs what training needs
     return "export" if extra == "train" and verb in (["demo"], ["export"]) else extra
 
 
-def _without_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, which every library reports with an error of its own."""
-    return isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY)
+    return isinstance(error, MemoryError) or any(said in str(error) for said in _OUT_OF_MEMORY_TEXTS)
 
 
-def _refused(error: OSError) -> str:
+def _os_error_text(error: OSError) -> str:
     """What the system refused, naming the path the user gave rather than a temporary file made for it."""
     if error.filename is None:
         what = " ".join(str(error.strerror or error).split())
-        return f"cannot be written: {what}" if error.errno in _OF_WRITING else what
+        return f"cannot be written: {what}" if error.errno in _WRITE_ERRNOS else what
     path = Path(os.fsdecode(error.filename))
     asked = next((above.parent for above in (path, *path.parents) if is_partial(above)), path)
     return f"{asked}: {error.strerror}"

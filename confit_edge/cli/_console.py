@@ -32,7 +32,7 @@ class _Help:
         if text := getattr(self, "help", None):
             formatter.write_paragraph()
             with formatter.indentation():
-                formatter.write_text(_laid_out(text, formatter.width - formatter.current_indent))
+                formatter.write_text(_wrap_help(text, formatter.width - formatter.current_indent))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
@@ -43,7 +43,7 @@ class _Help:
         _write_sections(sections, formatter)
 
 
-def _laid_out(text: str, width: int) -> str:
+def _wrap_help(text: str, width: int) -> str:
     """Help text wrapped to `width`, in which examples and list items keep their lines; `\\b` tells click to leave it so."""
 
     def wrapped(block: str) -> str:
@@ -121,7 +121,7 @@ def emit(kind: str, /, **fields: Any) -> None:
     print(shown_in_json(json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False)), flush=True)
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line for a person on stdout; control characters in names and labels are escaped."""
     print(shown(line), flush=True)
 
@@ -150,7 +150,7 @@ def emit_failed(clip: str, error: object, json: bool) -> None:
 
 
 @contextmanager
-def with_failed(json: bool) -> Iterator[None]:
+def failed_clip_reported(json: bool) -> Iterator[None]:
     """If an error about a clip ends the verb inside this block, print the line `failed` for it first."""
     try:
         yield
@@ -160,7 +160,7 @@ def with_failed(json: bool) -> Iterator[None]:
         raise
 
 
-def on_a_terminal() -> bool:
+def stderr_is_terminal() -> bool:
     """Whether stderr is a terminal, where a line can be redrawn."""
     return sys.stderr is not None and sys.stderr.isatty()
 

@@ -25,7 +25,7 @@ LONG_S = 3.0  # a longer clip spans several windows, which are 1 to 1.3 s by def
 
 
 @dataclass
-class Written:
+class CutResult:
     """What was cut: the clips, their lengths, the lengths of the rest, and the errors of damaged recordings."""
 
     clips: list[Clip] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Written:
     errors: list[AudioError] = field(default_factory=list)
 
 
-def cut_out(
+def cut_recordings(
     table: Path,
     recordings: Sequence[Labelled],
     out: Path,
@@ -51,8 +51,8 @@ def cut_out(
     _check_places(out, rest)
     groups = [_group(table, recording) for recording in recordings]
     pieces = [pieces_of(recording, margin_s, alone=alone) for recording in recordings]
-    _refuse_pointless(table, recordings, pieces)
-    _refuse_none(table, pieces)
+    _check_lengths(table, recordings, pieces)
+    _check_any_clip(table, pieces)
     with ExitStack() as made, Bar(json_lines, before="hours") as bar:
         folder = made.enter_context(made_whole(out, "-o"))
         beside = made.enter_context(made_whole(rest, "--rest")) if rest else None
@@ -93,9 +93,9 @@ def _cut_each(
     beside: Path | None,
     margin_s: float,
     bar: Bar,
-) -> Written:
+) -> CutResult:
     """Cut one recording after another. Raises AudioError if none can be read to its end."""
-    written, names = Written(), Names()
+    written, names = CutResult(), Names()
     several = any(len(piece.labels) > 1 for found in pieces for piece in found.kept)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
     for recording, group, found in zip(recordings, groups, pieces, strict=True):
@@ -105,7 +105,7 @@ def _cut_each(
             bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
 
         parts = [
-            _named(names, folder, "+".join(piece.labels) or UNKNOWN, group, path.stem, piece, several)
+            _clip_part(names, folder, "+".join(piece.labels) or UNKNOWN, group, path.stem, piece, several)
             for piece in found.kept
         ]
         between = rest_of(recording, margin_s) if beside else []
@@ -126,7 +126,7 @@ def _cut_each(
     return written
 
 
-def _named(names: Names, folder: Path, label: str, group: str, recording: str, piece: Piece, several: bool) -> Part:
+def _clip_part(names: Names, folder: Path, label: str, group: str, recording: str, piece: Piece, several: bool) -> Part:
     """A clip's place: FOLDER/LABEL/GROUP/`RECORDING SECONDS`, a folder that `train` also reads without the manifest.
 
     If any clip has several labels, all clips lie in FOLDER itself, which is read only with the manifest.
@@ -137,7 +137,7 @@ def _named(names: Names, folder: Path, label: str, group: str, recording: str, p
     return names.part(folder / safe(label) / safe(group), [recording], span)
 
 
-def tell(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
+def print_report(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
     """Print the report for a person."""
     print(
         f"{report['out']}: {counted(report['clips'], 'clip')}, {lasting(report['seconds'])}, from"
@@ -200,7 +200,7 @@ def _group(table: Path, recording: Labelled) -> str:
     return next(iter(recording.groups), name.encode(errors="backslashreplace").decode())
 
 
-def _refuse_none(table: Path, pieces: Sequence[Pieces]) -> None:
+def _check_any_clip(table: Path, pieces: Sequence[Pieces]) -> None:
     """Raise UsageError if there is nothing to cut."""
     if any(found.kept for found in pieces):
         return
@@ -209,7 +209,7 @@ def _refuse_none(table: Path, pieces: Sequence[Pieces]) -> None:
     raise UsageError(f"{table}: {overlap if crossed else 'it labels no sound'}, so there is no clip to cut")
 
 
-def _refuse_pointless(table: Path, recordings: Sequence[Labelled], pieces: Sequence[Pieces]) -> None:
+def _check_lengths(table: Path, recordings: Sequence[Labelled], pieces: Sequence[Pieces]) -> None:
     """Raise UsageError on sounds without length."""
     points = [
         f"{sound.label} at {sound.start_s:g} s of {recording.path}"

@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from confit_edge.cli._console import on_a_terminal, say
+from confit_edge.cli._console import say, stderr_is_terminal
 from confit_runtime.frames import decibel
 from confit_runtime.listener import Tap
 from confit_runtime.names import shown
@@ -114,7 +114,7 @@ def meter(peak: float, held: float = 0.0) -> str:
 
 def say_alone(text: str) -> None:
     """Print a line for a person, erasing the line of `level_line` first."""
-    if on_a_terminal():
+    if stderr_is_terminal():
         _clear_line()
     say(text)
 

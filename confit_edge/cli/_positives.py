@@ -59,7 +59,7 @@ def read_positives(
         for option, name in (("label-column", label_column), ("group-column", group_column))
         if name
     )
-    found = _of_test(source, found, wanted, asked)
+    found = _select_test_clips(source, found, wanted, asked)
     for clip in found:
         sound_seconds(clip.path)
     if len(found) > 1 and all(clip.alone for clip in found):
@@ -70,7 +70,7 @@ def read_positives(
     return found
 
 
-def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str], asked: str) -> list[Clip]:
+def _select_test_clips(source: Path, clips: list[Clip], wanted: Sequence[str], asked: str) -> list[Clip]:
     """The clips of test, or all clips, with a warning, if none is known to be: a model misses fewer of its training clips.
 
     `asked` are the options by which `source` was read, for a command in the warning.
@@ -81,8 +81,8 @@ def _of_test(source: Path, clips: list[Clip], wanted: Sequence[str], asked: str)
             f"{source}: left out {counted(len(clips) - len(test), 'clip')} of other splits than test, because a model misses"
             " fewer of the clips it was trained on (without the column `split`, all clips count)"
         )
-        if untold := sorted({label for clip in clips for label in clip.labels if label in wanted} - _labels(test)):
-            say(f"warning: {source}: has no test clip of {', '.join(untold)}, so its misses are not measured")
+        if missing := sorted({label for clip in clips for label in clip.labels if label in wanted} - _labels(test)):
+            say(f"warning: {source}: has no test clip of {', '.join(missing)}, so its misses are not measured")
     elif not test and any(clip.split for clip in clips):
         say(
             f"warning: {source}: has splits, but none of these clips is in test; if the model was trained on them, it will miss"

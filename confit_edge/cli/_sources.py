@@ -36,7 +36,7 @@ Format = Annotated[
 ]
 
 
-def told_of(error: ConfitError, model: str, clip: str, *options: str) -> str:
+def clip_error_text(error: ConfitError, model: str, clip: str, *options: str) -> str:
     """What is wrong with a clip; for one that is too long, also the `listen` command that can hear it."""
     if not isinstance(error, TooLongError):
         return str(error)
@@ -44,7 +44,7 @@ def told_of(error: ConfitError, model: str, clip: str, *options: str) -> str:
     return f"{error}, or run `{join(listen)}`"
 
 
-def tell_narrow(clips: Sequence[Path], model: Model) -> None:
+def warn_about_narrow_clips(clips: Sequence[Path], model: Model) -> None:
     """Warn about the first clip whose rate lacks frequencies that the model hears; clips that cannot be opened are skipped."""
     from confit_runtime.audio import narrow, open_sound
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from confit_edge.pairtune.session import Trained
 
 ENCODER, OBJECTIVE, SCHEDULE, MACHINE = "Encoder", "Objective", "Batch and schedule", "Machine"  # panels of --help
-# A linear probe this far behind the kNN probe, on at least FEW clips, has not learnt what the embedding holds.
-BEHIND, FEW = 0.15, 20
-MANY = 1000  # sounds from which on a probe without a bar prints a line for every tenth
+# A linear probe this far behind the kNN probe, on at least FEWEST_CLIPS clips, has not learnt what the embedding holds.
+KNN_LEAD, FEWEST_CLIPS = 0.15, 20
+MANY_SOUNDS = 1000  # sounds from which on a probe without a bar prints a line for every tenth
 
 
 def option(help_text: str, panel: str, *names: str) -> Any:
@@ -91,44 +91,44 @@ def naming_flags(flags: Collection[str], source: str) -> Iterator[None]:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
+def printed_once() -> Iterator[None]:
     """Print an error that several processes share only once, by the first that fails; with --debug each prints it."""
     from confit_runtime.errors import ConfitError
 
     try:
         yield
     except ConfitError as error:
-        if "--debug" not in sys.argv and _said_already(str(error)):
+        if "--debug" not in sys.argv and _already_printed(str(error)):
             raise typer.Exit(error.exit_code) from error
         raise
 
 
 @contextmanager
-def told_when_stopped(out: Path) -> Iterator[None]:
+def resume_hint_when_stopped(out: Path) -> Iterator[None]:
     """On Ctrl-C, say whether anything was saved, and how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        begun = (out / "started.json").is_file()
-        if _said_already("stopped"):
+        started = (out / "started.json").is_file()
+        if _already_printed("stopped"):
             pass
-        elif begun:
+        elif started:
             say(f"{out}: stopped; the same command with --resume continues after the last finished epoch")
         else:
             say(f"{out}: stopped before the first epoch; nothing was written")
         raise typer.Exit(130) from None
 
 
-def _said_already(text: str) -> bool:
+def _already_printed(text: str) -> bool:
     """Whether another process of this training has printed `text`."""
     if not is_multi_process():
         return False
-    from confit_edge.pairtune.distributed import said_already
+    from confit_edge.pairtune.distributed import already_printed
 
-    return said_already(text)
+    return already_printed(text)
 
 
-def tell_trained(trained: Trained | None, out: Path, device: str, json_lines: bool, **of_verb: Any) -> None:
+def print_trained(trained: Trained | None, out: Path, device: str, json_lines: bool, **of_verb: Any) -> None:
     """Print the result of a training on `device` (None: it was finished before), from the first of its processes only."""
     from confit_edge.pairtune.distributed import join
 
@@ -160,32 +160,36 @@ def print_probes(metrics: dict[str, Any]) -> None:
             f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
             + (f"; without unknown: {judged['own']['right']} of {judged['own']['n']} right" if "own" in judged else "")
             + (f"; {100 * judged['map_weighed']:.1f} % weighted by typicality" if "map_weighed" in judged else "")
-            + (f" (validation {100 * _reached(result['val']):.1f} %)" if result["test"] and result["val"] else "")
+            + (f" (validation {100 * _merit_value(result['val']):.1f} %)" if result["test"] and result["val"] else "")
         )
     linear, knn = (metrics["probes"][key]["test"] or metrics["probes"][key]["val"] for key in ("linear", "knn"))
-    if (behind := _reached(knn) - _reached(linear)) >= BEHIND and linear["n"] >= FEW:
+    if (behind := _merit_value(knn) - _merit_value(linear)) >= KNN_LEAD and linear["n"] >= FEWEST_CLIPS:
         say(
             f"warning: the linear probe, which export writes, is {100 * behind:.0f} points behind the kNN probe;"
             " `confit-edge probe RUN` shows which classes are confused. If many clips are taken for unknown, check that the"
             " background holds none of your classes"
         )
     before, after = metrics.get("frozen", {}).get("linear", {}).get("val"), metrics["probes"]["linear"]["val"]
-    if before and after and _reached(before) - _reached(after) > standard_error(_reached(after), after["n"]):
+    if (
+        before
+        and after
+        and _merit_value(before) - _merit_value(after) > standard_error(_merit_value(after), after["n"])
+    ):
         what = "mAP" if "map" in after else "accuracy"
         cure = "more --unlabelled sound" if "teacher" in metrics else "--freeze all, which trains only the probes"
         say(
-            f"warning: validation {what} fell from {100 * _reached(before):.1f} % with the frozen encoder to"
-            f" {100 * _reached(after):.1f} % with the trained one: training made it worse. Try {cure}, or a smaller --lr;"
+            f"warning: validation {what} fell from {100 * _merit_value(before):.1f} % with the frozen encoder to"
+            f" {100 * _merit_value(after):.1f} % with the trained one: training made it worse. Try {cure}, or a smaller --lr;"
             " more clips help more than either"
         )
 
 
-def _of(event: dict[str, Any]) -> str:
+def _merit_prefix(event: dict[str, Any]) -> str:
     """The name of an event's measure with a space, or nothing if it is the accuracy."""
     return "" if event["merit"] == "accuracy" else f"{event['merit']} "
 
 
-def _reached(found: dict[str, Any]) -> float:
+def _merit_value(found: dict[str, Any]) -> float:
     """The measure that choices are made by: mAP if clips have several labels, else accuracy."""
     return float(found.get("map", found["accuracy"]))
 
@@ -223,7 +227,7 @@ class TrainingBar(Bar):
             head = f", head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
             self.console.print(
                 f"{of}epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
-                f" validation probe {_of(event)}{100 * event['val_linear']:.1f} %{head}",
+                f" validation probe {_merit_prefix(event)}{100 * event['val_linear']:.1f} %{head}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -240,7 +244,7 @@ class TrainingBar(Bar):
             self.console.print(shown(f"{of}{event['text']}"), highlight=False, markup=False, soft_wrap=True)
         elif stage == "search":
             self.console.print(
-                f"{of}lr {event['lr']:g}: {_of(event)}{100 * event['validation']:.1f} % on validation",
+                f"{of}lr {event['lr']:g}: {_merit_prefix(event)}{100 * event['validation']:.1f} % on validation",
                 highlight=False,
                 markup=False,
             )
@@ -262,7 +266,7 @@ class TrainingBar(Bar):
         """Whether a probe starts, or has heard another tenth of its many sounds."""
         done, total = event["done"], event["total"]
         before, self.probed[run] = self.probed.get(run, 0), 10 * done // max(1, total)
-        return not done or (total >= MANY and self.probed[run] > before)
+        return not done or (total >= MANY_SOUNDS and self.probed[run] > before)
 
     def _show(self, run: str, what: str, total: int | None, done: int, note: str) -> None:
         self.show(what, total, done, row=run, note=note, count=f"{done}/{total}" if total else "")

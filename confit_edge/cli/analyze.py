@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._runs import Background, Beginning, Others
+from confit_edge.cli._run_options import Background, EncoderFolder, Others
 from confit_edge.cli._training import TrainingBar
 
 
@@ -20,7 +20,7 @@ def analyze(
     ] = None,
     background: Background = None,
     others: Others = None,
-    encoder: Beginning = None,
+    encoder: EncoderFolder = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder to write tables, JSON, maps, spectra and contributions to."),

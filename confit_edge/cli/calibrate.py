@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say, with_failed
+from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, say
 from confit_edge.cli._thresholds import check_confidence
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix
@@ -105,7 +105,7 @@ def calibrate(
     """
     import dataclasses
 
-    from confit_edge.cli import _calibrated as calibrated
+    from confit_edge.cli import _calibration_report as calibration_report
     from confit_edge.cli._positives import hear, read_positives
     from confit_runtime import load
     from confit_runtime.calibration import choose, count_false_accepts, det_curve, levels_of, may_fire, thresholds
@@ -133,9 +133,9 @@ def calibrate(
         refuse_calibrated(bake)
     paths = find_clips(negatives)
     contract = _only(loaded.contract, only) if only else loaded.contract
-    with with_failed(json):
+    with failed_clip_reported(json):
         clips = read_positives(positives, contract, label_column, group_column) if positives else []
-    with with_failed(json), Bar(json, before="hours") as bar:
+    with failed_clip_reported(json), Bar(json, before="hours") as bar:
         recordings = score_recordings(
             loaded,
             paths,
@@ -144,28 +144,28 @@ def calibrate(
         )
         whole = sum(recording.seconds for recording in recordings)
 
-        def tell(done: float) -> None:
+        def show_progress(done: float) -> None:
             bar.show("counting false accepts", whole, done, hours=f"{done / 3600:.1f} h")
 
-        tell(0.0)
-        places, counts = may_fire(contract), count_false_accepts(contract, recordings, tell)
+        show_progress(0.0)
+        places, counts = may_fire(contract), count_false_accepts(contract, recordings, show_progress)
     chosen = choose(counts, target_fa_per_hour, confidence)
-    kept = "" if lower else calibrated.below(contract, chosen)
+    kept = "" if lower else calibration_report.lowered_thresholds(contract, chosen)
     if not lower:
         chosen = dataclasses.replace(chosen, lowest=levels_of(contract))
-    beware = calibrated.cautions(counts, chosen, contract, recordings)
+    beware = calibration_report.cautions(counts, chosen, contract, recordings)
     contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
-    with with_failed(json):
+    with failed_clip_reported(json):
         heard = hear(loaded, contract, clips, json)
     report = {
-        **calibrated.report(contract, places, counts, chosen, heard, confidence),
+        **calibration_report.report(contract, places, counts, chosen, heard, confidence),
         "target_fa_per_hour": target_fa_per_hour,
         "confidence": confidence,
         "met": chosen.met,
     }
     curve = det_curve(counts, chosen, contract, heard, confidence)
     if plot is not None:
-        calibrated.write_curve(plot, curve, report)
+        calibration_report.write_curve(plot, curve, report)
     if json:
         emit("summary", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
     for caution in beware:
@@ -179,7 +179,7 @@ def calibrate(
         )
     written = _write(loaded, contract, {**report, "det": curve}, bake)
     if not json:
-        calibrated.print_table(contract, report)
+        calibration_report.print_table(contract, report)
     if kept:
         say(
             f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
@@ -204,10 +204,10 @@ def _check(target: float, confidence: float, bake: Path | None, plot: Path | Non
 
 def _check_table(plot: Path) -> None:
     """Raise UsageError if the CSV next to the plot would replace another kind of file, such as labels."""
-    from confit_edge.cli._calibrated import CURVE
+    from confit_edge.cli._calibration_report import CURVE_HEADER
 
     table = plot.with_suffix(".csv")
-    if table.exists() and not table.read_bytes().startswith(CURVE.encode()):
+    if table.exists() and not table.read_bytes().startswith(CURVE_HEADER.encode()):
         raise UsageError(f"--plot {plot}: would replace {table}, which is not such a curve; name another DET.png")
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say_failed, tell
-from confit_edge.cli._sources import tell_narrow, told_of
+from confit_edge.cli._console import Json, emit, print_line, say_failed
+from confit_edge.cli._sources import clip_error_text, warn_about_narrow_clips
 from confit_runtime.errors import ConfitError
 
 SHOWN = 3  # labels of a clip, for a person
@@ -43,7 +43,7 @@ def classify(
 
     paths, loaded = find_clips(clips), load(model)
     check_labels(model, loaded.contract.target_labels, "nothing to classify")
-    tell_narrow(paths, loaded)
+    warn_about_narrow_clips(paths, loaded)
     heard: Counter[str] = Counter()
     failed = nothing = 0
     silent = loaded.contract.unknown_label if loaded.contract.multi_label else None
@@ -53,7 +53,7 @@ def classify(
             found = loaded.classify(path)
         except ConfitError as error:
             failed += 1
-            say_failed(clip, told_of(error, model, clip), json)
+            say_failed(clip, clip_error_text(error, model, clip), json)
             continue
         heard.update(found.labels)
         nothing += not found.labels
@@ -63,13 +63,13 @@ def classify(
             named = "".join(f"  {label}  {found.scores[label]:.2f}" for label in found.labels) or "  nothing"
             ranked = sorted(found.scores.items(), key=lambda pair: -pair[1])
             others = [pair for pair in ranked if pair[0] not in found.labels and pair[0] != silent]
-            tell(f"{clip}{named}{_then(others[: max(0, SHOWN - len(found.labels))])}")
+            print_line(f"{clip}{named}{_runner_ups(others[: max(0, SHOWN - len(found.labels))])}")
     if json:
         emit("summary", clips=len(paths), by_label=dict(heard.most_common()), nothing=nothing, failed=failed)
     if failed:
         raise typer.Exit(1)
 
 
-def _then(others: list[tuple[str, float]]) -> str:
+def _runner_ups(others: list[tuple[str, float]]) -> str:
     listed = ", ".join(f"{label} {score:.2f}" for label, score in others)
     return f"  (then {listed})" if listed else ""

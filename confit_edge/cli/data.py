@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, say, with_failed
+from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, failed_clip_reported, say
 from confit_runtime.errors import UsageError
 from confit_runtime.files import check_suffix
 
@@ -244,20 +244,20 @@ def cut(
 
         confit-edge train clips/manifest.csv -o runs/birds --encoder yamnet --background background
     """
-    from confit_edge.cli._cut import cut_out, tell
-    from confit_edge.cli._stopped import stop_as_ctrl_c_does
+    from confit_edge.cli._cut import cut_recordings, print_report
+    from confit_edge.cli._signals import treat_signals_as_ctrl_c
     from confit_runtime.labels import read_labelled
     from confit_runtime.recordings import refuse_twins
 
-    with with_failed(json):
+    with failed_clip_reported(json):
         recordings = read_labelled(table)
     refuse_twins([recording.path for recording in recordings])
-    stop_as_ctrl_c_does()
-    report, errors = cut_out(table, recordings, out, margin, alone, rest, json)
+    treat_signals_as_ctrl_c()
+    report, errors = cut_recordings(table, recordings, out, margin, alone, rest, json)
     if json:
         emit("cut", **report)
     else:
-        tell(report, errors)
+        print_report(report, errors)
     if errors:
         raise typer.Exit(1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from confit_edge.cli._console import Json, emit, tell
+from confit_edge.cli._console import Json, emit, print_line
 from confit_runtime.errors import DeviceError
 from confit_runtime.wording import counted
 
@@ -34,7 +34,7 @@ def devices(json: Json = False) -> None:
             channels = counted(device.channels, "channel")
             others = ", ".join(str(rate) for rate in device.rates if rate != device.default_rate)
             also = f" ({others})" if others else ""
-            tell(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz{also}  {channels}")
+            print_line(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz{also}  {channels}")
     if json:
         emit("summary", devices=len(found))
     if not found:

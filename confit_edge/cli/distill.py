@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from confit_edge.cli._console import Json
-from confit_edge.cli._runs import Background, Others
+from confit_edge.cli._run_options import Background, Others
 from confit_edge.cli._training import (
     Device,
     Epochs,
@@ -21,16 +21,16 @@ from confit_edge.cli._training import (
     learning_rates,
     naming_flags,
     option,
-    tell_trained,
-    told_once,
-    told_when_stopped,
+    print_trained,
+    printed_once,
+    resume_hint_when_stopped,
 )
 from confit_runtime.errors import UsageError
 
 _LESSON = "Distillation"  # a panel of --help
 
 
-@told_once()
+@printed_once()
 def distill(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="The teacher: a run folder that `confit-edge train` wrote.")
@@ -123,7 +123,7 @@ def distill(
     if similarity_temperature is not None and settings.get("similarity_weight") == 0:
         raise UsageError("--similarity-temperature has no effect with a similarity weight of 0")
     source = str(recipe) if recipe else "the command line"
-    with told_when_stopped(out), naming_flags(flags, source), TrainingBar(json_lines) as progress:
+    with resume_hint_when_stopped(out), naming_flags(flags, source), TrainingBar(json_lines) as progress:
         trained = run_distillation(
             run,
             out,
@@ -135,4 +135,4 @@ def distill(
             tensorboard=tensorboard,
             watch=progress,
         )
-    tell_trained(trained, out, settings.get("device", Recipe.device), json_lines, teacher_run=str(run))
+    print_trained(trained, out, settings.get("device", Recipe.device), json_lines, teacher_run=str(run))

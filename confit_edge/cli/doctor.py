@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, on_a_terminal, say, tell
+from confit_edge.cli._console import Json, emit, print_line, say, stderr_is_terminal
 from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import AudioError, DeviceError
 from confit_runtime.wording import counted
@@ -60,15 +60,15 @@ def doctor(
     with open_source(source, rate=rate, channels=channels, format=pcm_format) as opened:
         if opened.live:
             say(f"measuring {opened.name} for {seconds:g} s: be quiet for {seconds / 2:g} s, then speak")
-        pcm, measured, lost, arrivals = _hear(opened, seconds)
+        pcm, measured, lost, arrivals = _record_sound(opened, seconds)
         name, clocked = opened.name, isinstance(opened, Microphone)
     try:
         check = soundcheck(pcm, opened.rate, measured)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from error
     found = findings(check, lost_s={reason: samples / opened.rate for reason, samples in lost.items()})
-    if clocked and (slip := _slip(arrivals, opened.rate)) is not None:
-        found = [slip, *(one for one in found if one.level != "good")]
+    if clocked and (drift := _clock_drift(arrivals, opened.rate)) is not None:
+        found = [drift, *(one for one in found if one.level != "good")]
     if json:
         for one in found:
             emit("finding", level=one.level, text=one.text)
@@ -79,7 +79,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _hear(source: Source, seconds: float) -> tuple[Pcm, ChannelCheck, Counter[str], list[tuple[float, int]]]:
+def _record_sound(source: Source, seconds: float) -> tuple[Pcm, ChannelCheck, Counter[str], list[tuple[float, int]]]:
     """The sound without gaps, what was measured of its channels, the samples lost by reason, and the arrivals.
 
     An arrival is a time, and how many samples had come by then.
@@ -90,7 +90,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, ChannelCheck, Counter[st
     from confit_runtime.channels import ChannelCheck
     from confit_runtime.sources import Gap, Notice, Pause
 
-    show = level_line() if source.live and on_a_terminal() else None
+    show = level_line() if source.live and stderr_is_terminal() else None
     parts, arrivals, heard, wanted = [], [], 0, round(seconds * source.rate)
     lost: Counter[str] = Counter()
     channels = ChannelCheck()
@@ -117,7 +117,7 @@ def _hear(source: Source, seconds: float) -> tuple[Pcm, ChannelCheck, Counter[st
     return np.concatenate(parts), channels, lost, arrivals
 
 
-def _slip(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:
+def _clock_drift(arrivals: list[tuple[float, int]], rate: int) -> Finding | None:
     """A finding if sound comes more than 5 % faster or slower than its rate, else None.
 
     `arrivals` holds pairs of a time and the samples that had come by then. Both halves of the time must agree: a machine that
@@ -146,7 +146,7 @@ def _rounded(check: Soundcheck) -> dict[str, float]:
 
 
 def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> None:
-    tell(f"{name}: {check.seconds:.1f} s at {check.rate} Hz")
+    print_line(f"{name}: {check.seconds:.1f} s at {check.rate} Hz")
     rows = [
         ("peak", f"{check.peak_db:.1f} dB of full scale"),
         ("loud", f"{check.loud_db:.1f} dB"),
@@ -157,6 +157,6 @@ def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> 
         ("dropouts", f"{dropped / check.rate:.2f} s lost, {counted(check.holes, 'break')} in the sound"),
     ]
     for what, value in rows:
-        tell(f"  {what:<12} {value}")
+        print_line(f"  {what:<12} {value}")
     for one in found:
-        tell(f"{one.level}: {one.text}")
+        print_line(f"{one.level}: {one.text}")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, emit_failed, on_a_terminal, say, say_error, tell
-from confit_edge.cli._enrolled import GALLERY, KindOption, prints_text
-from confit_edge.cli._odd import tell_odd
-from confit_edge.cli._sources import tell_narrow
+from confit_edge.cli._console import Json, emit, emit_failed, print_line, say, say_error, stderr_is_terminal
+from confit_edge.cli._enroll_warnings import warn_about_prints
+from confit_edge.cli._gallery_options import GALLERY, KindOption, prints_text
+from confit_edge.cli._sources import warn_about_narrow_clips
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.names import known_names
 
@@ -116,16 +116,16 @@ def enroll(
         there = stack.enter_context(Gallery.open(gallery, loaded)) if has_any else None
         settled = kind or (kind_of(loaded.contract) if there is None else there.kind)
         if negative:
-            _check_known(name, loaded.contract, there)
+            _check_negative_name(name, loaded.contract, there)
         sounds: Sequence[tuple[str, Path | Pcm]]
         if clips:
             paths = find_clips(clips)
-            tell_narrow(paths, loaded)
+            warn_about_narrow_clips(paths, loaded)
             sounds = [(str(path), path) for path in paths]
         else:
-            sounds = _recorded(loaded, source or "mic", takes or 3, take_seconds or 4.0, settled)
-        taken = _taken(loaded, sounds, settled, json)
-        tell_odd(name, taken, loaded, there, settled, negative=negative)
+            sounds = _record_clips(loaded, source or "mic", takes or 3, take_seconds or 4.0, settled)
+        taken = _take_prints(loaded, sounds, settled, json)
+        warn_about_prints(name, taken, loaded, there, settled, negative=negative)
         embeddings = np.concatenate([one.embeddings for _, one in taken])
         # the seconds of a clip are divided equally: the prints of a voice have equal lengths
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
@@ -159,7 +159,7 @@ def enroll(
             negative=negative,
         )
     else:
-        tell(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
+        print_line(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
     if left_out:
         kept = "; their audio is not kept" if keep_audio else ""
         say(f"{prints_text(left_out, negative)} left out: already enrolled as {name}, or given twice{kept}")
@@ -175,7 +175,7 @@ def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object
         raise UsageError(f"{given[0]} applies only to --mic; add --mic, or leave it out for existing clips")
 
 
-def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None:
+def _check_negative_name(name: str, contract: Contract, gallery: Gallery | None) -> None:
     """Raise UsageError unless `name` is enrolled or a label that fires."""
     labels = contract.target_labels
     enrolled = list(gallery.names()) if gallery is not None else []
@@ -186,7 +186,9 @@ def _check_known(name: str, contract: Contract, gallery: Gallery | None) -> None
         )
 
 
-def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind, json: bool) -> list[tuple[str, Taken]]:
+def _take_prints(
+    model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind, json: bool
+) -> list[tuple[str, Taken]]:
     """What each clip yields. Raises AudioError if a clip cannot be used; several such clips are all named first."""
     from confit_runtime.audio import load_clip
     from confit_runtime.enrollment import take
@@ -209,7 +211,7 @@ def _taken(model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind, j
     return taken
 
 
-def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
+def _record_clips(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
     """Record clips at the model's rate, announcing each; a clip that is clipped or silent is recorded again."""
     from confit_edge.cli._live import level_line, say_alone
     from confit_runtime.audio import narrow, resample
@@ -224,7 +226,7 @@ def _recorded(model: Model, source: str, takes: int, seconds: float, kind: Kind)
             say(lacks)
         for attempt in range(2 * takes):
             say(f"clip {len(recorded) + 1} of {takes}: {wanted}, {seconds:g} s")
-            show = level_line() if on_a_terminal() else None
+            show = level_line() if stderr_is_terminal() else None
             take = record_clip(opened, seconds, countdown_s=COUNTDOWN_S, show=show, tell=say_alone)
             if take.fault is None:
                 recorded.append((f"{shown} {attempt + 1}", resample(take.pcm, take.rate, model.contract.sample_rate)))

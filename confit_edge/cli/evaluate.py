@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say, say_failed, tell, with_failed
-from confit_edge.cli._sources import tell_narrow
+from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, print_line, say, say_failed
+from confit_edge.cli._sources import warn_about_narrow_clips
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.names import nearest
@@ -78,11 +78,11 @@ def evaluate(
     loaded = with_thresholds(load(model), general, own)
     check_fire(own, [loaded])
     check_labels(model, loaded.contract.can_fire, "nothing to evaluate")
-    with with_failed(json):
+    with failed_clip_reported(json):
         recordings = read_labelled(labelled)
     refuse_twins([recording.path for recording in recordings])
     _check_labels(labelled, recordings, loaded.contract)
-    tell_narrow([recording.path for recording in recordings], loaded)
+    warn_about_narrow_clips([recording.path for recording in recordings], loaded)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
     judged = []
     left_out: list[tuple[str, ConfitError]] = []
@@ -90,11 +90,11 @@ def evaluate(
         for recording in recordings:
             before = done
 
-            def tell(seconds: float, before: float = before, name: str = recording.path.name) -> None:
+            def show_progress(seconds: float, before: float = before, name: str = recording.path.name) -> None:
                 bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
 
             try:
-                judged.append(judge(loaded, recording, tell))
+                judged.append(judge(loaded, recording, show_progress))
             except (AudioError, UsageError) as error:
                 left_out.append((str(recording.path), error))
             done += recording.seconds
@@ -176,7 +176,7 @@ def _print(report: dict[str, Any]) -> None:
         if "given" in report["thresholds_of"]
         else ""
     )
-    print(f"thresholds from {_origin(report['thresholds_of'])}{given}")
+    print(f"thresholds from {_threshold_source(report['thresholds_of'])}{given}")
     if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     bands = [(f"SNR {band}", row) for band, row in report["snr"].items()]
@@ -197,7 +197,7 @@ def _print(report: dict[str, Any]) -> None:
     _print_latency("a sound's end", report["latency_s"])
     _print_latency("the start of a sound longer than the model's window", report["latency_from_start_s"])
     for row in report["fired_for"]:
-        tell(f"{row['times']:>4} x {row['heard']} fired, label there: {row['was']}")
+        print_line(f"{row['times']:>4} x {row['heard']} fired, label there: {row['was']}")
     for what, rows in (("false accepts", report["heard_falsely"]), ("missed sounds", report["not_heard"])):
         _print_places(what, rows)
 
@@ -214,10 +214,10 @@ def _print_places(what: str, rows: Sequence[dict[str, Any]]) -> None:
     print(f"\n{what}" + (f", {SHOWN} of {len(rows)} (--json lists them all)" if len(rows) > SHOWN else ""))
     for row in rows[:SHOWN]:
         score = f" ({row['score']:.2f}), label there: {row['was']}" if "score" in row else ""
-        tell(f"  {row['file']}  {row['start_s']:.2f} to {row['end_s']:.2f} s  {row['label']}{score}")
+        print_line(f"  {row['file']}  {row['start_s']:.2f} to {row['end_s']:.2f} s  {row['label']}{score}")
 
 
-def _origin(thresholds: dict[str, Any]) -> str:
+def _threshold_source(thresholds: dict[str, Any]) -> str:
     if thresholds["from"] == "export":
         return "the export"
     target = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._runs import Background, Others
+from confit_edge.cli._run_options import Background, Others
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -149,9 +149,9 @@ def export(
         out,
         quantize=quantize,
         how=Quantisation(
-            scheme=_one_of("--scheme", scheme, SCHEMES),
-            target=_one_of("--target", target, TARGETS),
-            calibration=_one_of("--calibration", calibration, CALIBRATIONS),
+            scheme=_check_choice("--scheme", scheme, SCHEMES),
+            target=_check_choice("--target", target, TARGETS),
+            calibration=_check_choice("--calibration", calibration, CALIBRATIONS),
             keep_fp32=tuple(keep_fp32 or ()),
             qat_epochs=qat_epochs,
             sweep_minutes=sweep_minutes,
@@ -221,7 +221,7 @@ def _next_step(contract: Contract, out: Path) -> str:
     )
 
 
-def _one_of(option: str, given: str | None, choices: tuple[Choice, ...]) -> Choice:
+def _check_choice(option: str, given: str | None, choices: tuple[Choice, ...]) -> Choice:
     """The given choice, or the first if none was given. Raises UsageError."""
     from confit_runtime.errors import UsageError
 

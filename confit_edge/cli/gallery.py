@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, say, tell
-from confit_edge.cli._enrolled import GALLERY, GalleryFile, counts_text, prints_text
+from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, print_line, say
+from confit_edge.cli._gallery_options import GALLERY, GalleryFile, counts_text, prints_text
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def list_(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
                 emit("name", name=name, **counts._asdict(), voiced_s=round(voiced_s, 3))
             else:
                 others = f"  {prints_text(against, True)}" if against else ""
-                tell(f"{name}  {prints_text(counts.prints)}  {voiced_s:.1f} s{others}")
+                print_line(f"{name}  {prints_text(counts.prints)}  {voiced_s:.1f} s{others}")
     if json:
         _emit_summary(names, str(gallery))
     elif not names:
@@ -85,7 +85,7 @@ def show(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> None
             )
         else:
             notes = f"{'' if alike is None else f'  {alike:.2f}'}{'  negative' if one.negative else ''}"
-            tell(f"{one.source}{notes}{'  audio kept' if one.audio is not None else ''}")
+            print_line(f"{one.source}{notes}{'  audio kept' if one.audio is not None else ''}")
     if json:
         negatives = len(prints) - len(positive)
         emit("summary", gallery=str(gallery), name=name, prints=len(positive), negative_prints=negatives)
@@ -113,7 +113,7 @@ def rename(
     if json:
         emit("renamed", name=new, old=old)
     else:
-        tell(f"{old} is now {new}")
+        print_line(f"{old} is now {new}")
 
 
 @app.command(cls=Verb)
@@ -133,7 +133,7 @@ def remove(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> No
     if json:
         emit("removed", name=name, **had._asdict())
     else:
-        tell(f"removed {name}, with {counts_text(had)}")
+        print_line(f"removed {name}, with {counts_text(had)}")
 
 
 @app.command(cls=Verb)
@@ -241,7 +241,7 @@ def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     if json:
         emit("indexed", gallery=str(gallery), prints=prints, path=path)
     else:
-        tell(f"{path}: index of {prints_text(prints)}")
+        print_line(f"{path}: index of {prints_text(prints)}")
 
 
 def _show(bar: Bar, what: str, done: int, total: int) -> None:
@@ -253,7 +253,7 @@ def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool,
         if json:
             emit(kind, name=name, **counts._asdict())
         else:
-            tell(f"{name}: {counts_text(counts)} {what}")
+            print_line(f"{name}: {counts_text(counts)} {what}")
     if json:
         _emit_summary(names, path, **more)
 

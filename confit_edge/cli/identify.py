@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, say_failed, tell
-from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
-from confit_edge.cli._sources import tell_narrow, told_of
+from confit_edge.cli._console import Json, emit, print_line, say_failed
+from confit_edge.cli._gallery_options import GALLERY, GalleryFile, KindOption, Threshold, refusal_reason
+from confit_edge.cli._sources import clip_error_text, warn_about_narrow_clips
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -53,30 +53,30 @@ def identify(
         settled = kind or opened.kind
         if not opened.names():
             raise UsageError(f"{gallery}: nobody is enrolled; start with `confit-edge enroll {model} NAME CLIP...`")
-        tell_narrow(paths, loaded)
+        warn_about_narrow_clips(paths, loaded)
         for path in paths:
             clip = str(path)
             try:
                 match = opened.match(embed_query(loaded, load_clip(path, rate), settled, str(path)))
             except ConfitError as error:
                 failed += 1
-                say_failed(clip, told_of(error, model, clip, "--gallery", str(gallery)), json)
+                say_failed(clip, clip_error_text(error, model, clip, "--gallery", str(gallery)), json)
                 continue
             known += match.name is not None
             if json:
                 emit("match", clip=clip, **dataclasses.asdict(match))
             else:
-                tell(f"{clip}  {_told(match)}")
+                print_line(f"{clip}  {_describe_match(match)}")
     if json:
         emit("summary", clips=len(paths), known=known, unknown=len(paths) - known - failed, failed=failed)
     if failed:
         raise typer.Exit(1)
 
 
-def _told(match: Match) -> str:
+def _describe_match(match: Match) -> str:
     """The answer with its score, the reason if it is unknown, and the runner-up."""
     then = f"then {match.runner_up} {match.runner_up_score:.2f}" if match.runner_up else ""
     if match.name is not None:
         return f"{match.name}  {match.score:.2f}" + (f"  ({then})" if then else "")
-    why = why_not(match, match.nearest or "")
+    why = refusal_reason(match, match.nearest or "")
     return f"unknown  (nearest {match.nearest} {match.score:.2f}, {why}{f'; {then}' if then else ''})"

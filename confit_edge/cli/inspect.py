@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, tell
+from confit_edge.cli._console import Json, emit, print_line
 from confit_runtime.errors import ConfitError
 
 
@@ -76,6 +76,6 @@ def inspect(
     else:
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
-            tell(f"{name:{width}}  {value}")
+            print_line(f"{name:{width}}  {value}")
     if failure is not None:
         raise failure

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from confit_edge.cli._broken_pipe import ignore_broken_pipe, stop_when_reader_gone
 from confit_edge.cli._console import Json
+from confit_edge.cli._signals import StopOnSignal
 from confit_edge.cli._sources import Channels, Format, Rate
-from confit_edge.cli._stopped import UntilStopped
 from confit_edge.cli._thresholds import FIRE_AT, check_fire, held, levels, with_thresholds
-from confit_edge.cli._unread import quiet_when_unread, while_read
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def listen(
 
     Next: `confit-edge calibrate` to set thresholds for a rate of false accepts, or `confit-edge evaluate` to measure them.
     """
-    from confit_edge.cli._galleries import opened as galleries_opened
-    from confit_edge.cli._heard import Heard
+    from confit_edge.cli._listen_galleries import open_galleries
+    from confit_edge.cli._listen_output import ListenPrinter
     from confit_runtime import load
     from confit_runtime.listener import Listener, check_names
     from confit_runtime.sources import find_clips, names_clips, open_source
@@ -147,34 +147,37 @@ def listen(
     voices = load(speaker_model) if speaker_model is not None else None
     check_names(tuned)
     with (
-        galleries_opened(
+        open_galleries(
             gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers, thresholds=own
-        ) as placed,
-        quiet_when_unread(),
-        Heard(
+        ) as listen_galleries,
+        ignore_broken_pipe(),
+        ListenPrinter(
             source,
-            streams := _streams(tuned, placed.of_model, gate=gate, ends=ends, hold=pauses),
+            streams := _streams(tuned, listen_galleries.by_model, gate=gate, ends=ends, hold=pauses),
             json=json,
             clips=several,
-        ) as heard,
-        UntilStopped() as stopped,
+        ) as printer,
+        StopOnSignal() as stopped,
     ):
-        check_fire(own, tuned, placed.names)
-        check_fire(pauses.own_s, tuned, placed.names, "--hold")
+        check_fire(own, tuned, listen_galleries.names)
+        check_fire(pauses.own_s, tuned, listen_galleries.names, "--hold")
         for name in clips or [source]:
             try:
-                with open_source(name, rate=rate, channels=channels, format=pcm_format) as opened, while_read(opened):
+                with (
+                    open_source(name, rate=rate, channels=channels, format=pcm_format) as opened,
+                    stop_when_reader_gone(opened),
+                ):
                     if opened.live and sys.stdout is None and save_triggers is None:
                         raise UsageError(
                             "stdout is closed, so detections would be lost: give it a reader, or --save-triggers"
                         )
-                    with_view = [*placed.taps, *heard.taps(opened)]
+                    with_view = [*listen_galleries.taps, *printer.taps(opened)]
                     listener = Listener(streams, opened.name, opened.rate, taps=with_view, seconds=seconds)
-                    heard.tell_all(listener, stopped.between_pieces(opened))
+                    printer.print_all(listener, stopped.stoppable(opened))
             except ConfitError as error:
                 if clips is None:
                     raise
-                heard.fail(name, error)
+                printer.print_failed(name, error)
                 failed = True
     if failed:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._runs import Background, Beginning, Others
+from confit_edge.cli._run_options import Background, EncoderFolder, Others
 from confit_edge.cli._training import TrainingBar
 
 
@@ -27,7 +27,7 @@ def probe(
     ] = None,
     background: Background = None,
     others: Others = None,
-    encoder: Beginning = None,
+    encoder: EncoderFolder = None,
     trials: Annotated[
         Path | None,
         typer.Option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_edge.cli._console import Json, emit, on_a_terminal, say
+from confit_edge.cli._console import Json, emit, say, stderr_is_terminal
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted, listed
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("path", "label", "group")
-MOST_REFUSED = 5  # in succession: then something is wrong that trying again does not fix
+MOST_REFUSED_IN_A_ROW = 5  # in succession: then something is wrong that trying again does not fix
 
 
 def record(
@@ -73,7 +73,7 @@ def record(
 
     Next: `confit-edge data check clips`, then `confit-edge train clips -o run`.
     """
-    from confit_edge.cli._stopped import UntilStopped
+    from confit_edge.cli._signals import StopOnSignal
     from confit_runtime.files import make_folder
     from confit_runtime.recording import check_live
     from confit_runtime.sources import open_source, without_secrets
@@ -84,8 +84,8 @@ def record(
     label = _folder_name("LABEL", label)
     folder = out / label / group
     if (out / MANIFEST).exists():  # so that a faulty manifest or folder fails before anything is recorded
-        with _alone(out / MANIFEST):
-            _without_torn(out / MANIFEST)
+        with _lock_manifest(out / MANIFEST):
+            _drop_torn_row(out / MANIFEST)
     with open_source(source) as opened:
         check_live(opened)
         for place in (out, folder):
@@ -93,22 +93,22 @@ def record(
         say(f"{label}: recording {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C stops")
         kept = refused = in_succession = 0
         try:
-            with UntilStopped() as stopped:
-                live = stopped.between_pieces(opened)
+            with StopOnSignal() as stopped:
+                live = stopped.stoppable(opened)
                 while kept < count:
                     take = _take(live, seconds, countdown, not trim, f"{kept + 1} of {count}")
                     if take.fault is None:
                         path = keep(take, out, label, group, form, trim)
                         kept, in_succession = kept + 1, 0
-                        _tell_kept(json, path, label, group, take)
+                        _print_kept(json, path, label, group, take)
                         continue
                     refused, in_succession = refused + 1, in_succession + 1
                     say(f"  not kept: {take.fault}")
                     if json:
                         emit("refused", label=label, reason=take.fault, peak_db=round(take.check.peak_db, 1))
-                    if in_succession == MOST_REFUSED:
+                    if in_succession == MOST_REFUSED_IN_A_ROW:
                         raise ConfitError(
-                            f"{MOST_REFUSED} clips in a row could not be used ({take.fault}); see `confit-edge doctor"
+                            f"{MOST_REFUSED_IN_A_ROW} clips in a row could not be used ({take.fault}); see `confit-edge doctor"
                             f" --source {without_secrets(source)}`"
                         )
             if kept < count:
@@ -119,7 +119,7 @@ def record(
                 emit("summary", label=label, group=group, clips=kept, refused=refused, folder=str(folder))
 
 
-def _tell_kept(json: bool, path: Path, label: str, group: str, take: Take) -> None:
+def _print_kept(json: bool, path: Path, label: str, group: str, take: Take) -> None:
     say(f"  {path.name}  {take.check.loud_db:.0f} dB")
     if json:
         emit(
@@ -140,7 +140,7 @@ def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: 
     from confit_runtime.recording import record_clip
 
     say(f"clip {which}: get ready")
-    show = level_line() if on_a_terminal() else None
+    show = level_line() if stderr_is_terminal() else None
     return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show, tell=say_alone)
 
 
@@ -164,8 +164,8 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
     sound = io.BytesIO()
     soundfile.write(sound, trimmed(take.pcm, take.rate) if trim else take.pcm, take.rate, format=form, subtype="PCM_16")
     folder, manifest = out / label / group, out / MANIFEST
-    with _alone(manifest):
-        former, taken = _without_torn(manifest), map(_number, folder.iterdir())
+    with _lock_manifest(manifest):
+        former, taken = _drop_torn_row(manifest), map(_number, folder.iterdir())
         path = folder / f"{max(taken, default=0) + 1:04}.{form}"
         try:
             write_whole(path, sound.getvalue())
@@ -183,7 +183,7 @@ def _number(file: Path) -> int:
 
 
 @contextmanager
-def _alone(manifest: Path) -> Iterator[None]:
+def _lock_manifest(manifest: Path) -> Iterator[None]:
     """Lock the manifest, so that no two recorders take the same number and no row is lost."""
     from confit_runtime.files import lock
 
@@ -215,7 +215,7 @@ def _append(manifest: Path, former: bytes, row: Sequence[str]) -> None:
         os.fsync(file.fileno())
 
 
-def _without_torn(manifest: Path) -> bytes:
+def _drop_torn_row(manifest: Path) -> bytes:
     """The content of a manifest; a last row that was only partly written is removed first, with a warning.
 
     That happens when the recorder was killed or the power failed. Raises UsageError if the manifest cannot be read or has
@@ -228,9 +228,9 @@ def _without_torn(manifest: Path) -> bytes:
         _rows(manifest, data)
         return data
     names = {row[0] for row in _rows(manifest, whole)[1:] if row}
-    begun = "".join(_cells(torn)[:1]) if whole else ""
+    partial_path = "".join(_cells(torn)[:1]) if whole else ""
     clips = [file.relative_to(manifest.parent).as_posix() for file in manifest.parent.glob("*/*/*") if _number(file)]
-    without = sorted(clip for clip in clips if clip.startswith(begun) and clip not in names)
+    without = sorted(clip for clip in clips if clip.startswith(partial_path) and clip not in names)
     os.truncate(manifest, len(whole))
     then = f". Clips without a row: {listed(without)}; add their rows, or remove the clips" if without else ""
     say(

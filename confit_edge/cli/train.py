@@ -24,15 +24,15 @@ from confit_edge.cli._training import (
     learning_rates,
     naming_flags,
     option,
-    tell_trained,
-    told_once,
-    told_when_stopped,
+    print_trained,
+    printed_once,
+    resume_hint_when_stopped,
 )
 
 _DATA, _SOUND, _PROBES = "Data", "Window and augmentation", "Probes"  # panels of --help
 
 
-@told_once()
+@printed_once()
 def train(
     manifest: Annotated[
         Path,
@@ -315,14 +315,14 @@ def train(
         flags["lr"] = learning_rates(flags["lr"])
     of_file = read_yaml(recipe) if recipe else {}
     given, source = {**of_file, **flags}, str(recipe) if recipe else "the command line"
-    begun = begun_recipe(out, given.get("device")) if resume else None
-    if resume and not begun and not given:  # with options given, --resume may start a new training
+    started = begun_recipe(out, given.get("device")) if resume else None
+    if resume and not started and not given:  # with options given, --resume may start a new training
         raise UsageError(f"{out}: holds no training to resume; leave out --resume to start one")
     of_flags = Recipe().to_dict().keys() - (of_file.keys() - flags.keys())
     with naming_flags(of_flags, source):
-        base = begun.to_dict() if begun else {}  # options left out keep the values the training began with
+        base = started.to_dict() if started else {}  # options left out keep the values the training began with
         settings = Recipe.from_dict({**base, **given}, source)
         check_no_idle_keys(settings, flags)
-        with told_when_stopped(out), TrainingBar(json_lines) as progress:
+        with resume_hint_when_stopped(out), TrainingBar(json_lines) as progress:
             trained = run_training(manifest, out, settings, resume=resume, tensorboard=tensorboard, watch=progress)
-    tell_trained(trained, out, settings.device, json_lines)
+    print_trained(trained, out, settings.device, json_lines)

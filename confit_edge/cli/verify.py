@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from confit_edge.cli._console import Json, emit, tell, with_failed
-from confit_edge.cli._enrolled import GALLERY, GalleryFile, KindOption, Threshold, why_not
-from confit_edge.cli._sources import tell_narrow
+from confit_edge.cli._console import Json, emit, failed_clip_reported, print_line
+from confit_edge.cli._gallery_options import GALLERY, GalleryFile, KindOption, Threshold, refusal_reason
+from confit_edge.cli._sources import warn_about_narrow_clips
 from confit_runtime.errors import ConfitError, UsageError, of_clip
 
 
@@ -48,8 +48,8 @@ def verify(
         name, loaded = clean_name(name), load(model)
         with Gallery.open(gallery, loaded, threshold=threshold) as opened:
             matcher, settled = opened.matcher, kind or opened.kind
-        tell_narrow([clip], loaded)
-        with with_failed(json), of_clip(clip):
+        warn_about_narrow_clips([clip], loaded)
+        with failed_clip_reported(json), of_clip(clip):
             embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
         match = matcher.verify(name, embedding)
     except ConfitError as error:
@@ -59,7 +59,7 @@ def verify(
         emit("verification", clip=str(clip), name=name, verified=match.name is not None, **fields)
     else:
         yes = f"is {name}  {match.score:.2f}  (needs {match.threshold:.2f})"
-        no = f"is not {name}  {match.score:.2f}  ({why_not(match, name)})"
-        tell(f"{clip}  {yes if match.name else no}")
+        no = f"is not {name}  {match.score:.2f}  ({refusal_reason(match, name)})"
+        print_line(f"{clip}  {yes if match.name else no}")
     if match.name is None:
         raise typer.Exit(1)

@@ -300,7 +300,7 @@ def _apart(reason: object) -> UsageError:
     )
 
 
-def said_already(text: str) -> bool:
+def already_printed(text: str) -> bool:
     """Whether another process has already printed this.
 
     Before the processes have joined, none can know, and each prints everything: a launcher ends all of them when the

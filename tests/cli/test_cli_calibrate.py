@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.cli._calibrated import below, cautions
+from confit_edge.cli._calibration_report import cautions, lowered_thresholds
 from confit_runtime import load
 from confit_runtime.calibration import LEVELS, Counts, choose
 from confit_runtime.recordings import Recording
@@ -169,8 +169,8 @@ def test_a_threshold_that_falls_by_nothing_is_not_told_of() -> None:
     chosen = choose(Counts(events, np.full(4, 2.0)), 0.5)
     level = int(np.argmin(np.abs(LEVELS - 0.5)))
     kept = replace(chosen, own=np.full(len(contract.labels), level), margin=0)
-    assert below(contract, kept) == ""
-    assert below(contract, replace(kept, margin=-1)).startswith("low (0.50 instead of 0.49)")
+    assert lowered_thresholds(contract, kept) == ""
+    assert lowered_thresholds(contract, replace(kept, margin=-1)).startswith("low (0.50 instead of 0.49)")
 
 
 def test_hours_in_which_little_sounds_allow_nothing(confit: Confit, model: Path, tmp_path: Path) -> None:

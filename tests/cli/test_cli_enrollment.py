@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.cli._enrolled import why_not
+from confit_edge.cli._gallery_options import refusal_reason
 from confit_edge.demo import DATA
 from confit_runtime import Match
 from confit_runtime.audio import load_clip
@@ -291,7 +291,7 @@ def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words
 
 def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None:
     match = Match(None, "too low", "ada", 0.7196, None, None, None, 0.7204)
-    assert why_not(match, "ada") == "just below the 0.72 needed"
+    assert refusal_reason(match, "ada") == "just below the 0.72 needed"
 
 
 def test_the_same_clip_counts_once(clips: Path, words: Path, confit: Confit) -> None:

@@ -20,7 +20,7 @@ import soundfile
 import typer
 
 import confit_runtime
-from confit_edge.cli import _BROUGHT_BY, _refused, _without_memory, command_line
+from confit_edge.cli import _MODULES_OF_EXTRA, _is_out_of_memory, _os_error_text, command_line
 from tests.cli.command import COMMAND, Confit
 from tests.cli.forked import DEVICE
 
@@ -118,7 +118,7 @@ def test_the_modules_of_each_extra_are_known() -> None:
         if extra != "dev":
             names = [re.split(r"[\[<>=]", need)[0] for need in needs]
             assert {modules.get(name, name.replace("-", "_")) for name in names if name != "confit-edge"} == {
-                *_BROUGHT_BY[extra]
+                *_MODULES_OF_EXTRA[extra]
             }
 
 
@@ -257,7 +257,7 @@ def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, "confit-edge: cannot be written: No space left on device\n")
     error = PermissionError(13, "Permission denied", "run/.x.onnx.0123abcd.partial/x.onnx")
-    assert _refused(error) == "run: Permission denied"
+    assert _os_error_text(error) == "run: Permission denied"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS keeps no such limit")
@@ -272,12 +272,13 @@ def test_where_the_memory_does_not_suffice_it_is_told_what_takes_less(tmp_path: 
 
 
 def test_errors_of_memory_are_known_as_libraries_tell_them() -> None:
-    assert _without_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
-    assert not _without_memory(RuntimeError("sizes differ"))
+    assert _is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    assert not _is_out_of_memory(RuntimeError("sizes differ"))
 
 
 def test_what_was_no_write_is_not_said_to_be_one() -> None:
-    assert _refused(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
+    assert _os_error_text(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
     assert (
-        _refused(OSError("cannot connect to the hub,\nto load a file")) == "cannot connect to the hub, to load a file"
+        _os_error_text(OSError("cannot connect to the hub,\nto load a file"))
+        == "cannot connect to the hub, to load a file"
     )

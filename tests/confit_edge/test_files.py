@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from confit_edge.cli import _refused
+from confit_edge.cli import _os_error_text
 from confit_edge.files import remove, write_tensors, write_text
 from confit_edge.probes.tables import escaped_sentence, write_csv
 from confit_runtime.errors import ConfitError
@@ -126,7 +126,7 @@ def test_where_a_disk_is_full_the_file_is_named_and_the_former_one_stays(tmp_pat
     assert list(tmp_path.iterdir()) == [path]
     with files_of_at_most(100_000), pytest.raises(OSError, match="File too large") as refused:
         write_text(tmp_path / "card.md", "x" * 200_000)
-    assert _refused(refused.value) == f"{tmp_path / 'card.md'}: File too large"
+    assert _os_error_text(refused.value) == f"{tmp_path / 'card.md'}: File too large"
 
 
 def test_a_table_takes_the_place_of_the_former_one_when_it_is_whole(tmp_path: Path) -> None:

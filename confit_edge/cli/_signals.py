@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from confit_runtime.sources import Chunk, Gap, Notice, Pause, Source
 
 
-def stop_as_ctrl_c_does() -> None:
+def treat_signals_as_ctrl_c() -> None:
     """From now on SIGTERM and SIGHUP end the process as Ctrl-C does, so that unfinished files are removed."""
-    _on_others(_interrupt)
+    _on_termination_signals(_interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -21,7 +21,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _on_others(stop: Callable[[int, FrameType | None], None]) -> None:
+def _on_termination_signals(stop: Callable[[int, FrameType | None], None]) -> None:
     """Call `stop` on SIGTERM and SIGHUP."""
     signal.signal(signal.SIGTERM, stop)
     # Windows has no SIGHUP; a process that ignores it, as under `nohup`, keeps running
@@ -29,7 +29,7 @@ def _on_others(stop: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-class UntilStopped:
+class StopOnSignal:
     """A block that Ctrl-C, SIGTERM or SIGHUP ends: at once while it waits for sound, else after the current piece.
 
     So a detection in that piece is still reported and saved, and a clip that it completes is kept. A second signal ends the
@@ -37,47 +37,47 @@ class UntilStopped:
     """
 
     def __init__(self) -> None:
-        self._hearing = self._wanted = False
+        self._processing = self._stop_requested = False
 
     def __enter__(self) -> Self:
         signal.signal(signal.SIGINT, self._stop)  # a background job of a script starts with SIGINT ignored
-        _on_others(self._stop)
+        _on_termination_signals(self._stop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._hearing = False
+        self._processing = False
         return isinstance(error, KeyboardInterrupt)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if not self._hearing or self._wanted:
+        if not self._processing or self._stop_requested:
             raise KeyboardInterrupt
-        self._wanted = True
+        self._stop_requested = True
 
-    def between_pieces(self, source: Source) -> Source:
+    def stoppable(self, source: Source) -> Source:
         """The source, ended by a signal only between two pieces."""
-        return _BetweenPieces(source, self)
+        return _StoppableSource(source, self)
 
     def pieces(self, source: Source) -> Iterator[Chunk | Gap | Notice | Pause]:
         """The pieces of the source. Raises KeyboardInterrupt instead of the next piece if a signal came meanwhile."""
         pieces = iter(source)
         while True:
-            self._hearing = False
-            if self._wanted:
+            self._processing = False
+            if self._stop_requested:
                 raise KeyboardInterrupt
             piece = next(pieces, None)
-            self._hearing = True
+            self._processing = True
             if piece is None:
                 return
             yield piece
 
 
-class _BetweenPieces:
-    """An open source that ends as `UntilStopped` describes."""
+class _StoppableSource:
+    """An open source that ends as `StopOnSignal` describes."""
 
-    def __init__(self, source: Source, until: UntilStopped) -> None:
-        self._source, self._until = source, until
+    def __init__(self, source: Source, stopper: StopOnSignal) -> None:
+        self._source, self._stopper = source, stopper
         self.name, self.rate, self.live = source.name, source.rate, source.live
 
     def __enter__(self) -> Source:
@@ -89,7 +89,7 @@ class _BetweenPieces:
         """Do nothing: whoever opened the source closes it."""
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
-        return self._until.pieces(self._source)
+        return self._stopper.pieces(self._source)
 
     def stop(self) -> None:
         self._source.stop()

@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 MANY_SOUNDS = 5  # in one clip: more suggest a recording that also holds other sounds
 
 
-def tell_odd(
+def warn_about_prints(
     name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None, kind: Kind, *, negative: bool
 ) -> None:
     """Warn about prints of `name`, or negative prints of it, that would spoil answers."""
     if kind == "sound":
-        _tell_quiet(model, taken)
-        _tell_many(taken)
+        _warn_about_quiet_clips(model, taken)
+        _warn_about_several_sounds(taken)
     if negative:
-        _tell_deaf(name, taken, gallery)
+        _warn_about_negatives(name, taken, gallery)
         return
     if kind == "sound":
-        _tell_plain(model, taken)
-        _tell_known(model, name, taken)
+        _warn_about_generic_sounds(model, taken)
+        _warn_about_known_label(model, name, taken)
     if gallery is not None and set(gallery.names()) - {name}:
-        _tell_taken_for_others(name, taken, gallery)
+        _warn_about_recognised_as_others(name, taken, gallery)
     if kind == "speaker":
-        _tell_no_voice(model, taken)
-        _tell_unlike_the_rest(name, taken, model, gallery)
+        _warn_about_non_voices(model, taken)
+        _warn_about_outliers(name, taken, model, gallery)
 
 
-def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_known_label(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None:
     """Warn if the model has a label for most of the sounds: the label fires too, and the cohort holds such sounds."""
     sounds = [sound for _, one in taken for sound in one.sounds]
     labels = Counter(label for sound in sounds for label in model.classify(sound, model.contract.sample_rate).labels)
@@ -55,11 +55,11 @@ def _tell_known(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None
         )
 
 
-def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_quiet_clips(model: Model, taken: list[tuple[str, Taken]]) -> None:
     """Warn about clips that to the model resemble a quiet room, where the name would then fire."""
     from confit_runtime.enrollment import QUIET_ALIKE
 
-    for clip, alike in _alike(taken, model.quiet):
+    for clip, alike in _similarities(taken, model.quiet):
         if alike >= QUIET_ALIKE:
             say(
                 f"warning: {clip}: to {model.name} it is almost like a quiet room (similarity {alike:.2f}), so the name may fire"
@@ -67,7 +67,7 @@ def _tell_quiet(model: Model, taken: list[tuple[str, Taken]]) -> None:
             )
 
 
-def _alike(taken: list[tuple[str, Taken]], others: Floats) -> Iterator[tuple[str, float]]:
+def _similarities(taken: list[tuple[str, Taken]], others: Floats) -> Iterator[tuple[str, float]]:
     """For each clip, the highest cosine between one of its prints and one of `others [n, dim]`."""
     for clip, one in taken:
         yield clip, float((one.embeddings @ others.T).max(initial=-1.0))
@@ -80,7 +80,7 @@ def _prints(name: str, gallery: Gallery | None) -> tuple[list[Floats], list[Floa
     return own, negative
 
 
-def _tell_many(taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_several_sounds(taken: list[tuple[str, Taken]]) -> None:
     """Warn about clips that hold many sounds: each becomes a print, and a wrong one makes the name fire for it."""
     for clip, one in taken:
         if len(one.sounds) > MANY_SOUNDS:
@@ -90,12 +90,12 @@ def _tell_many(taken: list[tuple[str, Taken]]) -> None:
             )
 
 
-def _tell_plain(model: Model, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_generic_sounds(model: Model, taken: list[tuple[str, Taken]]) -> None:
     """Warn about clips that the model can hardly tell from any beep, hum or knock, for which the name would then fire."""
     from confit_runtime.matcher import Levels
 
     threshold = Levels.of(model.contract, None, None).threshold
-    for clip, alike in _alike(taken, model.plain):
+    for clip, alike in _similarities(taken, model.plain):
         if alike >= (1.0 + threshold) / 2:
             say(
                 f"warning: {clip}: to {model.name} it is much like any beep, hum or knock (similarity {alike:.2f} to a synthetic"
@@ -103,7 +103,7 @@ def _tell_plain(model: Model, taken: list[tuple[str, Taken]]) -> None:
             )
 
 
-def _tell_no_voice(model: Model, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_non_voices(model: Model, taken: list[tuple[str, Taken]]) -> None:
     """Warn about clips that are nearer to beeps and knocks than to any voice of the cohort: music, or a machine."""
     if not len(model.cohort):
         return
@@ -115,7 +115,7 @@ def _tell_no_voice(model: Model, taken: list[tuple[str, Taken]]) -> None:
             )
 
 
-def _tell_deaf(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | None) -> None:
+def _warn_about_negatives(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | None) -> None:
     """Warn about prints of a name that are nearer to its negative prints, new or old, than to its other prints."""
     import numpy as np
 
@@ -136,7 +136,7 @@ def _tell_deaf(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | Non
         )
 
 
-def _tell_taken_for_others(name: str, taken: list[tuple[str, Taken]], gallery: Gallery) -> None:
+def _warn_about_recognised_as_others(name: str, taken: list[tuple[str, Taken]], gallery: Gallery) -> None:
     matcher = gallery.matcher
     others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
     for other in (enrolled for enrolled in others if enrolled not in (None, name)):
@@ -147,7 +147,7 @@ def _tell_taken_for_others(name: str, taken: list[tuple[str, Taken]], gallery: G
         )
 
 
-def _tell_unlike_the_rest(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None) -> None:
+def _warn_about_outliers(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None) -> None:
     import numpy as np
 
     from confit_runtime.matcher import Levels, print_score

@@ -19,10 +19,10 @@ from confit_runtime.recordings import Recording
 from confit_runtime.wording import bounds, counted, listed
 
 SHOWN = 5  # labels named in a warning
-HIGH = 0.9  # a threshold from which on many clips are missed
-CURVE = "margin,fa_per_hour,"  # the start of the curve's CSV
-DEAF = 0.9  # share of a label's clips that are missed
-FAR = round(1.0 / STEP)  # levels in log odds of 1: this far above all scores, a threshold is too high
+HIGH_THRESHOLD = 0.9  # a threshold from which on many clips are missed
+CURVE_HEADER = "margin,fa_per_hour,"  # the start of the curve's CSV
+HARDLY_FIRES = 0.9  # share of a label's clips that are missed
+FAR_ABOVE = round(1.0 / STEP)  # levels in log odds of 1: this far above all scores, a threshold is too high
 
 
 def report(
@@ -70,14 +70,14 @@ def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> 
     return {"clips": len(missed), "frr": sum(missed) / len(missed), "frr_interval": [low, high]}
 
 
-def below(contract: Contract, chosen: Chosen) -> str:
+def lowered_thresholds(contract: Contract, chosen: Chosen) -> str:
     """The labels whose thresholds would fall 0.01 or more below those of `contract`, with both values, as text."""
     fallen = []
     for label in contract.can_fire:
         came_with, level = contract.thresholds[label]["on"], chosen.thresholds[contract.labels.index(label)]
         if (fall := came_with - level) >= 0.01:
             fallen.append((round(1e6 * fall), f"{label} ({came_with:.2f} instead of {level:.2f})"))
-    return _greatest(fallen)
+    return _list_largest(fallen)
 
 
 def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording]) -> list[str]:
@@ -97,15 +97,15 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             own_words.append((int(fired[at]), f"{label} ({counted(int(fired[at]), 'time')}, {most})"))
         heard = np.flatnonzero(fired)
         top = int(heard[-1]) if len(heard) else 0
-        if HIGH <= LEVELS[level] < NEVER and level - top >= FAR:
+        if HIGH_THRESHOLD <= LEVELS[level] < NEVER and level - top >= FAR_ABOVE:
             fired_at = f"fired up to {LEVELS[top]:.2f}" if len(heard) else "never fired"
             raised.append((level - top, f"{label} (to {LEVELS[level]:.3f}, {fired_at})"))
     if own_words:
         told.append(
-            f"at the thresholds it came with, the model fires in these recordings: {_greatest(own_words)}. Listen there: if a"
+            f"at the thresholds it came with, the model fires in these recordings: {_list_largest(own_words)}. Listen there: if a"
             " recording holds the sound itself, the new thresholds make the model deaf to it; leave such recordings out"
         )
-    if raised or chosen.margin >= FAR:
+    if raised or chosen.margin >= FAR_ABOVE:
         heard_at = "; ".join(
             f"{one.label} at {one.score:.3f} in {one.file} at {one.at_s:.1f} s"
             for one in decisive(counts, contract, recordings)
@@ -115,7 +115,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             if heard_at
             else ""
         )
-        what = f" far above every score they reached: {_greatest(raised)}" if raised else ""
+        what = f" far above every score they reached: {_list_largest(raised)}" if raised else ""
         told.append(
             f"the margin common to all labels raised their thresholds{what}.{by} To calibrate one label by itself, into a"
             " copy of the model: --only LABEL --bake LABEL.onnx"
@@ -129,7 +129,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
     return told
 
 
-def _greatest(found: list[tuple[int, str]]) -> str:
+def _list_largest(found: list[tuple[int, str]]) -> str:
     """The texts with the greatest numbers, and how many more there are."""
     return listed([text for _, text in sorted(found, key=lambda one: -one[0])], SHOWN)
 
@@ -152,8 +152,10 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
         )
     if silent := [label for label, row in report["by_label"].items() if not row["fires"]]:
         say(f"no longer fires, because these recordings hold sounds like it: {listed(silent)}")
-    if deaf := [label for label, row in report["by_label"].items() if row["fires"] and row.get("frr", 0.0) >= DEAF]:
-        say(f"hardly fires any more ({100 * DEAF:g} % or more of its clips are missed): {listed(deaf)}")
+    if deaf := [
+        label for label, row in report["by_label"].items() if row["fires"] and row.get("frr", 0.0) >= HARDLY_FIRES
+    ]:
+        say(f"hardly fires any more ({100 * HARDLY_FIRES:g} % or more of its clips are missed): {listed(deaf)}")
 
 
 def _percent(row: dict[str, Any]) -> str:

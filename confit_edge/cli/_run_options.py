@@ -10,7 +10,7 @@ import typer
 Background = Annotated[
     Path | None, typer.Option(metavar="PLACE", help="The run's --background, if it has moved since training.")
 ]
-Beginning = Annotated[
+EncoderFolder = Annotated[
     Path | None,
     typer.Option(
         "--encoder", metavar="PLACE", help="The folder of the run's --encoder, if it has moved since training."

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from confit_edge.cli._console import emit, on_a_terminal, say, say_failed, tell
+from confit_edge.cli._console import emit, print_line, say, say_failed, stderr_is_terminal
 from confit_runtime.errors import AudioError
 from confit_runtime.events import Detection, Ended
 from confit_runtime.sources import Gap, Notice
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from confit_runtime.stream import Stream
 
 
-class Heard:
+class ListenPrinter:
     """Prints what listeners hear as they hear it, and a summary when the block ends, however it ends.
 
     If the source is a folder, `name` is its name and `clips` is true. Each line then names its clip, and each clip also gets a
@@ -51,26 +51,26 @@ class Heard:
         # if it failed before any sound came, a person needs only the error
         told = self._json or self._seconds or not (error or self._failed)
         if self._began and told and not isinstance(error, BrokenPipeError):
-            self._summary()
+            self._print_summary()
 
     def taps(self, source: Source) -> list[Tap]:
         """The taps for `source`: the live view if it is live and stderr is a terminal, else none."""
-        if not (source.live and on_a_terminal()):
+        if not (source.live and stderr_is_terminal()):
             return []
         from confit_edge.cli._live import LiveView
 
         self._view = LiveView(self._streams)
         return [self._view]
 
-    def tell_all(self, listener: Listener, source: Source) -> None:
+    def print_all(self, listener: Listener, source: Source) -> None:
         """Print all that the listener hears, until the source ends. Raises AudioError if that gave no sound at all."""
         self._began, before = True, self._counts.copy()
         if not self._clips:
             self._name = source.name  # a URL is shown without its secrets
         try:
             for item in listener.follow(source):
-                with self._room():
-                    self._tell(item, listener, source)
+                with self._view_paused():
+                    self._print_item(item, listener, source)
         except KeyboardInterrupt:
             self._heard += 1  # in part
             raise
@@ -82,18 +82,18 @@ class Heard:
             raise AudioError(f"{source.name}: ended without any sound; check what should produce it")
         if self._clips:
             self._heard += 1
-            self._tell_clip(source.name, self._counts - before, listener)
+            self._print_clip(source.name, self._counts - before, listener)
 
-    def fail(self, clip: str, error: object) -> None:
+    def print_failed(self, clip: str, error: object) -> None:
         """Report a clip of a folder that cannot be heard; the others are still heard."""
         self._began = True
         self._failed += 1
         say_failed(clip, error, self._json)
 
-    def _room(self) -> AbstractContextManager[None]:
+    def _view_paused(self) -> AbstractContextManager[None]:
         return self._view.paused() if self._view is not None else nullcontext()
 
-    def _tell(self, item: Detection | Ended | Gap | Notice, listener: Listener, source: Source) -> None:
+    def _print_item(self, item: Detection | Ended | Gap | Notice, listener: Listener, source: Source) -> None:
         if isinstance(item, Notice):
             if item.models not in self._narrow:  # for a folder, the notice names only the first clip
                 say(item.text)
@@ -107,17 +107,17 @@ class Heard:
             at = listener.time_of(listener.samples - item.samples)
             self._emit("gap", source, at, samples=item.samples, seconds=round(seconds, 3), reason=item.reason)
         elif isinstance(item, Ended):
-            self._ended(item, listener, source)
+            self._print_ended(item, listener, source)
         else:
-            self._detected(item, listener, source)
+            self._print_detection(item, listener, source)
 
-    def _detected(self, detection: Detection, listener: Listener, source: Source) -> None:
+    def _print_detection(self, detection: Detection, listener: Listener, source: Source) -> None:
         self._counts[detection.model, detection.label] += 1
         speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
         at = listener.time_of(detection.start_sample)
         self._line("detection", detection, f"{detection.score:.2f}{speaker}", source, at)
 
-    def _ended(self, ended: Ended, listener: Listener, source: Source) -> None:
+    def _print_ended(self, ended: Ended, listener: Listener, source: Source) -> None:
         at = listener.time_of(ended.end_sample)
         self._line("ended", ended, f"ended at {ended.end_s:.2f} s", source, at)
 
@@ -135,24 +135,24 @@ class Heard:
             return
         clip_ = f"{source.name}: " if self._clips else ""
         model = f"  ({item.model})" if len(self._streams) > 1 else ""
-        tell(f"{clip_}{item.start_s:8.2f} s  {item.label}  {what}{model}")
+        print_line(f"{clip_}{item.start_s:8.2f} s  {item.label}  {what}{model}")
 
-    def _tell_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
+    def _print_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
         if self._json:
             seconds = listener.samples / listener.rate
             self._emit_counts("heard", counts, listener.withheld, seconds, listener.dropped_samples, clip=clip)
         elif not counts:
-            tell(f"{clip}: nothing")
+            print_line(f"{clip}: nothing")
 
-    def _summary(self) -> None:
+    def _print_summary(self) -> None:
         """Print how often each model heard each label."""
         if self._json:
             of_all = {"clips": self._heard + self._failed, "failed": self._failed} if self._clips else {}
             self._emit_counts("summary", self._counts, self._withheld, self._seconds, self._dropped, **of_all)
             return
         for name in [stream.model.name for stream in self._streams]:
-            heard = _listed(_of(name, self._counts)) or "nothing"
-            withheld = _listed(_of(name, self._withheld))
+            heard = _format_counts(_counts_of_model(name, self._counts)) or "nothing"
+            withheld = _format_counts(_counts_of_model(name, self._withheld))
             more = f"; withheld: {withheld}" if withheld else ""
             say(f"{name}: {heard} in {self._seconds:.1f} s{more}")
 
@@ -166,7 +166,10 @@ class Heard:
         **of_clips: str | int,
     ) -> None:
         by_model = {
-            name: {"detections": dict(_of(name, counts)), "withheld": dict(_of(name, withheld))}
+            name: {
+                "detections": dict(_counts_of_model(name, counts)),
+                "withheld": dict(_counts_of_model(name, withheld)),
+            }
             for name in [stream.model.name for stream in self._streams]
         }
         emit(
@@ -179,10 +182,10 @@ class Heard:
         )
 
 
-def _listed(counts: Counter[str]) -> str:
+def _format_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{label} {count}" for label, count in counts.most_common())
 
 
-def _of(name: str, counts: Counter[tuple[str, str]]) -> Counter[str]:
+def _counts_of_model(name: str, counts: Counter[tuple[str, str]]) -> Counter[str]:
     """The counts of the model of that name, by label."""
     return Counter({label: count for (model, label), count in counts.items() if model == name})

@@ -43,7 +43,7 @@ def counts_text(counts: Counts) -> str:
     return " and ".join(told) or prints_text(0)
 
 
-def why_not(match: Match, name: str) -> str:
+def refusal_reason(match: Match, name: str) -> str:
     """The rule that refused `name`, whose score is in the match."""
     score, needed = f"{match.score:.2f}", f"{match.threshold:.2f}"
     return {

@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Placed:
+class ListenGalleries:
     """Galleries by the models they were enrolled with, and the taps that use them."""
 
-    of_model: dict[int, Gallery] = field(default_factory=dict)  # by index of the model
+    by_model: dict[int, Gallery] = field(default_factory=dict)  # by index of the model
     voices: Gallery | None = None  # of the speaker model
     taps: list[Tap] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
         """All enrolled names."""
-        galleries = [*self.of_model.values(), *([self.voices] if self.voices is not None else [])]
+        galleries = [*self.by_model.values(), *([self.voices] if self.voices is not None else [])]
         return list(dict.fromkeys(name for gallery in galleries for name in gallery.names()))
 
 
 @contextmanager
-def opened(
+def open_galleries(
     paths: list[Path],
     models: list[Model],
     *,
@@ -46,13 +46,13 @@ def opened(
     only: list[str],
     save: Path | None,
     thresholds: dict[str, float],
-) -> Iterator[Placed]:
+) -> Iterator[ListenGalleries]:
     """The galleries, open while `listen` runs; `thresholds` by name override the calibrated ones.
 
     Raises UsageError if the options do not fit together, GalleryError on a gallery that belongs to none of the models.
     """
     if not (paths or speaker_model or only or save):
-        yield Placed()  # plain listening is spared SQLite and what uses it: 2 MB
+        yield ListenGalleries()  # plain listening is spared SQLite and what uses it: 2 MB
         return
     from confit_runtime.gallery import Gallery
     from confit_runtime.speaker import SpeakerTap, VetoTap
@@ -62,33 +62,33 @@ def opened(
             "--only needs to know who speaks: also give --speaker-model (speakers, or a file) and its --gallery"
         )
     with ExitStack() as stack:
-        placed = Placed()
+        placed = ListenGalleries()
         for path in paths:
             with Gallery.open(path) as unread:
                 own = {name: level for name, level in thresholds.items() if name in unread.names()}
                 owners = [at for at, model in enumerate(models) if model.contract.embedding_id == unread.embedding_id]
             if speaker_model is not None and (speaker_model.contract.embedding_id == unread.embedding_id or not owners):
                 # a gallery of none of the models is refused here or below
-                _check_alone(path, placed.voices, speaker_model)
+                _check_single_gallery(path, placed.voices, speaker_model)
                 placed.voices = stack.enter_context(Gallery.open(path, speaker_model, thresholds=own))
                 continue
             for at in owners or [0]:
-                _check_alone(path, placed.of_model.get(at), models[at])
+                _check_single_gallery(path, placed.by_model.get(at), models[at])
                 gallery = stack.enter_context(Gallery.open(path, models[at], thresholds=own))
-                placed.of_model[at] = gallery
+                placed.by_model[at] = gallery
                 placed.taps.append(VetoTap(models[at], gallery))
         if speaker_model is not None:
-            voices = _of_speakers(placed, speaker_model)
-            wanted = _only(only, models, voices)
+            voices = _speaker_gallery(placed, speaker_model)
+            wanted = _parse_only(only, models, voices)
             placed.taps.append(SpeakerTap(speaker_model, voices, wanted, models))
             if wanted:
-                _tell_only(wanted, models, placed)
+                _print_only_filter(wanted, models, placed)
         if save is not None:
             placed.taps.append(_save_tap(save, models))
         yield placed
 
 
-def _check_alone(path: Path, other: Gallery | None, model: Model) -> None:
+def _check_single_gallery(path: Path, other: Gallery | None, model: Model) -> None:
     """Raise UsageError if the model already has a gallery."""
     if other is not None:
         raise UsageError(
@@ -97,15 +97,15 @@ def _check_alone(path: Path, other: Gallery | None, model: Model) -> None:
         )
 
 
-def _of_speakers(placed: Placed, speaker_model: Model) -> Gallery:
+def _speaker_gallery(placed: ListenGalleries, speaker_model: Model) -> Gallery:
     """The gallery of the speaker model. Raises UsageError if it was not given or holds sounds."""
     from confit_runtime.shipped import as_asked_for
 
     given = f"--speaker-model {as_asked_for(speaker_model.path)}"
     how = "create one with `confit-edge enroll`"
-    if placed.voices is None and placed.of_model:
+    if placed.voices is None and placed.by_model:
         others = ", ".join(
-            f"{one.path} belongs to {one.binding.model or 'another model'}" for one in placed.of_model.values()
+            f"{one.path} belongs to {one.binding.model or 'another model'}" for one in placed.by_model.values()
         )
         raise UsageError(f"{given}: needs a --gallery that was enrolled with it ({others}); {how}")
     if placed.voices is None:
@@ -118,7 +118,7 @@ def _of_speakers(placed: Placed, speaker_model: Model) -> Gallery:
     return placed.voices
 
 
-def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str, list[str]]:
+def _parse_only(options: list[str], models: list[Model], voices: Gallery) -> dict[str, list[str]]:
     """The names of `--only` by model: `MODEL:NAME` counts for one model, a bare NAME for all.
 
     Raises UsageError if NAME is not enrolled.
@@ -140,11 +140,11 @@ def _only(options: list[str], models: list[Model], voices: Gallery) -> dict[str,
     return wanted
 
 
-def _tell_only(wanted: dict[str, list[str]], models: list[Model], placed: Placed) -> None:
+def _print_only_filter(wanted: dict[str, list[str]], models: list[Model], placed: ListenGalleries) -> None:
     """Print what --only lets through: an alarm has no speaker, so a user who wants it must see that it is withheld."""
     told = []
     for at, model in enumerate(models):
-        enrolled = placed.of_model[at].names() if at in placed.of_model else ()
+        enrolled = placed.by_model[at].names() if at in placed.by_model else ()
         who = f"only from {' or '.join(wanted[model.name])}" if model.name in wanted else "from anybody"
         told.append(f"{listed([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
     say(f"reporting: {'; '.join(told)}")
