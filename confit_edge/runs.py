@@ -246,7 +246,7 @@ def run_corpus(run: Run, manifest: str | Path | None = None) -> Corpus:
 
 def check_same_data(run: Run, corpus: Corpus) -> None:
     """Raise UsageError where `corpus` is not the data the run was trained on."""
-    corpus.refuse_other_rate(run.encoder.sample_rate)
+    corpus.check_rate(run.encoder.sample_rate)
     if corpus.fingerprint != run.info.data["fingerprint"] or corpus.classes != run.info.classes:
         raise UsageError(
             f"{corpus.manifest.source}: not the data that {run.path} was trained on:"

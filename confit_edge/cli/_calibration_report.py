@@ -164,7 +164,7 @@ def _percent(row: dict[str, Any]) -> str:
 
 def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
     """Write DET.csv, and DET.png next to it."""
-    from confit_edge.geometry.plots import det, spared
+    from confit_edge.geometry.plots import det, report_failed_plot
     from confit_runtime.files import write_whole
 
     text = io.StringIO()
@@ -172,6 +172,6 @@ def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any
     table.writeheader()
     table.writerows(curve)
     write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
-    with spared(plot, say):
+    with report_failed_plot(plot, say):
         det(curve, report, plot)
         say(f"wrote {plot} and {plot.with_suffix('.csv')}")

@@ -13,7 +13,16 @@ from typing import Any
 
 from confit_edge.cli._console import Bar, emit_failed, say
 from confit_edge.data.clips import MIN_S
-from confit_edge.data.cut import MANIFEST, Names, Part, UnwrittenError, extract, made_whole, safe, write_table
+from confit_edge.data.cut import (
+    MANIFEST,
+    Part,
+    UniqueNames,
+    UnwrittenError,
+    atomic_folder,
+    extract,
+    safe_name,
+    write_table,
+)
 from confit_edge.data.manifest import UNKNOWN, Clip
 from confit_edge.data.pieces import Piece, Pieces, pieces_of, rest_of
 from confit_edge.data.tables import relative
@@ -54,8 +63,8 @@ def cut_recordings(
     _check_lengths(table, recordings, pieces)
     _check_any_clip(table, pieces)
     with ExitStack() as made, Bar(json_lines, before="hours") as bar:
-        folder = made.enter_context(made_whole(out, "-o"))
-        beside = made.enter_context(made_whole(rest, "--rest")) if rest else None
+        folder = made.enter_context(atomic_folder(out, "-o"))
+        beside = made.enter_context(atomic_folder(rest, "--rest")) if rest else None
         try:
             written = _cut_each(recordings, groups, pieces, folder, beside, margin_s, bar)
         except UnwrittenError as error:  # its file is hidden, and gone by now
@@ -73,8 +82,8 @@ def cut_recordings(
         "groups": len({clip.group for clip in written.clips}),
         "column": "labels" if several else "label",
         "joined": sum(len(clip.labels) > 1 for clip in written.clips),
-        "overlapped": sum(found.crossed for found in pieces),
-        "unknown_with_others": sum(found.none_of_them for found in pieces),
+        "overlapped": sum(found.overlapping for found in pieces),
+        "unknown_with_others": sum(found.dropped_unknown for found in pieces),
         "short": sum(length < MIN_S for length in lengths),
         "long": sum(length > LONG_S for length in lengths),
         "shortest_s": round(min(lengths), 3),
@@ -95,7 +104,7 @@ def _cut_each(
     bar: Bar,
 ) -> CutResult:
     """Cut one recording after another. Raises AudioError if none can be read to its end."""
-    written, names = CutResult(), Names()
+    written, names = CutResult(), UniqueNames()
     several = any(len(piece.labels) > 1 for found in pieces for piece in found.kept)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
     for recording, group, found in zip(recordings, groups, pieces, strict=True):
@@ -109,7 +118,7 @@ def _cut_each(
             for piece in found.kept
         ]
         between = rest_of(recording, margin_s) if beside else []
-        parts += [names.part(beside / safe(group), [path.stem], span) for span in between if beside]
+        parts += [names.part(beside / safe_name(group), [path.stem], span) for span in between if beside]
         try:
             files = extract(path, parts, show)
         except AudioError as error:
@@ -126,7 +135,9 @@ def _cut_each(
     return written
 
 
-def _clip_part(names: Names, folder: Path, label: str, group: str, recording: str, piece: Piece, several: bool) -> Part:
+def _clip_part(
+    names: UniqueNames, folder: Path, label: str, group: str, recording: str, piece: Piece, several: bool
+) -> Part:
     """A clip's place: FOLDER/LABEL/GROUP/`RECORDING SECONDS`, a folder that `train` also reads without the manifest.
 
     If any clip has several labels, all clips lie in FOLDER itself, which is read only with the manifest.
@@ -134,7 +145,7 @@ def _clip_part(names: Names, folder: Path, label: str, group: str, recording: st
     span = (piece.start_s, piece.end_s)
     if several:
         return names.part(folder, [label, recording], span)
-    return names.part(folder / safe(label) / safe(group), [recording], span)
+    return names.part(folder / safe_name(label) / safe_name(group), [recording], span)
 
 
 def print_report(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
@@ -204,9 +215,9 @@ def _check_any_clip(table: Path, pieces: Sequence[Pieces]) -> None:
     """Raise UsageError if there is nothing to cut."""
     if any(found.kept for found in pieces):
         return
-    crossed = sum(found.crossed for found in pieces)
-    overlap = f"every sound in it ({crossed}) overlaps another, and --alone leaves such sounds out"
-    raise UsageError(f"{table}: {overlap if crossed else 'it labels no sound'}, so there is no clip to cut")
+    overlapping = sum(found.overlapping for found in pieces)
+    overlap = f"every sound in it ({overlapping}) overlaps another, and --alone leaves such sounds out"
+    raise UsageError(f"{table}: {overlap if overlapping else 'it labels no sound'}, so there is no clip to cut")
 
 
 def _check_lengths(table: Path, recordings: Sequence[Labelled], pieces: Sequence[Pieces]) -> None:
@@ -214,7 +225,7 @@ def _check_lengths(table: Path, recordings: Sequence[Labelled], pieces: Sequence
     points = [
         f"{sound.label} at {sound.start_s:g} s of {recording.path}"
         for recording, found in zip(recordings, pieces, strict=True)
-        for sound in found.pointless
+        for sound in found.zero_length
     ]
     if points:
         raise UsageError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from confit_edge.cli._console import Bar, say
-from confit_edge.data.manifest import Clip, check_columns, labels_of, refuse_times
+from confit_edge.data.manifest import Clip, check_columns, check_not_times, labels_of
 from confit_edge.data.tables import read_table
 from confit_runtime.audio import load_clip, sound_seconds
 from confit_runtime.calibration import Positive, hear_positive, may_fire
@@ -30,7 +30,7 @@ def read_positives(
     wanted = [contract.labels[place] for place in may_fire(contract)]
     column, group_by = label_column or "label", group_column or "group"
     columns, rows = read_table(source, {"path", column, "labels", group_by, "split"})
-    refuse_times(source, columns)
+    check_not_times(source, columns)
     if column == "label" and "label" not in columns and "labels" in columns:
         column = "labels"
     check_columns(source, columns, column, group_by)
@@ -62,7 +62,7 @@ def read_positives(
     found = _select_test_clips(source, found, wanted, asked)
     for clip in found:
         sound_seconds(clip.path)
-    if len(found) > 1 and all(clip.alone for clip in found):
+    if len(found) > 1 and all(clip.has_no_group for clip in found):
         say(
             f"warning: {source}: has no groups, so the interval of missed clips treats each clip as independent and is too"
             " narrow if a speaker or recording gave several; add a column `group`, or name one with --group-column"

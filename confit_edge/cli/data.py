@@ -77,7 +77,7 @@ def check(
     from confit_edge.data.manifest import read_manifest
 
     manifest = read_manifest(
-        source, label_column=label_column, group_column=group_column, split_by=split_by, alone=True
+        source, label_column=label_column, group_column=group_column, split_by=split_by, allow_one_class=True
     )
     with Bar(json, before="clips") as bar:
         report = check_manifest(manifest, ClipStore(RATE), progress=_decoding(bar))
@@ -150,7 +150,7 @@ def split(
     if out.is_file() and not is_written(out):
         raise UsageError(f"-o {out}: exists, and is not a manifest written by `data split`; name another file")
     manifest = read_manifest(
-        source, label_column=label_column, group_column=group_column, split_by=split_by, alone=True
+        source, label_column=label_column, group_column=group_column, split_by=split_by, allow_one_class=True
     )
     if anew:
         manifest = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))

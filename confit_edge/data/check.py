@@ -11,16 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from confit_edge.data.clips import ClipProblem, ClipStore, Progress, count_kinds, decode, hardly_heard, sound_digest
+from confit_edge.data.clips import (
+    ClipProblem,
+    ClipStore,
+    Progress,
+    count_kinds,
+    decode,
+    quiet_clips_warning,
+    sound_digest,
+)
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, advice_on_background
-from confit_edge.data.names import joined, misspelt
+from confit_edge.data.names import joined_labels_warning, misspelt_warnings
 from confit_edge.data.splits import (
+    classes_have,
     groups_across_splits,
-    having,
     missing_classes,
-    told_from_nothing,
-    ungrouped,
-    untested,
+    single_label_warning,
+    ungrouped_warning,
+    untested_warning,
     with_splits,
 )
 from confit_edge.data.tables import ManifestError, relative
@@ -182,9 +190,12 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
         warnings=[],
         trainable=isinstance(made, Manifest) and all(stats.clips for stats in classes.values()),
     )
-    of_splits = _warn_of_splits(manifest, rest, made)
-    soft = filter(None, [hardly_heard(levels_db, manifest.folder)])
-    return replace(report, warnings=[*_warn(report, dealt=not has_splits), *of_splits, *soft, *_warn_of_levels(loud)])
+    of_splits = _warn_about_splits(manifest, rest, made)
+    quiet = filter(None, [quiet_clips_warning(levels_db, manifest.folder)])
+    return replace(
+        report,
+        warnings=[*_warn_about_clips(report, dealt=not has_splits), *of_splits, *quiet, *_warn_about_levels(loud)],
+    )
 
 
 def class_stats(classes: list[str], manifest: Manifest, seconds: dict[Path, float]) -> dict[str, ClassStats]:
@@ -229,7 +240,7 @@ def _duplicate(clips: list[Clip], split_of: dict[Path, str | None], folder: Path
     )
 
 
-def _warn(report: Report, *, dealt: bool) -> list[str]:
+def _warn_about_clips(report: Report, *, dealt: bool) -> list[str]:
     """Warnings about the clips. `dealt` means that the manifest has no splits of its own, so `train` makes them."""
     warnings = []
     if report.problems:
@@ -237,7 +248,7 @@ def _warn(report: Report, *, dealt: bool) -> list[str]:
         warnings.append(f"{counted(len(report.problems), 'clip')} cannot be used ({kinds}): repair or remove them")
     lost = [label for label, stats in report.classes.items() if not stats.clips]
     if lost:
-        warnings.append(f"{having(lost)} no usable clip: repair the clips, or remove the class from the manifest")
+        warnings.append(f"{classes_have(lost)} no usable clip: repair the clips, or remove the class from the manifest")
     if report.torn_groups:
         torn = list(report.torn_groups)
         groups_are = f"group {some(torn)} is" if len(torn) == 1 else f"groups {some(torn)} are"
@@ -274,8 +285,8 @@ def _warn(report: Report, *, dealt: bool) -> list[str]:
             "the clips have several sample rates, and training resamples them all to one: make sure that no class has a"
             " rate of its own, or the model learns the recorder instead of the sound"
         )
-    warnings += misspelt({label: stats.clips for label, stats in report.classes.items()})
-    return [*warnings, *filter(None, [joined(report.classes), advice_on_background(report.classes)])]
+    warnings += misspelt_warnings({label: stats.clips for label, stats in report.classes.items()})
+    return [*warnings, *filter(None, [joined_labels_warning(report.classes), advice_on_background(report.classes)])]
 
 
 def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
@@ -285,21 +296,21 @@ def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
     return [*lines, f"{fault}: {counted(more, 'more sound')} (--json lists them): {cure}"] if more > 0 else lines
 
 
-def _warn_of_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
+def _warn_about_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
     """Warnings about the splits: why they cannot be made or trusted. `made` is what `train` would make of the usable clips."""
     warnings = []
-    if alone := ungrouped(manifest):
-        warnings.append(f"{alone}: {_without_groups(manifest)}")
+    if ungrouped_text := ungrouped_warning(manifest):
+        warnings.append(f"{ungrouped_text}: {_without_groups(manifest)}")
     if groups_across_splits(usable):
-        return warnings  # `_warn` has reported it already, and with_splits would raise it first
+        return warnings  # `_warn_about_clips` has reported it already, and with_splits would raise it first
     if isinstance(made, ManifestError):
         return [*warnings, f"cannot be used for training: {str(made).removeprefix(f'{manifest.source}: ')}"]
-    warnings += filter(None, [untested(made), told_from_nothing(made)])
+    warnings += filter(None, [untested_warning(made), single_label_warning(made)])
     for split, use in (("train", "to learn from"), ("val", "to choose epochs and thresholds by")):
         clips = Counter(label for clip in made.select(split).clips for label in clip.labels)
         if few := [label for label in made.classes if clips[label] < FEW_CLIPS]:
             warnings.append(
-                f"{having(few)} fewer than {FEW_CLIPS} clips {use} ({split}): collect more, from more groups"
+                f"{classes_have(few)} fewer than {FEW_CLIPS} clips {use} ({split}): collect more, from more groups"
             )
     return warnings
 
@@ -312,7 +323,7 @@ def _without_groups(manifest: Manifest) -> str:
         )
     tables = sorted(manifest.folder.glob("manifest.*")) if manifest.source.is_dir() else []
     cure = f"use {tables[0].name} in that folder instead" if tables else "add a `group` column or CLASS/GROUP/ folders"
-    if any(clip.called_by_group for clip in manifest.clips):
+    if any(clip.is_named_by_group for clip in manifest.clips):
         cure = "set their `group` to that speaker or recording (a group named after its only file says nothing)"
     return (
         "if a speaker or recording gave several clips, they end up in both train and test, and results are too good;"
@@ -320,7 +331,7 @@ def _without_groups(manifest: Manifest) -> str:
     )
 
 
-def _warn_of_levels(loud: list[str]) -> list[str]:
+def _warn_about_levels(loud: list[str]) -> list[str]:
     if not loud:
         return []
     return [

@@ -69,15 +69,15 @@ class ClipStore:
         """
         path = Path(os.path.abspath(path))
         key = self._key(path)
-        kept = self._kept(lambda: self._pack.get(key))
+        kept = self._ask_pack(lambda: self._pack.get(key))
         if kept is not None:
             return kept
         pcm = load_clip(path, self.rate, None)  # background may be hours long
         pcm.setflags(write=False)
-        kept = self._kept(lambda: self._pack.put(key, pcm))
+        kept = self._ask_pack(lambda: self._pack.put(key, pcm))
         return pcm if kept is None else kept
 
-    def _kept(self, ask: Callable[[], Pcm | None]) -> Pcm | None:
+    def _ask_pack(self, ask: Callable[[], Pcm | None]) -> Pcm | None:
         """The pack's answer; None if the pack cannot be used, which is logged once."""
         if not self._usable:
             return None
@@ -158,7 +158,7 @@ def decode(
     """Yield each clip of the manifest, in order, with its samples or with its problem."""
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
     try:
-        outcomes = pool.map(lambda clip: judged(clip.path, store, min_seconds), manifest.clips)
+        outcomes = pool.map(lambda clip: read_clip(clip.path, store, min_seconds), manifest.clips)
         for done, (clip, outcome) in enumerate(zip(manifest.clips, outcomes, strict=True), start=1):
             if progress is not None:
                 progress(done, len(manifest))
@@ -183,7 +183,7 @@ def load_recordings(
     found: dict[Path, Pcm] = {}
     problems: list[ClipProblem] = []
     for done, path in enumerate(paths, start=1):
-        outcome = judged(path, store)
+        outcome = read_clip(path, store)
         if isinstance(outcome, ClipProblem):
             problems.append(outcome)
         else:
@@ -201,7 +201,7 @@ def load_recordings(
     return found, problems
 
 
-def judged(path: Path, store: ClipStore, min_seconds: float = MIN_S) -> Pcm | ClipProblem:
+def read_clip(path: Path, store: ClipStore, min_seconds: float = MIN_S) -> Pcm | ClipProblem:
     """The samples of a sound file, or its problem."""
     try:
         pcm = store.get(path)
@@ -220,17 +220,17 @@ def is_silent(pcm: Pcm) -> bool:
     return not pcm.size or max(float(pcm.max()), -float(pcm.min())) < SILENCE
 
 
-def hardly_heard(levels_db: Mapping[Clip, float], folder: Path) -> str | None:
+def quiet_clips_warning(levels_db: Mapping[Clip, float], folder: Path) -> str | None:
     """A warning about labelled clips whose loudest moment is below the level that `enroll` calls silent; None without any.
 
     Clips of `unknown`, or without a label, may be that quiet: a quiet room is none of the classes.
     """
-    soft = [clip for clip, level in levels_db.items() if level <= SILENCE_DB and clip.labels not in ((), (UNKNOWN,))]
-    if not soft:
+    quiet = [clip for clip, level in levels_db.items() if level <= SILENCE_DB and clip.labels not in ((), (UNKNOWN,))]
+    if not quiet:
         return None
-    names = listed([relative(clip.path, folder) for clip in soft], 3)
+    names = listed([relative(clip.path, folder) for clip in quiet], 3)
     return (
-        f"{counted(len(soft), 'labelled clip is', 'labelled clips are')} almost silent, never above {SILENCE_DB:g} dBFS"
+        f"{counted(len(quiet), 'labelled clip is', 'labelled clips are')} almost silent, never above {SILENCE_DB:g} dBFS"
         f" ({names}): the model learns the recorder's hiss as their class. Record them louder, or remove them (label a quiet"
         f" room {UNKNOWN!r})"
     )

@@ -16,9 +16,9 @@ from confit_edge.data.clips import (
     ClipProblem,
     ClipStore,
     Progress,
-    hardly_heard,
     load_clips,
     load_recordings,
+    quiet_clips_warning,
     sound_digest,
 )
 from confit_edge.data.manifest import UNKNOWN, Clip, Manifest, read_manifest, sound_files
@@ -63,7 +63,7 @@ class Clips:
             raise UsageError(f"Clips: must hold one of each per clip, but there are {told}")
         if not _are_targets(self.targets):
             raise UsageError(
-                f"Clips: targets must be int8 0 or 1 [clips, classes], not {_told(self.targets)}; from class numbers, use"
+                f"Clips: targets must be int8 0 or 1 [clips, classes], not {_describe(self.targets)}; from class numbers, use"
                 " np.eye(len(classes), dtype=np.int8)[numbers]"
             )
         for name, sounds in (("pcm", self.pcm), ("uncut", self.uncut or [])):
@@ -71,7 +71,7 @@ class Clips:
                 if not _is_sound(pcm):
                     raise UsageError(
                         f"Clips: {name}[{row}] ({self.paths[row]}) must be a contiguous array of float32 samples in -1..1,"
-                        f" [samples], not {_told(pcm)}; use int16 / np.float32(32768), one channel or the channel mean,"
+                        f" [samples], not {_describe(pcm)}; use int16 / np.float32(32768), one channel or the channel mean,"
                         " np.ascontiguousarray"
                     )
 
@@ -106,7 +106,7 @@ def _are_targets(given: object) -> bool:
     return bool(given.view(np.uint8).max(initial=0) <= 1)
 
 
-def _told(given: object) -> str:
+def _describe(given: object) -> str:
     """A description, in words, of what was given instead of a valid array."""
     if not isinstance(given, np.ndarray):
         return f"a {type(given).__name__}"
@@ -150,7 +150,7 @@ class Corpus:
             digest.update(recording.data)
         return digest.hexdigest()
 
-    def refuse_other_rate(self, rate: int) -> None:
+    def check_rate(self, rate: int) -> None:
         """Raise UsageError if an encoder for `rate` Hz would hear this corpus at the wrong speed."""
         if rate != self.rate:
             raise UsageError(
@@ -158,7 +158,7 @@ class Corpus:
                 f" rate={rate})"
             )
 
-    def refuse_untaught(self) -> None:
+    def check_training_clips(self) -> None:
         """Raise UsageError if a class has nothing to learn from: no training clip and, for unknown, no background either."""
         for clips in (self.train, self.val, self.test):
             if clips.targets.shape[1] != len(self.classes):
@@ -172,7 +172,7 @@ class Corpus:
                 f"{self.manifest.source}: no training clip has the class {some(without)}; every class needs one"
             )
 
-    def refuse_not_finite(self) -> None:
+    def check_finite(self) -> None:
         """Raise UsageError naming the first sound with a sample that is not finite. Reads every sample once."""
         named = [
             pair for clips in (self.train, self.val, self.test) for pair in zip(clips.paths, clips.pcm, strict=True)
@@ -199,9 +199,9 @@ class Corpus:
 
     def training_clips(self) -> Clips:
         """The training clips, and each training background recording as one long clip of the unknown class."""
-        return self.train if self.unknown is None else self.and_unknown(self.train, self.background_train)
+        return self.train if self.unknown is None else self.with_unknown(self.train, self.background_train)
 
-    def and_unknown(self, clips: Clips, pcm: list[Pcm]) -> Clips:
+    def with_unknown(self, clips: Clips, pcm: list[Pcm]) -> Clips:
         """`clips`, followed by `pcm` as clips of the unknown class, which must exist."""
         assert self.unknown is not None
         target = np.zeros((len(pcm), len(self.classes)), np.int8)
@@ -236,29 +236,37 @@ def read_corpus(
     source, background = Path(source), Path(background) if background else None
     paths = sound_files(background, "--background") if background else []
     manifest = read_manifest(
-        source, label_column=label_column, group_column=group_column, split_by=split_by, alone=others is not None
+        source,
+        label_column=label_column,
+        group_column=group_column,
+        split_by=split_by,
+        allow_one_class=others is not None,
     )
-    among, notes = read_others(others, manifest) if others is not None else ([], [])
+    other_clips, notes = read_others(others, manifest) if others is not None else ([], [])
     store = ClipStore(rate)
     manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
     decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
-    if soft := hardly_heard({clip: loudest_db(decoded[clip.path], rate) for clip in manifest.clips}, manifest.folder):
-        notes.append(f"warning: {soft}")
+    if quiet_warning := quiet_clips_warning(
+        {clip: loudest_db(decoded[clip.path], rate) for clip in manifest.clips}, manifest.folder
+    ):
+        notes.append(f"warning: {quiet_warning}")
     manifest = with_splits(manifest, seed=seed)
     if others is not None:
-        apart, unusable = _read_others(others, among, manifest, decoded, store, strict, progress)
-        decoded |= apart
+        other_sounds, unusable = _read_others(others, other_clips, manifest, decoded, store, strict, progress)
+        decoded |= other_sounds
         problems += unusable
-        manifest = with_others(manifest, [clip for clip in among if clip.path in decoded], place=others, seed=seed)
-    classes, apart_from = manifest.classes, Background([], [])
+        manifest = with_others(
+            manifest, [clip for clip in other_clips if clip.path in decoded], place=others, seed=seed
+        )
+    classes, background_parts = manifest.classes, Background([], [])
     if background:
-        apart_from, unusable, soft_ones = _read_background(
+        background_parts, unusable, background_notes = _read_background(
             background, paths, manifest, decoded, store, strict, progress
         )
         problems += unusable
-        notes += soft_ones
+        notes += background_notes
         classes = classes if UNKNOWN in classes else [*classes, UNKNOWN]
-    _refuse_one_class(manifest, classes)
+    _check_several_classes(manifest, classes)
     unknown = UNKNOWN if UNKNOWN in classes else None
     columns = {label: column for column, label in enumerate(classes)}
 
@@ -282,16 +290,16 @@ def read_corpus(
         split("train"),
         split("val"),
         split("test"),
-        apart_from.train,
-        apart_from.val,
+        background_parts.train,
+        background_parts.val,
         problems,
         rate,
         notes,
-        apart_from.kept,
+        background_parts.kept,
     )
 
 
-def _refuse_one_class(manifest: Manifest, classes: list[str]) -> None:
+def _check_several_classes(manifest: Manifest, classes: list[str]) -> None:
     """Raise ManifestError if there is only one class and every training clip has it."""
     if len(classes) == 1 and all(clip.labels for clip in manifest.select("train").clips):
         raise ManifestError(
@@ -302,7 +310,7 @@ def _refuse_one_class(manifest: Manifest, classes: list[str]) -> None:
 
 def _read_others(
     place: str,
-    among: list[Clip],
+    other_clips: list[Clip],
     manifest: Manifest,
     decoded: dict[Path, Pcm],
     store: ClipStore,
@@ -310,12 +318,12 @@ def _read_others(
     progress: Progress | None,
 ) -> tuple[dict[Path, Pcm], list[ClipProblem]]:
     """Decode the clips of --others: returns the usable ones by path, and the problems of the rest. Raises UsageError."""
-    none_of_them = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in among))
-    usable, pcm, problems = load_clips(none_of_them, store, strict=strict, progress=progress)
-    apart = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
-    _check_apart("--others", apart, manifest, decoded)
-    _refuse_long(place, apart, store.rate)
-    return apart, problems
+    as_unknown = replace(manifest, clips=tuple(replace(clip, labels=(UNKNOWN,)) for clip in other_clips))
+    usable, pcm, problems = load_clips(as_unknown, store, strict=strict, progress=progress)
+    other_sounds = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
+    _check_no_overlap("--others", other_sounds, manifest, decoded)
+    _check_other_lengths(place, other_sounds, store.rate)
+    return other_sounds, problems
 
 
 def _read_background(
@@ -330,8 +338,8 @@ def _read_background(
     """Read and divide the background; returns it, the problems of unusable recordings, and notes. Raises UsageError."""
     option = f"--background {place}"
     recordings, problems = load_recordings(paths, store, option, strict=strict, progress=progress)
-    _check_apart("--background", recordings, manifest, decoded)
-    recordings, copies = _once_each(recordings)
+    _check_no_overlap("--background", recordings, manifest, decoded)
+    recordings, copies = _without_repeats(recordings)
     parts = split_background(place, recordings)
     notes = []
     if copies:
@@ -342,15 +350,15 @@ def _read_background(
             " voice or a place, and whole voices or places are kept for thresholds. Put kinds of sound into at most"
             f" {MOST_KINDS} folders"
         )
-    if soft_ones := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
+    if quiet_recordings := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
         notes.append(
-            f"warning: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {listed(soft_ones, 3)}; was the"
+            f"warning: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {listed(quiet_recordings, 3)}; was the"
             " microphone muted?"
         )
     return parts, problems, notes
 
 
-def _once_each(recordings: dict[Path, Pcm]) -> tuple[dict[Path, Pcm], list[str]]:
+def _without_repeats(recordings: dict[Path, Pcm]) -> tuple[dict[Path, Pcm], list[str]]:
     """The recordings without repeated ones, and the paths of those: a repeated one could be both learnt and kept."""
     once: dict[bytes, Path] = {}
     for path, pcm in recordings.items():
@@ -359,7 +367,7 @@ def _once_each(recordings: dict[Path, Pcm]) -> tuple[dict[Path, Pcm], list[str]]
     return kept, [str(path) for path in recordings if path not in kept]
 
 
-def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
+def _check_no_overlap(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decoded: dict[Path, Pcm]) -> None:
     """Raise UsageError if labelled clips are also among `sounds`: they would be taught as their class and as unknown."""
     labelled = {clip.path: decoded[clip.path] for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))}
     lengths = set(map(len, labelled.values())) & set(
@@ -374,7 +382,7 @@ def _check_apart(option: str, sounds: dict[Path, Pcm], manifest: Manifest, decod
         )
 
 
-def _refuse_long(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
+def _check_other_lengths(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
     """Raise UsageError if a clip of --others lasts minutes: training would use only a random moment of it."""
     for path, pcm in sounds.items():
         if len(pcm) > LONGEST_OTHER_S * rate:

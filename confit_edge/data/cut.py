@@ -65,14 +65,14 @@ class Form:
 
 
 @contextmanager
-def made_whole(out: Path, option: str) -> Iterator[Path]:
+def atomic_folder(out: Path, option: str) -> Iterator[Path]:
     """A hidden folder to write into; it becomes `out` at the end, or is removed after an error.
 
     If `out` exists, the hidden folder is created inside it, because `out` may be a disk of its own; its contents are then
     moved up, files (such as a manifest) after folders. Raises UsageError if `out` is not empty, at the beginning or at the
     end, or cannot be made.
     """
-    _refuse_full(out, option, "is not empty")
+    _check_free(out, option, "is not empty")
     target = Path(os.path.abspath(out))
     inside = target / target.name
     for place in (target, inside):
@@ -80,7 +80,7 @@ def made_whole(out: Path, option: str) -> Iterator[Path]:
     make_folder(target if out.is_dir() else target.parent)
     with partial_folder(inside if out.is_dir() else target) as made:
         yield made
-        _refuse_full(out, option, "is no longer empty: something else was written there in the meantime")
+        _check_free(out, option, "is no longer empty: something else was written there in the meantime")
         if out.is_dir():
             for child in sorted(made.iterdir(), key=Path.is_file):
                 child.replace(target / child.name)
@@ -93,13 +93,13 @@ def is_taken(out: Path) -> bool:
     return out.is_file() or (out.is_dir() and not all(map(is_partial, out.iterdir())))
 
 
-def _refuse_full(out: Path, option: str, full: str) -> None:
+def _check_free(out: Path, option: str, full: str) -> None:
     """Raise UsageError where `out` is taken."""
     if is_taken(out):
         raise UsageError(f"{option} {out}: {'is a file' if out.is_file() else full}; name a new folder")
 
 
-class Names:
+class UniqueNames:
     """Descriptive file names, each given out once, even on a file system that ignores case."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Names:
 
     def part(self, folder: Path, words: Sequence[str], span: tuple[float, float]) -> Part:
         """A part whose path is FOLDER/`WORDS SECONDS`, where SECONDS is its start."""
-        name, again = " ".join([*map(safe, words), f"{span[0]:09.3f}"]), 1
+        name, again = " ".join([*map(safe_name, words), f"{span[0]:09.3f}"]), 1
         stem = folder / name
         while str(stem).casefold() in self._taken:
             again += 1
@@ -116,11 +116,11 @@ class Names:
         return Part(*span, stem)
 
 
-def extract(path: Path, parts: Sequence[Part], tell: Callable[[float], None] = lambda seconds: None) -> list[Path]:
+def extract(path: Path, parts: Sequence[Part], progress: Callable[[float], None] = lambda seconds: None) -> list[Path]:
     """Write parts of a recording, at its own rate and with all its channels, and return their files in the same order.
 
     The recording is read once, from the first part to the last; where the format can seek, the sound between parts is
-    skipped. Parts may overlap. `tell` is called with the seconds read so far. Raises AudioError if the recording is
+    skipped. Parts may overlap. `progress` is called with the seconds read so far. Raises AudioError if the recording is
     damaged, after removing the files written from it, and UnwrittenError if a file cannot be written.
     """
     written: list[Path] = []
@@ -129,7 +129,7 @@ def extract(path: Path, parts: Sequence[Part], tell: Callable[[float], None] = l
             form = form_of(sound)
             written = [stem.with_name(stem.name + form.suffix) for _, _, stem in parts]
             spans = [(round(part.start_s * sound.samplerate), round(part.end_s * sound.samplerate)) for part in parts]
-            _copy(sound, path, form, list(zip(spans, written, strict=True)), tell)
+            _copy(sound, path, form, list(zip(spans, written, strict=True)), progress)
     except AudioError:
         for file in written:
             file.unlink(missing_ok=True)
@@ -154,14 +154,14 @@ def _copy(
     path: Path,
     form: Form,
     wanted: Sequence[tuple[tuple[int, int], Path]],
-    tell: Callable[[float], None],
+    progress: Callable[[float], None],
 ) -> None:
     """Go through an open recording once and write each wanted span of samples to its file."""
     waiting, writing, at = sorted(wanted, reverse=True), list[tuple[int, Any]](), 0
     try:
         while waiting or writing:
             if not writing:
-                at = _go_to(sound, path, at, waiting[-1][0][0])
+                at = _seek(sound, path, at, waiting[-1][0][0])
             while waiting and waiting[-1][0][0] <= at:
                 (_, last), file = waiting.pop()
                 writing.append((last, _create(file, sound, form)))
@@ -178,13 +178,13 @@ def _copy(
             for _, out in (done := [one for one in writing if one[0] <= at]):
                 out.close()
             writing = [one for one in writing if one not in done]
-            tell(at / sound.samplerate)
+            progress(at / sound.samplerate)
     finally:
         for _, out in writing:
             out.close()
 
 
-def _go_to(sound: Any, path: Path, at: int, first: int) -> int:
+def _seek(sound: Any, path: Path, at: int, first: int) -> int:
     """Advance an open recording from sample `at` to `first`, and return the position reached.
 
     Raises AudioError if the recording ends before `first`, unless the format can seek.
@@ -242,7 +242,7 @@ def write_table(clips: Sequence[Clip], path: Path) -> bool:
     return several
 
 
-def safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """The name, changed and cut short where needed so that any file system accepts it."""
     plain = "".join(one if fits_a_file_name(one) else "_" for one in name)
     return plain.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" .") or "_"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge.data.corpora.base import Fetched
-from confit_edge.data.cut import is_taken, made_whole
+from confit_edge.data.cut import atomic_folder, is_taken
 from confit_edge.data.manifest import Clip, Manifest, labels_of, sound_files
-from confit_edge.data.splits import keep_apart, ungrouped
+from confit_edge.data.splits import ungrouped_warning, without_leaks
 from confit_edge.data.tables import read_table, relative
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import naming
@@ -89,10 +89,10 @@ def fetch_hub(
                 raise ConfitError(f"hf:{source}: no clip has a label in the column {columns[1]!r}")
         multi_label = _inner(next(iter(kept.values())).features[columns[1]]) is not None
     manifest = Manifest(tuple(clips), out, multi_label)
-    if alone := ungrouped(manifest):
-        notes.append(f"{alone}: name the column of speakers or recordings with --group-column")
+    if ungrouped_text := ungrouped_warning(manifest):
+        notes.append(f"{ungrouped_text}: name the column of speakers or recordings with --group-column")
     if any(clip.split for clip in clips):
-        manifest, changed = keep_apart(manifest)
+        manifest, changed = without_leaks(manifest)
         notes += changed
     return Fetched(manifest, folder, notes)
 
@@ -105,7 +105,7 @@ class _Written:
 
     def __init__(self, out: Path, at_the_end: ExitStack) -> None:
         self.folder = out.with_suffix("")
-        self._whole = made_whole(self.folder, f"-o {out}: the folder for its clips")
+        self._whole = atomic_folder(self.folder, f"-o {out}: the folder for its clips")
         self._at_the_end = at_the_end
         self._made: Path | None = None
 

@@ -69,12 +69,12 @@ class Clip:
         return self.labels[0] if self.labels else ""
 
     @property
-    def alone(self) -> bool:
+    def has_no_group(self) -> bool:
         """Whether nobody gave it a group: its group is then its own path, relative to a manifest that may be elsewhere."""
         return f"/{plain(self.path.as_posix())}".endswith(f"/{self.group.rpartition('../')[2]}")
 
     @property
-    def called_by_group(self) -> bool:
+    def is_named_by_group(self) -> bool:
         """Whether its group is its own file name without the suffix, and not the name of the folder it is in."""
         name = plain(self.path.with_suffix("").as_posix())
         return f"/{name}".endswith(f"/{self.group}") and plain(self.path.parent.name) != self.group
@@ -104,7 +104,9 @@ class Manifest:
         one for each word, share that name and so form a group of several clips.)
         """
         shared = Counter(clip.group for clip in self.clips)
-        alone = [clip for clip in self.clips if clip.alone or (shared[clip.group] == 1 and clip.called_by_group)]
+        alone = [
+            clip for clip in self.clips if clip.has_no_group or (shared[clip.group] == 1 and clip.is_named_by_group)
+        ]
         all_of, alone_of = (Counter(label for clip in some for label in clip.labels) for some in (self.clips, alone))
         return [label for label in self.classes if label != UNKNOWN and 2 * alone_of[label] > all_of[label]]
 
@@ -142,7 +144,7 @@ def read_manifest(
     label_column: str = "label",
     group_column: str = "group",
     split_by: str | None = None,
-    alone: bool = False,
+    allow_one_class: bool = False,
 ) -> Manifest:
     """Read a manifest: a `.csv`, `.jsonl` or `.parquet` file, or a folder with one sub-folder per class.
 
@@ -157,14 +159,14 @@ def read_manifest(
     CLASS/GROUP/... form one group whatever their class, and any other clip is a group of its own.
 
     Raises UsageError for a missing file or column and for a table of times, and ManifestError for everything else: text that
-    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `alone` allows one), or a path listed
+    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `allow_one_class`), or a path listed
     twice (even with equal rows: one of them is a mistake, and only its author knows which).
     """
     source = Path(os.path.abspath(path))
     columns, rows = read_table(source, {"path", label_column, "labels", group_column, split_by, "split"})
     if label_column == "label" and "label" not in columns and "labels" in columns:
         label_column = "labels"
-    refuse_times(source, columns)
+    check_not_times(source, columns)
     check_columns(source, columns, label_column, group_column, split_by)
     keep_together = split_by or (group_column if group_column in columns else None)
     folder = source if source.is_dir() else source.parent
@@ -192,7 +194,7 @@ def read_manifest(
 
     manifest = Manifest(tuple(clips), source, multi_label=label_column == "labels")
     if manifest.multi_label:
-        _refuse_joined_otherwise(source, seen.values())
+        _check_label_separators(source, seen.values())
     if not clips:
         raise ManifestError(f"{source}: lists no clips")
     if source.is_dir() and set(manifest.classes) <= set(SPLITS):
@@ -201,7 +203,7 @@ def read_manifest(
             " path, label, group and split instead"
         )
     kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # no label counts as a kind
-    if not manifest.classes or kinds < (1 if alone else 2):
+    if not manifest.classes or kinds < (1 if allow_one_class else 2):
         only = ", ".join(manifest.classes) or "none"
         raise ManifestError(
             f"{source}: has only one class ({only}); a classifier needs at least two: add clips of other sounds, in all splits,"
@@ -262,7 +264,7 @@ def _content(path: Path) -> str:
         return ""
 
 
-def refuse_times(source: Path, columns: Collection[str]) -> None:
+def check_not_times(source: Path, columns: Collection[str]) -> None:
     """Raise UsageError for a table of sounds within recordings: each row would be read as its whole recording."""
     if found := [name for name in TIMES if name in columns]:
         as_csv = "" if source.suffix.lower() == ".csv" else "save it as CSV; then "
@@ -321,12 +323,12 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
                 f"{where}: {column} {label!r} contains a vertical bar, which joins several labels: call the column `labels`, or"
                 " rename the class"
             )
-        return (_reserved(label),)
+        return (_normalise_unknown(label),)
     parts = value if isinstance(value, list) else _text(value, column, where).split("|")
     labels = [_label(part, column, where) for part in parts]
     if any("|" in label for label in labels):
         raise ManifestError(f"{where}: a label contains a vertical bar, which joins labels: {labels}")
-    several = tuple(dict.fromkeys(_reserved(label) for label in labels if label))
+    several = tuple(dict.fromkeys(_normalise_unknown(label) for label in labels if label))
     if UNKNOWN in several and len(several) > 1:
         raise ManifestError(
             f"{where}: {column} {'|'.join(several)!r} combines {UNKNOWN}, which means no label, with another label: remove one of"
@@ -335,7 +337,7 @@ def labels_of(value: object, column: str, where: str) -> tuple[str, ...]:
     return () if several == (UNKNOWN,) else several
 
 
-def _refuse_joined_otherwise(source: Path, rows: Collection[tuple[str, Clip]]) -> None:
+def _check_label_separators(source: Path, rows: Collection[tuple[str, Clip]]) -> None:
     """Raise ManifestError where commas or semicolons join labels that also occur alone, and no row uses the vertical bar.
 
     Each such combination would become a class. A comma within a name (`Speech, male`) does not join labels.
@@ -353,7 +355,7 @@ def _refuse_joined_otherwise(source: Path, rows: Collection[tuple[str, Clip]]) -
                 )
 
 
-def _reserved(label: str) -> str:
+def _normalise_unknown(label: str) -> str:
     return UNKNOWN if label.casefold().strip("_") == UNKNOWN else label
 
 

@@ -16,7 +16,7 @@ ALIKE = 0.8  # similarity of names that count as alike: hapy and happy, but not 
 RARE = 3  # the correctly spelt class has at least this many times the clips
 
 
-def misspelt(clips: Mapping[str, int]) -> list[str]:
+def misspelt_warnings(clips: Mapping[str, int]) -> list[str]:
     """A sentence for each class that may be a misspelling of another; `clips` is the number of clips per class.
 
     Names are suspicious if they differ only by case, spaces, invisible characters and the like, or if a class with few
@@ -28,7 +28,7 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
         rare, common = sorted(pair, key=lambda label: clips[label])
         same = _plain(rare) == _plain(common)
         if (
-            same and _is_odd(common) and not _is_odd(rare)
+            same and _has_hidden_characters(common) and not _has_hidden_characters(rare)
         ):  # nobody types invisible characters, however many clips have them
             rare, common = common, rare
         if same or RARE * clips[rare] <= clips[common]:
@@ -38,7 +38,7 @@ def misspelt(clips: Mapping[str, int]) -> list[str]:
     return found
 
 
-def joined(labels: Collection[str]) -> str | None:
+def joined_labels_warning(labels: Collection[str]) -> str | None:
     """A warning about classes whose names may be several labels joined by commas or semicolons; None if there are none.
 
     In such a name at least two parts are also classes, or parts of other names; or one part is a class, and the name is
@@ -79,16 +79,16 @@ def _as_a_table(label: str) -> bool:
 
 
 def _plain(label: str) -> str:
-    return re.sub(r"[\s_-]+", "", _seen(label).casefold())
+    return re.sub(r"[\s_-]+", "", _visible(label).casefold())
 
 
-def _seen(label: str) -> str:
+def _visible(label: str) -> str:
     return "".join(one for one in unicodedata.normalize("NFKC", label) if unicodedata.category(one) != "Cf")
 
 
-def _is_odd(label: str) -> bool:
+def _has_hidden_characters(label: str) -> bool:
     """Whether a name has invisible or look-alike characters; joiners are allowed, as some scripts and emoji need them."""
-    seen = _seen(label)
+    seen = _visible(label)
     return seen != (label if seen.isascii() else re.sub("[\u200c\u200d]", "", label))
 
 

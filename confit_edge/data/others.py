@@ -32,7 +32,7 @@ def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
     if source.is_dir() or not source.exists():
         clips = [_in_folder(path, source) for path in sound_files(source, "--others")]
     else:
-        clips = list(read_manifest(source, alone=True).clips)
+        clips = list(read_manifest(source, allow_one_class=True).clips)
     listed = {clip.path for clip in manifest.clips}
     own = {label.casefold() for label in manifest.classes} - {UNKNOWN}
     others = [

@@ -29,9 +29,9 @@ class Pieces:
     """The pieces of a recording that become clips, and the sounds that do not."""
 
     kept: list[Piece] = field(default_factory=list)
-    pointless: list[Heard] = field(default_factory=list)  # sounds without a duration, where no margin adds one
-    crossed: int = 0  # dropped with `alone`: another label is heard in them
-    none_of_them: int = 0  # `unknown` sounds dropped because a labelled sound is heard in them
+    zero_length: list[Heard] = field(default_factory=list)  # sounds without a duration, where no margin adds one
+    overlapping: int = 0  # dropped with `alone`: another label is heard in them
+    dropped_unknown: int = 0  # `unknown` sounds dropped because a labelled sound is heard in them
 
 
 def pieces_of(recording: Labelled, margin_s: float = 0.0, *, alone: bool = False) -> Pieces:
@@ -52,11 +52,11 @@ def pieces_of(recording: Labelled, margin_s: float = 0.0, *, alone: bool = False
         here = [at for at in np.flatnonzero(within) if (sounds[at].start_s, sounds[at].end_s) == (start, end)]
         heard: set[str] = set().union(*(labels[at] for at in np.flatnonzero(within)))
         if last <= first:
-            found.pointless.append(sounds[here[0]])
+            found.zero_length.append(sounds[here[0]])
         elif heard and not any(labels[at] for at in here):
-            found.none_of_them += 1
+            found.dropped_unknown += 1
         elif alone and len(heard) > 1:
-            found.crossed += 1
+            found.overlapping += 1
         else:
             found.kept.append(Piece(float(first), float(last), tuple(sorted(heard))))
     found.kept = list(dict.fromkeys(found.kept))  # overlapping sounds, hemmed in by others, may give equal pieces

@@ -61,7 +61,7 @@ def with_splits(manifest: Manifest, *, seed: int, fractions: Fractions = DEFAULT
     return manifest
 
 
-def keep_apart(manifest: Manifest) -> tuple[Manifest, list[str]]:
+def without_leaks(manifest: Manifest) -> tuple[Manifest, list[str]]:
     """A published split adjusted so that it can be trained on, and one sentence for each change made to it.
 
     Published splits sometimes share a speaker or a recording, or have no validation set. Test stays as published: clips
@@ -124,19 +124,23 @@ def _check_fractions(fractions: Fractions) -> None:
 def _explain_missing(manifest: Manifest, split: str, classes: list[str]) -> str:
     if not manifest.select(split).clips:
         return f"{manifest.source}: no clip is in {split}; put some clips in {split}, or leave the split column out"
-    return f"{manifest.source}: {having(classes)} no clip in {split}; every class needs one in train and one in val"
+    return (
+        f"{manifest.source}: {classes_have(classes)} no clip in {split}; every class needs one in train and one in val"
+    )
 
 
-def untested(manifest: Manifest) -> str | None:
+def untested_warning(manifest: Manifest) -> str | None:
     """A sentence about the classes with no clip in test, for a manifest that has splits; None if there are none."""
     without = missing_classes(manifest)["test"]
     if not without:
         return None
     them, needs = ("it", "it needs") if len(without) == 1 else ("them", "each needs")
-    return f"{having(without)} no clip in test, so no test result is reported for {them}: {needs} at least 3 groups"
+    return (
+        f"{classes_have(without)} no clip in test, so no test result is reported for {them}: {needs} at least 3 groups"
+    )
 
 
-def told_from_nothing(manifest: Manifest) -> str | None:
+def single_label_warning(manifest: Manifest) -> str | None:
     """A warning if all training clips of a manifest that has splits share a label, else None.
 
     If the manifest has a single label, it warns only where some clips are without it: those are then all outside train.
@@ -152,7 +156,7 @@ def told_from_nothing(manifest: Manifest) -> str | None:
     )
 
 
-def ungrouped(manifest: Manifest) -> str | None:
+def ungrouped_warning(manifest: Manifest) -> str | None:
     """A sentence about a manifest that does not say which clips belong together; None if it does."""
     without = manifest.ungrouped
     if not without:
@@ -164,7 +168,7 @@ def ungrouped(manifest: Manifest) -> str | None:
     return f"most clips of {of} are each their own group"
 
 
-def having(classes: Sequence[str]) -> str:
+def classes_have(classes: Sequence[str]) -> str:
     """The beginning of a sentence about what some classes have: `class 'a' has`, `classes 'a', 'b' have`."""
     return f"class {some(classes)} has" if len(classes) == 1 else f"classes {some(classes)} have"
 

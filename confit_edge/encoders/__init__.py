@@ -78,14 +78,14 @@ def pretrained(
             from confit_edge.encoders.yamnet import YAMNet
 
             steps = YAMNet.steps_for(window_s)
-            return redrawn(YAMNet(steps)) if random else YAMNet.pretrained(steps)
+            return with_random_weights(YAMNet(steps)) if random else YAMNet.pretrained(steps)
         from confit_edge.encoders.speech_embedding import SpeechEmbedding
 
         encoder = SpeechEmbedding.pretrained(SpeechEmbedding.pool_hops_for(window_s))
-        return redrawn(encoder) if random else encoder
+        return with_random_weights(encoder) if random else encoder
 
 
-def redrawn(encoder: Encoder) -> Encoder:
+def with_random_weights(encoder: Encoder) -> Encoder:
     """The encoder with random convolutions that preserve the signal's size over depth (He et al. 2015, 1502.01852)."""
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):

@@ -11,15 +11,17 @@ from confit_edge.encoders.base import Encoder, centred
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 
-Heard = Callable[[int], None]  # is called with the number of sounds embedded since the last call
+OnEmbedded = Callable[[int], None]  # is called with the number of sounds embedded since the last call
 
 
-def untold(sounds: int) -> None:
+def ignore_count(sounds: int) -> None:
     """A callback for progress that ignores it."""
 
 
 @torch.no_grad()
-def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, *, heard: Heard = untold) -> Floats:
+def embed_clips(
+    encoder: Encoder, clips: list[Pcm], device: torch.device, *, on_embedded: OnEmbedded = ignore_count
+) -> Floats:
     """Embeddings `[clips, dim]` of whole clips, as a device makes them: the mean over hops, of length 1."""
     encoder.eval()
     out = np.zeros((len(clips), encoder.dim), np.float32)
@@ -28,9 +30,9 @@ def embed_clips(encoder: Encoder, clips: list[Pcm], device: torch.device, *, hea
         rows = short[start : start + encoder.at_once]
         windows = torch.stack([centred(torch.tensor(clips[row]), encoder.window) for row in rows])
         out[rows] = encoder(windows.to(device)).cpu().numpy()
-        heard(len(rows))
+        on_embedded(len(rows))
     for row in set(range(len(clips))) - set(short):
         mean = encoder.rows(torch.tensor(clips[row]).to(device)).mean(dim=0).float()
         out[row] = torch.nn.functional.normalize(mean, dim=0).cpu().numpy()
-        heard(1)
+        on_embedded(1)
     return out

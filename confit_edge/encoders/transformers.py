@@ -30,7 +30,7 @@ skip_native_library()  # transformers imports torchaudio where it is installed
 SAMPLE_RATE = 16_000
 GRID = 8 * 320  # a window is a multiple of this: eight whole hops, and whole Whisper frames
 # keys that a checkpoint may lack: SpecAugment's mask is not used here
-_MAY_MISS = ("masked_spec_embed",)
+_OPTIONAL_WEIGHTS = ("masked_spec_embed",)
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # either says how input is normalised
 # the errors that transformers and torch raise on unexpected values, which they do not check
 _UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -135,7 +135,7 @@ class TransformersEncoder(Encoder):
         kind = settings.model_type
         architecture = ARCHITECTURES[kind]
         preprocessor = read_preprocessor(name, architecture.preprocessor, settings)
-        with refusing_what_is_no_model(name):
+        with invalid_model_as_usage_error(name):
             samples = window_samples(name, settings, window_s, layers)
             config = copy.deepcopy(settings.to_diff_dict())
             config["model_type"] = kind
@@ -153,8 +153,8 @@ class TransformersEncoder(Encoder):
             architecture.cut(weights, settings, encoder.settings)
             wanted = encoder.model.state_dict().keys()  # without those of dropped layers
             encoder.model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=True)
-        with refusing_what_is_no_model(name):
-            refuse_not_finite(name, encoder)
+        with invalid_model_as_usage_error(name):
+            check_finite_embedding(name, encoder)
         return encoder
 
 
@@ -179,14 +179,14 @@ def read_settings(name: str) -> Any:
 
 
 @contextmanager
-def refusing_what_is_no_model(name: str) -> Iterator[None]:
+def invalid_model_as_usage_error(name: str) -> Iterator[None]:
     """Raise UsageError where a checkpoint's files describe no model that can be built and run, such as with sizes that do
     not match."""
     try:
         yield
     except _UNEXPECTED as error:
         raise UsageError(
-            f"--encoder {name}: its config.json describes no model that can be built ({_first(error)})"
+            f"--encoder {name}: its config.json describes no model that can be built ({_first_sentence(error)})"
         ) from error
 
 
@@ -207,7 +207,7 @@ def window_samples(name: str, settings: Any, window_s: float, layers: int | None
     return samples
 
 
-def _first(error: Exception) -> str:
+def _first_sentence(error: Exception) -> str:
     """The first sentence of a library's error message; some continue at great length."""
     return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
 
@@ -221,8 +221,8 @@ def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dic
 
     if not defaults:
         return defaults
-    told_by = preprocessor_file(name)
-    if told_by is None:
+    extractor_file = preprocessor_file(name)
+    if extractor_file is None:
         # the waveform models with layer normalisation in their convolutions were trained on sound of variance 1
         whole = {"do_normalize": True} if getattr(settings, "feat_extract_norm", "") == "layer" else {}
         log.warning("%s: has no %s; assuming %s", name, _PREPROCESSORS[0], {**defaults, **whole})
@@ -230,9 +230,9 @@ def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dic
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name)
     except (OSError, *_UNEXPECTED) as error:
-        raise UsageError(f"--encoder {name}: its {told_by} cannot be read ({_first(error)})") from error
+        raise UsageError(f"--encoder {name}: its {extractor_file} cannot be read ({_first_sentence(error)})") from error
     values = {
-        key: told(f"--encoder {name}: its {told_by}", extractor, key, default)
+        key: extractor_setting(f"--encoder {name}: its {extractor_file}", extractor, key, default)
         for key, default in {"sampling_rate": SAMPLE_RATE, **defaults}.items()
     }
     if (rate := values.pop("sampling_rate")) != SAMPLE_RATE:
@@ -240,7 +240,7 @@ def read_preprocessor(name: str, defaults: dict[str, Any], settings: Any) -> dic
     return values
 
 
-def told(where: str, extractor: Any, key: str, default: bool | float) -> Any:
+def extractor_setting(where: str, extractor: Any, key: str, default: bool | float) -> Any:
     """A feature extractor's value of `key`. Raises UsageError where it does not have the type of the default."""
     value = getattr(extractor, key, default)
     if isinstance(default, bool):
@@ -269,7 +269,7 @@ def preprocessor_file(name: str) -> str | None:
             if cached_file(name, file, _raise_exceptions_for_missing_entries=False):
                 return file
         except OSError as error:
-            raise UsageError(f"--encoder {name}: its {file} cannot be fetched ({_first(error)})") from error
+            raise UsageError(f"--encoder {name}: its {file} cannot be fetched ({_first_sentence(error)})") from error
     # the hub's answer that a file does not exist is cached; without a connection, that answer may be missing
     if not Path(name).is_dir() and any(
         try_to_load_from_cache(name, file) is not _CACHED_NO_EXIST for file in _PREPROCESSORS
@@ -295,13 +295,13 @@ def load(name: str) -> nn.Module:
         raise ConfitError(f"--encoder {name}: its weights cannot be loaded ({str(error).splitlines()[0]})") from error
     finally:
         verbose.set_verbosity(verbosity)
-    refuse_missing(name, loading)
+    check_no_missing_weights(name, loading)
     return model
 
 
-def refuse_missing(name: str, loading: dict[str, Any]) -> None:
+def check_no_missing_weights(name: str, loading: dict[str, Any]) -> None:
     """Raise ConfitError when loading left an encoder weight random (decoder weights do not matter)."""
-    absent = [key for key in loading["missing_keys"] if "decoder" not in key and not key.endswith(_MAY_MISS)]
+    absent = [key for key in loading["missing_keys"] if "decoder" not in key and not key.endswith(_OPTIONAL_WEIGHTS)]
     wrong = [str(entry[0]) for entry in loading["mismatched_keys"]]
     if lacking := sorted(absent + wrong):
         raise ConfitError(
@@ -311,7 +311,7 @@ def refuse_missing(name: str, loading: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def refuse_not_finite(name: str, encoder: TransformersEncoder) -> None:
+def check_finite_embedding(name: str, encoder: TransformersEncoder) -> None:
     """Raise an error where the embedding of quiet noise is not finite: ConfitError if weights are not, else UsageError."""
     noise = 0.01 * torch.randn(1, encoder.window, generator=torch.Generator().manual_seed(0))
     embedding = encoder.eval().pooled(noise)

@@ -178,7 +178,7 @@ def uniformity(embeddings: Embeddings, seed: int = 0) -> float:
     unit = unit_length(embeddings)
     if len(unit) < 2:
         return float("nan")
-    some = unit[_some(len(unit), seed)]
+    some = unit[_sample_rows(len(unit), seed)]
     total = sum(float(np.exp(-4 * (1 - unit[rows] @ some.T)).sum()) for rows in _blocks(len(unit), seed))
     return float(np.log((total - len(some)) / (len(some) * (len(some) - 1))))
 
@@ -348,7 +348,7 @@ def _scatters(embeddings: Embeddings, labels: Labels) -> tuple[Doubles, Doubles]
     return unit - means[member], np.sqrt(sizes)[:, None] * (means - unit.mean(axis=0))
 
 
-def _some(clips: int, seed: int) -> npt.NDArray[np.int64]:
+def _sample_rows(clips: int, seed: int) -> npt.NDArray[np.int64]:
     """The rows whose pairs are visited: all, or a random draw of `SAMPLE`."""
     if clips <= SAMPLE:
         return np.arange(clips)
@@ -357,5 +357,5 @@ def _some(clips: int, seed: int) -> npt.NDArray[np.int64]:
 
 def _blocks(clips: int, seed: int) -> list[npt.NDArray[np.int64]]:
     """The same rows, divided into parts so that a table of cosines stays small."""
-    some = _some(clips, seed)
+    some = _sample_rows(clips, seed)
     return np.array_split(some, -(-len(some) * clips // LARGEST_TABLE))

@@ -39,7 +39,7 @@ INK, COLOURS = "#26323f", {"pairtune": "#0b7a75", "finetune": "#c8553d", "frozen
 
 
 @contextmanager
-def any_script() -> Iterator[None]:
+def drawing_settings() -> Iterator[None]:
     """Settings for drawing: use the installed fonts for labels in any script, and do not read `$` as a formula."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["sans-serif", *(name for name in FONTS if name in installed)]
@@ -48,7 +48,7 @@ def any_script() -> Iterator[None]:
 
 
 @contextmanager
-def spared(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
+def report_failed_plot(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Report any failure to draw `path` through `tell`, so that it does not cost the results that the plot shows."""
     try:
         yield
@@ -56,7 +56,7 @@ def spared(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
         tell(f"warning: {path} could not be drawn ({' '.join(str(error).split()) or type(error).__name__})")
 
 
-@any_script()
+@drawing_settings()
 def learning_curves(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Validation accuracy per epoch of each objective: a linear probe, and vanilla fine-tuning's own head (dashed).
 
@@ -99,7 +99,7 @@ def by_training(history: list[dict[str, float]]) -> list[list[dict[str, float]]]
     return list(trainings.values())
 
 
-@any_script()
+@drawing_settings()
 def confusion_matrix(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: list[str], path: Path
 ) -> None:
@@ -129,7 +129,7 @@ def confusion_matrix(
     _save(figure, path)
 
 
-@any_script()
+@drawing_settings()
 def embedding_maps(
     maps: dict[str, Floats], labels: npt.NDArray[np.int64], classes: list[str], path: Path, seed: int = 0
 ) -> str:
@@ -137,7 +137,7 @@ def embedding_maps(
 
     With more than `MAPPED` clips, that many are drawn at random; with more than `SHOWN` classes, names are left out.
     """
-    made = mapped_by(len(labels))
+    made = describe_mapping(len(labels))
     if len(labels) > MAPPED:
         rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:MAPPED])
         labels, maps = labels[rows], {title: embeddings[rows] for title, embeddings in maps.items()}
@@ -163,7 +163,7 @@ def embedding_maps(
     return made
 
 
-def mapped_by(clips: int) -> str:
+def describe_mapping(clips: int) -> str:
     """How that many clips are mapped: by UMAP if umap-learn is installed, else by t-SNE; by PCA if there are too few clips
     for methods based on neighbours."""
     return f"{_method(clips)} of {MAPPED} clips drawn at random" if clips > MAPPED else _method(clips)
@@ -192,7 +192,7 @@ def _flattened(embeddings: Floats, method: str, seed: int) -> Floats:
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(embeddings)
 
 
-@any_script()
+@drawing_settings()
 def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
     """The accuracy of each encoder and probe with its interval. Rows have `encoder, objective, probe, accuracy[_low/_high]`."""
     figure = Figure(figsize=(7, 0.42 * len(rows) + 1.3))
@@ -209,7 +209,7 @@ def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
     _save(figure, path)
 
 
-@any_script()
+@drawing_settings()
 def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> None:
     """False rejects against false accepts per hour, with their upper bound; without clips, the margin instead."""
     figure = Figure(figsize=(7, 4))
@@ -235,7 +235,7 @@ def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> No
     _save(figure, path)
 
 
-@any_script()
+@drawing_settings()
 def spectra(values: dict[str, Doubles], path: Path) -> None:
     """The singular values of each embedding, as shares of their sum, largest first: a steep fall means few dimensions in use."""
     figure = Figure(figsize=(7, 4))
@@ -250,7 +250,7 @@ def spectra(values: dict[str, Doubles], path: Path) -> None:
     _save(figure, path)
 
 
-@any_script()
+@drawing_settings()
 def contributions(shares: dict[str, Doubles], path: Path) -> None:
     """The largest shares of dimensions in the cosines of pairs; a dotted line marks equal shares."""
     figure = Figure(figsize=(4.2 * len(shares), 3.4))

@@ -135,7 +135,7 @@ class GeometryReport:
             write_csv(out / f"{name}.csv", rows)
         corpus = self.probed[0].corpus
         clips = split_of(corpus, self.split)
-        method = plots.mapped_by(len(clips))
+        method = plots.describe_mapping(len(clips))
         plain = {"summary": {**self.summary, "maps": method}} | {key: list(map(known, of)) for key, of in kinds.items()}
         write_text(out / "geometry.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(out / "geometry.md", f"{self.text(escaped)}\n\nMaps made by {method}.\n")
@@ -143,11 +143,11 @@ class GeometryReport:
         labelled = clips.targets.any(axis=1)
         labels = np.where(labelled, clips.labels, len(corpus.classes))
         names = [*corpus.classes, *([] if labelled.all() else ["no label"])]
-        with plots.spared(path := folder / "map.png", say):
+        with plots.report_failed_plot(path := folder / "map.png", say):
             plots.embedding_maps(embeddings, labels, names, path, self.seed)
-        with plots.spared(path := folder / "spectrum.png", say):
+        with plots.report_failed_plot(path := folder / "spectrum.png", say):
             plots.spectra({name: measures.spectrum(of) for name, of in embeddings.items()}, path)
-        with plots.spared(path := folder / "contribution.png", say):
+        with plots.report_failed_plot(path := folder / "contribution.png", say):
             plots.contributions({name: measures.contribution(of) for name, of in embeddings.items()}, path)
         return method
 

@@ -180,13 +180,13 @@ class ProbeReport:
         plain = {"summary": self.summary, **{name: list(map(known, rows)) for name, rows in kinds.items()}}
         write_text(out / "probe.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(out / "probe.md", self.text(escaped) + "\n")
-        with plots.spared(path := folder / "accuracy.png", say):
+        with plots.report_failed_plot(path := folder / "accuracy.png", say):
             plots.accuracy_bars(kinds["probes"], self.split, path)
         run, corpus = self.run.probed, self.run.probed.corpus
         if not corpus.multi_label:
             predicted = run.probes.linear.scores(run.embeddings(self.split)).argmax(axis=1)
             truth = split_of(corpus, self.split).labels
-            with plots.spared(path := folder / "confusion.png", say):
+            with plots.report_failed_plot(path := folder / "confusion.png", say):
                 plots.confusion_matrix(truth, predicted, corpus.classes, path)
 
 

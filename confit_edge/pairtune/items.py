@@ -38,7 +38,7 @@ def training_items(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Clips:
         gap_s=gaps_s(encoder),
     )
     found = fragments(stream, spoken, window=encoder.window, off=off_samples(encoder))
-    return corpus.and_unknown(clips, found)
+    return corpus.with_unknown(clips, found)
 
 
 def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> Iterator[list[int]]:

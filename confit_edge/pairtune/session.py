@@ -20,9 +20,9 @@ from confit_edge.data.clips import ClipProblem
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
 from confit_edge.data.manifest import advice_on_background, sound_files
-from confit_edge.data.names import joined, misspelt
+from confit_edge.data.names import joined_labels_warning, misspelt_warnings
 from confit_edge.data.others import WORDS
-from confit_edge.data.splits import told_from_nothing, untested
+from confit_edge.data.splits import single_label_warning, untested_warning
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
@@ -239,8 +239,9 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
         which = listed(corpus.background_kept, 4) or "the end of each recording"
         yield f"background: {learnt} for training, {kept} for thresholds ({which})"
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
-    everywhere = None if corpus.background_train else told_from_nothing(corpus.manifest)
-    for suspect in [*misspelt(labels), *filter(None, [joined(labels), untested(corpus.manifest), everywhere])]:
+    single_label = None if corpus.background_train else single_label_warning(corpus.manifest)
+    suspects = [joined_labels_warning(labels), untested_warning(corpus.manifest), single_label]
+    for suspect in [*misspelt_warnings(labels), *filter(None, suspects)]:
         yield f"warning: {suspect}"
     yield from corpus.notes
     for caution in [*cautions(data), *filter(None, [advice_on_background(corpus.classes)])]:
@@ -307,9 +308,9 @@ def train_corpus(
     """
     check_encoder(encoder)
     encoder = copy_of(encoder)
-    corpus.refuse_other_rate(encoder.sample_rate)
-    corpus.refuse_untaught()
-    corpus.refuse_not_finite()
+    corpus.check_rate(encoder.sample_rate)
+    corpus.check_training_clips()
+    corpus.check_finite()
     data = describe_data(Path(manifest), corpus, encoder.sample_rate)
     with freed_memory_kept(), own_draws(device):
         return _learn(
@@ -409,12 +410,12 @@ def save(trained: Trained, corpus: Corpus, out: str | Path, tell: Watcher) -> No
         card=run_card(trained.info, trained.metrics),
     )
     learning, confusion = (out / "plots" / f"{name}.png" for name in ("learning", "confusion"))
-    with plots.spared(learning, partial(_note, tell)):
+    with plots.report_failed_plot(learning, partial(_note, tell)):
         learning.parent.mkdir(exist_ok=True)
         plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, learning)
     if len(corpus.test) and not corpus.multi_label:
         predicted = trained.probes.linear.scores(trained.probes.test_embeddings).argmax(axis=1)
-        with plots.spared(confusion, partial(_note, tell)):
+        with plots.report_failed_plot(confusion, partial(_note, tell)):
             plots.confusion_matrix(corpus.test.labels, predicted, corpus.classes, confusion)
 
 

@@ -56,29 +56,31 @@ def dual_probe(
     of sounds heard so far; the probes are fitted once all have been heard. Raises UsageError if the corpus was read at a
     different sample rate from the encoder's.
     """
-    corpus.refuse_other_rate(encoder.sample_rate)
+    corpus.check_rate(encoder.sample_rate)
     total, done = sounds_heard(encoder, corpus, recipe), 0
 
-    def heard(sounds: int) -> None:
+    def on_embedded(sounds: int) -> None:
         nonlocal done
         done += sounds
         progress(done, total)
 
-    heard(0)
-    clean = embed_clips(encoder, corpus.train.pcm, device, heard=heard)
-    val, test = (embed_clips(encoder, clips.pcm, device, heard=heard) for clips in (corpus.val, corpus.test))
+    on_embedded(0)
+    clean = embed_clips(encoder, corpus.train.pcm, device, on_embedded=on_embedded)
+    val, test = (
+        embed_clips(encoder, clips.pcm, device, on_embedded=on_embedded) for clips in (corpus.val, corpus.test)
+    )
     fitting, choosing = (clean, corpus.train.targets), (val, corpus.val.targets)
     if corpus.unknown is not None and corpus.background_train:
-        views = partial(stream_views, encoder, corpus, recipe=recipe, device=device, heard=heard)
+        views = partial(stream_views, encoder, corpus, recipe=recipe, device=device, on_embedded=on_embedded)
         fitting = _both(
             fitting, views(corpus.train, training_background(encoder, corpus, recipe), views=recipe.probe_views, salt=2)
         )
         choosing = _both(choosing, views(corpus.val, corpus.background_val, views=1, salt=8))
     else:
-        fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device, heard=heard))
+        fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device, on_embedded=on_embedded))
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
     if corpus.unknown_column is not None and corpus.background_train:
-        background = background_heard(encoder, corpus.background_train, device, recipe.seed, heard=heard)
+        background = background_heard(encoder, corpus.background_train, device, recipe.seed, on_embedded=on_embedded)
         linear = learn_hard(linear, fitting, choosing, background, unknown=corpus.unknown_column)
     typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.embedding import Heard, untold
+from confit_edge.encoders.embedding import OnEmbedded, ignore_count
 from confit_edge.probes.linear import LinearProbe
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
@@ -22,7 +22,7 @@ MOST_S = 7200  # seconds of all recordings that are heard
 
 @torch.no_grad()
 def background_heard(
-    encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int, *, heard: Heard = untold
+    encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int, *, on_embedded: OnEmbedded = ignore_count
 ) -> Floats:
     """Embeddings `[rows, dim]` of the concatenated recordings, one per hop if the encoder streams, else one per window.
 
@@ -41,7 +41,7 @@ def background_heard(
         else:
             parts = [encoder(windows) for windows in sound.unfold(0, encoder.window, encoder.window).split(64)]
         rows += [part.float().cpu().numpy() for part in parts]
-        heard(1)
+        on_embedded(1)
     return np.concatenate(rows)
 
 

@@ -12,7 +12,7 @@ from confit_edge.data.augment import crop
 from confit_edge.data.compose import compose, nearest_clip
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.embedding import Heard, embed_clips, untold
+from confit_edge.encoders.embedding import OnEmbedded, embed_clips, ignore_count
 from confit_edge.recipe import Recipe
 from confit_edge.windows import STREAM_S, gaps_s, make_augmenter, off_samples
 from confit_runtime.arrays import Floats, Targets
@@ -23,7 +23,7 @@ ON_S = 0.10  # a row within this distance represents the clip (`nearest_clip`); 
 
 
 def augmented_views(
-    encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device, *, heard: Heard = untold
+    encoder: Encoder, corpus: Corpus, recipe: Recipe, device: torch.device, *, on_embedded: OnEmbedded = ignore_count
 ) -> tuple[Floats, Targets]:
     """Embeddings `[views, dim]` and targets of each training clip augmented `probe_views` times."""
     augment, rng = make_augmenter(encoder, corpus, recipe), np.random.default_rng([recipe.seed, 2])
@@ -31,7 +31,7 @@ def augmented_views(
     parts = []
     for start in range(0, len(order), 64):
         views = list(augment([corpus.train.pcm[row] for row in order[start : start + 64]], rng))
-        parts.append(embed_clips(encoder, views, device, heard=heard))
+        parts.append(embed_clips(encoder, views, device, on_embedded=on_embedded))
     return np.concatenate(parts), corpus.train.targets[order]
 
 
@@ -46,7 +46,7 @@ def stream_views(
     *,
     views: int,
     salt: int,
-    heard: Heard = untold,
+    on_embedded: OnEmbedded = ignore_count,
 ) -> tuple[Floats, Targets]:
     """Embeddings `[rows, dim]` and targets of rows of streams composed from `clips` over `background`.
 
@@ -86,7 +86,7 @@ def stream_views(
             targets.append(np.where(far[:, None], nothing, own)[near | far])
             before = sources[-1].max() + 1 if sources else 0
             sources.append(before + nearest[near | far])
-            heard(len(part))
+            on_embedded(len(part))
     embedding, target = np.concatenate(embeddings), np.concatenate(targets)
     rng = np.random.default_rng([recipe.seed, salt])
     on, off = np.flatnonzero(target[:, unknown] == 0), np.flatnonzero(target[:, unknown])

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from confit_edge.geometry.plots import COLOURS, INK, any_script
+from confit_edge.geometry.plots import COLOURS, INK, drawing_settings
 from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.study import Chart
@@ -20,7 +20,7 @@ Colour = str | tuple[float, ...]
 MARKERS = "os^Dv"
 
 
-@any_script()
+@drawing_settings()
 def draw(results: Results, chart: Chart, title: str, path: Path, split: str = "test") -> None:
     """Write the plot of a chart. Where `x` is not a number, points of the same value are placed side by side."""
     figure = Figure(figsize=(8, 4.8))

@@ -437,7 +437,7 @@ def test_beside_a_single_class_an_epoch_goes_through_the_labelled_clips(
     targets[:own, 0] = targets[own:, 1] = 1
     train = Clips(pcm, targets, [str(row) for row in range(own + others)], [Path("clip.wav")] * (own + others))
     wake = replace(run_corpus, classes=["hey", UNKNOWN], train=train)
-    clips = wake.and_unknown(wake.train, [np.zeros(10, np.float32)] * 1000)
+    clips = wake.with_unknown(wake.train, [np.zeros(10, np.float32)] * 1000)
     batches = list(epoch_batches(clips, wake, Recipe(clips_per_class=per_class), 0))
     assert len(batches) == steps
     size = per_class or min(own, others, 32)

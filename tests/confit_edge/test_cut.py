@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.clips import MIN_S
-from confit_edge.data.cut import Names, Part, extract, made_whole
+from confit_edge.data.cut import Part, UniqueNames, atomic_folder, extract
 from confit_edge.data.pieces import APART_S, pieces_of, rest_of
 from confit_runtime.errors import AudioError, UsageError
 from confit_runtime.labels import Labelled
@@ -55,10 +55,10 @@ def test_what_is_heard_in_a_piece_is_in_its_labels() -> None:
         (12.0, 14.0, ("wren",)),
         (16.0, 17.0, ()),
     ]
-    assert (found.crossed, found.none_of_them, [one.start_s for one in found.pointless]) == (0, 1, [18.0])
+    assert (found.overlapping, found.dropped_unknown, [one.start_s for one in found.zero_length]) == (0, 1, [18.0])
     alone = pieces_of(recording, 0.2, alone=True)
     assert [piece.labels for piece in alone.kept] == [("owl",), ("crow",), ("wren",), (), ("crow",)]
-    assert (alone.crossed, alone.pointless) == (3, [])
+    assert (alone.overlapping, alone.zero_length) == (3, [])
     assert alone.kept[0][:2] == (7.8, 9.0)  # and no more of the crow than the table says
     assert alone.kept[-1][:2] == (17.8, 18.2)
 
@@ -157,7 +157,7 @@ def test_of_a_damaged_recording_no_clip_stays(tmp_path: Path) -> None:
 
 
 def test_names_are_given_once_and_fit_any_file_system() -> None:
-    names, span = Names(), (1.5, 2.0)
+    names, span = UniqueNames(), (1.5, 2.0)
     assert names.part(Path("x"), ["Owl/*: b", "night 1"], span) == (1.5, 2.0, Path("x/Owl___ b night 1 00001.500"))
     assert names.part(Path("x"), ["owl|*: b", "night 1"], (1.5, 3.0)).stem.name == "owl___ b night 1 00001.500 (2)"
     assert names.part(Path("x"), ["..", "\udce9"], span).stem == Path("x/_ _ 00001.500")
@@ -171,13 +171,13 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, there: bool) -> None:
     if there:  # such as a disk of its own, which is neither removed nor replaced
         out.mkdir(parents=True)
         same = out.stat().st_ino
-    with suppress(KeyboardInterrupt), made_whole(out, "-o") as made:
+    with suppress(KeyboardInterrupt), atomic_folder(out, "-o") as made:
         (made / "1.flac").write_text("")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.rglob("*")] == (["new", "clips"] if there else ["new"])
     left = (out if there else out.parent) / ".clips.0123abcd.partial"  # as kill -9 does
     (left / "wrong").mkdir(parents=True)
-    with made_whole(out, "-o") as made:
+    with atomic_folder(out, "-o") as made:
         (made / "owl").mkdir()
         (made / "owl" / "1.flac").write_text("")
         (made / "manifest.csv").write_text("")
@@ -185,7 +185,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, there: bool) -> None:
         assert not (out / "manifest.csv").exists()
     assert sorted(path.name for path in out.parent.rglob("*")) == ["1.flac", "clips", "manifest.csv", "owl"]
     assert not there or out.stat().st_ino == same
-    with pytest.raises(UsageError, match=r"-o .*clips: is not empty"), made_whole(out, "-o"):
+    with pytest.raises(UsageError, match=r"-o .*clips: is not empty"), atomic_folder(out, "-o"):
         pass
 
 
@@ -196,9 +196,9 @@ def test_of_two_that_make_one_folder_the_second_to_end_is_refused(tmp_path: Path
     if there:
         out.mkdir()
     with ExitStack() as held:
-        second = held.enter_context(made_whole(out, "-o"))
+        second = held.enter_context(atomic_folder(out, "-o"))
         (second / "crow").mkdir()
-        with made_whole(out, "-o") as first:
+        with atomic_folder(out, "-o") as first:
             (first / "owl").mkdir()
         with pytest.raises(UsageError, match=r"-o .*clips: is no longer empty"):
             held.close()

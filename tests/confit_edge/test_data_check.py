@@ -18,7 +18,7 @@ from confit_edge.data import names
 from confit_edge.data.check import ClassStats, Report, check, class_stats
 from confit_edge.data.clips import ClipStore
 from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manifest
-from confit_edge.data.names import joined, misspelt
+from confit_edge.data.names import joined_labels_warning, misspelt_warnings
 from confit_edge.data.splits import with_splits
 
 RATE = 16_000
@@ -141,7 +141,7 @@ def test_a_class_that_is_to_stay_silent_is_told_of(folder: Path, label: str) -> 
     ],
 )
 def test_a_class_that_may_be_another_misspelt_is_suspected(clips: dict[str, int], suspected: list[str]) -> None:
-    told = misspelt(clips)
+    told = misspelt_warnings(clips)
     assert len(told) == len(suspected)
     assert all(one.startswith(beginning) for one, beginning in zip(told, suspected, strict=True))
 
@@ -208,7 +208,7 @@ def pair_by_pair(clips: dict[str, int]) -> list[str]:
 @settings(max_examples=200, deadline=None)
 @given(clips=st.dictionaries(st.text("abA1_", min_size=4, max_size=8), st.integers(0, 12), max_size=40))
 def test_misspelt_classes_are_those_found_pair_by_pair(clips: dict[str, int]) -> None:
-    assert [told.removesuffix(" If so, rename it") for told in misspelt(clips)] == pair_by_pair(clips)
+    assert [told.removesuffix(" If so, rename it") for told in misspelt_warnings(clips)] == pair_by_pair(clips)
 
 
 def test_names_of_classes_are_not_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_names_of_classes_are_not_held_against_each_other(monkeypatch: pytest.Mo
         return plain(label)
 
     monkeypatch.setattr(names, "_plain", counted)
-    assert not misspelt({f"class{number:05d}": 1 + number % 40 for number in range(2000)})
+    assert not misspelt_warnings({f"class{number:05d}": 1 + number % 40 for number in range(2000)})
     assert 2000 <= asked <= 3 * 2000  # of 1,999,000 pairs
 
 
@@ -238,7 +238,7 @@ def test_names_of_classes_are_not_held_against_each_other(monkeypatch: pytest.Mo
     ],
 )
 def test_classes_that_may_be_several_joined_are_suspected(labels: list[str], suspected: list[str]) -> None:
-    told = joined(labels)
+    told = joined_labels_warning(labels)
     assert (told is not None) == bool(suspected)
     assert [label for label in labels if repr(label) in (told or "")] == suspected
 

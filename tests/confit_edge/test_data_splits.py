@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.data.manifest import SPLITS, Clip, Manifest, read_manifest
-from confit_edge.data.splits import DEFAULT, groups_across_splits, keep_apart, missing_classes, with_splits
+from confit_edge.data.splits import DEFAULT, groups_across_splits, missing_classes, with_splits, without_leaks
 from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import UsageError
 
@@ -229,7 +229,7 @@ def test_thousands_of_groups_are_dealt_in_seconds() -> None:
 
 def test_a_published_split_without_validation_gives_it_an_eighth_of_its_training_groups() -> None:
     rows = [(label, f"{label}{at}", "train") for label in "ab" for at in range(16)]
-    made, changed = keep_apart(manifest_of([*rows, *((label, f"t{label}", "test") for label in "ab")]))
+    made, changed = without_leaks(manifest_of([*rows, *((label, f"t{label}", "test") for label in "ab")]))
     assert Counter((clip.label, clip.split) for clip in made.clips) == {
         (label, split): count for label in "ab" for split, count in (("train", 14), ("val", 2), ("test", 1))
     }
@@ -239,7 +239,7 @@ def test_a_published_split_without_validation_gives_it_an_eighth_of_its_training
 def test_a_group_of_the_published_train_and_val_goes_to_train() -> None:
     rows = [(label, f"{label}{at}", split) for label in "ab" for at, split in enumerate(("train", "val", "test"))]
     source = manifest_of([*rows, ("a", "a0", "val"), ("a", "a0", "train"), ("b", "b2", "val")])
-    made, changed = keep_apart(source)
+    made, changed = without_leaks(source)
     assert by_group(made) == {
         f"{label}{at}": {split} for label in "ab" for at, split in enumerate(("train", "val", "test"))
     }
@@ -259,18 +259,18 @@ def test_a_published_split_that_tears_every_group_is_not_kept() -> None:
         for split in ("train", "train", "val", "test")
     ]
     source = manifest_of(rows)
-    made, changed = keep_apart(source)
+    made, changed = without_leaks(source)
     assert_sound(made, source)
     assert missing_classes(made) == {"train": [], "val": [], "test": []}
     assert changed == [
         "every group in train is also in test, so the published split was not kept: new splits were made, by group"
     ]
     apart = [("a", f"{split}{at}", split) for split in ("train", "val", "test") for at in range(4)]
-    made, (told,) = keep_apart(manifest_of([*apart, *(row for row in rows if row[0] == "b")]))
+    made, (told,) = without_leaks(manifest_of([*apart, *(row for row in rows if row[0] == "b")]))
     assert groups_across_splits(made) == {}
     assert "every group of class 'b' in train is also in test, so the published split was not kept" in told
     with pytest.raises(ManifestError, match="class 'a' has 2 clips in one group"):
-        keep_apart(
+        without_leaks(
             manifest_of([("a", "ann", "train"), ("a", "ann", "test"), ("b", "ben", "train"), ("b", "ben", "test")])
         )
 

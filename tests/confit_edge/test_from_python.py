@@ -100,7 +100,7 @@ def test_lists_of_clips_belong_together(few: Corpus) -> None:
             replace(clips, targets=other)
     narrow = replace(few, train=replace(clips, targets=clips.targets[:, 1:]))
     with pytest.raises(UsageError, match=r"columns, but there are .* classes; give one column for each"):
-        narrow.refuse_untaught()
+        narrow.check_training_clips()
 
 
 def test_a_sample_that_is_no_number_is_told_before_training(few: Corpus, manifest: Path) -> None:

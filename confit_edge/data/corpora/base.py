@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from confit_edge.data.manifest import SPLITS, Clip, Manifest
-from confit_edge.data.splits import keep_apart
+from confit_edge.data.splits import without_leaks
 from confit_runtime.audio import read_audio
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.wording import counted
@@ -85,7 +85,7 @@ def fetch(
         warnings = [f"{whole.name}: {warning}" for warning in _take(whole, tree, wanted, None, partial)[1]]
     present, found = _take(corpus, tree, wanted, top, partial)
     warnings += [*found, *_damaged(corpus, present)]
-    manifest, changed = keep_apart(Manifest(tuple(present), out, multi_label=False))
+    manifest, changed = without_leaks(Manifest(tuple(present), out, multi_label=False))
     return Fetched(manifest, tree, warnings + changed)
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus
-from confit_edge.geometry.plots import any_script
+from confit_edge.geometry.plots import drawing_settings
 from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, train_and_probe
@@ -262,7 +262,7 @@ def conclude(results: Results) -> list[str]:
     return [*lines, "A correlation over encoders is not a cause; the study `dimensions` intervenes on balance."]
 
 
-@any_script()
+@drawing_settings()
 def draw(results: Results, path: Path) -> None:
     """Draw the accuracy of the linear probe against each of four measures, one dot per encoder."""
     figure = Figure(figsize=(9, 7))
