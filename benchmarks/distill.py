@@ -36,8 +36,8 @@ from confit_edge.data.clips import ClipStore
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import Encoder, encoder_label, pretrained
 from confit_edge.pairtune.distill import Lesson, Teaching
+from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.machine import pick_precision
-from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct

@@ -21,8 +21,8 @@ from confit_edge.cli import main as command
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders.speech_embedding import SpeechEmbedding
 from confit_edge.pairtune.distributed import Ranks, join
+from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.objectives import make_objective
-from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
@@ -106,7 +106,7 @@ class Drifting(SpeechEmbedding):
 
 
 def refuse_on_one(complaints: list[str]) -> None:
-    with join("cpu").together():
+    with join("cpu").share_errors():
         if complaints:
             raise UsageError(*complaints)
 
@@ -162,7 +162,7 @@ def main(manifest: str, out: str, *distill: str) -> None:
         _refusal(lambda: weights(corpus, seed=int(rank))),
         _refusal(lambda: fit(Drifting.pretrained(), corpus, Recipe(**BASE), lr=1e-4, epochs=1)),
         _refusal(lambda: refuse_on_one(mine)),
-        _refusal(lambda: join("cpu").refuse_other_command("train" if rank == "0" else "distill", resume=False)),
+        _refusal(lambda: join("cpu").check_same_command("train" if rank == "0" else "distill", resume=False)),
         _refusal(lambda: join("cpu").each("its checkpoint" if rank == "0" else "its recipe", None)),
     ]
     others = {

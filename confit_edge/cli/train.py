@@ -300,7 +300,7 @@ def train(
         for key, value in locals().items()
         if key not in ("manifest", "out", "recipe", "resume", "tensorboard", "json_lines") and value is not None
     }
-    from confit_edge.pairtune.resuming import begun_recipe
+    from confit_edge.pairtune.resuming import started_recipe
     from confit_edge.pairtune.session import train as run_training
     from confit_edge.recipe import Recipe, check_no_idle_keys, read_yaml
     from confit_runtime.errors import UsageError
@@ -315,7 +315,7 @@ def train(
         flags["lr"] = learning_rates(flags["lr"])
     of_file = read_yaml(recipe) if recipe else {}
     given, source = {**of_file, **flags}, str(recipe) if recipe else "the command line"
-    started = begun_recipe(out, given.get("device")) if resume else None
+    started = started_recipe(out, given.get("device")) if resume else None
     if resume and not started and not given:  # with options given, --resume may start a new training
         raise UsageError(f"{out}: holds no training to resume; leave out --resume to start one")
     of_flags = Recipe().to_dict().keys() - (of_file.keys() - flags.keys())

@@ -185,7 +185,7 @@ class Teaching:
         The targets are those of `Distil`. A recording is drawn from in proportion to the windows that fit in it. The
         teacher hears each window exactly as the student does, augmentation included.
         """
-        more = augment(self._drawn(augment.window, rng), rng) if self.unlabelled else pcm[:0]
+        more = augment(self._draw_unlabelled(augment.window, rng), rng) if self.unlabelled else pcm[:0]
         windows = np.concatenate([pcm, more])
         known = np.zeros((len(windows), labels.shape[1] + 1), np.float32)
         known[: len(pcm)] = np.concatenate([labels, np.ones((len(pcm), 1))], axis=1)
@@ -203,7 +203,7 @@ class Teaching:
             windows = soxr.resample(windows.T, self.student_rate, self.teacher.sample_rate).T
         return embed_clips(self.teacher.to(device), list(np.ascontiguousarray(windows)), device)
 
-    def _drawn(self, window: int, rng: np.random.Generator) -> list[Pcm]:
+    def _draw_unlabelled(self, window: int, rng: np.random.Generator) -> list[Pcm]:
         held = np.array([max(1, len(recording) // window) for recording in self.unlabelled])
         rows = rng.choice(len(held), self.lesson.unlabelled_per_batch, p=held / held.sum())
         return [self.unlabelled[row] for row in rows]
@@ -223,7 +223,7 @@ class TeachingRun(Teaching):
     paths: list[Path]
     about: dict[str, Any]
 
-    def refuse_other(self, corpus: Corpus) -> None:
+    def check_corpus(self, corpus: Corpus) -> None:
         """Raise UsageError where `corpus` is not the teacher's data, or a val or test clip is among the unlabelled sound."""
         source = corpus.manifest.source
         if corpus.classes != self.classes:
@@ -241,7 +241,7 @@ class TeachingRun(Teaching):
             if split := judged.get(sound_digest(pcm)):
                 raise UsageError(f"--unlabelled: {path} is a {split} clip of {source}; leave val and test clips out")
 
-    def chosen_by(self, corpus: Corpus) -> list[Path]:
+    def recordings_of_thresholds(self, corpus: Corpus) -> list[Path]:
         """The unlabelled recordings that end with the validation background, on which thresholds are set."""
         return [
             path

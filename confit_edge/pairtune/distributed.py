@@ -40,10 +40,10 @@ from confit_runtime.errors import ConfitError, UsageError
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-PIECE = 2**24  # values averaged in one exchange: 64 MB
-MEETING = timedelta(minutes=10)  # within which every process must have joined
-SOON_S = 5.0  # a launcher's processes join within this time; after it, process 0 reports that it waits for the others
-WAITING = timedelta(hours=12)  # the longest wait in an exchange, such as for process 0 to validate and write
+BUCKET_SIZE = 2**24  # values averaged in one exchange: 64 MB
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # within which every process must have joined
+HINT_AFTER_S = 5.0  # a launcher's processes join within this time; after it, process 0 says that it waits for them
+EXCHANGE_TIMEOUT = timedelta(hours=12)  # the longest wait in an exchange, such as for process 0 to validate and write
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Ranks:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad is not None:
                 gradients.append(parameter.grad)
-        for piece in _pieces(gradients):
+        for piece in _buckets(gradients):
             mean = _reduced(torch.cat([gradient.reshape(-1) for gradient in piece]), "mean")
             for gradient, values in zip(piece, mean.split([gradient.numel() for gradient in piece]), strict=True):
                 gradient.copy_(values.view_as(gradient))
@@ -107,13 +107,13 @@ class Ranks:
             carrier.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(_broadcasted(carrier).tolist()))
 
-    def each(self, what: str, plain: Any) -> list[Any]:
+    def gather_plain(self, what: str, plain: Any) -> list[Any]:
         """Every process's `plain` data, in order. Raises ConfitError, on each, where some exchange another `what`."""
         if self.count == 1:
             return [plain]
         from accelerate.utils import gather_object
 
-        with _exchanging():
+        with _errors_as_ended():
             every = list(gather_object([(what, plain)]))
         for index, (its, _) in enumerate(every):
             if its != every[0][0]:
@@ -123,17 +123,17 @@ class Ranks:
                 )
         return [plain for _, plain in every]
 
-    def other(self, what: str, plain: Any) -> int | None:
+    def first_different(self, what: str, plain: Any) -> int | None:
         """The first process whose `plain` data (as JSON) differ from those of process 0; None where all are the same."""
-        every = self.each(what, json.dumps(plain))  # as text, because NaN does not equal itself
+        every = self.gather_plain(what, json.dumps(plain))  # as text, because NaN does not equal itself
         return next((index for index, one in enumerate(every) if one != every[0]), None)
 
-    def refuse_other_command(self, verb: str, resume: bool) -> None:
+    def check_same_command(self, verb: str, resume: bool) -> None:
         """Raise UsageError, on every process, where they run different verbs, or only some of them resume.
 
         Call this before any other exchange: the command decides which exchanges follow.
         """
-        every = self.each("its command", (verb, resume))
+        every = self.gather_plain("its command", (verb, resume))
         for index, (its, goes_on) in enumerate(every):
             first, first_goes_on = every[0]
             if its != first:
@@ -147,7 +147,7 @@ class Ranks:
                 )
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def share_errors(self) -> Iterator[None]:
         """An error inside on one process becomes an error on all, so that none waits for it in vain.
 
         The code inside must not exchange anything.
@@ -162,18 +162,18 @@ class Ranks:
             failed = error
         except OSError as error:
             failed = ConfitError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        every = self.each("its errors", (str(failed), failed.exit_code) if failed else None)
+        every = self.gather_plain("its errors", (str(failed), failed.exit_code) if failed else None)
         for index, said in enumerate(every):
             if said:
                 text, status = said
                 kind = UsageError if status == UsageError.exit_code else ConfitError
                 raise kind(f"process {index}: {text}" if index else text) from failed
 
-    def refuse_other_weights(self, modules: Mapping[str, nn.Module]) -> None:
+    def check_same_weights(self, modules: Mapping[str, nn.Module]) -> None:
         """Raise ConfitError, on every process, where the weights of `modules` differ between processes."""
         if self.count == 1:
             return
-        every = self.each("its weights", _digests(modules))
+        every = self.gather_plain("its weights", _digests(modules))
         for index, digests in enumerate(every):
             if differ := sorted(name for name in every[0] if digests.get(name) != every[0][name]):
                 raise ConfitError(
@@ -182,7 +182,7 @@ class Ranks:
                     " must be of the same kind"
                 )
 
-    def everywhere(self, path: Path) -> bool:
+    def exists_for_all(self, path: Path) -> bool:
         """Whether the file `path` exists. Raises UsageError, on every process, where only some of them see it."""
         if self.count == 1:
             return path.is_file()
@@ -193,7 +193,7 @@ class Ranks:
             )
         return bool(seen)
 
-    def start_alike(self, modules: Iterable[nn.Module]) -> None:
+    def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
         """Give every process process 0's weights and buffers."""
         if self.count == 1:
             return
@@ -222,7 +222,7 @@ def join(device: str) -> Ranks:
     # after the processes have joined, these defaults would keep the group and gloo's threads alive to the end
     import_module("torch.distributed.nn.functional")
     if not torch.distributed.is_initialized():
-        _meet(wanted.type)
+        _join_processes(wanted.type)
     from accelerate import PartialState
 
     state = PartialState(cpu=wanted.type == "cpu")
@@ -231,11 +231,11 @@ def join(device: str) -> Ranks:
     return Ranks(pick_device(str(state.device)), state.process_index, state.num_processes)
 
 
-def _meet(kind: str) -> None:
+def _join_processes(kind: str) -> None:
     """Join the processes, each with a device of this `kind`. Raises UsageError where that fails."""
     if kind != "cpu" and os.environ.get("LOCAL_RANK", "-1") in ("", "-1"):  # which tells each process its device
-        raise _apart("LOCAL_RANK is not set")
-    store, rank, count = _meeting()
+        raise _join_error("LOCAL_RANK is not set")
+    store, rank, count = _rendezvous()
     try:
         store.set(f"kind {rank}", kind)
         kinds = [store.get(f"kind {index}").decode() for index in range(count)]
@@ -248,31 +248,31 @@ def _meet(kind: str) -> None:
         from torch.distributed.distributed_c10d import PrefixStore
 
         group = PrefixStore("group", store)  # the timeout below applies to its exchanges
-        state = PartialState(cpu=kind == "cpu", store=group, rank=rank, world_size=count, timeout=WAITING)
+        state = PartialState(cpu=kind == "cpu", store=group, rank=rank, world_size=count, timeout=EXCHANGE_TIMEOUT)
     except (ValueError, RuntimeError, ImportError) as error:
-        raise _apart(error) from error
+        raise _join_error(error) from error
     if state.num_processes != count:
-        raise _apart(f"accelerate cannot join processes on {kind}")
+        raise _join_error(f"accelerate cannot join processes on {kind}")
     # gloo's threads must not outlive the interpreter: occasionally a process that had finished its work aborted on exit
     atexit.register(state.destroy_process_group)
 
 
 @cache
-def _meeting() -> tuple[Store, int, int]:
+def _rendezvous() -> tuple[Store, int, int]:
     """The store where the processes meet, the index of this one, and their number. Raises UsageError."""
     from torch.distributed.rendezvous import rendezvous  # missing in some builds of torch for small devices
 
     try:
-        with _telling_of_the_others():
-            return next(iter(rendezvous("env://", timeout=MEETING)))
+        with _hint_while_waiting():
+            return next(iter(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT)))
     except (ValueError, RuntimeError) as error:
-        raise _apart(error) from error
+        raise _join_error(error) from error
 
 
 @contextmanager
-def _telling_of_the_others() -> Iterator[None]:
+def _hint_while_waiting() -> Iterator[None]:
     """Print what process 0 waits for if it takes long: with an inherited WORLD_SIZE, no other process will come."""
-    telling = Timer(SOON_S, _tell_of_the_others)
+    telling = Timer(HINT_AFTER_S, _print_waiting_hint)
     telling.daemon = True
     if os.environ.get("RANK") == "0":
         telling.start()
@@ -282,7 +282,7 @@ def _telling_of_the_others() -> Iterator[None]:
         telling.cancel()
 
 
-def _tell_of_the_others() -> None:
+def _print_waiting_hint() -> None:
     if sys.stderr is not None:  # if it is closed, `print` would write to stdout
         size = os.environ["WORLD_SIZE"]
         print(
@@ -292,7 +292,7 @@ def _tell_of_the_others() -> None:
         )
 
 
-def _apart(reason: object) -> UsageError:
+def _join_error(reason: object) -> UsageError:
     told = str(reason).strip().partition("\n")[0]
     return UsageError(
         f"WORLD_SIZE is set, but the processes cannot be joined ({told}): start them with torchrun or accelerate launch, or"
@@ -306,10 +306,10 @@ def already_printed(text: str) -> bool:
     Before the processes have joined, none can know, and each prints everything: a launcher ends all of them when the
     first one fails.
     """
-    if not _meeting.cache_info().currsize:
+    if not _rendezvous.cache_info().currsize:
         return False
     try:
-        return _meeting()[0].add(f"said {text}", 1) > 1
+        return _rendezvous()[0].add(f"said {text}", 1) > 1
     except RuntimeError:  # the process that kept the record has ended
         return False
 
@@ -319,7 +319,7 @@ class EndedError(ConfitError):
 
 
 @contextmanager
-def _exchanging() -> Iterator[None]:
+def _errors_as_ended() -> Iterator[None]:
     """Raise EndedError where another process of this training has ended, which torch reports in many ways."""
     try:
         yield
@@ -332,7 +332,7 @@ def _exchanging() -> Iterator[None]:
 def _reduced(tensor: Tensor, how: str) -> Tensor:
     from accelerate.utils import reduce
 
-    with _exchanging():
+    with _errors_as_ended():
         reduced: Tensor = reduce(tensor, how)
     return reduced
 
@@ -340,7 +340,7 @@ def _reduced(tensor: Tensor, how: str) -> Tensor:
 def _broadcasted(tensor: Tensor) -> Tensor:
     from accelerate.utils import broadcast
 
-    with _exchanging():
+    with _errors_as_ended():
         broadcasted: Tensor = broadcast(tensor)
     return broadcasted
 
@@ -361,7 +361,7 @@ class _Gather(torch.autograd.Function):
 
         longest = -(-rows // ranks.count)
         padded = functional.pad(share.detach(), (0, 0, 0, longest - len(share)))
-        with _exchanging():
+        with _errors_as_ended():
             parts = gather(padded).view(ranks.count, longest, -1)
         ctx.ranks, ctx.rows = ranks, rows
         shares = [Ranks(ranks.device, index, ranks.count).share(rows) for index in range(ranks.count)]
@@ -372,11 +372,11 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.ranks.share(ctx.rows)] * ctx.ranks.count, None, None
 
 
-def _pieces(gradients: list[Tensor]) -> Iterable[list[Tensor]]:
+def _buckets(gradients: list[Tensor]) -> Iterable[list[Tensor]]:
     piece: list[Tensor] = []
     for gradient in gradients:
         piece.append(gradient)
-        if sum(part.numel() for part in piece) >= PIECE:
+        if sum(part.numel() for part in piece) >= BUCKET_SIZE:
             yield piece
             piece = []
     if piece:

@@ -24,7 +24,7 @@ def embed_in_chunks(encoder: nn.Module, pcm: Tensor, chunk_size: int) -> Tensor:
     return torch.cat([checkpoint(encoder, chunk, use_reentrant=False) for chunk in pcm.split(chunk_size)])
 
 
-def refuse_batch_statistics(encoder: nn.Module, why: str) -> None:
+def check_no_batch_statistics(encoder: nn.Module, why: str) -> None:
     """Raise UsageError when `encoder` normalises over the batch: part of a batch would give different embeddings."""
     for name, module in encoder.named_modules():
         if isinstance(module, _BatchNorm) and module.training:

@@ -45,9 +45,9 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
     """Batches of P classes x K clips; if there is an unknown class, each batch also has 2 K clips of it.
 
     An epoch has enough batches to use each clip of the classes once on average. Where the recipe leaves K open, few classes
-    give more clips each (see `filling`), in the number of steps that K = 4 would take. With a single class (a wake word),
-    the unknown class is the second of the P. The length of an epoch then depends on labelled clips only, as background
-    and fragments are many times as many.
+    give more clips each (see `default_clips_per_class`), in the number of steps that K = 4 would take. With a single class
+    (a wake word), the unknown class is the second of the P. The length of an epoch then depends on labelled clips only, as
+    background and fragments are many times as many.
     """
     order, rng = np.random.default_rng([recipe.seed, 0]), np.random.default_rng([recipe.seed, epoch, 0])
     known, strange, negatives = clips.targets, np.zeros(0, np.int64), np.flatnonzero(~clips.targets.any(axis=1))
@@ -59,7 +59,7 @@ def epoch_batches(clips: Clips, corpus: Corpus, recipe: Recipe, epoch: int) -> I
             strange, known = np.flatnonzero(known[:, column]), others
         else:
             own = int(others.any(axis=1).sum())
-    per_class = recipe.clips_per_class or filling(known, recipe.classes_per_batch)
+    per_class = recipe.clips_per_class or default_clips_per_class(known, recipe.classes_per_batch)
     shape, paced = (recipe.classes_per_batch, per_class), recipe.clips_per_class or LEAST_PER_CLASS
     steps = None if own is None else max(1, round(max(own / paced, len(corpus.train) / (2 * per_class))))
     drawn = balanced_batches(known, *shape, order, epoch=epoch, negatives=negatives, paced=paced, steps=steps)
@@ -73,7 +73,7 @@ def batch_size(clips: Clips, corpus: Corpus, recipe: Recipe) -> int:
     return len(next(epoch_batches(clips, corpus, recipe, 0)))
 
 
-def filling(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
+def default_clips_per_class(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
     """The clips per class that make a batch of about 64: at least 4, at most as many as the median class has.
 
     An anchor is contrasted only with its own batch, so a few classes with 4 clips each would show it too little.
@@ -86,7 +86,7 @@ def filling(targets: npt.NDArray[np.int8], classes_per_batch: int) -> int:
     return max(LEAST_PER_CLASS, min(BATCH // min(classes_per_batch, len(sizes)), int(sizes[len(sizes) // 2])))
 
 
-def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+def prefetched(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items, each prepared while the one before it is in use: augmentation runs alongside the encoder."""
     with ThreadPoolExecutor(1) as worker:
         coming = worker.submit(lambda: next(items, None))

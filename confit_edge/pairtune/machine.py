@@ -16,10 +16,10 @@ from confit_edge.recipe import Precision
 from confit_runtime.errors import ConfitError, UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
-KEPT_BYTES = 2**31 - 1  # the largest C int
+TRIM_THRESHOLD_BYTES = 2**31 - 1  # the largest C int
 # glibc raises its thresholds up to these values as large blocks are freed; once one is set, that stops
-USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
-_changing, _keeping = threading.Lock(), 0
+DEFAULT_LIMITS = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
+_malloc_lock, _keep_count = threading.Lock(), 0
 
 
 def named_device(name: str) -> torch.device:
@@ -69,40 +69,40 @@ def remarks_on_machine(precision: Precision, device: torch.device) -> Iterator[s
 
 
 @contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Let glibc keep the memory of freed tensors for the next ones; a training step on a CPU takes a sixth less time.
 
     Otherwise the memory of every large tensor goes back to the system, which must zero new pages for the next one. The
     outermost of nested uses gives the memory back at its end and restores the usual settings. With another C library this
     does nothing.
     """
-    global _keeping
+    global _keep_count
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         yield
         return
-    with _changing:
-        _keeping += 1
+    with _malloc_lock:
+        _keep_count += 1
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
     try:
         yield
     finally:
-        with _changing:
-            _keeping -= 1
-            if not _keeping:
-                for option, usual in USUAL.items():
-                    libc.mallopt(option, usual)
+        with _malloc_lock:
+            _keep_count -= 1
+            if not _keep_count:
+                for option, default_limit in DEFAULT_LIMITS.items():
+                    libc.mallopt(option, default_limit)
                 libc.malloc_trim(0)
 
 
-def own_draws(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def random_state_restored(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Restore torch's random generators, of the CPU and of the device, after the code inside has used or seeded them."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextlib.contextmanager
-def enough_memory() -> Iterator[None]:
+def out_of_memory_explained() -> Iterator[None]:
     """Raise ConfitError with advice where the memory of the machine or the GPU runs out."""
     try:
         yield

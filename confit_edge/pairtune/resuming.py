@@ -20,14 +20,14 @@ from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
 from confit_runtime.wording import counted
 
-WHERE = ("device", "strict")  # recipe keys that do not affect what is learnt
+UNLEARNT_KEYS = ("device", "strict")  # recipe keys that do not affect what is learnt
 
 
 @contextmanager
-def alone(out: Path, ranks: Ranks) -> Iterator[None]:
+def lock_run(out: Path, ranks: Ranks) -> Iterator[None]:
     """Lock `out` for this training, of one or several processes. Raises UsageError, on each, if another trains there."""
     with ExitStack() as held:
-        with ranks.together():
+        with ranks.share_errors():
             if ranks.main:
                 held.enter_context(files.lock_folder(out, "run"))
         yield
@@ -37,12 +37,12 @@ def check_out(out: Path, resume: bool) -> None:
     """Raise UsageError where writing a run to `out` would lose something."""
     files.check_folder(out, "run")
     check_utf8(out)
-    begun = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
+    unfinished = (out / "started.json").is_file() or (out / runs.CHECKPOINT).is_file()
     if (out / "run.json").is_file() and not resume:
         raise UsageError(f"{out}: contains a finished run; choose another -o, or remove it")
-    if begun and not resume:
+    if unfinished and not resume:
         raise UsageError(f"{out}: contains an unfinished training; add --resume to continue it, or remove it")
-    if not begun and not (out / "run.json").is_file() and out.is_dir() and not all(map(is_partial, out.iterdir())):
+    if not unfinished and not (out / "run.json").is_file() and out.is_dir() and not all(map(is_partial, out.iterdir())):
         raise UsageError(f"{out}: is not empty and contains no run; choose another -o")
 
 
@@ -53,7 +53,7 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def begun(out: Path) -> dict[str, Any] | None:
+def started_training(out: Path) -> dict[str, Any] | None:
     """The training that was started or finished in `out`, in the form of `started.json`; None if there is none.
 
     Raises ConfitError where a file is damaged.
@@ -80,11 +80,11 @@ def begun(out: Path) -> dict[str, Any] | None:
     return told
 
 
-def begun_alike(out: Path, ranks: Ranks) -> dict[str, Any] | None:
-    """As `begun`, for several processes. Raises UsageError, on each of them, where they see different trainings."""
-    with ranks.together():
-        before = begun(out)
-    if other := ranks.other("the training to resume", before):
+def agreed_started_training(out: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """As `started_training`, for several processes. Raises UsageError, on each of them, where they see different trainings."""
+    with ranks.share_errors():
+        before = started_training(out)
+    if other := ranks.first_different("the training to resume", before):
         raise UsageError(
             f"{out}: process {other} and process 0 see different trainings there, or only one of them sees any; give all"
             " processes the same folder"
@@ -92,28 +92,28 @@ def begun_alike(out: Path, ranks: Ranks) -> dict[str, Any] | None:
     return before
 
 
-def begun_recipe(out: Path, device: str | None) -> Recipe | None:
+def started_recipe(out: Path, device: str | None) -> Recipe | None:
     """The recipe of the training that was started or finished in `out`; None if there is none. Raises ConfitError.
 
     `device` is the device to resume on, if the user named one.
     """
-    before = begun(out)
+    before = started_training(out)
     if is_multi_process():
         own = before["recipe"].get("device") if before else None
         ranks = join(device or own or Recipe.device)
-        ranks.refuse_other_command("train", resume=True)
-        before = begun_alike(out, ranks)
+        ranks.check_same_command("train", resume=True)
+        before = agreed_started_training(out, ranks)
     return Recipe.from_dict(before["recipe"], str(out)) if before else None
 
 
 def digest(recipe: Recipe, fingerprint: str, lr: float, epochs: int) -> str:
-    """A digest that identifies a training's checkpoint; it leaves out paths, which may change (`refuse_other_training`)."""
-    free = (*WHERE, "background", "others", "encoder")
+    """A digest that identifies a training's checkpoint; it leaves out paths, which may change (`check_same_training`)."""
+    free = (*UNLEARNT_KEYS, "background", "others", "encoder")
     same = {key: value for key, value in recipe.to_dict().items() if key not in free}
     return hashlib.sha256(json.dumps([same, fingerprint, lr, epochs]).encode()).hexdigest()
 
 
-def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
+def check_same_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
     """Raise UsageError naming what differs where `before`, in `out`, has another recipe, data or teacher than `started`."""
     version = " (or it was started with an earlier version, which treated background differently)"
     changed = _differences(before, started, "now", version if before["recipe"].get("background") else "")
@@ -123,14 +123,14 @@ def refuse_other_training(out: Path, before: dict[str, Any], started: dict[str, 
         raise UsageError(f"{out}: --resume needs the same training, but these differ: {', '.join(changed)}")
 
 
-def refuse_apart(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
+def check_same_on_all_processes(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
     """Raise UsageError, on every process, where one would train something different from process 0; names what differs.
 
     `started` describes the training that each is about to start on its `corpus`.
     """
     size = sum(map(len, (corpus.train, corpus.val, corpus.test)))
     told_of = f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"
-    every = ranks.each("its training", (started, told_of))
+    every = ranks.gather_plain("its training", (started, told_of))
     first, clips = every[0]
     for index, (other, other_clips) in enumerate(every):
         told = (
@@ -145,7 +145,7 @@ def refuse_apart(ranks: Ranks, started: dict[str, Any], corpus: Corpus) -> None:
             )
 
 
-def going_on_elsewhere(before: dict[str, Any], started: dict[str, Any]) -> str | None:
+def device_change_note(before: dict[str, Any], started: dict[str, Any]) -> str | None:
     """A note for the user where a training resumes on another kind of device; None where it does not."""
     was, now = before.get("device"), started["device"]
     if was in (None, now):
@@ -163,7 +163,7 @@ def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_d
     changed = [
         f"{key} ({_shown(recipe.get(key))}, {now} {_shown(value)})"
         for key, value in started["recipe"].items()
-        if recipe.get(key) != value and key not in moved and key not in WHERE
+        if recipe.get(key) != value and key not in moved and key not in UNLEARNT_KEYS
     ]
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
         changed.append(f"the data{of_data}")

@@ -31,18 +31,24 @@ from confit_edge.encoders.own import check_encoder, copy_of
 from confit_edge.pairtune.curves import Curves
 from confit_edge.pairtune.distill import TeachingRun
 from confit_edge.pairtune.distributed import Ranks, join
-from confit_edge.pairtune.machine import enough_memory, freed_memory_kept, own_draws, pick_precision, remarks_on_machine
-from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.rates import choose_lr, leave_nothing
-from confit_edge.pairtune.resuming import (
-    alone,
-    begun_alike,
-    check_out,
-    going_on_elsewhere,
-    refuse_apart,
-    refuse_other_training,
+from confit_edge.pairtune.lr_search import choose_lr, remove_search_files
+from confit_edge.pairtune.machine import (
+    keep_freed_memory,
+    out_of_memory_explained,
+    pick_precision,
+    random_state_restored,
+    remarks_on_machine,
 )
-from confit_edge.pairtune.trainer import Fitted, fit, prepared
+from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.resuming import (
+    agreed_started_training,
+    check_out,
+    check_same_on_all_processes,
+    check_same_training,
+    device_change_note,
+    lock_run,
+)
+from confit_edge.pairtune.trainer import Fitted, fit, prepared_training
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
@@ -92,12 +98,12 @@ def train(
 
     manifest, out = Path(manifest), Path(out)
     ranks = join(recipe.device)
-    ranks.refuse_other_command("distill" if teaching else "train", resume)
+    ranks.check_same_command("distill" if teaching else "train", resume)
     tell = watch if watch and ranks.main else ignore_event
-    recipe = settled(recipe, ranks.device)
+    recipe = resolved_recipe(recipe, ranks.device)
     check_utf8(manifest.resolve())  # run.json names it, but is only written after hours
-    with alone(out, ranks), own_draws(ranks.device):
-        with ranks.together():
+    with lock_run(out, ranks), random_state_restored(ranks.device):
+        with ranks.share_errors():
             check_out(out, resume)
         return _train(
             manifest, out, recipe, ranks=ranks, resume=resume, tensorboard=tensorboard, tell=tell, teaching=teaching
@@ -116,11 +122,11 @@ def _train(
     teaching: TeachingRun | None,
 ) -> Trained | None:
     """Train in a folder that is locked for this training."""
-    with ranks.together():
+    with ranks.share_errors():
         if recipe.rooms and recipe.rooms != SYNTHETIC:
             sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
         encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
-        _tell_of_window(encoder, recipe, tell)
+        _note_other_window(encoder, recipe, tell)
         corpus = read_corpus(
             manifest,
             rate=encoder.sample_rate,
@@ -129,13 +135,13 @@ def _train(
             **recipe.corpus_options(),
         )
     data = describe_data(manifest, corpus, encoder.sample_rate)
-    tell_left_out(corpus.problems, ranks, tell)
+    report_left_out(corpus.problems, ranks, tell)
     for text in [*remarks(corpus, data), *remarks_on_machine(recipe.precision, ranks.device)]:
         _note(tell, text)
     if teaching:
-        with ranks.together():
-            teaching.refuse_other(corpus)
-        _tell_of_unlabelled(corpus, teaching, tell)
+        with ranks.share_errors():
+            teaching.check_corpus(corpus)
+        _warn_about_unlabelled(corpus, teaching, tell)
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if recipe.trainings > 1:
@@ -149,29 +155,33 @@ def _train(
         "device": ranks.device.type,
         "encoder_sha256": runs.weights_sha256(encoder),
     }
-    refuse_apart(ranks, started, corpus)
-    finished = ranks.everywhere(out / "run.json")
+    check_same_on_all_processes(ranks, started, corpus)
+    finished = ranks.exists_for_all(out / "run.json")
     if resume:
-        if before := begun_alike(out, ranks):
-            refuse_other_training(out, before, started)
-            if elsewhere := going_on_elsewhere(before, started):
+        if before := agreed_started_training(out, ranks):
+            check_same_training(out, before, started)
+            if elsewhere := device_change_note(before, started):
                 _note(tell, elsewhere)
         else:
             _note(tell, f"{out}: no training to resume there; starting a new one")
     if finished:
         return None
-    _refuse_what_cannot_begin(encoder, corpus, recipe, teaching)
+    _check_trainable(encoder, corpus, recipe, teaching)
     beginning = out / "started.json"
     curves = Curves(out / "tensorboard", tell) if tensorboard and ranks.main else None
-    with ranks.together():  # by now every process has looked into `out`, and the first may write there
+    with ranks.share_errors():  # by now every process has looked into `out`, and the first may write there
         check_out(out, resume)  # without a lock (Windows), another training may have started meanwhile
-    with ranks.together():
+    with ranks.share_errors():
         if ranks.main:
             make_folder(out)
             files.write_text(beginning, json.dumps(started, indent=2))
     # also around the probe of the frozen encoder, which benefits too
-    with enough_memory(), freed_memory_kept(), contextlib.closing(curves) if curves else contextlib.nullcontext():
-        trained = _learn(
+    with (
+        out_of_memory_explained(),
+        keep_freed_memory(),
+        contextlib.closing(curves) if curves else contextlib.nullcontext(),
+    ):
+        trained = _train_and_probe(
             encoder,
             corpus,
             recipe,
@@ -185,15 +195,18 @@ def _train(
     if ranks.main:
         save(trained, corpus, out, tell)
         files.remove(out / runs.CHECKPOINT)
-        leave_nothing(out)
+        remove_search_files(out)
         beginning.unlink()
     return trained
 
 
-def _refuse_what_cannot_begin(encoder: Encoder, corpus: Corpus, recipe: Recipe, teaching: TeachingRun | None) -> None:
+def _check_trainable(encoder: Encoder, corpus: Corpus, recipe: Recipe, teaching: TeachingRun | None) -> None:
     """Raise UsageError, before anything is written or probed, where the encoder or batches do not suit the recipe."""
     lr, epochs = encoder.learning_rate, recipe.epochs
-    with enough_memory(), prepared(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=epochs, teaching=teaching):
+    with (
+        out_of_memory_explained(),
+        prepared_training(copy.deepcopy(encoder), corpus, recipe, lr=lr, epochs=epochs, teaching=teaching),
+    ):
         pass  # prepare the training without running it
 
 
@@ -201,7 +214,7 @@ def _note(tell: Watcher, text: str) -> None:
     tell({"stage": "note", "text": text})
 
 
-def _tell_of_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
+def _note_other_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
     """Note where the encoder's window differs from what --window asks for."""
     lasts_s = encoder.window / encoder.sample_rate
     if recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
@@ -209,19 +222,19 @@ def _tell_of_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
         _note(tell, f"--window {recipe.window:g}: {nearest}")
 
 
-def tell_left_out(problems: list[ClipProblem], ranks: Ranks, tell: Watcher) -> None:
+def report_left_out(problems: list[ClipProblem], ranks: Ranks, tell: Watcher) -> None:
     """Report the clips that any process left out: a clip may be damaged on one machine only."""
     told: list[dict[str, Any]] = []
-    for index, events in enumerate(ranks.each("clips left out", list(map(left_out, problems)))):
+    for index, events in enumerate(ranks.gather_plain("clips left out", list(map(left_out_event, problems)))):
         new = [event for event in events if event not in told]
         told += new
         for event in new:
             tell({**event, "detail": f"on process {index}: {event['detail']}"} if index else event)
 
 
-def _tell_of_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) -> None:
+def _warn_about_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) -> None:
     """Warn where a student learns from the background that its thresholds are set on."""
-    if heard := teaching.chosen_by(corpus):
+    if heard := teaching.recordings_of_thresholds(corpus):
         _note(
             tell,
             f"warning: --unlabelled: thresholds are set on background in {some(list(map(str, heard)))}, and a student that"
@@ -250,12 +263,12 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
         yield f"warning: {one} and {other} are the same sound with different labels; remove the wrong one"
 
 
-def left_out(problem: ClipProblem) -> dict[str, Any]:
+def left_out_event(problem: ClipProblem) -> dict[str, Any]:
     """The event that reports a clip or recording as left out."""
     return {"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail}
 
 
-def settled(recipe: Recipe, device: torch.device) -> Recipe:
+def resolved_recipe(recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe with absolute paths, so that it holds from any folder, and with `auto` precision decided.
 
     Raises UsageError where a path is not UTF-8.
@@ -286,7 +299,7 @@ def trainings(recipe: Recipe, corpus: Corpus) -> int:
     (benchmarks/results/fewclips.json).
     """
     able = recipe.freeze != "all" and not recipe.lora_rank and not recipe.patience
-    return SOUP_OF_FEW if able and _own(corpus.train, corpus)["clips"] < FEW else 1
+    return SOUP_OF_FEW if able and _count_firing(corpus.train, corpus)["clips"] < FEW else 1
 
 
 def train_corpus(
@@ -312,8 +325,8 @@ def train_corpus(
     corpus.check_training_clips()
     corpus.check_finite()
     data = describe_data(Path(manifest), corpus, encoder.sample_rate)
-    with freed_memory_kept(), own_draws(device):
-        return _learn(
+    with keep_freed_memory(), random_state_restored(device):
+        return _train_and_probe(
             encoder,
             corpus,
             recipe,
@@ -326,7 +339,7 @@ def train_corpus(
         )
 
 
-def _learn(
+def _train_and_probe(
     encoder: Encoder,
     corpus: Corpus,
     recipe: Recipe,
@@ -339,7 +352,7 @@ def _learn(
     teaching: TeachingRun | None,
 ) -> Trained:
     """Train `encoder` in place on a corpus that `data` describes, and probe it."""
-    began = runs.weights_sha256(encoder)
+    start_sha256 = runs.weights_sha256(encoder)
     encoder.to(device)
     tell = watch or ignore_event
     probing = partial(dual_probe, encoder, corpus, recipe, device)
@@ -385,7 +398,7 @@ def _learn(
         kept_epoch=fitted.kept_epoch + 1,
         data=data,
         distilled=teaching.about if teaching else None,
-        encoder_sha256=began,
+        encoder_sha256=start_sha256,
         versions=runs.versions(),
     )
     return Trained(info, encoder, fitted, probes, baseline, metrics)
@@ -426,7 +439,7 @@ def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:
         "manifest": str(manifest.resolve()),
         "fingerprint": corpus.fingerprint,
         **runs.sizes(corpus, rate),
-        "own": {name: _own(clips, corpus) for name, clips in splits.items()},
+        "own": {name: _count_firing(clips, corpus) for name, clips in splits.items()},
         "grouped": corpus.manifest.grouped,
         "problems": dict(Counter(problem.kind for problem in corpus.problems)),
         "repeated": corpus.repeated(),
@@ -440,7 +453,7 @@ def _counted(data: dict[str, Any], split: str) -> str:
     return f"{counted(clips, 'clip')} of {counted(groups, 'group')}{of_them}"
 
 
-def _own(clips: Clips, corpus: Corpus) -> dict[str, int]:
+def _count_firing(clips: Clips, corpus: Corpus) -> dict[str, int]:
     """The number of clips, and of their groups, whose label fires: any label but the unknown class."""
     unknown = corpus.unknown_column
     fires = clips.targets if unknown is None else np.delete(clips.targets, unknown, axis=1)

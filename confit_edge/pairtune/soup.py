@@ -34,11 +34,11 @@ class Soup(nn.Module):
         self.start = copy.deepcopy(modules)
         self.mean = averaged(modules)
 
-    def begin(self, modules: nn.Module) -> None:
+    def set_start(self, modules: nn.Module) -> None:
         """Make the current weights of `modules` the start of every training."""
         self.start.load_state_dict(modules.state_dict())
 
-    def begin_again(self, modules: nn.Module) -> None:
+    def reset_to_start(self, modules: nn.Module) -> None:
         """Reset `modules` to the weights of the start."""
         modules.load_state_dict(self.start.state_dict())
 
@@ -46,6 +46,6 @@ class Soup(nn.Module):
         """Add the weights of `modules`, at the end of a training, to the mean."""
         self.mean.update_parameters(modules)
 
-    def pour(self, modules: nn.Module) -> None:
+    def load_mean(self, modules: nn.Module) -> None:
         """Load the mean into `modules`."""
         modules.load_state_dict(self.mean.module.state_dict())

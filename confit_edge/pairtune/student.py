@@ -16,8 +16,8 @@ from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
 from confit_edge.pairtune.distributed import join
-from confit_edge.pairtune.resuming import alone, check_out
-from confit_edge.pairtune.session import Trained, absolute, settled, tell_left_out, train
+from confit_edge.pairtune.resuming import check_out, lock_run
+from confit_edge.pairtune.session import Trained, absolute, report_left_out, resolved_recipe, train
 from confit_edge.progress import Watcher, ignore_event
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
@@ -54,13 +54,14 @@ def distill(
     teacher = runs.read_run(run)
     recipe, lesson = student_recipe(teacher.recipe, settings, source)
     ranks = join(recipe.device)
-    ranks.refuse_other_command("distill", resume)
-    recipe = settled(recipe, ranks.device)
+    ranks.check_same_command("distill", resume)
+    recipe = resolved_recipe(recipe, ranks.device)
     teachers_place, folders = absolute(run), list(map(absolute, sounds))
     tell = watch if watch and ranks.main else ignore_event
-    with alone(out, ranks), ranks.together():  # `train` checks this again; here it fails before anything is decoded
+    # `train` checks this again; here it fails before anything is decoded
+    with lock_run(out, ranks), ranks.share_errors():
         check_out(out, resume)
-    with ranks.together():
+    with ranks.share_errors():
         data = Path(manifest or teacher.info.data["manifest"])
         if not data.exists():
             raise UsageError(f"{data}: the manifest of {run} is missing; give its current path (--manifest)")
@@ -79,7 +80,7 @@ def distill(
             strict=recipe.strict,
             progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
         )
-    tell_left_out(problems, ranks, tell)
+    report_left_out(problems, ranks, tell)
     digest = hashlib.sha256()
     for pcm in heard.values():
         digest.update(pcm.data)

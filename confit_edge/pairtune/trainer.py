@@ -22,9 +22,9 @@ from confit_edge.encoders.speech_embedding import SILENCE, SpeechEmbedding
 from confit_edge.pairtune import checkpoint
 from confit_edge.pairtune.distill import Distil, Teaching
 from confit_edge.pairtune.distributed import Ranks, join
-from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
-from confit_edge.pairtune.items import ahead, epoch_batches, training_items
-from confit_edge.pairtune.machine import freed_memory_kept, mixed_precision
+from confit_edge.pairtune.grad_cache import check_no_batch_statistics, embed_in_chunks
+from confit_edge.pairtune.items import epoch_batches, prefetched, training_items
+from confit_edge.pairtune.machine import keep_freed_memory, mixed_precision
 from confit_edge.pairtune.objectives import FineTune, MakeObjective, Objective, make_objective
 from confit_edge.pairtune.optimiser import cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.resuming import digest
@@ -56,7 +56,7 @@ class Fitted:
 
 
 @dataclass
-class SoFar:
+class TrainingState:
     """The epochs so far: a row of history for each, and the weights of the epoch that is kept.
 
     That is the last epoch within one standard error of the best (Breiman et al. 1984), given the number of validation
@@ -90,7 +90,7 @@ class SoFar:
                 {key.removeprefix(prefix): value for key, value in self.kept.items() if key.startswith(prefix)}
             )
 
-    def since_gain(self) -> int:
+    def epochs_without_gain(self) -> int:
         """Epochs since validation last reached a new best."""
         values = list(map(quality, self.history))
         return len(values) - 1 - values.index(max(values)) if values else 0
@@ -126,13 +126,13 @@ def fit(
     Raises DivergedError where a loss or an embedding is no longer finite, UsageError where the encoder or the batches do
     not suit the recipe, and ConfitError where the checkpoint is damaged or from another training.
     """
-    ready = prepared(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching, make=make)
-    with freed_memory_kept(), ready as training:
+    ready = prepared_training(encoder, corpus, recipe, lr=lr, epochs=epochs, watch=watch, teaching=teaching, make=make)
+    with keep_freed_memory(), ready as training:
         return training.run(checkpoint_path)
 
 
 @contextlib.contextmanager
-def prepared(
+def prepared_training(
     encoder: Encoder,
     corpus: Corpus,
     recipe: Recipe,
@@ -154,9 +154,9 @@ def prepared(
         if not isinstance(encoder, SpeechEmbedding):
             raise UsageError(f"recipe key 'spec_augment' works with speech-embedding only, not with {encoder.family}")
         encoder.mask = SpecAugment(floor=SILENCE)
-    with adapted(encoder, recipe.lora_rank), frozen(encoder, recipe.freeze) as still:
+    with adapted(encoder, recipe.lora_rank), frozen(encoder, recipe.freeze) as frozen_modules:
         tell = watch if ranks.main else None
-        yield Training(encoder, objective, corpus, recipe, lr, epochs, ranks, still, tell, teaching)
+        yield Training(encoder, objective, corpus, recipe, lr, epochs, ranks, frozen_modules, tell, teaching)
 
 
 class Training:
@@ -176,94 +176,96 @@ class Training:
         lr: float,
         epochs: int,
         ranks: Ranks,
-        still: list[nn.Module],
+        frozen_modules: list[nn.Module],
         watch: Watcher | None,
         teaching: Teaching | None,
     ) -> None:
         self.teaching = teaching
         self.encoder, self.objective, self.corpus, self.recipe = encoder, objective, corpus, recipe
-        self.lr, self.epochs, self.ranks, self.still = lr, epochs, ranks, still
+        self.lr, self.epochs, self.ranks, self.frozen_modules = lr, epochs, ranks, frozen_modules
         self.tell: Watcher = watch or ignore_event
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
-        self.together = nn.ModuleDict(self.modules)
-        self.average = averaged(self.together) if recipe.averaging else None
-        self.soup = Soup(self.together) if recipe.trainings > 1 else None
+        self.all_modules = nn.ModuleDict(self.modules)
+        self.average = averaged(self.all_modules) if recipe.averaging else None
+        self.soup = Soup(self.all_modules) if recipe.trainings > 1 else None
         self.optimiser = make_optimiser(encoder, objective, recipe, lr)
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
         self.clips, self.augment = training_items(encoder, corpus, recipe), make_augmenter(encoder, corpus, recipe)
         sizes = list(map(len, epoch_batches(self.clips, corpus, recipe, 0)))
         self.batches = len(sizes)
-        if other := ranks.other("its recipe", self._digest()):
+        if other := ranks.first_different("its recipe", self._digest()):
             raise UsageError(
                 f"process {other} has a different recipe, corpus, lr or number of epochs from process 0; give all processes"
                 " the same"
             )
         self.steps = -(-self.batches // recipe.accumulate)
-        self._refuse_parts_that_are_no_batch(min(sizes))
+        self._check_batch_parts(min(sizes))
         learns = any(parameter.requires_grad for parameter in encoder.parameters())
-        self.validate = Validation(corpus, ranks.device, still=not learns)
+        self.validate = Validation(corpus, ranks.device, encoder_frozen=not learns)
         if not learns:
             self.tell(
                 {"stage": "note", "text": "freeze: the encoder does not change; only the layers on top of it learn"}
             )
 
-    def _refuse_parts_that_are_no_batch(self, smallest: int) -> None:
+    def _check_batch_parts(self, smallest: int) -> None:
         if smallest < self.ranks.count:
             raise UsageError(
                 f"a batch of {smallest} clips cannot be shared by {self.ranks.count} processes; start fewer processes"
             )
         self._train_mode()
         if self.ranks.count > 1 or self.recipe.chunk_size:
-            refuse_batch_statistics(self.encoder, "chunk_size" if self.recipe.chunk_size else "several processes")
+            check_no_batch_statistics(self.encoder, "chunk_size" if self.recipe.chunk_size else "several processes")
 
     def run(self, checkpoint_path: Path | None) -> Fitted:
         """All epochs of all trainings, from the checkpoint where there is one."""
-        so_far = self._start(checkpoint_path)
-        for epoch in range(len(so_far.history), self.epochs * self.recipe.trainings):
+        state = self._start(checkpoint_path)
+        for epoch in range(len(state.history), self.epochs * self.recipe.trainings):
             if self.soup and epoch % self.epochs == 0:
-                so_far.since = epoch
-                self._begin_again(self.soup)
-            if self.recipe.patience and so_far.since_gain() >= self.recipe.patience:
+                state.since = epoch
+                self._start_next_training(self.soup)
+            if self.recipe.patience and state.epochs_without_gain() >= self.recipe.patience:
                 text = f"no gain on validation in {self.recipe.patience} epochs: the training ends early"
                 self.tell({"stage": "note", "text": text})
                 break
             row = self._epoch(epoch)
-            self.ranks.refuse_other_weights(self.modules)
-            judged, averaged = self._judged()
+            self.ranks.check_same_weights(self.modules)
+            judged, averaged = self._modules_to_judge()
             checked = self.ranks.agree(self.validate(*judged.values()) if self.ranks.main else None)
             if checked is None:
                 raise DivergedError("the embeddings are no longer finite", epoch + 1, self.lr)
-            so_far.add(row | checked, judged, averaged)
+            state.add(row | checked, judged, averaged)
             if self.soup and (epoch + 1) % self.epochs == 0:
-                so_far.restore(self.modules)
-                self.soup.add(self.together)
+                state.restore(self.modules)
+                self.soup.add(self.all_modules)
             if checkpoint_path and self.ranks.main:
-                plain = {"history": so_far.history, "kept_epoch": so_far.kept_epoch}
-                checkpoint.save(checkpoint_path, self._kept(), self.optimiser, plain, so_far.kept, self._digest())
+                plain = {"history": state.history, "kept_epoch": state.kept_epoch}
+                checkpoint.save(
+                    checkpoint_path, self._checkpoint_modules(), self.optimiser, plain, state.kept, self._digest()
+                )
             merit = merit_name(multi_label=self.corpus.multi_label)
             planned = self.epochs * self.recipe.trainings
-            self.tell({"stage": "epoch", "epochs": planned, "merit": merit, **so_far.history[-1]})
+            self.tell({"stage": "epoch", "epochs": planned, "merit": merit, **state.history[-1]})
         if self.soup:
-            self.soup.pour(self.together)
+            self.soup.load_mean(self.all_modules)
         else:
-            so_far.restore(self.modules)
-        return Fitted(self.objective, so_far.history, so_far.kept_epoch)
+            state.restore(self.modules)
+        return Fitted(self.objective, state.history, state.kept_epoch)
 
-    def _begin_again(self, soup: Soup) -> None:
+    def _start_next_training(self, soup: Soup) -> None:
         """Start another training of the soup. Its batches differ, as they are drawn by the overall number of the epoch."""
-        soup.begin_again(self.together)
+        soup.reset_to_start(self.all_modules)
         self.optimiser.state.clear()
         if self.average:
             self.average.n_averaged.zero_()
 
-    def _judged(self) -> tuple[dict[str, Any], bool]:
+    def _modules_to_judge(self) -> tuple[dict[str, Any], bool]:
         """Encoder and objective as they would be kept now, and whether they are averages."""
         if self.average is None or not self.average.n_averaged:
             return self.modules, False
         return dict(self.average.module.named_children()), True
 
-    def _kept(self) -> dict[str, nn.Module]:
+    def _checkpoint_modules(self) -> dict[str, nn.Module]:
         """The modules in a checkpoint, which also holds the optimiser."""
         beside = {"average": self.average, "soup": self.soup}
         return self.modules | {name: module for name, module in beside.items() if module is not None}
@@ -271,30 +273,32 @@ class Training:
     def _digest(self) -> str:
         return digest(self.recipe, self.corpus.fingerprint, self.lr, self.epochs)
 
-    def _start(self, checkpoint_path: Path | None) -> SoFar:
-        if checkpoint_path and self.ranks.everywhere(checkpoint_path):
-            with self.ranks.together():
-                plain, kept = checkpoint.restore(checkpoint_path, self._kept(), self.optimiser, self._digest())
+    def _start(self, checkpoint_path: Path | None) -> TrainingState:
+        if checkpoint_path and self.ranks.exists_for_all(checkpoint_path):
+            with self.ranks.share_errors():
+                plain, kept = checkpoint.restore(
+                    checkpoint_path, self._checkpoint_modules(), self.optimiser, self._digest()
+                )
             # this exchange also makes sure that all have read it before the first replaces or removes it
-            if other := self.ranks.other("its checkpoint", plain):
+            if other := self.ranks.first_different("its checkpoint", plain):
                 raise UsageError(
                     f"{checkpoint_path}: process {other} sees a different checkpoint; give all processes the same folder"
                 )
-            self.ranks.refuse_other_weights(self.modules)
+            self.ranks.check_same_weights(self.modules)
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # start of the last epoch's training
             self.tell(
                 {"stage": "note", "text": f"resuming after epoch {done} of {self.epochs * self.recipe.trainings}"}
             )
-            return SoFar(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
+            return TrainingState(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)
         if isinstance(self.objective, Distil):
             self._start_map(self.objective)
-        self.ranks.start_alike(self.modules.values())
+        self.ranks.broadcast_weights(self.modules.values())
         if self.soup:
-            self.soup.begin(self.together)
-        return SoFar(len(self.corpus.val))
+            self.soup.set_start(self.all_modules)
+        return TrainingState(len(self.corpus.val))
 
     def _start_map(self, objective: Distil) -> None:
         """Start the map from the first windows of the training, as many as a regression needs."""
@@ -313,16 +317,16 @@ class Training:
         process = [self.ranks.index] if self.ranks.index else []
         torch.manual_seed(int(np.random.SeedSequence([self.recipe.seed, epoch, *process]).generate_state(1)[0]))
         sums: dict[str, float] = {}
-        with contextlib.closing(ahead(self._windows(epoch))) as windows:
+        with contextlib.closing(prefetched(self._windows(epoch))) as windows:
             for number, (pcm, targets) in enumerate(windows):
                 first = number - number % self.recipe.accumulate
-                together = min(self.recipe.accumulate, self.batches - first)  # an epoch's last step may have fewer
+                step_batches = min(self.recipe.accumulate, self.batches - first)  # an epoch's last step may have fewer
                 if number == first:
                     self.optimiser.zero_grad(set_to_none=True)
-                numbers = self._backward(pcm, targets, together)
+                numbers = self._backward(pcm, targets, step_batches)
                 if not math.isfinite(numbers["loss"]):
                     raise DivergedError(f"the loss became {numbers['loss']} in step {number + 1}", epoch + 1, self.lr)
-                if number + 1 == first + together:
+                if number + 1 == first + step_batches:
                     self._step(epoch % self.epochs * self.steps + number // self.recipe.accumulate)
                 for key, value in numbers.items():
                     sums[key] = sums.get(key, 0.0) + value
@@ -340,7 +344,7 @@ class Training:
     def _train_mode(self) -> None:
         self.encoder.train()
         self.objective.train()
-        for module in self.still:
+        for module in self.frozen_modules:
             module.eval()
 
     def _windows(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -355,13 +359,13 @@ class Training:
             tensors = torch.from_numpy(pcm[self.ranks.share(len(pcm))]), torch.from_numpy(targets)
             yield (tensors[0].pin_memory(), tensors[1].pin_memory()) if pinned else tensors
 
-    def _backward(self, pcm: Tensor, targets: Tensor, together: int) -> dict[str, float]:
-        """Add the gradient of one of the `together` batches of a step; returns its loss and the miner's statistics."""
+    def _backward(self, pcm: Tensor, targets: Tensor, step_batches: int) -> dict[str, float]:
+        """Add the gradient of one of the `step_batches` batches of a step; returns its loss and the miner's statistics."""
         pcm, targets = (tensor.to(self.ranks.device, non_blocking=True) for tensor in (pcm, targets))
         with mixed_precision(self.ranks.device, self.recipe.precision):
             share = embed_in_chunks(self.encoder, pcm, self.recipe.chunk_size)
             loss, statistics = self.objective(self.ranks.gather(share, len(targets)), targets)
-        (loss / together).backward()
+        (loss / step_batches).backward()
         return {"loss": loss.item(), **statistics}
 
     def _step(self, step: int) -> None:
@@ -372,4 +376,4 @@ class Training:
             group["lr"] = peak * rate
         self.optimiser.step()
         if self.average and step >= min(steps - 1, (1 - averaging) * steps):
-            self.average.update_parameters(self.together)
+            self.average.update_parameters(self.all_modules)

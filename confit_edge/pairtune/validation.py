@@ -21,10 +21,10 @@ QUICK_KINDS = 3  # times as many clips of the unknown class, and of no class: th
 
 
 class Validation:
-    """The check after each epoch. The embeddings of a `still` (completely frozen) encoder are computed once."""
+    """The check after each epoch. With `encoder_frozen`, embeddings are computed once."""
 
-    def __init__(self, corpus: Corpus, device: torch.device, still: bool) -> None:
-        self.corpus, self.device, self.still = corpus, device, still
+    def __init__(self, corpus: Corpus, device: torch.device, encoder_frozen: bool) -> None:
+        self.corpus, self.device, self.encoder_frozen = corpus, device, encoder_frozen
         self.rows = quick_sample(corpus.train.targets, corpus.unknown_column)
         self._held: tuple[Floats, Floats] | None = None
 
@@ -44,7 +44,7 @@ class Validation:
         return row
 
     def _embeddings(self, encoder: Encoder) -> tuple[Floats, Floats]:
-        if self._held is None or not self.still:
+        if self._held is None or not self.encoder_frozen:
             train = embed_clips(encoder, [self.corpus.train.pcm[row] for row in self.rows], self.device)
             self._held = train, embed_clips(encoder, self.corpus.val.pcm, self.device)
         return self._held

@@ -15,10 +15,10 @@ from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.geometry.measures import describe, label_sets
+from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.machine import pick_device
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.rates import choose_lr
-from confit_edge.pairtune.session import absolute, settled
+from confit_edge.pairtune.session import absolute, resolved_recipe
 from confit_edge.pairtune.trainer import Fitted, fit
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.dual import dual_probe
@@ -43,7 +43,7 @@ class Source:
 
 def source_of(manifest: Path, recipe: Recipe) -> Source:
     """Return a source with absolute paths, which works from any folder. Raises UsageError where a path is not UTF-8."""
-    return Source(Path(absolute(manifest)), settled(recipe, pick_device(recipe.device)))
+    return Source(Path(absolute(manifest)), resolved_recipe(recipe, pick_device(recipe.device)))
 
 
 class Bench:

@@ -13,7 +13,7 @@ from typing import Any
 
 from confit_edge import __version__
 from confit_edge.files import check_folder
-from confit_edge.pairtune.machine import freed_memory_kept
+from confit_edge.pairtune.machine import keep_freed_memory
 from confit_edge.pairtune.trainer import DivergedError
 from confit_edge.probes.metrics import merit_name
 from confit_edge.runs import weights_sha256
@@ -178,7 +178,7 @@ def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
     start = time.process_time()
     points, diverged = [], ""
     try:
-        with freed_memory_kept():
+        with keep_freed_memory():
             points = study.measure(bench, trial)
     except DivergedError as error:
         diverged = str(error)

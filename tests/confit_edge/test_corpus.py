@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus, balanced_batches, read_corpus
 from confit_edge.data.manifest import sound_files
-from confit_edge.pairtune.items import epoch_batches, filling
+from confit_edge.pairtune.items import default_clips_per_class, epoch_batches
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import load_clip
 from confit_runtime.cautions import cautions
@@ -449,7 +449,7 @@ def test_beside_a_single_class_an_epoch_goes_through_the_labelled_clips(
 def test_few_classes_fill_a_batch_with_what_they_have(sizes: list[int], per_batch: int) -> None:
     targets = np.zeros((sum(sizes), len(sizes)), np.int8)
     targets[np.arange(sum(sizes)), np.repeat(np.arange(len(sizes)), sizes)] = 1
-    per_class = filling(targets, per_batch)
+    per_class = default_clips_per_class(targets, per_batch)
     assert per_class >= 4
     if per_class > 4:
         present = [size for size in sizes if size]

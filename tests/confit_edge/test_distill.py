@@ -98,10 +98,10 @@ def test_clips_to_judge_by_are_refused_though_the_corpus_has_trimmed_them(teache
 
     for at, split in ((2, "val"), (5, "test")):
         with pytest.raises(UsageError, match=f"{at}.wav is a {split} clip"):
-            teaching_from(tmp_path / f"{at}.wav").refuse_other(corpus)
+            teaching_from(tmp_path / f"{at}.wav").check_corpus(corpus)
     trained = teaching_from(tmp_path / "0.wav", tmp_path / "hum" / "hum.wav")
-    trained.refuse_other(corpus)
-    assert trained.chosen_by(corpus) == [tmp_path / "hum" / "hum.wav"]
+    trained.check_corpus(corpus)
+    assert trained.recordings_of_thresholds(corpus) == [tmp_path / "hum" / "hum.wav"]
 
 
 # the losses

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from confit_edge.data.corpus import Corpus
-from confit_edge.pairtune.distributed import Ranks, _meet
+from confit_edge.pairtune.distributed import Ranks, _join_processes
 from confit_edge.runs import read_run
 from confit_runtime.errors import UsageError
 from tests import processes
@@ -125,7 +125,7 @@ def test_a_process_without_its_place_on_the_machine_does_not_wait_for_others(mon
     monkeypatch.setenv("MASTER_PORT", "0")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(UsageError, match=r"cannot be joined \(LOCAL_RANK is not set\)"):
-        _meet("cuda")
+        _join_processes("cuda")
 
 
 def test_a_process_that_ends_is_told_of_in_one_line(manifest: Path, tmp_path: Path) -> None:
@@ -311,6 +311,6 @@ def test_one_process_alone_exchanges_nothing() -> None:
     share = torch.randn(3, 2, requires_grad=True)
     assert alone.gather(share, 3) is share
     assert alone.agree({"val_linear": 0.5}) == {"val_linear": 0.5}
-    assert alone.everywhere(Path(__file__))
-    assert not alone.everywhere(Path(__file__) / "nothing")
+    assert alone.exists_for_all(Path(__file__))
+    assert not alone.exists_for_all(Path(__file__) / "nothing")
     assert alone.main

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import SILENCE, SpeechEmbedding
-from confit_edge.pairtune.grad_cache import embed_in_chunks, refuse_batch_statistics
+from confit_edge.pairtune.grad_cache import check_no_batch_statistics, embed_in_chunks
 from confit_edge.pairtune.machine import mixed_precision
 from confit_edge.pairtune.objectives import make_objective
 from confit_edge.recipe import Recipe
@@ -126,6 +126,6 @@ def test_nothing_on_the_way_is_kept_but_the_embeddings() -> None:
 def test_an_encoder_that_normalises_over_the_batch_is_refused_in_parts() -> None:
     encoder = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with pytest.raises(UsageError, match=r"chunk_size: .*\(1\)"):
-        refuse_batch_statistics(encoder.train(), "chunk_size")
-    refuse_batch_statistics(encoder.eval(), "chunk_size")  # with its own statistics it does not
-    refuse_batch_statistics(nn.Sequential(nn.LayerNorm(4)), "chunk_size")
+        check_no_batch_statistics(encoder.train(), "chunk_size")
+    check_no_batch_statistics(encoder.eval(), "chunk_size")  # with its own statistics it does not
+    check_no_batch_statistics(nn.Sequential(nn.LayerNorm(4)), "chunk_size")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from confit_edge.pairtune.machine import (
-    enough_memory,
-    freed_memory_kept,
+    keep_freed_memory,
+    out_of_memory_explained,
     pick_device,
     pick_precision,
     remarks_on_machine,
@@ -55,9 +55,9 @@ def test_too_little_memory_says_what_needs_less() -> None:
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("can't allocate memory: 8 GB"),
     ):
-        with pytest.raises(ConfitError, match=r"not enough memory .*--chunk-size"), enough_memory():
+        with pytest.raises(ConfitError, match=r"not enough memory .*--chunk-size"), out_of_memory_explained():
             raise error
-    with pytest.raises(RuntimeError, match="sizes differ"), enough_memory():
+    with pytest.raises(RuntimeError, match="sizes differ"), out_of_memory_explained():
         raise RuntimeError("sizes differ")
 
 
@@ -81,8 +81,8 @@ def test_freed_memory_is_given_back_when_the_training_is_over() -> None:
         return held_mb() - before
 
     before = held_mb()
-    with freed_memory_kept():
-        with freed_memory_kept():
+    with keep_freed_memory():
+        with keep_freed_memory():
             assert use_and_free() > 350
         assert held_mb() > before + 350  # the inner one was of the outer
     assert held_mb() < before + 50

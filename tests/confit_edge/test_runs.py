@@ -24,13 +24,13 @@ from confit_edge.card import run_card
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.pairtune.resuming import refuse_other_training
+from confit_edge.pairtune.resuming import check_same_training
 from confit_edge.pairtune.session import (
     FEW,
     SOUP_OF_FEW,
     describe_data,
     remarks,
-    settled,
+    resolved_recipe,
     train,
     train_corpus,
     trainings,
@@ -487,11 +487,11 @@ def test_a_recipe_means_the_same_in_any_folder(tmp_path: Path, monkeypatch: pyte
     for name in ("checkpoint", "ge2e"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    settled_recipe = settled(Recipe(encoder="./checkpoint", background="hum"), torch.device("cpu"))
+    settled_recipe = resolved_recipe(Recipe(encoder="./checkpoint", background="hum"), torch.device("cpu"))
     assert settled_recipe.encoder == str(tmp_path / "checkpoint")
     assert settled_recipe.background == str(tmp_path / "hum")
     for name in ("ge2e", "openai/whisper-tiny"):  # what ships goes before a folder of its name
-        assert settled(Recipe(encoder=name), torch.device("cpu")).encoder == name
+        assert resolved_recipe(Recipe(encoder=name), torch.device("cpu")).encoder == name
     assert encoder_label(settled_recipe.encoder) == "checkpoint"
     assert encoder_label("openai/whisper-tiny") == "openai/whisper-tiny"
 
@@ -522,13 +522,13 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     beginning.write_text(by_one)
     begun, places = json.loads(by_one), {"background": "there", "others": "there"}
     elsewhere = {**begun, "recipe": {**begun["recipe"], **places}}
-    refuse_other_training(tmp_path, elsewhere, begun)  # the same sound, which has moved
+    check_same_training(tmp_path, elsewhere, begun)  # the same sound, which has moved
     other_folder = {**begun, "recipe": {**begun["recipe"], "encoder": "/there"}}
-    refuse_other_training(tmp_path, other_folder, begun)  # the same weights
+    check_same_training(tmp_path, other_folder, begun)  # the same weights
     with pytest.raises(UsageError, match=r"differ: encoder \(/there, now speech-embedding\)$"):
-        refuse_other_training(tmp_path, {**other_folder, "encoder_sha256": "another"}, begun)
+        check_same_training(tmp_path, {**other_folder, "encoder_sha256": "another"}, begun)
     with pytest.raises(UsageError, match=r"differ: others \(there, now none\), background \(there, now none\)$"):
-        refuse_other_training(tmp_path, {**elsewhere, "fingerprint": "another"}, begun)
+        check_same_training(tmp_path, {**elsewhere, "fingerprint": "another"}, begun)
     clip = sorted(manifest.parent.glob("yes-*.ogg"))[0]
     original = clip.read_bytes()
     soundfile.write(clip, np.random.default_rng(0).uniform(-0.1, 0.1, 9000), 16_000, format="OGG", subtype="OPUS")

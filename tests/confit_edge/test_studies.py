@@ -21,7 +21,7 @@ from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import pretrained
 from confit_edge.geometry.measures import contribution
 from confit_edge.pairtune.objectives import FineTune
-from confit_edge.pairtune.trainer import prepared
+from confit_edge.pairtune.trainer import prepared_training
 from confit_edge.probes.judge import judge
 from confit_edge.probes.metrics import interval
 from confit_edge.recipe import Recipe
@@ -731,7 +731,7 @@ def test_the_penalty_is_of_the_whole_batch(corpus: Corpus, changes: dict[str, An
     encoder = pretrained("speech-embedding", 0.8)
     recipe = Recipe(objective="finetune", clips_per_class=2, **changes)
     options: dict[str, Any] = {"lr": 1e-3, "epochs": 1}
-    with prepared(encoder, corpus, recipe, **options, make=dimensions.balanced(0.7)) as training:
+    with prepared_training(encoder, corpus, recipe, **options, make=dimensions.balanced(0.7)) as training:
         pcm, targets = next(training._windows(0))
         assert len(pcm) == 8
         assert isinstance(training.objective, FineTune)

@@ -20,11 +20,11 @@ from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders import Encoder, build, pretrained
 from confit_edge.encoders.embedding import embed_clips
 from confit_edge.encoders.transformers import TransformersEncoder
+from confit_edge.pairtune.lr_search import choose_lr, remove_search_files
 from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
 from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
-from confit_edge.pairtune.rates import choose_lr, leave_nothing
 from confit_edge.pairtune.soup import averaged
-from confit_edge.pairtune.trainer import Fitted, SoFar, fit, prepared
+from confit_edge.pairtune.trainer import Fitted, TrainingState, fit, prepared_training
 from confit_edge.pairtune.validation import head_from_probe, head_probe, quality, quick_sample, standard_error
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.recipe import Recipe
@@ -168,7 +168,7 @@ def test_of_epochs_that_validation_cannot_tell_apart_the_last_is_kept(
     shares: list[float], clips: int, since: int
 ) -> None:
     since = min(since, len(shares) - 1)
-    progress, module = SoFar(clips), torch.nn.Linear(1, 1, bias=False)
+    progress, module = TrainingState(clips), torch.nn.Linear(1, 1, bias=False)
     for epoch, share in enumerate(shares):
         if epoch == since:  # a soup's next training
             progress.since = since
@@ -271,7 +271,7 @@ def test_each_training_of_a_soup_begins_with_no_momentum_and_no_mean(speech_embe
             assert average is not None
             steps.append((int(state["step"]), int(average.n_averaged)))
 
-    with prepared(copy.deepcopy(speech_embedding), few, recipe, lr=5e-4, epochs=2, watch=watch) as training:
+    with prepared_training(copy.deepcopy(speech_embedding), few, recipe, lr=5e-4, epochs=2, watch=watch) as training:
         training.run(None)
     first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
     assert first == second
@@ -385,7 +385,7 @@ def test_a_search_that_was_killed_goes_on(speech_embedding: Encoder, few: Corpus
     assert [event["epoch"] for event in after if event["stage"] == "trying"] == [1, 1]
     found = [[event for event in events if event["stage"] == "search"] for events in (undisturbed, after)]
     assert found[1] == found[0][-1:]
-    leave_nothing(tmp_path)
+    remove_search_files(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

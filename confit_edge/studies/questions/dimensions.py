@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.embedding import embed_clips
 from confit_edge.geometry.measures import contribution, describe, label_sets, top_share
+from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.objectives import FineTune, MakeObjective, make_objective
-from confit_edge.pairtune.rates import choose_lr
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.knn import NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe

@@ -20,7 +20,7 @@ from confit_edge.progress import Watcher
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError
 
-FOUND, TRIAL = "rates.json", "trial-"  # files of a search, in the folder of an unfinished training
+RESULTS_FILE, TRIAL_PREFIX = "rates.json", "trial-"  # files of a search, in the folder of an unfinished training
 
 
 def choose_lr(
@@ -39,14 +39,14 @@ def choose_lr(
     """
     if len(recipe.lr) <= 1:
         return recipe.lr[0] if recipe.lr else encoder.learning_rate
-    kept, ranks = folder / FOUND if folder else None, join(recipe.device)
-    found = _found(kept, ranks) if kept else {}
+    kept, ranks = folder / RESULTS_FILE if folder else None, join(recipe.device)
+    found = _read_results(kept, ranks) if kept else {}
     one, epochs = replace(recipe, soup=1), recipe.search_epochs or recipe.epochs
     for lr in recipe.lr:
         if str(lr) in found:
             continue
-        path = folder / f"{TRIAL}{lr}.safetensors" if folder else None
-        tell = _trying(lr, watch) if watch else None
+        path = folder / f"{TRIAL_PREFIX}{lr}.safetensors" if folder else None
+        tell = _trial_watcher(lr, watch) if watch else None
         try:
             fitted = fit(
                 copy.deepcopy(encoder),
@@ -73,10 +73,10 @@ def choose_lr(
     return max(reached, key=lambda lr: reached[lr])
 
 
-def _found(kept: Path, ranks: Ranks) -> dict[str, float | None]:
+def _read_results(kept: Path, ranks: Ranks) -> dict[str, float | None]:
     """The validation results of the rates tried so far (None: diverged), as the first process reads them."""
     found: dict[str, float | None] = {}
-    with ranks.together():
+    with ranks.share_errors():
         if ranks.main and kept.is_file():
             try:
                 found = json.loads(kept.read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def _found(kept: Path, ranks: Ranks) -> dict[str, float | None]:
     return agreed
 
 
-def _trying(lr: float, watch: Watcher) -> Watcher:
+def _trial_watcher(lr: float, watch: Watcher) -> Watcher:
     """A watcher that passes on the steps of a trial only: its epochs are not those of the training."""
 
     def tell(event: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ def _trying(lr: float, watch: Watcher) -> Watcher:
     return tell
 
 
-def leave_nothing(folder: Path) -> None:
+def remove_search_files(folder: Path) -> None:
     """Remove the files that a search keeps in the `folder` of its training in order to resume."""
-    for path in (folder / FOUND, *folder.glob(f"{TRIAL}*")):
+    for path in (folder / RESULTS_FILE, *folder.glob(f"{TRIAL_PREFIX}*")):
         files.remove(path)
