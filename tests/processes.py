@@ -155,7 +155,7 @@ def main(manifest: str, out: str, *distill: str) -> None:
     # of two machines without a common folder the first alone has what it wrote
     here = Path.cwd()
     os.chdir(out if rank == "0" else Path(out).parent)
-    refusals.append(_refusal(lambda: join("cpu").everywhere(Path("gradients-0.safetensors"))))
+    refusals.append(_refusal(lambda: join("cpu").exists_for_all(Path("gradients-0.safetensors"))))
     os.chdir(here)
     mine = ["no clip"] if rank == "0" else []
     refusals += [
@@ -163,7 +163,7 @@ def main(manifest: str, out: str, *distill: str) -> None:
         _refusal(lambda: fit(Drifting.pretrained(), corpus, Recipe(**BASE), lr=1e-4, epochs=1)),
         _refusal(lambda: refuse_on_one(mine)),
         _refusal(lambda: join("cpu").check_same_command("train" if rank == "0" else "distill", resume=False)),
-        _refusal(lambda: join("cpu").each("its checkpoint" if rank == "0" else "its recipe", None)),
+        _refusal(lambda: join("cpu").gather_plain("its checkpoint" if rank == "0" else "its recipe", None)),
     ]
     others = {
         "left_out": of_layers_left_out(join("cpu")),

@@ -47,7 +47,7 @@ def analyze(
     """
     from confit_edge.judging.geometry import analyse
     from confit_edge.pairtune.machine import pick_device
-    from confit_edge.probes.tables import known
+    from confit_edge.probes.tables import nan_to_none
     from confit_edge.runs import read_run, with_current_paths
     from confit_runtime.files import make_folder
 
@@ -63,9 +63,9 @@ def analyze(
         print(report.text())
         return
     for row in report.paper_rows():
-        emit("paper", **known(row))
+        emit("paper", **nan_to_none(row))
     for row in report.measure_rows():
-        emit("measure", **known(row))
+        emit("measure", **nan_to_none(row))
     for row in report.change_rows():
-        emit("change", **known(row))
+        emit("change", **nan_to_none(row))
     emit("summary", runs=[str(path) for path in runs], **report.summary)

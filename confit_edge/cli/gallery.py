@@ -156,7 +156,7 @@ def export(
 
     with Gallery.open(gallery) as opened, Bar(json, before="names") as bar:
         written = export_names(opened, names or [], out, partial(_show, bar, "export"))
-    _tell("exported", written, str(out), f"written to {out}", json)
+    _print_names("exported", written, str(out), f"written to {out}", json)
 
 
 @app.command("import", cls=Verb)
@@ -186,7 +186,7 @@ def import_(
             with Bar(json, before="names") as bar:
                 added = export_names(given, [], gallery, partial(_show, bar, "import"))
         left_out = sum(map(sum, given.counts().values())) - sum(map(sum, added.values()))
-    _tell("imported", added, str(gallery), f"added to {gallery}", json, left_out=left_out)
+    _print_names("imported", added, str(gallery), f"added to {gallery}", json, left_out=left_out)
     if left_out:
         say(f"{prints_text(left_out)} left out: already in {gallery}")
 
@@ -219,7 +219,7 @@ def re_enroll(
     loaded = load(model)
     with Gallery.open(gallery) as opened:
         made = enroll_again(opened, loaded, kind)
-    _tell("re-enrolled", made, str(gallery), f"recomputed with {loaded.name}", json)
+    _print_names("re-enrolled", made, str(gallery), f"recomputed with {loaded.name}", json)
 
 
 @app.command(cls=Verb)
@@ -248,7 +248,7 @@ def _show(bar: Bar, what: str, done: int, total: int) -> None:
     bar.show(what, total, done, names=f"{done} of {total}")
 
 
-def _tell(kind: str, names: dict[str, Counts], path: str, what: str, json: bool, **more: int) -> None:
+def _print_names(kind: str, names: dict[str, Counts], path: str, what: str, json: bool, **more: int) -> None:
     for name, counts in names.items():
         if json:
             emit(kind, name=name, **counts._asdict())

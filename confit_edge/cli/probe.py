@@ -59,7 +59,7 @@ def probe(
     """
     from confit_edge.judging.probe import side_by_side
     from confit_edge.pairtune.machine import pick_device
-    from confit_edge.probes.tables import known
+    from confit_edge.probes.tables import nan_to_none
     from confit_edge.runs import read_run, with_current_paths
     from confit_runtime.files import make_folder
 
@@ -77,11 +77,11 @@ def probe(
         print(report.text())
         return
     for row in report.probe_rows():
-        emit("probe", **known(row))
+        emit("probe", **nan_to_none(row))
     for row in report.verification_rows():
-        emit("equal_error", **known(row))
+        emit("equal_error", **nan_to_none(row))
     for row in report.difference_rows():
-        emit("difference", **known(row))
+        emit("difference", **nan_to_none(row))
     for row in report.class_rows():
-        emit("class", **known(row))
+        emit("class", **nan_to_none(row))
     emit("summary", run=str(run), **report.summary)

@@ -29,20 +29,20 @@ def train_all(
     `watch` carry the name as `run`.
     """
     events: Events = multiprocessing.get_context("spawn").SimpleQueue()
-    teller = threading.Thread(target=_tell, args=(events, watch), daemon=True)
-    teller.start()
+    forwarder = threading.Thread(target=_forward_events, args=(events, watch), daemon=True)
+    forwarder.start()
     threads = max(1, (os.cpu_count() or 1) // len(recipes))
     (first, recipe), *others = recipes.items()
     _begin(events)
     try:
         with workers(len(others), threads=threads, begin=_begin, args=(events,), advice="the demo needs 3 GB") as pool:
-            begun = {name: pool.submit(_train, manifest, runs / name, other) for name, other in others}
+            futures = {name: pool.submit(_train, manifest, runs / name, other) for name, other in others}
             with limited_to(threads):
-                done = {first: _train(manifest, runs / first, recipe, list(begun.values()))}
-            done |= {name: future.result() for name, future in begun.items()}
+                done = {first: _train(manifest, runs / first, recipe, list(futures.values()))}
+            done |= {name: future.result() for name, future in futures.items()}
     finally:
         events.put(None)
-        teller.join()
+        forwarder.join()
     peaks = [peak for _, peak in done.values() if peak is not None]
     return {name: trained for name, (trained, _) in done.items()}, sum(peaks) if len(peaks) == len(done) else None
 
@@ -71,7 +71,7 @@ def _train(
     return trained, peak_bytes()
 
 
-def _tell(events: Events, watch: Watcher | None) -> None:
+def _forward_events(events: Events, watch: Watcher | None) -> None:
     while (event := events.get()) is not None:
         if watch:
             watch(event)

@@ -24,7 +24,7 @@ from confit_edge.demo import DATA
 from confit_edge.demo.report import time_and_memory, write_report
 from confit_edge.demo.side_by_side import train_all
 from confit_edge.demo.steps import EPOCHS, SOUP, Demo, Say, recipe, seconds_in
-from confit_edge.demo.voices import tell_voices
+from confit_edge.demo.voices import recognise_voices
 from confit_edge.files import write_text
 from confit_edge.geometry import plots
 from confit_edge.pairtune.objectives import FineTune
@@ -43,7 +43,7 @@ from confit_runtime.model import Model, load
 from confit_runtime.scoring import Heard, Score, score_detections
 from confit_runtime.wording import bounds, percent
 
-KEPT_BACK = "marvin"  # no model sees this word until it is enrolled
+HELD_OUT = "marvin"  # no model sees this word until it is enrolled
 STREAM_SECONDS, STREAM_SNR = 300, 10.0
 LEARNING_RATES = (5e-4, 2e-3)  # for the baseline, which takes the best on validation
 
@@ -74,7 +74,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     summary["real_digits"] = real_digits(demo, exported.path)
     summary["stream"] = listen_to_stream(demo, exported.path)
     summary["enroll_word"] = enroll_word(demo, exported.path)
-    summary["identify"] = tell_voices(demo)
+    summary["identify"] = recognise_voices(demo)
     draw(demo, pairtune, finetune)
     summary["seconds"] = round(time.monotonic() - started, 1)
     own = peak_bytes()
@@ -99,7 +99,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
 def word_manifest(demo: Demo) -> Path:
     """Write the manifest of all words but the one kept back, and return its path."""
     every = read_manifest(DATA / "words" / "manifest.csv")
-    kept = tuple(clip for clip in every.clips if clip.label != KEPT_BACK)
+    kept = tuple(clip for clip in every.clips if clip.label != HELD_OUT)
     path = demo.out / "words.csv"
     write_manifest(replace(every, clips=kept, source=path), path)
     voices = {split: len({clip.group for clip in kept if clip.split == split}) for split in ("train", "val", "test")}
@@ -107,7 +107,7 @@ def word_manifest(demo: Demo) -> Path:
         "1. The clips",
         f"{len(kept)} clips of {len({clip.label for clip in kept})} English words, spoken by synthetic voices: {voices['train']}"
         f" voices to train on, {voices['val']} for validation and {voices['test']} to test on. No voice is in two splits. The"
-        f" word {KEPT_BACK!r} is kept back, to be enrolled later. The background in training is music and speech in French and"
+        f" word {HELD_OUT!r} is kept back, to be enrolled later. The background in training is music and speech in French and"
         " Russian; the background in the test is other music, and speech in Italian.",
     )
     return path
@@ -284,25 +284,25 @@ def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
     model = load(model_path)
     rng = np.random.default_rng([demo.seed, 21])
     test = [clip for clip in read_manifest(DATA / "words" / "manifest.csv").clips if clip.split == "test"]
-    own = [clip for clip in test if clip.label == KEPT_BACK]
+    own = [clip for clip in test if clip.label == HELD_OUT]
     order = rng.permutation(len(own))
     enrolled, rest = [own[index] for index in order[:3]], [own[index] for index in order[3:]]
     voices = {clip.group for clip in rest}
-    others = [clip for clip in test if clip.label != KEPT_BACK and clip.group in voices]
+    others = [clip for clip in test if clip.label != HELD_OUT and clip.group in voices]
     with Gallery.open(demo.out / "words.db", model, create=True) as gallery:
         embeddings = np.stack([model.embed(clip.path) for clip in enrolled])
         gallery.enroll(
-            KEPT_BACK, embeddings, sources=[clip.path.name for clip in enrolled], voiced_s=seconds_in(enrolled)
+            HELD_OUT, embeddings, sources=[clip.path.name for clip in enrolled], voiced_s=seconds_in(enrolled)
         )
-        right = sum(gallery.match(model.embed(clip.path)).name == KEPT_BACK for clip in rest)
+        right = sum(gallery.match(model.embed(clip.path)).name == HELD_OUT for clip in rest)
         refused = sum(gallery.match(model.embed(clip.path)).name is None for clip in others)
     demo.tell(
         "8. A new word, without training",
-        f"{KEPT_BACK!r} is enrolled from three clips. Recognised: {right} of {len(rest)} clips by {len(voices)} other voices."
+        f"{HELD_OUT!r} is enrolled from three clips. Recognised: {right} of {len(rest)} clips by {len(voices)} other voices."
         f" Answered 'unknown', as they should be: {refused} of {len(others)} clips of other words.",
     )
     return {
-        "word": KEPT_BACK,
+        "word": HELD_OUT,
         "correct": right,
         "n": len(rest),
         "others_unknown": refused,

@@ -23,7 +23,7 @@ from confit_runtime.gallery import Gallery
 from confit_runtime.model import load
 
 
-def tell_voices(demo: Demo) -> dict[str, Any]:
+def recognise_voices(demo: Demo) -> dict[str, Any]:
     """PairTune an encoder on voices, enroll two voices with it, and ask it for them and for strangers."""
     demo.tell(
         "9. Voices",

@@ -87,11 +87,11 @@ def shared_corpora(runs: list[Run], recipe: Recipe, split: Split, manifest: Path
         else:
             if rate not in corpora:
                 corpora[rate] = read_corpus(manifest, rate=rate, **recipe.corpus_options())
-            _refuse_trained_on(run, corpora[rate], split)
+            _check_not_trained_on(run, corpora[rate], split)
     return corpora
 
 
-def _refuse_trained_on(run: Run, corpus: Corpus, split: Split) -> None:
+def _check_not_trained_on(run: Run, corpus: Corpus, split: Split) -> None:
     """Raise UsageError if the run was trained on clips of the split it is judged on; log a warning if that is unknown."""
     if corpus.fingerprint == run.info.data["fingerprint"]:
         return
@@ -124,9 +124,9 @@ def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
     """
     starts: dict[str, Subject] = {}
     trained = []
-    for run, name, start in zip(runs, _names([run.path for run in runs]), _starts(runs), strict=True):
+    for run, name, start in zip(runs, _names([run.path for run in runs]), _start_names(runs), strict=True):
         try:
-            starts[start] = starts.get(start) or Subject(start, "frozen", beginning(run))
+            starts[start] = starts.get(start) or Subject(start, "frozen", starting_encoder(run))
         except ConfitError as error:
             log.warning("%s: is not compared with the encoder it was trained from: %s", run.path, error)
         own = corpora[run.encoder.sample_rate].classes == run.info.classes
@@ -136,7 +136,7 @@ def subjects(runs: list[Run], corpora: dict[int, Corpus]) -> list[Subject]:
     return [*starts.values(), *trained]
 
 
-def beginning(run: Run) -> Encoder:
+def starting_encoder(run: Run) -> Encoder:
     """The encoder that a run started from, as it was. Raises UsageError if it is missing or has changed since."""
     name = run.recipe.encoder
     encoder = pretrained(name, run.recipe.window, **run.recipe.encoder_options())
@@ -167,7 +167,7 @@ def _names(paths: list[Path]) -> list[str]:
     return [str(path) if list(ends.values()).count(ends[path]) > 1 else ends[path] for path in paths]
 
 
-def _starts(runs: list[Run]) -> list[str]:
+def _start_names(runs: list[Run]) -> list[str]:
     """A name for the encoder that each run started from, with those of its options in which the runs differ."""
     made = [{"window": run.recipe.window, **run.recipe.encoder_options()} for run in runs]
     for options in made:

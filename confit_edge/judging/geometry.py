@@ -18,7 +18,7 @@ from confit_edge.files import write_text
 from confit_edge.geometry import measures, plots
 from confit_edge.judging.compare import Probed, Split, probe_subject, shared_corpora, split_of, subjects
 from confit_edge.probes.metrics import merit_name
-from confit_edge.probes.tables import escaped, known, markdown, write_csv
+from confit_edge.probes.tables import escaped, markdown, nan_to_none, write_csv
 from confit_edge.progress import Watcher, ignore_event
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats
@@ -136,7 +136,9 @@ class GeometryReport:
         corpus = self.probed[0].corpus
         clips = split_of(corpus, self.split)
         method = plots.describe_mapping(len(clips))
-        plain = {"summary": {**self.summary, "maps": method}} | {key: list(map(known, of)) for key, of in kinds.items()}
+        plain = {"summary": {**self.summary, "maps": method}} | {
+            key: list(map(nan_to_none, of)) for key, of in kinds.items()
+        }
         write_text(out / "geometry.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(out / "geometry.md", f"{self.text(escaped)}\n\nMaps made by {method}.\n")
         embeddings = {one.subject.name: one.embeddings(self.split) for one in self.probed}
@@ -189,13 +191,13 @@ def analyse(
 
 def _measure(embeddings: Floats, labels: measures.Labels) -> Measure:
     """A function that measures the given rows. It caches its results, because the jackknife of a change asks again."""
-    known: dict[bytes, dict[str, float]] = {}
+    cache: dict[bytes, dict[str, float]] = {}
 
     def measure(rows: npt.NDArray[np.int64]) -> dict[str, float]:
         key = hashlib.sha256(rows.data).digest()
-        if key not in known:
-            known[key] = measures.pointwise(embeddings[rows], labels[rows])
-        return known[key]
+        if key not in cache:
+            cache[key] = measures.pointwise(embeddings[rows], labels[rows])
+        return cache[key]
 
     return measure
 

@@ -22,7 +22,7 @@ from confit_edge.judging.compare import (
     split_of,
     subjects,
 )
-from confit_edge.probes.tables import escaped, known, markdown, write_csv
+from confit_edge.probes.tables import escaped, markdown, nan_to_none, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
 from confit_edge.progress import Watcher, ignore_event
 from confit_edge.runs import Run
@@ -177,7 +177,7 @@ class ProbeReport:
         }
         for name, rows in kinds.items():
             write_csv(out / f"{name}.csv", rows)
-        plain = {"summary": self.summary, **{name: list(map(known, rows)) for name, rows in kinds.items()}}
+        plain = {"summary": self.summary, **{name: list(map(nan_to_none, rows)) for name, rows in kinds.items()}}
         write_text(out / "probe.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(out / "probe.md", self.text(escaped) + "\n")
         with plots.report_failed_plot(path := folder / "accuracy.png", say):

@@ -13,7 +13,7 @@ from confit_edge.data.clips import Progress
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.probes.hard import background_heard, learn_hard, pieces
+from confit_edge.probes.hard import embed_background, learn_hard, pieces
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct, mean_average_precision, ranked
@@ -57,7 +57,7 @@ def dual_probe(
     different sample rate from the encoder's.
     """
     corpus.check_rate(encoder.sample_rate)
-    total, done = sounds_heard(encoder, corpus, recipe), 0
+    total, done = count_sounds(encoder, corpus, recipe), 0
 
     def on_embedded(sounds: int) -> None:
         nonlocal done
@@ -72,15 +72,15 @@ def dual_probe(
     fitting, choosing = (clean, corpus.train.targets), (val, corpus.val.targets)
     if corpus.unknown is not None and corpus.background_train:
         views = partial(stream_views, encoder, corpus, recipe=recipe, device=device, on_embedded=on_embedded)
-        fitting = _both(
+        fitting = _concatenate(
             fitting, views(corpus.train, training_background(encoder, corpus, recipe), views=recipe.probe_views, salt=2)
         )
-        choosing = _both(choosing, views(corpus.val, corpus.background_val, views=1, salt=8))
+        choosing = _concatenate(choosing, views(corpus.val, corpus.background_val, views=1, salt=8))
     else:
-        fitting = _both(fitting, augmented_views(encoder, corpus, recipe, device, on_embedded=on_embedded))
+        fitting = _concatenate(fitting, augmented_views(encoder, corpus, recipe, device, on_embedded=on_embedded))
     linear = LinearProbe.fit(*fitting, *choosing, multi_label=corpus.multi_label)
     if corpus.unknown_column is not None and corpus.background_train:
-        background = background_heard(encoder, corpus.background_train, device, recipe.seed, on_embedded=on_embedded)
+        background = embed_background(encoder, corpus.background_train, device, recipe.seed, on_embedded=on_embedded)
         linear = learn_hard(linear, fitting, choosing, background, unknown=corpus.unknown_column)
     typicality = Typicality.fit(*fitting, *choosing, unknown=corpus.unknown_column)
     knn = KnnProbe.fit(clean, corpus.train.targets, val, corpus.val.targets, multi_label=corpus.multi_label)
@@ -100,7 +100,7 @@ def dual_probe(
     return DualProbe(linear, knn, typicality, metrics, val, test)
 
 
-def sounds_heard(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> int:
+def count_sounds(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> int:
     """How many sounds `dual_probe` hears: clips, the views of them, and pieces of the background."""
     clips = len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)
     if corpus.unknown is None or not corpus.background_train:
@@ -108,7 +108,7 @@ def sounds_heard(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> int:
     return clips + len(corpus.val) + pieces(encoder, corpus.background_train)
 
 
-def _both(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[Floats, Targets]:
+def _concatenate(one: tuple[Floats, Targets], other: tuple[Floats, Targets]) -> tuple[Floats, Targets]:
     return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
 
 

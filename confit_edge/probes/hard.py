@@ -21,7 +21,7 @@ MOST_S = 7200  # seconds of all recordings that are heard
 
 
 @torch.no_grad()
-def background_heard(
+def embed_background(
     encoder: Encoder, recordings: list[Pcm], device: torch.device, seed: int, *, on_embedded: OnEmbedded = ignore_count
 ) -> Floats:
     """Embeddings `[rows, dim]` of the concatenated recordings, one per hop if the encoder streams, else one per window.
@@ -46,7 +46,7 @@ def background_heard(
 
 
 def pieces(encoder: Encoder, recordings: list[Pcm]) -> int:
-    """The number of pieces of the recordings that `background_heard` hears."""
+    """The number of pieces of the recordings that `embed_background` hears."""
     samples = sum(map(len, recordings)) - encoder.window + 1
     return min(max(0, -(-samples // (PIECE_S * encoder.sample_rate))), MOST_S // PIECE_S)
 

@@ -54,6 +54,6 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def known(row: dict[str, Any]) -> dict[str, Any]:
+def nan_to_none(row: dict[str, Any]) -> dict[str, Any]:
     """The row with NaN replaced by None, because JSON has no NaN."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

@@ -63,9 +63,9 @@ class Typicality:
         means = np.zeros((targets.shape[1], embeddings.shape[1]))
         for column in known:
             means[column] = embeddings[targets[:, column] > 0].astype(np.float64).mean(axis=0)
-        within = _from_their_means(embeddings, targets, means, unknown)
+        within = _minus_class_means(embeddings, targets, means, unknown)
         axes = _axes(within, len(known))
-        apart = _from_their_means(val_embeddings, val_targets, means, unknown)
+        apart = _minus_class_means(val_embeddings, val_targets, means, unknown)
         apart = apart if len(apart) else within
         distance = (apart**2).sum(axis=1) - ((apart @ axes.T) ** 2).sum(axis=1)
         scale = math.log(2) / max(2 * float(np.median(distance)), NEAREST)
@@ -84,7 +84,7 @@ class Typicality:
         return found
 
 
-def _from_their_means(
+def _minus_class_means(
     embeddings: Floats, targets: npt.NDArray[np.int8], means: npt.NDArray[np.float64], unknown: int | None
 ) -> npt.NDArray[np.float64]:
     """`[n, dim]`: each embedding minus the mean of each of its classes, without `unknown`."""

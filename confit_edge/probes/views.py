@@ -90,14 +90,14 @@ def stream_views(
     embedding, target = np.concatenate(embeddings), np.concatenate(targets)
     rng = np.random.default_rng([recipe.seed, salt])
     on, off = np.flatnonzero(target[:, unknown] == 0), np.flatnonzero(target[:, unknown])
-    on = on[_no_more_than_most(np.concatenate(sources)[on], math.floor(2 * ON_S * rate / encoder.hop) + 1, rng)]
+    on = on[_cap_rows_per_source(np.concatenate(sources)[on], math.floor(2 * ON_S * rate / encoder.hop) + 1, rng)]
     alone = background_rows(encoder, background, max(len(on) // 2, len(on) - len(off)), device, rng)
     off = rng.choice(off, len(on) - len(alone), replace=False)
     kept = np.sort(np.concatenate([on, off]))
     return np.concatenate([embedding[kept], alone]), np.concatenate([target[kept], np.tile(nothing, (len(alone), 1))])
 
 
-def _no_more_than_most(sources: npt.NDArray[np.int64], short: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def _cap_rows_per_source(sources: npt.NDArray[np.int64], short: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Indices into `sources [rows]`: at most the median number of rows per source are kept for each, or `short` if more."""
     _, inverse, counts = np.unique(sources, return_inverse=True, return_counts=True)
     most = max(short, int(np.median(counts))) if len(counts) else short

@@ -88,7 +88,7 @@ class Bench:
             self._encoders[key] = pretrained(recipe.encoder, recipe.window, **options)
         return copy.deepcopy(self._encoders[key])
 
-    def begins_with(self, trial: Trial) -> Encoder:
+    def starting_encoder(self, trial: Trial) -> Encoder:
         """Return the encoder that a trial trains or judges: that of a run (from its folder), or the pre-trained one."""
         run = trial.options.get("run")
         return read_run(Path(str(run))).encoder if run else self.encoder(trial.recipe)
@@ -124,7 +124,7 @@ def probed(
 ) -> Point:
     """Measure the dual probe (and vanilla's own head, `head`) on test clips, and the geometry of their embedding.
 
-    Only the classes a clip may have (`Corpus.answers`) count; see `judged`. Each of `parts` (a name and its classes) adds
+    Only the classes a clip may have (`Corpus.answers`) count; see `merit_tally`. Each of `parts` (a name and its classes) adds
     the shares of those classes alone, as `linear_NAME`. Among the numbers, `val_linear`, `val_knn` and `val_head` are the
     `merit` on validation clips, which choices are based on.
     """
@@ -139,13 +139,13 @@ def probed(
     for name, probe in judges.items():
         scores = probe.scores(probes.test_embeddings)[:, answers]
         for part, columns in {"": None, **of}.items():
-            shares[f"{name}{part}"] = judged(scores, test, corpus.test.groups, columns, multi_label=several)
+            shares[f"{name}{part}"] = merit_tally(scores, test, corpus.test.groups, columns, multi_label=several)
         numbers[f"val_{name}"] = merit(probe.scores(probes.val_embeddings)[:, answers], truth, multi_label=several)
     geometry = describe(probes.test_embeddings, label_sets(corpus.test.targets), recipe.seed)
     return Point(shares, numbers | geometry)
 
 
-def judged(
+def merit_tally(
     scores: Floats, targets: Targets, groups: list[str], columns: list[int] | None = None, *, multi_label: bool
 ) -> Tally:
     """Return the tally whose share is the `merit` of `scores [clips, classes]`: how many clips of the classes are right.

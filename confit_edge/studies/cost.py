@@ -9,7 +9,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
-from confit_edge.probes.hard import background_heard
+from confit_edge.probes.hard import embed_background
 from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench
 from confit_edge.studies.study import Study
@@ -46,7 +46,7 @@ def measure_pace(bench: Bench, recipe: Recipe, encoder: Encoder) -> Pace:
         dual_probe(encoder, corpus, recipe, bench.device)
         end = time.process_time()
     if corpus.background_train:
-        background_heard(encoder, corpus.background_train, bench.device, recipe.seed)
+        embed_background(encoder, corpus.background_train, bench.device, recipe.seed)
     background = time.process_time() - end
     probe = max(0.0, end - middle - background) / probed_clips(corpus, recipe)
     return Pace((middle - start) / len(corpus.train), probe, background)
@@ -57,8 +57,8 @@ def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
     corpus, recipe = bench.data(trial), trial.recipe
     searched = len(recipe.lr) * (recipe.search_epochs or recipe.epochs) if len(recipe.lr) > 1 else 0
     epochs = recipe.epochs * recipe.trainings + searched if trial.train else 0
-    clips = probed_clips(corpus, recipe) + (study.beside(bench, trial) if study.beside else 0)
-    background = pace.background if study.hears else 0.0
+    clips = probed_clips(corpus, recipe) + (study.extra_clips(bench, trial) if study.extra_clips else 0)
+    background = pace.background if study.probes_background else 0.0
     return pace.train * len(corpus.train) * epochs + pace.probe * clips + background
 
 

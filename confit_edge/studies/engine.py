@@ -83,7 +83,7 @@ def prepare(
                 raise UsageError(
                     f"--from: study {study.name} trains its own encoders; only isotropy reads earlier runs and studies"
                 )
-            _refuse_namesakes(earlier)
+            _check_distinct_names(earlier)
             planned = study.plan_from(earlier, corpus, source.recipe, places or {})
         else:
             for seed in range(source.recipe.seed, source.recipe.seed + seeds):
@@ -103,7 +103,7 @@ def prepare(
             header["figure"] = figure
         journal = Journal(out, header)
         outcomes = journal.open()
-        trials = {_as_begun(trial, source, journal).key(study.name): trial for trial in planned}
+        trials = {_with_first_encoder_name(trial, source, journal).key(study.name): trial for trial in planned}
         done = {key: outcome for key, outcome in outcomes.items() if key in trials}
         if watch:
             watch({"stage": "timing"})
@@ -116,19 +116,19 @@ def prepare(
                 continue
             if key not in done and kind not in paces:
                 timed = replace(pairtuned(trial.recipe), seed=source.recipe.seed)
-                paces[kind] = measure_pace(bench, timed, bench.begins_with(trial))
+                paces[kind] = measure_pace(bench, timed, bench.starting_encoder(trial))
             cost[key] = done[key].cpu_seconds if key in done else expected(study, trial, bench, paces[kind])
     return Planned(study, source, journal, figure, trials, cost, done)
 
 
-def _as_begun(trial: Trial, source: Source, journal: Journal) -> Trial:
+def _with_first_encoder_name(trial: Trial, source: Source, journal: Journal) -> Trial:
     """Return the trial with the encoder's name from when the study began, even if its folder has moved since."""
     if trial.recipe.encoder != source.recipe.encoder:
         return trial
     return replace(trial, recipe=replace(trial.recipe, encoder=journal.encoder))
 
 
-def _refuse_namesakes(earlier: list[Path]) -> None:
+def _check_distinct_names(earlier: list[Path]) -> None:
     """Raise UsageError where two folders share a name, because the study identifies each by its name."""
     name, times = Counter(path.resolve().name for path in earlier).most_common(1)[0]
     if times > 1:

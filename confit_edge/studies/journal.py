@@ -52,8 +52,8 @@ class Journal:
     @property
     def encoder(self) -> str:
         """The encoder's name when the study began, which is part of the keys of its trials."""
-        begun = self.path / HEADER
-        return str((read_header(begun) if begun.is_file() else self.header)["recipe"]["encoder"])
+        header_file = self.path / HEADER
+        return str((read_header(header_file) if header_file.is_file() else self.header)["recipe"]["encoder"])
 
     def begin(self) -> None:
         """Write the header, and drop a line that was cut short."""

@@ -36,7 +36,7 @@ def versus(one: str, other: str, difference: Estimate, where: str = "") -> str:
         text = f"{one} and {other} were not both measured."
     elif math.isnan(difference.low):
         text = f"{one} against {other}: {by}; one seed and one test group give no interval."
-    elif difference.told:
+    elif difference.significant:
         text = f"{one} is {'above' if difference.value > 0 else 'below'} {other} ({by})."
     else:
         text = f"no significant difference between {one} and {other} ({by})."

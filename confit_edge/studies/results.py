@@ -26,7 +26,7 @@ class Estimate:
     high: float
 
     @property
-    def told(self) -> bool:
+    def significant(self) -> bool:
         """Whether the interval leaves out zero, so that a difference is significant."""
         return self.low > 0 or self.high < 0
 

@@ -38,8 +38,8 @@ class Study:
     - `draw`, if given, replaces the plot of `chart`.
     - `plan_from` replaces `plan` to read finished runs and studies: it gets their folders, and the present locations of a
       run's `background` and `others`.
-    - `beside` and `hears` are for the cost: how many clips a trial embeds in addition to the usual measurement, and whether
-      its probes hear the background.
+    - `extra_clips` and `probes_background` are for the cost: how many clips a trial embeds in addition to the usual
+      measurement, and whether its probes hear the background.
     """
 
     name: str
@@ -50,5 +50,5 @@ class Study:
     measure: Callable[[Bench, Trial], list[Point]] = train_and_probe
     draw: Callable[[Results, Path], None] | None = None
     plan_from: Callable[[list[Path], Corpus, Recipe, Places], list[Trial]] | None = None
-    beside: Callable[[Bench, Trial], int] | None = None
-    hears: bool = True
+    extra_clips: Callable[[Bench, Trial], int] | None = None
+    probes_background: bool = True

@@ -65,7 +65,7 @@ def with_classes(corpus: Corpus, classes: list[str]) -> Corpus:
     return replace(corpus, classes=kept, train=train, val=val, test=test)
 
 
-def reached(corpus: Corpus, subset: Subset, seed: int) -> bool:
+def can_draw(corpus: Corpus, subset: Subset, seed: int) -> bool:
     """Return whether `subset` can draw its number of clips for every class, without losing a class in validation."""
     assert subset.shots is not None
     some = cut(corpus, subset, seed)
@@ -79,7 +79,7 @@ def clips_per_class(corpus: Corpus) -> dict[str, int]:
     return {corpus.classes[column]: int(counts[column]) for column in _known(corpus)}
 
 
-def refuse_untested(corpus: Corpus) -> None:
+def check_all_tested(corpus: Corpus) -> None:
     """Raise UsageError if a class has no test clip, because a trial may draw only such classes."""
     without = [corpus.classes[column] for column in _known(corpus) if not corpus.test.targets[:, column].any()]
     if without:

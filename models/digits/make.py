@@ -15,7 +15,7 @@ import soundfile
 
 from confit_edge.data.manifest import read_manifest, write_manifest
 from confit_edge.demo import DATA
-from confit_edge.demo.story import KEPT_BACK
+from confit_edge.demo.story import HELD_OUT
 from confit_edge.files import write_text
 from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
@@ -34,7 +34,7 @@ def main(work: Path) -> None:
     clips = tuple(
         replace(clip, labels=(clip.label if clip.label in DIGITS else "unknown",))
         for clip in words.clips
-        if clip.label != KEPT_BACK
+        if clip.label != HELD_OUT
     )
     manifest = work / "digits.csv"
     write_manifest(replace(words, clips=clips, source=manifest), manifest)

@@ -13,7 +13,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.probes import dual, hard
-from confit_edge.probes.hard import FIRES, PIECE_S, ROUNDS, background_heard, learn_hard
+from confit_edge.probes.hard import FIRES, PIECE_S, ROUNDS, embed_background, learn_hard
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.recipe import Recipe
 
@@ -44,7 +44,7 @@ def test_all_of_the_background_is_heard(family: str) -> None:
         naive += [whole[at : at + encoder.window] for at in range(0, len(whole) - encoder.window + 1, step)]
     with torch.no_grad():
         expected = encoder(torch.from_numpy(np.stack(naive))).numpy()
-    heard = background_heard(encoder, recordings, CPU, 0)
+    heard = embed_background(encoder, recordings, CPU, 0)
     assert heard.shape == expected.shape
     np.testing.assert_allclose(heard, expected, atol=2e-5)
 
@@ -53,9 +53,9 @@ def test_of_much_background_pieces_are_drawn(monkeypatch: pytest.MonkeyPatch) ->
     encoder = pretrained("speech-embedding", 1.28)
     monkeypatch.setattr(hard, "PIECE_S", 2)
     recordings = [noise(10.0), noise(6.0, 1)]
-    every = background_heard(encoder, recordings, CPU, 0)
+    every = embed_background(encoder, recordings, CPU, 0)
     monkeypatch.setattr(hard, "MOST_S", 6)
-    drawn = [background_heard(encoder, recordings, CPU, seed) for seed in (0, 0, 1)]
+    drawn = [embed_background(encoder, recordings, CPU, seed) for seed in (0, 0, 1)]
     assert [len(rows) * 8 for rows in drawn] == [len(every) * 3] * 3
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
@@ -123,7 +123,7 @@ def test_the_linear_probe_learns_from_all_the_background(run_corpus: Corpus, mon
     corpus = replace(run_corpus, background_train=[radio.astype(np.float32)])
 
     def firing(probed: Encoder) -> int:
-        rows = background_heard(probed, corpus.background_train, CPU, 0)
+        rows = embed_background(probed, corpus.background_train, CPU, 0)
         scores = dual.dual_probe(probed, corpus, Recipe(probe_views=1), CPU).linear.scores(rows)
         return int((np.delete(scores, corpus.unknown_column or 0, axis=1).max(axis=1) > FIRES).sum())
 

@@ -26,7 +26,7 @@ from sklearn.metrics import average_precision_score
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
-from confit_edge.judging.compare import _starts, judge_subject
+from confit_edge.judging.compare import _start_names, judge_subject
 from confit_edge.probes.dual import dual_probe, score
 from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
 from confit_edge.probes.linear import LinearProbe, log_loss
@@ -34,7 +34,7 @@ from confit_edge.probes.metrics import accuracy, correct, paired_difference
 from confit_edge.probes.verification import all_pairs
 from confit_edge.probes.views import (
     ROWS,
-    _no_more_than_most,
+    _cap_rows_per_source,
     _parts,
     augmented_views,
     background_rows,
@@ -328,7 +328,7 @@ def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
 
 def test_runs_that_started_alike_share_a_frozen_encoder_and_others_are_told_apart() -> None:
     def starts(*recipes: Recipe) -> list[str]:
-        return _starts([SimpleNamespace(recipe=recipe) for recipe in recipes])  # type: ignore[list-item]
+        return _start_names([SimpleNamespace(recipe=recipe) for recipe in recipes])  # type: ignore[list-item]
 
     assert starts(Recipe(), Recipe(seed=3, objective="finetune")) == ["frozen speech-embedding"] * 2
     assert starts(Recipe(), Recipe(window=2.0)) == [
@@ -538,7 +538,7 @@ def test_background_is_heard_by_how_long_its_recordings_are() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 6), st.integers(0, 9))
 def test_no_source_has_more_rows_than_half_of_them_have(sources: list[int], short: int, seed: int) -> None:
-    kept = _no_more_than_most(np.array(sources, np.int64), short, np.random.default_rng(seed)).tolist()
+    kept = _cap_rows_per_source(np.array(sources, np.int64), short, np.random.default_rng(seed)).tolist()
     assert kept == sorted(set(kept))
     counts = Counter(sources)
     most = max(short, int(median(counts.values())) if counts else 0)
@@ -547,7 +547,7 @@ def test_no_source_has_more_rows_than_half_of_them_have(sources: list[int], shor
 
 def test_which_rows_of_a_source_are_kept_is_drawn() -> None:
     sources = np.repeat([0, 1, 2], (50, 2, 2))
-    draws = {tuple(_no_more_than_most(sources, 1, np.random.default_rng(seed))[:2].tolist()) for seed in range(20)}
+    draws = {tuple(_cap_rows_per_source(sources, 1, np.random.default_rng(seed))[:2].tolist()) for seed in range(20)}
     assert len(draws) > 10
     assert max(place for draw in draws for place in draw) > 40
 

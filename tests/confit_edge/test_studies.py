@@ -285,7 +285,7 @@ def test_counts_that_agree_in_all_seeds_are_known_to_half_a_step() -> None:
     )
     gap = results.number_difference([(1.0, "epochs", {"o": "a"}), (-1.0, "epochs", {"o": "b"})])
     assert gap.value == 1
-    assert not gap.told
+    assert not gap.significant
     assert gap.high - gap.value == pytest.approx(12.706 * 0.5 / math.sqrt(2), abs=1e-3)
 
 
@@ -301,7 +301,7 @@ def test_a_difference_of_nothing_is_seldom_told() -> None:
             for quirk in [rng.normal(0, 0.08, 12)]
             for seed in range(3)
         ]
-        told += Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).told
+        told += Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).significant
     assert told / 200 < 0.08
 
 
@@ -326,7 +326,7 @@ def test_map_has_the_interval_of_its_own_bootstrap_and_nothing_is_seldom_told() 
             )
             for (arm, seed), one in scores.items()
         )
-        told += results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).told
+        told += results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).significant
         alone = results.where(lambda row: row.seed == 0).share("linear", o="a")
         own = judge(scores["a", 0], targets, groups, ["x", "y", "z"], multi_label=True).metrics["map"]
         assert alone.value == pytest.approx(own.value)
@@ -346,8 +346,8 @@ def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is
         ]
         return Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}), comparisons)
 
-    assert gap(20).told
-    assert not gap(3).told
+    assert gap(20).significant
+    assert not gap(3).significant
     one, ten = gap(20), gap(20, comparisons=10)
     assert ten.low < one.low < one.value < one.high < ten.high
 
@@ -355,7 +355,7 @@ def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is
 def test_settings_that_no_group_tells_apart_are_not_certainly_alike() -> None:
     results = Results(outcome({"o": arm}, 0, {"linear": [0.5] * 6}) for arm in ("a", "b"))
     gap = results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}))
-    assert not gap.told
+    assert not gap.significant
     assert (gap.value, gap.low, gap.high) == pytest.approx((0.0, 0.025 ** (1 / 6) - 1, 1 - 0.025 ** (1 / 6)))
 
 
@@ -773,7 +773,7 @@ def test_a_correlation_is_of_ranks_within_the_same_data() -> None:
     results = Results(made("easy", 0.0, 1) + made("hard", 0.3, 1))
     found = isotropy.pairs(results.rows, "isoscore", "linear").correlation()
     assert found.value == pytest.approx(1.0)
-    assert found.told
+    assert found.significant
     falling = Results(made("easy", 0.0, -1) + made("hard", 0.3, -1))
     assert isotropy.pairs(falling.rows, "isoscore", "linear").correlation().value == pytest.approx(-1.0)
     assert math.isnan(isotropy.pairs(results.rows, "anisotropy", "linear").correlation().value)
@@ -806,7 +806,7 @@ def test_a_measure_that_has_nothing_to_do_with_accuracy_is_seldom_correlated_wit
             for arm, worth in enumerate(rng.normal(size=(arms, 2)))
             for seed in range(3)
         ]
-        told[layout] += isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation().told
+        told[layout] += isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation().significant
     assert all(0.02 < told[layout] / 200 < 0.08 for layout in layouts[:-1])
     assert not told[2, 2, 2]  # all three in one order: one draw in four
 
@@ -816,10 +816,10 @@ def test_a_perfect_correlation_of_few_encoders_has_an_interval() -> None:
         made = [encoder(str(n), "one", 0.1 * n, -0.1 * n) for n in range(arms)]
         return isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation(comparisons)
 
-    assert perfect(8, 12).told
+    assert perfect(8, 12).significant
     assert perfect(8, 12).low == pytest.approx(-1, abs=1e-6)
     assert perfect(8, 12).high > -0.9
-    assert not perfect(5, 12).told  # one order in sixty is as good by chance
+    assert not perfect(5, 12).significant  # one order in sixty is as good by chance
 
 
 def test_an_encoder_that_two_studies_measured_is_one() -> None:

@@ -24,11 +24,11 @@ from confit_edge.pairtune.items import epoch_batches
 from confit_edge.pairtune.session import train
 from confit_edge.probes import dual, views
 from confit_edge.probes.dual import dual_probe
-from confit_edge.probes.hard import background_heard
+from confit_edge.probes.hard import embed_background
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run
 from confit_edge.studies import cost, find, names
-from confit_edge.studies.bench import Bench, judged, probed, source_of, trained
+from confit_edge.studies.bench import Bench, merit_tally, probed, source_of, trained
 from confit_edge.studies.engine import Planned, prepare, run
 from confit_edge.studies.questions import convergence, dimensions, unseen
 from confit_edge.studies.report import write_report
@@ -294,7 +294,7 @@ def test_a_label_that_clips_have_or_not_is_no_constant(tones: Path, recipe: Reci
         assert point.numbers[f"val_{name}"] == pytest.approx(dual.metrics[name]["val"]["map"])
         assert point.shares[f"{name}_rare"] == point.shares[name]
         assert point.shares[f"{name}_none"] == {}
-    wrong = judged(np.arange(12.0)[:, None].astype(np.float32), test.targets[:, :1], test.groups, multi_label=True)
+    wrong = merit_tally(np.arange(12.0)[:, None].astype(np.float32), test.targets[:, :1], test.groups, multi_label=True)
     right, clips = np.sum(list(wrong.values()), axis=0)
     assert right / clips < 0.5
 
@@ -399,10 +399,10 @@ def test_the_cost_of_hearing_the_background_is_once_a_trial_and_of_no_clip(
     def counted(*args: Any, **told: Any) -> Any:
         nonlocal seconds
         seconds += 100
-        return background_heard(*args, **told)
+        return embed_background(*args, **told)
 
     for module in (dual, cost):
-        monkeypatch.setattr(module, "background_heard", counted)
+        monkeypatch.setattr(module, "embed_background", counted)
     monkeypatch.setattr(cost, "fit", lambda *args, **options: None)
     monkeypatch.setattr(cost.time, "process_time", lambda: seconds)
     planned = plan("temperature", tones, replace(recipe, background=str(tmp_path / "noise.wav")), tmp_path / "out")

@@ -8,7 +8,7 @@ from confit_edge.studies.bench import rivals
 from confit_edge.studies.phrases import against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
-from confit_edge.studies.subset import clips_per_class, refuse_untested
+from confit_edge.studies.subset import check_all_tested, clips_per_class
 from confit_edge.studies.trial import Scalar, Subset, Trial
 
 CLASSES = (2, 5, 10, 20, 50)
@@ -16,7 +16,7 @@ CLASSES = (2, 5, 10, 20, 50)
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     """Plan the three objectives on growing numbers of classes, up to all; each draw is part of the next."""
-    refuse_untested(corpus)
+    check_all_tested(corpus)
     there = len(clips_per_class(corpus))
     counts = [*(count for count in CLASSES if count < there), there]
     return [trial for count in counts for trial in rivals(Trial({"classes": count}, recipe, Subset(classes=count)))]

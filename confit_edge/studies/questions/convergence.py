@@ -79,7 +79,7 @@ def conclude(results: Results) -> list[str]:
             continue
         claim = (
             f"PairTune takes {'fewer' if gap.value < 0 else 'more'} epochs than"
-            if gap.told
+            if gap.significant
             else "No significant difference in epochs between PairTune and"
         )
         lines.append(f"{claim} {rival} ({plain(gap, 1)}).")

@@ -25,7 +25,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import merit
 from confit_edge.recipe import Recipe
 from confit_edge.studies import chart
-from confit_edge.studies.bench import Bench, judged, rivals
+from confit_edge.studies.bench import Bench, merit_tally, rivals
 from confit_edge.studies.phrases import plain, points, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
@@ -97,7 +97,7 @@ def probe(train: Floats, val: Floats, test: Floats, corpus: Corpus) -> Point:
     knn = near[int(np.argmax([merit(one.scores(val), truth, multi_label=several) for one in near]))]
     return Point(
         {
-            name: judged(judge.scores(test), asked, corpus.test.groups, multi_label=several)
+            name: merit_tally(judge.scores(test), asked, corpus.test.groups, multi_label=several)
             for name, judge in (("linear", linear), ("knn", knn))
         },
         {"val_linear": merit(linear.scores(val), truth, multi_label=several)},
@@ -164,10 +164,10 @@ def conclude(results: Results) -> list[str]:
             arm: Arm = {"objective": objective, "basis": OWN, "dimensions": count}
             top, chance = (Side("linear", {**arm, "what": what}) for what in (DROP, RANDOM))
             gap = results.difference(top, chance, comparisons=len(counts))
-            told += [f"{count} ({points(gap)})"] if gap.told else []
+            told += [f"{count} ({points(gap)})"] if gap.significant else []
         claim = f"differs from dropping as many at random for {', '.join(told)}" if told else None
-        untold = "does not differ significantly from dropping as many at random"
-        lines.append(f"{objective}: dropping the top dimensions {claim or untold}.")
+        not_significant = "does not differ significantly from dropping as many at random"
+        lines.append(f"{objective}: dropping the top dimensions {claim or not_significant}.")
     return lines + widened(len(counts)) + _balanced(results)
 
 
@@ -193,7 +193,7 @@ def _balanced(results: Results) -> list[str]:
             f"PairTune is less balanced than vanilla here ({plain(gap)}), so balance cannot be the reason if PairTune is more"
             " accurate.",
         ]
-    if not gap.told:
+    if not gap.significant:
         return [
             *lines,
             f"No significant difference in balance between PairTune and vanilla ({plain(gap)}), so nothing is concluded about"
@@ -238,5 +238,5 @@ STUDY = Study(
     conclude=conclude,
     chart=Chart("dimensions", by=("objective", "what"), metrics=("linear",)),
     draw=draw,
-    hears=False,
+    probes_background=False,
 )

@@ -66,7 +66,7 @@ def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Place
         if path not in read:
             trials += _of_study(path, corpus, recipe)
             continue
-        _refuse_learnt(found[path], corpus)
+        _check_not_learnt(found[path], corpus)
         arm = {"objective": read[path].recipe.objective, "run": path.name}
         trials.append(Trial(arm, read[path].recipe, train=False, options={"run": str(path.resolve())}))
     return trials
@@ -101,7 +101,7 @@ def _of_study(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
     ]
 
 
-def _refuse_learnt(run: runs.Run, corpus: Corpus) -> None:
+def _check_not_learnt(run: runs.Run, corpus: Corpus) -> None:
     """Raise UsageError if a run was trained on another split of the clips.
 
     Only the labelled clips are compared: a background adds a class, but none of the clips the run would be judged on.
@@ -237,8 +237,8 @@ def conclude(results: Results) -> list[str]:
     for objective in results.values("objective"):
         everything[f"{objective} only"] = [row for row in different if row.arm["objective"] == objective]
     for name, rows in everything.items():
-        told: list[str] = []
-        untold: list[str] = []
+        significant: list[str] = []
+        not_significant: list[str] = []
         for measure in MEASURES:
             for probe in PROBES:
                 found = pairs(rows, measure, probe)
@@ -246,14 +246,18 @@ def conclude(results: Results) -> list[str]:
                     continue
                 estimate = found.correlation(len(MEASURES) * len(PROBES))
                 if not np.isnan(estimate.value):
-                    (told if estimate.told else untold).append(f"{measure} with {probe} {plain(estimate, 2)}")
-        if told:
+                    (significant if estimate.significant else not_significant).append(
+                        f"{measure} with {probe} {plain(estimate, 2)}"
+                    )
+        if significant:
             lines.append(
-                f"Over {name}, significant correlation with {results.figure}: {'; '.join(told)}"
+                f"Over {name}, significant correlation with {results.figure}: {'; '.join(significant)}"
                 " (Spearman, within the same data)."
             )
-        if untold:
-            lines.append(f"Over {name}, no significant correlation with {results.figure}: {'; '.join(untold)}.")
+        if not_significant:
+            lines.append(
+                f"Over {name}, no significant correlation with {results.figure}: {'; '.join(not_significant)}."
+            )
     if not lines:
         return [
             f"Too few encoders for a correlation: {FEWEST} different ones, each with others on the same data, are needed."

@@ -53,9 +53,9 @@ def conclude(results: Results) -> list[str]:
         )
         for arm in mined
     }
-    lines += [versus(name, "the same loss without mining", gap) for name, gap in gaps.items() if gap.told]
-    if untold := [name for name, gap in gaps.items() if not gap.told]:
-        lines.append(f"No significant difference between mining and none: {', '.join(untold)}.")
+    lines += [versus(name, "the same loss without mining", gap) for name, gap in gaps.items() if gap.significant]
+    if not_significant := [name for name, gap in gaps.items() if not gap.significant]:
+        lines.append(f"No significant difference between mining and none: {', '.join(not_significant)}.")
     lines += widened(len(mined))
     best = results.best(arms)
     return lines + against_vanilla(results, f"{best['loss']} with {best['mining']}", Side("linear", best))

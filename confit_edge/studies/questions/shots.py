@@ -12,7 +12,7 @@ from confit_edge.studies.bench import Bench, probed, rivals, trained
 from confit_edge.studies.phrases import against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
-from confit_edge.studies.subset import clips_per_class, reached, tail_sizes
+from confit_edge.studies.subset import can_draw, clips_per_class, tail_sizes
 from confit_edge.studies.trial import Arm, Point, Subset, Trial
 from confit_runtime.errors import UsageError
 
@@ -30,7 +30,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     made are left out. Raises UsageError if none can be made.
     """
     there = min(clips_per_class(corpus).values())
-    shots = [count for count in SHOTS if count <= there and reached(corpus, Subset(shots=count), recipe.seed)]
+    shots = [count for count in SHOTS if count <= there and can_draw(corpus, Subset(shots=count), recipe.seed)]
     if not shots:
         raise UsageError(
             f"{corpus.manifest.source}: study shots needs equally many clips of every label, and too few clips have only one"
@@ -46,7 +46,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
     spread = round(mean)
     uneven, even = Subset(shots=most, tail=tail), Subset(shots=spread)
     # one clip per class leaves no tail
-    if spread < most and all(reached(corpus, subset, recipe.seed) for subset in (uneven, even)):
+    if spread < most and all(can_draw(corpus, subset, recipe.seed) for subset in (uneven, even)):
         rare = json.dumps(sorted(name for name, size in sizes.items() if size < mean))
         for clips, count, subset in ((UNEVEN, most, uneven), (SPREAD, spread, even)):
             trials += rivals(Trial({"clips": clips, "shots": count}, recipe, subset, options={"rare": rare}))

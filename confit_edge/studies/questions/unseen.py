@@ -16,7 +16,7 @@ from confit_edge.studies.bench import Bench, rivals, tally, trained
 from confit_edge.studies.phrases import versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
-from confit_edge.studies.subset import DOMAINS, clips_per_class, cut, refuse_untested, shifted, with_classes
+from confit_edge.studies.subset import DOMAINS, check_all_tested, clips_per_class, cut, shifted, with_classes
 from confit_edge.studies.trial import Arm, Point, Subset, Tally, Trial
 from confit_runtime.arrays import Floats
 from confit_runtime.errors import UsageError
@@ -34,7 +34,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
         raise UsageError(
             "study unseen needs clips with one label each, and at least 4 classes, for it never trains half of them"
         )
-    refuse_untested(corpus)
+    check_all_tested(corpus)
     return rivals(Trial({}, recipe, Subset(classes=there - there // 2)))
 
 
@@ -78,7 +78,7 @@ def held_back(bench: Bench, trial: Trial, corpus: Corpus) -> Corpus:
     return with_classes(replace(whole, unknown=None), strange)
 
 
-def beside(bench: Bench, trial: Trial) -> int:
+def extra_clips(bench: Bench, trial: Trial) -> int:
     """Count the prints, and the test clips of all classes in each domain."""
     corpus = bench.data(trial)
     novel = held_back(bench, trial, corpus)
@@ -139,5 +139,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     chart=Chart("domain", by=("objective", "classes", "way", "shots"), metrics=("prototype", "linear")),
-    beside=beside,
+    extra_clips=extra_clips,
 )
