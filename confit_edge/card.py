@@ -26,9 +26,9 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "---",
         f"# {escaped(info.name)}",
         "",
-        f"{escaped(encoder_name(recipe['encoder'], info.encoder['family']))} {_taught(info)} on {data['clips']['train']} clips"
-        f" of {counted(len(info.classes), 'class', 'classes')}"
-        f" ({data['groups']['train']} groups), {_kept(info)}, seed {recipe['seed']}.",
+        f"{escaped(encoder_name(recipe['encoder'], info.encoder['family']))} {_training_text(info)}"
+        f" on {data['clips']['train']} clips of {counted(len(info.classes), 'class', 'classes')}"
+        f" ({data['groups']['train']} groups), {_weights_text(info)}, seed {recipe['seed']}.",
         "",
         "Classes: " + listed([*map(escaped, info.classes)], NAMED),
         "",
@@ -36,7 +36,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *_rows(metrics),
         "",
-        f"Intervals are computed over groups (speakers, recordings), since clips of one group are alike; {_apart(data)}.",
+        f"Intervals are computed over groups (speakers, recordings), since clips of one group are alike; {_grouping_text(data)}.",
         "The test split served for this report only; epoch, learning rate and probe settings were chosen on validation.",
         "",
         *(f"**Warning:** {escaped_sentence(caution)}.\n" for caution in cautions(data)),
@@ -48,18 +48,18 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _apart(data: dict[str, Any]) -> str:
+def _grouping_text(data: dict[str, Any]) -> str:
     return "here every clip without a group counts as its own" if ungrouped(data) else "no group is in two splits"
 
 
-def _kept(info: RunInfo) -> str:
+def _weights_text(info: RunInfo) -> str:
     recipe = info.recipe
     if (recipe["soup"] or 1) > 1:
         return f"weights averaged over {recipe['soup']} trainings of {recipe['epochs']} epochs"
     return f"weights kept from epoch {info.kept_epoch} of {recipe['epochs']}"
 
 
-def _taught(info: RunInfo) -> str:
+def _training_text(info: RunInfo) -> str:
     if info.distilled is None:
         return f"trained with `{info.recipe['objective']}`"
     sound = info.distilled["unlabelled"]

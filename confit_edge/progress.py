@@ -12,6 +12,6 @@ def ignore_event(event: dict[str, Any]) -> None:
     """A watcher that ignores every event."""
 
 
-def report_probe_progress(tell: Watcher, of: str, done: int, total: int) -> None:
+def report_probe_progress(notify: Watcher, of: str, done: int, total: int) -> None:
     """Report that `done` of the `total` sounds for probing the encoder `of` have been embedded."""
-    tell({"stage": "probe", "of": of, "done": done, "total": total})
+    notify({"stage": "probe", "of": of, "done": done, "total": total})

@@ -268,27 +268,27 @@ def sizes(corpus: Corpus, rate: int) -> dict[str, Any]:
 def _describe_difference(info: RunInfo, corpus: Corpus, rate: int) -> str:
     """A sentence on how `corpus` differs from the data of a run."""
     was, now = info.data, sizes(corpus, rate)
-    told = []
+    differences = []
     if lost := sorted(set(info.classes) - set(corpus.classes)):
-        told.append(f"it has no clip of {some(lost)}")
+        differences.append(f"it has no clip of {some(lost)}")
     if new := sorted(set(corpus.classes) - set(info.classes)):
-        told.append(f"it has {some(new)}, which the run does not know")
+        differences.append(f"it has {some(new)}, which the run does not know")
     for split in SPLITS:
         before, after = (
             f"{counted(data['clips'][split], 'clip')} of {counted(data['groups'][split], 'group')}"
             for data in (was, now)
         )
         if before != after:
-            told.append(f"{split} had {before} and now has {after}")
+            differences.append(f"{split} had {before} and now has {after}")
     background = [
         f"the background {use} lasted {was[key]:g} s and now lasts {now[key]:g} s"
         for key, use in (("background_train_s", "for training"), ("background_val_s", "for thresholds"))
         if was.get(key, now[key]) != now[key]
     ]
-    told += background
-    earlier = bool(background or (corpus.background_train and not told))
+    differences += background
+    earlier = bool(background or (corpus.background_train and not differences))
     same = "the same number of clips and groups of the same classes, but different sound, labels, splits or background"
-    return ("; ".join(told) or same) + (_EARLIER if earlier else "")
+    return ("; ".join(differences) or same) + (_EARLIER if earlier else "")
 
 
 def _left_out(corpus: Corpus) -> str:

@@ -34,9 +34,9 @@ class _TrackedSpawnContext(SpawnContext):
 
 @contextlib.contextmanager
 def workers(
-    count: int, *, threads: int, begin: Callable[..., None] | None = None, args: tuple[Any, ...] = (), advice: str
+    count: int, *, threads: int, initializer: Callable[..., None] | None = None, args: tuple[Any, ...] = (), advice: str
 ) -> Generator[ProcessPoolExecutor]:
-    """A pool of `count` processes with `threads` threads each; each first calls `begin(*args)` if it is given.
+    """A pool of `count` processes with `threads` threads each; each first calls `initializer(*args)` if it is given.
 
     Leaving the context, also after an error or Ctrl-C, ends the processes without waiting for their work. They also end
     when this process dies, however that happens. Raises ConfitError with the `advice` where one of them died.
@@ -45,8 +45,8 @@ def workers(
     pool = ProcessPoolExecutor(
         count,
         mp_context=context,
-        initializer=_begin,
-        initargs=(threads, begin, args),
+        initializer=_initialise_worker,
+        initargs=(threads, initializer, args),
     )
     try:
         yield pool
@@ -72,7 +72,7 @@ def limited_to(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin(threads: int, begin: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
+def _initialise_worker(threads: int, initializer: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
     from threadpoolctl import threadpool_limits
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which then ends this one
@@ -82,8 +82,8 @@ def _begin(threads: int, begin: Callable[..., None] | None, args: tuple[Any, ...
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-    if begin:
-        begin(*args)
+    if initializer:
+        initializer(*args)
 
 
 def _exit_with_parent(parent: multiprocessing.process.BaseProcess) -> None:

@@ -147,8 +147,8 @@ def _run() -> None:
         _fail(UsageError(f"this verb needs {missing}: pip install 'confit-edge[{extra}]'"), UsageError.exit_code)
     except UnicodeEncodeError as error:  # a file name
         around = error.object[max(0, error.start - 60) : error.end + 20]
-        told = f"cannot be written: {around!r} is not UTF-8, perhaps a file name; rename the file"
-        _fail(ConfitError(told), ConfitError.exit_code)
+        message = f"cannot be written: {around!r} is not UTF-8, perhaps a file name; rename the file"
+        _fail(ConfitError(message), ConfitError.exit_code)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(ConfitError(_os_error_text(error)), ConfitError.exit_code)
     except Exception as error:

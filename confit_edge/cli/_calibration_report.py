@@ -85,7 +85,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
 
     They concern recordings that seem to hold the model's own sounds, labels raised because others fired, and too few files.
     """
-    together, told = counts.events.sum(axis=1), []
+    together, warnings = counts.events.sum(axis=1), []
     own_words, raised = [], []
     for label in contract.can_fire:
         place, on = contract.labels.index(label), contract.thresholds[label]["on"]
@@ -101,7 +101,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             fired_at = f"fired up to {LEVELS[top]:.2f}" if len(heard) else "never fired"
             raised.append((level - top, f"{label} (to {LEVELS[level]:.3f}, {fired_at})"))
     if own_words:
-        told.append(
+        warnings.append(
             f"at the thresholds it came with, the model fires in these recordings: {_list_largest(own_words)}. Listen there: if a"
             " recording holds the sound itself, the new thresholds make the model deaf to it; leave such recordings out"
         )
@@ -116,17 +116,17 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             else ""
         )
         what = f" far above every score they reached: {_list_largest(raised)}" if raised else ""
-        told.append(
+        warnings.append(
             f"the margin common to all labels raised their thresholds{what}.{by} To calibrate one label by itself, into a"
             " copy of the model: --only LABEL --bake LABEL.onnx"
         )
     files = {file for recording in recordings for file, _ in recording.places}
     if len(files) < FEWEST_GROUPS:
-        told.append(
+        warnings.append(
             f"all hours come from {counted(len(files), 'file')}. Each half hour counts as a recording, but they are more"
             " alike than recordings of several days and rooms, so the bound holds only for hours like these"
         )
-    return told
+    return warnings
 
 
 def _list_largest(found: list[tuple[int, str]]) -> str:

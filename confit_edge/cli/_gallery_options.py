@@ -39,8 +39,8 @@ def prints_text(count: int, negative: bool = False) -> str:
 
 def counts_text(counts: Counts) -> str:
     """`2 prints and 1 negative print`; a kind that is absent is left out."""
-    told = [prints_text(number, negative) for number, negative in zip(counts, (False, True), strict=True) if number]
-    return " and ".join(told) or prints_text(0)
+    parts = [prints_text(number, negative) for number, negative in zip(counts, (False, True), strict=True) if number]
+    return " and ".join(parts) or prints_text(0)
 
 
 def refusal_reason(match: Match, name: str) -> str:

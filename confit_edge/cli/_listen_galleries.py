@@ -142,12 +142,12 @@ def _parse_only(options: list[str], models: list[Model], voices: Gallery) -> dic
 
 def _print_only_filter(wanted: dict[str, list[str]], models: list[Model], placed: ListenGalleries) -> None:
     """Print what --only lets through: an alarm has no speaker, so a user who wants it must see that it is withheld."""
-    told = []
+    lines = []
     for at, model in enumerate(models):
         enrolled = placed.by_model[at].names() if at in placed.by_model else ()
         who = f"only from {' or '.join(wanted[model.name])}" if model.name in wanted else "from anybody"
-        told.append(f"{listed([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
-    say(f"reporting: {'; '.join(told)}")
+        lines.append(f"{listed([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
+    say(f"reporting: {'; '.join(lines)}")
 
 
 def _save_tap(folder: Path, models: list[Model]) -> SaveTap:

@@ -49,8 +49,8 @@ class ListenPrinter:
         if self._view is not None:
             self._view.stop()
         # if it failed before any sound came, a person needs only the error
-        told = self._json or self._seconds or not (error or self._failed)
-        if self._began and told and not isinstance(error, BrokenPipeError):
+        has_summary = self._json or self._seconds or not (error or self._failed)
+        if self._began and has_summary and not isinstance(error, BrokenPipeError):
             self._print_summary()
 
     def taps(self, source: Source) -> list[Tap]:

@@ -24,14 +24,14 @@ def check_confidence(confidence: float) -> None:
         raise UsageError(f"--confidence must be from 0.5 to below 1; it is {confidence:g}")
 
 
-def levels(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:
+def parse_thresholds(options: Sequence[str]) -> tuple[float | None, dict[str, float]]:
     """The values of `--threshold`: the bare VALUE for all labels that can fire, and those of `LABEL=VALUE` by label."""
     return _numbers(
         "--threshold", options, "VALUE, a number (for a label above 0 and at most 1, for a name from -1 to 1)"
     )
 
 
-def held(options: Sequence[str]) -> Hold:
+def parse_holds(options: Sequence[str]) -> Hold:
     """The values of `--hold`. Raises UsageError."""
     from confit_runtime.detect import Hold
 

@@ -82,12 +82,12 @@ def naming_flags(flags: Collection[str], source: str) -> Iterator[None]:
         head, of_recipe, complaint = str(error).partition("recipe key")
         if head not in ("", f"{source}: "):
             raise
-        told = re.sub(
+        message = re.sub(
             r"recipe key '(\w+)'",
             lambda key: f"--{key[1].replace('_', '-')}" if key[1] in flags else key[0],
             of_recipe + complaint,
         )
-        raise UsageError(f"{head if 'recipe key' in told else ''}{told}") from error
+        raise UsageError(f"{head if 'recipe key' in message else ''}{message}") from error
 
 
 @contextmanager

@@ -35,10 +35,10 @@ def demo(
     check_single_process("demo", "")
     from confit_edge.demo.story import run_demo
 
-    def tell(text: str) -> None:
+    def print_text(text: str) -> None:
         say(text) if json_lines else print(text, flush=True)
 
     with TrainingBar(json_lines) as progress:
-        summary = run_demo(out, seed=seed, say=tell, watch=progress)
+        summary = run_demo(out, seed=seed, say=print_text, watch=progress)
     if json_lines:
         emit("summary", out=str(out), report=summary)

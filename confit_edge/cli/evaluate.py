@@ -10,7 +10,7 @@ import typer
 
 from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, print_line, say, say_failed
 from confit_edge.cli._sources import warn_about_narrow_clips
-from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, levels, with_thresholds
+from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, parse_thresholds, with_thresholds
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.names import nearest
 from confit_runtime.wording import bounds, counted, listed
@@ -74,7 +74,7 @@ def evaluate(
     from confit_runtime.recordings import refuse_twins
 
     check_confidence(confidence)
-    general, own = levels(threshold or [])
+    general, own = parse_thresholds(threshold or [])
     loaded = with_thresholds(load(model), general, own)
     check_fire(own, [loaded])
     check_labels(model, loaded.contract.can_fire, "nothing to evaluate")

@@ -12,7 +12,7 @@ from confit_edge.cli._broken_pipe import ignore_broken_pipe, stop_when_reader_go
 from confit_edge.cli._console import Json
 from confit_edge.cli._signals import StopOnSignal
 from confit_edge.cli._sources import Channels, Format, Rate
-from confit_edge.cli._thresholds import FIRE_AT, check_fire, held, levels, with_thresholds
+from confit_edge.cli._thresholds import FIRE_AT, check_fire, parse_holds, parse_thresholds, with_thresholds
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def listen(
     from confit_runtime.listener import Listener, check_names
     from confit_runtime.sources import find_clips, names_clips, open_source
 
-    (general, own), pauses = levels(threshold or []), held(hold or [])
+    (general, own), pauses = parse_thresholds(threshold or []), parse_holds(hold or [])
     loaded = [load(model) for model in models]
     tuned = [with_thresholds(model, general, own) for model in loaded]
     several = names_clips(source)

@@ -69,7 +69,9 @@ def probe(
         [read_run(path) for path in [*(baseline or []), run]], background=background, others=others, encoder=encoder
     )
     with TrainingBar(json_lines) as bar:
-        report = side_by_side(runs, split=split, manifest=manifest, trials=trials, device=pick_device(device), tell=bar)
+        report = side_by_side(
+            runs, split=split, manifest=manifest, trials=trials, device=pick_device(device), notify=bar
+        )
     if out:
         report.write(out, say)
         say(f"wrote {out}")

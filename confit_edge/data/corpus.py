@@ -59,8 +59,8 @@ class Clips:
         if self.uncut is not None:
             counts["uncut"] = len(self.uncut)
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{count} {name}" for name, count in counts.items())
-            raise UsageError(f"Clips: must hold one of each per clip, but there are {told}")
+            counts_text = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise UsageError(f"Clips: must hold one of each per clip, but there are {counts_text}")
         if not _are_targets(self.targets):
             raise UsageError(
                 f"Clips: targets must be int8 0 or 1 [clips, classes], not {_describe(self.targets)}; from class numbers, use"

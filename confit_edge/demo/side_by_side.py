@@ -33,9 +33,11 @@ def train_all(
     forwarder.start()
     threads = max(1, (os.cpu_count() or 1) // len(recipes))
     (first, recipe), *others = recipes.items()
-    _begin(events)
+    _set_events(events)
     try:
-        with workers(len(others), threads=threads, begin=_begin, args=(events,), advice="the demo needs 3 GB") as pool:
+        with workers(
+            len(others), threads=threads, initializer=_set_events, args=(events,), advice="the demo needs 3 GB"
+        ) as pool:
             futures = {name: pool.submit(_train, manifest, runs / name, other) for name, other in others}
             with limited_to(threads):
                 done = {first: _train(manifest, runs / first, recipe, list(futures.values()))}
@@ -50,7 +52,7 @@ def train_all(
 _events: Events  # where this process reports the progress of its training
 
 
-def _begin(events: Events) -> None:
+def _set_events(events: Events) -> None:
     global _events
     _events = events
 
@@ -60,13 +62,13 @@ def _train(
 ) -> tuple[Trained, int | None]:
     """Train; if one of the `others` fails, stop and raise its error."""
 
-    def tell(event: dict[str, Any]) -> None:
+    def notify(event: dict[str, Any]) -> None:
         for other in others:
             if other.done():
                 other.result()
         _events.put({"run": out.name, **event})
 
-    trained = train(manifest, out, recipe, watch=tell)
+    trained = train(manifest, out, recipe, watch=notify)
     assert trained is not None
     return trained, peak_bytes()
 

@@ -32,7 +32,7 @@ class Demo:
     say: Say
     watch: Watcher | None
 
-    def tell(self, title: str, *paragraphs: str) -> None:
+    def print_step(self, title: str, *paragraphs: str) -> None:
         self.say(f"\n{title}\n{'-' * len(title)}")
         for paragraph in paragraphs:
             self.say(fill(paragraph, 100))

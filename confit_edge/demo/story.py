@@ -81,7 +81,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
     summary["peak_rss_mb"] = None if memory is None or own is None else round(max(memory, own) / 1e6)
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(out, summary)
-    demo.tell(
+    demo.print_step(
         "Done",
         f"It took {time_and_memory(summary)}. The report is in {out / 'report.html'}. Now try:",
     )
@@ -103,7 +103,7 @@ def word_manifest(demo: Demo) -> Path:
     path = demo.out / "words.csv"
     write_manifest(replace(every, clips=kept, source=path), path)
     voices = {split: len({clip.group for clip in kept if clip.split == split}) for split in ("train", "val", "test")}
-    demo.tell(
+    demo.print_step(
         "1. The clips",
         f"{len(kept)} clips of {len({clip.label for clip in kept})} English words, spoken by synthetic voices: {voices['train']}"
         f" voices to train on, {voices['val']} for validation and {voices['test']} to test on. No voice is in two splits. The"
@@ -116,7 +116,7 @@ def word_manifest(demo: Demo) -> Path:
 def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
     """Train PairTune and the baseline on the same batches, epochs and augmentation; also return the memory taken."""
     background = str(DATA / "background" / "train")
-    demo.tell(
+    demo.print_step(
         "2. PairTune",
         f"PairTune fine-tunes the encoder, Google's speech_embedding (0.33 M parameters), in {SOUP} trainings of {EPOCHS} epochs."
         " It moves clips of the same word together and clips of different words apart (supervised contrastive learning that"
@@ -125,7 +125,7 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
         f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
         " --speed 0.15 --projection-dim 128 --probe-views 4",
     )
-    demo.tell(
+    demo.print_step(
         "3. The baseline",
         "Vanilla fine-tuning: the same encoder, batches, epochs and augmentation, with a linear head and cross-entropy."
         f" Its learning rate is the best of {', '.join(f'{lr:g}' for lr in LEARNING_RATES)} on validation. Both train at the same"
@@ -164,7 +164,7 @@ def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str
     gain = paired_difference(ours, head, test.groups, demo.seed)
     table["pairtune_linear_minus_finetune_head"] = gain.to_dict()
     table["n"], table["voices"] = len(test), len(set(test.groups))
-    demo.tell("4. The two probes")
+    demo.print_step("4. The two probes")
     demo.say("\n".join(lines))
     chance = " The difference may be chance." if gain.low <= 0 <= gain.high else ""
     demo.say(
@@ -186,7 +186,7 @@ def _cell(result: dict[str, float] | None) -> str:
 
 def export_words(demo: Demo) -> Exported:
     """Export the PairTune run to one int8 file."""
-    demo.tell(
+    demo.print_step(
         "5. Export",
         "Front end, encoder, pooling, head and streaming state go into one ONNX file with int8 weights. The quantisation scales"
         " come from training clips, the thresholds from a stream of validation voices. A model that fails a check is not"
@@ -208,7 +208,7 @@ def real_digits(demo: Demo, model_path: Path) -> dict[str, Any]:
     heard = {file.stem: model.classify(file).label for file in files}
     wrong = [f"{said} heard as {label}" for said, label in heard.items() if said != label]
     right = len(heard) - len(wrong)
-    demo.tell(
+    demo.print_step(
         "6. A real person",
         f"Ten digits spoken by a real person; every voice in training is synthetic. {right} of {len(heard)} are right"
         + (f" ({', '.join(wrong)})." if wrong else "."),
@@ -226,7 +226,7 @@ def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
     score = score_detections(truth, detections)
     _write_timeline(demo.out, truth, score, detections)
     share = sum(score.found) / len(truth)
-    demo.tell(
+    demo.print_step(
         "7. Listening",
         f"The model listens to {STREAM_SECONDS / 60:g} minutes with {len(truth)} words by the test voices, {STREAM_SNR:g} dB"
         f" above music and foreign speech that are not in training. It finds {sum(score.found)} words with the right label"
@@ -296,7 +296,7 @@ def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
         )
         right = sum(gallery.match(model.embed(clip.path)).name == HELD_OUT for clip in rest)
         refused = sum(gallery.match(model.embed(clip.path)).name is None for clip in others)
-    demo.tell(
+    demo.print_step(
         "8. A new word, without training",
         f"{HELD_OUT!r} is enrolled from three clips. Recognised: {right} of {len(rest)} clips by {len(voices)} other voices."
         f" Answered 'unknown', as they should be: {refused} of {len(others)} clips of other words.",

@@ -25,7 +25,7 @@ from confit_runtime.model import load
 
 def recognise_voices(demo: Demo) -> dict[str, Any]:
     """PairTune an encoder on voices, enroll two voices with it, and ask it for them and for strangers."""
-    demo.tell(
+    demo.print_step(
         "9. Voices",
         "The same encoder, PairTuned to distinguish the training voices instead of the words (--label-column group --split-by"
         " label). Two voices that are not in training are then enrolled from ten words each, and tested with other words.",

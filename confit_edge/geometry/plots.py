@@ -48,12 +48,12 @@ def drawing_settings() -> Iterator[None]:
 
 
 @contextmanager
-def report_failed_plot(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Report any failure to draw `path` through `tell`, so that it does not cost the results that the plot shows."""
+def report_failed_plot(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Report any failure to draw `path` through `say`, so that it does not cost the results that the plot shows."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - labels, fonts and libraries can fail in any way
-        tell(f"warning: {path} could not be drawn ({' '.join(str(error).split()) or type(error).__name__})")
+        say(f"warning: {path} could not be drawn ({' '.join(str(error).split()) or type(error).__name__})")
 
 
 @drawing_settings()

@@ -174,17 +174,17 @@ def _start_names(runs: list[Run]) -> list[str]:
         if options["initialise"] == "pretrained":
             del options["seed"]  # the seed was not used
     keys = dict.fromkeys(key for options in made for key in options)
-    told = [key for key in keys if len({str(options.get(key)) for options in made}) > 1]
+    differing_keys = [key for key in keys if len({str(options.get(key)) for options in made}) > 1]
     names = _names([Path(run.recipe.encoder) for run in runs])
     return [
-        " ".join(["frozen", name, *(f"{key}={options[key]}" for key in told if key in options)])
+        " ".join(["frozen", name, *(f"{key}={options[key]}" for key in differing_keys if key in options)])
         for name, options in zip(names, made, strict=True)
     ]
 
 
-def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torch.device, tell: Watcher) -> Probed:
-    """Fit both probes on the frozen encoder of `subject`, as `recipe` says; `tell` receives the progress."""
-    progress = partial(report_probe_progress, tell, subject.name)
+def probe_subject(subject: Subject, corpus: Corpus, recipe: Recipe, device: torch.device, notify: Watcher) -> Probed:
+    """Fit both probes on the frozen encoder of `subject`, as `recipe` says; `notify` receives the progress."""
+    progress = partial(report_probe_progress, notify, subject.name)
     return Probed(subject, corpus, dual_probe(subject.encoder.to(device), corpus, recipe, device, progress=progress))
 
 

@@ -79,13 +79,13 @@ class GeometryReport:
             found = one.probes.metrics["linear"][self.split]  # None if none of the clips has a label
             merit = found[self.merit] if found else math.nan
             shares = {f"top{top}": described[f"top{top}"] for top in measures.TOPS}
-            rows.append({**_who(one), self.merit: merit, **shares, "isoscore": described["isoscore"]})
+            rows.append({**_subject_columns(one), self.merit: merit, **shares, "isoscore": described["isoscore"]})
         return rows
 
     def measure_rows(self) -> list[dict[str, Any]]:
         """A row per encoder and measure, with its interval if groups can be left out."""
         return [
-            {**_who(one), "measure": name, "value": described[name], "low": low, "high": high}
+            {**_subject_columns(one), "measure": name, "value": described[name], "low": low, "high": high}
             for one, described, intervals in zip(self.probed, self.described, self.intervals, strict=True)
             for name in TITLES
             for low, high in [intervals.get(name, (float("nan"), float("nan")))]
@@ -108,7 +108,7 @@ class GeometryReport:
         ]
         merit = merit_name(multi_label=self.probed[0].corpus.multi_label)
         every = [
-            [title, *(_bounded(described[key], intervals.get(key)) for described, intervals in self._pairs())]
+            [title, *(_with_interval(described[key], intervals.get(key)) for described, intervals in self._pairs())]
             for key, title in TITLES.items()
         ]
         parts = [
@@ -119,7 +119,7 @@ class GeometryReport:
             markdown(["measure", *names], every),
         ]
         changes = [
-            [name(row["encoder"]), TITLES[row["measure"]], _bounded(row["change"], (row["low"], row["high"]))]
+            [name(row["encoder"]), TITLES[row["measure"]], _with_interval(row["change"], (row["low"], row["high"]))]
             for row in self.changes
         ]
         if changes:
@@ -163,7 +163,7 @@ def analyse(
     split: Split,
     device: torch.device,
     manifest: Path | None = None,
-    tell: Watcher = ignore_event,
+    notify: Watcher = ignore_event,
 ) -> GeometryReport:
     """Embed the clips of a split by the encoders that the runs started from and by the runs, and measure the embeddings.
 
@@ -177,7 +177,7 @@ def analyse(
     probed, described, intervals, changes = [], [], [], []
     measured: dict[str, Measure] = {}
     for subject in subjects(runs, corpora):
-        one = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device, tell)
+        one = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device, notify)
         embeddings = one.embeddings(split)
         measure = measured[subject.name] = _measure(embeddings, labels)
         probed.append(one)
@@ -210,12 +210,19 @@ def _changes(one: Probed, after: Measure, before: Measure, groups: list[str], se
     bounds = measures.jackknife(change, groups, seed)
     values = change(np.arange(len(groups)))
     return [
-        {**_who(one), "from": one.subject.start, "measure": name, "change": values[name], "low": low, "high": high}
+        {
+            **_subject_columns(one),
+            "from": one.subject.start,
+            "measure": name,
+            "change": values[name],
+            "low": low,
+            "high": high,
+        }
         for name, (low, high) in bounds.items()
     ]
 
 
-def _who(one: Probed) -> dict[str, Any]:
+def _subject_columns(one: Probed) -> dict[str, Any]:
     return {"encoder": one.subject.name, "objective": one.subject.objective}
 
 
@@ -225,7 +232,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _bounded(value: float, bounds: tuple[float, float] | None) -> str:
+def _with_interval(value: float, bounds: tuple[float, float] | None) -> str:
     if bounds is None or math.isnan(bounds[0]):
         return _number(value)
     return f"{_number(value)} [{_number(bounds[0])}, {_number(bounds[1])}]"

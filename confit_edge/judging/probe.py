@@ -197,7 +197,7 @@ def side_by_side(
     device: torch.device,
     manifest: Path | None = None,
     trials: Path | None = None,
-    tell: Watcher = ignore_event,
+    notify: Watcher = ignore_event,
 ) -> ProbeReport:
     """Probe the runs and the encoders they started from, by the recipe of the last run, on the same clips.
 
@@ -210,7 +210,7 @@ def side_by_side(
     pairs = read_trials(trials, clips, corpora[rate].manifest.folder) if trials else all_pairs(clips, recipe.seed)
     judged = []
     for subject in subjects(runs, corpora):
-        probed = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device, tell)
+        probed = probe_subject(subject, corpora[subject.encoder.sample_rate], recipe, device, notify)
         judged.append(judge_subject(probed, split, pairs, recipe.seed))
     return ProbeReport(judged, split, pairs)
 

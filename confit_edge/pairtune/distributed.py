@@ -293,9 +293,9 @@ def _print_waiting_hint() -> None:
 
 
 def _join_error(reason: object) -> UsageError:
-    told = str(reason).strip().partition("\n")[0]
+    text = str(reason).strip().partition("\n")[0]
     return UsageError(
-        f"WORLD_SIZE is set, but the processes cannot be joined ({told}): start them with torchrun or accelerate launch, or"
+        f"WORLD_SIZE is set, but the processes cannot be joined ({text}): start them with torchrun or accelerate launch, or"
         " unset WORLD_SIZE"
     )
 

@@ -46,7 +46,7 @@ def choose_lr(
         if str(lr) in found:
             continue
         path = folder / f"{TRIAL_PREFIX}{lr}.safetensors" if folder else None
-        tell = _trial_watcher(lr, watch) if watch else None
+        notify = _trial_watcher(lr, watch) if watch else None
         try:
             fitted = fit(
                 copy.deepcopy(encoder),
@@ -55,7 +55,7 @@ def choose_lr(
                 lr=lr,
                 epochs=epochs,
                 checkpoint_path=path,
-                watch=tell,
+                watch=notify,
                 teaching=teaching,
             )
             found[str(lr)] = quality(fitted.history[fitted.kept_epoch])
@@ -89,11 +89,11 @@ def _read_results(kept: Path, ranks: Ranks) -> dict[str, float | None]:
 def _trial_watcher(lr: float, watch: Watcher) -> Watcher:
     """A watcher that passes on the steps of a trial only: its epochs are not those of the training."""
 
-    def tell(event: dict[str, Any]) -> None:
+    def notify(event: dict[str, Any]) -> None:
         if event["stage"] == "step":
             watch({**event, "stage": "trying", "lr": lr})
 
-    return tell
+    return notify
 
 
 def remove_search_files(folder: Path) -> None:

@@ -72,12 +72,12 @@ def started_training(out: Path) -> dict[str, Any] | None:
     if not beginning.is_file():
         return None
     try:
-        told: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
+        started: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train again") from error
-    if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes"} - set(told):
+    if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes"} - set(started):
         raise ConfitError(f"{beginning}: lacks {', '.join(sorted(missing))}; remove {out} and train again")
-    return told
+    return started
 
 
 def agreed_started_training(out: Path, ranks: Ranks) -> dict[str, Any] | None:
@@ -129,16 +129,16 @@ def check_same_on_all_processes(ranks: Ranks, started: dict[str, Any], corpus: C
     `started` describes the training that each is about to start on its `corpus`.
     """
     size = sum(map(len, (corpus.train, corpus.val, corpus.test)))
-    told_of = f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"
-    every = ranks.gather_plain("its training", (started, told_of))
+    corpus_size = f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"
+    every = ranks.gather_plain("its training", (started, corpus_size))
     first, clips = every[0]
     for index, (other, other_clips) in enumerate(every):
-        told = (
+        data_difference = (
             f" ({clips}, there {other_clips})"
             if clips != other_clips
             else " (the same number of clips, but different sound or labels)"
         )
-        if changed := _differences(first, other, "there", told):
+        if changed := _differences(first, other, "there", data_difference):
             raise UsageError(
                 f"process {index} would train something different from process 0; these differ: {', '.join(changed)};"
                 " give all processes the same command and the same data"

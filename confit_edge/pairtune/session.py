@@ -99,14 +99,14 @@ def train(
     manifest, out = Path(manifest), Path(out)
     ranks = join(recipe.device)
     ranks.check_same_command("distill" if teaching else "train", resume)
-    tell = watch if watch and ranks.main else ignore_event
+    notify = watch if watch and ranks.main else ignore_event
     recipe = resolved_recipe(recipe, ranks.device)
     check_utf8(manifest.resolve())  # run.json names it, but is only written after hours
     with lock_run(out, ranks), random_state_restored(ranks.device):
         with ranks.share_errors():
             check_out(out, resume)
         return _train(
-            manifest, out, recipe, ranks=ranks, resume=resume, tensorboard=tensorboard, tell=tell, teaching=teaching
+            manifest, out, recipe, ranks=ranks, resume=resume, tensorboard=tensorboard, notify=notify, teaching=teaching
         )
 
 
@@ -118,7 +118,7 @@ def _train(
     ranks: Ranks,
     resume: bool,
     tensorboard: bool,
-    tell: Watcher,
+    notify: Watcher,
     teaching: TeachingRun | None,
 ) -> Trained | None:
     """Train in a folder that is locked for this training."""
@@ -126,26 +126,26 @@ def _train(
         if recipe.rooms and recipe.rooms != SYNTHETIC:
             sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
         encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
-        _note_other_window(encoder, recipe, tell)
+        _note_other_window(encoder, recipe, notify)
         corpus = read_corpus(
             manifest,
             rate=encoder.sample_rate,
             strict=recipe.strict,
-            progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
+            progress=lambda done, total: notify({"stage": "decode", "done": done, "total": total}),
             **recipe.corpus_options(),
         )
     data = describe_data(manifest, corpus, encoder.sample_rate)
-    report_left_out(corpus.problems, ranks, tell)
+    report_left_out(corpus.problems, ranks, notify)
     for text in [*remarks(corpus, data), *remarks_on_machine(recipe.precision, ranks.device)]:
-        _note(tell, text)
+        _note(notify, text)
     if teaching:
         with ranks.share_errors():
             teaching.check_corpus(corpus)
-        _warn_about_unlabelled(corpus, teaching, tell)
+        _warn_about_unlabelled(corpus, teaching, notify)
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if recipe.trainings > 1:
-            _note(tell, f"few training clips: averaging {recipe.trainings} trainings (--soup 1 for a single one)")
+            _note(notify, f"few training clips: averaging {recipe.trainings} trainings (--soup 1 for a single one)")
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,
@@ -161,14 +161,14 @@ def _train(
         if before := agreed_started_training(out, ranks):
             check_same_training(out, before, started)
             if elsewhere := device_change_note(before, started):
-                _note(tell, elsewhere)
+                _note(notify, elsewhere)
         else:
-            _note(tell, f"{out}: no training to resume there; starting a new one")
+            _note(notify, f"{out}: no training to resume there; starting a new one")
     if finished:
         return None
     _check_trainable(encoder, corpus, recipe, teaching)
     beginning = out / "started.json"
-    curves = Curves(out / "tensorboard", tell) if tensorboard and ranks.main else None
+    curves = Curves(out / "tensorboard", notify) if tensorboard and ranks.main else None
     with ranks.share_errors():  # by now every process has looked into `out`, and the first may write there
         check_out(out, resume)  # without a lock (Windows), another training may have started meanwhile
     with ranks.share_errors():
@@ -189,11 +189,11 @@ def _train(
             device=ranks.device,
             checkpoint=out / runs.CHECKPOINT,
             name=out.name,
-            watch=curves or tell,
+            watch=curves or notify,
             teaching=teaching,
         )
     if ranks.main:
-        save(trained, corpus, out, tell)
+        save(trained, corpus, out, notify)
         files.remove(out / runs.CHECKPOINT)
         remove_search_files(out)
         beginning.unlink()
@@ -210,33 +210,33 @@ def _check_trainable(encoder: Encoder, corpus: Corpus, recipe: Recipe, teaching:
         pass  # prepare the training without running it
 
 
-def _note(tell: Watcher, text: str) -> None:
-    tell({"stage": "note", "text": text})
+def _note(notify: Watcher, text: str) -> None:
+    notify({"stage": "note", "text": text})
 
 
-def _note_other_window(encoder: Encoder, recipe: Recipe, tell: Watcher) -> None:
+def _note_other_window(encoder: Encoder, recipe: Recipe, notify: Watcher) -> None:
     """Note where the encoder's window differs from what --window asks for."""
     lasts_s = encoder.window / encoder.sample_rate
     if recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
         nearest = f"{recipe.encoder} makes an embedding from {lasts_s:.2f} s, the nearest length that it supports"
-        _note(tell, f"--window {recipe.window:g}: {nearest}")
+        _note(notify, f"--window {recipe.window:g}: {nearest}")
 
 
-def report_left_out(problems: list[ClipProblem], ranks: Ranks, tell: Watcher) -> None:
+def report_left_out(problems: list[ClipProblem], ranks: Ranks, notify: Watcher) -> None:
     """Report the clips that any process left out: a clip may be damaged on one machine only."""
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     for index, events in enumerate(ranks.gather_plain("clips left out", list(map(left_out_event, problems)))):
-        new = [event for event in events if event not in told]
-        told += new
+        new = [event for event in events if event not in reported]
+        reported += new
         for event in new:
-            tell({**event, "detail": f"on process {index}: {event['detail']}"} if index else event)
+            notify({**event, "detail": f"on process {index}: {event['detail']}"} if index else event)
 
 
-def _warn_about_unlabelled(corpus: Corpus, teaching: TeachingRun, tell: Watcher) -> None:
+def _warn_about_unlabelled(corpus: Corpus, teaching: TeachingRun, notify: Watcher) -> None:
     """Warn where a student learns from the background that its thresholds are set on."""
     if heard := teaching.recordings_of_thresholds(corpus):
         _note(
-            tell,
+            notify,
             f"warning: --unlabelled: thresholds are set on background in {some(list(map(str, heard)))}, and a student that"
             " has learnt it looks too good there; give other sound",
         )
@@ -354,10 +354,12 @@ def _train_and_probe(
     """Train `encoder` in place on a corpus that `data` describes, and probe it."""
     start_sha256 = runs.weights_sha256(encoder)
     encoder.to(device)
-    tell = watch or ignore_event
+    notify = watch or ignore_event
     probing = partial(dual_probe, encoder, corpus, recipe, device)
     baseline = (
-        probing(progress=partial(report_probe_progress, tell, "the frozen encoder")) if recipe.frozen_baseline else None
+        probing(progress=partial(report_probe_progress, notify, "the frozen encoder"))
+        if recipe.frozen_baseline
+        else None
     )
     lr = choose_lr(encoder, corpus, recipe, watch, teaching, checkpoint.parent if checkpoint else None)
     fitted = fit(
@@ -370,7 +372,7 @@ def _train_and_probe(
         watch=watch,
         teaching=teaching,
     )
-    probes = probing(progress=partial(report_probe_progress, tell, "the trained encoder"))
+    probes = probing(progress=partial(report_probe_progress, notify, "the trained encoder"))
     epochs, planned = len(fitted.history), recipe.epochs * recipe.trainings
     metrics: dict[str, Any] = {
         "probes": probes.metrics,
@@ -404,7 +406,7 @@ def _train_and_probe(
     return Trained(info, encoder, fitted, probes, baseline, metrics)
 
 
-def save(trained: Trained, corpus: Corpus, out: str | Path, tell: Watcher) -> None:
+def save(trained: Trained, corpus: Corpus, out: str | Path, notify: Watcher) -> None:
     """Write the run directory with its card, then its plots; a plot that fails only causes a warning."""
     from confit_edge.card import run_card
     from confit_edge.geometry import plots
@@ -423,12 +425,12 @@ def save(trained: Trained, corpus: Corpus, out: str | Path, tell: Watcher) -> No
         card=run_card(trained.info, trained.metrics),
     )
     learning, confusion = (out / "plots" / f"{name}.png" for name in ("learning", "confusion"))
-    with plots.report_failed_plot(learning, partial(_note, tell)):
+    with plots.report_failed_plot(learning, partial(_note, notify)):
         learning.parent.mkdir(exist_ok=True)
         plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, learning)
     if len(corpus.test) and not corpus.multi_label:
         predicted = trained.probes.linear.scores(trained.probes.test_embeddings).argmax(axis=1)
-        with plots.report_failed_plot(confusion, partial(_note, tell)):
+        with plots.report_failed_plot(confusion, partial(_note, notify)):
             plots.confusion_matrix(corpus.test.labels, predicted, corpus.classes, confusion)
 
 

@@ -57,7 +57,7 @@ def distill(
     ranks.check_same_command("distill", resume)
     recipe = resolved_recipe(recipe, ranks.device)
     teachers_place, folders = absolute(run), list(map(absolute, sounds))
-    tell = watch if watch and ranks.main else ignore_event
+    notify = watch if watch and ranks.main else ignore_event
     # `train` checks this again; here it fails before anything is decoded
     with lock_run(out, ranks), ranks.share_errors():
         check_out(out, resume)
@@ -78,9 +78,9 @@ def distill(
             ClipStore(rate),
             f"--unlabelled {' '.join(map(str, sounds))}",
             strict=recipe.strict,
-            progress=lambda done, total: tell({"stage": "decode", "done": done, "total": total}),
+            progress=lambda done, total: notify({"stage": "decode", "done": done, "total": total}),
         )
-    report_left_out(problems, ranks, tell)
+    report_left_out(problems, ranks, notify)
     digest = hashlib.sha256()
     for pcm in heard.values():
         digest.update(pcm.data)
@@ -97,7 +97,7 @@ def distill(
         },
     }
     if not heard:
-        tell({"stage": "note", "text": "no --unlabelled sound: the teacher teaches with the training clips only"})
+        notify({"stage": "note", "text": "no --unlabelled sound: the teacher teaches with the training clips only"})
     teaching = TeachingRun(
         teacher=teacher.encoder,
         name=str(run),

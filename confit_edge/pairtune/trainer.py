@@ -155,8 +155,8 @@ def prepared_training(
             raise UsageError(f"recipe key 'spec_augment' works with speech-embedding only, not with {encoder.family}")
         encoder.mask = SpecAugment(floor=SILENCE)
     with adapted(encoder, recipe.lora_rank), frozen(encoder, recipe.freeze) as frozen_modules:
-        tell = watch if ranks.main else None
-        yield Training(encoder, objective, corpus, recipe, lr, epochs, ranks, frozen_modules, tell, teaching)
+        notify = watch if ranks.main else None
+        yield Training(encoder, objective, corpus, recipe, lr, epochs, ranks, frozen_modules, notify, teaching)
 
 
 class Training:
@@ -183,7 +183,7 @@ class Training:
         self.teaching = teaching
         self.encoder, self.objective, self.corpus, self.recipe = encoder, objective, corpus, recipe
         self.lr, self.epochs, self.ranks, self.frozen_modules = lr, epochs, ranks, frozen_modules
-        self.tell: Watcher = watch or ignore_event
+        self.notify: Watcher = watch or ignore_event
         self.modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
         self.all_modules = nn.ModuleDict(self.modules)
         self.average = averaged(self.all_modules) if recipe.averaging else None
@@ -204,7 +204,7 @@ class Training:
         learns = any(parameter.requires_grad for parameter in encoder.parameters())
         self.validate = Validation(corpus, ranks.device, encoder_frozen=not learns)
         if not learns:
-            self.tell(
+            self.notify(
                 {"stage": "note", "text": "freeze: the encoder does not change; only the layers on top of it learn"}
             )
 
@@ -226,7 +226,7 @@ class Training:
                 self._start_next_training(self.soup)
             if self.recipe.patience and state.epochs_without_gain() >= self.recipe.patience:
                 text = f"no gain on validation in {self.recipe.patience} epochs: the training ends early"
-                self.tell({"stage": "note", "text": text})
+                self.notify({"stage": "note", "text": text})
                 break
             row = self._epoch(epoch)
             self.ranks.check_same_weights(self.modules)
@@ -245,7 +245,7 @@ class Training:
                 )
             merit = merit_name(multi_label=self.corpus.multi_label)
             planned = self.epochs * self.recipe.trainings
-            self.tell({"stage": "epoch", "epochs": planned, "merit": merit, **state.history[-1]})
+            self.notify({"stage": "epoch", "epochs": planned, "merit": merit, **state.history[-1]})
         if self.soup:
             self.soup.load_mean(self.all_modules)
         else:
@@ -287,7 +287,7 @@ class Training:
             self.ranks.check_same_weights(self.modules)
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # start of the last epoch's training
-            self.tell(
+            self.notify(
                 {"stage": "note", "text": f"resuming after epoch {done} of {self.epochs * self.recipe.trainings}"}
             )
             return TrainingState(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
@@ -336,7 +336,7 @@ class Training:
                     "step": number + 1,
                     "steps": self.batches,
                 }
-                self.tell({"stage": "step", **at, "loss": numbers["loss"]})
+                self.notify({"stage": "step", **at, "loss": numbers["loss"]})
         training = {"training": epoch // self.epochs + 1} if self.soup else {}
         means = {key: value / self.batches for key, value in sums.items()}
         return {"epoch": epoch + 1, **training, "lr": self.lr, **means}

@@ -45,9 +45,9 @@ def all_pairs(clips: Clips, seed: int = 0) -> Trials:
     first, second = np.triu_indices(len(rows), 1)
     common = clips.targets[rows].astype(np.int64) @ clips.targets[rows].T.astype(np.int64)
     labelled = np.asarray(clips.targets[rows].any(axis=1))
-    told = labelled[first] | labelled[second]
+    kept = labelled[first] | labelled[second]
     same = common[first, second] > 0
-    return Trials(rows[first][told], rows[second][told], same[told], left_out=int(np.sum(~told)))
+    return Trials(rows[first][kept], rows[second][kept], same[kept], left_out=int(np.sum(~kept)))
 
 
 def read_trials(path: Path, clips: Clips, root: Path) -> Trials:

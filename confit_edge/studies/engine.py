@@ -164,7 +164,7 @@ def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
     with workers(
         min(jobs, max(1, len(planned.left))),
         threads=1,
-        begin=_open_bench,
+        initializer=_open_bench,
         args=(planned.source,),
         advice="run the same command with fewer --jobs to resume",
     ) as pool:

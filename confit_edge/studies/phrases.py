@@ -54,20 +54,20 @@ def ranking(results: Results, arms: list[Arm], column: str) -> list[str]:
     names = {id(arm): _name(arm, column) for arm in measured}
     best = results.best(measured)
     others = [arm for arm in measured if arm is not best]
-    told: dict[str, list[str]] = {"worse": [], "better": [], "same": []}
+    by_result: dict[str, list[str]] = {"worse": [], "better": [], "same": []}
     for arm in others:
         gap = results.difference(Side("linear", best), Side("linear", arm), comparisons=len(others))
-        told["worse" if gap.low > 0 else "better" if gap.high < 0 else "same"].append(names[id(arm)])
+        by_result["worse" if gap.low > 0 else "better" if gap.high < 0 else "same"].append(names[id(arm)])
     lines = [
         f"Best on validation is {names[id(best)]}{_of_seeds(results, best, measured)}:"
         f" {percent(results.share('linear', **best))} on test (linear)."
     ]
-    if told["worse"]:
-        lines.append(f"Significantly worse on test: {'; '.join(told['worse'])}.")
-    if told["better"]:
-        lines.append(f"Significantly better on test, though not on validation: {'; '.join(told['better'])}.")
-    if told["same"]:
-        lines.append(f"No significant difference from: {'; '.join(told['same'])}.")
+    if by_result["worse"]:
+        lines.append(f"Significantly worse on test: {'; '.join(by_result['worse'])}.")
+    if by_result["better"]:
+        lines.append(f"Significantly better on test, though not on validation: {'; '.join(by_result['better'])}.")
+    if by_result["same"]:
+        lines.append(f"No significant difference from: {'; '.join(by_result['same'])}.")
     return lines + widened(len(others))
 
 

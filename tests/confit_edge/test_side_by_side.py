@@ -69,7 +69,7 @@ def test_an_error_of_one_training_ends_the_other(manifest: Path, tmp_path: Path,
 
 def test_a_worker_has_its_threads_and_was_begun_and_is_told_of_with_the_advice_when_it_dies(tmp_path: Path) -> None:
     def work() -> None:
-        with workers(1, threads=1, begin=os.chdir, args=(tmp_path,), advice=ADVICE) as pool:
+        with workers(1, threads=1, initializer=os.chdir, args=(tmp_path,), advice=ADVICE) as pool:
             assert pool.submit(torch.get_num_threads).result() == 1
             assert pool.submit(os.getcwd).result() == str(tmp_path.resolve())
             pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()

@@ -159,13 +159,13 @@ def conclude(results: Results) -> list[str]:
             f"{objective}: the top dimension contributes {plain(results.number('top1_train', **own))}; after a random rotation"
             f" {plain(results.number('top1_train', **turned))}, which moves kNN by {100 * moved.value:+.1f} points."
         )
-        told = []
+        claims = []
         for count in counts:
             arm: Arm = {"objective": objective, "basis": OWN, "dimensions": count}
             top, chance = (Side("linear", {**arm, "what": what}) for what in (DROP, RANDOM))
             gap = results.difference(top, chance, comparisons=len(counts))
-            told += [f"{count} ({points(gap)})"] if gap.significant else []
-        claim = f"differs from dropping as many at random for {', '.join(told)}" if told else None
+            claims += [f"{count} ({points(gap)})"] if gap.significant else []
+        claim = f"differs from dropping as many at random for {', '.join(claims)}" if claims else None
         not_significant = "does not differ significantly from dropping as many at random"
         lines.append(f"{objective}: dropping the top dimensions {claim or not_significant}.")
     return lines + widened(len(counts)) + _balanced(results)

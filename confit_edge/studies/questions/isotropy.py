@@ -64,7 +64,7 @@ def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Place
     trials: list[Trial] = []
     for path in earlier:
         if path not in read:
-            trials += _of_study(path, corpus, recipe)
+            trials += _trials_of_study(path, corpus, recipe)
             continue
         _check_not_learnt(found[path], corpus)
         arm = {"objective": read[path].recipe.objective, "run": path.name}
@@ -72,7 +72,7 @@ def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Place
     return trials
 
 
-def _of_study(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
+def _trials_of_study(path: Path, corpus: Corpus, recipe: Recipe) -> list[Trial]:
     header = read_header(path / HEADER)
     if header.get("fingerprint") != corpus.fingerprint:
         raise UsageError(

@@ -66,7 +66,7 @@ def conclude(results: Results) -> list[str]:
     counts = results.values("shots", clips=EVEN)
     lines = []
     for count in counts:
-        lines += _ahead(results, f"With {count} per class", {"clips": EVEN, "shots": count}, len(counts))
+        lines += _compare_with_rivals(results, f"With {count} per class", {"clips": EVEN, "shots": count}, len(counts))
     lines += widened(len(counts))
     if UNEVEN in results.values("clips"):
         for metric, which in (("linear", "all classes"), ("linear_rare", "the rarer classes")):
@@ -74,11 +74,11 @@ def conclude(results: Results) -> list[str]:
                 tail, even = (Side(metric, {"objective": objective, "clips": clips}) for clips in (UNEVEN, SPREAD))
                 gap = results.difference(tail, even)
                 lines.append(versus(f"{objective} on a long tail", f"{objective} on even classes", gap, f"On {which}"))
-        lines += _ahead(results, "On a long tail", {"clips": UNEVEN})
+        lines += _compare_with_rivals(results, "On a long tail", {"clips": UNEVEN})
     return lines
 
 
-def _ahead(results: Results, where: str, arm: Arm, comparisons: int = 1) -> list[str]:
+def _compare_with_rivals(results: Results, where: str, arm: Arm, comparisons: int = 1) -> list[str]:
     ours = Side("linear", {"objective": "pairtune", **arm})
     gap = results.difference(ours, Side("linear", {"objective": "frozen", **arm}), comparisons)
     name = "PairTune + linear probe"
