@@ -96,9 +96,14 @@ def trimmed(pcm: Pcm, sample_rate: int) -> Pcm:
 
 
 def sounding_seconds(pcm: Pcm, sample_rate: int) -> float:
-    """Seconds of a clip `[samples]` that contain sound: 20 ms frames within 40 dB of the loudest and above -70 dBFS."""
+    """Seconds of a clip `[samples]` that contain sound: 20 ms frames within 40 dB of the loudest and above -70 dBFS.
+
+    A DC offset is not sound, so levels are taken without the mean.
+    """
+    if len(pcm) == 0:
+        return 0.0
     frame = max(1, round(LEVEL_FRAME_S * sample_rate))
-    levels = frame_levels(np.pad(pcm, (0, -len(pcm) % frame)), sample_rate)
+    levels = frame_levels(np.pad(pcm - pcm.mean(), (0, -len(pcm) % frame)), sample_rate)
     softest = max(levels.max(initial=SILENCE_DB) - SOFTEST_BELOW_PEAK_DB, SILENCE_DB)
     return float((levels > softest).sum() * frame / sample_rate)
 

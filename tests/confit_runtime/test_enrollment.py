@@ -105,6 +105,8 @@ def test_a_short_sound_fills_the_window_with_the_room_around_it(digits: Model) -
 def test_too_little_sound_is_no_print(model: Model) -> None:
     with pytest.raises(AudioError, match=r"^beep: holds 0\.06 s of sound; enrolling needs at least 0\.1 s$"):
         take(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0), "sound", "beep")
+    with pytest.raises(AudioError, match=r"^beep: holds 0\.06 s of sound"):  # a DC offset is none
+        take(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0) + np.float32(0.01), "sound", "beep")
     assert take(model, among(tone(500, 0.12), 0.5, 0.5, level=0.0), "sound", "beep").seconds == pytest.approx(0.12)
 
 

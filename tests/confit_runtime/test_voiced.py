@@ -94,6 +94,13 @@ def test_sounding_seconds(rate: int) -> None:
     assert sounding_seconds(silence(1.0, rate), rate) == sounding_seconds(silence(0.0, rate), rate) == 0.0
 
 
+@pytest.mark.parametrize("offset", [0.01, -0.05])
+def test_a_dc_offset_does_not_sound(offset: float) -> None:
+    clip = np.concatenate([silence(1.0), tone(440, 0.06), silence(1.0)])
+    assert sounding_seconds(clip + np.float32(offset), 16_000) == pytest.approx(0.06, abs=0.02)
+    assert sounding_seconds(silence(1.0) + np.float32(offset), 16_000) == 0.0
+
+
 def test_what_is_far_below_the_loudest_does_not_sound() -> None:
     loud, soft, softer = (tone(440, 0.5, level=0.5 * 10 ** (-below / 20)) for below in (0, 35, 45))
     assert sounding_seconds(np.concatenate([loud, soft]), 16_000) == pytest.approx(1.0, abs=0.04)
