@@ -6,6 +6,8 @@ Needs `python -m benchmarks.fetch`; writes benchmarks/results/enrollment.json. A
 
 cost    processor time of the shipped models per second of sound
 levels  real voices (`benchmarks.voices`, split test), enrolled at full scale or softer, and identified at other levels
+flaws   the same voices, enrolled clean at -23 dBFS (root mean square) and identified at other levels, and at -30 dBFS with a DC
+        offset, mains hum or hiss
 words   the demo's test voices, four of them enrolled from four sentences each: whom `listen --speaker-model` names when somebody
         says a single digit, and the effect of also enrolling other digits, or of setting the names' level to 0.5
 alike   music, drums and voices: how many prints `enroll` reports as more like a hum or a knock than a voice
@@ -21,6 +23,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from benchmarks import handover, negatives
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.sources import RATE, drums, instruments
-from benchmarks.voices import draw, voices
+from benchmarks.voices import Draw, draw, voices
 from confit_runtime import Detection, Gallery, Listener, load
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import load_clip
@@ -45,6 +48,7 @@ from confit_runtime.voiced import cut_to_voice
 
 OUT = RESULTS / "enrollment.json"
 ENROLLED_DB, ASKED_DB = (0.0, -25.0), (0.0, -5.0, -10.0, -15.0, -20.0, -25.0)  # peak level relative to full scale
+CLEAN_DB, LEVELS_DB, FLAWED_DB = -23.0, (-15.0, -23.0, -30.0, -40.0, -50.0), -30.0  # root mean square, of full scale
 DRAWS, ENROLLED = 5, 4
 BY_HAND = 0.5  # a name's level set with --threshold
 PIECE_S, PIECES = 10.0, 20
@@ -61,34 +65,78 @@ def cost(cache: Path) -> dict[str, Any]:
 
 
 def levels(cache: Path) -> list[dict[str, Any]]:
-    model = load("speakers")
-    drawn = {voice.name: draw(voice, 0) for voice in voices(cache) if voice.split == "test"}
-    rows = []
+    drawn, rows = test_voices(cache), []
     for enrolled_db in ENROLLED_DB:
-        with gallery_of(model) as gallery:
-            for name, one in drawn.items():
-                taken = [take(model, at_level(clip, enrolled_db), "speaker", name) for clip in one.enroll]
-                enroll(gallery, name, [row for each in taken for row in each.embeddings], sum(t.seconds for t in taken))
+        with gallery_of(model := load("speakers")) as gallery:
+            enroll_voices(gallery, model, drawn, partial(at_level, db=enrolled_db))
             for asked_db in ASKED_DB:
-                answers = [
-                    (answer(gallery, model, at_level(clip, asked_db)), name)
-                    for name, one in drawn.items()
-                    for clip in one.ask
-                ]
-                rows.append(
-                    {
-                        "enrolled_db": enrolled_db,
-                        "asked_db": asked_db,
-                        **share([(found == name, name) for found, name in answers]),
-                        "as_another": sum(found not in (None, name) for found, name in answers),
-                    }
-                )
+                named = named_voices(gallery, model, drawn, partial(at_level, db=asked_db))
+                rows.append({"enrolled_db": enrolled_db, "asked_db": asked_db, **named})
                 print(rows[-1], flush=True)
     return rows
 
 
+def flaws(cache: Path) -> list[dict[str, Any]]:
+    drawn, rows = test_voices(cache), []
+    with gallery_of(model := load("speakers")) as gallery:
+        enroll_voices(gallery, model, drawn, partial(at_rms, db=CLEAN_DB))
+        for asked_db in LEVELS_DB:
+            named = named_voices(gallery, model, drawn, partial(at_rms, db=asked_db))
+            rows.append({"asked_dbfs": asked_db, "flaw": None, **named})
+            print(rows[-1], flush=True)
+        for flaw, added in FLAWS.items():
+            named = named_voices(gallery, model, drawn, partial(flawed, added=added))
+            rows.append({"asked_dbfs": FLAWED_DB, "flaw": flaw, **named})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def test_voices(cache: Path) -> dict[str, Draw]:
+    return {voice.name: draw(voice, 0) for voice in voices(cache) if voice.split == "test"}
+
+
+def enroll_voices(gallery: Gallery, model: Model, drawn: dict[str, Draw], heard: Callable[[Floats], Floats]) -> None:
+    """Enroll every voice from its clips as a microphone has `heard` them."""
+    for name, one in drawn.items():
+        taken = [take(model, heard(clip), "speaker", name) for clip in one.enroll]
+        enroll(gallery, name, [row for each in taken for row in each.embeddings], sum(t.seconds for t in taken))
+
+
+def named_voices(
+    gallery: Gallery, model: Model, drawn: dict[str, Draw], heard: Callable[[Floats], Floats]
+) -> dict[str, Any]:
+    """Return the share of utterances that get their own name, and the number that get another."""
+    answers = [(answer(gallery, model, heard(clip)), name) for name, one in drawn.items() for clip in one.ask]
+    return {
+        **share([(found == name, name) for found, name in answers]),
+        "as_another": sum(found not in (None, name) for found, name in answers),
+    }
+
+
+def flawed(pcm: Floats, added: Callable[[int], Floats]) -> Floats:
+    made: Floats = at_rms(pcm, FLAWED_DB) + added(len(pcm))
+    return made
+
+
+def offset(samples: int, by: float) -> Floats:
+    return np.full(samples, by, np.float32)
+
+
+def hum(samples: int, hertz: float, db: float) -> Floats:
+    wave = np.sqrt(2) * 10 ** (db / 20) * np.sin(2 * np.pi * hertz * np.arange(samples) / RATE)
+    return wave.astype(np.float32)
+
+
+def hiss(samples: int, db: float) -> Floats:
+    return (10 ** (db / 20) * np.random.default_rng(0).standard_normal(samples)).astype(np.float32)
+
+
 def at_level(pcm: Floats, db: float) -> Floats:
     return pcm * np.float32(10 ** (db / 20) / np.abs(pcm).max())
+
+
+def at_rms(pcm: Floats, db: float) -> Floats:
+    return pcm * np.float32(10 ** (db / 20) / np.sqrt(np.square(pcm).mean()))
 
 
 def answer(gallery: Gallery, model: Model, pcm: Floats) -> str | None:
@@ -259,8 +307,16 @@ def enroll(gallery: Gallery, name: str, rows: list[Floats], seconds: float) -> N
     gallery.enroll(name, np.stack(rows), sources=[name] * len(rows), voiced_s=seconds, carried=True)
 
 
+FLAWS: dict[str, Callable[[int], Floats]] = {
+    **{f"DC offset {by}": partial(offset, by=by) for by in (0.005, 0.02, 0.05)},
+    **{
+        f"hum of {hertz} Hz at {db} dBFS": partial(hum, hertz=hertz, db=db)
+        for hertz, db in ((50, -50), (50, -40), (60, -40), (50, -30), (100, -40))
+    },
+    "hiss at -60 dBFS": partial(hiss, db=-60.0),
+}
 SECTIONS: dict[str, Callable[[Path], Any]] = {
-    section.__name__: section for section in (cost, levels, words, alike, sounds)
+    section.__name__: section for section in (cost, levels, flaws, words, alike, sounds)
 }
 
 

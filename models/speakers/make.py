@@ -1,4 +1,4 @@
-"""Makes models/speakers.onnx, the shipped speaker model: GE2E as published, with its weights stored in int8.
+"""Makes models/speakers.onnx, the shipped speaker model: GE2E's published weights, stored in int8, behind our front end.
 
     python models/speakers/make.py [--precision fp16]
     python models/speakers/make.py --card
@@ -167,9 +167,10 @@ def card() -> str:
     sections = [
         "## Training data",
         "",
-        "The model is not trained in this project. It is the voice encoder GE2E of Resemblyzer 0.1.4 as published (Apache-2.0,"
-        f" `models/ge2e/NOTICE`). `models/speakers/make.py` stores its weights in {stored} and doubles its hop, which halves the"
-        f" rows; the lowest cosine to the embeddings of torch is {cosine:.4f}.",
+        "The model is not trained in this project. Its weights are those of the voice encoder GE2E of Resemblyzer 0.1.4 as"
+        " published (Apache-2.0, `models/ge2e/NOTICE`). Its front end differs: it also removes a DC offset and mains hum, and"
+        " brings soft and loud windows to one level (`docs/enrollment.md`). `models/speakers/make.py` stores the weights in"
+        f" {stored} and doubles the hop, which halves the rows; the lowest cosine to the embeddings of torch is {cosine:.4f}.",
         "",
         f"The file holds {cohort['clips']['train']} utterances of strangers, {cohort['groups']['train']} synthetic voices of the"
         f" demo, which every voice is compared with. A name needs a similarity of {enroll['threshold']}, set in"

@@ -154,7 +154,9 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
     if abs(check.dc_offset) > 0.01 and check.clipped <= CLIPPED:  # clipping one side more than the other leaves one
         found.append(
             Finding(
-                "warning", f"a DC offset of {check.dc_offset:+.3f}: cheap hardware; it costs headroom, not accuracy"
+                "warning",
+                f"a DC offset of {check.dc_offset:+.3f}: cheap hardware; it costs headroom, but `digits` and `speakers`"
+                " hear as well with it",
             )
         )
     for reason, seconds in lost_s.items():

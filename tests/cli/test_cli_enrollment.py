@@ -79,6 +79,19 @@ def test_voices_are_enrolled_identified_and_verified(clips: Path, tmp_path: Path
     assert (untold.returncode, untold.stdout, len(untold.stderr.splitlines())) == (2, "", 1)  # which is no "no"
 
 
+def test_a_voice_is_known_whatever_its_level_offset_and_hum(clips: Path, tmp_path: Path) -> None:
+    given = [str(clips / f"am_santa-{at}.flac") for at in range(3)]
+    assert run(tmp_path, "enroll", "speakers", "santa", *given).returncode == 0
+    voice = load_clip(clips / "am_santa-3.flac", RATE)
+    voice *= np.float32(10 ** (-30 / 20) / np.sqrt(np.square(voice).mean()))
+    hum = 0.014 * np.sin(2 * np.pi * 50 * np.arange(len(voice)) / RATE)
+    flawed = {"soft": 0.1 * voice, "loud": 5 * voice, "offset": voice + 0.02, "hum": voice + hum}
+    for name, pcm in flawed.items():
+        soundfile.write(tmp_path / f"{name}.flac", pcm, RATE)
+    *matches, _ = lines(run(tmp_path, "identify", "speakers", *(f"{name}.flac" for name in flawed), "--json"))
+    assert [match["name"] for match in matches] == ["santa"] * 4
+
+
 def test_a_saved_trigger_is_taught_as_a_false_alarm(clips: Path, tmp_path: Path) -> None:
     listen = ("listen", "digits", "--source", str(clips / "scene.flac"), "--json")
     first = [line for line in lines(run(tmp_path, *listen, "--save-triggers", "kept")) if line["type"] == "detection"]
