@@ -17,9 +17,9 @@ from confit_edge.data.cut import atomic_folder, is_taken
 from confit_edge.data.manifest import Clip, Manifest, labels_of, sound_files
 from confit_edge.data.splits import ungrouped_warning, without_leaks
 from confit_edge.data.tables import read_table, relative
+from confit_runtime.audio import SOUND_SUFFIXES
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import naming
-from confit_runtime.sources.files import SOUND_SUFFIXES
 from confit_runtime.wording import counted
 
 _SPLIT_OF = {

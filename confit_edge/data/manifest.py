@@ -26,10 +26,11 @@ from pathlib import Path
 from shlex import quote
 
 from confit_edge.data.tables import ManifestError, check_utf8, is_unicode, read_table, relative
+from confit_runtime.audio import SOUND_SUFFIXES
 from confit_runtime.errors import UsageError
 from confit_runtime.files import write_whole
 from confit_runtime.names import plain, shown
-from confit_runtime.sources.files import SOUND_SUFFIXES, sounds_below
+from confit_runtime.sources.files import sounds_below
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"  # the label, in any spelling, of sound that is none of the other classes; it never fires

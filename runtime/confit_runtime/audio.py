@@ -27,6 +27,11 @@ _STUDIO_RATE = 48_000  # at higher rates, no more samples than this are read as 
 LOUDEST = 100.0  # where 1 is full scale: audio editors' files peak below 10, floats made from integers far above
 # from phones and browsers; libsndfile has no decoder for them
 NOT_READ = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm")
+SOUND_SUFFIXES = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
+    *(".w64", ".rf64", ".voc", ".sph", ".nist"),
+    *NOT_READ,  # so that they are reported instead of overlooked
+)
 
 _UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
 _PADDED = 10_000  # samples that an MP3 encoder may add at both ends (12 bits each), plus the frame that states them

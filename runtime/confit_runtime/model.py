@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_runtime.arrays import Floats, is_number, whole
-from confit_runtime.audio import Pcm, check_rate, check_samples, load_clip, resample, to_mono
+from confit_runtime.audio import SOUND_SUFFIXES, Pcm, check_rate, check_samples, load_clip, resample, to_mono
 from confit_runtime.batch import Batch
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
 from confit_runtime.detect import NO_HOLD, Hold
@@ -26,7 +26,6 @@ from confit_runtime.names import known_names
 from confit_runtime.rows import RowMaker
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import did_you_mean, shipped_model
-from confit_runtime.sources.files import SOUND_SUFFIXES
 from confit_runtime.synthetic import plain_sounds
 
 if TYPE_CHECKING:

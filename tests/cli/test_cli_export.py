@@ -23,9 +23,8 @@ from tests.cli.command import Confit
 
 
 def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
-    run_path: Path, tmp_path: Path, confit: Confit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run_path: Path, tmp_path: Path, confit: Confit, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("confit_export.fuse.WINDOWS", 96)
     out = tmp_path / "words.onnx"
     keep = ("--keep-fp32", "/stack/layers.4/", "--calibration", "percentile", "--license", "cc0-1.0")
     code, _, err = confit("export", run_path, "-o", out, "--target", "avx2", "--fuse-activations", *keep)

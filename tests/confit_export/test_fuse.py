@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +21,6 @@ from confit_export.export import Exported, export_run, stream_difference
 from confit_export.fuse import Floor, can_fuse, fuse_activations
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.model import load
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_windows() -> Iterator[None]:
-    """Fitted on 96 windows, not 320: the fit is most of this file's time, and linear in them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fuse, "WINDOWS", 96)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from confit_runtime.audio import NOT_READ, check_samples, decode_channels, open_sound
+from confit_runtime.audio import SOUND_SUFFIXES, check_samples, decode_channels, open_sound
 from confit_runtime.errors import UsageError
 from confit_runtime.sources.base import Chunk, mixed
-
-SOUND_SUFFIXES = (
-    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
-    *(".w64", ".rf64", ".voc", ".sph", ".nist"),
-    *NOT_READ,  # so that they are reported instead of overlooked
-)
 
 
 class FileSource:
