@@ -1,14 +1,15 @@
-"""The options `--threshold`, `--hold` and `--confidence` of the verbs that listen and evaluate."""
+"""The options `--threshold`, `--hold` and `--confidence` of verbs that listen and evaluate; where thresholds come from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confit_runtime.errors import UsageError
 from confit_runtime.names import known_names, nearest, plain
 
 if TYPE_CHECKING:
+    from confit_runtime.contract import Contract
     from confit_runtime.detect import Hold
     from confit_runtime.model import Model
 
@@ -40,6 +41,29 @@ def parse_holds(options: Sequence[str]) -> Hold:
         return Hold(general or 0.0, own)
     except UsageError as error:
         raise UsageError(f"--hold: {error}") from error
+
+
+def threshold_origin(contract: Contract) -> dict[str, Any]:
+    """Where the thresholds come from, and for a calibration its file, date, target and bound."""
+    if "device" not in contract.calibration:
+        return {"from": "export"}
+    report = contract.calibration["device"]
+    known = {key: report[key] for key in ("file", "made", "target_fa_per_hour", "fa_per_hour_bound") if key in report}
+    return {"from": "device file" if "file" in report else "calibrated copy", **known}
+
+
+def threshold_source(thresholds: dict[str, Any]) -> str:
+    """What `threshold_origin` found, in words."""
+    if thresholds["from"] == "export":
+        return "the export"
+    target = (
+        f", for {thresholds['target_fa_per_hour']:g} false accepts per hour"
+        if "target_fa_per_hour" in thresholds
+        else ""
+    )
+    if "file" in thresholds:
+        return f"{thresholds['file']}, made on {thresholds['made']}{target}"
+    return f"a calibration baked into the model{target}"
 
 
 def _numbers(name: str, options: Sequence[str], expected: str) -> tuple[float | None, dict[str, float]]:

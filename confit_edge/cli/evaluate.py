@@ -10,7 +10,15 @@ import typer
 
 from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, print_line, say, say_failed
 from confit_edge.cli._sources import warn_about_narrow_clips
-from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, parse_thresholds, with_thresholds
+from confit_edge.cli._thresholds import (
+    FIRE_AT,
+    check_confidence,
+    check_fire,
+    parse_thresholds,
+    threshold_origin,
+    threshold_source,
+    with_thresholds,
+)
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.names import nearest
 from confit_runtime.wording import bounds, counted, listed
@@ -105,7 +113,7 @@ def evaluate(
     report = {
         "model": loaded.name,
         "failed": len(left_out),
-        "thresholds_of": {**_thresholds(loaded.contract), **({"given": threshold} if threshold else {})},
+        "thresholds_of": {**threshold_origin(loaded.contract), **({"given": threshold} if threshold else {})},
         **summarise(judged, loaded.contract, confidence),
     }
     if json:
@@ -150,15 +158,6 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
     say(f"{none}; they count as other sounds, and only false accepts are measured")
 
 
-def _thresholds(contract: Contract) -> dict[str, Any]:
-    """Where the thresholds come from, and for a calibration its file, date, target and bound."""
-    if "device" not in contract.calibration:
-        return {"from": "export"}
-    report = contract.calibration["device"]
-    known = {key: report[key] for key in ("file", "made", "target_fa_per_hour", "fa_per_hour_bound") if key in report}
-    return {"from": "device file" if "file" in report else "calibrated copy", **known}
-
-
 def _print(report: dict[str, Any]) -> None:
     from confit_runtime.intervals import FEWEST_GROUPS
 
@@ -176,7 +175,7 @@ def _print(report: dict[str, Any]) -> None:
         if "given" in report["thresholds_of"]
         else ""
     )
-    print(f"thresholds from {_threshold_source(report['thresholds_of'])}{given}")
+    print(f"thresholds from {threshold_source(report['thresholds_of'])}{given}")
     if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     bands = [(f"SNR {band}", row) for band, row in report["snr"].items()]
@@ -215,16 +214,3 @@ def _print_places(what: str, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows[:SHOWN]:
         score = f" ({row['score']:.2f}), label there: {row['was']}" if "score" in row else ""
         print_line(f"  {row['file']}  {row['start_s']:.2f} to {row['end_s']:.2f} s  {row['label']}{score}")
-
-
-def _threshold_source(thresholds: dict[str, Any]) -> str:
-    if thresholds["from"] == "export":
-        return "the export"
-    target = (
-        f", for {thresholds['target_fa_per_hour']:g} false accepts per hour"
-        if "target_fa_per_hour" in thresholds
-        else ""
-    )
-    if "file" in thresholds:
-        return f"{thresholds['file']}, made on {thresholds['made']}{target}"
-    return f"a calibration baked into the model{target}"

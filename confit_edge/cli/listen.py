@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from confit_edge.cli._broken_pipe import ignore_broken_pipe, stop_when_reader_gone
-from confit_edge.cli._console import Json
+from confit_edge.cli._console import Json, say
 from confit_edge.cli._signals import StopOnSignal
 from confit_edge.cli._sources import Channels, Format, Rate
-from confit_edge.cli._thresholds import FIRE_AT, check_fire, parse_holds, parse_thresholds, with_thresholds
+from confit_edge.cli._thresholds import (
+    FIRE_AT,
+    check_fire,
+    parse_holds,
+    parse_thresholds,
+    threshold_origin,
+    threshold_source,
+    with_thresholds,
+)
 from confit_runtime.errors import ConfitError, UsageError
 
 if TYPE_CHECKING:
@@ -140,6 +148,9 @@ def listen(
 
     (general, own), pauses = parse_thresholds(threshold or []), parse_holds(hold or [])
     loaded = [load(model) for model in models]
+    for model in loaded:
+        if general is None and (origin := threshold_origin(model.contract))["from"] != "export":
+            say(f"{model.name}: thresholds from {threshold_source(origin)}")
     tuned = [with_thresholds(model, general, own) for model in loaded]
     several = names_clips(source)
     clips = [str(path) for path in find_clips([source])] if several else None

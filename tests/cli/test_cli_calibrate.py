@@ -771,6 +771,9 @@ def test_inspect_tells_the_thresholds_that_are_used(confit: Confit, sounds: Path
     assert (
         f"thresholds from  {path} of {today}: calibration on 0.23 hours: at most 13 false accepts per hour (95 %" in out
     )
+    listened = confit("listen", model, "--source", sounds / "negatives")[2]
+    assert f"tiny: thresholds from {path}, made on {today}, for " in listened
+    assert "thresholds from" not in confit("listen", model, "--source", sounds / "negatives", "--threshold", "0.5")[2]
     told = json.loads(confit("inspect", model, "--no-measure", "--json")[1])
     assert told["device_file"] == str(model.with_suffix(".device.json"))
     assert told["contract"]["thresholds"]["mid"]["on"] < 1

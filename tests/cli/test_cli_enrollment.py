@@ -236,6 +236,8 @@ def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path
     odd = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert len(odd) == 1  # however many prints the clip gives
     assert all(line.startswith(f"warning: {other[0]}: is unlike the rest of santa (similarity 0.") for line in odd)
+    said = confit("enroll", "speakers", "two", own[0], other[0], "--gallery", "two.db")[2]
+    assert "warning: the two prints of two are unlike each other (similarity 0." in said
     assert confit("enroll", "speakers", "nick", *own[2:], "--gallery", "one.db")[0] == 0
     status, _, said = confit("enroll", "speakers", "claus", *own[:2], "--gallery", "one.db")
     assert status == 0
