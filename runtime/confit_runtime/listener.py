@@ -21,6 +21,7 @@ from confit_runtime.loudness import Cancellation, Loudness
 from confit_runtime.sources import Chunk, Gap, Given, GivenSource, Item, Notice, Pause
 from confit_runtime.sources.base import mixed, sound_or_gap
 from confit_runtime.sources.clock import boottime
+from confit_runtime.stream import GAP_S
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -51,7 +52,10 @@ class Tap:
         """
 
     def skip(self, samples: int) -> None:
-        """The source lost `samples`; called before the streams hear silence in their place."""
+        """The source lost `samples`; called before the streams hear silence in their place.
+
+        A gap may come in several parts: a long one comes as its first second and the rest.
+        """
 
     def judge(self, detection: Detection) -> Detection | None:
         """Return what to report instead of `detection`: the same one, a changed one, or None to drop it."""
@@ -302,10 +306,13 @@ class Listener:
         self._gap = Gap(samples + (self._gap.samples if self._gap else 0), gap.reason)
         self._advance(samples)
         self.dropped_samples += samples
-        for tap in self.taps:
-            tap.skip(samples)
-        for stream in self.streams:
-            yield from self._judge(stream, stream.skip(samples))
+        heard = min(samples, round(GAP_S * self.rate))
+        # in two parts: a tap that is told of a long gap forgets the sound of what its first second completes
+        for part in (heard, samples - heard) if samples > heard else (samples,):
+            for tap in self.taps:
+                tap.skip(part)
+            for stream in self.streams:
+                yield from self._judge(stream, stream.skip(part))
 
     def _told(self) -> Iterator[Gap]:
         """Yield the gap that has not been reported yet, if any."""

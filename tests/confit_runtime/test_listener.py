@@ -215,6 +215,28 @@ def test_a_long_chunk_is_heard_in_parts_that_taps_can_hold(model: Model) -> None
     assert len(found) == 4
 
 
+@pytest.mark.parametrize("lost_s", [0.5, 3.0, 3600.0])
+def test_taps_still_hold_the_sound_of_what_a_gap_completes(model: Model, lost_s: float) -> None:
+    """A gap is as long as a laptop sleeps, and a tap keeps the last seconds."""
+
+    class Held(RecentAudio):
+        def judge(self, detection: Detection) -> Detection:
+            found.append(self.between(detection.start_sample, detection.end_sample))
+            return detection
+
+    found: list[Floats] = []
+    sound, held, gap = np.append(silence(0.3), tone(500, 0.05)), Held(), Gap(round(lost_s * RATE), "asleep")
+    listener = Listener([model.stream()], "", RATE, taps=[held])
+    assert list(listener.take((sound, RATE))) == []
+    (low,) = listener.take(gap)
+    assert isinstance(low, Detection)
+    np.testing.assert_array_equal(found[0], np.append(sound, silence(1.0))[low.start_sample : low.end_sample])
+    assert found[0].any()
+    now = len(sound) + gap.samples
+    list(listener.take((tone(500, 0.05), RATE)))
+    np.testing.assert_array_equal(held.between(now, now + RATE), tone(500, 0.05))
+
+
 def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model: Model) -> None:
     class NoMid(Tap):
         def judge(self, detection: Detection) -> Detection | None:
