@@ -138,7 +138,7 @@ class Stream:
             return []
         rate = self._resampler.rate
         played = min(samples, round(GAP_S * rate) - self._lost)
-        if self._gate is not None:
+        if played and self._gate is not None:
             self._holes.append((self._of_model(self._taken), self._of_model(self._taken + played)))
         self._taken += played
         self._lost += played
@@ -234,6 +234,9 @@ class Stream:
             if not len(chunk):
                 return []
         if self._resampler is None:
+            if not len(chunk):  # not the first sound yet, nor the one that a long gap or a pause waits for
+                self._rate = sample_rate
+                return []
             self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
             self._rate = self._resampler.rate
         self._taken += len(chunk)

@@ -568,6 +568,30 @@ def test_before_anything_was_heard_a_gap_moves_the_clock_alone(model: Model) -> 
     assert [event.start_sample - RATE // 10 for event in found] == [event.start_sample for event in wanted]
 
 
+@pytest.mark.parametrize("gaps", [[RATE // 10], [RATE // 2, RATE // 2], [3 * RATE, RATE]])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_chunk_without_samples_is_no_sound(model: Model, gaps: list[int], begun: bool) -> None:
+    """It neither begins a stream nor ends a gap."""
+    found = []
+    for chunk in ([], [silence(0.0)]):
+        stream = model.stream(gate=EnergyGate(RATE))
+        events = stream.accept(np.append(tone(500, 0.3), silence(0.2)), RATE) if begun else []
+        for samples in gaps:
+            for nothing in chunk:
+                events += stream.accept(nothing, RATE)
+            events += stream.skip(samples)
+        found.append((events + heard(stream, [tone(1200, 0.08)], RATE), stream.scores is None))
+    assert found[0] == found[1]
+
+
+def test_a_stream_that_waits_for_sound_keeps_nothing_of_gaps_without_length(model: Model) -> None:
+    stream = model.stream(gate=EnergyGate(RATE))
+    stream.accept(tone(500, 0.3), RATE)
+    for _ in range(100):
+        stream.skip(0)
+    assert not stream._holes
+
+
 def test_what_sounds_across_a_short_gap_goes_on_and_ends_where_a_long_one_began(model: Model) -> None:
     stream, alarm = model.stream(ends=True), tone(500, 2.0)
     for _ in range(3):
