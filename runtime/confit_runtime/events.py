@@ -34,7 +34,8 @@ class Ended:
 
     `start_s`, `start_sample` and `enrolled` are those of the detection. `end_s` is the position described by the last
     row at or above the `off` level, or the point where the sound broke off: at a gap longer than a second, a mute, a
-    pause, the end, or where the gate had closed. A sound that is then pausing within its hold ended when its pause began.
+    pause, the end, or where the gate had closed; it is never before the start. A sound that is then pausing within its
+    hold ended when its pause began.
     """
 
     model: str
@@ -66,7 +67,8 @@ class Events:
     def end_all(self, end: int, rate: int | None) -> None:
         """End everything that is sounding, because no more of it can be heard."""
         for which in list(self._sounding):
-            self.end(which, end, rate)
+            # what fires on silence may have begun in that of the gap after `end`
+            self.end(which, max(end, self._sounding[which].start_sample), rate)
 
     def end_names_but(self, names: Collection[str], end: int, rate: int | None) -> None:
         """End the enrolled names that are sounding, except `names`."""

@@ -592,6 +592,16 @@ def test_a_stream_that_waits_for_sound_keeps_nothing_of_gaps_without_length(mode
     assert not stream._holes
 
 
+def test_what_fires_on_the_silence_of_a_gap_does_not_end_before_it_begins(model: Model) -> None:
+    told = dataclasses.replace(model.contract, unknown_label=None)
+    stream = Model(model.path, told, model._session, model.digest).stream(ends=True)
+    stream.accept(tone(500, 0.5), RATE)
+    stream.skip(3 * RATE)
+    events = stream.take_events()
+    assert [(type(event), event.label) for event in events[-2:]] == [(Detection, "other"), (Ended, "other")]
+    assert events[-1].end_sample >= events[-1].start_sample
+
+
 def test_what_sounds_across_a_short_gap_goes_on_and_ends_where_a_long_one_began(model: Model) -> None:
     stream, alarm = model.stream(ends=True), tone(500, 2.0)
     for _ in range(3):
