@@ -42,6 +42,8 @@ class ChannelCheck:
 
     def hear(self, chunk: Chunk) -> None:
         channels = channels_of(chunk)
+        if not len(channels):  # of no samples, the number of channels says nothing
+            return
         self._clipping.hear(channels)
         self._mixing.hear(channels, chunk[1])
 

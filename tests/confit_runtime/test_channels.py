@@ -121,3 +121,14 @@ def test_a_chunk_keeps_the_channels_it_was_averaged_from() -> None:
     np.testing.assert_array_equal(chunk[0], chunk.channels.mean(axis=1))
     assert mixed(chunk) is chunk
     assert not isinstance(mixed((pcm[:, :1], RATE)), Mixed)
+
+
+def test_a_chunk_without_samples_changes_no_measure() -> None:
+    """Whatever its number of channels, which otherwise begins a new sound."""
+    loud = np.clip(np.random.default_rng(0).normal(0, 2, RATE), -1.0, 1.0).astype(np.float32)
+    measure = check(np.stack([loud, -loud], axis=1))
+    clipped, cancelled = measure.clipped, measure.cancelled
+    measure.hear((np.zeros(0, np.float32), RATE))
+    assert (measure.clipped, measure.cancelled) == (clipped, cancelled)
+    assert clipped > 0.1
+    assert cancelled
