@@ -80,13 +80,11 @@ def flaws(cache: Path) -> list[dict[str, Any]]:
     drawn, rows = test_voices(cache), []
     with gallery_of(model := load("speakers")) as gallery:
         enroll_voices(gallery, model, drawn, partial(at_rms, db=CLEAN_DB))
-        for asked_db in LEVELS_DB:
-            named = named_voices(gallery, model, drawn, partial(at_rms, db=asked_db))
-            rows.append({"asked_dbfs": asked_db, "flaw": None, **named})
-            print(rows[-1], flush=True)
-        for flaw, added in FLAWS.items():
-            named = named_voices(gallery, model, drawn, partial(flawed, added=added))
-            rows.append({"asked_dbfs": FLAWED_DB, "flaw": flaw, **named})
+        asked: list[tuple[float, str | None, Callable[[Floats], Floats]]]
+        asked = [(db, None, partial(at_rms, db=db)) for db in LEVELS_DB]
+        asked += [(FLAWED_DB, flaw, partial(flawed, added=added)) for flaw, added in FLAWS.items()]
+        for asked_db, flaw, heard in asked:
+            rows.append({"asked_dbfs": asked_db, "flaw": flaw, **named_voices(gallery, model, drawn, heard)})
             print(rows[-1], flush=True)
     return rows
 

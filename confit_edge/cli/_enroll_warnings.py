@@ -156,12 +156,14 @@ def _warn_about_outliers(name: str, taken: list[tuple[str, Taken]], model: Model
     clips = [clip for clip, one in taken for _ in one.embeddings]
     every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
     needed = Levels.of(model.contract, None, None).threshold
-    if len(every) == 2 and (score := print_score(every[:1], every[1])) < needed:  # neither is the odd one
-        say(
-            f"warning: the two prints of {name} are unlike each other (similarity {score:.2f}; recognition needs {needed:.2f}):"
-            " noise in one, or two people? A third clip shows which"
-        )
-    if len(every) <= 2:
+    if len(every) == 2:  # neither is the odd one
+        if (score := print_score(every[:1], every[1])) < needed:
+            say(
+                f"warning: the two prints of {name} are unlike each other (similarity {score:.2f}; recognition needs"
+                f" {needed:.2f}): noise in one, or two people? A third clip shows which"
+            )
+        return
+    if len(every) < 2:
         return
     lowest: dict[str, float] = {}  # a long clip gives many prints, but needs one warning
     for at, clip in enumerate(clips, start=len(known)):

@@ -212,6 +212,14 @@ def _convert(path: str | Path) -> str:
 def to_mono(pcm: npt.ArrayLike) -> Pcm:
     """Mono float32 in -1..1 from `[samples]` or `[samples, channels]` (channels are averaged).
 
+    Raises AudioError for what `as_channels` refuses.
+    """
+    return mean_of_channels(as_channels(pcm))
+
+
+def as_channels(pcm: npt.ArrayLike) -> Pcm:
+    """float32 in -1..1 of the shape that was given, `[samples]` or `[samples, channels]`.
+
     Samples are what `in_full_scale` takes. Raises AudioError for what it refuses, for another shape, and for no
     channels or more than 64.
     """
@@ -225,11 +233,15 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
         )
     if array.ndim == 2 and array.shape[1] == 0:
         raise AudioError(f"audio of shape {array.shape} has no channels: at least one is needed, [samples, channels]")
-    array = in_full_scale(array)
-    if array.ndim == 1:
-        return array
+    return in_full_scale(array)
+
+
+def mean_of_channels(channels: Pcm) -> Pcm:
+    """Mono `[samples]`, from `[samples]` or `[samples, channels]`."""
+    if channels.ndim == 1:
+        return channels
     with np.errstate(invalid="ignore"):  # `check_samples` reports infinite samples
-        return array.mean(axis=1, dtype=np.float32)
+        return channels.mean(axis=1, dtype=np.float32)
 
 
 def as_array(pcm: npt.ArrayLike, shape: str) -> npt.NDArray[Any]:

@@ -28,11 +28,11 @@ class Loudness:
 
     def hear(self, channels: Pcm, rate: int) -> Notice | None:
         """The notice to issue after a chunk `[samples, channels]`, at most half a second long; None if there is none."""
-        peak, seconds = max(channels.max(), -channels.min()), len(channels) / rate
-        self._silent_s = 0.0 if peak else self._silent_s + seconds
+        any_sound, seconds = bool(channels.any()), len(channels) / rate
+        self._silent_s = 0.0 if any_sound else self._silent_s + seconds
         if self._silent:
-            self._silent = not peak
-            return Notice("fine", f"{self._name}: has sound again") if peak else None
+            self._silent = not any_sound
+            return Notice("fine", f"{self._name}: has sound again") if any_sound else None
         self._spell_s += seconds
         self._clipping.hear(channels)
         if self._silent_s >= self._patience_s:

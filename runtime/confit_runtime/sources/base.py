@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.audio import Pcm, in_full_scale, is_sound, to_mono
+from confit_runtime.audio import Pcm, as_channels, is_sound, mean_of_channels
 from confit_runtime.errors import UsageError
 
 # the reasons of gaps that a user can do something about
@@ -126,12 +126,13 @@ Item = Given | Gap | Notice | Pause
 
 
 def mixed(given: Given | Mixed) -> Chunk:
-    """The chunk made from whatever PCM `to_mono` takes. Raises AudioError."""
+    """The chunk made from whatever PCM `as_channels` takes. Raises AudioError."""
     if isinstance(given, Mixed):
         return given
     pcm, rate = given
-    mean, array = to_mono(pcm), np.asarray(pcm)
-    return (mean, rate) if array.ndim == 1 or array.shape[1] == 1 else Mixed(mean, rate, in_full_scale(array))
+    channels = as_channels(pcm)
+    mean = mean_of_channels(channels)
+    return (mean, rate) if channels.ndim == 1 or channels.shape[1] == 1 else Mixed(mean, rate, channels)
 
 
 class GivenSource(Protocol):
